@@ -1,0 +1,51 @@
+# Everything a checkout needs, from Python >= 3.11, make, git and npm alone. `make` shows the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := runs/demo
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test test-long check format pins demo clean
+
+help: ## show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# torch goes in first and alone: resolved together with timm, pip trades an installed CPU build for the CUDA stack.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, found " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+venv: $(STAMP) ## create .venv and install the package with its tests
+
+test: venv ## fetch the demo's weights and photos once, then run the tests
+	$(BIN)/eupe-pipeline demo --fetch-only
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: venv ## also the tests that take minutes
+	$(BIN)/eupe-pipeline demo --fetch-only
+	$(BIN)/python -m pytest
+
+check: venv ## style, types (source and tests), layer rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/house.py
+	$(BIN)/python tools/layers.py
+
+format: venv ## rewrite the files as `make check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pins: venv ## write constraints.txt anew from what is installed
+	$(BIN)/python tools/pins.py > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
+	$(BIN)/eupe-pipeline demo --out $(DEMO) --store $(DEMO)/store
+
+clean: ## remove what the targets above made, except runs/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

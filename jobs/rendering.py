@@ -1,0 +1,89 @@
+"""Images of a shard to what each teacher takes: decode once, cut the recorded views, resize to each teacher's input.
+
+A source image is held only while its own views are cut, so that a shard of large photos needs the memory of one of them. An image that
+cannot be decoded leaves zeros behind and its id and reason in `failed`. A crop whose pixels differ from the digest that was recorded
+with the views is an error: the image library decodes differently than it did.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..storage.decode import BadImage, Pixels
+from ..storage.errors import CacheMismatch
+from ..storage.views import DIGEST_BYTES, Views, cut, pixel_digest, resize
+from ..storage.viewset import ViewSet
+from ..teachers.spec import TeacherSpec
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class RenderedBatch:
+    """The b views of some neighbouring images; `first` is the place of the first view in its shard."""
+
+    first: int
+    pixels: dict[str, Pixels]  # teacher → (b, size, size, 3) uint8
+    digests: NDArray[np.uint8]  # (b, 16), zero where the image failed
+    failed: dict[str, str]  # image id → reason
+    seconds: float
+
+
+def prefetched(items: Iterable[Item]) -> Iterator[Item]:
+    """The items in order, each computed in a thread while its predecessor is in use."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future[Item | None] = pool.submit(next, iterator, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, iterator, None)
+            yield item
+
+
+def resized(spec: TeacherSpec, crop: Pixels, flip: bool) -> Pixels:
+    """A crop at the teacher's input size (size, size, 3) uint8, by the teacher's interpolation."""
+    return resize(crop, flip, spec.preprocessing.size_px, spec.preprocessing.interpolation)
+
+
+def render_shard(
+    view_set: ViewSet, shard: int, views: Views, specs: Mapping[str, TeacherSpec], views_per_batch: int
+) -> Iterator[RenderedBatch]:
+    """Batches of about `views_per_batch` rendered views, in the order of the shard's rows."""
+    first_image, last_image = view_set.shard_images(shard)
+    per_batch = max(1, views_per_batch // view_set.views_per_image)
+    for start in range(first_image, last_image, per_batch):
+        yield _render(view_set, range(start, min(start + per_batch, last_image)), first_image, views, specs)
+
+
+def _render(view_set: ViewSet, images: range, first_image: int, views: Views, specs: Mapping[str, TeacherSpec]) -> RenderedBatch:
+    started, views_per_image = time.perf_counter(), view_set.views_per_image
+    first, count = (images.start - first_image) * views_per_image, len(images) * views_per_image
+    sizes = {name: spec.preprocessing.size_px for name, spec in specs.items()}
+    pixels = {name: np.zeros((count, size, size, 3), np.uint8) for name, size in sizes.items()}
+    batch = RenderedBatch(first, pixels, np.zeros((count, DIGEST_BYTES), np.uint8), {}, 0.0)
+    for number, image in enumerate(images):
+        try:
+            source = view_set.dataset.read_image(image)
+        except BadImage as error:
+            batch.failed[view_set.dataset.row(image).id] = str(error)
+            continue
+        for place in range(number * views_per_image, (number + 1) * views_per_image):
+            crop = cut(source, views.crop[first + place])
+            batch.digests[place] = np.frombuffer(pixel_digest(crop), np.uint8)
+            if views.digest[first + place].any() and not np.array_equal(views.digest[first + place], batch.digests[place]):
+                raise _other_pixels(view_set, image)
+            for name, spec in specs.items():
+                pixels[name][place] = resized(spec, crop, bool(views.flip[first + place]))
+    batch.seconds = time.perf_counter() - started
+    return batch
+
+
+def _other_pixels(view_set: ViewSet, image: int) -> CacheMismatch:
+    return CacheMismatch(
+        f"the pixels of image {view_set.dataset.row(image).id} differ from those with which the views {view_set.key} were committed: "
+        "the image library decodes differently now. Restore its version, or extract with other views (--seed)"
+    )

@@ -1,0 +1,196 @@
+"""The work on one shard, free of Ray: render its views, run every teacher, normalise, encode, commit.
+
+A `ShardWorker` lives in an actor or in the caller's own process; both do exactly this. A thread renders the next batch while the teachers
+run on the present one. Tokens are encoded batch by batch into the shard's buffers, so that a shard never exists in fp32. Images that
+cannot be decoded, and views whose tokens carry nothing, are left out by id and reason; anything else that fails is an error for the driver.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..storage.decode import BadImage, Pixels
+from ..storage.features import FeatureReader, TokenRows, refuse_tokens
+from ..storage.statistics import Moments
+from ..storage.store import FeatureStore
+from ..storage.views import Views, cut
+from ..storage.viewset import ViewSet
+from ..teachers.registry import load_teacher
+from ..teachers.spec import TeacherSpec
+from ..teachers.teacher import Teacher
+from ..teachers.tokens import Tokens
+from .rendering import RenderedBatch, prefetched, render_shard, resized
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """What a worker needs to know, small enough to be sent to any machine that sees the store and the weights."""
+
+    store_url: str
+    view_set: str  # key
+    teachers: tuple[TeacherSpec, ...]
+    device: str
+    threads: int
+    batch_size: int  # views in one forward
+
+
+@dataclass
+class ShardReport:
+    """What one shard cost: views, failures by image id, seconds by phase, bytes committed."""
+
+    shard: int
+    views: int
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the block's wall time to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, time.perf_counter() - start)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add time to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+@dataclass
+class SampleMoments:
+    """Moments over one batch of sampled views: teacher → (class tokens or None, patch tokens)."""
+
+    views: int
+    moments: dict[str, tuple[Moments | None, Moments]]
+
+
+@dataclass
+class _Target:
+    """One feature set's share of a shard under work."""
+
+    reader: FeatureReader
+    buffer: TokenRows
+    refused: dict[str, str] = field(default_factory=dict)  # image id → why its tokens must not be stored
+
+
+class ShardWorker:
+    """Loads the teachers of an order once and then does its shards."""
+
+    def __init__(self, order: WorkOrder) -> None:
+        torch.set_num_threads(order.threads)
+        self.order = order
+        self.store = FeatureStore.open(order.store_url)
+        self.views: ViewSet = self.store.view_set(order.view_set)
+        self.teachers: dict[str, Teacher] = {spec.name: load_teacher(spec, order.device) for spec in order.teachers}
+        self._readers: dict[str, FeatureReader] = {}
+
+    def measure(self, rows: list[int], names: list[str]) -> SampleMoments:
+        """Moments of the named teachers' raw tokens over some views; images that cannot be decoded are left out."""
+        pixels: dict[str, list[Pixels]] = {name: [] for name in names}
+        for row in rows:
+            image, k = divmod(row, self.views.views_per_image)
+            views = self._views_of_image(image)
+            with contextlib.suppress(BadImage):
+                crop = cut(self.views.dataset.read_image(image), views.crop[k])
+                for name in names:
+                    pixels[name].append(resized(self.teachers[name].spec, crop, bool(views.flip[k])))
+        count = len(pixels[names[0]])
+        if not count:
+            return SampleMoments(0, {})
+        return SampleMoments(count, {name: self._moments(name, np.stack(batch)) for name, batch in pixels.items()})
+
+    def _views_of_image(self, image: int) -> Views:
+        shard = image // self.views.images_per_shard
+        views = self.views.read_shard(shard) or self.views.draw_image(image)
+        first = 0 if len(views.crop) == self.views.views_per_image else image % self.views.images_per_shard
+        rows = slice(first * self.views.views_per_image, (first + 1) * self.views.views_per_image)
+        return Views(views.crop[rows], views.flip[rows], views.photometric[rows], views.digest[rows])
+
+    def _moments(self, name: str, pixels_BHWC: Pixels) -> tuple[Moments | None, Moments]:
+        tokens = self._forward(name, pixels_BHWC)
+        spec = self.teachers[name].spec
+        patch = Moments(spec.patch_dim)
+        patch.update(tokens.patch_BHWD.numpy())
+        if tokens.cls_BD is None or spec.cls_dim is None:
+            return None, patch
+        cls = Moments(spec.cls_dim)
+        cls.update(tokens.cls_BD.numpy())
+        return cls, patch
+
+    def _forward(self, name: str, pixels_BHWC: Pixels) -> Tokens:
+        """Raw fp32 tokens on the host."""
+        cls_BD, patch_BHWD = self.teachers[name](torch.from_numpy(pixels_BHWC))
+        return Tokens(None if cls_BD is None else cls_BD.cpu(), patch_BHWD.cpu())
+
+    def do_shard(self, shard: int, feature_keys: Mapping[str, str]) -> ShardReport:
+        """Compute and commit one shard of the given feature sets (teacher → key); committed ones are left out."""
+        readers = {name: self._reader(key) for name, key in feature_keys.items()}
+        committed = self.views.read_shard(shard)
+        views = committed or self.views.draw_shard(shard)
+        report = ShardReport(shard, len(views.crop))
+        targets = {
+            name: _Target(reader, reader.empty(report.views)) for name, reader in readers.items() if reader.group.record(shard) is None
+        }
+        specs = {name: self.teachers[name].spec for name in targets}
+        for batch in prefetched(render_shard(self.views, shard, views, specs, self.order.batch_size)):
+            report.failed |= batch.failed
+            report.add("decode", batch.seconds)
+            views.digest[batch.first : batch.first + len(batch.digests)] = batch.digests
+            for name, target in targets.items():
+                self._fill(name, target, batch, report)
+        self._commit(views, committed is None, targets, report)
+        return report
+
+    def _reader(self, key: str) -> FeatureReader:
+        if key not in self._readers:
+            self._readers[key] = self.store.features(key)
+        return self._readers[key]
+
+    def _fill(self, name: str, target: _Target, batch: RenderedBatch, report: ShardReport) -> None:
+        """Tokens of one batch, normalised and encoded, into the shard's buffer."""
+        with report.timed("forward"):
+            tokens = self._forward(name, batch.pixels[name])
+        with report.timed("encode"):
+            statistics = target.reader.statistics
+            cls = None if tokens.cls_BD is None else statistics.normalize_cls(tokens.cls_BD.numpy())
+            patch = statistics.normalize_patch(tokens.patch_BHWD.numpy())
+            bad = self._refuse(target, cls, patch, batch, report.shard)
+            patch[bad] = 0.0  # never stored; encoding must not meet a NaN
+            encoded = target.reader.encode(cls, patch)
+            for stored, fresh in zip(target.buffer, encoded, strict=True):
+                if stored is not None and fresh is not None:
+                    stored[batch.first : batch.first + len(patch)] = fresh
+
+    def _refuse(
+        self, target: _Target, cls: NDArray[np.float32] | None, patch: NDArray[np.float32], batch: RenderedBatch, shard: int
+    ) -> NDArray[np.bool_]:
+        """Mark the views whose tokens must not be stored, and note their images unless those failed to decode."""
+        first_image, bad = self.views.shard_images(shard)[0], np.zeros(len(patch), np.bool_)
+        for place in range(len(patch)):
+            reason = refuse_tokens(None if cls is None else cls[place], patch[place], target.reader.codec)
+            if reason is not None:
+                image_id = self.views.dataset.row(first_image + (batch.first + place) // self.views.views_per_image).id
+                bad[place] = True
+                if image_id not in batch.failed:
+                    target.refused.setdefault(image_id, f"{target.reader.name}: {reason}")
+        return bad
+
+    def _commit(self, views: Views, views_are_new: bool, targets: Mapping[str, _Target], report: ShardReport) -> None:
+        with report.timed("write"):
+            if views_are_new:
+                self.views.commit_shard(report.shard, views, report.failed)
+            views_record = self.views.group.record(report.shard)
+            assert views_record is not None
+            undecodable = dict(report.failed)
+            for target in targets.values():
+                failed = {**undecodable, **target.refused}
+                record = target.reader.commit_shard(report.shard, target.buffer, failed, views_record.digest)
+                report.bytes += sum(entry.bytes for entry in record.objects.values())
+                report.failed |= target.refused

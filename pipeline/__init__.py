@@ -1,0 +1,1 @@
+"""The user's surface: the command line, recipes, plans, reports and the demo."""

@@ -1,0 +1,112 @@
+"""What each command does, without the command line: typed values in, a JSON-able result out, progress through `on_event`.
+
+Usable from a notebook as it is. Heavy imports stay inside the functions, so that looking at a recipe costs no torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ..storage.errors import BadInput
+from .progress import OnEvent
+
+ViewKind = Literal["random_resized_crop", "center"]
+
+
+def index(*, source: str, store: str, name: str, max_bad_share: float, on_event: OnEvent) -> dict[str, Any]:
+    """Index a source into the store, which is made when absent; returns the dataset's key and counts."""
+    from ..storage.indexing import build_index
+    from ..storage.store import FeatureStore
+
+    dataset = build_index(FeatureStore.create(store).objects, source, name, max_bad_share=max_bad_share, on_event=on_event)
+    return {"dataset": dataset.key, "images": len(dataset), "labels": len(dataset.label_names), "skipped": dataset.skipped}
+
+
+def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str], views: int,
+            view_kind: ViewKind, seed: int, on_event: OnEvent, **values: Any) -> Mapping[str, Any]:  # fmt: skip
+    """Extract teachers' tokens; `values` are the further fields of jobs.extract.ExtractOptions. Raises BadInput."""
+    from ..jobs.extract import ExtractOptions, TeacherRequest, extract_features
+    from ..storage.views import ViewSpec
+
+    for option, named in (("--teacher-size", teacher_sizes), ("--weights", weights)):
+        stray = sorted(set(named) - set(teachers))
+        if stray:
+            raise BadInput(f"{option} names {stray[0]!r}, which is not among the teachers of this command: {', '.join(teachers)}")
+    paths = {teacher: Path(path) for teacher, path in weights.items()}
+    requests = tuple(TeacherRequest(name, paths.get(name), teacher_sizes.get(name)) for name in teachers)
+    spec = ViewSpec(kind=view_kind, views_per_image=views, seed=seed)
+    return extract_features(store, ExtractOptions(teachers=requests, views=spec, **values), on_event)
+
+
+def train(*, stage: int, store: str, data: str, features: Sequence[str], recipe: str | None, settings: Sequence[str], out: Path,
+          proxy: Path | None, dry_run: bool, on_event: OnEvent) -> Mapping[str, Any]:  # fmt: skip
+    """Run or resume one stage of distillation; with `dry_run` only resolve the recipe and look at the feature sets."""
+    from ..storage.store import FeatureStore
+    from .recipe_files import load_recipe
+
+    resolved = load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=settings)
+    if (proxy is not None) != (resolved.recipe.teacher.source == "live"):
+        raise BadInput(
+            f"the recipe's teacher.source is {resolved.recipe.teacher.source!r}: --proxy names the run whose model is the live teacher, "
+            "and is given with 'live' and only then"
+        )
+    opened = FeatureStore.open(store)
+    if dry_run:
+        from ..jobs.train import open_features
+
+        readers = open_features(opened, list(features), data)
+        found = {reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for reader in readers.values()}
+        return {"dry_run": True, "out": str(out), "features": found, "recipe": recipe_table(resolved.rows())}
+    from ..jobs.train import train as train_job
+
+    return train_job(resolved.recipe, opened, list(features), data=data, out=out, proxy=proxy, on_event=on_event, origins=resolved.origins)
+
+
+def knn(*, model: str, store: str, train_set: str, test_set: str, on_event: OnEvent, **size: Any) -> Mapping[str, Any]:
+    """Return the model's kNN accuracies in percent, by the paper's protocol and the official code's; `size`: EvaluationSize's fields."""
+    from ..jobs.evaluate import EvaluationSize
+    from ..jobs.evaluate import knn as knn_job
+    from ..storage.store import FeatureStore
+
+    return knn_job(model, FeatureStore.open(store), train_set, test_set, size=EvaluationSize(**size), on_event=on_event)
+
+
+def recipe_table(rows: Sequence[tuple[str, object, str]]) -> dict[str, dict[str, object]]:
+    """Return recipe rows as {dotted key: {value, origin}}."""
+    return {key: {"value": value, "origin": origin} for key, value, origin in rows}
+
+
+def list_recipe_names(*, on_event: OnEvent) -> dict[str, Any]:
+    """Return the names of the recipes that come with the package."""
+    from .recipe_files import list_recipes
+
+    return {"recipes": list_recipes()}
+
+
+def show_recipe(*, name: str, stage: int | None, settings: Sequence[str], on_event: OnEvent) -> dict[str, Any]:
+    """Return each value with its origin: of the recipe, or of each stage when the file holds several and none is picked."""
+    from .recipe_files import load_recipe, read_document, stages_of
+
+    stages = stages_of(read_document(name)[1]) if stage is None else []
+    if not stages:
+        return {"recipe": recipe_table(load_recipe(name, stage=stage, settings=settings).rows())}
+    return {f"stage{one}": recipe_table(load_recipe(name, stage=one, settings=settings).rows()) for one in stages}
+
+
+def report(*, runs: Sequence[Path], out: Path, on_event: OnEvent) -> dict[str, Any]:
+    """Write the page about runs."""
+    from .report import write_report
+
+    write_report({}, runs, [], out)
+    return {"report": str(out), "bytes": out.stat().st_size}
+
+
+def demo(*, out: Path, store: str, fetch_only: bool, on_event: OnEvent) -> Mapping[str, Any]:
+    """Run the demonstration, or only fetch what it needs."""
+    if fetch_only:
+        from .fetch import fetch_demo
+
+        return {"fetched": {name: str(path) for name, path in fetch_demo(on_event).items()}}
+    from .demo import run_demo
+
+    return run_demo(out, store, on_event)

@@ -1,0 +1,261 @@
+"""The command line, and the only file that knows click: it turns words into typed values and hands them to `actions`.
+
+Nothing heavy is imported before a command runs (torch, ray and timm cost seconds; `--help` has 0.3 s). Results go to stdout, progress to
+stderr; with --json every event and then the result are JSON lines on stdout. Exit status: 0 done, 1 a check found damage, 2 the
+user can mend it (bad input, a store that is not there, a full disk, Ctrl-C: what was done is kept, the same command goes on).
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..storage.errors import BadInput, EupeError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+STOPPED = "stopped; everything finished so far is kept, the same command goes on from there"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status and never raises what the user can mend."""
+    try:
+        status = cli.main(arguments, prog_name="eupe-pipeline", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print(f"eupe-pipeline: {STOPPED}", file=sys.stderr)
+    except EupeError as error:
+        print(f"eupe-pipeline: {error}", file=sys.stderr)
+    return 2
+
+
+def run(action: Callable[..., Mapping[str, Any]], as_json: bool, /, **values: Any) -> Mapping[str, Any]:
+    """Run an action with its progress shown; prints the result as JSON (last line) or as readable text, and returns it."""
+    from .progress import reporter
+    from .wording import readable
+
+    with reporter(as_json=as_json) as on_event:
+        result = action(**values, on_event=on_event)
+    print(json.dumps({**result, "event": "result"}, default=str) if as_json else readable(result), flush=True)
+    return result
+
+
+def pairs(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Return repeated NAME=VALUE words as a dict; the last `=` splits, since a run folder's path may hold one."""
+    split = [word.rpartition("=") for word in values]
+    bad = [word for word, (name, _, value) in zip(values, split, strict=True) if not name or not value]
+    if bad:
+        raise click.BadParameter(f"{bad[0]!r} is not NAME=VALUE", context, option)
+    return {name: value for name, _, value in split}
+
+
+def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, int]:
+    """Return repeated NAME=PIXELS words as a dict."""
+    found = pairs(context, option, values)
+    bad = [f"{name}={value}" for name, value in found.items() if not value.isdecimal()]
+    if bad:
+        raise click.BadParameter(f"{bad[0]!r} is not NAME=PIXELS", context, option)
+    return {name: int(value) for name, value in found.items()}
+
+
+def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return one decorator for several options, shown in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for one in reversed(given):
+            command = one(command)
+        return command
+
+    return decorate
+
+
+STORE = click.option("--store", required=True, metavar="URL", help="Feature store: a folder or an fsspec URL such as s3://….")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON lines on stdout.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+BAD_SHARE = click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.001, show_default=True,
+                         help="Stop when more than this share of the images cannot be read.")  # fmt: skip
+SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overlay one recipe value (TOML syntax); repeatable.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="eupe-pipeline")
+def cli() -> None:
+    """Run large frozen vision teachers once; share their features among any number of student runs."""
+
+
+@cli.command()
+@click.argument("source")
+@options(STORE, click.option("--name", required=True, help="What the dataset is called."), BAD_SHARE, JSON)
+def index(as_json: bool, **values: Any) -> None:
+    """Index the images of SOURCE where they lie: a folder tree, WebDataset tars, or Parquet files with image bytes."""
+    from . import actions
+
+    run(actions.index, as_json, **values)
+
+
+@cli.command("extract-features")
+@options(
+    STORE,
+    click.option("--data", required=True, help="Dataset, by name or name@digest."),
+    click.option("--teacher", "teachers", multiple=True, required=True, help="Teacher's name or a run's folder; repeatable."),
+    click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
+    click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
+    click.option("--views", type=click.IntRange(1), default=1, show_default=True, help="Recorded views of each image."),
+    click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default="random_resized_crop", show_default=True),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
+    click.option("--codec", type=click.Choice(["fp32", "fp16", "int8"]), default="int8", show_default=True),
+    click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
+    click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Batches for mean and std."),
+    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
+    click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
+    click.option("--workers", type=click.IntRange(0), default=None, help="Extracting actors; default: one a GPU or core; 0: none."),
+    click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
+    BAD_SHARE, DRY_RUN, JSON,
+)  # fmt: skip
+def extract_features(as_json: bool, **values: Any) -> None:
+    """Run frozen teachers over a dataset once and keep their normalised tokens; run again, it does only what is missing."""
+    from . import actions
+
+    run(actions.extract, as_json, **values)
+
+
+@cli.command()
+@options(
+    click.option("--stage", type=click.IntRange(1, 3), required=True, help="1: to the proxy, 2: to the student, 3: several sizes."),
+    STORE,
+    click.option("--data", required=True, help="Dataset, by name or name@digest."),
+    click.option("--features", multiple=True, required=True, metavar="KEY", help="Feature set, by name or name@digest; repeatable."),
+    click.option("--recipe", default=None, help="Recipe's name or TOML file; default: eupe-stageN."),
+    SETTINGS,
+    click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Run's folder; a run found there resumes."),
+    click.option("--proxy", type=click.Path(file_okay=False, path_type=Path), default=None, help="Stage 3: the proxy's run, used live."),
+    DRY_RUN, JSON,
+)  # fmt: skip
+def train(as_json: bool, **values: Any) -> None:
+    """Distil cached features into a student; run again with the same values, it resumes at the last checkpoint."""
+    from . import actions
+
+    run(actions.train, as_json, **values)
+
+
+@cli.group()
+def evaluate() -> None:
+    """Measure how good features are."""
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    STORE,
+    click.option("--train", "train_set", required=True, help="Dataset of the neighbours."),
+    click.option("--test", "test_set", required=True, help="Dataset that is classified."),
+    click.option("--train-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
+    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
+    click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the model's own."),
+    JSON,
+)
+def knn(as_json: bool, **values: Any) -> None:
+    """Classify by nearest neighbours: MODEL is a run's folder, or a teacher whose features are cached for both datasets."""
+    from . import actions
+
+    run(actions.knn, as_json, **values)
+
+
+@cli.group()
+def features() -> None:
+    """Look at what a store holds."""
+
+
+@features.command("ls")
+@options(STORE, JSON)
+def features_ls(as_json: bool, **values: Any) -> None:
+    """List datasets, views and feature sets."""
+    from . import catalog
+
+    run(catalog.list_store, as_json, **values)
+
+
+@features.command("show")
+@click.argument("key")
+@options(STORE, JSON)
+def features_show(as_json: bool, **values: Any) -> None:
+    """Show one feature set: its identity, rows, what is missing."""
+    from . import catalog
+
+    run(catalog.show_features, as_json, **values)
+
+
+@features.command("verify")
+@click.argument("key")
+@options(STORE, JSON)
+def features_verify(as_json: bool, **values: Any) -> int:
+    """Read every committed byte of a feature set against its records; exit status 1 when a shard is damaged."""
+    from . import catalog
+
+    return 1 if run(catalog.verify_features, as_json, **values)["damaged"] else 0
+
+
+@cli.group()
+def recipe() -> None:
+    """Look at the recipes."""
+
+
+@recipe.command("ls")
+@options(JSON)
+def recipe_ls(as_json: bool) -> None:
+    """List the recipes that come with the package."""
+    from . import actions
+
+    run(actions.list_recipe_names, as_json)
+
+
+@recipe.command("show")
+@click.argument("name")
+@options(click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."), SETTINGS, JSON)
+def recipe_show(as_json: bool, **values: Any) -> None:
+    """Print each value of a recipe (NAME or a TOML file) with its origin: the paper's, ours and why, a file, --set, default."""
+    from . import actions
+
+    run(actions.show_recipe, as_json, **values)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path))
+@options(click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the page goes."), JSON)
+def report(as_json: bool, **values: Any) -> None:
+    """Write one self-contained HTML page about training RUNS."""
+    from . import actions
+
+    run(actions.report, as_json, **values)
+
+
+@cli.command()
+@options(
+    click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/demo"), show_default=True),
+    click.option("--store", default=None, metavar="URL", help="Feature store; default: OUT/store."),
+    click.option("--fetch-only", is_flag=True, help="Fetch and verify the photos and weights, then stop."),
+    JSON,
+)
+def demo(as_json: bool, out: Path, store: str | None, fetch_only: bool) -> None:
+    """Go from real photos and real teachers to a report, in minutes on two cores."""
+    from . import actions
+
+    run(actions.demo, as_json, out=out, store=store or str(out / "store"), fetch_only=fetch_only)
+
+
+@cli.command()
+@options(
+    click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Where the disk is measured."), JSON
+)
+def doctor(as_json: bool, folder: Path) -> None:
+    """Print versions, devices, memory, disk rate, and known traps with their cure."""
+    from . import doctor as examination
+
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder; --folder names an existing one whose disk is to be measured")
+    run(examination.examine, as_json, folder=folder)

@@ -1,0 +1,120 @@
+"""What a bug report needs, and what a newcomer trips over: versions, devices, memory, disk rate, and known traps with their cure.
+
+The disk's rate is measured, not looked up: PROBE_BYTES are written with fsync and read back in a temporary file of the given folder, which
+is removed. The read bypasses the page cache where the system lets it (posix_fadvise); a file system that ignores this shows memory's rate.
+Ray is only looked at, never started.
+"""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..storage.atomic import refusals
+from .progress import OnEvent
+
+PACKAGES = ("eupe-pipeline", "torch", "timm", "torchvision", "transformers", "ray", "zarr", "numpy", "pillow", "pyarrow", "safetensors")
+PROBE_BYTES = 64 << 20
+BLOCK_BYTES = 4 << 20
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_WANTED_BYTES = 2 << 30
+
+
+def examine(*, folder: Path, on_event: OnEvent) -> dict[str, Any]:
+    """Return the findings by topic; `traps` is empty on a healthy machine. Raises StoreUnavailable when the folder refuses writing."""
+    return {
+        "versions": versions(),
+        "machine": machine(),
+        "devices": devices(),
+        "disk": disk(folder),
+        "weights": weights(),
+        "torchvision": torchvision(),
+        "traps": traps(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the installed version of each package that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return system, usable cores and memory in GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"system": platform.platform(), "cores": cores, "memory_gb": round(total / 1e9, 1), "ray_address": os.environ.get("RAY_ADDRESS")}
+
+
+def devices() -> dict[str, Any]:
+    """Return what torch computes on: CUDA devices with memory in GB and bf16, threads."""
+    import torch
+
+    cuda = {}
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        cuda[str(number)] = {
+            "name": facts.name,
+            "memory_gb": round(facts.total_memory / 1e9, 1),
+            "capability": f"{facts.major}.{facts.minor}",
+        }
+    return {"torch_build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU", "threads": torch.get_num_threads(), "cuda": cuda}
+
+
+def disk(folder: Path) -> dict[str, Any]:
+    """Return free space in GB and the measured write and read rates in MB/s of a folder."""
+    block = os.urandom(BLOCK_BYTES)
+    count = PROBE_BYTES // BLOCK_BYTES
+    with refusals(folder, PROBE_BYTES), tempfile.TemporaryFile(dir=folder, prefix=".tmp-doctor-") as file:
+        descriptor = file.fileno()
+        began = time.perf_counter()
+        for _ in range(count):
+            os.write(descriptor, block)
+        os.fsync(descriptor)
+        written = time.perf_counter()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        reading = time.perf_counter()
+        for number in range(count):
+            os.pread(descriptor, BLOCK_BYTES, number * BLOCK_BYTES)
+        read = time.perf_counter()
+    return {
+        "folder": str(folder.absolute()),
+        "free_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
+        "write_mb_per_s": round(PROBE_BYTES / 1e6 / (written - began)),
+        "read_mb_per_s": round(PROBE_BYTES / 1e6 / (read - reading)),
+    }
+
+
+def weights() -> dict[str, Any]:
+    """Return where teachers' weights are looked for and what lies there, in MB."""
+    from ..teachers.weights import weights_folder
+
+    folder = weights_folder()
+    found = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.safetensors"))}
+    return {"folder": str(folder), "files": found}
+
+
+def torchvision() -> str:
+    """Return in words whether torchvision's compiled operators load, and the cure when they do not."""
+    from ..teachers.torchvision_guard import status
+
+    return status()
+
+
+def traps() -> list[str]:
+    """Return the known traps that this machine is in, each with its cure."""
+    found = []
+    if sys.platform == "linux" and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).total < SHARED_MEMORY_WANTED_BYTES:
+        found.append(f"{SHARED_MEMORY} is smaller than 2 GB: Ray falls back to disk; start the container with --shm-size=4g")
+    return found

@@ -1,0 +1,158 @@
+"""What a running command shows: bars on a terminal, a line every few seconds elsewhere, JSON lines for scripts.
+
+Everything below the surface reports through one callback that takes an event, a flat dict with its kind under "event". Shown are
+"progress" (stage, done, total, unit, rate), the trainer's "start" and "step" (step, steps, loss, images_per_s, seconds_left, …), "note"
+and "warning" (text); other kinds reach scripts and are otherwise silent. Results go to stdout, all of this to stderr, so that a pipe
+stays clean; with `json` the events go to stdout, one object a line, and the result is the last of them.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+Event = Mapping[str, Any]
+OnEvent = Callable[[Event], None]
+QUIET_LINE_EVERY_S = 5.0
+
+
+@contextmanager
+def reporter(*, as_json: bool = False, stream: TextIO | None = None) -> Iterator[OnEvent]:
+    """Yield the callback that shows events in the way that fits where stderr (or `stream`) goes."""
+    if as_json:
+        yield print_json
+        return
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield Lines(stream)
+        return
+    console = Console(file=stream)
+    with bars(console) as progress:
+        yield Bars(progress)
+
+
+def print_json(event: Event) -> None:
+    """Print one event as one line of JSON on stdout; a value JSON does not know is shown as text."""
+    print(json.dumps(event, default=str), flush=True)
+
+
+def bars(console: Console) -> Progress:
+    """Return the empty set of bars: stage, bar, counts, rate, time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[counts]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+    )
+
+
+def amount(value: float, unit: str = "") -> str:
+    """Return a count with thousands separated; bytes as megabytes."""
+    return f"{value / 1e6:,.1f} MB" if unit == "bytes" else f"{value:,.0f} {unit}".rstrip()
+
+
+def as_progress(event: Event) -> dict[str, Any] | None:
+    """Return stage, done, total, unit and a rate in words of a progress or trainer's event; None for other kinds."""
+    if event.get("event") == "step":
+        rate = f"{amount(event['images_per_s'], 'images')}/s" if event.get("images_per_s") else ""
+        loss = f"loss {event['loss']:.4f}" if event.get("loss") is not None else ""
+        words = ", ".join(part for part in (loss, rate) if part)
+        stage = event.get("stage", "train")
+        return {"stage": stage, "done": event["step"], "total": event["steps"], "unit": "", "rate": words}
+    if event.get("event") == "progress":
+        unit = event.get("unit", "rows")
+        rate = f"{amount(event['rate'], unit)}/s" if event.get("rate") else ""
+        return {"stage": event["stage"], "done": event["done"], "total": event.get("total"), "unit": unit, "rate": rate}
+    return None
+
+
+def counts(shown: Mapping[str, Any]) -> str:
+    """Return how much is done of how much."""
+    in_bytes = "bytes" if shown["unit"] == "bytes" else ""
+    done = amount(shown["done"], in_bytes)
+    return done if shown["total"] is None else f"{done}/{amount(shown['total'], in_bytes)}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def said(event: Event) -> str | None:
+    """Return the text of a note, of a warning with its mark, of a run's start with what was chosen and why; None for other kinds."""
+    kind = event.get("event")
+    if kind == "start":
+        counts_of = f"{event['parameters']:,} parameters, {event['images']:,} images"
+        return f"step {event['step']:,} of {event['steps']:,}: {counts_of}, device {event['device']}, precision {event['precision']}"
+    if kind not in ("note", "warning"):
+        return None
+    return f"warning: {event['text']}" if kind == "warning" else str(event["text"])
+
+
+class Bars:
+    """Shows events as bars, one a stage; a bar appears with its stage's first event."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        text = said(event)
+        if text is not None:
+            self.progress.console.print(text, markup=False, highlight=False)
+        shown = as_progress(event)
+        if shown is None:
+            return
+        stage = str(shown["stage"])
+        if stage not in self.tasks:
+            self.tasks[stage] = self.progress.add_task(stage, total=shown["total"], rate="", counts="")
+        self.progress.update(self.tasks[stage], completed=shown["done"], total=shown["total"], rate=shown["rate"], counts=counts(shown))
+
+
+class Lines:
+    """Shows events as plain lines: a stage's first and last, and in between one every few seconds."""
+
+    def __init__(self, stream: TextIO, *, every_s: float = QUIET_LINE_EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream, self.every_s, self.clock = stream, every_s, clock
+        self.began: dict[str, tuple[float, int]] = {}
+        self.shown_at: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Show one event, or leave it out because its stage was shown a moment ago."""
+        text = said(event)
+        if text is not None:
+            print(text, file=self.stream, flush=True)
+        shown = as_progress(event)
+        if shown is None:
+            return
+        now, stage = self.clock(), str(shown["stage"])
+        ends = shown["total"] is not None and shown["done"] >= shown["total"]
+        if ends or now - self.shown_at.get(stage, -1e9) >= self.every_s:
+            self.shown_at[stage] = now
+            print(self.line(stage, shown, now, event.get("seconds_left")), file=self.stream, flush=True)
+
+    def line(self, stage: str, shown: Mapping[str, Any], now: float, seconds_left: float | None) -> str:
+        """Return the line of one stage: counts, share, rate, time left (measured since the stage's first line)."""
+        done, total = shown["done"], shown["total"]
+        began, done_then = self.began.setdefault(stage, (now, done))
+        parts = [counts(shown) + ("" if total is None else f" ({100 * done / max(1, total):.0f} %)")]
+        if shown["rate"]:
+            parts.append(shown["rate"])
+        if seconds_left is None and total is not None and done > done_then:
+            seconds_left = (total - done) * (now - began) / (done - done_then)
+        if seconds_left:
+            parts.append(f"{duration(seconds_left)} left")
+        return f"{stage}: {', '.join(parts)}"

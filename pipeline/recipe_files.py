@@ -1,0 +1,140 @@
+"""Recipes: TOML files that become one frozen, typed value, each part of which says where it came from.
+
+A file either describes one stage (`eupe-stage1.toml`) or several in tables `[stage1]`, `[stage2]`, … (`demo.toml`). Beside the values, an
+`[origins]` table says of each whether it is the paper's or ours and why; what it does not mention is "file NAME". `--set` overrides a
+value and its origin, and what nobody sets is "default". The price of strictness: a recipe written for a newer version with one more key
+is refused. It is the point: a misspelt option that trains silently costs days. Ranges are checked by the dataclasses themselves.
+"""
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..storage.errors import BadInput, unknown_name
+from ..student.config import TrainRecipe
+from .typed_tables import build, leaves
+
+FOLDER = Path(__file__).parent / "recipes"
+Table = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with every value's origin: `paper`, `ours: reason`, `file NAME`, `--set` or `default`, by dotted key."""
+
+    name: str
+    recipe: TrainRecipe
+    origins: dict[str, str]
+
+    def rows(self) -> list[tuple[str, object, str]]:
+        """Return (dotted key, value, origin) of every value, in the recipe's order."""
+        return [(key, value, self.origins[key]) for key, value in leaves(self.recipe.to_dict())]
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read_document(source: str) -> tuple[str, Table]:
+    """Return (file name, parsed TOML) of a recipe by name or by path; raises BadInput for neither, and for broken TOML."""
+    path = FOLDER / f"{source}.toml" if source in list_recipes() else Path(source)
+    if not path.is_file():
+        if "/" in source or source.endswith(".toml"):
+            raise BadInput(f"there is no recipe file {source}; `eupe-pipeline recipe ls` lists the recipes that come with the package")
+        raise unknown_name("recipe", source, list_recipes())
+    try:
+        return path.name, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"recipe {path} is not valid TOML: {error}") from error
+
+
+def load_recipe(source: str, *, stage: int | None = None, settings: Sequence[str] = ()) -> ResolvedRecipe:
+    """Return the recipe named or filed as `source`, with `settings` ("a.b=value") laid over it.
+
+    `stage` picks the table of a file that holds several, and must agree with a file that holds one. Raises BadInput.
+    """
+    name, document = read_document(source)
+    table = stage_table(name, document, stage)
+    origins = check_origins(name, table.pop("origins", {}), table)
+    overrides = [parse_setting(text) for text in settings]
+    for override in overrides:
+        lay_over(table, override)
+    recipe = build(TrainRecipe, table, where=f"recipe {name}")
+    set_keys = [key for override in overrides for key, _ in leaves(override)]
+    return ResolvedRecipe(name, recipe, trace(recipe.to_dict(), table, name, origins, set_keys))
+
+
+def stages_of(document: Mapping[str, Any]) -> list[int]:
+    """Return the stages that a file with one table a stage holds; empty for a file that is one stage."""
+    return sorted(int(key[5:]) for key in document if re.fullmatch(r"stage\d+", key))
+
+
+def stage_table(name: str, document: Table, stage: int | None) -> Table:
+    """Return the table of one stage, `stage` filled in; raises BadInput when the file does not hold it."""
+    stages = stages_of(document)
+    if not stages:
+        if stage is not None and document.get("stage") != stage:
+            raise BadInput(f"recipe {name} is for stage {document.get('stage')}, asked for stage {stage}")
+        return dict(document)
+    if stage not in stages:
+        raise BadInput(f"recipe {name} holds stages {', '.join(map(str, stages))}; asked for {stage or 'none'}: pass --stage")
+    return {"stage": stage, **document[f"stage{stage}"]}
+
+
+def parse_setting(text: str) -> Table:
+    """Return "a.b=value" as the nested table {"a": {"b": value}}; the value is TOML, a bare word counts as a string."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key) or not value.isprintable():
+        raise BadInput(f"--set {text!r} is not KEY=VALUE, as in --set optimizer.learning_rate=3e-4")
+    if re.fullmatch(r"(?:[A-Za-z_~/]|\.\.?/)[\w./:@~=+-]*", value) and value not in ("true", "false", "inf", "nan"):
+        value = f'"{value}"'  # TOML has no bare words, and quotes rarely survive a shell
+    try:
+        return tomllib.loads(f"{key} = {value}")
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"--set {key}: {value!r} is not a TOML value ({error}); lists are written [1, 2]") from error
+
+
+def lay_over(table: Table, override: Mapping[str, Any]) -> None:
+    """Put the override's values into the table in place, nested tables joined."""
+    for key, value in override.items():
+        if isinstance(value, Mapping) and isinstance(table.get(key), Mapping):
+            table[key] = dict(table[key])
+            lay_over(table[key], value)
+        else:
+            table[key] = value
+
+
+def nearest_table(key: str, among: Mapping[str, str]) -> str | None:
+    """Return what `among` says of the key, or of the closest table around it."""
+    while key:
+        if key in among:
+            return among[key]
+        key = key.rpartition(".")[0]
+    return None
+
+
+def check_origins(name: str, given: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, str]:
+    """Return the [origins] table flat; raises BadInput for one of a value the file does not set, or of another form."""
+    origins = dict(leaves(given))
+    set_here = {key for key, _ in leaves(table)}
+    for key, origin in origins.items():
+        if not isinstance(origin, str) or not re.fullmatch(r"paper|ours: .+", origin):
+            raise BadInput(f'recipe {name}: the origin of {key} is {origin!r}; write "paper" or "ours: the reason"')
+        if not any(one == key or one.startswith(f"{key}.") for one in set_here):
+            raise BadInput(f"recipe {name}: [origins] speaks of {key}, which the file does not set")
+    return origins
+
+
+def trace(resolved: Table, table: Table, name: str, origins: dict[str, str], set_keys: Iterable[str]) -> dict[str, str]:
+    """Return {dotted key: origin} of every resolved value; what was set last wins."""
+    by_setting = dict.fromkeys(set_keys, "--set")
+    in_file = {key: f"file {name}" for key, _ in leaves(table)}
+    found = {}
+    for key, _ in leaves(resolved):
+        in_table = nearest_table(key, in_file)
+        found[key] = nearest_table(key, by_setting) or (in_table and (nearest_table(key, origins) or in_table)) or "default"
+    return found

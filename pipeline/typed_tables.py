@@ -1,0 +1,97 @@
+"""A table of plain values (parsed TOML) becomes a frozen dataclass, or an error that says which key is wrong.
+
+Only what recipes need: numbers, strings, booleans, literals, tuples from lists, mappings, nested dataclasses. Nothing is guessed: a
+string that looks like a number stays an error. Unknown keys name the nearest known one, since a misspelt key with a default behind it
+would otherwise be silent. Ranges are the dataclass's own business, in `__post_init__`; its BadInput gets the file's name in front.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from ..storage.errors import BadInput, unknown_name
+
+Built = TypeVar("Built")
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every value that is not itself a non-empty table."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def known_keys(shape: type, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a dataclass, those of nested dataclasses included."""
+    hints = typing.get_type_hints(shape)
+    keys = []
+    for field in dataclasses.fields(shape):
+        inner = hints[field.name]
+        nested = isinstance(inner, type) and dataclasses.is_dataclass(inner)
+        keys += known_keys(inner, f"{prefix}{field.name}.") if nested else [f"{prefix}{field.name}"]
+    return keys
+
+
+def build(shape: type[Built], table: Mapping[str, Any], *, where: str, prefix: str = "", root: type | None = None) -> Built:
+    """Return the dataclass `shape` made of a table; raises BadInput for unknown and missing keys and for wrong types."""
+    root = root or shape
+    hints = typing.get_type_hints(shape)
+    unknown = [key for key in table if key not in hints]
+    if unknown:
+        raise unknown_name(f"key of {where}:", prefix + unknown[0], known_keys(root))
+    values = {key: convert(value, hints[key], where=where, key=prefix + key, root=root) for key, value in table.items()}
+    missing = [field.name for field in dataclasses.fields(shape) if required(field) and field.name not in values]  # type: ignore[arg-type]
+    if missing:
+        raise BadInput(f"{where} does not set {', '.join(prefix + key for key in missing)}")
+    try:
+        return shape(**values)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from error
+
+
+def required(field: "dataclasses.Field[Any]") -> bool:
+    """Return whether the field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def convert(value: object, kind: Any, *, where: str, key: str, root: type) -> Any:
+    """Return a TOML value as the annotated type `kind`; whole numbers serve as float, lists as tuples; raises BadInput."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+        return build(kind, value, where=where, prefix=f"{key}.", root=root)
+    if origin is tuple and isinstance(value, list):
+        return tuple(convert(one, inner[0], where=where, key=key, root=root) for one in value)
+    if origin is not None and issubclass_safely(origin, Mapping) and isinstance(value, Mapping):
+        return {name: convert(one, inner[1], where=where, key=f"{key}.{name}", root=root) for name, one in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        kind = next((one for one in inner if one is not type(None)), kind)
+        return convert(value, kind, where=where, key=key, root=root)
+    if origin is typing.Literal and value in inner:
+        return value
+    if kind is float and type(value) in (int, float):
+        return float(typing.cast(float, value))
+    if kind in (Any, object) or (origin is None and type(value) is kind):
+        return value
+    raise BadInput(f"{where}: {key} is {value!r}, wanted {describe(kind)}")
+
+
+def issubclass_safely(kind: object, above: type) -> bool:
+    """Return issubclass for what may not be a class at all."""
+    return isinstance(kind, type) and issubclass(kind, above)
+
+
+def describe(kind: Any) -> str:
+    """Return an annotation as a reader of TOML understands it."""
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {describe(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(repr(one) for one in typing.get_args(kind))
+    if dataclasses.is_dataclass(kind) or issubclass_safely(typing.get_origin(kind), Mapping):
+        return "a table"
+    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}.get(
+        getattr(kind, "__name__", ""), str(kind)
+    )

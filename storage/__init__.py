@@ -1,0 +1,1 @@
+"""Data at rest, numpy only: dataset index, views, codecs, statistics, the feature store."""

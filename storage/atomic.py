@@ -1,0 +1,149 @@
+"""Local files that are either wholly there or not there at all.
+
+Every write goes to a temporary name in the same folder, is fsynced, and is then published: by rename where the newest version should win
+(a run's own files), by hard link where nothing may ever be replaced (the store). The price is one fsync for the file and one for the
+folder. A full disk, a quota or a missing permission becomes `StoreUnavailable` with the bytes that were needed.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .errors import StoreUnavailable
+
+TEMPORARY_PREFIX = ".tmp-"
+_IOV_MAX = 1024
+_REFUSED = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file would be larger than this process or file system allows",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a file of that name is in the way",
+    errno.EOPNOTSUPP: "the file system has no hard links, which a store needs to publish files without replacing any",
+}
+
+Buffer = bytes | bytearray | memoryview
+
+
+@contextlib.contextmanager
+def refusals(path: Path, needed_bytes: int) -> Iterator[None]:
+    """Turn the operating system's refusals to write `needed_bytes` at `path` into `StoreUnavailable`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        raise StoreUnavailable(
+            f"cannot write {path}: {_REFUSED[error.errno]}. {needed_bytes:,} bytes were needed for this file; "
+            "nothing that was committed is lost. Make room or permission there, then run the same command again."
+        ) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    with refusals(folder, 0):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, each name made durable."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    with refusals(folder, 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        for created in missing:
+            fsync_folder(created.parent)
+
+
+def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
+    pending = deque(memoryview(buffer).cast("B") for buffer in buffers)
+    while pending:
+        written = os.writev(descriptor, list(itertools.islice(pending, _IOV_MAX)))
+        while pending and written >= len(pending[0]):
+            written -= len(pending.popleft())
+        if written:
+            pending[0] = pending[0][written:]
+
+
+@contextlib.contextmanager
+def _temporary_file(final: Path, buffers: Sequence[Buffer]) -> Iterator[Path]:
+    """A fsynced file beside `final` that holds the buffers; removed at the end unless it was renamed."""
+    size = sum(memoryview(buffer).nbytes for buffer in buffers)
+    temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{final.name}"[:200])
+    try:
+        with refusals(final, size):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                _write_all(descriptor, buffers)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: Buffer) -> None:
+    """Replace `path` by `data`: readers see the old file or the new one, never a part. Raises `StoreUnavailable`."""
+    make_folder(path.parent)
+    with _temporary_file(path, [data]) as temporary, refusals(path, len(data)):
+        temporary.rename(path)
+    fsync_folder(path.parent)
+
+
+def create_exclusively(path: Path, buffers: Sequence[Buffer]) -> bool:
+    """Publish the joined buffers at `path` unless something is there; True when this call created it.
+
+    The order of system calls is write, fsync, link, fsync of the folder: a name never stands for unwritten bytes.
+    """
+    make_folder(path.parent)
+    with _temporary_file(path, buffers) as temporary, refusals(path, 0):
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+    fsync_folder(path.parent)
+    return True
+
+
+@contextlib.contextmanager
+def replace_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `final` when the block ends well, and vanishes when it does not."""
+    make_folder(final.parent)
+    temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{final.name}")
+    try:
+        with refusals(final, 0):
+            temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            _fsync_path(file)
+        fsync_folder(temporary)
+        old = temporary.with_name(f"{temporary.name[:190]}-old")
+        if final.exists():  # moved aside, not deleted: a kill here leaves both, never neither
+            final.rename(old)
+        temporary.rename(final)
+        fsync_folder(final.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fsync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,206 @@
+"""A dataset: which images there are, in which order, where their bytes lie, and what those bytes must be.
+
+    datasets/<name>@<digest>/
+      identity.json       the digest over ids, contents, sizes and labels in order; the place of the source; the sha256 of each part
+      index.parquet       a row an image, the first 1,048,576 images; index.1.parquet the next ones, and so on
+
+Every read of an image checks its sha256, so that an image edited under a cache is an error and not other features. A part of the index is
+checked when it is first needed, and rows are read by row groups, a few of which are kept: nothing holds the whole index.
+"""
+
+import hashlib
+import io
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .decode import Pixels, decode_image
+from .errors import BadInput, CacheDamaged, CacheMismatch
+from .identity import canonical_json, digest, short
+from .named import damage, read_identity_file
+from .objects import LocalObjects, Objects
+from .sources import read_bytes
+
+ROW_GROUP = 16_384
+PART_IMAGES = 64 * ROW_GROUP
+_KEPT_GROUPS = 16
+_KEPT_PARTS = 4
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("container", pa.dictionary(pa.int8(), pa.string())),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("sha256", pa.binary(32)),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("label", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of a dataset: its id, where its bytes lie and their sha256, its size in pixels and label (−1: none)."""
+
+    id: str
+    path: str
+    container: str
+    offset: int
+    length: int
+    sha256: bytes
+    height: int
+    width: int
+    label: int
+
+    def content(self) -> bytes:
+        """What the dataset's digest covers: everything but the place."""
+        return f"{self.id}\0{self.sha256.hex()}\0{self.height}\0{self.width}\0{self.label}\n".encode()
+
+
+def dataset_digest(content_hash: str, label_names: list[str]) -> str:
+    """The digest of a dataset from the running sha256 over its rows' `content` and the names of its labels."""
+    return hashlib.sha256("\0".join([content_hash, *label_names]).encode()).hexdigest()
+
+
+def part_name(number: int) -> str:
+    """File name of a part of the index."""
+    return f"index.{number}.parquet" if number else "index.parquet"
+
+
+def describe(described: dict[str, Any]) -> bytes:
+    """`identity.json` of a dataset: canonical JSON that ends in a digest of itself."""
+    return canonical_json({**described, "file_digest": digest(described)})
+
+
+def read_description(objects: Objects, prefix: str) -> dict[str, Any]:
+    """The checked content of a dataset's `identity.json`; raises `CacheDamaged`."""
+    data = read_identity_file(objects, prefix)
+    with damage(f"{prefix}/identity.json"):
+        described: dict[str, Any] = json.loads(data)
+        claimed = described.pop("file_digest")
+        if digest(described) != claimed or describe(described) != data:
+            raise ValueError("its own digest differs")
+        if dataset_digest(described["content_sha256"], described["labels"]) != described["digest"]:
+            raise ValueError("its labels or contents are not those of its digest")
+        texts = [described["source"], *described["labels"], *described["index_sha256"], *described["skipped"].values()]
+        if not all(type(text) is str for text in texts) or type(described["images"]) is not int:
+            raise ValueError("a value of another type")
+    return described
+
+
+class ImageDataset:
+    """An indexed dataset of a store; safe to use from several threads."""
+
+    def __init__(self, objects: Objects, key: str) -> None:
+        self.key, self.name = key, key.split("@")[0]
+        self._objects, self._prefix = objects, f"datasets/{key}"
+        described = read_description(objects, self._prefix)
+        with damage(f"{self._prefix}/identity.json"):
+            self.digest: str = described["digest"]
+            self.source: str = described["source"]
+            self.label_names: list[str] = list(described["labels"])
+            self._count = int(described["images"])
+            self.skipped: dict[str, str] = dict(described["skipped"])
+            self.content_sha256: str = described["content_sha256"]
+            self._part_sha256: list[str] = list(described["index_sha256"])
+            if self._count < 1 or len(self._part_sha256) != -(-self._count // PART_IMAGES):
+                raise ValueError(f"{self._count} images in {len(self._part_sha256)} parts")
+        if key != f"{self.name}@{short(self.digest)}":
+            raise CacheDamaged(f"{self._prefix} holds the dataset {self.name}@{short(self.digest)}; was a folder renamed?")
+        self._lock = threading.Lock()
+        self._parts: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+
+    def _part(self, number: int) -> pq.ParquetFile:
+        """A part of the index, its sha256 checked when it is opened."""
+        if number not in self._parts:
+            where = f"{self._prefix}/{part_name(number)}"
+            try:
+                data = self._objects.read(where)
+            except FileNotFoundError as error:
+                raise CacheDamaged(f"{where} is missing; index the source again") from error
+            if hashlib.sha256(data).hexdigest() != self._part_sha256[number]:
+                raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; index the source again")
+            with damage(where):
+                if isinstance(self._objects, LocalObjects):  # mapped, not held
+                    self._parts[number] = pq.ParquetFile(Path(self._objects.root, where), memory_map=True)
+                else:
+                    self._parts[number] = pq.ParquetFile(io.BytesIO(data))
+            while len(self._parts) > _KEPT_PARTS:
+                self._parts.popitem(last=False)
+        return self._parts[number]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _group(self, number: int) -> pa.Table:
+        with self._lock:
+            if number not in self._groups:
+                part, within = divmod(number, PART_IMAGES // ROW_GROUP)
+                with damage(f"{self._prefix}/{part_name(part)}"):
+                    self._groups[number] = self._part(part).read_row_group(within)
+                while len(self._groups) > _KEPT_GROUPS:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(number)
+            return self._groups[number]
+
+    def _slice(self, start: int, stop: int, column: str) -> Any:
+        if not 0 <= start <= stop <= self._count:
+            raise BadInput(f"images {start} to {stop} of {self.key}, which has {self._count}")
+        parts = []
+        for number in range(start // ROW_GROUP, -(-stop // ROW_GROUP)):
+            first = number * ROW_GROUP
+            low, high = max(start, first) - first, min(stop, first + ROW_GROUP) - first
+            parts += self._group(number).column(column).slice(low, high - low).chunks
+        return pa.chunked_array(parts, type=SCHEMA.field(column).type)
+
+    def ids(self, start: int, stop: int) -> list[str]:
+        """Ids of the images [start, stop) in order."""
+        return [str(value) for value in self._slice(start, stop, "id").to_pylist()]
+
+    def sha256s(self, start: int, stop: int) -> list[bytes]:
+        """sha256 of the encoded bytes of the images [start, stop)."""
+        return [bytes(value) for value in self._slice(start, stop, "sha256").to_pylist()]
+
+    def sizes_hw(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Heights and widths (n, 2) in pixels of the images [start, stop)."""
+        columns = [self._slice(start, stop, name).to_numpy() for name in ("height", "width")]
+        return np.stack(columns, axis=1).astype(np.int32)
+
+    def labels(self) -> NDArray[np.int64]:
+        """Every image's label (N,) as an index into `label_names`, −1 where it has none."""
+        return np.asarray(self._slice(0, self._count, "label").to_numpy(), np.int64)
+
+    def row(self, index: int) -> ImageRow:
+        """What is known of one image."""
+        if not 0 <= index < self._count:
+            raise BadInput(f"image {index} of {self.key}, which has {self._count}")
+        table = self._group(index // ROW_GROUP)
+        values: dict[str, Any] = {name: table.column(name)[index % ROW_GROUP].as_py() for name in SCHEMA.names}
+        return ImageRow(**values)
+
+    def read_image_bytes(self, index: int) -> bytes:
+        """The encoded bytes of one image; raises `CacheMismatch` when they are not those that were indexed."""
+        row = self.row(index)
+        advice = f"index the source again (`eupe-pipeline index {self.source} --name {self.name} …`) and extract for the new dataset"
+        try:
+            data = read_bytes(self.source, row.path, row.container, row.offset, row.length)
+        except (OSError, pa.ArrowException) as error:
+            raise CacheMismatch(f"image {row.id} of {self.key} is not at {self.source}/{row.path} any more ({error}); {advice}") from error
+        if hashlib.sha256(data).digest() != row.sha256:
+            raise CacheMismatch(f"image {row.id} of {self.key} has changed since it was indexed (sha256 differs); {advice}")
+        return data
+
+    def read_image(self, index: int) -> Pixels:
+        """One image decoded to (height, width, 3) uint8 RGB; raises `CacheMismatch` or `BadImage`."""
+        return decode_image(self.read_image_bytes(index), where=f"image {self.row(index).id} of {self.key}")

@@ -1,0 +1,167 @@
+"""Build a dataset's index: read every image once, note its sha256, size and label, and publish the result under its digest.
+
+Files of the source are walked in order by a few threads at once (hashing and header reading release the interpreter lock); the order of the
+index does not depend on them. A file that is not an image is left out, counted and named; above the limit (0.1 % by default) the run
+stops, because a source that is broken in a thousandth of its files is rarely the one that was meant.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .dataset import PART_IMAGES, ROW_GROUP, SCHEMA, ImageDataset, ImageRow, dataset_digest, describe, part_name
+from .decode import BadImage, image_size_hw
+from .errors import BadInput, CacheDamaged
+from .identity import short
+from .named import check_name, damage
+from .objects import Objects
+from .sources import Skipped, SourceImage, list_files, open_source, walk
+
+MAX_BAD_SHARE = 0.001
+_THREADS = 4
+Event = dict[str, Any]
+
+
+@dataclass
+class _Index:
+    """The index under construction: columns by row, labels by first sight, the running digest."""
+
+    labels: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    rows: list[ImageRow] = field(default_factory=list)
+
+    def add(self, item: "ImageRow | Skipped", label: str | None) -> None:
+        if isinstance(item, Skipped):
+            self.skipped[item.name] = item.reason
+            return
+        number = -1 if label is None else self.labels.setdefault(label, len(self.labels))
+        self.rows.append(ImageRow(**{**item.__dict__, "label": number}))
+
+
+def _examine(found: SourceImage | Skipped) -> tuple[ImageRow | Skipped, str | None]:
+    if isinstance(found, Skipped):
+        return found, None
+    try:
+        height, width = image_size_hw(found.data, where=found.image_id)
+    except BadImage as error:
+        return Skipped(found.image_id, str(error).removeprefix(f"{found.image_id}: ")), None
+    sha256, length = hashlib.sha256(found.data).digest(), len(found.data)
+    row = ImageRow(found.image_id, found.path, found.container, found.offset, length, sha256, height, width, -1)
+    return row, found.label
+
+
+def examined(url: str) -> Iterator[tuple[list[tuple[ImageRow | Skipped, str | None]], int, int]]:
+    """Results of each file of the source in order, with the number of files done and in all."""
+    filesystem, root = open_source(url)
+    files = list_files(filesystem, root)
+
+    def one(path: str) -> list[tuple[ImageRow | Skipped, str | None]]:
+        return [_examine(found) for found in walk(filesystem, root, path)]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(files), 256):
+            block = files[start : start + 256]
+            for number, results in enumerate(pool.map(one, block), start=start + 1):
+                yield results, number, len(files)
+
+
+def build_index(
+    objects: Objects,
+    source: str,
+    name: str,
+    *,
+    max_bad_share: float = MAX_BAD_SHARE,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> ImageDataset:
+    """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source."""
+    check_name("dataset", name)
+    source = source if "://" in source else str(Path(source).expanduser().absolute())
+    index = _Index()
+    for results, done, total in examined(source):
+        for item, label in results:
+            index.add(item, label)
+        on_event(
+            {
+                "event": "progress",
+                "stage": f"index {name}",
+                "done": done,
+                "total": total,
+                "unit": "files",
+                "images": len(index.rows),
+            }
+        )
+    _check_yield(index, source, max_bad_share)
+    return ImageDataset(objects, _publish(objects, source, name, index))
+
+
+def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
+    seen = len(index.rows) + len(index.skipped)
+    named = "; ".join(f"{name}: {reason}" for name, reason in list(index.skipped.items())[:5])
+    if not index.rows:
+        raise BadInput(
+            f"no image was found in {source}" + (f" ({named})" if named else "") + "; give a folder of images, .tar or .parquet files"
+        )
+    if len(index.skipped) > max_bad_share * seen:
+        raise BadInput(
+            f"{len(index.skipped)} of {seen} samples in {source} are not usable images, more than the limit of {max_bad_share:.2%} "
+            f"({named}{'; …' if len(index.skipped) > 5 else ''}); mend the source or raise --max-bad-share"
+        )
+    seen_ids = {row.id for row in index.rows}
+    if len(seen_ids) != len(index.rows):
+        raise BadInput(f"{source} holds {len(index.rows) - len(seen_ids)} images whose ids are taken already")
+
+
+def _sorted_labels(index: _Index) -> list[str]:
+    """Label names in their final order (numbers as numbers); the rows are renumbered to it."""
+    names = sorted(index.labels, key=lambda text: (0, int(text), text) if text.isdecimal() else (1, 0, text))
+    renumber = {index.labels[text]: place for place, text in enumerate(names)} | {-1: -1}
+    index.rows = [ImageRow(**{**row.__dict__, "label": renumber[row.label]}) for row in index.rows]
+    return names
+
+
+def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
+    labels = _sorted_labels(index)
+    hasher = hashlib.sha256()
+    for row in index.rows:
+        hasher.update(row.content())
+    full = dataset_digest(hasher.hexdigest(), labels)
+    key = f"{name}@{short(full)}"
+    if objects.size(f"datasets/{key}/identity.json") is not None:
+        return key
+    # The index goes first: a dataset exists when its identity does.
+    parts = [_publish_part(objects, key, index.rows, number) for number in range(-(-len(index.rows) // PART_IMAGES))]
+    described = {
+        "kind": "dataset",
+        "digest": full,
+        "source": source,
+        "images": len(index.rows),
+        "labels": labels,
+        "skipped": index.skipped,
+        "content_sha256": hasher.hexdigest(),
+        "index_sha256": parts,
+    }
+    objects.create(f"datasets/{key}/identity.json", [describe(described)])
+    return key
+
+
+def _publish_part(objects: Objects, key: str, rows: list[ImageRow], number: int) -> str:
+    """Write one part of the index; returns the sha256 of the file that stands there, ours or one that a killed run left."""
+    part = rows[number * PART_IMAGES : (number + 1) * PART_IMAGES]
+    table = pa.table({column: [getattr(row, column) for row in part] for column in SCHEMA.names}, schema=SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=ROW_GROUP, write_page_checksum=True)
+    where = f"datasets/{key}/{part_name(number)}"
+    if objects.create(where, [buffer.getvalue()]):
+        return hashlib.sha256(buffer.getvalue()).hexdigest()
+    standing = objects.read(where)
+    with damage(where):
+        if not pq.read_table(io.BytesIO(standing)).equals(table):
+            raise CacheDamaged(f"{where} was left by a run that did not end and is not this index; remove it and index again")
+    return hashlib.sha256(standing).hexdigest()

@@ -1,0 +1,169 @@
+"""A group of sharded arrays with commit records: publish a shard once, open it checked, read rows into the caller's memory.
+
+Reading goes identity → record → length → index checksum → row checksum, and every step compares with the record. Open shards (descriptor,
+index, expected checksums) are kept, so that a row costs one `preadv`; neighbouring rows of one shard are read in one call, their
+checksums with them. Publishing never replaces anything: an object that is there already is verified and adopted, and the record, created
+last and exclusively, decides. Views and features are both such groups.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .adopt import adopt
+from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_of
+from .errors import CacheDamaged
+from .objects import Objects
+from .rows import OpenArray, Place, check_out, flat_bytes, read_rows, refuse_blank_rows
+from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index, xxh3_128
+
+_KEPT_RECORDS = 4096
+_KEPT_CHUNKS = 1 << 21  # offsets and checksums of open shards, 12 bytes each an array
+
+
+class ShardedGroup:
+    """Arrays that share rows, shards and records, below one prefix of a store."""
+
+    def __init__(self, objects: Objects, prefix: str, group_digest: str, specs: Sequence[ArraySpec]) -> None:
+        self.objects, self.prefix, self.group_digest = objects, prefix, group_digest
+        self.specs = {spec.name: spec for spec in specs}
+        first = specs[0]
+        self.rows, self.shard_rows = first.shape[0], first.shard_rows
+        self.shards = -(-self.rows // self.shard_rows)
+        self._lock = threading.Lock()
+        self._records: dict[int, Record] = {}
+        self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
+
+    def shard_span(self, shard: int) -> tuple[int, int]:
+        """The rows [first, last) of a shard."""
+        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
+
+    def committed(self) -> set[int]:
+        """The shards that have a record, listed afresh."""
+        numbers = (shard_of(name) for name in self.objects.names(f"{self.prefix}/commits"))
+        return {number for number in numbers if number is not None}
+
+    def record(self, shard: int) -> Record | None:
+        """The checked record of a shard, None when it is not committed; raises `CacheDamaged`."""
+        known = self._records.get(shard)
+        if known is not None:
+            return known
+        key = f"{self.prefix}/{record_key(shard)}"
+        try:
+            data = self.objects.read(key, MAX_RECORD_BYTES)
+        except FileNotFoundError:
+            return None
+        record = parse_record(data, where=key, group=self.group_digest, shard=shard)
+        self._check_shape(record, key)
+        if len(self._records) >= _KEPT_RECORDS:
+            self._records.pop(next(iter(self._records)), None)
+        self._records[shard] = record
+        return record
+
+    def _check_shape(self, record: Record, where: str) -> None:
+        """Refuse a record whose parts are not this set's: rows, arrays, their keys, the number of checksums."""
+        first, last = self.shard_span(record.shard)
+        if record.rows != last - first or set(record.objects) != set(self.specs):
+            raise CacheDamaged(f"{where}: holds {record.rows} rows of {sorted(record.objects)}, not those of this set")
+        for name, spec in self.specs.items():
+            entry = record.objects[name]
+            if entry.key != spec.key(record.shard) or len(entry.chunk_hashes()) != spec.chunks_per_shard:
+                raise CacheDamaged(f"{where}: describes {entry.key} with {len(entry.chunk_hashes())} chunks, not {spec.key(record.shard)}")
+
+    def publish(self, record: Record, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> Record:
+        """Write a shard's objects and commit `record` with them; returns the record that now stands, ours or another's."""
+        entries = {name: self._publish_array(spec, record.shard, arrays[name], present) for name, spec in self.specs.items()}
+        complete = replace(record, objects=entries)
+        if self.objects.create(f"{self.prefix}/{record_key(record.shard)}", [complete.to_bytes()]):
+            return complete
+        standing = self.record(record.shard)
+        assert standing is not None
+        if standing.image_ids_sha256 != record.image_ids_sha256:
+            raise CacheDamaged(f"{self.prefix}/{record_key(record.shard)} was committed for other images; run `features verify`")
+        return standing
+
+    def _publish_array(self, spec: ArraySpec, shard: int, rows: NDArray[Any], present: NDArray[np.bool_]) -> ObjectRecord:
+        """Write one array's object, or adopt the one that is there; hashing runs beside the writing, which leaves the processor idle."""
+        built, key = build_shard(spec, rows, present), spec.key(shard)
+        where = f"{self.prefix}/{key}"
+        with ThreadPoolExecutor(1) as pool:
+            created = pool.submit(self.objects.create, where, built.buffers)
+            hashes = built.hashes()
+            if created.result():
+                return ObjectRecord.of(key, built.size, built.index_crc32c, hashes)
+        return adopt(spec, shard, built, self.objects.read(where), where)
+
+    def _open_shard(self, shard: int) -> dict[str, OpenArray]:
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+        record = self.record(shard)
+        if record is None:
+            raise CacheDamaged(
+                f"shard {shard} of {self.prefix} is not committed; run the same `extract-features` command again to complete it"
+            )
+        opened = {name: self._open_array(spec, record) for name, spec in self.specs.items()}
+        with self._lock:
+            self._open[shard] = opened
+            while len(self._open) * self.shard_rows > max(_KEPT_CHUNKS, self.shard_rows):
+                self._open.popitem(last=False)
+        return opened
+
+    def _open_array(self, spec: ArraySpec, record: Record) -> OpenArray:
+        entry = record.objects[spec.name]
+        where = f"shard {record.shard} of {self.prefix} ({spec.key(record.shard)})"
+        try:
+            file = self.objects.open(f"{self.prefix}/{spec.key(record.shard)}")
+        except FileNotFoundError as error:
+            raise CacheDamaged(f"{where} is missing although it was committed; run `eupe-pipeline features verify`") from error
+        if file.size != entry.bytes or file.size < spec.index_bytes:
+            raise CacheDamaged(f"{where} is damaged: {file.size:,} bytes, its record says {entry.bytes:,}")
+        tail = bytearray(spec.index_bytes)
+        file.read_into([memoryview(tail)], file.size - spec.index_bytes)
+        if int.from_bytes(tail[-CRC_BYTES:], "little") != entry.index_crc32c:
+            raise CacheDamaged(f"{where} is damaged: its index is not the one that was committed")
+        index = parse_index(spec, bytes(tail), file.size, where)
+        offsets = memoryview(index[:, 0].astype(np.uint64))  # type: ignore[arg-type]  # numpy's stubs do not say that arrays are buffers
+        return OpenArray(spec, file, offsets, memoryview(entry.chunk_hashes()), where)  # type: ignore[arg-type]
+
+    def read(self, rows: NDArray[np.int64], names: Iterable[str], out: Mapping[str, NDArray[Any]], *, check: bool = True) -> None:
+        """Fill `out[name]` (n, …) with the given rows, in their order; raises `CacheDamaged` naming the shard."""
+        targets = {name: out[name] for name in names}
+        for name, array in targets.items():
+            check_out(self.specs[name], array, len(rows))
+        flat = {name: flat_bytes(array) for name, array in targets.items()}
+        for shard, places in by_shard(rows, self.shard_rows):
+            opened = self._open_shard(shard)
+            for name, memory in flat.items():
+                read_rows(opened[name], places, memory, check)
+        for name, array in targets.items():
+            if self.specs[name].chunk_rows > 1:
+                refuse_blank_rows(name, array, self.prefix)
+
+    def verify(self, shard: int) -> None:
+        """Compare a committed shard's objects with their record, byte by byte; raises `CacheDamaged`."""
+        record = self.record(shard)
+        if record is None:
+            return
+        for name, entry in record.objects.items():
+            array = self._open_array(self.specs[name], record)
+            array.file.close()
+            if xxh3_128([self.objects.read(f"{self.prefix}/{entry.key}")]) != entry.xxh3_128:
+                raise CacheDamaged(f"{array.where} is damaged: xxh3 differs from its record; run `eupe-pipeline features repair`")
+
+
+def by_shard(rows: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[Place]]]:
+    """The rows of each shard, sorted: [(shard, [(row within the shard, position in `rows`), …]), …]."""
+    order = np.argsort(rows, kind="stable")
+    shards, local = np.divmod(rows[order], shard_rows)
+    places: list[Place] = list(zip(local.tolist(), order.tolist(), strict=True))
+    cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(places)]
+    return [(int(shards[a]), places[a:b]) for a, b in pairwise(cuts) if b > a]

@@ -1,0 +1,111 @@
+"""Per-coordinate mean and standard deviation of a teacher's tokens, and the normalisation that they define (paper, section 3.2).
+
+Class and patch tokens are measured apart, in float64, and merged with Chan's formula, so that any split over workers gives the same
+moments up to rounding. Frozen statistics are part of a feature set's identity. A channel that hardly moves keeps a floor under its
+standard deviation (1e-3, ours), or its noise would be blown up to the size of a signal.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+STD_FLOOR = 1e-3
+
+Float32s = NDArray[np.float32]
+
+
+@dataclass
+class Moments:
+    """Running count, mean and sum of squared deviations of (n, D) samples, in float64."""
+
+    dim: int
+    count: int = 0
+    mean: NDArray[np.float64] = field(init=False)
+    squares: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mean, self.squares = np.zeros(self.dim), np.zeros(self.dim)
+
+    def update(self, samples: NDArray[np.floating]) -> None:
+        """Add samples of shape (…, D)."""
+        flat = samples.reshape(-1, self.dim).astype(np.float64)
+        part = Moments(self.dim)
+        part.count = len(flat)
+        if part.count:
+            part.mean = flat.mean(axis=0)
+            part.squares = np.square(flat - part.mean).sum(axis=0)
+            self.merge(part)
+
+    def merge(self, other: "Moments") -> None:
+        """Add the samples that `other` has seen (Chan, Golub and LeVeque's parallel formula)."""
+        total = self.count + other.count
+        if not total:
+            return
+        delta = other.mean - self.mean
+        self.squares = self.squares + other.squares + delta**2 * (self.count * other.count / total)
+        self.mean = self.mean + delta * (other.count / total)
+        self.count = total
+
+    def finish(self, floor: float = STD_FLOOR) -> tuple[Float32s, Float32s]:
+        """Mean and floored population standard deviation, both (D,) fp32; raises ValueError before any sample."""
+        if not self.count:
+            raise ValueError("no samples were measured")
+        std = np.maximum(np.sqrt(self.squares / self.count), floor)
+        return self.mean.astype(np.float32), std.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Frozen mean and std of class tokens (None when the teacher has none) and patch tokens, each (D,) fp32."""
+
+    cls_mean: Float32s | None
+    cls_std: Float32s | None
+    patch_mean: Float32s
+    patch_std: Float32s
+    count: int  # views that were measured
+
+    @classmethod
+    def from_moments(cls, cls_moments: Moments | None, patch_moments: Moments, views: int) -> "Statistics":
+        """Freeze measured moments."""
+        cls_mean, cls_std = cls_moments.finish() if cls_moments is not None else (None, None)
+        return cls(cls_mean, cls_std, *patch_moments.finish(), views)
+
+    def arrays(self) -> dict[str, Float32s]:
+        """The arrays by the names under which they are stored."""
+        named = {"patch_mean": self.patch_mean, "patch_std": self.patch_std}
+        if self.cls_mean is not None and self.cls_std is not None:
+            named |= {"cls_mean": self.cls_mean, "cls_std": self.cls_std}
+        return named
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the arrays' names and little-endian bytes and the count."""
+        hasher = hashlib.sha256(str(self.count).encode())
+        for name, values in sorted(self.arrays().items()):
+            hasher.update(name.encode())
+            hasher.update(values.astype("<f4").tobytes())
+        return hasher.hexdigest()
+
+    def normalize_cls(self, cls_nD: Float32s) -> Float32s:
+        """(x − mean) / std for class tokens; the teacher must have them."""
+        assert self.cls_mean is not None
+        assert self.cls_std is not None
+        normalised: Float32s = (cls_nD - self.cls_mean) / self.cls_std
+        return normalised
+
+    def normalize_patch(self, patch_nHWD: Float32s) -> Float32s:
+        """(x − mean) / std for patch tokens of any leading shape."""
+        normalised: Float32s = (patch_nHWD - self.patch_mean) / self.patch_std
+        return normalised
+
+    def denormalize_cls(self, cls_nD: Float32s) -> Float32s:
+        """The teacher's own class tokens from normalised ones."""
+        assert self.cls_mean is not None
+        assert self.cls_std is not None
+        return cls_nD.astype(np.float32) * self.cls_std + self.cls_mean
+
+    def denormalize_patch(self, patch_nHWD: Float32s) -> Float32s:
+        """The teacher's own patch tokens from normalised ones."""
+        return patch_nHWD.astype(np.float32) * self.patch_std + self.patch_mean

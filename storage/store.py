@@ -1,0 +1,150 @@
+"""A store: datasets, views and feature sets below one folder or URL, found by name.
+
+    STORE/
+      eupe-store.json        says that this is a store, and of which format
+      datasets/<name>@<digest>/   views/<name>@<digest>/   features/<name>@<digest>/
+      statistics/<name>@<digest>.json     measured before the first shard; the first writer's stay
+
+A name without its digest is enough while it is the only one of its kind; otherwise the error lists the candidates.
+"""
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+
+from .dataset import ImageDataset
+from .errors import BadInput, CacheDamaged, unknown_name
+from .features import FeatureReader
+from .identity import canonical_json, digest, short
+from .named import MAX_IDENTITY_BYTES, damage, read_identity
+from .objects import Objects, open_objects
+from .statistics import Statistics
+from .viewset import ViewSet
+
+MARKER = "eupe-store.json"
+FORMAT = 1
+
+
+class FeatureStore:
+    """The datasets, views and feature sets below a folder or URL."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects, self.url = objects, objects.url
+
+    @classmethod
+    def open(cls, url: str) -> "FeatureStore":
+        """An existing store; raises `BadInput` when there is none at `url`."""
+        objects = open_objects(url)
+        try:
+            marker = json.loads(objects.read(MARKER, MAX_IDENTITY_BYTES))
+            found = marker["format"]
+        except FileNotFoundError:
+            raise BadInput(
+                f"{url} is not a feature store: it has no {MARKER}. Make one with `eupe-pipeline index SOURCE --store {url} --name NAME`"
+            ) from None
+        except (ValueError, KeyError, TypeError, RecursionError, CacheDamaged) as error:
+            raise BadInput(f"{url} is not a feature store: {MARKER} cannot be read ({error})") from error
+        if found != FORMAT:
+            raise BadInput(f"{url} is a store of format {found}, this version reads format {FORMAT}")
+        return cls(objects)
+
+    @classmethod
+    def create(cls, url: str) -> "FeatureStore":
+        """The store at `url`, made when there is none; raises `BadInput` for a folder that holds other things."""
+        objects = open_objects(url, make=True)
+        if objects.size(MARKER) is None:
+            strangers = objects.names("")
+            if strangers:
+                raise BadInput(
+                    f"{url} is not a feature store and is not empty (it holds {', '.join(strangers[:3])}); "
+                    "give an empty or a new folder for --store"
+                )
+            objects.create(MARKER, [canonical_json({"format": FORMAT, "kind": "eupe-pipeline store"})])
+        return cls.open(url)
+
+    def list_datasets(self) -> list[str]:
+        """Keys of the datasets."""
+        return self._keys("datasets")
+
+    def list_view_sets(self) -> list[str]:
+        """Keys of the sets of views."""
+        return self._keys("views")
+
+    def list_features(self) -> list[str]:
+        """Keys of the feature sets."""
+        return self._keys("features")
+
+    def _keys(self, kind: str) -> list[str]:
+        return [name for name in self.objects.names(kind) if "@" in name]
+
+    def _resolve(self, kind: str, name: str) -> str:
+        keys = self._keys(kind)
+        wanted, _, prefix = name.partition("@")
+        found = [key for key in keys if key.split("@")[0] == wanted and key.split("@")[1].startswith(prefix)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise BadInput(f"{name!r} is the name of several {kind} in {self.url}; say which: {', '.join(found)}")
+        raise unknown_name(f"{kind} in {self.url}:", name, keys)
+
+    def dataset(self, name: str) -> ImageDataset:
+        """A dataset by name or key; raises `BadInput` when it is unknown or ambiguous."""
+        return ImageDataset(self.objects, self._resolve("datasets", name))
+
+    def _dataset_of(self, full_digest: str) -> ImageDataset:
+        for key in self.list_datasets():
+            if key.endswith(f"@{short(full_digest)}"):
+                return ImageDataset(self.objects, key)
+        raise CacheDamaged(f"{self.url} has no dataset @{short(full_digest)}, over which these views were drawn; index it again")
+
+    def view_set(self, name: str) -> ViewSet:
+        """A set of views by key."""
+        key = self._resolve("views", name)
+        identity = read_identity(self.objects, f"views/{key}", "views")
+        return ViewSet(self.objects, key, self._dataset_of(str(identity.get("dataset"))), identity)
+
+    def _views_of(self, full_digest: str) -> ViewSet:
+        for key in self.list_view_sets():
+            if key.endswith(f"@{short(full_digest)}"):
+                return self.view_set(key)
+        raise CacheDamaged(f"{self.url} has no views @{short(full_digest)}, over which these features were made")
+
+    def features_identity(self, key: str) -> dict[str, Any]:
+        """The checked identity of a feature set, without opening it."""
+        return read_identity(self.objects, f"features/{key}", "features")
+
+    def features(self, name: str) -> FeatureReader:
+        """A feature set by name or key; raises `BadInput` when it is unknown or ambiguous."""
+        key = self._resolve("features", name)
+        identity = self.features_identity(key)
+        return FeatureReader(self.objects, key, self._views_of(str(identity.get("views"))), identity)
+
+    def keep_statistics(self, name: str, measured_on: dict[str, Any], statistics: Statistics) -> Statistics:
+        """Freeze measured statistics under what they were measured on; returns those of the first writer."""
+        arrays = {array: base64.b64encode(values.astype("<f4").tobytes()).decode() for array, values in statistics.arrays().items()}
+        body = {"measured_on": measured_on, "count": statistics.count, "arrays": arrays}
+        self.objects.create(_statistics_key(name, measured_on), [canonical_json({**body, "digest": digest(body)})])
+        kept = self.kept_statistics(name, measured_on)
+        assert kept is not None
+        return kept
+
+    def kept_statistics(self, name: str, measured_on: dict[str, Any]) -> Statistics | None:
+        """The statistics that were frozen for this teacher, these views and this sample, None when there are none."""
+        key = _statistics_key(name, measured_on)
+        try:
+            data = self.objects.read(key, MAX_IDENTITY_BYTES)
+        except FileNotFoundError:
+            return None
+        with damage(key):
+            body = json.loads(data)
+            claimed = body.pop("digest")
+            if claimed != digest(body) or body["measured_on"] != measured_on or canonical_json({**body, "digest": claimed}) != data:
+                raise ValueError("its own digest differs; remove it to measure the statistics again")
+            arrays = {array: np.frombuffer(base64.b64decode(raw), "<f4").astype(np.float32) for array, raw in body["arrays"].items()}
+            return Statistics(arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], body["count"])
+
+
+def _statistics_key(name: str, measured_on: dict[str, Any]) -> str:
+    return f"statistics/{name}@{short(digest(measured_on))}.json"

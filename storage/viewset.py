@@ -1,0 +1,167 @@
+"""A set of views over one dataset: drawn once, committed shard by shard, read by every teacher and student.
+
+    views/<dataset>@<digest>/
+      identity.json  zarr.json
+      crop/ flip/ photometric/ pixel_digest/     one row a view: row = image index × K + k
+      commits/000412.json                        names the images that could not be decoded
+
+The first extraction of a shard draws its views, digests the crops' pixels and commits both; every later one reads them and re-checks the
+digests. Images per shard belong to the views, so all feature sets over them share the boundaries.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .commit import Record
+from .dataset import ImageDataset
+from .decode import decoder_identity
+from .errors import BadInput
+from .identity import digest, ids_digest, short
+from .named import check_metadata, create_named, damage
+from .objects import Objects
+from .shards import ShardedGroup
+from .views import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, empty_views
+from .zarr_format import ArraySpec, group_metadata
+
+DEFAULT_IMAGES_PER_SHARD = 128
+_KEPT_SHARDS = 256
+
+
+def views_identity(dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> dict[str, Any]:
+    """Everything that decides a set of views."""
+    if not 1 <= images_per_shard <= 1 << 20:
+        raise BadInput(f"images per shard must be between 1 and {1 << 20:,}, got {images_per_shard}")
+    return {
+        "format": 1,
+        "dataset": dataset.digest,
+        "images": len(dataset),
+        "views": spec.identity(),
+        "decoder": decoder_identity(),
+        "images_per_shard": images_per_shard,
+    }
+
+
+def _specs(identity: Mapping[str, Any]) -> list[ArraySpec]:
+    views_per_image = identity["views"]["views_per_image"]
+    rows, shard_rows = identity["images"] * views_per_image, identity["images_per_shard"] * views_per_image
+    arrays: list[tuple[str, int, type[np.generic], str, dict[str, Any]]] = [
+        ("crop", 4, np.int32, "top_left_height_width", {"units": "source pixels"}),
+        ("flip", 1, np.bool_, "mirrored", {}),
+        ("photometric", PHOTOMETRIC_PARAMETERS, np.float32, "parameter", {}),
+        (
+            "pixel_digest",
+            DIGEST_BYTES,
+            np.uint8,
+            "byte",
+            {"method": "xxh3_128 of (shape, uint8 RGB) before any resize"},
+        ),
+    ]
+    return [
+        ArraySpec(name, (rows, width), np.dtype(dtype), shard_rows, shard_rows, ("view", axis), attributes)
+        for name, width, dtype, axis, attributes in arrays
+    ]
+
+
+class ViewSet:
+    """The committed views of a dataset; row = image index × K + k."""
+
+    def __init__(self, objects: Objects, key: str, dataset: ImageDataset, identity: dict[str, Any]) -> None:
+        self.key, self.dataset, self.identity = key, dataset, identity
+        self.digest = digest(identity)
+        with damage(f"views/{key}/identity.json"):
+            self.spec = ViewSpec.from_identity(identity["views"])
+            self.views_per_image, self.images_per_shard = self.spec.views_per_image, int(identity["images_per_shard"])
+            specs = _specs(identity)
+            if (identity["dataset"], identity["images"]) != (dataset.digest, len(dataset)):
+                raise ValueError("it names another dataset")
+        check_metadata(objects, f"views/{key}", _metadata(identity, specs))
+        self.group = ShardedGroup(objects, f"views/{key}", self.digest, specs)
+        self.rows, self.shards = self.group.rows, self.group.shards
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Views] = OrderedDict()
+
+    @classmethod
+    def create(cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> "ViewSet":
+        """The set of views of this identity, made when the store does not have it yet."""
+        identity = views_identity(dataset, spec, images_per_shard)
+        key = f"{dataset.name}@{short(digest(identity))}"
+        create_named(objects, f"views/{key}", "views", identity, _metadata(identity, _specs(identity)))
+        return cls(objects, key, dataset, identity)
+
+    def shard_images(self, shard: int) -> tuple[int, int]:
+        """The images [first, last) of a shard."""
+        return shard * self.images_per_shard, min((shard + 1) * self.images_per_shard, len(self.dataset))
+
+    def draw_shard(self, shard: int) -> Views:
+        """The views of a shard drawn anew from the spec, without pixel digests."""
+        first, last = self.shard_images(shard)
+        return draw(self.spec, self.dataset.ids(first, last), self.dataset.sizes_hw(first, last))
+
+    def draw_image(self, image: int) -> Views:
+        """The K views of one image drawn anew from the spec, without pixel digests."""
+        return draw(self.spec, self.dataset.ids(image, image + 1), self.dataset.sizes_hw(image, image + 1))
+
+    def commit_shard(self, shard: int, views: Views, failed: Mapping[str, str]) -> Record:
+        """Publish a shard's views; `failed` names the images that could not be decoded (id → reason)."""
+        first, last = self.shard_images(shard)
+        ids = self.dataset.ids(first, last)
+        record = Record(self.digest, shard, len(views.crop), ids_digest(ids), {}, dict(failed))
+        arrays = {
+            "crop": views.crop,
+            "flip": views.flip[:, None],
+            "photometric": views.photometric,
+            "pixel_digest": views.digest,
+        }
+        return self.group.publish(record, arrays, np.ones(len(views.crop), np.bool_))
+
+    def read_shard(self, shard: int) -> Views | None:
+        """A shard's committed views, None when it has none yet; raises `CacheDamaged`."""
+        with self._lock:
+            if shard in self._kept:
+                self._kept.move_to_end(shard)
+                return self._kept[shard]
+        if self.group.record(shard) is None:
+            return None
+        first, last = self.group.shard_span(shard)
+        rows = np.arange(first, last)
+        out = {spec.name: np.empty((len(rows), *spec.shape[1:]), spec.dtype) for spec in self.group.specs.values()}
+        self.group.read(rows, out, out)
+        views = Views(out["crop"], out["flip"][:, 0], out["photometric"], out["pixel_digest"])
+        with self._lock:
+            self._kept[shard] = views
+            while len(self._kept) > _KEPT_SHARDS:
+                self._kept.popitem(last=False)
+        return views
+
+    def read(self, rows: NDArray[np.int64]) -> Views:
+        """The committed views of any rows, in their order; raises `BadInput` for a shard that has none yet."""
+        shard_rows = self.group.shard_rows
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
+            raise BadInput(f"rows {rows.min()} to {rows.max()} of views/{self.key}, which has {self.rows}")
+        out = empty_views(len(rows))
+        shards = rows // shard_rows
+        for shard in np.unique(shards).tolist():
+            views = self.read_shard(shard)
+            if views is None:
+                raise BadInput(f"shard {shard} of views/{self.key} is not committed; run extract-features to its end first")
+            here = shards == shard
+            local = rows[here] - shard * shard_rows
+            out.crop[here], out.flip[here] = views.crop[local], views.flip[local]
+            out.photometric[here], out.digest[here] = views.photometric[local], views.digest[local]
+        return out
+
+    def failed_images(self, shard: int) -> dict[str, str]:
+        """The images of a committed shard that could not be decoded (id → reason)."""
+        record = self.group.record(shard)
+        return {} if record is None else record.failed
+
+
+def _metadata(identity: Mapping[str, Any], specs: list[ArraySpec]) -> dict[str, bytes]:
+    arrays = {spec.name: spec.metadata() for spec in specs}
+    group = group_metadata({"kind": "eupe-pipeline views", "identity_sha256": digest(dict(identity))}, arrays)
+    return {"zarr.json": group, **{f"{name}/zarr.json": data for name, data in arrays.items()}}

@@ -1,0 +1,229 @@
+"""The training recipe as frozen, typed data: every value that decides a run, with its range checked where it is made.
+
+Nothing here reads files; the TOML loader fills these classes from tables of the same names. `OPERATIONAL` lists the values that change how
+a run is carried out but not what it computes: a resumed run may change them, any other difference is an error. Defaults marked "ours" are
+not in the paper. What belongs in a recipe but has no field here does not exist: unknown keys are errors.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..storage.errors import BadInput, unknown_name
+
+PRECISIONS = ("auto", "fp32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+SOURCES = ("cached", "live")
+OPTIMIZERS = ("adamw", "lamb")
+OPERATIONAL = (
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "run.log_every",
+    "run.prefetch_batches",
+    "run.reader_threads",
+)
+
+
+def _check(holds: bool, key: str, got: object, expected: str) -> None:
+    if not holds:
+        raise BadInput(f"recipe value {key} = {got!r} is out of range: expected {expected}")
+
+
+def _check_choice(kind: str, got: str, known: tuple[str, ...]) -> None:
+    if got not in known:
+        raise unknown_name(kind, got, known)
+
+
+def _check_sizes(key: str, sizes: tuple[int, ...]) -> None:
+    _check(bool(sizes) and all(16 <= size <= 4096 for size in sizes), key, sizes, "one or more sizes of 16 to 4096 px")
+
+
+@dataclass(frozen=True)
+class TeacherWeights:
+    """Weights of one teacher's terms in the loss."""
+
+    cls: float = 1.0
+    """Weight of the class-token term."""
+    patch: float = 1.0
+    """Weight of the patch-token term (the paper's γ for DINOv3)."""
+
+    def __post_init__(self) -> None:
+        _check(self.cls >= 0 and self.patch >= 0 and self.cls + self.patch > 0, "teacher.weights", self, "≥ 0, not both 0")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """`[student]`: what is trained."""
+
+    architecture: str = "eupe_vitt16"
+    """Name of an encoder architecture."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Values that replace the architecture's own, such as `layer_scale`."""
+    sizes_px: tuple[int, ...] = (256,)
+    """Input sizes; one is drawn for each step."""
+    init_from: str = ""
+    """Run folder whose backbone and adapters this run starts from; empty for random weights."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.architecture), "student.architecture", self.architecture, "a name")
+        _check_sizes("student.sizes_px", self.sizes_px)
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """`[teacher]`: where targets come from."""
+
+    source: str = "cached"
+    """`cached` reads feature sets, `live` runs the teacher beside the student."""
+    sizes_px: tuple[int, ...] = ()
+    """Input sizes of live teachers, one drawn for each step apart from the student's; empty for each teacher's own size."""
+    weights: Mapping[str, TeacherWeights] = field(default_factory=dict)
+    """Loss weights by teacher name; 1.0 for teachers that are not named."""
+
+    def __post_init__(self) -> None:
+        _check_choice("target source", self.source, SOURCES)
+        _check(self.source == "live" or not self.sizes_px, "teacher.sizes_px", self.sizes_px, "none with cached targets")
+        if self.sizes_px:
+            _check_sizes("teacher.sizes_px", self.sizes_px)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """`[adapter]`: the heads that map student tokens to each teacher's width."""
+
+    width: int = 3072
+    """Hidden width (paper: 1536 in stage 1, 3072 after)."""
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.width <= 65536, "adapter.width", self.width, "1 to 65536")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """`[loss]`: the patch loss's two terms."""
+
+    patch_cosine: float = 0.9
+    """Weight of 1 − cos in the patch loss."""
+    patch_smooth_l1: float = 0.1
+    """Weight of smooth-L1 in the patch loss."""
+    smooth_l1_beta: float = 1.0
+    """Where smooth-L1 turns from quadratic to linear (ours)."""
+
+    def __post_init__(self) -> None:
+        _check(self.patch_cosine >= 0, "loss.patch_cosine", self.patch_cosine, "≥ 0")
+        _check(self.patch_smooth_l1 >= 0, "loss.patch_smooth_l1", self.patch_smooth_l1, "≥ 0")
+        _check(self.smooth_l1_beta > 0, "loss.smooth_l1_beta", self.smooth_l1_beta, "> 0")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """`[optimizer]`: update rule and learning-rate schedule."""
+
+    name: str = "adamw"
+    """`adamw` or `lamb`."""
+    learning_rate: float = 2e-5
+    """Peak of the schedule; not scaled with the batch."""
+    weight_decay: float = 1e-4
+    """Decoupled decay of matrices; vectors (biases, norms, layer scales) have none (ours)."""
+    beta1: float = 0.9
+    """Decay of the first moment (ours)."""
+    beta2: float = 0.999
+    """Decay of the second moment (ours)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    warmup_share: float = 0.05
+    """Share of the steps with a linear warm-up (ours)."""
+    final_learning_rate: float = 0.0
+    """Where the cosine ends (ours)."""
+    clip_norm: float = 3.0
+    """Largest norm of the whole gradient (ours); 0 for no clipping."""
+
+    def __post_init__(self) -> None:
+        _check_choice("optimizer", self.name, OPTIMIZERS)
+        _check(0 < self.learning_rate < 10, "optimizer.learning_rate", self.learning_rate, "above 0, below 10")
+        _check(0 <= self.weight_decay < 10, "optimizer.weight_decay", self.weight_decay, "0 to 10")
+        _check(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "optimizer.beta1, beta2", (self.beta1, self.beta2), "in [0, 1)")
+        _check(0 < self.eps < 1, "optimizer.eps", self.eps, "above 0, below 1")
+        _check(0 <= self.warmup_share < 1, "optimizer.warmup_share", self.warmup_share, "in [0, 1)")
+        ends_low = 0 <= self.final_learning_rate <= self.learning_rate
+        _check(ends_low, "optimizer.final_learning_rate", self.final_learning_rate, "0 to learning_rate")
+        _check(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "≥ 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """`[run]`: how long, in what portions, and what is kept."""
+
+    steps: int = 390_000
+    """Optimiser steps."""
+    batch_size: int = 8192
+    """Views in a step."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    log_every: int = 10
+    """Steps between lines of metrics."""
+    prefetch_batches: int = 4
+    """Batches that may be ready before the step that uses them."""
+    reader_threads: int = 2
+    """Threads that decode, crop and read targets."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            _check(1 <= value < 2**40, f"run.{name}", value, "at least 1")
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """One training run, wholly described."""
+
+    stage: int = 2
+    """1: teachers to proxy, 2: proxy to student, 3: live proxy at several scales."""
+    seed: int = 0
+    """Decides order, initial weights and every draw."""
+    precision: str = "auto"
+    """Autocast of the forward pass: `bf16`, `fp32`, or `auto` for bf16 where the device computes in it."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto` for CUDA where it is present."""
+    compile: bool = False
+    """Whether the student goes through torch.compile."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    """What is trained."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """Where targets come from."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """The heads."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The losses."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The update rule."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Length and portions."""
+
+    def __post_init__(self) -> None:
+        _check(self.stage in (1, 2, 3), "stage", self.stage, "1, 2 or 3")
+        _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 − 1")
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("device", self.device, DEVICES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as nested plain data (tuples as lists), fit for JSON and for comparing."""
+        return {key: _plain(value) for key, value in vars(self).items()}
+
+    def decisive(self) -> dict[str, Any]:
+        """`to_dict` without the `OPERATIONAL` values: equal for two runs that compute the same thing."""
+        plain = self.to_dict()
+        for dotted in OPERATIONAL:
+            table, key = dotted.split(".")
+            del plain[table][key]
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {key: _plain(part) for key, part in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, tuple | list) else value

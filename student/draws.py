@@ -1,0 +1,27 @@
+"""Recorded draws: random choices of a training step as pure functions of (seed, purpose, step).
+
+No generator has a state that a checkpoint would have to carry: the same step draws the same values after a resume, on any number of ranks
+and in any order of evaluation. Each draw is 64 bits of BLAKE2b over its arguments; the modulo's bias is below 2^-50 for the small ranges
+used here.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+_MASK_63 = 2**63 - 1
+
+
+def bits64(seed: int, purpose: str, *numbers: int) -> int:
+    """64 uniform bits that depend on nothing but the arguments."""
+    message = "\0".join([str(seed), purpose, *(str(number) for number in numbers)])
+    return int.from_bytes(hashlib.blake2b(message.encode(), digest_size=8).digest(), "little")
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of torch's generators for one step: what the model draws (RoPE rescale) is then exact after a resume."""
+    return bits64(seed, "step", step, rank) & _MASK_63
+
+
+def choose_size(seed: int, purpose: str, step: int, sizes_px: Sequence[int]) -> int:
+    """One of `sizes_px` for a step, uniformly; student and teacher draw independently through their `purpose`."""
+    return sizes_px[bits64(seed, f"size:{purpose}", step) % len(sizes_px)]

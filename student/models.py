@@ -1,0 +1,71 @@
+"""The student: one encoder, and for each teacher an adapter for the class token and one for the patch tokens.
+
+An adapter is `Linear(no bias) → LayerNorm → GELU → Linear(no bias)` to the teacher's width (paper, section 3.2). Adapters are dropped after
+training but kept beside the backbone: stage 3 starts from them and zero-shot evaluation needs them. A teacher without a class token has no
+class adapter. Axes: B images, H and W grid, C colours, D channels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..teachers.encoders import Encoder
+from ..teachers.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What one teacher's targets look like."""
+
+    cls_dim: int | None
+    """Channels of the class token; None without one."""
+    patch_dim: int
+    """Channels of a patch token."""
+    grid: tuple[int, int]
+    """Rows and columns of patch tokens at the teacher's own size."""
+
+
+class Adapter(nn.Sequential):
+    """Tokens (…, in_dim) → (…, out_dim)."""
+
+    def __init__(self, in_dim: int, width: int, out_dim: int) -> None:
+        first, last = nn.Linear(in_dim, width, bias=False), nn.Linear(width, out_dim, bias=False)
+        super().__init__(first, nn.LayerNorm(width), nn.GELU(), last)
+
+
+class TeacherHeads(nn.Module):
+    """Both adapters of one teacher; `cls` is None for a teacher without a class token."""
+
+    def __init__(self, in_dim: int, width: int, spec: TargetSpec) -> None:
+        super().__init__()
+        self.cls = Adapter(in_dim, width, spec.cls_dim) if spec.cls_dim is not None else None
+        self.patch = Adapter(in_dim, width, spec.patch_dim)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """The student's tokens in the teacher's normalised space."""
+        cls_BD = self.cls(tokens.cls_BD) if self.cls is not None else None
+        return Tokens(cls_BD, self.patch(tokens.patch_BHWD))
+
+
+class Student(nn.Module):
+    """An encoder with adapters; `adapters` has one entry a teacher, in the order of `teacher_names`.
+
+    Teacher names may hold characters that module names may not (dots), so the modules stand in a list.
+    """
+
+    def __init__(self, encoder: Encoder, width: int, teachers: Mapping[str, TargetSpec]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.teacher_names = list(teachers)
+        self.adapters = nn.ModuleList([TeacherHeads(encoder.width, width, spec) for spec in teachers.values()])
+
+    def forward(self, pixels_BHWC: Tensor) -> dict[str, Tokens]:
+        """uint8 pixels (B, H, W, C) of any valid size → predicted tokens by teacher."""
+        tokens: Tokens = self.encoder(self.encoder.preprocessing.apply(pixels_BHWC))
+        return {name: heads(tokens) for name, heads in zip(self.teacher_names, self.adapters, strict=True)}
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

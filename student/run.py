@@ -1,0 +1,163 @@
+"""A run's folder: the one place where training leaves anything.
+
+    OUT/
+      recipe.json          the resolved recipe, with the origin of each value
+      identities.json      what the targets are, and what the run started from
+      metrics.jsonl        one line a logged step          tensorboard/   the same as events
+      checkpoints/step-NNNNNNN/
+      initial/model/       the untrained student, when it started from random weights
+      model/               model.json  backbone.safetensors  adapters.json  adapters.safetensors
+      summary.json         written last: the run is finished
+
+`model/` is what evaluation, extraction and later stages read.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch.utils.tensorboard import SummaryWriter
+
+from ..storage.atomic import make_folder, refusals, replace_folder, write_atomically
+from ..storage.errors import BadInput, CacheDamaged, CacheMismatch
+from ..storage.identity import differing_fields
+from .config import TrainRecipe
+from .models import Student
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CacheDamaged(f"{path} cannot be read ({error}); start this run in a new folder") from error
+
+
+class RunFolder:
+    """Reads and writes one run's folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.checkpoints, self.model, self.initial = out / "checkpoints", out / "model", out / "initial" / "model"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a finished run, None otherwise."""
+        path = self.out / "summary.json"
+        return dict(_read_json(path)) if path.is_file() else None
+
+    def begin(self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any]) -> None:
+        """Record recipe and identities; raises `CacheMismatch` naming each field in which a run that stands there differs."""
+        plain = json.loads(json.dumps(identities))
+        if (self.out / "recipe.json").is_file():
+            recorded = _read_json(self.out / "recipe.json")
+            self._refuse_other("recipe", recipe.decisive(), recorded["decisive"])
+            self._refuse_other("identities", plain, _read_json(self.out / "identities.json"))
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise BadInput(f"{self.out} is not empty and holds no run; give an empty or a new folder for the run")
+        make_folder(self.out)
+        _write_json(self.out / "identities.json", plain)
+        described = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": dict(origins)}
+        _write_json(self.out / "recipe.json", described)
+
+    def _refuse_other(self, what: str, got: dict[str, Any], wanted: dict[str, Any]) -> None:
+        if lines := differing_fields(got, wanted):
+            raise CacheMismatch(
+                f"{self.out} holds a run with another {what}: {'; '.join(lines)}. Use the values it was begun with, or a new folder"
+            )
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary: from now on the run is finished."""
+        _write_json(self.out / "summary.json", dict(summary))
+
+
+class Metrics:
+    """`metrics.jsonl` and TensorBoard events; lines after `resumed_from` are dropped first, so that no step stands twice."""
+
+    def __init__(self, out: Path, resumed_from: int) -> None:
+        path = out / "metrics.jsonl"
+        kept = [line for line in read_metrics(out) if line["step"] <= resumed_from]
+        write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resumed_from + 1 if resumed_from else None)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line and its numbers as events."""
+        with refusals(Path(self._file.name), len(line) * 32):
+            self._file.write(f"{json.dumps(line)}\n")
+        for tag, value in _flatten(line):
+            self._board.add_scalar(tag, value, line["step"])
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
+
+
+def _flatten(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in line.items():
+        if isinstance(value, Mapping):
+            found += _flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key != "step":
+            found.append((f"{prefix}{key}", float(value)))
+    return found
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run, in order; a last line that a crash cut short is left out."""
+    path = out / "metrics.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(dict(json.loads(text)))
+        except ValueError:
+            break
+    return lines
+
+
+def save_model(student: Student, folder: Path, *, size_px: int, targets: Mapping[str, Any]) -> None:
+    """Write a `model/` folder: the encoder, its adapters, and what the adapters were trained for; replaces an older one."""
+    encoder = student.encoder
+    preprocessing = {**encoder.preprocessing.identity(), "size_px": size_px}
+    described = {"architecture": encoder.architecture, "size_px": size_px, "preprocessing": preprocessing}
+    backbone = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    adapters = {name: tensor.detach().cpu().contiguous() for name, tensor in student.adapters.state_dict().items()}
+    needed_bytes = sum(tensor.nbytes for tensor in (*backbone.values(), *adapters.values()))
+    with refusals(folder, needed_bytes), replace_folder(folder) as temporary:
+        safetensors.torch.save_file(backbone, temporary / "backbone.safetensors")
+        safetensors.torch.save_file(adapters, temporary / "adapters.safetensors")
+        (temporary / "model.json").write_text(json.dumps(described, indent=1, sort_keys=True))
+        (temporary / "adapters.json").write_text(json.dumps(adapter_record(student, targets), indent=1, sort_keys=True))
+
+
+def adapter_record(student: Student, targets: Mapping[str, Any]) -> dict[str, Any]:
+    """What the adapters map to, by teacher: widths, and the digest of the statistics that normalise (`targets`: name → digest)."""
+    record: dict[str, Any] = {}
+    for name, heads in zip(student.teacher_names, student.adapters, strict=True):
+        widths = {key: list(tensor.shape) for key, tensor in heads.state_dict().items()}
+        record[name] = {"shapes": widths, "statistics": targets.get(name)}
+    return {"teachers": record, "order": student.teacher_names}
+
+
+def load_model(student: Student, run: Path, targets: Mapping[str, Any]) -> None:
+    """Start from a run's backbone and adapters, strictly; raises `BadInput` for no such model, `CacheMismatch` for other adapters."""
+    folder = run / "model"
+    if not (folder / "model.json").is_file():
+        raise BadInput(f"{run} holds no trained model (no {folder / 'model.json'}); finish that run first: `eupe-pipeline train …`")
+    differences = [
+        *differing_fields(student.encoder.architecture, _read_json(folder / "model.json")["architecture"], "architecture."),
+        *differing_fields(adapter_record(student, targets), _read_json(folder / "adapters.json"), "adapters."),
+    ]
+    if differences:
+        raise CacheMismatch(f"{run} does not fit this student: {'; '.join(differences[:5])}")
+    try:
+        student.encoder.load_state_dict(safetensors.torch.load_file(folder / "backbone.safetensors"), strict=True)
+        student.adapters.load_state_dict(safetensors.torch.load_file(folder / "adapters.safetensors"), strict=True)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CacheDamaged(f"the model in {folder} cannot be loaded ({error}); train it again") from error

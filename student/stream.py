@@ -1,0 +1,153 @@
+"""Batches of pixels and targets, built by threads straight into preallocated memory.
+
+A step's images are decoded once, cut as their recorded view says, and resized to every input that is wanted (the student's, and live
+teachers'); its cached tokens are read into the same batch. A fixed number of batches exists (`prefetch + 1`), so memory is bounded; each is
+split among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels and stored codes cross to the
+device. Everything in a batch is a function of its step, so starting at any step resumes exactly. The digest of each crop's pixels is
+compared with the recorded one: a changed decoder or image is an error. Limit: the photometric mode is `none` so far.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..storage.errors import CacheMismatch
+from ..storage.views import cut, pixel_digest, resize
+from ..storage.viewset import ViewSet
+from .order import Order, Places
+from .targets import Memory, Rendering, TargetSource
+
+STUDENT = "student"
+
+
+class Plan(NamedTuple):
+    """What one step will use."""
+
+    step: int
+    places: Places
+    renderings: Sequence[Rendering]
+
+    def size_px(self, key: str) -> int:
+        """Input size of the student or of one live teacher in this step."""
+        return next(rendering.size_px for rendering in self.renderings if rendering.key == key)
+
+
+@dataclass
+class Batch:
+    """One step's tensors by name: `pixels/student`, `pixels/<teacher>`, and the target source's own; `photometric` (B, 8)."""
+
+    plan: Plan
+    tensors: Memory
+
+    def to(self, device: str) -> Memory:
+        """The tensors on a device; asynchronous from pinned memory."""
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+
+
+@dataclass
+class _Slot:
+    """Memory of one batch, reused; pixel buffers are made once for each (key, size)."""
+
+    batch_size: int
+    fixed: Memory
+    pin: bool
+    pixels: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def tensors(self, renderings: Sequence[Rendering]) -> Memory:
+        found = dict(self.fixed)
+        for key, size_px, _ in renderings:
+            if (key, size_px) not in self.pixels:
+                shape = (self.batch_size, size_px, size_px, 3)
+                self.pixels[key, size_px] = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
+            found[f"pixels/{key}"] = self.pixels[key, size_px]
+        return found
+
+
+class Stream:
+    """Iterates over the batches of steps [first, last); a batch is valid until the next one is asked for."""
+
+    def __init__(
+        self,
+        views: ViewSet,
+        source: TargetSource,
+        order: Order,
+        student_rendering: Callable[[int], Rendering],
+        *,
+        batch_size: int,
+        threads: int = 2,
+        prefetch: int = 4,
+        pin: bool = False,
+    ) -> None:
+        self.views, self.source, self.order, self.student_rendering = views, source, order, student_rendering
+        self.batch_size, self.threads, self.pin = batch_size, threads, pin
+        self._slots = [self._allocate() for _ in range(prefetch + 1)]
+
+    def _allocate(self) -> _Slot:
+        fixed = self.source.allocate(self.batch_size)
+        width = self.views.group.specs["photometric"].shape[1]
+        fixed["photometric"] = torch.zeros(self.batch_size, width)
+        return _Slot(self.batch_size, {name: one.pin_memory() if self.pin else one for name, one in fixed.items()}, self.pin)
+
+    def plan(self, step: int) -> Plan:
+        """What a step uses: a pure function of the step."""
+        places = self.order.places(step * self.batch_size, (step + 1) * self.batch_size)
+        return Plan(step, places, (self.student_rendering(step), *self.source.renderings(step)))
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The batches of steps [first, last) in order; an error in a thread is raised here, at its step."""
+        free = deque(self._slots)
+        pending: deque[tuple[_Slot, Batch, list[Future[None]]]] = deque()
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="stream")
+        try:
+            upcoming = iter(range(first, last))
+            while True:
+                while free and (step := next(upcoming, None)) is not None:
+                    slot = free.popleft()
+                    pending.append((slot, *self._submit(pool, slot, step)))
+                if not pending:
+                    return
+                slot, batch, parts = pending.popleft()
+                for part in parts:
+                    part.result()
+                yield batch
+                if self.pin:
+                    torch.cuda.current_stream().synchronize()  # copies out of this memory must end before it is filled again
+                free.append(slot)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, slot: _Slot, step: int) -> tuple[Batch, list[Future[None]]]:
+        plan = self.plan(step)
+        batch = Batch(plan, slot.tensors(plan.renderings))
+        edges = np.linspace(0, self.batch_size, self.threads + 1).astype(int).tolist()
+        spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
+        return batch, [pool.submit(self._fill, batch, start, stop) for start, stop in spans]
+
+    def _fill(self, batch: Batch, start: int, stop: int) -> None:
+        """Build places [start, stop) of a batch."""
+        places = batch.plan.places
+        rows_b = places.row_B[start:stop]
+        self.source.fill(rows_b, batch.tensors, start)
+        views = self.views.read(rows_b)
+        batch.tensors["photometric"][start:stop] = torch.from_numpy(views.photometric)
+        outputs = [(one, batch.tensors[f"pixels/{one.key}"].numpy()) for one in batch.plan.renderings]
+        for n, image in enumerate(places.image_B[start:stop].tolist()):
+            crop = cut(self.views.dataset.read_image(image), views.crop[n])
+            if pixel_digest(crop) != views.digest[n].tobytes():
+                raise self._changed(image)
+            for rendering, out in outputs:
+                out[start + n] = resize(crop, bool(views.flip[n]), rendering.size_px, rendering.interpolation)
+
+    def _changed(self, image: int) -> CacheMismatch:
+        image_id = self.views.dataset.row(image).id
+        return CacheMismatch(
+            f"image {image_id} of {self.views.dataset.key} decodes to other pixels than its recorded view {self.views.key} "
+            "(pixel digest differs): another version of the image library? Install the recorded one or extract again"
+        )

@@ -1,0 +1,1 @@
+"""What is frozen: encoders, teachers by name, their weights and preprocessing."""

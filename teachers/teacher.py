@@ -1,0 +1,51 @@
+"""A frozen teacher: bytes of an image in, fp32 tokens out, and no way to train it by accident.
+
+Axes: B images, H and W rows and columns, D channels. It stays in eval mode whatever its owner does, no parameter asks for a gradient, and
+the forward runs under `no_grad` rather than `inference_mode`: a live target takes part in a loss, and autograd refuses to
+save inference tensors. bf16 is autocast, and fp32 switches an outer autocast off, so that the precision in the identity is
+the one that ran. Images are channels-last in memory, which on CPU gives convolutions 1.3 to 2 times the rate.
+Two batch sizes give equal tokens only to rounding (about 1e-5): matrix kernels block by batch.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .encoders import Encoder
+from .spec import TeacherSpec
+from .tokens import Tokens
+
+
+class Teacher(nn.Module):
+    """`spec` and the loaded encoder behind it; the encoder is frozen here and may be shared by `at_size` views."""
+
+    def __init__(self, spec: TeacherSpec, encoder: Encoder) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = encoder.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Eval mode always: batch statistics and drop-path in a teacher would change the targets."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.encoder.parameters()).device
+
+    @torch.no_grad()
+    def forward(self, pixels_BHWC: Tensor) -> Tokens:
+        """uint8 RGB (B, h, w, 3), already resized → fp32 Tokens on the teacher's device.
+
+        Any sides that are multiples of the stride are taken; a cache wants `spec.preprocessing.size_px`. Raises BadInput
+        on other sides and on pixels that are not uint8.
+        """
+        device = self.device
+        x_BCHW = self.spec.preprocessing.apply(pixels_BHWC.to(device, non_blocking=True))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+            cls_BD, patch_BHWD = self.encoder(x_BCHW)
+        return Tokens(None if cls_BD is None else cls_BD.float(), patch_BHWD.float().contiguous())
+
+    def at_size(self, size_px: int) -> "Teacher":
+        """The same weights (shared, not copied) under a spec of another input size; raises BadInput off the stride."""
+        return Teacher(self.spec.at_size(size_px), self.encoder)

@@ -1,0 +1,81 @@
+"""The catalogue says what is there, what is missing, and which shard is damaged; it never writes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eupe_pipeline.pipeline.catalog import list_store, show_features, verify_features
+from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.storage.features import FeatureReader
+
+Store = tuple[str, FeatureReader]
+
+
+class Events(list[Mapping[str, Any]]):
+    """Keeps the events it is called with."""
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        self.append(event)
+
+
+def state(url: str) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path(url).rglob("*") if path.is_file()}
+
+
+def test_a_store_is_listed_with_how_much_of_each_set_is_there(small_store: Store) -> None:
+    url, reader = small_store
+    found = list_store(store=url, on_event=Events())
+    (dataset,) = found["datasets"]
+    assert found["datasets"][dataset] == {"images": 24, "labels": 3}
+    assert found["views"][reader.views.key] == {"dataset": dataset, "kind": "random_resized_crop", "views_per_image": 2}
+    listed = found["features"][reader.key]
+    assert listed["shards"] == "2 of 3"
+    assert listed["rows"] == 48
+    on_disk = sum(path.stat().st_size for path in Path(url, "features", reader.key).rglob("*") if path.is_file())
+    assert 0 < listed["bytes"] <= on_disk
+
+
+def test_one_set_is_shown_with_its_identity_and_what_is_missing(small_store: Store) -> None:
+    url, reader = small_store
+    shown = show_features(key="tiny-int8", store=url, on_event=Events())
+    assert shown["key"] == reader.key
+    assert (shown["grid"], shown["patch_token_width"], shown["complete"], shown["missing_shards"]) == ("2×2", 48, False, [2])
+    assert shown["identity"] == reader.identity
+
+
+def test_a_sound_set_verifies_and_nothing_is_written(small_store: Store) -> None:
+    url, _ = small_store
+    before, events = state(url), Events()
+    result = verify_features(key="tiny-int8", store=url, on_event=events)
+    assert (result["verified"], result["missing_shards"], result["damaged"]) == (2, [2], {})
+    assert [event["done"] for event in events] == [1, 2]
+    assert state(url) == before
+
+
+def test_one_flipped_bit_is_found_and_the_other_shards_are_still_checked(small_store: Store) -> None:
+    url, reader = small_store
+    record = reader.group.record(0)
+    assert record is not None
+    victim = Path(url, "features", reader.key, record.objects["patch"].key)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    events = Events()
+    result = verify_features(key="tiny-int8", store=url, on_event=events)
+    assert list(result["damaged"]) == ["0"]
+    assert result["verified"] == 1
+    assert "shard 0" in next(str(event["text"]) for event in events if event["event"] == "warning")
+
+
+def test_a_lost_object_is_found(small_store: Store) -> None:
+    url, reader = small_store
+    record = reader.group.record(1)
+    assert record is not None
+    Path(url, "features", reader.key, record.objects["cls"].key).unlink()
+    assert list(verify_features(key="tiny-int8", store=url, on_event=Events())["damaged"]) == ["1"]
+
+
+def test_an_unknown_set_names_the_nearest(small_store: Store) -> None:
+    with pytest.raises(BadInput, match="tiny-int8"):
+        show_features(key="tiny-int9", store=small_store[0], on_event=Events())

@@ -1,0 +1,28 @@
+"""Stores for the storage tests: a complete one that nobody changes, and fresh copies to damage."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .made_up_store import Made, build, reopen
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A complete int8 store: 20 images, 40 rows, 5 shards. Read only."""
+    return build(tmp_path_factory.mktemp("pristine"))
+
+
+@pytest.fixture
+def copied(pristine: Made, tmp_path: Path) -> Callable[[], Made]:
+    """Make a fresh copy of the complete store, to be damaged; its images stay where they are."""
+    count = iter(range(1000))
+
+    def copy() -> Made:
+        target = tmp_path / f"copy{next(count)}"
+        shutil.copytree(pristine.folder, target)
+        return reopen(pristine._replace(store=type(pristine.store).open(str(target))))
+
+    return copy

@@ -1,0 +1,149 @@
+"""A small store of made-up images and tokens: every value follows from the seed, so that any process writes the same one.
+
+Run as a program it is one more writer of a store, to be killed or to collide with others:
+
+    python made_up_store.py STORE FEATURES_KEY SEED
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from eupe_pipeline.storage.commit import Record
+from eupe_pipeline.storage.dataset import ImageDataset
+from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, TokenRows, features_identity
+from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.statistics import Statistics
+from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views import Views, ViewSpec, cut, pixel_digest
+from eupe_pipeline.storage.viewset import ViewSet
+from numpy.typing import NDArray
+from PIL import Image
+
+CLS_DIM, PATCH_DIM, GRID = 12, 16, (2, 3)
+
+
+class Made(NamedTuple):
+    """A store with one dataset, one set of views and one feature set."""
+
+    store: FeatureStore
+    dataset: ImageDataset
+    views: ViewSet
+    features: FeatureReader
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.store.url)
+
+
+def write_images(folder: Path, count: int, seed: int = 0) -> Path:
+    """`count` noisy PNGs of several sizes in three label folders."""
+    random = np.random.default_rng(seed)
+    for n in range(count):
+        path = folder / f"class{n % 3}" / f"{n:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (9 + n % 4, 8 + n % 5, 3), np.uint8)).save(path)
+    return folder
+
+
+def drawn_with_digests(views: ViewSet, shard: int) -> Views:
+    """A shard's views with the digests of their real pixels."""
+    drawn = views.draw_shard(shard)
+    first, _ = views.shard_images(shard)
+    for row, crop in enumerate(drawn.crop):
+        image = views.dataset.read_image(first + row // views.views_per_image)
+        drawn.digest[row] = np.frombuffer(pixel_digest(cut(image, crop)), np.uint8)
+    return drawn
+
+
+def raw_tokens(features: FeatureReader, shard: int, noise: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The class and patch tokens of a shard: a function of the shard alone, but for the noise of another machine."""
+    first, last = features.group.shard_span(shard)
+    random = np.random.default_rng([7, shard])
+    cls = random.normal(size=(last - first, features.cls_dim or 0)).astype(np.float32)
+    patch = random.normal(size=(last - first, *features.grid, features.patch_dim)).astype(np.float32)
+    other = np.random.default_rng().normal(scale=noise, size=patch.shape).astype(np.float32)
+    return cls, patch + other
+
+
+def tokens(features: FeatureReader, shard: int, noise: float = 0.0) -> TokenRows:
+    """The stored form of a shard's made-up tokens."""
+    cls, patch = raw_tokens(features, shard, noise)
+    return features.encode(cls if features.cls_dim else None, patch)
+
+
+def commit(made: Made, shard: int, noise: float = 0.0) -> Record:
+    """Commit one shard of views and features, as an extraction does."""
+    if made.views.read_shard(shard) is None:
+        made.views.commit_shard(shard, drawn_with_digests(made.views, shard), {})
+    record = made.views.group.record(shard)
+    assert record is not None
+    return made.features.commit_shard(shard, tokens(made.features, shard, noise), {}, record.digest)
+
+
+def plan(root: Path, *, images: int = 20, codec: str = "int8", cls_dim: int | None = CLS_DIM, name: str = "made-up") -> Made:
+    """A store with everything but shards: 2 views an image, 4 images (8 rows) a shard."""
+    store = FeatureStore.create(str(root / "store"))
+    if not (root / "images").exists():
+        write_images(root / "images", images)
+    dataset = build_index(store.objects, str(root / "images"), "photos")
+    views = ViewSet.create(store.objects, dataset, ViewSpec(views_per_image=2, seed=3), images_per_shard=4)
+    return with_features(Made(store, dataset, views, None), codec, cls_dim, name)  # type: ignore[arg-type]  # filled in there
+
+
+def with_features(made: Made, codec: str, cls_dim: int | None = CLS_DIM, name: str = "made-up") -> Made:
+    """The same store with another, empty feature set."""
+    values = np.linspace(0.5, 1.5, PATCH_DIM, dtype=np.float32)
+    cls_values = None if cls_dim is None else np.linspace(0.5, 1.5, cls_dim, dtype=np.float32)
+    statistics = Statistics(cls_values, cls_values, values, values, 8)
+    layout = FeatureLayout(cls_dim, PATCH_DIM, GRID, codec)
+    identity = features_identity({"architecture": "made up", "weights_sha256": "0" * 64}, made.views, statistics, {}, layout)
+    return made._replace(features=FeatureReader.create(made.store.objects, name, made.views, identity, statistics))
+
+
+def build(root: Path, *, images: int = 20, codec: str = "int8", cls_dim: int | None = CLS_DIM) -> Made:
+    """The whole store."""
+    made = plan(root, images=images, codec=codec, cls_dim=cls_dim)
+    for shard in range(made.views.shards):
+        commit(made, shard)
+    return made
+
+
+def reopen(made: Made) -> Made:
+    """The same store seen by a new process: nothing cached."""
+    store = FeatureStore.open(made.store.url)
+    features = store.features(made.features.key)
+    return Made(store, features.views.dataset, features.views, features)
+
+
+def everything(made: Made) -> list[NDArray[np.generic]]:
+    """All that a run reads: views and tokens of every row, and every image's pixels."""
+    rows = np.arange(made.features.rows)
+    found: list[NDArray[np.generic]] = [*made.views.read(rows)]
+    found += [array for array in made.features.read(rows) if array is not None]
+    found += [array for _, array in sorted(made.features.statistics.arrays().items())]
+    return [*found, made.dataset.labels(), *(made.dataset.read_image(n) for n in range(len(made.dataset)))]
+
+
+def same(left: list[NDArray[np.generic]], right: list[NDArray[np.generic]]) -> bool:
+    """Whether two readings are equal to the byte."""
+    return len(left) == len(right) and all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(left, right, strict=True))
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def write_missing(url: str, key: str, seed: int) -> None:
+    """Commit the shards that have no record, in an order of one's own."""
+    store = FeatureStore.open(url)
+    features = store.features(key)
+    made = Made(store, features.views.dataset, features.views, features)
+    for shard in np.random.default_rng(seed).permutation(features.missing_shards()).tolist():
+        commit(made, shard)
+
+
+if __name__ == "__main__":
+    write_missing(sys.argv[1], sys.argv[2], int(sys.argv[3]))

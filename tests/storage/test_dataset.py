@@ -1,0 +1,204 @@
+"""An index is its content's digest; broken images are counted; a source that changes under a cache is refused (FAULTS 15)."""
+
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eupe_pipeline.storage import dataset as dataset_file
+from eupe_pipeline.storage import indexing
+from eupe_pipeline.storage.dataset import ImageDataset
+from eupe_pipeline.storage.errors import BadInput, CacheDamaged, CacheMismatch
+from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.source_check import source_differences, verify_source
+from eupe_pipeline.storage.store import FeatureStore
+from PIL import Image
+
+from .made_up_store import write_images
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore.create(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "photos", 12)
+
+
+def test_what_is_indexed_is_what_lies_there(store: FeatureStore, photos: Path) -> None:
+    found = build_index(store.objects, str(photos), "photos")
+    assert len(found) == 12
+    assert found.label_names == ["class0", "class1", "class2"]
+    assert found.labels().tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert found.ids(3, 5) == ["class0/0009.png", "class1/0001.png"]
+    for n in range(12):
+        wanted = np.asarray(Image.open(photos / found.row(n).id))
+        np.testing.assert_array_equal(found.read_image(n), wanted)
+        assert found.sizes_hw(n, n + 1).tolist() == [list(wanted.shape[:2])]
+    verify_source(found)
+
+
+def test_the_same_content_is_the_same_dataset_wherever_it_lies(store: FeatureStore, photos: Path, tmp_path: Path) -> None:
+    first = build_index(store.objects, str(photos), "photos")
+    assert build_index(store.objects, str(photos), "photos").key == first.key
+    shutil.copytree(photos, tmp_path / "elsewhere")
+    assert build_index(store.objects, str(tmp_path / "elsewhere"), "photos").key == first.key
+    assert store.list_datasets() == [first.key]
+
+
+def test_numeric_labels_are_in_the_order_of_numbers(store: FeatureStore, tmp_path: Path) -> None:
+    for label in ("10", "9", "2", "x"):
+        (tmp_path / "n" / label).mkdir(parents=True)
+        Image.new("RGB", (4, 4), (int(label, 36), 0, 0)).save(tmp_path / "n" / label / "a.png")
+    assert build_index(store.objects, str(tmp_path / "n"), "n").label_names == ["2", "9", "10", "x"]
+
+
+def test_a_large_index_is_in_parts_and_each_is_checked(
+    store: FeatureStore, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = build_index(store.objects, str(photos), "photos")
+    ids, rows = whole.ids(0, 12), [whole.row(n) for n in range(12)]
+    for module in (dataset_file, indexing):
+        monkeypatch.setattr(module, "ROW_GROUP", 2)
+        monkeypatch.setattr(module, "PART_IMAGES", 4)
+    other = FeatureStore.create(str(tmp_path / "other"))
+    parts = build_index(other.objects, str(photos), "photos")
+    assert parts.key == whole.key
+    assert sorted(other.objects.names(f"datasets/{parts.key}")) == ["identity.json", "index.1.parquet", "index.2.parquet", "index.parquet"]
+    assert parts.ids(0, 12) == ids
+    assert parts.ids(3, 9) == ids[3:9]
+    assert [parts.row(n) for n in range(12)] == rows
+    path = tmp_path / "other/datasets" / parts.key / "index.1.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    fresh = other.dataset("photos")
+    assert fresh.ids(0, 4) == ids[:4]
+    with pytest.raises(CacheDamaged, match=r"index\.1\.parquet is damaged"):
+        fresh.ids(2, 6)
+
+
+@pytest.mark.parametrize("span", [(-1, 3), (0, 13), (5, 4)])
+def test_images_outside_are_refused(store: FeatureStore, photos: Path, span: tuple[int, int]) -> None:
+    found = build_index(store.objects, str(photos), "photos")
+    with pytest.raises(BadInput, match="which has 12"):
+        found.ids(*span)
+    with pytest.raises(BadInput, match="which has 12"):
+        found.row(12)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a@b", "../x", ".x", "-x", "a b", "x" * 101])
+def test_a_name_that_no_folder_can_have_is_refused(store: FeatureStore, photos: Path, name: str) -> None:
+    with pytest.raises(BadInput, match="name of a dataset"):
+        build_index(store.objects, str(photos), name)
+
+
+def test_few_broken_images_are_counted_and_named_and_many_stop_the_run(store: FeatureStore, photos: Path) -> None:
+    (photos / "class0/broken.png").write_bytes(b"not an image")
+    with pytest.raises(BadInput, match=r"1 of 13 samples .*class0/broken\.png.*--max-bad-share"):
+        build_index(store.objects, str(photos), "photos")
+    found = build_index(store.objects, str(photos), "photos", max_bad_share=0.1)
+    assert len(found) == 12
+    assert list(found.skipped) == ["class0/broken.png"]
+    assert store.dataset("photos").skipped == found.skipped
+    verify_source(found)
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "empty tar"])
+def test_a_source_without_images_is_refused(store: FeatureStore, tmp_path: Path, content: str) -> None:
+    (tmp_path / "source").mkdir()
+    if content == "text":
+        (tmp_path / "source/readme.txt").write_text("hello")
+    if content == "empty tar":
+        with tarfile.open(tmp_path / "source/a.tar", "w"):
+            pass
+    with pytest.raises(BadInput, match="no image was found"):
+        build_index(store.objects, str(tmp_path / "source"), "x")
+
+
+def reencode(photos: Path) -> None:
+    path = photos / "class1/0004.png"
+    Image.open(path).save(path, compress_level=0)
+
+
+def edit_in_place(photos: Path) -> None:
+    """The same size, the same time stamp, one other byte."""
+    path = photos / "class1/0004.png"
+    stamp = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(bytes(data))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def swap_two(photos: Path) -> None:
+    one, other = photos / "class0/0000.png", photos / "class0/0003.png"
+    held = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(held)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "replaced": lambda photos: Image.new("RGB", (9, 9)).save(photos / "class1/0004.png"),
+    "re-encoded": reencode,
+    "edited in place": edit_in_place,
+    "renamed": lambda photos: (photos / "class1/0004.png").rename(photos / "class1/0005.png"),
+    "moved to another label": lambda photos: (photos / "class1/0004.png").rename(photos / "class2/0004.png"),
+    "added": lambda photos: Image.new("RGB", (9, 9)).save(photos / "class1/9999.png"),
+    "removed": lambda photos: (photos / "class1/0004.png").unlink(),
+    "emptied": lambda photos: (photos / "class1/0004.png").write_bytes(b""),
+    "two exchanged": swap_two,
+    "all gone": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_source_that_changed_is_refused_and_the_image_named(store: FeatureStore, photos: Path, change: str) -> None:
+    found = build_index(store.objects, str(photos), "photos")
+    CHANGES[change](photos)
+    with pytest.raises(CacheMismatch, match=r"changed since it was indexed .*(class|photos)"):
+        verify_source(found)
+    if change != "added":
+        with pytest.raises(CacheMismatch, match="index the source again"):
+            [found.read_image(n) for n in range(len(found))]
+    assert change == "all gone" or source_differences(found)
+
+
+def test_members_of_a_tar_that_were_reordered_are_found(store: FeatureStore, photos: Path, tmp_path: Path) -> None:
+    def pack(names: list[Path]) -> None:
+        with tarfile.open(tmp_path / "tars/a.tar", "w") as archive:
+            for path in names:
+                archive.add(path, path.name)
+
+    (tmp_path / "tars").mkdir()
+    names = sorted(photos.rglob("*.png"))
+    pack(names)
+    found = build_index(store.objects, str(tmp_path / "tars"), "tars")
+    verify_source(found)
+    pack(names[::-1])
+    assert source_differences(found) == ["the images are in another order"]
+
+
+def test_threads_may_share_a_dataset(store: FeatureStore, photos: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    found: ImageDataset = build_index(store.objects, str(photos), "photos")
+    with ThreadPoolExecutor(8) as pool:
+        shapes = list(pool.map(lambda n: found.read_image(n % 12).shape[:2], range(96)))
+    assert shapes == [tuple(size) for size in found.sizes_hw(0, 12).tolist()] * 8
+
+
+def test_an_unfinished_index_is_completed_by_the_next_run(store: FeatureStore, photos: Path) -> None:
+    found = build_index(store.objects, str(photos), "photos")
+    folder = Path(store.url, "datasets", found.key)
+    (folder / "identity.json").unlink()
+    with pytest.raises(CacheDamaged, match=r"no identity\.json.*again"):
+        store.dataset("photos")
+    assert build_index(store.objects, str(photos), "photos").ids(0, 12) == found.ids(0, 12)
+    (folder / "identity.json").unlink()
+    (folder / "index.parquet").write_bytes(b"PAR1 half")
+    with pytest.raises(CacheDamaged, match="is damaged"):
+        build_index(store.objects, str(photos), "photos")

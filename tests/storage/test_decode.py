@@ -1,0 +1,119 @@
+"""Hostile and broken images become `BadImage` with their name, within bounded memory (FAULTS 22)."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from eupe_pipeline.storage import decode
+from eupe_pipeline.storage.decode import BadImage, decode_image, decoder_identity, image_size_hw
+from PIL import Image
+
+MUTATIONS = 500
+
+
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (13, 9)) -> bytes:
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), np.uint8)).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_give_the_pixels_that_went_in(kind: str) -> None:
+    wanted = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
+    np.testing.assert_array_equal(decode_image(encoded(kind), where="x"), wanted)
+    assert image_size_hw(encoded(kind), where="x") == (9, 13)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16", "CMYK"])
+def test_other_modes_become_rgb(mode: str) -> None:
+    pixels = decode_image(encoded("TIFF" if mode in ("CMYK", "I;16") else "PNG", mode), where="x")
+    assert pixels.shape == (9, 13, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_orientation_is_taken_as_stored() -> None:
+    image, buffer = Image.new("RGB", (20, 10)), io.BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(buffer, "JPEG", exif=exif)
+    assert decode_image(buffer.getvalue(), where="x").shape == (10, 20, 3)
+    assert decoder_identity()["orientation"] == "as stored"
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(8000, 6251), (100_000, 100_000), (2**31 - 1, 1), (1, 2**31 - 1), (0, 5)])
+def test_bombs_are_refused_by_their_header(width: int, height: int) -> None:
+    for function in (decode_image, image_size_hw):
+        with pytest.raises(BadImage, match=r"bomb\.png"):
+            function(png(width, height, b""), where="bomb.png")
+
+
+def test_files_over_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_FILE_BYTES", 100)
+    with pytest.raises(BadImage, match="more than the limit of 100"):
+        decode_image(encoded("PNG"), where="x")
+
+
+BROKEN: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "text": lambda: b"<html>404 not found</html>",
+    "only a signature": lambda: b"\x89PNG\r\n\x1a\n",
+    "cut png": lambda: encoded("PNG")[:-60],
+    "cut jpeg": lambda: encoded("JPEG")[:-80],
+    "cut webp": lambda: encoded("WEBP")[:40],
+    "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "postscript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+    "zeros": lambda: bytes(4096),
+    "rows missing": lambda: png(64, 64, bytes(10)),
+    "gzip": lambda: b"\x1f\x8b\x08" + bytes(50),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_named(name: str) -> None:
+    with pytest.raises(BadImage, match=r"folder/x\.png"):
+        decode_image(BROKEN[name](), where="folder/x.png")
+
+
+def test_mutated_files_give_pixels_or_our_error_and_nothing_else() -> None:
+    random, outcomes = np.random.default_rng(1), {True: 0, False: 0}
+    for n in range(MUTATIONS):
+        data = bytearray(encoded(("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM")[n % 7]))
+        for _ in range(random.integers(1, 6)):
+            data[random.integers(len(data))] = int(random.integers(256))
+        if n % 5 == 0:
+            del data[random.integers(len(data)) :]
+        try:
+            pixels = decode_image(bytes(data), where="x")
+            assert pixels.ndim == 3
+            assert pixels.shape[2] == 3
+            outcomes[True] += 1
+        except BadImage:
+            outcomes[False] += 1
+    assert min(outcomes.values()) > 50
+
+
+def test_a_worker_stays_below_a_gigabyte_on_the_largest_image_that_is_allowed() -> None:
+    """49 Mpx of zeros in 50 kB of file, in a process of its own, so that the peak is its own."""
+    script = (
+        "import resource, sys; from eupe_pipeline.storage.decode import decode_image\n"
+        "pixels = decode_image(sys.stdin.buffer.read(), where='x'); assert pixels.shape == (7000, 7000, 3)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    data = png(7000, 7000, bytes(7000 * (1 + 3 * 7000)))
+    done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
+    assert int(done.stdout) < 1_000_000

@@ -1,0 +1,86 @@
+"""A store of the first format, kept in tests/data: today's reader reads it, today's writer makes the same bytes.
+
+If one of these fails, stores in the world cannot be read or shared any more: raise the format number instead of changing the files.
+`python -m tests.storage.test_golden_store` from the checkout writes the golden store anew.
+"""
+
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from eupe_pipeline.storage import viewset
+from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views import ViewSpec
+from eupe_pipeline.storage.viewset import ViewSet
+
+from .made_up_store import Made, commit, files, raw_tokens, tokens, with_features
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden_store"
+CODECS = ("fp16", "fp32", "int8")
+
+
+def write(folder: Path) -> Made:
+    """Three images, two views each, two shards; a feature set a codec; the second image of the fp16 set failed."""
+    store = FeatureStore.create(str(folder))
+    memory = fsspec.filesystem("memory")
+    for path in files(GOLDEN / "images"):  # the source's URL is kept with the index: one that is the same on any machine
+        memory.pipe_file(f"/golden/{path.relative_to(GOLDEN / 'images')}", path.read_bytes())
+    dataset = build_index(store.objects, "memory://golden", "golden")
+    views = ViewSet.create(store.objects, dataset, ViewSpec(views_per_image=2, seed=42), images_per_shard=2)
+    made = Made(store, dataset, views, None)  # type: ignore[arg-type]  # filled in below
+    for codec in CODECS:
+        made = with_features(made, codec, name=codec)
+        for shard in range(views.shards):
+            if codec == "fp16" and shard == 0:
+                record = made.views.group.record(0)
+                failed = {dataset.ids(1, 2)[0]: "made to fail"}
+                made.views.commit_shard(0, made.views.draw_shard(0), {})
+                made.features.commit_shard(0, tokens(made.features, 0), failed, record.digest if record else "")
+            else:
+                commit(made, shard)
+    return made
+
+
+@pytest.fixture
+def frozen_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder's version is part of the views' identity; the golden store has the one that made it."""
+    monkeypatch.setattr(viewset, "decoder_identity", lambda: {"library": "pillow", "version": "12.0.0", "orientation": "as stored"})
+
+
+def test_todays_reader_reads_the_golden_store() -> None:
+    store = FeatureStore.open(str(GOLDEN / "written"))
+    assert [key.split("@")[0] for key in store.list_features()] == list(CODECS)
+    for codec in CODECS:
+        features = store.features(codec)
+        assert features.complete
+        rows = np.array([row for row in range(6) if codec != "fp16" or row not in (2, 3)])
+        found = features.read(rows)
+        wanted = np.concatenate([raw_tokens(features, shard)[1] for shard in range(2)])[rows]
+        np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "fp16": 2e-3, "int8": 2e-2}[codec])
+    assert store.features("fp16").failed_rows().tolist() == [2, 3]
+    assert store.dataset("golden").label_names == ["class0", "class1", "class2"]
+
+
+@pytest.mark.usefixtures("frozen_decoder")
+def test_todays_writer_makes_the_golden_store_to_the_byte(tmp_path: Path) -> None:
+    """The Parquet library's own bytes are no part of the format; everything else is."""
+    made = write(tmp_path / "store")
+    ours, golden = (
+        {str(path.relative_to(root)): path.read_bytes() for path in files(root) if "datasets" not in path.parts}
+        for root in (made.folder, GOLDEN / "written")
+    )
+    assert ours.keys() == golden.keys()
+    assert [name for name in ours if ours[name] != golden[name]] == []
+    assert made.store.list_datasets() == FeatureStore.open(str(GOLDEN / "written")).list_datasets()
+
+
+if __name__ == "__main__":
+    from .made_up_store import write_images
+
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    viewset.__dict__["decoder_identity"] = lambda: {"library": "pillow", "version": "12.0.0", "orientation": "as stored"}
+    write_images(GOLDEN / "images", 3)
+    write(GOLDEN / "written")

@@ -1,0 +1,202 @@
+"""Writers that are killed, that collide, or that the disk refuses: nothing partial is ever seen, nothing is lost (FAULTS 2, 5, 8, 9)."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from eupe_pipeline.storage import atomic
+from eupe_pipeline.storage.errors import StoreUnavailable
+from eupe_pipeline.storage.store import FeatureStore
+
+from . import made_up_store
+from .made_up_store import Made, commit, everything, files, plan, reopen, same
+
+KILLS = 20
+
+
+def start_writer(made: Made, seed: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(Path(made_up_store.__file__)), made.store.url, made.features.key, str(seed)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+
+def committed_rows_are_right(made: Made) -> int:
+    """Read every committed shard as a new process would; returns how many there are."""
+    fresh, whole = reopen(made), 0
+    for shard in sorted(fresh.features.group.committed()):
+        first, last = fresh.features.group.shard_span(shard)
+        found = fresh.features.read(np.arange(first, last))
+        assert np.array_equal(found.patch, made_up_store.tokens(fresh.features, shard).patch)
+        whole += 1
+    return whole
+
+
+def test_killed_writers_leave_whole_shards_or_none_and_the_work_can_be_finished(tmp_path: Path) -> None:
+    made = plan(tmp_path, images=160)
+    random = np.random.default_rng(4)
+    seen = []
+    for kill in range(KILLS):
+        writers = [start_writer(made, 10 * kill + n) for n in range(2)]
+        wanted = committed_rows_are_right(made) + int(random.integers(0, 4))
+        deadline = time.monotonic() + 20
+        while len(made.features.group.committed()) <= min(wanted, 38) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.004))
+        for writer in writers:
+            writer.send_signal(signal.SIGKILL)
+        for writer in writers:
+            writer.communicate()
+        seen.append(committed_rows_are_right(made))
+    assert seen == sorted(seen)
+    made_up_store.write_missing(made.store.url, made.features.key, 1)
+    uninterrupted = plan(tmp_path / "other", images=160)
+    for shard in range(uninterrupted.features.shards):
+        commit(uninterrupted, shard)
+    assert same(everything(reopen(made)), everything(uninterrupted))
+    assert published(made.folder) == published(uninterrupted.folder)
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """Every file that readers see, but for the datasets' (whose source lies elsewhere)."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in files(folder) if not path.name.startswith(".tmp-")}
+    return {name: data for name, data in found.items() if not name.startswith("datasets/")}
+
+
+def test_four_writers_on_one_plan_lose_nothing_and_agree(tmp_path: Path) -> None:
+    made = plan(tmp_path, images=80)
+    writers = [start_writer(made, seed) for seed in range(4)]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=60)
+        assert writer.returncode == 0, errors.decode()
+    assert committed_rows_are_right(made) == 20
+    assert not [path for path in files(made.folder) if path.name.startswith(".tmp-")]
+
+
+@contextmanager
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
+    """Note the calls that make bytes and names durable, with the file that each is about."""
+    calls: list[tuple[str, str]] = []
+
+    def name_of(target: object) -> str:
+        return os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.fspath(target)  # type: ignore[call-overload]
+
+    def watch(name: str) -> None:
+        real: Callable[..., Any] = getattr(os, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append((name, name_of(args[-1] if name == "link" else args[0])))
+            return real(*args, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("writev", "fsync", "link", "rename"):
+        watch(name)
+    yield calls
+    monkeypatch.undo()
+
+
+def test_the_order_is_write_fsync_link_fsync_folder_and_the_record_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(tmp_path)
+    commit(made, 1)  # folders exist from here on
+    made.views.commit_shard(0, made_up_store.drawn_with_digests(made.views, 0), {})
+    folder = made.folder / "features" / made.features.key
+    with traced(monkeypatch) as calls:
+        made.features.commit_shard(0, made_up_store.tokens(made.features, 0), {}, "")
+    objects = ["patch/c.0.0.0.0", "patch_scale/c.0.0.0", "cls/c.0.0", "commits/000000.json"]
+    assert [Path(name).relative_to(folder).as_posix() for call, name in calls if call == "link"] == objects
+    for place, published_name in enumerate(objects):
+        group = calls[4 * place : 4 * place + 4]
+        assert [call for call, _ in group] == ["writev", "fsync", "link", "fsync"]
+        assert group[0][1] == group[1][1]
+        assert Path(group[0][1]).name.startswith(".tmp-")
+        assert group[3][1] == str((folder / published_name).parent)
+    assert len(calls) == 16
+
+
+@contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int) -> Iterator[None]:
+    """Let the `after`-th call of os.NAME from now on, and all later ones, be refused with an errno."""
+    real: Callable[..., Any] = getattr(os, name)
+    count = iter(range(1_000_000))
+
+    def call(*args: Any, **options: Any) -> Any:
+        if next(count) >= after:
+            raise OSError(number, os.strerror(number))
+        return real(*args, **options)
+
+    monkeypatch.setattr(os, name, call)
+    yield
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("after", range(10))
+@pytest.mark.parametrize("name", ["writev", "fsync"])
+def test_a_full_disk_at_any_write_leaves_no_record_and_the_run_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: int
+) -> None:
+    made = plan(tmp_path, images=8)
+    with failing(monkeypatch, name, errno.ENOSPC, after), pytest.raises(StoreUnavailable, match="bytes were needed"):
+        [commit(made, shard) for shard in (0, 1)]
+    assert not [path for path in files(made.folder) if path.name.startswith(".tmp-")]
+    committed_rows_are_right(made)
+    fresh = reopen(made)
+    for shard in fresh.features.missing_shards():
+        commit(fresh, shard)
+    assert committed_rows_are_right(fresh) == 2
+
+
+def test_a_disk_that_fills_names_the_bytes_needed(tmp_path: Path) -> None:
+    """The real refusal of the kernel: a file-size limit in a process of its own, at each of the shard's objects in turn."""
+    made = plan(tmp_path, images=8)
+    commit(made, 0)
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
+        "from eupe_pipeline.storage.atomic import create_exclusively\n"
+        "from pathlib import Path\n"
+        "create_exclusively(Path(sys.argv[2]), [bytes(70_000), bytes(30_000)])\n"
+    )
+    target = tmp_path / "new/object"
+    done = subprocess.run([sys.executable, "-c", script, "80000", str(target)], capture_output=True, text=True, check=False)
+    assert "StoreUnavailable" in done.stderr
+    assert "100,000 bytes were needed" in done.stderr
+    assert files(tmp_path / "new") == []
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT])
+def test_a_refused_permission_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    made = plan(tmp_path)
+    with (
+        failing(monkeypatch, "open", number, 0),
+        pytest.raises(StoreUnavailable, match=r"cannot (read|write) .*(crop|photos)"),
+    ):
+        made.views.commit_shard(0, made.views.draw_shard(0), {})
+
+
+def test_a_read_only_folder_is_refused_on_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StoreUnavailable, match="no permission"):
+        FeatureStore.create(str(tmp_path / "new"))
+
+
+def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system may take a part of what it is given; the file is whole nevertheless."""
+    real = os.writev
+
+    def seven(descriptor: int, buffers: Sequence[memoryview]) -> int:
+        return os.write(descriptor, bytes(buffers[0][:7])) if len(buffers[0]) > 7 else real(descriptor, buffers[:1])
+
+    monkeypatch.setattr(os, "writev", seven)
+    parts = [os.urandom(size) for size in (0, 1, 100, 7, 0, 3)]
+    assert atomic.create_exclusively(tmp_path / "x", parts)
+    assert (tmp_path / "x").read_bytes() == b"".join(parts)

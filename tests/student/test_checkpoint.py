@@ -1,0 +1,122 @@
+"""Checkpoints: whole or absent, bit-exact, refused by name when damaged, and never one too many."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
+from eupe_pipeline.student.checkpoint import latest_checkpoint, list_checkpoints, restore, save_checkpoint
+from eupe_pipeline.student.config import OptimizerConfig
+from eupe_pipeline.student.optimizers import build_optimizer
+from torch import nn
+
+
+def model_and_optimizer(name: str = "adamw", steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    optimizer = build_optimizer(module, OptimizerConfig(name=name, learning_rate=0.1))
+    for _ in range(steps):
+        advance(module, optimizer)
+    return module, optimizer
+
+
+def advance(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    module(torch.ones(2, 3)).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_a_restored_run_goes_on_bit_equal(tmp_path: Path, name: str) -> None:
+    module, optimizer = model_and_optimizer(name)
+    save_checkpoint(tmp_path, 3, module, optimizer, {}, keep=1)
+    other, other_optimizer = model_and_optimizer(name, steps=0)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 3
+    restore(checkpoint, other, other_optimizer)
+    for _ in range(3):
+        advance(module, optimizer)
+        advance(other, other_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    module, optimizer = model_and_optimizer()
+    for step in (1, 2, 10, 11):
+        save_checkpoint(tmp_path, step, module, optimizer, {}, keep=2)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-0000010", "step-0000011"]
+
+
+def test_a_folder_that_was_being_written_is_not_a_checkpoint(tmp_path: Path) -> None:
+    module, optimizer = model_and_optimizer()
+    save_checkpoint(tmp_path, 1, module, optimizer, {"recipe": {"seed": 1}}, keep=2)
+    (tmp_path / ".tmp-7-abc-step-0000002").mkdir()
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint.step == 1
+    assert checkpoint.described["recipe"] == {"seed": 1}
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_a_cut_file_is_refused_by_name(tmp_path: Path, file: str) -> None:
+    module, optimizer = model_and_optimizer()
+    folder = save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes(data[: len(data) // 2])
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    with pytest.raises(CacheDamaged, match="step-0000001"):
+        restore(checkpoint, module, optimizer)
+
+
+def test_an_unreadable_description_is_refused_by_name(tmp_path: Path) -> None:
+    module, optimizer = model_and_optimizer()
+    folder = save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)
+    (folder / "checkpoint.json").write_text("{")
+    with pytest.raises(CacheDamaged, match="step-0000001"):
+        latest_checkpoint(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    module, optimizer = model_and_optimizer()
+    folder = save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)
+    (folder / "checkpoint.json").write_text('{"step": 1, "format": 99}')
+    with pytest.raises(BadInput, match="format 99"):
+        latest_checkpoint(tmp_path)
+
+
+def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    module, optimizer = model_and_optimizer()
+    save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)
+    other = nn.Linear(3, 4)
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    with pytest.raises(CacheDamaged, match="cannot be loaded"):
+        restore(checkpoint, other, build_optimizer(other, OptimizerConfig()))
+
+
+def test_a_full_disk_says_how_much_was_needed_and_keeps_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, optimizer = model_and_optimizer()
+    save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)
+
+    def full(tensors: object, path: Path) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("eupe_pipeline.student.checkpoint.save_file", full)
+    with pytest.raises(StoreUnavailable, match="bytes were needed"):
+        save_checkpoint(tmp_path, 2, module, optimizer, {}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_the_librarys_own_disk_full_error_is_understood(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from eupe_pipeline.student.checkpoint import _as_os_error
+
+    assert _as_os_error(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")).errno == 28
+    assert _as_os_error(RuntimeError("something else")).errno is None

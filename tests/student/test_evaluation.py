@@ -1,0 +1,99 @@
+"""kNN by both protocols: by hand, against a plain loop, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.student.evaluation import embed, knn_official, knn_paper
+from eupe_pipeline.teachers.tokens import Tokens
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def directions(*degrees: float) -> Floats:
+    radians = np.deg2rad(degrees)
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+
+
+def labels(*values: int) -> Labels:
+    return np.array(values, np.int64)
+
+
+def clouds(seed: int, count: int) -> tuple[Floats, Labels]:
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, 4, count)
+    return (np.eye(4, 12)[truth] + generator.normal(0, 0.45, (count, 12))).astype(np.float32), truth
+
+
+def test_the_majority_of_the_nearest_wins() -> None:
+    bank, bank_labels = directions(0, 5, 10, 90), labels(1, 0, 0, 1)
+    assert knn_paper(bank, bank_labels, directions(1), labels(0), k=3) == 100.0
+    assert knn_paper(bank, bank_labels, directions(1), labels(1), k=1) == 100.0
+
+
+def test_a_tie_goes_to_the_nearest() -> None:
+    bank, bank_labels = directions(0, 20), labels(1, 0)
+    assert knn_paper(bank, bank_labels, directions(2), labels(1), k=2) == 100.0
+    assert knn_paper(bank, bank_labels, directions(18), labels(0), k=2) == 100.0
+
+
+def test_length_does_not_matter() -> None:
+    bank = directions(0, 90) * np.array([[100.0], [0.01]], np.float32)
+    assert knn_paper(bank, labels(0, 1), directions(60), labels(1), k=1) == 100.0
+
+
+def test_official_votes_are_weighted_by_similarity() -> None:
+    """One neighbour at cosine 1 against two at cosine 0.87: exp(1/0.07) outweighs 2·exp(0.87/0.07)."""
+    bank, bank_labels = directions(0, 30, -30), labels(1, 0, 0)
+    assert knn_official(bank, bank_labels, directions(0), labels(1), ks=(3,)) == {3: 100.0}
+    assert knn_official(bank, bank_labels, directions(0), labels(1), ks=(3,), temperature=100.0) == {3: 0.0}
+
+
+def loop_official(bank: Floats, bank_labels: Labels, queries: Floats, truth: Labels, k: int) -> float:
+    right = 0
+    for query, label in zip(queries.astype(np.float64), truth, strict=True):
+        cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
+        nearest = np.argsort(-cosine)[:k]
+        votes = np.bincount(bank_labels[nearest], weights=np.exp(cosine[nearest] / 0.07), minlength=4)
+        right += int(votes.argmax() == label)
+    return 100.0 * right / len(queries)
+
+
+@pytest.mark.parametrize("k", [10, 20])
+def test_the_official_protocol_equals_a_plain_loop(k: int) -> None:
+    (bank, bank_labels), (queries, truth) = clouds(1, 300), clouds(2, 700)
+    assert knn_official(bank, bank_labels, queries, truth, ks=(k,))[k] == pytest.approx(loop_official(bank, bank_labels, queries, truth, k))
+
+
+def test_ks_beyond_the_training_set_are_left_out() -> None:
+    (bank, bank_labels), (queries, truth) = clouds(1, 50), clouds(2, 20)
+    assert list(knn_official(bank, bank_labels, queries, truth)) == [10, 20]
+
+
+def test_too_few_training_images_are_refused() -> None:
+    with pytest.raises(BadInput, match="k = 10"):
+        knn_paper(directions(0, 1), labels(0, 1), directions(0), labels(0))
+
+
+def test_images_without_a_label_are_refused() -> None:
+    with pytest.raises(BadInput, match="label"):
+        knn_paper(directions(0, 1), labels(0, -1), directions(0), labels(0), k=1)
+
+
+def test_embedding_keeps_the_order_and_averages_patches() -> None:
+    def model(pixels: torch.Tensor) -> Tokens:
+        value = pixels[:, 0, 0, :].float()
+        return Tokens(value, torch.stack([value, value + 2], dim=1)[:, None])
+
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    found = embed(model, [images[:3], images[3:]])
+    assert found.cls_ND is not None
+    assert found.cls_ND[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert found.mean_patch_ND[:, 0].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_nothing_to_embed_is_refused() -> None:
+    with pytest.raises(BadInput, match="no image"):
+        embed(lambda pixels: Tokens(None, pixels), [])

@@ -1,0 +1,117 @@
+"""The stream: the right pixels and tokens at the right place, in order, from any start, in bounded memory, with loud errors."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from eupe_pipeline.storage.errors import CacheMismatch
+from eupe_pipeline.storage.views import render
+from eupe_pipeline.student.order import Order
+from eupe_pipeline.student.stream import STUDENT, Stream
+from eupe_pipeline.student.targets import CachedTargets, LiveTargets, Rendering, TargetSource
+
+BATCH = 7
+
+
+def make(tiny: Any, source: TargetSource | None = None, sizes: tuple[int, ...] = (16,), **options: Any) -> Stream:
+    reader = tiny.features()
+    order = Order(len(reader.views.dataset), reader.views.views_per_image, 11)
+    found = source if source is not None else CachedTargets({"t": reader})
+    return Stream(
+        reader.views, found, order, lambda step: Rendering(STUDENT, sizes[step % len(sizes)], "bicubic"), batch_size=BATCH, **options
+    )
+
+
+def snapshot(stream: Stream, first: int, last: int) -> list[dict[str, Any]]:
+    return [{name: one.clone().numpy() for name, one in batch.tensors.items()} for batch in stream.batches(first, last)]
+
+
+def test_each_place_holds_its_own_view_and_tokens(tiny_store: Any) -> None:
+    reader = tiny_store.features()
+    for batch in make(tiny_store).batches(0, 5):
+        rows = batch.plan.places.row_B
+        views, tokens = reader.views.read(rows), reader.read(rows)
+        assert np.array_equal(batch.tensors["t/patch"].numpy(), tokens.patch)
+        assert np.array_equal(batch.tensors["t/cls"].numpy(), tokens.cls)
+        for n, row in enumerate(rows.tolist()):
+            expected = render(reader.views.dataset.read_image(row // 2), views.crop[n], bool(views.flip[n]), 16)
+            assert np.array_equal(batch.tensors["pixels/student"][n].numpy(), expected)
+
+
+@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (3, 2), (16, 5)])
+def test_threads_and_prefetch_change_nothing(tiny_store: Any, threads: int, prefetch: int) -> None:
+    one = snapshot(make(tiny_store), 0, 6)
+    other = snapshot(make(tiny_store, threads=threads, prefetch=prefetch), 0, 6)
+    for a, b in zip(one, other, strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_starting_at_any_step_gives_the_same_batches(tiny_store: Any) -> None:
+    whole = snapshot(make(tiny_store), 0, 8)
+    for first in (1, 4, 7):
+        for a, b in zip(whole[first:], snapshot(make(tiny_store), first, 8), strict=True):
+            assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_an_epoch_has_each_image_once(tiny_store: Any) -> None:
+    images = [image for batch in make(tiny_store).batches(0, 24) for image in batch.plan.places.image_B.tolist()]
+    assert sorted(images[:24]) == list(range(24))
+    assert len(images) == 24 * BATCH
+
+
+def test_live_teachers_get_their_own_rendering_of_the_same_crop(tiny_store: Any) -> None:
+    source = LiveTargets({"t": tiny_store.teacher}, {"t": tiny_store.features().statistics}, sizes_px=(16, 24))
+    stream = make(tiny_store, source, sizes=(16, 32))
+    for batch in stream.batches(0, 4):
+        side = batch.plan.size_px("t")
+        assert batch.tensors["pixels/t"].shape == (BATCH, side, side, 3)
+        assert batch.tensors["pixels/student"].shape[1] == (16, 32)[batch.plan.step % 2]
+        if side == batch.plan.size_px(STUDENT):
+            assert np.array_equal(batch.tensors["pixels/t"].numpy(), batch.tensors["pixels/student"].numpy())
+
+
+def test_memory_is_reused(tiny_store: Any) -> None:
+    stream = make(tiny_store, prefetch=2)
+    addresses = {batch.tensors["t/patch"].data_ptr() for batch in stream.batches(0, 12)}
+    assert len(addresses) == 3
+
+
+def test_photometric_parameters_come_along(tiny_store: Any) -> None:
+    batch = next(iter(make(tiny_store).batches(0, 1)))
+    assert batch.tensors["photometric"].shape == (BATCH, 8)
+
+
+def test_an_error_in_a_thread_is_raised_at_its_step(tiny_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make(tiny_store)
+    bad = int(stream.plan(2).places.image_B[0])
+    read = stream.views.dataset.read_image
+
+    def broken(image: int) -> Any:
+        if image == bad:
+            raise OSError("the disk is gone")
+        return read(image)
+
+    monkeypatch.setattr(stream.views.dataset, "read_image", broken)
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        seen += [batch.plan.step for batch in stream.batches(0, 6)]
+    monkeypatch.undo()
+    first_bad = next(step for step in range(6) if bad in stream.plan(step).places.image_B)
+    assert seen == [] or max(seen) < first_bad
+
+
+def test_pixels_that_decode_to_something_else_are_refused(tiny_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make(tiny_store)
+    read = stream.views.dataset.read_image
+    monkeypatch.setattr(stream.views.dataset, "read_image", lambda image: read(image) ^ np.uint8(1))
+    with pytest.raises(CacheMismatch, match=r"image class\d/\d+"):
+        next(iter(stream.batches(0, 1)))
+
+
+def test_leaving_early_stops_the_threads(tiny_store: Any) -> None:
+    import threading
+
+    batches = make(tiny_store).batches(0, 1000)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]

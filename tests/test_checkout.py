@@ -1,0 +1,92 @@
+"""What a fresh clone relies on: pins, image, continuous integration, licence, and a README that tells the truth."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+ROOMS = ("pipeline", "jobs", "student", "teachers", "storage")
+APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("==") for line in lines)
+
+
+def test_every_dependency_is_pinned_to_one_version_and_to_no_place() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    names = {re.split(r"[\[<>=]", text)[0].lower().replace("_", "-") for text in wanted}
+    assert names <= set(pins())
+    text = (CHECKOUT / "constraints.txt").read_text().partition("\n")[2]
+    assert not re.search(r"https?:|file:|@|\+|--", text)
+
+
+def test_what_is_installed_here_is_what_is_pinned() -> None:
+    done = subprocess.run([sys.executable, str(CHECKOUT / "tools" / "pins.py")], capture_output=True, text=True, check=True)
+    installed = dict(line.split("==") for line in done.stdout.splitlines()[1:])
+    pinned = pins()
+    assert {name: version for name, version in installed.items() if name in pinned} == {
+        name: pinned[name] for name in installed if name in pinned
+    }
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    assert hadolint is not None
+    done = subprocess.run([hadolint, str(CHECKOUT / "docker" / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_holds_every_room_runs_as_an_ordinary_user_and_starts_the_command_line() -> None:
+    text = (CHECKOUT / "docker" / "Dockerfile").read_text()
+    assert all(f"COPY {room} /src/{room}" in text for room in ROOMS)
+    assert re.search(r"^USER (?!0|root)\d+$", text, re.MULTILINE)
+    assert 'ENTRYPOINT ["eupe-pipeline"]' in text
+    assert "-c /src/constraints.txt" in text
+
+
+def test_continuous_integration_runs_the_two_targets_that_people_run_and_waits_for_no_input() -> None:
+    path = CHECKOUT / ".ci" / "run"
+    assert path.stat().st_mode & 0o111
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if line.startswith("make")] == ["make check", "make test"]
+    assert "exec </dev/null" in lines
+
+
+@pytest.mark.parametrize("target", ["venv", "test", "test-long", "check", "demo"])
+def test_each_target_of_make_is_there_and_says_what_it_does(target: str) -> None:
+    done = subprocess.run(["make", "-s", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert re.search(rf"^{target} +\w", done.stdout, re.MULTILINE)
+    subprocess.run(["make", "-n", target], cwd=CHECKOUT, capture_output=True, check=True)
+
+
+def test_the_licence_is_the_whole_apache_text() -> None:
+    assert hashlib.sha256((CHECKOUT / "LICENSE").read_bytes()).hexdigest() == APACHE_2_SHA256
+
+
+def test_the_readme_names_every_file_of_the_rooms_and_no_other() -> None:
+    readme = (CHECKOUT / "README.md").read_text()
+    for room in ROOMS:
+        block = re.search(rf"^{room}/\n((?:    .*\n)+)", readme, re.MULTILINE)
+        assert block is not None, room
+        named = set(re.findall(r"^    ([\w.]+\.py|recipes/|templates/) +\S", block[1], re.MULTILINE))
+        there = {path.name for path in (CHECKOUT / room).glob("*.py") if not path.name.startswith("__")}
+        there |= {f"{path.name}/" for path in (CHECKOUT / room).iterdir() if path.is_dir() and path.name != "__pycache__"}
+        assert named == there, room
+
+
+def test_every_command_in_the_readme_is_a_command() -> None:
+    from eupe_pipeline.pipeline.cli import cli
+
+    readme = (CHECKOUT / "README.md").read_text()
+    used = set(re.findall(r"eupe-pipeline ([a-z][a-z-]+)", readme))
+    assert used <= set(cli.commands)
+    assert {"index", "extract-features", "train", "evaluate", "report"} <= used
