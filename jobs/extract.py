@@ -18,6 +18,7 @@ from ..storage.statistics import Moments, Statistics
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec
 from ..storage.viewset import DEFAULT_IMAGES_PER_SHARD, ViewSet
+from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
 from .pool import Workers, workers
@@ -46,7 +47,7 @@ class ExtractOptions:
     views: ViewSpec = field(default_factory=ViewSpec)
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD
     codec: str = "int8"
-    precision: str = "fp32"
+    precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device has it
     statistics_batches: int = 500  # of batch_size views; the paper measures over 500 iterations
     batch_size: int = 32
     workers: int | None = None  # None: one a GPU, or one a core; 0: in this process
@@ -109,7 +110,8 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
 
 
 def _resolve(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
-    return resolve_teacher(request.name, weights=request.weights, size_px=request.size_px, precision=options.precision)
+    precision = choose_precision(options.precision, choose_device("auto").value).value
+    return resolve_teacher(request.name, weights=request.weights, size_px=request.size_px, precision=precision)
 
 
 def _work_order(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> WorkOrder:

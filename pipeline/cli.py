@@ -6,7 +6,9 @@ user can mend it (bad input, a store that is not there, a full disk, Ctrl-C: wha
 """
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +23,8 @@ STOPPED = "stopped; everything finished so far is kept, the same command goes on
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status and never raises what the user can mend."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop keeps state as Ctrl-C does
     try:
         status = cli.main(arguments, prog_name="eupe-pipeline", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -112,7 +116,7 @@ def index(as_json: bool, **values: Any) -> None:
     click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
     click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Batches for mean and std."),
     click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
-    click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), default="fp32", show_default=True, help="auto: by device."),
     click.option("--workers", type=click.IntRange(0), default=None, help="Extracting actors; default: one a GPU or core; 0: none."),
     click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
     BAD_SHARE, DRY_RUN, JSON,

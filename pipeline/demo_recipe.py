@@ -41,8 +41,8 @@ class DemoExtract:
     """Input size of the proxy when its tokens are cached for stage 2."""
     seed: int = 0
     """Seed of the views."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """What teachers compute in."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What teachers compute in; auto: bf16 where this machine has it."""
     codec: Literal["fp32", "fp16", "int8"] = "int8"
     """How patch tokens are stored."""
     images_per_shard: int = 250

@@ -16,6 +16,7 @@ from ..jobs.live_cost import live_teacher_cost
 from ..storage.dataset import ImageDataset
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec, draw, render
+from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import load_teacher, resolve_teacher
 from .demo_recipe import DemoRecipe
 from .pca import PcaPicture, pictures
@@ -42,7 +43,7 @@ def live_comparison(
     store: FeatureStore, recipe: DemoRecipe, steps: Mapping[str, Any], teachers: tuple[TeacherRequest, ...], proxy: Path
 ) -> dict[str, dict[str, Any]]:
     """Stage → seconds as run and seconds with live teachers, measured by forward passes over this run's own views."""
-    precision = recipe.extract.precision
+    precision = choose_precision(recipe.extract.precision, choose_device("auto").value).value
     views = next(one for one in map(store.view_set, store.list_view_sets()) if one.views_per_image == recipe.extract.views_per_image)
     behind = {
         1: {request.name: resolve_teacher(request.name, size_px=request.size_px, precision=precision) for request in teachers},

@@ -6,6 +6,7 @@ import pytest
 from eupe_pipeline.pipeline.demo_recipe import load_demo
 from eupe_pipeline.pipeline.recipe_files import FOLDER
 from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.teachers.architectures import facts
 
 
 def changed(folder: Path, old: str, new: str) -> str:
@@ -27,7 +28,8 @@ def test_stage_three_runs_the_proxy_live_at_three_scales_that_its_patches_divide
     recipe = load_demo().stages[3].recipe
     assert recipe.teacher.source == "live"
     assert len(recipe.student.sizes_px) == len(recipe.teacher.sizes_px) == 3
-    assert all(size % recipe.student.options["patch_px"] == 0 for size in recipe.student.sizes_px)
+    stride_px = facts({**recipe.student.options, "name": recipe.student.architecture}).stride_px
+    assert all(size % stride_px == 0 for size in (*recipe.student.sizes_px, *recipe.teacher.sizes_px))
 
 
 def test_stage_three_goes_on_from_the_student_of_stage_two() -> None:
@@ -42,7 +44,7 @@ def test_stage_three_goes_on_from_the_student_of_stage_two() -> None:
     ("[data]\n", "[dta]\n", "unknown table.*'dta'; did you mean 'data'"),
     ("views_per_image", "view_per_image", "did you mean 'views_per_image'"),
     ('teachers = ["efficientnet-lite0", ', "teachers = [", "unknown teacher.*'efficientnet-lite0'"),
-    ("test_images = 1000", "test_images = 10_001", "CIFAR-10 has"),
+    ("test_images = 2000", "test_images = 10_001", "CIFAR-10 has"),
     ('codec = "int8"', 'codec = "int7"', "extract.*codec is 'int7', wanted 'fp32' or"),
 ])  # fmt: skip
 def test_a_change_that_cannot_work_is_refused(tmp_path: Path, old: str, new: str, says: str) -> None:

@@ -55,7 +55,7 @@ def test_a_setting_wins_and_is_named_as_the_origin() -> None:
     assert resolved.recipe.optimizer.learning_rate == 3e-4
     assert resolved.recipe.student.options["registers"] == 2
     assert resolved.origins["optimizer.learning_rate"] == resolved.origins["student.options.registers"] == "--set"
-    assert resolved.origins["student.options.patch_px"].startswith("ours: ")
+    assert resolved.origins["student.options.layer_scale"].startswith("ours: ")
 
 
 def test_of_two_settings_of_one_key_the_later_wins() -> None:
