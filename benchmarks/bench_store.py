@@ -35,7 +35,7 @@ from .figures import interleave, medians, report
 from .store_peers import available, synced
 
 GRID, DIM, SHARD_ROWS, BATCH = (16, 16), 1280, 128, 256
-STREAM = 3
+STREAM, PAUSE_S = 3, 1.0
 ROW_BYTES = GRID[0] * GRID[1] * DIM * 2
 TARGETS = {
     "store.read_checked/raw": (">=", 0.75),
@@ -100,32 +100,50 @@ def drop_cache(folder: Path) -> None:
             os.close(descriptor)
 
 
+def remove_shards(features: FeatureReader) -> None:
+    """Take a set's shards away, without ceremony."""
+    folder = Path(features.views.group.objects.url, "features", features.key)
+    shutil.rmtree(folder / "commits", ignore_errors=True)
+    for path in (folder / "patch").glob("c.*"):
+        path.unlink()
+    for shard in range(features.shards):
+        features.group.forget(shard)
+
+
 def bench_writing(folder: Path, rounds: int, with_peers: bool) -> dict[str, float]:
     """Median seconds to make a shard of 128 rows durable, by writer; raw and ours write STREAM shards one after another."""
-    alone = make_store(folder / "alone", (rounds + 1) * SHARD_ROWS)
-    stream = make_store(folder / "stream", (rounds + 1) * STREAM * SHARD_ROWS)
+    alone = make_store(folder / "alone", SHARD_ROWS)
+    stream = make_store(folder / "stream", STREAM * SHARD_ROWS)
     rows = made_up_rows(SHARD_ROWS)
     tokens = TokenRows(None, rows, None)
 
-    def raw(number: int) -> None:
+    # Each removes what it wrote the round before, as the peers do: blocks that a disk has given out once are faster the second time.
+    def raw(_: int) -> None:
         for n in range(STREAM):
-            write_raw(folder / f"raw{number}.{n}", rows)
+            (folder / f"raw{n}").unlink(missing_ok=True)
+        for n in range(STREAM):
+            write_raw(folder / f"raw{n}", rows)
 
-    def ours(number: int) -> None:
+    def ours(_: int) -> None:
+        remove_shards(stream)
         with ShardWriter(stream) as writer:
             for n in range(STREAM):
-                writer.submit((number + 1) * STREAM + n, tokens, {}, "")
+                writer.submit(n, tokens, {}, "")
+
+    def ours_alone(_: int) -> None:
+        remove_shards(alone)
+        alone.commit_shard(0, tokens, {}, "")
 
     contestants: dict[str, Callable[[int], object]] = {
         "raw": raw,
         "ours": ours,
-        "ours, one shard": lambda number: alone.commit_shard(number + 1, tokens, {}, ""),
+        "ours, one shard": ours_alone,
     }
     peers, _ = available(folder / "peers") if with_peers else ({}, {})
     (folder / "peers").mkdir()
     for name, peer in peers.items():
         contestants[name] = lambda _, peer=peer: synced(peer.write, rows, peer.folder)  # type: ignore[misc]
-    seconds = medians(interleave(contestants, rounds))
+    seconds = medians(interleave(contestants, rounds, pause_s=PAUSE_S))
     return {name: value / (STREAM if name in ("raw", "ours") else 1) for name, value in seconds.items()}
 
 

@@ -20,12 +20,15 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "load_before": os.getloadavg()[0]}
 
 
-def interleave(contestants: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def interleave(
+    contestants: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 1, pause_s: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of each contestant a round: every round runs all, in an order drawn anew; warm-up is left out for all alike."""
     random = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(-warm_up, rounds):
         for name in random.permutation(list(contestants)).tolist():
+            time.sleep(pause_s)  # disks with a burst budget would else pass one contestant's debt on to the next
             start = time.perf_counter()
             contestants[name](number)
             if number >= 0:

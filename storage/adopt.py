@@ -1,9 +1,9 @@
 """Adopt an object that another writer has published for the same shard: check it, compare it with our own, describe it.
 
 Two writers of one shard meet when a job is retried or planned twice. Nothing published is replaced, so the second one records the first
-one's object, after three checks: its own checksums hold, it has the same rows as ours, and its content is ours. Views must be equal to the
-byte. Tokens may differ by what two runs of one teacher on two machines differ, so they are compared by cosine; an object of another shard,
-of other images or of another teacher is far from 0.99 and is refused instead of being given a valid record.
+one's object, after three checks: its own checksums hold, it has the same rows as ours, and its content is ours. Views must be equal to
+the byte. Tokens may differ by what two runs of one teacher on two machines differ: a tenth of their length. An object of another shard,
+of other images or of another teacher is further off and is refused instead of being given a valid record.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from .commit import ObjectRecord
 from .errors import CacheDamaged
 from .zarr_format import CRC_BYTES, MISSING, ArraySpec, ShardObject, crc32c, parse_index, xxh3_64, xxh3_128
 
-MIN_COSINE = 0.99
+MAX_DIFFERENCE = 0.1
 
 
 def adopt(spec: ArraySpec, shard: int, ours: ShardObject, data: bytes, where: str) -> ObjectRecord:
@@ -48,7 +48,7 @@ def alike(spec: ArraySpec, theirs: bytes | memoryview, ours: bytes | memoryview)
     if not np.array_equal(np.isnan(left), np.isnan(right)):
         return False
     left, right = np.nan_to_num(left), np.nan_to_num(right)
-    return float(left @ right) >= MIN_COSINE * float(np.sqrt((left @ left) * (right @ right)))
+    return float(np.linalg.norm(left - right)) <= MAX_DIFFERENCE * float(np.linalg.norm(right))
 
 
 def _values(spec: ArraySpec, chunk: bytes | memoryview) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
     features/<teacher>@<digest>/        a Zarr v3 group: any Zarr client reads it
       identity.json  zarr.json
-      cls/ (rows, D)   patch/ (rows, H, W, D)   patch_scale/ (rows, H, W) for int8
+      cls/ (rows, D)   patch/ (rows, H, W, D)   patch_scale/ (rows, H, W[, D / 64, 2]) for the integer codecs
       statistics/      mean and std that de-normalise
       commits/000412.json
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import code_dtype, decode, encode, has_scale
+from .codec import code_dtype, decode, encode, stored_shapes
 from .commit import Record
 from .errors import BadInput, CacheDamaged
 from .identity import digest, ids_digest, short
@@ -28,14 +28,21 @@ from .rows import check_out
 from .shards import ShardedGroup
 from .statistics import Statistics
 from .viewset import ViewSet
-from .zarr_format import ArraySpec, group_metadata, parse_small_array, small_array
+from .zarr_format import ArraySpec, group_metadata, parse_small_array, small_array, small_key
 
 _FP16_MAX = 65_504.0
 _CLS_CHUNK_ROWS = 8
+_SCALING = {
+    "int8": {"scale": "patch = codes × patch_scale"},
+    "int4": {
+        "packing": "two codes a byte, the even channel in the low half",
+        "scale": "channels in groups of 64: patch = patch_scale[…, group, 1] + code × patch_scale[…, group, 0]",
+    },
+}
 
 
 class TokenRows(NamedTuple):
-    """n rows as they are stored: cls (n, D) or None, patch codes (n, H, W, D), scale (n, H, W) or None; normalised tokens."""
+    """n rows as they are stored: cls (n, D) or None, patch codes and scale as `codec.Encoded`; normalised tokens."""
 
     cls: NDArray[np.floating] | None
     patch: NDArray[np.generic]
@@ -54,13 +61,14 @@ class FeatureLayout:
     def specs(self, views: ViewSet) -> list[ArraySpec]:
         """The arrays over a set of views; the class tokens are fp32 beside fp32 patch tokens and fp16 otherwise."""
         rows, shard_rows = views.rows, views.group.shard_rows
-        shape = (rows, *self.grid, self.patch_dim)
+        codes, scales = stored_shapes(self.codec, self.grid, self.patch_dim)
         unit = {"units": "standard deviations of the teacher's coordinate"}
-        described = {**unit, "codec": self.codec} | ({"scale": "patch = codes × patch_scale"} if has_scale(self.codec) else {})
+        described = {**unit, "codec": self.codec, **_SCALING.get(self.codec, {})}
         axes = ("view", "grid_y", "grid_x", "channel")
-        specs = [ArraySpec("patch", shape, code_dtype(self.codec), shard_rows, 1, axes, described, True)]
-        if has_scale(self.codec):
-            specs.append(ArraySpec("patch_scale", shape[:3], np.dtype(np.float16), shard_rows, 1, axes[:3], {}, True))
+        specs = [ArraySpec("patch", (rows, *codes), code_dtype(self.codec), shard_rows, 1, axes, described, True)]
+        if scales is not None:
+            scale_axes = (*axes[:3], "group", "scale_and_minimum")[: 1 + len(scales)]
+            specs.append(ArraySpec("patch_scale", (rows, *scales), np.dtype(np.float16), shard_rows, 1, scale_axes, {}, True))
         if self.cls_dim is not None:
             dtype = np.dtype(np.float32 if self.codec == "fp32" else np.float16)
             chunk = gcd(shard_rows, _CLS_CHUNK_ROWS)
@@ -80,7 +88,7 @@ def features_identity(
         "format": 1,
         "teacher": dict(teacher),
         "views": views.digest,
-        "statistics": {"method": "mean and std", "digest": statistics.digest, "count": statistics.count, **sampling},
+        "statistics": {"method": statistics.method, "digest": statistics.digest, "count": statistics.count, **sampling},
         "layout": {
             "cls_dim": layout.cls_dim,
             "patch_dim": layout.patch_dim,
@@ -124,18 +132,18 @@ class FeatureReader:
     @property
     def complete(self) -> bool:
         """Whether every shard has its record (listed afresh)."""
-        return not self.missing_shards()
+        return bool(self.group.committed_mask().all())
 
     def missing_shards(self) -> list[int]:
         """The shards that have no record yet, in order."""
-        committed = self.group.committed()
-        return [shard for shard in range(self.shards) if shard not in committed]
+        missing: list[int] = np.flatnonzero(~self.group.committed_mask()).tolist()
+        return missing
 
     def failed_rows(self) -> NDArray[np.int64]:
         """The rows of images that failed, in order; they have no tokens."""
         rows: list[int] = []
         views_per_image = self.views.views_per_image
-        for shard in sorted(self.group.committed()):
+        for shard in self._uncompacted(self.group.ledgers.totals()[1]):
             record = self.group.record(shard)
             if record is not None and record.failed:
                 first, last = self.views.shard_images(shard)
@@ -167,9 +175,9 @@ class FeatureReader:
         self.group.read(rows, ["cls"], {"cls": out})
         return out
 
-    def decode(self, tokens: TokenRows) -> NDArray[np.float32]:
-        """Normalised patch tokens (n, H, W, D) fp32 from stored rows."""
-        return decode(tokens.patch, tokens.scale, self.codec)
+    def decode(self, tokens: TokenRows, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Normalised patch tokens (n, H, W, D) fp32 from stored rows, into `out` when given."""
+        return decode(tokens.patch, tokens.scale, self.codec, out)
 
     def encode(self, cls_nD: NDArray[np.float32] | None, patch_nHWD: NDArray[np.float32]) -> TokenRows:
         """The stored form of n rows of normalised fp32 tokens; what is not finite stays so and is refused at the commit."""
@@ -198,8 +206,16 @@ class FeatureReader:
 
     def stored_bytes(self) -> int:
         """Bytes of the committed shards' objects, from their records."""
-        records = (self.group.record(shard) for shard in self.group.committed())
-        return sum(entry.bytes for record in records if record is not None for entry in record.objects.values())
+        records = (self.group.record(shard) for shard in self._uncompacted([]))
+        own = sum(entry.bytes for record in records if record is not None for entry in record.objects.values())
+        return own + self.group.ledgers.totals()[0]
+
+    def _uncompacted(self, more: list[int]) -> list[int]:
+        """The shards whose record is a file of its own, and `more`, in order."""
+        mask = np.zeros(self.shards, np.bool_)
+        self.group.ledgers.mark(mask)
+        own: list[int] = np.flatnonzero(self.group.committed_mask() & ~mask).tolist()
+        return sorted({*own, *more})
 
     def open_zarr(self) -> Any:
         """The set as a read-only zarr-python group, for notebooks; it checks inner checksums but not our records."""
@@ -245,7 +261,8 @@ def _metadata(identity: Mapping[str, Any], specs: list[ArraySpec], statistics: S
     """Every file of the set that follows from its identity and its statistics."""
     files: dict[str, bytes] = {"statistics/zarr.json": group_metadata({"count": statistics.count})}
     for name, values in statistics.arrays().items():
-        files |= small_array(f"statistics/{name}", values, "channel", {})
+        axes = ("channel",) if values.ndim == 1 else ("normalised_channel", "channel")
+        files |= small_array(f"statistics/{name}", values, axes, {})
     files |= {f"{spec.name}/zarr.json": spec.metadata() for spec in specs}
     members = {name.removesuffix("/zarr.json"): data for name, data in files.items() if name.endswith("/zarr.json")}
     group = group_metadata({"kind": "eupe-pipeline features", "identity_sha256": digest(dict(identity))}, members)
@@ -255,20 +272,18 @@ def _metadata(identity: Mapping[str, Any], specs: list[ArraySpec], statistics: S
 def _read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any]) -> Statistics:
     names = objects.names(f"{prefix}/statistics")
     arrays: dict[str, NDArray[np.float32]] = {}
-    for name in ("cls_mean", "cls_std", "patch_mean", "patch_std"):
+    for name in ("cls_mean", "cls_std", "patch_mean", "patch_std", "cls_matrix", "patch_matrix"):
         if name in names:
-            where = f"statistics/{name}"
+            where = small_key(f"{prefix}/statistics/{name}", 2 if name.endswith("matrix") else 1)
             try:
-                arrays[name] = parse_small_array(objects.read(f"{prefix}/{where}/c.0", MAX_IDENTITY_BYTES), f"{prefix}/{where}")
+                arrays[name] = parse_small_array(objects.read(where, MAX_IDENTITY_BYTES), where)
             except FileNotFoundError as error:
-                raise CacheDamaged(f"{prefix}/{where}/c.0 is missing; restore it or extract again") from error
+                raise CacheDamaged(f"{where} is missing; restore it or extract again") from error
     try:
-        statistics = Statistics(
-            arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], described["count"]
-        )
+        statistics = Statistics.from_arrays(arrays, described["count"])
         matches = statistics.digest == described["digest"]
-    except (KeyError, TypeError) as error:
-        raise CacheDamaged(f"{prefix}/statistics: {error} is missing; restore it or extract again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheDamaged(f"{prefix}/statistics are not whole ({error}); restore them or extract again") from error
     if not matches:
         raise CacheDamaged(f"{prefix}/statistics are not those that the identity names; restore them or extract again")
     return statistics

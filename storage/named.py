@@ -14,7 +14,7 @@ from .errors import BadInput, CacheDamaged, EupeError
 from .identity import canonical_json, digest, short
 from .objects import Objects
 
-MAX_IDENTITY_BYTES = 64 << 20
+MAX_IDENTITY_BYTES = 128 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,99}")
 
 
@@ -32,7 +32,18 @@ def damage(where: str) -> Iterator[None]:
         yield
     except EupeError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, MemoryError, OSError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        OSError,
+        NotImplementedError,
+    ) as error:
         raise CacheDamaged(
             f"{where} is damaged ({type(error).__name__}: {str(error)[:200]}); restore it, or make it again in a new store"
         ) from error

@@ -2,22 +2,22 @@
 
 The store needs six verbs: read, read into given memory, size, names, create exclusively, remove. Locally they are plain system calls (hard
 link for the exclusive create, `preadv` into the caller's memory); elsewhere they are fsspec's, with a conditional put for the create and
-without its cache of listings, because another process may have committed since. This file and nothing else knows fsspec.
+without its cache of listings, because another process may have committed since (`remote`).
 """
 
 import contextlib
 import os
 import resource
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import fsspec
+from typing import Protocol
 
 from .atomic import TEMPORARY_PREFIX, Buffer, create_exclusively, fsync_folder, make_folder, refusals
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+from .remote import RemoteObjects, check_limit
 
 _IOV_MAX = 1024
 
@@ -42,8 +42,8 @@ class Objects(Protocol):
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """All bytes; raises FileNotFoundError, `StoreUnavailable`, and `CacheDamaged` when there are more than the limit."""
 
-    def open(self, key: str) -> OpenObject:
-        """Open for ranged reads; raises FileNotFoundError."""
+    def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
+        """Open for ranged reads; a cache may use a copy of what the caller expects. Raises FileNotFoundError."""
 
     def size(self, key: str) -> int | None:
         """Length in bytes, None when it is not there."""
@@ -56,6 +56,9 @@ class Objects(Protocol):
 
     def remove(self, key: str) -> None:
         """Remove one object; no error when it is gone already."""
+
+    def drop_empty(self, prefix: str) -> None:
+        """Remove empty folders below a prefix, where there are folders."""
 
 
 class _Descriptor:
@@ -121,6 +124,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise StoreUnavailable(f"cannot read {path}: {error.strerror}; check its permissions and the disk") from error
 
 
+class Vanished(CacheDamaged):
+    """A file was removed or replaced while a reader had it open."""
+
+
 class _LocalFile:
     def __init__(self, path: Path) -> None:
         self._path = str(path)
@@ -131,9 +138,9 @@ class _LocalFile:
         try:
             descriptor = _DESCRIPTORS.kept(self._path)
         except FileNotFoundError as error:
-            raise CacheDamaged(f"{self._path} was removed while it was being read") from error
+            raise Vanished(f"{self._path} was removed while it was being read") from error
         if descriptor.inode != self._inode:
-            raise CacheDamaged(f"{self._path} was replaced while it was being read")
+            raise Vanished(f"{self._path} was replaced while it was being read")
         pending = list(buffers)
         wanted = sum(len(buffer) for buffer in pending)
         while wanted:
@@ -172,10 +179,10 @@ class LocalObjects:
         path = self.root / key
         with _reading(path):
             if limit_bytes is not None:
-                _check_limit(key, path.stat().st_size, limit_bytes)
+                check_limit(key, path.stat().st_size, limit_bytes)
             return path.read_bytes()
 
-    def open(self, key: str) -> OpenObject:
+    def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
         """A file for `preadv`."""
         with _reading(self.root / key):
             return _LocalFile(self.root / key)
@@ -183,9 +190,10 @@ class LocalObjects:
     def size(self, key: str) -> int | None:
         """The file's length."""
         try:
-            return (self.root / key).stat().st_size
+            status = (self.root / key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
     def names(self, prefix: str) -> list[str]:
         """Entries of the folder; temporary names of writers at work or killed are left out."""
@@ -200,6 +208,12 @@ class LocalObjects:
         """Write, fsync, hard link, fsync the folder."""
         return create_exclusively(self.root / key, buffers)
 
+    def drop_empty(self, prefix: str) -> None:
+        """Remove what folders are left below a prefix from which every object was removed."""
+        for folder, _, _ in os.walk(self.root / prefix, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
     def remove(self, key: str) -> None:
         """Unlink the file, and make that durable."""
         path = self.root / key
@@ -207,85 +221,6 @@ class LocalObjects:
             path.unlink(missing_ok=True)
         if path.parent.exists():
             fsync_folder(path.parent)
-
-
-def _check_limit(key: str, size: int, limit_bytes: int) -> None:
-    if size > limit_bytes:
-        raise CacheDamaged(f"{key} has {size:,} bytes, no such file of ours has more than {limit_bytes:,}; it was altered")
-
-
-class _RemoteObject:
-    def __init__(self, filesystem: Any, path: str) -> None:
-        self._filesystem, self._path = filesystem, path
-        self.size = int(filesystem.size(path))
-
-    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
-        wanted = sum(len(buffer) for buffer in buffers)
-        data = self._filesystem.cat_file(self._path, start=offset, end=offset + wanted)
-        if len(data) != wanted:
-            raise CacheDamaged(f"{self._path} gave {len(data):,} bytes at {offset:,}, its record describes {wanted:,}")
-        start = 0
-        for buffer in buffers:
-            buffer[:] = data[start : start + len(buffer)]
-            start += len(buffer)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class RemoteObjects:
-    """`Objects` below an fsspec URL; the exclusive create is the file system's own `mode="create"`."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        options = {"use_listings_cache": False} if url.startswith("s3:") else {}
-        self._filesystem, self._root = fsspec.url_to_fs(url, **options)
-
-    def _path(self, key: str) -> str:
-        return f"{self._root.rstrip('/')}/{key}".rstrip("/")
-
-    def read(self, key: str, limit_bytes: int | None = None) -> bytes:
-        """One whole GET, after a HEAD when there is a limit."""
-        if limit_bytes is not None:
-            _check_limit(key, int(self._filesystem.size(self._path(key))), limit_bytes)
-        return bytes(self._filesystem.cat_file(self._path(key)))
-
-    def open(self, key: str) -> OpenObject:
-        """One HEAD now, ranged GETs later."""
-        return _RemoteObject(self._filesystem, self._path(key))
-
-    def size(self, key: str) -> int | None:
-        """One HEAD."""
-        try:
-            return int(self._filesystem.size(self._path(key)))
-        except FileNotFoundError:
-            return None
-
-    def names(self, prefix: str) -> list[str]:
-        """One listing, never from a cache."""
-        try:
-            entries = self._filesystem.ls(self._path(prefix), detail=False, refresh=True)
-        except FileNotFoundError:
-            return []
-        names = {str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries}
-        return sorted(name for name in names if name)
-
-    def create(self, key: str, buffers: Sequence[Buffer]) -> bool:
-        """One conditional put."""
-        try:
-            self._filesystem.pipe_file(self._path(key), b"".join(buffers), mode="create")
-        except FileExistsError:
-            return False
-        except PermissionError as error:
-            raise StoreUnavailable(f"no permission to write {key} below {self.url}: {error}") from error
-        return True
-
-    def remove(self, key: str) -> None:
-        """One DELETE."""
-        try:
-            self._filesystem.rm_file(self._path(key))
-        except FileNotFoundError:
-            return
 
 
 def open_objects(url: str, *, make: bool = False) -> Objects:
@@ -299,5 +234,7 @@ def open_objects(url: str, *, make: bool = False) -> Objects:
         return LocalObjects(root)
     try:
         return RemoteObjects(url)
+    except EupeError:
+        raise
     except (ValueError, ImportError) as error:
         raise BadInput(f"cannot use the URL {url!r}: {error}") from error

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .adopt import adopt
 from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_of
 from .errors import CacheDamaged
+from .ledger import LEDGER_SHARDS, Ledgers
 from .objects import Objects
 from .rows import OpenArray, Place, check_out, flat_bytes, read_rows, refuse_blank_rows
 from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index, xxh3_128
@@ -37,6 +38,7 @@ class ShardedGroup:
         first = specs[0]
         self.rows, self.shard_rows = first.shape[0], first.shard_rows
         self.shards = -(-self.rows // self.shard_rows)
+        self.ledgers = Ledgers(objects, prefix, self.shards)
         self._lock = threading.Lock()
         self._records: dict[int, Record] = {}
         self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
@@ -45,10 +47,19 @@ class ShardedGroup:
         """The rows [first, last) of a shard."""
         return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
 
+    def committed_mask(self) -> NDArray[np.bool_]:
+        """Which shards have a record (shards,), listed afresh: a byte a shard, whatever their number."""
+        mask = np.zeros(self.shards, np.bool_)
+        self.ledgers.mark(mask)
+        for name in self.objects.names(f"{self.prefix}/commits"):
+            number = shard_of(name)
+            if number is not None and number < self.shards:
+                mask[number] = True
+        return mask
+
     def committed(self) -> set[int]:
         """The shards that have a record, listed afresh."""
-        numbers = (shard_of(name) for name in self.objects.names(f"{self.prefix}/commits"))
-        return {number for number in numbers if number is not None}
+        return set(np.flatnonzero(self.committed_mask()).tolist())
 
     def record(self, shard: int) -> Record | None:
         """The checked record of a shard, None when it is not committed; raises `CacheDamaged`."""
@@ -59,7 +70,10 @@ class ShardedGroup:
         try:
             data = self.objects.read(key, MAX_RECORD_BYTES)
         except FileNotFoundError:
-            return None
+            compacted = self.ledgers.record(shard)
+            if compacted is None:
+                return None
+            data = compacted
         record = parse_record(data, where=key, group=self.group_digest, shard=shard)
         self._check_shape(record, key)
         if len(self._records) >= _KEPT_RECORDS:
@@ -121,7 +135,7 @@ class ShardedGroup:
         entry = record.objects[spec.name]
         where = f"shard {record.shard} of {self.prefix} ({spec.key(record.shard)})"
         try:
-            file = self.objects.open(f"{self.prefix}/{spec.key(record.shard)}")
+            file = self.objects.open(f"{self.prefix}/{spec.key(record.shard)}", entry.xxh3_128)
         except FileNotFoundError as error:
             raise CacheDamaged(f"{where} is missing although it was committed; run `eupe-pipeline features verify`") from error
         if file.size != entry.bytes or file.size < spec.index_bytes:
@@ -147,6 +161,26 @@ class ShardedGroup:
         for name, array in targets.items():
             if self.specs[name].chunk_rows > 1:
                 refuse_blank_rows(name, array, self.prefix)
+
+    def compact(self) -> int:
+        """Move the records of every complete span of 65,536 shards into its ledger; returns how many ledgers there are then."""
+        done = [self.ledgers.compact(number, self.group_digest) for number in range(-(-self.shards // LEDGER_SHARDS))]
+        return sum(done)
+
+    def discard(self, shard: int) -> None:
+        """Undo a commit: first the record, then the objects, so that a shard without a record is all that is ever seen."""
+        self.objects.remove(f"{self.prefix}/{record_key(shard)}")
+        if shard // LEDGER_SHARDS in self.ledgers.numbers():
+            self.objects.create(f"{self.prefix}/discarded/{shard:06d}", [b"{}"])
+        for spec in self.specs.values():
+            self.objects.remove(f"{self.prefix}/{spec.key(shard)}")
+        self.forget(shard)
+
+    def forget(self, shard: int) -> None:
+        """Drop what is kept in memory of a shard, so that the next look is at the store."""
+        with self._lock:
+            self._records.pop(shard, None)
+            self._open.pop(shard, None)
 
     def verify(self, shard: int) -> None:
         """Compare a committed shard's objects with their record, byte by byte; raises `CacheDamaged`."""

@@ -2,14 +2,19 @@
 
 Class and patch tokens are measured apart, in float64, and merged with Chan's formula, so that any split over workers gives the same
 moments up to rounding. Frozen statistics are part of a feature set's identity. A channel that hardly moves keeps a floor under its
-standard deviation (1e-3, ours), or its noise would be blown up to the size of a signal.
+standard deviation (1e-3, ours), or its noise would be blown up to the size of a signal. PHI-S (`phis`) is the alternative: a matrix in the
+place of the division.
 """
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .phis import Covariance, inverse
 
 STD_FLOOR = 1e-3
 
@@ -65,6 +70,8 @@ class Statistics:
     patch_mean: Float32s
     patch_std: Float32s
     count: int  # views that were measured
+    cls_matrix: Float32s | None = None  # PHI-S: (D, D), in the place of a division by the deviations
+    patch_matrix: Float32s | None = None
 
     @classmethod
     def from_moments(cls, cls_moments: Moments | None, patch_moments: Moments, views: int) -> "Statistics":
@@ -72,11 +79,35 @@ class Statistics:
         cls_mean, cls_std = cls_moments.finish() if cls_moments is not None else (None, None)
         return cls(cls_mean, cls_std, *patch_moments.finish(), views)
 
+    @classmethod
+    def from_covariances(cls, cls_covariance: Covariance | None, patch_covariance: Covariance, views: int) -> "Statistics":
+        """Freeze measured covariances as PHI-S; the deviations are kept as well, for reports."""
+        cls_mean, cls_matrix = (None, None) if cls_covariance is None else cls_covariance.finish()
+        cls_std = None if cls_covariance is None else _deviations(cls_covariance)
+        patch_mean, patch_matrix = patch_covariance.finish()
+        return cls(cls_mean, cls_std, patch_mean, _deviations(patch_covariance), views, cls_matrix, patch_matrix)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Float32s], count: int) -> "Statistics":
+        """The inverse of `arrays`, for flat or shaped matrices; raises KeyError or ValueError when they are not a set."""
+        shaped = {name: values.reshape(math.isqrt(values.size), -1) for name, values in arrays.items() if name.endswith("_matrix")}
+        matrices = shaped.get("cls_matrix"), shaped.get("patch_matrix")
+        return cls(arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], count, *matrices)
+
+    @property
+    def method(self) -> str:
+        """What `normalize_…` does, as it stands in identities."""
+        return "mean and std" if self.patch_matrix is None else "PHI-S"
+
     def arrays(self) -> dict[str, Float32s]:
         """The arrays by the names under which they are stored."""
         named = {"patch_mean": self.patch_mean, "patch_std": self.patch_std}
         if self.cls_mean is not None and self.cls_std is not None:
             named |= {"cls_mean": self.cls_mean, "cls_std": self.cls_std}
+        if self.patch_matrix is not None:
+            named["patch_matrix"] = self.patch_matrix
+        if self.cls_matrix is not None:
+            named["cls_matrix"] = self.cls_matrix
         return named
 
     @property
@@ -89,23 +120,37 @@ class Statistics:
         return hasher.hexdigest()
 
     def normalize_cls(self, cls_nD: Float32s) -> Float32s:
-        """(x − mean) / std for class tokens; the teacher must have them."""
+        """(x − mean) / std, or W (x − mean), for class tokens; the teacher must have them."""
         assert self.cls_mean is not None
         assert self.cls_std is not None
-        normalised: Float32s = (cls_nD - self.cls_mean) / self.cls_std
-        return normalised
+        return _normalised(cls_nD, self.cls_mean, self.cls_std, self.cls_matrix)
 
     def normalize_patch(self, patch_nHWD: Float32s) -> Float32s:
-        """(x − mean) / std for patch tokens of any leading shape."""
-        normalised: Float32s = (patch_nHWD - self.patch_mean) / self.patch_std
-        return normalised
+        """(x − mean) / std, or W (x − mean), for patch tokens of any leading shape."""
+        return _normalised(patch_nHWD, self.patch_mean, self.patch_std, self.patch_matrix)
 
     def denormalize_cls(self, cls_nD: Float32s) -> Float32s:
         """The teacher's own class tokens from normalised ones."""
         assert self.cls_mean is not None
         assert self.cls_std is not None
-        return cls_nD.astype(np.float32) * self.cls_std + self.cls_mean
+        return _restored(cls_nD, self.cls_mean, self.cls_std, self.cls_matrix)
 
     def denormalize_patch(self, patch_nHWD: Float32s) -> Float32s:
         """The teacher's own patch tokens from normalised ones."""
-        return patch_nHWD.astype(np.float32) * self.patch_std + self.patch_mean
+        return _restored(patch_nHWD, self.patch_mean, self.patch_std, self.patch_matrix)
+
+
+def _deviations(covariance: Covariance) -> Float32s:
+    return np.maximum(np.sqrt(np.diagonal(covariance.scatter) / covariance.count), STD_FLOOR).astype(np.float32)
+
+
+def _normalised(tokens: Float32s, mean: Float32s, std: Float32s, matrix: Float32s | None) -> Float32s:
+    centred = tokens - mean
+    normalised: Float32s = np.divide(centred, std) if matrix is None else np.matmul(centred, matrix.T)
+    return normalised
+
+
+def _restored(tokens: Float32s, mean: Float32s, std: Float32s, matrix: Float32s | None) -> Float32s:
+    plain = tokens.astype(np.float32)
+    restored: Float32s = (plain * std if matrix is None else plain @ inverse(matrix).T) + mean
+    return restored

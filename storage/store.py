@@ -10,6 +10,7 @@ A name without its digest is enough while it is the only one of its kind; otherw
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from .errors import BadInput, CacheDamaged, unknown_name
 from .features import FeatureReader
 from .identity import canonical_json, digest, short
 from .named import MAX_IDENTITY_BYTES, damage, read_identity
-from .objects import Objects, open_objects
+from .objects import LocalObjects, Objects, open_objects
+from .shard_cache import DEFAULT_LIMIT_BYTES, CachedObjects
 from .statistics import Statistics
 from .viewset import ViewSet
 
 MARKER = "eupe-store.json"
 FORMAT = 1
+MAX_STATISTICS_BYTES = 256 << 20  # two PHI-S matrices of 4,096 channels in base64
 
 
 class FeatureStore:
@@ -34,9 +37,14 @@ class FeatureStore:
         self.objects, self.url = objects, objects.url
 
     @classmethod
-    def open(cls, url: str) -> "FeatureStore":
-        """An existing store; raises `BadInput` when there is none at `url`."""
+    def open(cls, url: str, *, shard_cache: Path | None = None, shard_cache_bytes: int = DEFAULT_LIMIT_BYTES) -> "FeatureStore":
+        """An existing store; raises `BadInput` when there is none at `url`.
+
+        With a `shard_cache` folder, shards of a remote store are fetched whole and kept there, up to `shard_cache_bytes`.
+        """
         objects = open_objects(url)
+        if shard_cache is not None and not isinstance(objects, LocalObjects):
+            objects = CachedObjects(objects, shard_cache, shard_cache_bytes)
         try:
             marker = json.loads(objects.read(MARKER, MAX_IDENTITY_BYTES))
             found = marker["format"]
@@ -134,7 +142,7 @@ class FeatureStore:
         """The statistics that were frozen for this teacher, these views and this sample, None when there are none."""
         key = _statistics_key(name, measured_on)
         try:
-            data = self.objects.read(key, MAX_IDENTITY_BYTES)
+            data = self.objects.read(key, MAX_STATISTICS_BYTES)
         except FileNotFoundError:
             return None
         with damage(key):
@@ -143,7 +151,7 @@ class FeatureStore:
             if claimed != digest(body) or body["measured_on"] != measured_on or canonical_json({**body, "digest": claimed}) != data:
                 raise ValueError("its own digest differs; remove it to measure the statistics again")
             arrays = {array: np.frombuffer(base64.b64decode(raw), "<f4").astype(np.float32) for array, raw in body["arrays"].items()}
-            return Statistics(arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], body["count"])
+            return Statistics.from_arrays(arrays, body["count"])
 
 
 def _statistics_key(name: str, measured_on: dict[str, Any]) -> str:

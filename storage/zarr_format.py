@@ -220,27 +220,32 @@ def parse_index(spec: ArraySpec, tail: bytes, object_size: int, where: str) -> N
     return index
 
 
-def small_array(name: str, values: NDArray[np.float32], dimension: str, attributes: dict[str, Any]) -> dict[str, bytes]:
-    """Both objects of a one-dimensional fp32 array that is one chunk: `name/zarr.json` and `name/c.0`."""
+def small_key(name: str, dimensions: int = 1) -> str:
+    """The object that holds the values of a small array."""
+    return f"{name}/c" + ".0" * dimensions
+
+
+def small_array(name: str, values: NDArray[np.float32], dimensions: tuple[str, ...], attributes: dict[str, Any]) -> dict[str, bytes]:
+    """Both objects of an fp32 array that is one chunk: `name/zarr.json` and `name/c.0…`."""
     raw = values.astype("<f4").tobytes()
     metadata = {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [len(values)],
+        "shape": list(values.shape),
         "data_type": "float32",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [len(values)]}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(values.shape)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": "NaN",
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
         "attributes": attributes,
-        "dimension_names": [dimension],
+        "dimension_names": list(dimensions),
         "storage_transformers": [],
     }
-    return {f"{name}/zarr.json": _json(metadata), f"{name}/c.0": raw + crc32c(raw).to_bytes(CRC_BYTES, "little")}
+    return {f"{name}/zarr.json": _json(metadata), small_key(name, values.ndim): raw + crc32c(raw).to_bytes(CRC_BYTES, "little")}
 
 
 def parse_small_array(data: bytes, where: str) -> NDArray[np.float32]:
-    """The values of `name/c.0`; raises `CacheDamaged` when the checksum fails."""
+    """The values of a small array, flat; raises `CacheDamaged` when the checksum fails."""
     if len(data) < CRC_BYTES or crc32c(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
         raise CacheDamaged(f"{where} is damaged: its checksum fails")
     return np.frombuffer(data[:-CRC_BYTES], "<f4").astype(np.float32)

@@ -21,7 +21,7 @@ from eupe_pipeline.storage.viewset import ViewSet
 from numpy.typing import NDArray
 from PIL import Image
 
-CLS_DIM, PATCH_DIM, GRID = 12, 16, (2, 3)
+CLS_DIM, PATCH_DIM, GRID = 12, 64, (2, 3)
 
 
 class Made(NamedTuple):

@@ -37,6 +37,45 @@ def test_int8_misses_by_at_most_half_a_step_of_the_tokens_own_scale(patch: NDArr
     assert (np.abs(decode(*encoded, "int8") - patch) <= step * 0.50001).all()
 
 
+@settings(max_examples=200)
+@given(arrays(np.float32, (2, 1, 2, 128), elements=st.floats(-30_000, 30_000, width=32, allow_subnormal=False)))
+def test_int4_misses_by_at_most_half_a_step_of_its_group(patch: NDArray[np.float32]) -> None:
+    encoded = encode(patch, "int4")
+    assert encoded.scale is not None
+    assert encoded.codes.shape == (2, 1, 2, 64)
+    step = np.repeat(encoded.scale[..., 0].astype(np.float32), 64, axis=-1)
+    assert (np.abs(decode(*encoded, "int4") - patch) <= step * 0.5001 + np.abs(patch) * 1e-6).all()
+
+
+def test_int4_keeps_the_direction_of_normal_tokens() -> None:
+    patch = np.random.default_rng(0).normal(size=(4, 16, 16, 1280)).astype(np.float32)
+    found = decode(*encode(patch, "int4"), "int4")
+    assert ((found * patch).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(patch, axis=-1)).min() > 0.995
+    bytes_per_token = sum(part.nbytes for part in encode(patch, "int4") if part is not None) / patch.size
+    assert bytes_per_token == 0.5625
+
+
+def test_int4_packs_the_even_channel_into_the_low_half() -> None:
+    patch = np.tile(np.arange(16, dtype=np.float32), 4).reshape(1, 1, 1, 64)
+    codes, scale = encode(patch, "int4")
+    assert codes[0, 0, 0, :8].tolist() == [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
+    assert scale is not None
+    assert scale[0, 0, 0].tolist() == [[1.0, 0.0]]
+
+
+def test_int4_refuses_widths_that_are_no_groups() -> None:
+    with pytest.raises(BadInput, match="100 channels are not"):
+        encode(np.zeros((1, 1, 1, 100), np.float32), "int4")
+
+
+def test_decoding_goes_into_given_memory() -> None:
+    patch = np.random.default_rng(0).normal(size=(3, 2, 2, 64)).astype(np.float32)
+    for codec in CODECS:
+        encoded, out = encode(patch, codec), np.full_like(patch, np.nan)
+        assert decode(*encoded, codec, out) is out
+        np.testing.assert_array_equal(out, decode(*encoded, codec))
+
+
 def test_int8_keeps_four_nines_of_the_direction_of_normal_tokens() -> None:
     patch = np.random.default_rng(0).normal(size=(4, 16, 16, 1280)).astype(np.float32)
     found = decode(*encode(patch, "int8"), "int8")

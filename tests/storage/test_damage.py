@@ -147,7 +147,7 @@ def test_a_shard_that_changes_while_it_is_open_is_found(copied: Callable[[], Mad
 def test_verify_finds_what_reading_rows_cannot_reach(copied: Callable[[], Made]) -> None:
     made = copied()
     path = made.folder / "features" / made.features.key / "patch/c.2.0.0.0"
-    flip_bit(path, 8 * (2 * 3 * 16) + 1)  # the stored checksum of row 0, beside the row
+    flip_bit(path, 8 * made.features.read(np.array([0])).patch.nbytes + 1)  # the stored checksum of row 0, beside the row
     fresh = reopen(made)
     fresh.features.read(np.arange(40))
     with pytest.raises(CacheDamaged, match="shard 2"):

@@ -19,7 +19,7 @@ from eupe_pipeline.storage.viewset import ViewSet
 from .made_up_store import Made, commit, files, raw_tokens, tokens, with_features
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_store"
-CODECS = ("fp16", "fp32", "int8")
+CODECS = ("fp16", "fp32", "int4", "int8")
 
 
 def write(folder: Path) -> Made:
@@ -59,7 +59,7 @@ def test_todays_reader_reads_the_golden_store() -> None:
         rows = np.array([row for row in range(6) if codec != "fp16" or row not in (2, 3)])
         found = features.read(rows)
         wanted = np.concatenate([raw_tokens(features, shard)[1] for shard in range(2)])[rows]
-        np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "fp16": 2e-3, "int8": 2e-2}[codec])
+        np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "fp16": 2e-3, "int8": 2e-2, "int4": 0.25}[codec])
     assert store.features("fp16").failed_rows().tolist() == [2, 3]
     assert store.dataset("golden").label_names == ["class0", "class1", "class2"]
 

@@ -93,7 +93,7 @@ def test_the_first_writer_of_statistics_wins(tmp_path: Path) -> None:
 
 def test_another_teacher_weights_codec_or_views_is_another_set(tmp_path: Path) -> None:
     made = plan(tmp_path)
-    keys = {with_features(made, codec).features.key for codec in ("int8", "fp16", "fp32")}
+    keys = {with_features(made, codec).features.key for codec in ("int8", "fp16", "fp32", "int4")}
     keys |= {with_features(made, "int8", cls_dim=None).features.key}
-    assert len(keys) == 4
+    assert len(keys) == 5
     assert with_features(made, "int8").features.key == made.features.key

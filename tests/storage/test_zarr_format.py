@@ -17,7 +17,7 @@ def with_tensorstore(folder: Path) -> Any:
     return tensorstore.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}).result()
 
 
-@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8", "int4"])
 @pytest.mark.parametrize("cls_dim", [CLS_DIM, None])
 def test_zarr_python_and_tensorstore_read_every_array_to_our_values(codec: str, cls_dim: int | None, tmp_path: Path) -> None:
     features = plan(tmp_path, images=10, codec=codec, cls_dim=cls_dim).features
@@ -119,7 +119,7 @@ def test_absurd_shapes_are_refused() -> None:
 
 def test_a_small_array_comes_back_and_its_damage_is_found() -> None:
     values = np.array([1.5, -2, 3e38], np.float32)
-    data = small_array("s", values, "channel", {})["s/c.0"]
+    data = small_array("s", values, ("channel",), {})["s/c.0"]
     assert np.array_equal(parse_small_array(data, "s"), values)
     for broken in (b"", data[:-1], data[:5] + b"\x01" + data[6:]):
         with pytest.raises(CacheDamaged, match="checksum"):

@@ -1,0 +1,167 @@
+"""Keep a store sound: verify it by instalments, take damaged shards out, delete what nobody needs, copy between stores.
+
+`verify` never writes. `repair` undoes the commit of damaged shards, record first, so that the next extraction makes just those again.
+`prune` deletes in the order opposite to creation: the identity first, and nothing that a lease protects. `copy_features` verifies every
+object against its record on the way and commits each shard in the target as a writer does, so that it can be killed and run again.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from .commit import record_key
+from .errors import BadInput, CacheDamaged
+from .features import FeatureReader
+from .identity import ids_digest
+from .leases import refuse_leased
+from .objects import Objects
+from .shards import ShardedGroup
+from .store import FeatureStore
+from .viewset import ViewSet
+from .zarr_format import xxh3_128
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+
+
+class Damage(NamedTuple):
+    """A shard that is not what its record says, and why."""
+
+    shard: int
+    reason: str
+
+
+def _silent(event: Event) -> None:
+    """Report nothing."""
+
+
+def verify(one: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_event: OnEvent = _silent) -> list[Damage]:
+    """Read every byte of part k of n of a set's committed shards and compare with the records; returns the damaged shards.
+
+    The n parts together cover every shard once. Raises `BadInput` for a part that is none.
+    """
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise BadInput(f"part {number} of {parts} does not exist; parts go from 1/{parts} to {parts}/{parts}")
+    shards = [shard for shard in sorted(one.group.committed()) if shard % parts == number - 1]
+    found = []
+    for done, shard in enumerate(shards, start=1):
+        reason = _why_damaged(one, shard)
+        if reason is not None:
+            found.append(Damage(shard, reason))
+        on_event({"event": "progress", "stage": f"verify {one.key}", "done": done, "total": len(shards), "unit": "shards"})
+    return found
+
+
+def _why_damaged(one: FeatureReader | ViewSet, shard: int) -> str | None:
+    views = one.views if isinstance(one, FeatureReader) else one
+    try:
+        one.group.forget(shard)
+        one.group.verify(shard)
+        record = one.group.record(shard)
+        if record is None:
+            return None
+        if record.image_ids_sha256 != ids_digest(views.dataset.ids(*views.shard_images(shard))):
+            return "its record is of other images"
+        if isinstance(one, FeatureReader) and record.views_record:
+            of_views = views.group.record(shard)
+            if of_views is None or of_views.digest != record.views_record:
+                return "it was made from other views than those that are committed now"
+    except CacheDamaged as error:
+        return str(error)
+    return None
+
+
+def repair(one: FeatureReader | ViewSet, damaged: list[Damage]) -> list[int]:
+    """Take damaged shards out, record first; returns the shards that an extraction must make again."""
+    for shard, _ in damaged:
+        one.group.discard(shard)
+    return [shard for shard, _ in damaged]
+
+
+def _below(objects: Objects, prefix: str) -> Iterator[str]:
+    """Every object below a prefix."""
+    for name in objects.names(prefix):
+        key = f"{prefix}/{name}"
+        if objects.size(key) is None or objects.names(key):
+            yield from _below(objects, key)
+        else:
+            yield key
+
+
+def _deletion_order(key: str) -> tuple[int, str]:
+    """Identity, records, objects, metadata: the opposite of creation."""
+    parts = key.split("/")
+    if parts[-1] == "identity.json":
+        return 0, key
+    if parts[2] in ("commits", "ledgers", "discarded"):
+        return 1, key
+    return (3 if parts[-1] == "zarr.json" else 2), key
+
+
+def prune(store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], float] = time.time) -> list[str]:
+    """Delete a feature set; returns the objects that go, or with `dry_run` would go, in order.
+
+    Also finishes a deletion that was killed. Raises `BadInput` for an unknown key and while somebody holds a lease.
+    """
+    if key not in store.list_features():
+        raise BadInput(f"{store.url} has no feature set {key!r}; give the whole key, one of: {', '.join(store.list_features()) or 'none'}")
+    refuse_leased(store.objects, key, clock)
+    going = sorted(_below(store.objects, f"features/{key}"), key=_deletion_order)
+    if dry_run:
+        return going
+    # The first to go is the identity; after it nobody can open the set.
+    for place, name in enumerate(going):
+        held = store.objects.read(name) if place == 0 else b""
+        store.objects.remove(name)
+        if place == 0:
+            _restore_when_leased(store, key, name, held, clock)
+    store.objects.drop_empty(f"features/{key}")
+    return going
+
+
+def _restore_when_leased(store: FeatureStore, key: str, name: str, data: bytes, clock: Callable[[], float]) -> None:
+    """A reader takes its lease and then opens the set; one that came between our check and the removal gets its set back."""
+    try:
+        refuse_leased(store.objects, key, clock)
+    except BadInput:
+        store.objects.create(name, [data])
+        raise
+
+
+def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event: OnEvent = _silent) -> FeatureReader:
+    """Copy a feature set with its views and dataset to another store; what is there already is kept. Raises `CacheDamaged`."""
+    features = source.features(key)
+    views = features.views
+    for kind, name in (("datasets", views.dataset.key), ("views", views.key), ("features", features.key)):
+        _copy_files(source.objects, target.objects, f"{kind}/{name}")
+    opened = target.features(features.key)
+    for ours, theirs in ((views.group, opened.views.group), (features.group, opened.group)):
+        shards = sorted(ours.committed() - theirs.committed())
+        for done, shard in enumerate(shards, start=1):
+            _copy_shard(ours, theirs, shard)
+            on_event({"event": "progress", "stage": f"copy {ours.prefix}", "done": done, "total": len(shards), "unit": "shards"})
+    return opened
+
+
+def _copy_files(source: Objects, target: Objects, prefix: str) -> None:
+    """Everything but shards and records; the identity last."""
+    names = [name for name in _below(source, prefix) if "/c." not in name or "/statistics/" in name]
+    names = [name for name in names if name.split("/")[2] not in ("commits", "ledgers", "discarded")]
+    for name in sorted(names, key=lambda name: name.endswith("/identity.json")):
+        data = source.read(name)
+        if not target.create(name, [data]) and target.read(name) != data:
+            raise CacheDamaged(f"{name} in {target.url} differs from the one in {source.url}; remove it there, or copy to another store")
+
+
+def _copy_shard(source: ShardedGroup, target: ShardedGroup, shard: int) -> None:
+    record = source.record(shard)
+    assert record is not None
+    for entry in record.objects.values():
+        data = source.objects.read(f"{source.prefix}/{entry.key}")
+        if xxh3_128([data]) != entry.xxh3_128:
+            raise CacheDamaged(f"shard {shard} of {source.prefix} ({entry.key}) is damaged: xxh3 differs from its record; repair it first")
+        where = f"{target.prefix}/{entry.key}"
+        if not target.objects.create(where, [data]) and xxh3_128([target.objects.read(where)]) != entry.xxh3_128:
+            raise CacheDamaged(f"{where} in {target.objects.url} is not the copied object; remove it there and copy again")
+    target.objects.create(f"{target.prefix}/{record_key(shard)}", [record.to_bytes()])

@@ -1,0 +1,162 @@
+"""Objects behind an fsspec URL (s3://…, memory://…): one request a verb, retries in one place, errors that name the key and the tries.
+
+The exclusive create is a conditional put (`If-None-Match: *` on S3). Its reply can get lost after it succeeded, and the next try then finds
+the object there: so "not created" may mean an earlier try of our own, and callers compare contents, which they do anyway (`adopt`). The
+libraries below have retries of their own, nested in each other; they are switched off, or 5 × 5 tries of a minute each would pass for a
+hang. Nothing is retried that cannot change: absence, permission, a failed check. Listings are never taken from a cache.
+"""
+
+import errno
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import fsspec
+
+from .atomic import Buffer
+from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+
+TRIES = 6
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
+_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+_FINAL_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOSYS, errno.EPERM}
+_S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
+    "config_kwargs": {"retries": {"total_max_attempts": 1}, "read_timeout": 60, "connect_timeout": 10},
+}
+
+Result = TypeVar("Result")
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again cannot help."""
+    if isinstance(error, _FINAL):
+        return True
+    return isinstance(error, OSError) and error.errno in _FINAL_NUMBERS
+
+
+def persist(what: str, call: Callable[[], Result], tries: int = TRIES) -> Result:
+    """The result of `call`, tried again with growing, jittered waits while it fails for reasons that may pass.
+
+    Raises the error at once when trying again cannot help, `StoreUnavailable` with the number of tries in the end.
+    """
+    for attempt in range(1, tries + 1):
+        try:
+            return call()
+        except EupeError:
+            raise
+        except Exception as error:  # botocore's and aiohttp's errors have no common base
+            if _is_final(error):
+                raise
+            if attempt == tries:
+                raise StoreUnavailable(f"{what} failed {tries} times, the last time with {type(error).__name__}: {error}") from error
+            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**attempt)
+            time.sleep(wait * random.uniform(0.5, 1.0))
+    raise AssertionError("unreachable")
+
+
+class _RemoteObject:
+    def __init__(self, objects: "RemoteObjects", key: str, size: int) -> None:
+        self._objects, self._key, self.size = objects, key, size
+
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        wanted = sum(len(buffer) for buffer in buffers)
+        data = self._objects.read_range(self._key, offset, wanted)
+        start = 0
+        for buffer in buffers:
+            buffer[:] = data[start : start + len(buffer)]
+            start += len(buffer)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RemoteObjects:
+    """`Objects` below an fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            raise BadInput("the store's URL holds credentials; leave them out and set AWS_PROFILE or AWS_ACCESS_KEY_ID and so on")
+        self.url = url
+        self._filesystem, self._root = fsspec.url_to_fs(url, **(_S3_OPTIONS if url.startswith("s3:") else {}))
+        if url.startswith("s3:"):
+            self._filesystem.retries = 1
+
+    def _path(self, key: str) -> str:
+        return f"{self._root.rstrip('/')}/{key}".rstrip("/")
+
+    def _call(self, verb: str, key: str, call: Callable[[], Result]) -> Result:
+        try:
+            return persist(f"{verb} {self.url}/{key}", call)
+        except PermissionError as error:
+            raise StoreUnavailable(
+                f"no permission to {verb} {key} below {self.url}; check the credentials and the bucket's policy"
+            ) from error
+        except OSError as error:
+            if isinstance(error, (EupeError, FileNotFoundError, FileExistsError)):
+                raise
+            raise StoreUnavailable(f"cannot {verb} {key} below {self.url}: {error}") from error
+
+    def read(self, key: str, limit_bytes: int | None = None) -> bytes:
+        """One whole GET, after a HEAD when there is a limit."""
+        if limit_bytes is not None:
+            size = self._call("find", key, lambda: int(self._filesystem.size(self._path(key))))
+            check_limit(key, size, limit_bytes)
+        return self._call("read", key, lambda: bytes(self._filesystem.cat_file(self._path(key))))
+
+    def read_range(self, key: str, offset: int, wanted: int) -> bytes:
+        """One ranged GET; raises `CacheDamaged` when the object ends before."""
+        if not wanted:
+            return b""
+        path = self._path(key)
+        data = self._call("read", key, lambda: bytes(self._filesystem.cat_file(path, start=offset, end=offset + wanted)))
+        if len(data) != wanted:
+            raise CacheDamaged(f"{key} gave {len(data):,} bytes at {offset:,}, its record describes {wanted:,}")
+        return data
+
+    def open(self, key: str, xxh3_128: str | None = None) -> _RemoteObject:
+        """One HEAD now, ranged GETs later."""
+        return _RemoteObject(self, key, self._call("find", key, lambda: int(self._filesystem.size(self._path(key)))))
+
+    def size(self, key: str) -> int | None:
+        """One HEAD."""
+        try:
+            return self._call("find", key, lambda: int(self._filesystem.size(self._path(key))))
+        except FileNotFoundError:
+            return None
+
+    def names(self, prefix: str) -> list[str]:
+        """One listing, never from a cache."""
+        try:
+            entries = self._call("list", prefix, lambda: self._filesystem.ls(self._path(prefix), detail=False, refresh=True))
+        except FileNotFoundError:
+            return []
+        own = self._path(prefix).strip("/")
+        names = {str(entry).strip("/") for entry in entries} - {own}
+        return sorted(name.rsplit("/", 1)[-1] for name in names)
+
+    def create(self, key: str, buffers: Sequence[Buffer]) -> bool:
+        """One conditional put."""
+        data = b"".join(buffers)
+        try:
+            self._call("create", key, lambda: self._filesystem.pipe_file(self._path(key), data, mode="create"))
+        except FileExistsError:
+            return False
+        return True
+
+    def drop_empty(self, prefix: str) -> None:
+        """There are no folders."""
+
+    def remove(self, key: str) -> None:
+        """One DELETE."""
+        try:
+            self._call("remove", key, lambda: self._filesystem.rm_file(self._path(key)))
+        except FileNotFoundError:
+            return
+
+
+def check_limit(key: str, size: int, limit_bytes: int) -> None:
+    """Raise `CacheDamaged` for a file that is larger than any of ours can be."""
+    if size > limit_bytes:
+        raise CacheDamaged(f"{key} has {size:,} bytes, no such file of ours has more than {limit_bytes:,}; it was altered")

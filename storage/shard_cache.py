@@ -1,0 +1,118 @@
+"""Whole shards of a remote store in a local folder, shared by the processes of a machine, bounded in size.
+
+An epoch in shard order wants one GET a shard, not one a row. A copy is named by the xxh3 that the shard's record gives, so it is verified
+once, when it is made, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. One process downloads
+while others wait for its lock. The copies that were used longest ago go first when the folder is over its limit; a copy that is gone while
+it is open is fetched again. Records and metadata are not cached here.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .atomic import TEMPORARY_PREFIX, Buffer, create_exclusively, make_folder
+from .errors import CacheDamaged
+from .objects import LocalObjects, Objects, OpenObject, Vanished
+from .zarr_format import xxh3_128
+
+DEFAULT_LIMIT_BYTES = 100 << 30
+_LOCK = ".lock-"
+
+
+class CachedObjects:
+    """`Objects` that opens expected contents from local copies, and passes everything else on."""
+
+    def __init__(self, remote: Objects, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+        make_folder(folder)
+        self.remote, self.folder, self.limit_bytes = remote, folder, limit_bytes
+        self.url = remote.url
+        self._local = LocalObjects(folder)
+
+    def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
+        """A local copy when the caller says what it expects, ranged reads otherwise."""
+        return self.remote.open(key) if xxh3_128 is None else _CachedObject(self, key, xxh3_128)
+
+    def fetched(self, key: str, wanted: str) -> OpenObject:
+        """The local copy, made first when there is none; raises `CacheDamaged` when the remote object is not what was expected."""
+        try:
+            copy = self._local.open(wanted)
+        except FileNotFoundError:
+            with self._locked(wanted):
+                if self._local.size(wanted) is None:
+                    self._download(key, wanted)
+                copy = self._local.open(wanted)
+        os.utime(self.folder / wanted)
+        return copy
+
+    def _download(self, key: str, wanted: str) -> None:
+        data = self.remote.read(key)
+        if xxh3_128([data]) != wanted:
+            raise CacheDamaged(f"{key} of {self.url} is damaged: xxh3 differs from its record; run `eupe-pipeline features verify`")
+        self._make_room(len(data))
+        create_exclusively(self.folder / wanted, [data])
+
+    def _make_room(self, needed: int) -> None:
+        copies = []
+        for entry in os.scandir(self.folder):
+            if not entry.name.startswith((_LOCK, TEMPORARY_PREFIX)):
+                status = entry.stat()
+                copies.append((status.st_mtime_ns, status.st_size, entry.path))
+        held = sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies):
+            if held + needed <= self.limit_bytes:
+                return
+            Path(path).unlink(missing_ok=True)
+            held -= size
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """One process at a time; the lock falls with its holder, however that ends."""
+        descriptor = os.open(self.folder / f"{_LOCK}{name[:2]}", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def read(self, key: str, limit_bytes: int | None = None) -> bytes:
+        """As the store behind."""
+        return self.remote.read(key, limit_bytes)
+
+    def size(self, key: str) -> int | None:
+        """As the store behind."""
+        return self.remote.size(key)
+
+    def names(self, prefix: str) -> list[str]:
+        """As the store behind."""
+        return self.remote.names(prefix)
+
+    def create(self, key: str, buffers: Sequence[Buffer]) -> bool:
+        """As the store behind."""
+        return self.remote.create(key, buffers)
+
+    def drop_empty(self, prefix: str) -> None:
+        """As the store behind."""
+        self.remote.drop_empty(prefix)
+
+    def remove(self, key: str) -> None:
+        """As the store behind."""
+        self.remote.remove(key)
+
+
+class _CachedObject:
+    def __init__(self, cache: CachedObjects, key: str, wanted: str) -> None:
+        self._cache, self._key, self._wanted = cache, key, wanted
+        self._copy = cache.fetched(key, wanted)
+        self.size = self._copy.size
+
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        try:
+            self._copy.read_into(buffers, offset)
+        except Vanished:
+            self._copy = self._cache.fetched(self._key, self._wanted)
+            self._copy.read_into(buffers, offset)
+
+    def close(self) -> None:
+        self._copy.close()

@@ -1,0 +1,271 @@
+"""The store on S3: a real server over HTTP, with every way that a network and a busy bucket fail (FAULTS 10–12, 27)."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from eupe_pipeline.storage import remote
+from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
+from eupe_pipeline.storage.objects import open_objects
+from eupe_pipeline.storage.remote import TRIES, RemoteObjects, persist
+from eupe_pipeline.storage.store import FeatureStore
+
+from .faulty_s3 import Fault, FaultyServer, running
+from .made_up_store import Made, build, commit, everything, plan, reopen, same, tokens
+
+SECRET = "made-up-secret-9f3a77aa"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyServer]:
+    with running() as started:
+        environment = {
+            "AWS_ENDPOINT_URL": started.url,
+            "AWS_ACCESS_KEY_ID": "made-up-key",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        with mock.patch.dict(os.environ, environment):
+            objects = RemoteObjects("s3://bucket")
+            objects._filesystem.mkdir("bucket")
+            yield started
+
+
+@pytest.fixture
+def s3(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, RemoteObjects]]:
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.001)
+    server.faults.clear()
+    server.seen.clear()
+    yield server, RemoteObjects(f"s3://bucket/{uuid.uuid4().hex}")
+    assert server.faults == []
+
+
+def test_the_contract_of_objects_holds(s3: tuple[FaultyServer, RemoteObjects]) -> None:
+    _, objects = s3
+    assert objects.create("a/b", [b"one", memoryview(b" two")])
+    assert not objects.create("a/b", [b"other"])
+    assert objects.read("a/b") == b"one two"
+    assert (objects.size("a/b"), objects.size("a/c")) == (7, None)
+    objects.create("a/c/d", [b"."])
+    assert objects.names("a") == ["b", "c"]
+    assert objects.names("none") == []
+    part = bytearray(3)
+    objects.open("a/b").read_into([memoryview(part)], 4)
+    assert part == b"two"
+    with pytest.raises(CacheDamaged):
+        objects.open("a/b").read_into([memoryview(bytearray(9))], 4)
+    with pytest.raises(CacheDamaged, match="7 bytes"):
+        objects.read("a/b", 6)
+    with pytest.raises(FileNotFoundError):
+        objects.read("none")
+    objects.remove("a/b")
+    objects.remove("a/b")
+    assert objects.create("a/b", [b"new"])
+
+
+PASSING = [
+    Fault(status=503),
+    Fault(status=503, code=b"ServiceUnavailable"),
+    Fault(status=500, code=b"InternalError"),
+    Fault(status=409, code=b"ConditionalRequestConflict"),
+    Fault(reset=True),
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: str(fault.status or "reset"))
+@pytest.mark.parametrize("times", [1, TRIES - 1])
+def test_failures_that_pass_are_survived(s3: tuple[FaultyServer, RemoteObjects], fault: Fault, times: int) -> None:
+    server, objects = s3
+    server.fail("PUT", *[fault] * times)
+    assert objects.create("x", [b"0123456789"])
+    server.fail("GET", *[fault] * times)
+    assert objects.read("x") == b"0123456789"
+    if fault.status not in (409,):
+        server.fail("HEAD", *[fault] * times)
+        assert objects.size("x") == 10
+
+
+@pytest.mark.parametrize("keep", [0, 1, 5, 4096, 99_999])
+def test_a_body_that_is_cut_anywhere_is_read_again(s3: tuple[FaultyServer, RemoteObjects], keep: int) -> None:
+    server, objects = s3
+    data = os.urandom(100_000)
+    objects.create("x", [data])
+    server.fail("GET", Fault(keep=keep), Fault(keep=keep // 2))
+    assert objects.read("x") == data
+    server.fail("GET", Fault(keep=keep // 2))
+    part = bytearray(50_000)
+    objects.open("x").read_into([memoryview(part)], 7)
+    assert part == data[7:50_007]
+
+
+def test_giving_up_names_the_key_and_the_tries_and_no_secret(s3: tuple[FaultyServer, RemoteObjects]) -> None:
+    server, objects = s3
+    for verb, method in (("read", "GET"), ("create", "PUT")):
+        server.fail(method, *[Fault(status=503)] * TRIES)
+        with pytest.raises(StoreUnavailable, match=rf"{verb} s3://bucket/.*/some/key failed {TRIES} times") as raised:
+            objects.read("some/key") if verb == "read" else objects.create("some/key", [b"."])
+        assert SECRET not in str(raised.value)
+        assert "made-up-key" not in str(raised.value)
+
+
+def test_a_refused_permission_is_not_tried_again(s3: tuple[FaultyServer, RemoteObjects]) -> None:
+    server, objects = s3
+    server.fail("PUT", Fault(status=403, code=b"AccessDenied"))
+    with pytest.raises(StoreUnavailable, match="no permission to create x"):
+        objects.create("x", [b"."])
+    assert [method for method, _ in server.seen] == ["PUT"]
+
+
+def test_a_lost_reply_is_neither_a_false_conflict_nor_a_false_success(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    """The put succeeded, nobody heard: the writer finds its own object, compares, and goes on; the store is as if nothing had happened."""
+    server, objects = s3
+    assert_same = build(tmp_path / "plain", images=5)
+    made = remote_copy(assert_same, objects)
+    for shard, lost in ((0, 3), (1, 7), (1, 0)):
+        server.fail("PUT", *[None] * lost, Fault(lose_reply=True))
+        commit(made, shard)
+        commit(made, shard)
+        server.faults.clear()
+    assert same(everything(reopen_remote(made)), everything(assert_same))
+
+
+@pytest.mark.parametrize("lost", [4, 5, 7])
+def test_a_lost_reply_at_any_put_of_a_fresh_shard(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path, lost: int) -> None:
+    server, objects = s3
+    local = build(tmp_path / "plain", images=4)
+    made = remote_copy(local, objects)
+    server.fail("PUT", *[None] * lost, Fault(lose_reply=True))
+    commit(made, 0)
+    assert server.faults == []
+    assert same(everything(reopen_remote(made)), everything(local))
+
+
+def remote_copy(made: Made, objects: RemoteObjects) -> Made:
+    """The same plan in a new remote store, without any shard."""
+    dataset, views, features = made.dataset.key, made.views.key, made.features.key
+    for prefix in ("", f"datasets/{dataset}", f"views/{views}", f"features/{features}"):
+        for path in sorted(Path(made.store.url, prefix).rglob("*.json" if prefix else "eupe-store.json")):
+            if "commits" not in path.parts:
+                objects.create(str(path.relative_to(made.store.url)), [path.read_bytes()])
+    for path in [*Path(made.store.url).rglob("*.parquet"), *Path(made.store.url).rglob("statistics/*/c.0")]:
+        objects.create(str(path.relative_to(made.store.url)), [path.read_bytes()])
+    return reopen_remote(made._replace(store=FeatureStore.open(objects.url)))
+
+
+def reopen_remote(made: Made, cache: Path | None = None) -> Made:
+    store = FeatureStore.open(made.store.url, shard_cache=cache)
+    features = store.features(made.features.key)
+    return Made(store, features.views.dataset, features.views, features)
+
+
+def test_every_commit_is_seen_by_the_next_listing_of_another_reader(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    _, objects = s3
+    writer = remote_copy(build(tmp_path, images=12), objects)
+    reader = reopen_remote(writer)
+    for shard in range(writer.features.shards):
+        assert reader.features.missing_shards() == list(range(shard, writer.features.shards))
+        commit(writer, shard)
+
+
+def test_writers_that_meet_on_s3_agree(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    _, objects = s3
+    one = remote_copy(plan_with_shards(tmp_path), objects)
+    other = reopen_remote(one)
+    first = commit(one, 0)
+    assert other.features.commit_shard(0, tokens(other.features, 0), {}, first.views_record) == first
+
+
+def plan_with_shards(folder: Path) -> Made:
+    return plan(folder, images=8)
+
+
+def test_a_shard_cache_reads_each_shard_once_and_right(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    server, objects = s3
+    local = build(tmp_path / "local", images=8)
+    made = remote_copy(local, objects)
+    for shard in range(made.features.shards):
+        commit(made, shard)
+    cached = reopen_remote(made, tmp_path / "cache")
+    server.seen.clear()
+    for _ in range(3):
+        for row in range(16):
+            found = cached.features.read(np.array([row]))
+            np.testing.assert_array_equal(found.patch, local.features.read(np.array([row])).patch)
+    shard_gets = [path for method, path in server.seen if method == "GET" and "/c." in path]
+    assert len(shard_gets) == len(set(shard_gets)) == 3 * 2
+    again = reopen_remote(made, tmp_path / "cache")
+    server.seen.clear()
+    again.features.read(np.arange(16))
+    assert not [path for method, path in server.seen if "/c." in path and "statistics" not in path]
+
+
+def test_a_full_shard_cache_drops_the_oldest_and_still_reads_right(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    _, objects = s3
+    local = build(tmp_path / "local", images=12)
+    made = remote_copy(local, objects)
+    for shard in range(made.features.shards):
+        commit(made, shard)
+    store = FeatureStore.open(made.store.url, shard_cache=tmp_path / "cache", shard_cache_bytes=8_000)
+    features = store.features(made.features.key)
+    rows = np.random.default_rng(0).integers(0, 24, 20)
+    for row in rows:
+        np.testing.assert_array_equal(features.read(rows[:1] * 0 + row).patch, local.features.read(rows[:1] * 0 + row).patch)
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= 8_000
+
+
+def test_a_damaged_remote_object_never_enters_the_cache(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    _, objects = s3
+    made = remote_copy(build(tmp_path / "local", images=4), objects)
+    commit(made, 0)
+    key = f"features/{made.features.key}/patch/c.0.0.0.0"
+    data = bytearray(objects.read(key))
+    data[99] ^= 4
+    objects.remove(key)
+    objects.create(key, [bytes(data)])
+    cached = reopen_remote(made, tmp_path / "cache")
+    with pytest.raises(CacheDamaged, match="xxh3 differs"):
+        cached.features.read(np.array([0]))
+
+
+def test_credentials_in_the_url_are_refused_without_repeating_them() -> None:
+    with pytest.raises(BadInput) as raised:
+        open_objects(f"s3://key:{SECRET}@bucket/store")
+    assert SECRET not in str(raised.value)
+
+
+def test_final_errors_are_raised_at_once_and_others_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.0)
+    calls: list[int] = []
+
+    def failing(error: Exception) -> None:
+        calls.append(1)
+        raise error
+
+    with pytest.raises(FileNotFoundError):
+        persist("x", lambda: failing(FileNotFoundError()))
+    with pytest.raises(OSError, match="full"):
+        persist("x", lambda: failing(OSError(28, "full")))
+    assert len(calls) == 2
+    with pytest.raises(StoreUnavailable, match="x failed 6 times, the last time with TimeoutError"):
+        persist("x", lambda: failing(TimeoutError()))
+    assert len(calls) == 8
+
+
+def test_a_store_is_made_and_found_on_s3(s3: tuple[FaultyServer, RemoteObjects]) -> None:
+    _, objects = s3
+    with pytest.raises(BadInput, match="is not a feature store"):
+        FeatureStore.open(objects.url)
+    store = FeatureStore.create(objects.url)
+    assert FeatureStore.create(objects.url).url == store.url
+    assert store.list_features() == []
+
+
+def test_a_reader_of_a_local_store_ignores_the_cache(tmp_path: Path) -> None:
+    made = reopen(build(tmp_path, images=4))
+    store = FeatureStore.open(made.store.url, shard_cache=tmp_path / "cache")
+    store.features(made.features.key).read(np.arange(8))
+    assert not (tmp_path / "cache").exists()
