@@ -13,11 +13,20 @@ from .progress import OnEvent
 ViewKind = Literal["random_resized_crop", "center"]
 
 
-def index(*, source: str, store: str, name: str, max_bad_share: float, on_event: OnEvent) -> dict[str, Any]:
-    """Index a source into the store, which is made when absent; returns the dataset's key and counts."""
+def index(*, source: str, store: str, name: str, max_bad_share: float, on_event: OnEvent, verify: bool = False) -> dict[str, Any]:
+    """Index a source into the store, which is made when absent; with `verify` only compare it with the index that is there."""
     from ..storage.indexing import build_index
+    from ..storage.source_check import verify_source
     from ..storage.store import FeatureStore
 
+    if verify:
+        indexed = FeatureStore.open(store).dataset(name)
+        if indexed.source not in (source, str(Path(source).expanduser().absolute())):
+            raise BadInput(
+                f"{indexed.key} was indexed from {indexed.source}, not from {source}; --verify compares with where its images lie"
+            )
+        verify_source(indexed, on_event)
+        return {"dataset": indexed.key, "images": len(indexed), "source": indexed.source, "unchanged": True}
     dataset = build_index(FeatureStore.create(store).objects, source, name, max_bad_share=max_bad_share, on_event=on_event)
     return {"dataset": dataset.key, "images": len(dataset), "labels": len(dataset.label_names), "skipped": dataset.skipped}
 
@@ -69,6 +78,28 @@ def knn(*, model: str, store: str, train_set: str, test_set: str, on_event: OnEv
     from ..storage.store import FeatureStore
 
     return knn_job(model, FeatureStore.open(store), train_set, test_set, size=EvaluationSize(**size), on_event=on_event)
+
+
+def _request(teacher: str | None, weights: Path | None) -> Any:
+    from ..jobs.extract import TeacherRequest
+
+    if weights is not None and teacher is None:
+        raise BadInput("--weights needs --teacher: which teacher's weights are they?")
+    return None if teacher is None else TeacherRequest(teacher, weights)
+
+
+def repair(*, key: str, store: str, teacher: str | None, weights: Path | None, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:
+    """Make the damaged shards of a feature set again, and no other."""
+    from ..jobs.upkeep import repair_features
+
+    return repair_features(store, key, teacher=_request(teacher, weights), dry_run=dry_run, on_event=on_event)
+
+
+def fidelity(*, key: str, store: str, teacher: str | None, weights: Path | None, sample: int, on_event: OnEvent) -> dict[str, Any]:
+    """Compare a feature set with a fresh forward of its teacher over a sample of views."""
+    from ..jobs import upkeep
+
+    return upkeep.fidelity(store, key, teacher=_request(teacher, weights), sample=sample)
 
 
 def recipe_table(rows: Sequence[tuple[str, object, str]]) -> dict[str, dict[str, object]]:

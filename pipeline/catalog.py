@@ -1,12 +1,14 @@
-"""What a store holds, for people and scripts: lists, one set in full, and a check of every committed byte.
+"""What a store holds, for people and scripts: lists, one set in full, a check of every committed byte, and what keeps it tidy.
 
-Nothing here writes, `verify` least of all. Verifying reads each object of each committed shard once and compares length and hash with
-the commit record; a damaged shard is named and the check goes on, so that one run finds all of them.
+Looking never writes, `verify` least of all. Verifying reads each object of each committed shard once and compares length and hash with
+the commit record; a damaged shard is named and the check goes on, so that one run finds all of them. Pruning, copying and compacting are
+the storage room's; here they get words.
 """
 
 from typing import Any
 
-from ..storage.errors import CacheDamaged
+from ..storage.errors import BadInput
+from ..storage.maintenance import copy_features, prune, verify
 from ..storage.store import FeatureStore
 from .progress import OnEvent
 
@@ -54,17 +56,36 @@ def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
     }
 
 
-def verify_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
-    """Return {verified shards, missing shards, damaged: {shard: what is wrong}} of one feature set."""
+def verify_features(*, key: str, store: str, on_event: OnEvent, subset: str = "1/1") -> dict[str, Any]:
+    """Return {verified shards, missing shards, damaged: {shard: what is wrong}} of one feature set; `subset` k/n checks a part of it."""
     reader = FeatureStore.open(store).features(key)
+    number, _, parts = subset.partition("/")
+    if not (number.isdecimal() and parts.isdecimal()):
+        raise BadInput(f"--subset takes k/n, such as 1/10, got {subset!r}")
+    damaged = verify(reader, (int(number), int(parts)), on_event)
+    for one in damaged:
+        on_event({"event": "warning", "text": one.reason})
     missing = reader.missing_shards()
-    there = sorted(set(range(reader.shards)) - set(missing))
-    damaged: dict[str, str] = {}
-    for done, shard in enumerate(there, start=1):
-        try:
-            reader.group.verify(shard)
-        except CacheDamaged as error:
-            damaged[str(shard)] = str(error)
-            on_event({"event": "warning", "text": str(error)})
-        on_event({"event": "progress", "stage": f"verify {reader.key}", "done": done, "total": len(there), "unit": "shards"})
-    return {"key": reader.key, "verified": len(there) - len(damaged), "missing_shards": missing, "damaged": damaged}
+    checked = len([shard for shard in range(reader.shards) if shard % int(parts) == int(number) - 1]) - len(missing)
+    found = {str(one.shard): one.reason for one in damaged}
+    return {"key": reader.key, "verified": max(checked, 0) - len(found), "missing_shards": missing, "damaged": found}
+
+
+def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:
+    """Delete one feature set, or say what would go; refused while a run holds a lease on it."""
+    opened = FeatureStore.open(store)
+    whole = opened.features(key).key if "@" not in key else key
+    removed = prune(opened, whole, dry_run=dry_run)
+    return {"key": whole, "dry_run": dry_run, "objects": len(removed)}
+
+
+def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent) -> dict[str, Any]:
+    """Copy one feature set with its views and dataset to another store, verified; run again, it copies what is missing."""
+    reader = copy_features(FeatureStore.open(store), key, FeatureStore.create(target), on_event)
+    return {"key": reader.key, "store": target, "complete": reader.complete, "bytes": reader.stored_bytes()}
+
+
+def compact_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
+    """Put the commit records of full spans of shards into ledgers, for the set and its views."""
+    reader = FeatureStore.open(store).features(key)
+    return {"key": reader.key, "ledgers": {"features": reader.group.compact(), "views": reader.views.group.compact()}}

@@ -86,6 +86,12 @@ BAD_SHARE = click.option("--max-bad-share", type=click.FloatRange(0, 1), default
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overlay one recipe value (TOML syntax); repeatable.")
 
 
+TEACHER = click.option("--teacher", default=None, help="The teacher that made the set, or its run's folder; default: by the set's name.")
+WEIGHTS_FILE = click.option(
+    "--weights", type=click.Path(path_type=Path), default=None, help="Its weight file; default: the weights folder."
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="eupe-pipeline")
 def cli() -> None:
@@ -94,7 +100,12 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("source")
-@options(STORE, click.option("--name", required=True, help="What the dataset is called."), BAD_SHARE, JSON)
+@options(
+    STORE,
+    click.option("--name", required=True, help="What the dataset is called."),
+    click.option("--verify", is_flag=True, help="Only compare the source with the index that is there, image by image."),
+    BAD_SHARE, JSON,
+)  # fmt: skip
 def index(as_json: bool, **values: Any) -> None:
     """Index the images of SOURCE where they lie: a folder tree, WebDataset tars, or Parquet files with image bytes."""
     from . import actions
@@ -112,7 +123,7 @@ def index(as_json: bool, **values: Any) -> None:
     click.option("--views", type=click.IntRange(1), default=1, show_default=True, help="Recorded views of each image."),
     click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default="random_resized_crop", show_default=True),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
-    click.option("--codec", type=click.Choice(["fp32", "fp16", "int8"]), default="int8", show_default=True),
+    click.option("--codec", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True),
     click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
     click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Batches for mean and std."),
     click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
@@ -196,12 +207,62 @@ def features_show(as_json: bool, **values: Any) -> None:
 
 @features.command("verify")
 @click.argument("key")
-@options(STORE, JSON)
+@options(STORE, click.option("--subset", default="1/1", show_default=True, metavar="K/N", help="Check the K-th of N parts."), JSON)
 def features_verify(as_json: bool, **values: Any) -> int:
     """Read every committed byte of a feature set against its records; exit status 1 when a shard is damaged."""
     from . import catalog
 
     return 1 if run(catalog.verify_features, as_json, **values)["damaged"] else 0
+
+
+@features.command("repair")
+@click.argument("key")
+@options(STORE, TEACHER, WEIGHTS_FILE, DRY_RUN, JSON)
+def features_repair(as_json: bool, **values: Any) -> None:
+    """Take out the damaged shards of a feature set and extract just those again."""
+    from . import actions
+
+    run(actions.repair, as_json, **values)
+
+
+@features.command("fidelity")
+@click.argument("key")
+@options(STORE, TEACHER, WEIGHTS_FILE, click.option("--sample", type=click.IntRange(1), default=64, show_default=True), JSON)
+def features_fidelity(as_json: bool, **values: Any) -> None:
+    """Compare stored tokens with a fresh forward pass over a sample of views: mean, 1st percentile and least cosine."""
+    from . import actions
+
+    run(actions.fidelity, as_json, **values)
+
+
+@features.command("prune")
+@click.argument("key")
+@options(STORE, DRY_RUN, JSON)
+def features_prune(as_json: bool, **values: Any) -> None:
+    """Delete one feature set (KEY with its digest); refused while a run reads it."""
+    from . import catalog
+
+    run(catalog.prune_features, as_json, **values)
+
+
+@features.command("cp")
+@click.argument("key")
+@options(STORE, click.option("--to", "target", required=True, metavar="URL", help="The other store, made when absent."), JSON)
+def features_cp(as_json: bool, **values: Any) -> None:
+    """Copy a feature set with its views and dataset index to another store, verified and resumable."""
+    from . import catalog
+
+    run(catalog.copy_feature_set, as_json, **values)
+
+
+@features.command("compact")
+@click.argument("key")
+@options(STORE, JSON)
+def features_compact(as_json: bool, **values: Any) -> None:
+    """Put commit records into ledgers, so that a set of millions of shards opens in seconds."""
+    from . import catalog
+
+    run(catalog.compact_features, as_json, **values)
 
 
 @cli.group()

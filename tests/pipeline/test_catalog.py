@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.pipeline.catalog import list_store, show_features, verify_features
+from eupe_pipeline.pipeline.catalog import (
+    compact_features,
+    copy_feature_set,
+    list_store,
+    prune_features,
+    show_features,
+    verify_features,
+)
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.storage.features import FeatureReader
 
@@ -79,3 +86,37 @@ def test_a_lost_object_is_found(small_store: Store) -> None:
 def test_an_unknown_set_names_the_nearest(small_store: Store) -> None:
     with pytest.raises(BadInput, match="tiny-int8"):
         show_features(key="tiny-int9", store=small_store[0], on_event=Events())
+
+
+def test_a_check_by_instalments_covers_every_shard_once(small_store: Store) -> None:
+    url, _ = small_store
+    parts = [verify_features(key="tiny-int8", store=url, subset=f"{part}/2", on_event=Events()) for part in (1, 2)]
+    assert sum(len(part["damaged"]) for part in parts) == 0
+    with pytest.raises(BadInput, match="k/n"):
+        verify_features(key="tiny-int8", store=url, subset="half", on_event=Events())
+
+
+def test_pruning_says_what_would_go_and_then_removes_it(small_store: Store) -> None:
+    url, reader = small_store
+    told = prune_features(key=reader.key, store=url, dry_run=True, on_event=Events())
+    assert reader.key in list_store(store=url, on_event=Events())["features"]
+    done = prune_features(key=reader.key, store=url, dry_run=False, on_event=Events())
+    assert done["objects"] == told["objects"] > 0
+    assert reader.key not in list_store(store=url, on_event=Events())["features"]
+
+
+def test_a_copy_in_another_store_is_the_same_set(small_store: Store, tmp_path: Path) -> None:
+    url, reader = small_store
+    target = str(tmp_path / "other")
+    first = copy_feature_set(key=reader.key, store=url, target=target, on_event=Events())
+    assert (first["key"], first["bytes"]) == (reader.key, reader.stored_bytes())
+    before = state(target)
+    assert copy_feature_set(key=reader.key, store=url, target=target, on_event=Events()) == first
+    assert state(target) == before
+    shown = [show_features(key=reader.key, store=where, on_event=Events()) for where in (url, target)]
+    assert shown[0] == shown[1]
+
+
+def test_an_incomplete_span_is_not_compacted(small_store: Store) -> None:
+    url, reader = small_store
+    assert compact_features(key=reader.key, store=url, on_event=Events())["ledgers"]["features"] == 0

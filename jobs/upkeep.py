@@ -1,0 +1,96 @@
+"""Upkeep of feature sets that needs their teacher: make damaged shards again, and measure how faithful the stored tokens are.
+
+The teacher is resolved anew and must be the one in the set's identity, field by field. Repair takes out only damaged shards, record first,
+and extracts just those; a damaged shard of the views is drawn again, which gives the same bytes. Fidelity compares stored tokens with a
+fresh forward over a fixed random sample of views, in the normalised space that students are trained in.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..storage.errors import CacheMismatch
+from ..storage.features import FeatureReader
+from ..storage.identity import differing_fields
+from ..storage.maintenance import repair, verify
+from ..storage.store import FeatureStore
+from ..storage.views import render
+from ..student.devices import choose_device
+from ..teachers.registry import load_teacher, resolve_teacher
+from ..teachers.spec import TeacherSpec
+from ..teachers.teacher import Teacher
+from .extract import TeacherRequest, sample_rows
+from .pool import workers
+from .shard_work import WorkOrder
+
+OnEvent = Callable[[dict[str, Any]], None]
+_BATCH = 32
+
+
+def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> TeacherSpec:
+    """The teacher that made a feature set, found by its name or by `request`; raises `CacheMismatch` naming each other field."""
+    asked, recorded = request or TeacherRequest(reader.name), reader.identity["teacher"]
+    size_px = recorded["preprocessing"]["size_px"]
+    spec = resolve_teacher(asked.name, weights=asked.weights, size_px=size_px, precision=recorded["precision"])
+    if lines := differing_fields(spec.identity(), recorded):
+        raise CacheMismatch(f"{asked.name} is not the teacher that made {reader.key}: {'; '.join(lines)}")
+    return spec
+
+
+def repair_features(
+    store_url: str, key: str, *, teacher: TeacherRequest | None = None, on_event: OnEvent = lambda event: None, dry_run: bool = False
+) -> dict[str, Any]:
+    """Find the damaged shards of a feature set and of its views, and make them again; returns which and why (JSON-able)."""
+    store = FeatureStore.open(store_url)
+    reader = store.features(key)
+    damage = {"features": verify(reader, on_event=on_event), "views": verify(reader.views, on_event=on_event)}
+    found = {kind: {str(one.shard): one.reason for one in damaged} for kind, damaged in damage.items()}
+    shards = sorted({one.shard for damaged in damage.values() for one in damaged})
+    if shards and not dry_run:
+        spec = teacher_of(reader, teacher)
+        repair(reader, damage["features"])
+        repair(reader.views, damage["views"])
+        order = WorkOrder(store.url, reader.views.key, (spec,), choose_device("auto").value, torch.get_num_threads(), _BATCH)
+        with workers(order, 0, None) as crew:
+            tasks = [("do_shard", (shard, {spec.name: reader.key})) for shard in shards]
+            for done, _ in enumerate(crew.run(tasks), start=1):
+                on_event({"event": "progress", "stage": f"repair {reader.key}", "done": done, "total": len(shards), "unit": "shards"})
+    return {"key": reader.key, "damaged": found, "repaired": [] if dry_run else shards, "dry_run": dry_run}
+
+
+def fidelity(store_url: str, key: str, *, teacher: TeacherRequest | None = None, sample: int = 64) -> dict[str, Any]:
+    """Cosine of stored against fresh tokens over `sample` views: mean, 1st percentile and least, for class and patch tokens."""
+    reader = FeatureStore.open(store_url).features(key)
+    spec = teacher_of(reader, teacher)
+    loaded = load_teacher(spec, choose_device("auto").value)
+    rows = np.setdiff1d(sample_rows(reader.rows, sample), reader.failed_rows())
+    stored = reader.read(rows)
+    cls_nD, patch_nHWD = _fresh(reader, loaded, rows)
+    result: dict[str, Any] = {"key": reader.key, "codec": reader.codec, "views": len(rows)}
+    result["patch"] = _summary(reader.decode(stored), reader.statistics.normalize_patch(patch_nHWD))
+    if cls_nD is not None and stored.cls is not None:
+        result["cls"] = _summary(stored.cls.astype(np.float32), reader.statistics.normalize_cls(cls_nD))
+    return result
+
+
+def _fresh(reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+    """Raw class and patch tokens of a forward pass over the recorded views."""
+    views, preprocessing = reader.views.read(rows), teacher.spec.preprocessing
+    classes, patches = [], []
+    for n, row in enumerate(rows.tolist()):
+        image = reader.views.dataset.read_image(row // reader.views.views_per_image)
+        pixels = render(image, views.crop[n], bool(views.flip[n]), preprocessing.size_px, preprocessing.interpolation)
+        cls_BD, patch_BHWD = teacher(torch.from_numpy(np.array(pixels))[None])
+        patches.append(patch_BHWD.cpu().numpy())
+        if cls_BD is not None:
+            classes.append(cls_BD.cpu().numpy())
+    return np.concatenate(classes) if classes else None, np.concatenate(patches)
+
+
+def _summary(stored: NDArray[np.float32], fresh: NDArray[np.float32]) -> dict[str, float]:
+    left, right = stored.reshape(-1, stored.shape[-1]), fresh.reshape(-1, fresh.shape[-1])
+    cosine = (left * right).sum(-1) / np.maximum(np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1), 1e-12)
+    return {"mean": float(cosine.mean()), "p1": float(np.percentile(cosine, 1)), "min": float(cosine.min())}
