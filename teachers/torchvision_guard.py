@@ -80,5 +80,5 @@ def status() -> str:
         "torchvision's compiled operators do not load beside this torch "
         f"({torch.__version__}); their names are declared so that timm imports, which is enough for every teacher. "
         "To cure it, install the torchvision build that matches torch "
-        "(for CPU: `pip install torchvision --index-url URL`)"
+        "(for CPU: the build of torchvision from PyTorch's own index of CPU packages)"
     )
