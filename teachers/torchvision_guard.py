@@ -79,6 +79,6 @@ def status() -> str:
     return (
         "torchvision's compiled operators do not load beside this torch "
         f"({torch.__version__}); their names are declared so that timm imports, which is enough for every teacher. "
-        "To cure it, install the torchvision build that matches torch "
+        "To cure it, let `pip install` take the torchvision build that matches torch "
         "(for CPU: the build of torchvision from PyTorch's own index of CPU packages)"
     )
