@@ -1,9 +1,9 @@
-"""Training in this process: from a recipe, a store and feature sets to a run folder.
+"""Training in this process: from a recipe, a store and feature sets to a run folder, or to one for each of several students.
 
 Everything that could make a cached target wrong is checked before the first step: each feature set is complete, all are over the same
 views, a live teacher is the one whose tokens were cached (its statistics normalise it), and a run that stands in the folder was begun
-with the same recipe and targets. Then the trainer runs here, without Ray; a finished run is not trained again. The student's random
-weights come from the recipe's seed alone.
+with the same recipe and targets. Then the trainer runs here, alone or as one of several ranks (`train_ranks.py` starts those); a finished
+run is not trained again. A student's random weights come from the recipe's seed alone, whatever else is trained beside it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,15 +20,18 @@ from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields, file_sha256
 from ..storage.store import FeatureStore
 from ..student.config import TrainRecipe
-from ..student.devices import choose_device, choose_precision
+from ..student.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
 from ..student.draws import step_seed
+from ..student.learner import Learner
 from ..student.models import Student, TargetSpec
 from ..student.order import Order
+from ..student.ranks import ALONE, Ranks
 from ..student.run import RunFolder, load_model, save_model
 from ..student.targets import CachedTargets, LiveTargets, TargetSource
 from ..student.trainer import Trainer
 from ..teachers.encoders import build_encoder
 from ..teachers.registry import load_teacher, resolve_teacher
+from ..teachers.regularity import set_drop_path, set_recompute
 from ..teachers.teacher import Teacher
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -43,38 +46,82 @@ def train(
     out: Path,
     proxy: Path | None = None,
     live_teachers: Sequence[str] = (),
+    students: Sequence[str] = (),
     on_event: OnEvent = lambda event: None,
     origins: Mapping[str, str] | None = None,
+    ranks: Ranks = ALONE,
+    stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train into `out` and return the summary; with `already: True` and at once when that run is finished.
 
     `features` are names or keys of feature sets over the dataset `data`. With `teacher.source = "live"`, `live_teachers` names the teacher
     of each feature set in the same order, or `proxy` is the run folder behind the only one: the sets then give views and statistics.
+    With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds theirs under `students`.
     Raises `BadInput` and `CacheMismatch` before any step.
     """
     readers = open_features(store, features, data)
-    live = [str(proxy)] if proxy is not None else list(live_teachers)
     device = choose_device(recipe.device)
-    source = _target_source(recipe, readers, live, device.value)
-    folder = RunFolder(Path(out))
-    folder.begin(recipe, origins or {}, {"targets": source.identities(), "init_from": _initial_identity(recipe)})
-    if (summary := folder.finished()) is not None:
+    use_tensor_cores(device.value)
+    source = _target_source(recipe, readers, [str(proxy)] if proxy is not None else live_teachers, device.value)
+    runs = student_runs(recipe, students, Path(out))
+    finished = {name: begin_run(own, source, folder, origins or {}, ranks) for name, (own, folder) in runs.items()}
+    summaries = {name: {**summary, "already": True} for name, summary in finished.items() if summary is not None}
+    for summary in summaries.values():
         on_event({"event": "already", **summary})
-        return {**summary, "already": True}
+    open_runs = {name: run for name, run in runs.items() if name not in summaries}
+    if open_runs:
+        devices = choose_devices(recipe.device, len(open_runs)) if ranks.count == 1 else [device] * len(open_runs)
+        learners = [
+            _learner(own, folder, source, readers, choice, ranks) for (own, folder), choice in zip(open_runs.values(), devices, strict=True)
+        ]
+        views = next(iter(readers.values())).views
+        order = Order(len(views.dataset), views.views_per_image, recipe.seed, excluded_images(readers.values()))
+        trained = Trainer(learners, source, views, order, on_event=on_event, stop_asked=stop_asked).train()
+        summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
+    if len(runs) == 1:
+        return next(iter(summaries.values()))
+    return {"students": {name: summaries[name] for name in runs}, "already": not open_runs}
+
+
+def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dict[str, tuple[TrainRecipe, RunFolder]]:
+    """Recipe and run folder of each student, by architecture; one student, or none named, trains into `out` itself.
+
+    With several, `student.init_from` names the folder that holds one run for each, as this one will.
+    """
+    if len(set(students)) < len(students):
+        raise BadInput(f"a student is named twice: {', '.join(students)}; each --student of one pass is another architecture")
+    names = list(students) or [recipe.student.architecture]
+    runs = {}
+    for name in names:
+        start = recipe.student.init_from
+        start = f"{start}/{name}" if start and len(names) > 1 else start
+        own = replace(recipe, student=replace(recipe.student, architecture=name, init_from=start))
+        runs[name] = (own, RunFolder(out / name if len(names) > 1 else out))
+    return runs
+
+
+def begin_run(
+    recipe: TrainRecipe, source: TargetSource, folder: RunFolder, origins: Mapping[str, str], ranks: Ranks
+) -> dict[str, Any] | None:
+    """Record what a run is, or check that the run which stands there is the same; returns the summary of a finished one."""
+    if ranks.first:
+        folder.begin(recipe, origins, {"targets": source.identities(), "init_from": _initial_identity(recipe)})
+    ranks.wait()
+    return folder.finished()
+
+
+def _learner(
+    recipe: TrainRecipe, folder: RunFolder, source: TargetSource, readers: Mapping[str, FeatureReader], device: Choice, ranks: Ranks
+) -> Learner:
+    """A student ready to train in its folder."""
     statistics = {name: reader.statistics.digest for name, reader in readers.items()}
     student = initial_student(recipe, source.specs)
-    views = next(iter(readers.values())).views
     if recipe.student.init_from:
         load_model(student, Path(recipe.student.init_from), statistics)
-    elif not folder.initial.exists():
+    elif ranks.first and not folder.initial.exists():
         save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
-    order = Order(len(views.dataset), views.views_per_image, recipe.seed, excluded_images(readers.values()))
     precision = choose_precision(recipe.precision, device.value)
-    trainer = Trainer(
-        recipe, student, source, views, order, folder,
-        device=device, precision=precision, statistics=statistics, on_event=on_event,
-    )  # fmt: skip
-    return {**trainer.train(), "already": False}
+    return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks)
 
 
 def open_features(store: FeatureStore, features: Sequence[str], data: str) -> dict[str, FeatureReader]:
@@ -117,6 +164,8 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
     encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px))
     for size_px in recipe.student.sizes_px:
         encoder.grid(size_px, size_px)  # raises BadInput off the stride
+    set_drop_path(encoder, recipe.student.drop_path)
+    set_recompute(encoder, recipe.run.recompute_activations)
     return Student(encoder, recipe.adapter.width, specs)
 
 

@@ -3,10 +3,12 @@
     checkpoints/step-0001000/
         model.safetensors       the student: backbone and adapters
         optimizer.safetensors   `<parameter number>/<state name>`
+        average.safetensors     the moving average of the weights, where there is one
         checkpoint.json         step, recipe, feature identities, versions
 
-A checkpoint is written to a temporary folder and renamed, so it is whole or absent; a full disk leaves the one before it in place. The
-schedule, the order and all draws are functions of the step and need no state. `step` counts finished optimiser steps.
+Tensors are whole, whatever the ranks and their way to share a student. A checkpoint is written to a temporary folder and renamed, so it is
+whole or absent; a full disk leaves the one before it in place. The schedule, the order and all draws are functions of the step and need no
+state. `step` counts finished optimiser steps.
 """
 
 import json
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 
 from ..storage.atomic import refusals, replace_folder
 from ..storage.errors import BadInput, CacheDamaged
+from .ranks import ALONE, Ranks
+from .sharding import like, whole
 
 _PREFIX = "step-"
 FORMAT = 1
@@ -58,27 +62,44 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, described: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    described: Mapping[str, Any],
+    keep: int,
+    *,
+    average: nn.Module | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `step-NNNNNNN`, then drop all but the newest `keep`; raises `StoreUnavailable` with the bytes that were needed."""
+    """Write `step-NNNNNNN`, then drop all but the newest `keep`; raises `StoreUnavailable` with the bytes that were needed.
+
+    Every rank calls this, the first writes.
+    """
     final = folder / f"{_PREFIX}{step:07d}"
-    model_tensors, optimizer_tensors = _contiguous(model.state_dict()), _optimizer_tensors(optimizer)
-    needed_bytes = sum(tensor.nbytes for tensor in (*model_tensors.values(), *optimizer_tensors.values()))
-    with refusals(final, needed_bytes), replace_folder(final) as temporary:
-        _save(model_tensors, temporary / "model.safetensors")
-        _save(optimizer_tensors, temporary / "optimizer.safetensors")
-        description = {**described, "step": step, "format": FORMAT, "torch": torch.__version__}
-        (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1, sort_keys=True))
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    files = {"model": _contiguous(model.state_dict()), "optimizer": _optimizer_tensors(optimizer)}
+    if average is not None:
+        files["average"] = _contiguous(average.state_dict())
+    if ranks.first:
+        needed_bytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+        with refusals(final, needed_bytes), replace_folder(final) as temporary:
+            for name, tensors in files.items():
+                _save(tensors, temporary / f"{name}.safetensors")
+            description = {**described, "step": step, "format": FORMAT, "torch": torch.__version__}
+            (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1, sort_keys=True))
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    ranks.wait()
     return final
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> None:
     """Load weights and optimiser state strictly; raises `CacheDamaged` when a file is unreadable or does not fit."""
     try:
-        model.load_state_dict(load_file(checkpoint.folder / "model.safetensors"), strict=True)
+        _load_model(model, load_file(checkpoint.folder / "model.safetensors"))
         _load_optimizer(optimizer, load_file(checkpoint.folder / "optimizer.safetensors"))
+        if average is not None:
+            _load_model(average, load_file(checkpoint.folder / "average.safetensors"))
     except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
         raise CacheDamaged(
             f"checkpoint {checkpoint.folder} cannot be loaded ({error}); remove that folder to go on from the one before"
@@ -100,7 +121,7 @@ def _as_os_error(error: Exception) -> OSError:
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -108,13 +129,19 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return _contiguous({f"{number}/{name}": value for number, state in states.items() for name, value in state.items()})
 
 
+def _load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    model.load_state_dict({name: like(tensor, own[name]) if name in own else tensor for name, tensor in tensors.items()}, strict=True)
+
+
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    templates = dict(zip((number for group in groups for number in group["params"]), parameters, strict=True))
     for key, tensor in tensors.items():
         number, name = key.split("/")
-        state.setdefault(int(number), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    expected = {number for group in groups for number in group["params"]}
-    if state and set(state) != expected:
-        raise ValueError(f"optimiser state of {len(state)} parameters, expected {len(expected)}")
+        state.setdefault(int(number), {})[name] = like(tensor, templates[int(number)])
+    if state and set(state) != set(templates):
+        raise ValueError(f"optimiser state of {len(state)} parameters, expected {len(templates)}")
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -16,12 +16,16 @@ PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 SOURCES = ("cached", "live")
 OPTIMIZERS = ("adamw", "lamb")
-OPERATIONAL = (
+PARALLEL = ("ddp", "fsdp")
+OPERATIONAL = (  # the last three change a run's rounding, as another number of ranks does, and nothing else
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.log_every",
     "run.prefetch_batches",
     "run.reader_threads",
+    "run.accumulate",
+    "run.recompute_activations",
+    "run.parallel",
 )
 
 
@@ -64,9 +68,15 @@ class StudentConfig:
     """Input sizes; one is drawn for each step."""
     init_from: str = ""
     """Run folder whose backbone and adapters this run starts from; empty for random weights."""
+    drop_path: float = 0.0
+    """Largest probability that a residual branch is left out of a sample, rising with depth (paper: none)."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, saved beside the model; 0 for none (paper: none)."""
 
     def __post_init__(self) -> None:
         _check(bool(self.architecture), "student.architecture", self.architecture, "a name")
+        _check(0 <= self.drop_path < 1, "student.drop_path", self.drop_path, "in [0, 1)")
+        _check(0 <= self.ema < 1, "student.ema", self.ema, "in [0, 1)")
         _check_sizes("student.sizes_px", self.sizes_px)
 
 
@@ -80,9 +90,12 @@ class TeacherConfig:
     """Input sizes of live teachers, one drawn for each step apart from the student's; empty for each teacher's own size."""
     weights: Mapping[str, TeacherWeights] = field(default_factory=dict)
     """Loss weights by teacher name; 1.0 for teachers that are not named."""
+    drop_probability: float = 0.0
+    """Probability that a teacher's loss counts nothing in a step; one teacher always stays (ours)."""
 
     def __post_init__(self) -> None:
         _check_choice("target source", self.source, SOURCES)
+        _check(0 <= self.drop_probability < 1, "teacher.drop_probability", self.drop_probability, "in [0, 1)")
         _check(self.source == "live" or not self.sizes_px, "teacher.sizes_px", self.sizes_px, "none with cached targets")
         if self.sizes_px:
             _check_sizes("teacher.sizes_px", self.sizes_px)
@@ -169,10 +182,18 @@ class RunConfig:
     """Batches that may be ready before the step that uses them."""
     reader_threads: int = 2
     """Threads that decode, crop and read targets."""
+    accumulate: int = 1
+    """Parts in which a step's batch goes through the student, for less memory."""
+    recompute_activations: bool = False
+    """Whether blocks are computed again in the backward pass instead of kept (activation checkpointing)."""
+    parallel: str = "ddp"
+    """How several ranks share a student: `ddp` gives each a whole copy, `fsdp` a share of the weights."""
 
     def __post_init__(self) -> None:
+        _check_choice("way to train in parallel", self.parallel, PARALLEL)
         for name, value in dataclasses.asdict(self).items():
-            _check(1 <= value < 2**40, f"run.{name}", value, "at least 1")
+            _check(not isinstance(value, int) or name == "recompute_activations" or 1 <= value < 2**40, f"run.{name}", value, "at least 1")
+        _check(self.accumulate <= self.batch_size, "run.accumulate", self.accumulate, "at most run.batch_size")
 
 
 @dataclass(frozen=True)

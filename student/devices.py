@@ -41,7 +41,7 @@ def choose_precision(asked: str, device: str) -> Choice:
     """`bf16` or `fp32` for autocast on a device."""
     if asked != "auto":
         return Choice(asked, "asked for")
-    if device == "cuda":
+    if torch.device(device).type == "cuda":
         capability = torch.cuda.get_device_capability()
         fast = capability >= _BF16_CAPABILITY
         return Choice("bf16" if fast else "fp32", f"auto: CUDA capability {capability[0]}.{capability[1]}")
@@ -50,9 +50,30 @@ def choose_precision(asked: str, device: str) -> Choice:
     return Choice("bf16", f"auto: the CPU has {found[0]}") if found else Choice("fp32", "auto: the CPU has no bf16 arithmetic")
 
 
+def choose_devices(asked: str, students: int) -> list[Choice]:
+    """A device for each student of one pass: CUDA devices in turn where there are several."""
+    chosen = choose_device(asked)
+    count = torch.cuda.device_count() if chosen.value == "cuda" else 1
+    if students == 1 or count == 1:
+        return [chosen] * students
+    return [Choice(f"cuda:{number % count}", f"student {number + 1} of {students} on {count} devices") for number in range(students)]
+
+
+def use_tensor_cores(device: str) -> None:
+    """Let fp32 matrix products on CUDA use TF32: the weights and losses stay fp32, products round to 10 bits."""
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+@contextlib.contextmanager
+def attending(device: str) -> Iterator[None]:
+    """The attention kernel of a device; a backward pass that computes activations again needs it as the forward pass did."""
+    with sdpa_kernel([SDPBackend.MATH]) if torch.device(device).type == "cpu" else contextlib.nullcontext():
+        yield
+
+
 @contextlib.contextmanager
 def computing(device: str, precision: str) -> Iterator[None]:
     """Autocast and attention kernel for a forward pass."""
-    attention = sdpa_kernel([SDPBackend.MATH]) if device == "cpu" else contextlib.nullcontext()
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"), attention:
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"), attending(device):
         yield

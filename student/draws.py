@@ -25,3 +25,10 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 def choose_size(seed: int, purpose: str, step: int, sizes_px: Sequence[int]) -> int:
     """One of `sizes_px` for a step, uniformly; student and teacher draw independently through their `purpose`."""
     return sizes_px[bits64(seed, f"size:{purpose}", step) % len(sizes_px)]
+
+
+def dropped_teachers(seed: int, step: int, names: Sequence[str], probability: float) -> frozenset[str]:
+    """The teachers whose losses count nothing in a step: each with a probability, but never the last one (the luckiest stays)."""
+    drawn = {name: bits64(seed, f"drop:{name}", step) / 2**64 for name in names}
+    luckiest = max(drawn, key=lambda name: drawn[name])
+    return frozenset(name for name, value in drawn.items() if value < probability and name != luckiest)

@@ -7,7 +7,7 @@ and its backward pass is a matrix product too (on a CPU the library's bicubic ba
 Axes: B images, H and W grid, D channels; student first, teacher second, everywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 
 import torch
@@ -68,11 +68,16 @@ def _bicubic_matrix(small: int, large: int, device: torch.device, dtype: torch.d
 
 
 def distillation_loss(
-    student: Mapping[str, Tokens], targets: Mapping[str, Tokens], config: LossConfig, weights: Mapping[str, TeacherWeights]
+    student: Mapping[str, Tokens],
+    targets: Mapping[str, Tokens],
+    config: LossConfig,
+    weights: Mapping[str, TeacherWeights],
+    dropped: Collection[str] = (),
 ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
     """`Σ_teachers (w_cls·L_cls + w_patch·L_patch)` and the unweighted terms by teacher and name (`cls`, `patch`).
 
-    A teacher without a class token has no `cls` term; one that is not in `weights` has weights 1.
+    A teacher without a class token has no `cls` term; one that is not in `weights` has weights 1. A `dropped` teacher counts times 0, so
+    that its adapters still have a gradient (ranks that exchange gradients wait for each).
     """
     terms: dict[str, dict[str, Tensor]] = {}
     total = torch.zeros((), device=next(iter(targets.values())).patch_BHWD.device)
@@ -80,7 +85,7 @@ def distillation_loss(
         weight = weights.get(name, TeacherWeights())
         terms[name] = teacher_terms(student[name], target, config)
         for term, value in terms[name].items():
-            total = total + getattr(weight, term) * value
+            total = total + (0.0 if name in dropped else getattr(weight, term)) * value
     return total, terms
 
 

@@ -61,6 +61,16 @@ class KeyedPermutation:
         return (left << half) | right
 
 
+def rank_span(batch_size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """[start, stop) of a batch that one rank takes: the spans of all ranks tile it, their sizes differ by one at most.
+
+    Raises `BadInput` when a rank would have nothing.
+    """
+    if batch_size < ranks:
+        raise BadInput(f"a batch of {batch_size} cannot be shared by {ranks} ranks; raise run.batch_size or use fewer workers")
+    return batch_size * rank // ranks, batch_size * (rank + 1) // ranks
+
+
 class Places(NamedTuple):
     """What stands at positions of a run: image_B, view_B (k) and feature row_B = image · K + k, all int64."""
 
@@ -102,6 +112,11 @@ class Order:
             image_B[here] = self._included(permutation(within[here]))
         view_B = (self._first_view(image_B) + epochs) % self.views
         return Places(image_B, view_B, image_B * self.views + view_B)
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
+        """What rank `rank` of `ranks` sees in a step: its span of the step's `batch_size` positions."""
+        start, stop = rank_span(batch_size, rank, ranks)
+        return self.places(step * batch_size + start, step * batch_size + stop)
 
     def _included(self, ranks: Int64s) -> Int64s:
         """The rank-th image that is not excluded."""

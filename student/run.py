@@ -7,6 +7,7 @@
       checkpoints/step-NNNNNNN/
       initial/model/       the untrained student, when it started from random weights
       model/               model.json  backbone.safetensors  adapters.json  adapters.safetensors
+      average/model/       the same of the weights' moving average, where the recipe asks for one
       summary.json         written last: the run is finished
 
 `model/` is what evaluation, extraction and later stages read.
@@ -26,6 +27,8 @@ from ..storage.errors import BadInput, CacheDamaged, CacheMismatch
 from ..storage.identity import differing_fields
 from .config import TrainRecipe
 from .models import Student
+from .ranks import ALONE, Ranks
+from .sharding import whole
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -44,7 +47,8 @@ class RunFolder:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.checkpoints, self.model, self.initial = out / "checkpoints", out / "model", out / "initial" / "model"
+        self.checkpoints, self.model = out / "checkpoints", out / "model"
+        self.initial, self.average = out / "initial" / "model", out / "average" / "model"
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a finished run, None otherwise."""
@@ -121,13 +125,18 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def save_model(student: Student, folder: Path, *, size_px: int, targets: Mapping[str, Any]) -> None:
-    """Write a `model/` folder: the encoder, its adapters, and what the adapters were trained for; replaces an older one."""
+def save_model(student: Student, folder: Path, *, size_px: int, targets: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+    """Write a `model/` folder: the encoder, its adapters, and what the adapters were trained for; replaces an older one.
+
+    With several ranks, every rank calls this and the first writes.
+    """
     encoder = student.encoder
     preprocessing = {**encoder.preprocessing.identity(), "size_px": size_px}
     described = {"architecture": encoder.architecture, "size_px": size_px, "preprocessing": preprocessing}
-    backbone = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    adapters = {name: tensor.detach().cpu().contiguous() for name, tensor in student.adapters.state_dict().items()}
+    backbone = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    adapters = {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in student.adapters.state_dict().items()}
+    if not ranks.first:
+        return
     needed_bytes = sum(tensor.nbytes for tensor in (*backbone.values(), *adapters.values()))
     with refusals(folder, needed_bytes), replace_folder(folder) as temporary:
         safetensors.torch.save_file(backbone, temporary / "backbone.safetensors")

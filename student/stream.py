@@ -22,6 +22,7 @@ from ..storage.errors import CacheMismatch
 from ..storage.views import cut, pixel_digest, resize
 from ..storage.viewset import ViewSet
 from .order import Order, Places
+from .ranks import ALONE, Ranks
 from .targets import Memory, Rendering, TargetSource
 
 STUDENT = "student"
@@ -71,7 +72,10 @@ class _Slot:
 
 
 class Stream:
-    """Iterates over the batches of steps [first, last); a batch is valid until the next one is asked for."""
+    """Iterates over the batches of steps [first, last); a batch is valid until the next one is asked for.
+
+    `batch_size` is the whole step's; each of several ranks builds its span of it.
+    """
 
     def __init__(
         self,
@@ -84,9 +88,12 @@ class Stream:
         threads: int = 2,
         prefetch: int = 4,
         pin: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.views, self.source, self.order, self.student_rendering = views, source, order, student_rendering
-        self.batch_size, self.threads, self.pin = batch_size, threads, pin
+        self.global_batch, self.ranks, self.threads, self.pin = batch_size, ranks, threads, pin
+        start, stop = ranks.span(batch_size)
+        self.batch_size = stop - start
         self._slots = [self._allocate() for _ in range(prefetch + 1)]
 
     def _allocate(self) -> _Slot:
@@ -96,8 +103,8 @@ class Stream:
         return _Slot(self.batch_size, {name: one.pin_memory() if self.pin else one for name, one in fixed.items()}, self.pin)
 
     def plan(self, step: int) -> Plan:
-        """What a step uses: a pure function of the step."""
-        places = self.order.places(step * self.batch_size, (step + 1) * self.batch_size)
+        """What a step uses on this rank: a pure function of the step."""
+        places = self.order.batch(step, self.global_batch, self.ranks.number, self.ranks.count)
         return Plan(step, places, (self.student_rendering(step), *self.source.renderings(step)))
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:

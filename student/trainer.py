@@ -1,45 +1,35 @@
-"""The training loop, the same for all three stages and for cached and live targets.
+"""The training loop, the same for all three stages, for cached and live targets, and for one student or several on one stream.
 
 A step is a pure function of (recipe, weights, optimiser state, step): its batch, its input sizes, its learning rate and the seed of torch's
 generators all follow from the step's number, so a run that is stopped anywhere and run again gives bit-equal losses on a CPU. SIGTERM and
-SIGINT end the step in hand, write a checkpoint and raise `Interrupted`. A loss or gradient that is not finite stops the run before the
-weights change, naming the images. Price: one wait for the device a step, to look at the loss.
+SIGINT end the step in hand, write a checkpoint and raise `Interrupted`. Images are read and targets made once for all students; a student
+whose checkpoint is ahead of the others' waits until they have caught up. Price: one wait for the device a step, to look at the loss.
 """
 
 import contextlib
-import math
+import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..storage.errors import BadInput, EupeError, Interrupted
+from ..storage.errors import BadInput, Interrupted
 from ..storage.viewset import ViewSet
-from .checkpoint import latest_checkpoint, restore, save_checkpoint
+from ..teachers.tokens import Tokens
 from .config import TrainRecipe
-from .devices import Choice, computing
-from .draws import choose_size, step_seed
-from .losses import distillation_loss
-from .models import Student, count_parameters
-from .optimizers import build_optimizer, set_learning_rate
+from .draws import choose_size
+from .learner import Event, Learner, OnEvent
+from .models import count_parameters
 from .order import Order
-from .run import Metrics, RunFolder, save_model
-from .schedule import learning_rate
 from .stream import STUDENT, Batch, Stream
 from .targets import Rendering, TargetSource
-
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
-
-
-class TrainingDiverged(EupeError, ArithmeticError):
-    """Loss or gradient are not finite; the text names the step and the images."""
 
 
 @dataclass
@@ -62,174 +52,154 @@ class Clock:
 
 
 class Trainer:
-    """Trains one student on one target source in one run folder."""
+    """Trains learners on one target source; their recipes differ in `[student]` alone, and their input sizes are the same."""
 
     def __init__(
         self,
-        recipe: TrainRecipe,
-        student: Student,
+        learners: Sequence[Learner],
         source: TargetSource,
         views: ViewSet,
         order: Order,
-        folder: RunFolder,
         *,
-        device: Choice,
-        precision: Choice,
-        statistics: Mapping[str, str],
         on_event: OnEvent = lambda event: None,
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.recipe, self.student, self.source, self.order, self.folder = recipe, student.to(device.value), source, order, folder
-        self.device, self.precision, self.statistics, self.on_event = device, precision, dict(statistics), on_event
-        self.optimizer = build_optimizer(student, recipe.optimizer)
-        self.forward = torch.compile(student) if recipe.compile else student
+        self.learners, self.source, self.order, self.stop_asked = list(learners), source, order, stop_asked
+        first = self.learners[0]
+        self.recipe, self.ranks, self.device = first.recipe, first.ranks, first.device.value
+        self.on_event = on_event if self.ranks.first else lambda event: None
+        self.interpolation = _common_input(self.learners)
+        run = self.recipe.run
         self.stream = Stream(
-            views,
-            source,
-            order,
-            self._student_rendering,
-            batch_size=recipe.run.batch_size,
-            threads=recipe.run.reader_threads,
-            prefetch=recipe.run.prefetch_batches,
-            pin=device.value == "cuda",
-        )
+            views, source, order, self._student_rendering, batch_size=run.batch_size, threads=run.reader_threads,
+            prefetch=run.prefetch_batches, pin=self.device.startswith("cuda"), ranks=self.ranks,
+        )  # fmt: skip
         self.dataset = views.dataset
+        self.clock = Clock()
         self._stop = threading.Event()
 
     def _student_rendering(self, step: int) -> Rendering:
-        size_px = choose_size(self.recipe.seed, STUDENT, step, self.recipe.student.sizes_px)
-        return Rendering(STUDENT, size_px, self.student.encoder.preprocessing.interpolation)
+        return Rendering(STUDENT, choose_size(self.recipe.seed, STUDENT, step, self.recipe.student.sizes_px), self.interpolation)
 
-    def train(self) -> dict[str, Any]:
-        """Run to the end, from the newest checkpoint when there is one; returns the summary and writes model and summary."""
-        first = self._resume()
-        steps = self.recipe.run.steps
-        metrics = Metrics(self.folder.out, first)
-        self.on_event(self._start_event(first))
-        line: Event = {}
+    def train(self) -> list[dict[str, Any]]:
+        """Run to the end, each learner from its newest checkpoint; writes each model and summary, and returns the summaries."""
+        for learner in self.learners:
+            learner.begin()
+        first, resumed = min(learner.done for learner in self.learners), [learner.done for learner in self.learners]
         try:
+            for learner in self.learners:
+                self.on_event({"event": "start", **self._named(learner), **self._start(learner)})
             with self._signals():
-                line = self._loop(first, steps, metrics)
+                self._loop(first, self.recipe.run.steps)
         finally:
-            metrics.close()
-        save_model(self.student, self.folder.model, size_px=max(self.recipe.student.sizes_px), targets=self.statistics)
-        summary = self._summary(first, line)
-        self.folder.finish(summary)
-        self.on_event({"event": "end", **summary})
-        return summary
+            for learner in self.learners:
+                learner.close()
+        summaries = [self._summary(learner, start) for learner, start in zip(self.learners, resumed, strict=True)]
+        for learner, summary in zip(self.learners, summaries, strict=True):
+            learner.finish(summary)
+            self.on_event({"event": "end", **self._named(learner), **summary})
+        return summaries
 
-    def _resume(self) -> int:
-        checkpoint = latest_checkpoint(self.folder.checkpoints)
-        if checkpoint is None:
-            return 0
-        if checkpoint.step > self.recipe.run.steps:
-            raise BadInput(f"{checkpoint.folder} is past the {self.recipe.run.steps} steps of this recipe")
-        restore(checkpoint, self.student, self.optimizer)
-        return checkpoint.step
+    def _named(self, learner: Learner) -> Event:
+        """What tells the events of several students apart."""
+        return {"student": learner.name, "stage": learner.name} if len(self.learners) > 1 else {}
 
-    def _start_event(self, first: int) -> Event:
+    def _start(self, learner: Learner) -> Event:
         return {
-            "event": "start",
-            "step": first,
+            "step": learner.done,
             "steps": self.recipe.run.steps,
-            "parameters": count_parameters(self.student),
-            "device": f"{self.device.value}  # {self.device.why}",
-            "precision": f"{self.precision.value}  # {self.precision.why}",
+            "parameters": count_parameters(learner.student),
+            "device": f"{learner.device.value}  # {learner.device.why}",
+            "precision": f"{learner.precision.value}  # {learner.precision.why}",
+            "ranks": self.ranks.count,
             "images": self.order.epoch_length,
             "excluded_images": len(self.order.excluded),
         }
 
-    def _loop(self, first: int, steps: int, metrics: Metrics) -> Event:
-        """Steps [first, steps); returns the last logged line."""
+    def _loop(self, first: int, steps: int) -> None:
+        """Steps [first, steps)."""
         self.clock = Clock()
-        line: Event = {}
         batches = self.stream.batches(first, steps)
         with contextlib.closing(batches):  # type: ignore[type-var]
             for step in range(first, steps):
                 asked = time.perf_counter()
                 batch = next(batches)
                 self.clock.waited += time.perf_counter() - asked
-                loss, terms = self._step(batch)
+                learners = self.step(batch)
                 self.clock.steps += 1
                 done = step + 1
                 if done % self.recipe.run.log_every == 0 or done == steps:
-                    line = self._line(done, batch, loss, terms)
-                    metrics.write(line)
-                    self.on_event({"event": "step", "steps": steps, **line})
-                self._keep(done, steps)
-        return line
+                    self._log(learners, batch, done, steps)
+                self._keep(learners, done, steps)
 
-    def _keep(self, done: int, steps: int) -> None:
-        """Write the checkpoint that is due after `done` steps; raises `Interrupted` when a signal has come."""
-        stopping = self._stop.is_set() and done < steps
+    def step(self, batch: Batch) -> list[Learner]:
+        """One optimiser step of every learner that has not taken it yet; returns those."""
+        step = batch.plan.step
+        learners = [learner for learner in self.learners if learner.done == step]
+        tensors = batch.to(self.device)
+        for start, stop, last in self._parts():
+            part = {name: tensor[start:stop] for name, tensor in tensors.items()}
+            with torch.no_grad():
+                targets = self.source.resolve(part)
+            for learner in learners:
+                pixels_BHWC, own_targets = _on(learner.device.value, part[f"pixels/{STUDENT}"], targets)
+                learner.learn(step, pixels_BHWC, own_targets, (stop - start) / self.recipe.run.batch_size, last)
+        for learner in learners:
+            learner.update(step, lambda: self._image_ids(batch))
+        return learners
+
+    def _parts(self) -> list[tuple[int, int, bool]]:
+        """(start, stop, whether it is the last) of each part of this rank's batch."""
+        size = self.stream.batch_size
+        edges = np.linspace(0, size, min(size, self.recipe.run.accumulate) + 1).astype(int).tolist()
+        return [(start, stop, stop == size) for start, stop in itertools.pairwise(edges)]
+
+    def _image_ids(self, batch: Batch) -> str:
+        return ", ".join(self.dataset.row(image).id for image in batch.plan.places.image_B[:8].tolist())
+
+    def _keep(self, learners: Sequence[Learner], done: int, steps: int) -> None:
+        """Write the checkpoints that are due after `done` steps; raises `Interrupted` when a signal has come."""
+        stopping = self.ranks.any(self._stop.is_set() or self.stop_asked(), self.device) and done < steps
         if stopping or done == steps or done % self.recipe.run.checkpoint_every == 0:
-            described = {"recipe": self.recipe.to_dict(), "identities": self.source.identities()}
-            keep = self.recipe.run.keep_checkpoints
-            save_checkpoint(self.folder.checkpoints, done, self.student, self.optimizer, described, keep)
+            for learner in learners:
+                learner.keep({"identities": self.source.identities()})
             self.on_event({"event": "checkpoint", "step": done})
         if stopping:
-            raise Interrupted(
-                f"stopped after step {done} of {steps}; the state is kept in {self.folder.out}, run the same command again to go on"
-            )
+            folders = ", ".join(str(learner.folder.out) for learner in self.learners)
+            raise Interrupted(f"stopped after step {done} of {steps}; the state is kept in {folders}, run the same command again to go on")
 
-    def _step(self, batch: Batch) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-        """One optimiser step; returns the loss and its unweighted terms."""
-        step, config = batch.plan.step, self.recipe.optimizer
-        torch.manual_seed(step_seed(self.recipe.seed, step))
-        self.student.train()
-        tensors = batch.to(self.device.value)
-        with torch.no_grad():
-            targets = self.source.resolve(tensors)
-        with computing(self.device.value, self.precision.value):
-            predicted = self.forward(tensors[f"pixels/{STUDENT}"])
-        loss, terms = distillation_loss(predicted, targets, self.recipe.loss, self.recipe.teacher.weights)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.clip_norm or math.inf)
-        self._refuse_non_finite(batch, {"loss": loss.detach(), "norm of the gradient": norm})
-        set_learning_rate(self.optimizer, learning_rate(step, self.recipe.run.steps, config))
-        self.optimizer.step()
-        return loss.detach(), {name: {term: value.detach() for term, value in each.items()} for name, each in terms.items()}
-
-    def _refuse_non_finite(self, batch: Batch, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            if not math.isfinite(float(value)):
-                images = [self.dataset.row(image).id for image in batch.plan.places.image_B[:8].tolist()]
-                raise TrainingDiverged(
-                    f"the {name} is {float(value)} at step {batch.plan.step + 1}; the weights were not changed. Images of this batch: "
-                    f"{', '.join(images)}, … Lower optimizer.learning_rate or optimizer.clip_norm, or set precision = 'fp32'"
-                )
-
-    def _line(self, done: int, batch: Batch, loss: Tensor, terms: Mapping[str, Mapping[str, Tensor]]) -> Event:
+    def _log(self, learners: Sequence[Learner], batch: Batch, done: int, steps: int) -> None:
         rate = self.clock.steps / max(self.clock.seconds, 1e-9)
-        return {
-            "step": done,
-            "loss": float(loss),
-            "losses": {name: {term: float(value) for term, value in each.items()} for name, each in terms.items()},
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        shared = {
             "sizes_px": {one.key: one.size_px for one in batch.plan.renderings},
             "epoch": self.order.epoch_of(done * self.recipe.run.batch_size),
             "images_per_s": rate * self.recipe.run.batch_size,
             "wait_share": self.clock.wait_share,
             "seconds": self.clock.seconds,
-            "seconds_left": (self.recipe.run.steps - done) / rate,
+            "seconds_left": (steps - done) / rate,
         }
+        for learner in learners:
+            line = {"step": done, **learner.losses(), **shared}
+            learner.log(line)
+            self.on_event({"event": "step", "steps": steps, **self._named(learner), **line})
 
-    def _summary(self, first: int, line: Mapping[str, Any]) -> dict[str, Any]:
+    def _summary(self, learner: Learner, resumed_from: int) -> dict[str, Any]:
         seconds = self.clock.seconds
         return {
             "stage": self.recipe.stage,
             "steps": self.recipe.run.steps,
-            "resumed_from": first,
+            "resumed_from": resumed_from,
             "seconds": seconds,
             "images_per_s": self.clock.steps * self.recipe.run.batch_size / max(seconds, 1e-9),
             "wait_share": self.clock.wait_share,
-            "loss": line.get("loss"),
-            "losses": line.get("losses", {}),
-            "parameters": count_parameters(self.student),
-            "backbone_parameters": count_parameters(self.student.encoder),
-            "device": self.device._asdict(),
-            "precision": self.precision._asdict(),
-            "model": str(self.folder.model),
+            "loss": learner.line.get("loss"),
+            "losses": learner.line.get("losses", {}),
+            "parameters": count_parameters(learner.student),
+            "backbone_parameters": count_parameters(learner.student.encoder),
+            "device": learner.device._asdict(),
+            "precision": learner.precision._asdict(),
+            "ranks": self.ranks.count,
+            "model": str(learner.folder.model),
         }
 
     @contextlib.contextmanager
@@ -248,3 +218,26 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _common_input(learners: Sequence[Learner]) -> str:
+    """How the students' pixels are resized; raises `BadInput` when one stream cannot serve them all."""
+    kinds = {learner.student.encoder.preprocessing.interpolation for learner in learners}
+    shared = {_shared_values(learner.recipe) for learner in learners}
+    if len(kinds) > 1 or len(shared) > 1:
+        raise BadInput("students of one pass need one recipe: only [student] may differ, and not sizes_px")
+    return kinds.pop()
+
+
+def _shared_values(recipe: TrainRecipe) -> str:
+    plain = recipe.decisive()
+    return repr([plain["student"]["sizes_px"], {key: value for key, value in plain.items() if key != "student"}])
+
+
+def _on(device: str, pixels_BHWC: Tensor, targets: Mapping[str, Tokens]) -> tuple[Tensor, Mapping[str, Tokens]]:
+    """Pixels and targets on a learner's device; nothing is copied where they are there already."""
+
+    def move(tokens: Tokens) -> Tokens:
+        return Tokens(None if tokens.cls_BD is None else tokens.cls_BD.to(device), tokens.patch_BHWD.to(device))
+
+    return pixels_BHWC.to(device), {name: move(tokens) for name, tokens in targets.items()}

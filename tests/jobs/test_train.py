@@ -237,7 +237,7 @@ def test_a_folder_with_other_things_is_refused(tiny_store: Any, tmp_path: Path) 
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_store: Any, tmp_path: Path) -> None:
-    from eupe_pipeline.student.trainer import TrainingDiverged
+    from eupe_pipeline.student.learner import TrainingDiverged
 
     explosive = replace(RECIPE, optimizer=replace(RECIPE.optimizer, learning_rate=9.0, weight_decay=9.0, clip_norm=0.0))
     explosive = replace(explosive, run=replace(RECIPE.run, steps=400, checkpoint_every=400, log_every=400))

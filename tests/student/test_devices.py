@@ -3,7 +3,7 @@
 import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput
-from eupe_pipeline.student.devices import choose_device, choose_precision, computing
+from eupe_pipeline.student.devices import choose_device, choose_devices, choose_precision, computing
 
 
 def test_what_was_asked_for_is_taken() -> None:
@@ -38,3 +38,14 @@ def test_autocast_is_on_for_bf16_only() -> None:
         assert linear(x).dtype == torch.bfloat16
     with computing("cpu", "fp32"):
         assert linear(x).dtype == torch.float32
+
+
+def test_students_of_one_pass_share_the_cpu() -> None:
+    assert choose_devices("cpu", 2) == [("cpu", "asked for")] * 2
+
+
+def test_students_of_one_pass_take_cuda_devices_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choice.value for choice in choose_devices("cuda", 3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert choose_devices("cuda", 1)[0].value == "cuda"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from eupe_pipeline.student.draws import bits64, choose_size, step_seed
+from eupe_pipeline.student.draws import bits64, choose_size, dropped_teachers, step_seed
 
 SIZES = (256, 384, 512)
 
@@ -39,3 +39,11 @@ def test_step_seeds_differ_by_step_and_rank_and_fit_torch() -> None:
     seeds = {step_seed(1, step, rank) for step in range(100) for rank in range(4)}
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_teachers_are_dropped_as_often_as_asked_and_never_all() -> None:
+    names = ["a", "b", "c"]
+    drawn = [dropped_teachers(3, step, names, 0.5) for step in range(2000)]
+    assert all(len(one) < 3 for one in drawn)
+    assert 0.4 < sum("a" in one for one in drawn) / 2000 < 0.5  # a little less than 0.5: somebody always stays
+    assert dropped_teachers(3, 0, names, 0.0) == dropped_teachers(3, 0, ["a"], 0.99) == frozenset()
