@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing.spawn as mp
 from eupe_pipeline.student.ranks import Ranks
+from torch.multiprocessing.spawn import start_processes
 
 _meetings = itertools.count()
 
@@ -37,4 +37,4 @@ def on_ranks(count: int, folder: Path, work: Callable[..., None], *arguments: An
     """Call `work(ranks, *arguments)` on each rank and wait; raises when one of them raised."""
     meeting = folder / f"meeting-{next(_meetings)}"
     multiprocessing.get_context("forkserver").set_forkserver_preload(["eupe_pipeline.jobs.train"])
-    mp.start_processes(_rank, (count, str(meeting), work, arguments), nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
+    start_processes(_rank, (count, str(meeting), work, arguments), nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]
