@@ -1,0 +1,222 @@
+"""Training on several processes or machines: Ray Train's TorchTrainer starts the ranks, and the trainer of one process runs in each.
+
+Every rank opens the store itself and builds its own span of each batch, so nothing large passes through Ray. The run's folder must be
+visible to all ranks (one machine, or a shared file system); the first rank alone writes to it. When a rank's process dies, Ray starts the
+whole group again, three times at most, and it goes on from the newest checkpoint. An error on purpose is told to the caller with its own
+text and ends the run without retries. What ranks and caller say to each other goes through one small actor, the board.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..storage.errors import EupeError
+from ..storage.store import FeatureStore
+from ..student.config import TrainRecipe
+from ..student.order import rank_span
+from ..student.ranks import Ranks
+from .pool import ray_session
+from .train import open_features, train
+
+OnEvent = Callable[[dict[str, Any]], None]
+MAX_RESTARTS = 3
+_POLL_S = 0.2
+_STOP_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """All that a rank needs to know; the fields are `train`'s arguments, the store by its URL."""
+
+    recipe: TrainRecipe
+    store: str
+    features: Sequence[str]
+    data: str
+    out: Path
+    proxy: Path | None = None
+    live_teachers: Sequence[str] = ()
+    students: Sequence[str] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Board:
+    """The actor between ranks and caller: messages one way, the wish to stop the other."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, Any]] = []
+        self._stop = self._over = False
+
+    def tell(self, kind: str, value: Any) -> None:
+        self._over |= kind == "error"
+        self._messages.append((kind, value))
+
+    def take(self, stop: bool) -> list[tuple[str, Any]]:
+        """All new messages; passes the caller's wish to stop on."""
+        self._stop |= stop
+        taken, self._messages = self._messages, []
+        return taken
+
+    def stop_asked(self) -> bool:
+        return self._stop
+
+    def over(self) -> bool:
+        """Whether a rank has ended the run on purpose: a group that Ray starts again must not try once more."""
+        return self._over
+
+
+def train_on_workers(
+    order: TrainOrder, workers: int, *, address: str | None = None, on_event: OnEvent = lambda event: None
+) -> dict[str, Any]:
+    """Train with `workers` ranks and return the summary as `train` does; raises what it raises, `EupeError` after too many deaths."""
+    rank_span(order.recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
+    open_features(FeatureStore.open(order.store), order.features, order.data)
+    with ray_session(address, workers) as ray:
+        board = ray.remote(_Board).options(num_cpus=0).remote()
+        try:
+            return _run(ray, board, order, workers, on_event)
+        finally:
+            ray.kill(board)
+
+
+def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEvent) -> dict[str, Any]:
+    scratch = order.out.absolute().parent / f".{order.out.name}.ray"
+    group = _Group(order, workers, board, scratch)
+    results: list[Any] = []
+    try:
+        with _stop_signals() as stop:
+            group.start()
+            while True:
+                running = group.is_alive()
+                for kind, value in ray.get(board.take.remote(stop.is_set())):
+                    if kind == "event":
+                        on_event(value)
+                    else:
+                        results.append(value)
+                if not running:
+                    break
+                time.sleep(_POLL_S)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _outcome(results, group.error, workers)
+
+
+def _outcome(results: Sequence[Any], error: BaseException | None, workers: int) -> dict[str, Any]:
+    """The first rank's summary; raises an error on purpose as it is, and other deaths in our words."""
+    for result in results:
+        if isinstance(result, EupeError):
+            raise result
+    if error is not None or not results:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+        raise EupeError(
+            f"training on {workers} workers was given up after {MAX_RESTARTS} restarts ({type(error).__name__}: {reason}); the newest "
+            "checkpoint is kept, run the same command again to go on. Too little memory is the usual cause: smaller run.batch_size, or "
+            "run.accumulate"
+        ) from error
+    return dict(results[-1])
+
+
+class _Group(threading.Thread):
+    """Ray Train's `fit`, which blocks, beside the main thread, which must hear signals."""
+
+    def __init__(self, order: TrainOrder, workers: int, board: Any, scratch: Path) -> None:
+        super().__init__(daemon=True, name="ray-train")
+        self.order, self.workers, self.board, self.scratch = order, workers, board, scratch
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Start the ranks and wait for them."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        on_cuda = _wants_cuda(self.order.recipe)
+        trainer = TorchTrainer(
+            _rank,
+            train_loop_config={"order": self.order, "board": self.board},
+            torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
+            scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=on_cuda, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(
+                name="ranks", storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=MAX_RESTARTS)
+            ),
+        )  # fmt: skip
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001 - Ray's own family; the main thread decides
+            self.error = error
+
+
+def _wants_cuda(recipe: TrainRecipe) -> bool:
+    from ..student.devices import choose_device
+
+    return choose_device(recipe.device).value == "cuda"
+
+
+def _rank(config: dict[str, Any]) -> None:
+    """One rank's whole life, in Ray's worker process, with torch's process group open."""
+    import ray
+    import ray.train
+
+    order, board = config["order"], config["board"]
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    if ray.get(board.over.remote()):
+        return
+    told: list[Any] = []
+
+    def tell(kind: str, value: Any) -> None:
+        told.append(board.tell.remote(kind, value))
+
+    tell("event", {"event": "rank", "rank": ranks.number, "ranks": ranks.count, "pid": os.getpid(), "host": socket.gethostname()})
+    try:
+        summary = _train(order, ranks, lambda event: tell("event", event), lambda: bool(ray.get(board.stop_asked.remote())))
+    except EupeError as error:
+        tell("error", error)
+        ray.get(told)
+        raise
+    if ranks.first:
+        tell("result", summary)
+    ray.get(told)
+
+
+def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callable[[], bool]) -> dict[str, Any]:
+    last_asked = time.monotonic()
+
+    def stop_asked() -> bool:
+        nonlocal last_asked
+        if not ranks.first or time.monotonic() - last_asked < _STOP_POLL_S:
+            return False
+        last_asked = time.monotonic()
+        return ask_stop()
+
+    return train(
+        order.recipe, FeatureStore.open(order.store), order.features, data=order.data, out=order.out, proxy=order.proxy,
+        live_teachers=order.live_teachers, students=order.students, origins=order.origins, on_event=on_event, ranks=ranks,
+        stop_asked=stop_asked,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; outside the main thread signals are left alone."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
