@@ -77,7 +77,7 @@ def kept(batch: Batch) -> Batch:
 
 
 def stepping(trainer: Trainer, steps: int, in_memory: bool, cpu_seconds: list[float]) -> Callable[[int], None]:
-    """A contestant: `steps` optimiser steps on streamed batches, or on one that stays in memory; processor time a round goes to the list."""
+    """A contestant: `steps` optimiser steps on streamed batches, or on one kept in memory; processor time a round goes to the list."""
     batch = kept(next(trainer.stream.batches(0, 1)))
     learner = trainer.learners[0]
 

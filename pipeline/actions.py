@@ -47,30 +47,6 @@ def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, 
     return extract_features(store, ExtractOptions(teachers=requests, views=spec, **values), on_event)
 
 
-def train(*, stage: int, store: str, data: str, features: Sequence[str], recipe: str | None, settings: Sequence[str], out: Path,
-          proxy: Path | None, dry_run: bool, on_event: OnEvent) -> Mapping[str, Any]:  # fmt: skip
-    """Run or resume one stage of distillation; with `dry_run` only resolve the recipe and look at the feature sets."""
-    from ..storage.store import FeatureStore
-    from .recipe_files import load_recipe
-
-    resolved = load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=settings)
-    if (proxy is not None) != (resolved.recipe.teacher.source == "live"):
-        raise BadInput(
-            f"the recipe's teacher.source is {resolved.recipe.teacher.source!r}: --proxy names the run whose model is the live teacher, "
-            "and is given with 'live' and only then"
-        )
-    opened = FeatureStore.open(store)
-    if dry_run:
-        from ..jobs.train import open_features
-
-        readers = open_features(opened, list(features), data)
-        found = {reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for reader in readers.values()}
-        return {"dry_run": True, "out": str(out), "features": found, "recipe": recipe_table(resolved.rows())}
-    from ..jobs.train import train as train_job
-
-    return train_job(resolved.recipe, opened, list(features), data=data, out=out, proxy=proxy, on_event=on_event, origins=resolved.origins)
-
-
 def knn(*, model: str, store: str, train_set: str, test_set: str, on_event: OnEvent, **size: Any) -> Mapping[str, Any]:
     """Return the model's kNN accuracies in percent, by the paper's protocol and the official code's; `size`: EvaluationSize's fields."""
     from ..jobs.evaluate import EvaluationSize

@@ -78,6 +78,7 @@ def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
+FOLDER = click.Path(file_okay=False, path_type=Path)
 STORE = click.option("--store", required=True, metavar="URL", help="Feature store: a folder or an fsspec URL such as s3://….")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON lines on stdout.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -147,15 +148,20 @@ def extract_features(as_json: bool, **values: Any) -> None:
     click.option("--features", multiple=True, required=True, metavar="KEY", help="Feature set, by name or name@digest; repeatable."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file; default: eupe-stageN."),
     SETTINGS,
-    click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Run's folder; a run found there resumes."),
-    click.option("--proxy", type=click.Path(file_okay=False, path_type=Path), default=None, help="Stage 3: the proxy's run, used live."),
+    click.option("--out", type=FOLDER, required=True, help="Run's folder; a run found there resumes."),
+    click.option("--proxy", type=FOLDER, default=None, help="Stage 3: the proxy's run, used live."),
+    click.option("--targets", type=click.Choice(["cached", "live"]), default=None, help="Read targets or compute them; default: recipe's."),
+    click.option("--teacher", "live_teachers", multiple=True, help="Live targets: teacher of each --features, in order; repeatable."),
+    click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),
+    click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Ranks through Ray Train; 0: this process."),
+    click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),
     DRY_RUN, JSON,
 )  # fmt: skip
 def train(as_json: bool, **values: Any) -> None:
     """Distil cached features into a student; run again with the same values, it resumes at the last checkpoint."""
-    from . import actions
+    from . import training
 
-    run(actions.train, as_json, **values)
+    run(training.train, as_json, **values)
 
 
 @cli.group()
@@ -266,6 +272,41 @@ def features_compact(as_json: bool, **values: Any) -> None:
 
 
 @cli.group()
+def runs() -> None:
+    """Look at training runs, or at many students of one cache."""
+
+
+@runs.command("ls")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@options(JSON)
+def runs_ls(as_json: bool, **values: Any) -> None:
+    """List the training runs below FOLDER."""
+    from . import runs as found
+
+    run(found.list_runs, as_json, **values)
+
+
+@runs.command("show")
+@click.argument("out", type=FOLDER)
+@options(JSON)
+def runs_show(as_json: bool, **values: Any) -> None:
+    """Show one run: how far it is, its losses, what it learns from, its recipe."""
+    from . import runs as training_runs
+
+    run(training_runs.show_run, as_json, **values)
+
+
+@runs.command("compare")
+@click.argument("outs", nargs=-1, required=True, type=FOLDER)
+@options(JSON)
+def runs_compare(as_json: bool, **values: Any) -> None:
+    """Compare runs: results side by side, and the recipe values in which they differ."""
+    from . import runs as training_runs
+
+    run(training_runs.compare_runs, as_json, **values)
+
+
+@cli.group()
 def recipe() -> None:
     """Look at the recipes."""
 
@@ -290,7 +331,7 @@ def recipe_show(as_json: bool, **values: Any) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
 @options(click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the page goes."), JSON)
 def report(as_json: bool, **values: Any) -> None:
     """Write one self-contained HTML page about training RUNS."""
@@ -301,7 +342,7 @@ def report(as_json: bool, **values: Any) -> None:
 
 @cli.command()
 @options(
-    click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("runs/demo"), show_default=True),
+    click.option("--out", type=FOLDER, default=Path("runs/demo"), show_default=True),
     click.option("--store", default=None, metavar="URL", help="Feature store; default: OUT/store."),
     click.option("--fetch-only", is_flag=True, help="Fetch and verify the photos and weights, then stop."),
     JSON,
@@ -314,9 +355,7 @@ def demo(as_json: bool, out: Path, store: str | None, fetch_only: bool) -> None:
 
 
 @cli.command()
-@options(
-    click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Where the disk is measured."), JSON
-)
+@options(click.option("--folder", type=FOLDER, default=Path(), help="Where the disk is measured."), JSON)
 def doctor(as_json: bool, folder: Path) -> None:
     """Print versions, devices, memory, disk rate, and known traps with their cure."""
     from . import doctor as examination

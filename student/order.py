@@ -25,7 +25,7 @@ _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)
 
 
-def _mix(values: UInt64s, key: int) -> UInt64s:
+def mixed_bits(values: UInt64s, key: int) -> UInt64s:
     """MurmurHash3's 64-bit finaliser over values plus a round key (wrapping arithmetic)."""
     mixed = values + np.uint64(key)
     mixed = (mixed ^ (mixed >> _SHIFT)) * _MIX_1
@@ -57,7 +57,7 @@ class KeyedPermutation:
         mask = (np.uint64(1) << half) - np.uint64(1)
         left, right = values >> half, values & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right, key) & mask)
+            left, right = right, left ^ (mixed_bits(right, key) & mask)
         return (left << half) | right
 
 
@@ -124,5 +124,5 @@ class Order:
         return ranks + np.searchsorted(before, ranks, side="right").astype(np.int64)
 
     def _first_view(self, image_B: Int64s) -> Int64s:
-        mixed = _mix(image_B.astype(np.uint64), bits64(self.seed, "first view"))
+        mixed = mixed_bits(image_B.astype(np.uint64), bits64(self.seed, "first view"))
         return (mixed % np.uint64(self.views)).astype(np.int64)

@@ -16,7 +16,7 @@ from eupe_pipeline.pipeline.cli import main
 from eupe_pipeline.storage.features import FeatureReader
 
 Capture = pytest.CaptureFixture[str]
-COMMANDS = ["index", "extract-features", "train", "evaluate", "features", "recipe", "report", "demo", "doctor"]
+COMMANDS = ["index", "extract-features", "train", "evaluate", "features", "runs", "recipe", "report", "demo", "doctor"]
 
 
 def results(capture: Capture) -> dict[str, Any]:

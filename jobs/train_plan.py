@@ -1,0 +1,116 @@
+"""What a training run will need, before it starts: parameters, memory of a rank, bytes to read.
+
+Sizes are computed, not guessed: the student is built on torch's meta device, which allocates nothing, and one forward pass there counts
+the bytes that autograd would keep for an image, in fp32 (bf16 autocast keeps less). What is left out: the allocator's waste, the
+library's workspaces, a live teacher's own activations. Reading is given a step and a second at a stated rate, because the rate is what
+a run will show.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..storage.features import FeatureReader
+from ..storage.store import FeatureStore
+from ..student.config import TrainRecipe
+from ..student.models import Student, TargetSpec, count_parameters
+from ..student.order import rank_span
+from ..student.ranks import Ranks
+from ..student.targets import CachedTargets
+from ..teachers.regularity import set_recompute
+from .train import initial_student, open_features, student_runs
+
+_OPTIMIZER_MOMENTS = 2  # AdamW and LAMB alike
+_FP32_BYTES = 4
+_ASSUMED_IMAGES_PER_S = 1000
+_SAMPLED_IMAGES = 256
+
+
+def plan_training(
+    recipe: TrainRecipe, store: FeatureStore, features: Sequence[str], *, data: str, students: Sequence[str] = (), workers: int = 0
+) -> dict[str, Any]:
+    """`features` by key, `students` by name with parameters and memory, and `reading`; raises as `train` does, writes nothing."""
+    readers = open_features(store, features, data)
+    ranks = Ranks(0, max(1, workers))
+    rank_span(recipe.run.batch_size, 0, ranks.count)
+    specs = {name: TargetSpec(one.cls_dim, one.patch_dim, one.grid) for name, one in readers.items()}
+    runs = student_runs(recipe, students, Path())
+    return {
+        "features": {reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for reader in readers.values()},
+        "students": {name: student_cost(own, specs, ranks) for name, (own, _) in runs.items()},
+        "batch": batch_cost(recipe, readers, ranks),
+        "reading": reading_cost(recipe, readers, ranks),
+    }
+
+
+def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ranks) -> dict[str, Any]:
+    """Parameters of a student with and without adapters, and the bytes that a rank's device holds for it."""
+    with torch.device("meta"):
+        student = initial_student(recipe, specs)
+    parameters = count_parameters(student)
+    shares = ranks.count if recipe.run.parallel == "fsdp" else 1
+    state_bytes = parameters * _FP32_BYTES * (2 + _OPTIMIZER_MOMENTS) // shares
+    if recipe.student.ema:
+        state_bytes += parameters * _FP32_BYTES
+    start, stop = ranks.span(recipe.run.batch_size)
+    part = -(-(stop - start) // recipe.run.accumulate)
+    activation_bytes = part * kept_bytes(student, recipe)
+    return {
+        "parameters": parameters,
+        "backbone_parameters": count_parameters(student.encoder),
+        "state_bytes": state_bytes,
+        "activation_bytes": activation_bytes,
+        "device_bytes": state_bytes + activation_bytes,
+    }
+
+
+def kept_bytes(student: Student, recipe: TrainRecipe) -> int:
+    """Bytes that autograd keeps of one image at the largest input size, weights left out; the student is on the meta device."""
+    size_px = max(recipe.student.sizes_px)
+    own = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
+    held: list[Tensor] = []  # kept alive, or a storage's address may be given away
+
+    def keep(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        return tensor
+
+    set_recompute(student.encoder, recipe.run.recompute_activations)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        tokens = student.encoder(torch.empty(1, 3, size_px, size_px, device="meta"))
+        for heads in student.adapters:
+            heads(tokens)
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
+    return sum(nbytes for address, nbytes in storages.items() if address not in own)
+
+
+def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, int]:
+    """Host memory of the batches that are made ahead, and the de-quantised targets of one part on the device."""
+    start, stop = ranks.span(recipe.run.batch_size)
+    one = CachedTargets(readers).allocate(1)
+    pixel_bytes = sum(3 * size * size for size in (*recipe.student.sizes_px, *recipe.teacher.sizes_px))
+    image_bytes = pixel_bytes + sum(tensor.nbytes for tensor in one.values())
+    floats = sum((reader.cls_dim or 0) + reader.grid[0] * reader.grid[1] * reader.patch_dim for reader in readers.values())
+    part = -(-(stop - start) // recipe.run.accumulate)
+    return {
+        "host_bytes": (recipe.run.prefetch_batches + 1) * (stop - start) * image_bytes,
+        "targets_device_bytes": part * floats * _FP32_BYTES,
+    }
+
+
+def reading_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, Any]:
+    """Bytes of images and targets a view, a step and a run, and the bandwidth that an assumed rate needs."""
+    dataset = next(iter(readers.values())).views.dataset
+    sampled = range(0, len(dataset), max(1, len(dataset) // _SAMPLED_IMAGES))
+    image_bytes = sum(dataset.row(index).length for index in sampled) / len(sampled)
+    target_bytes = sum(tensor.nbytes for tensor in CachedTargets(readers).allocate(1).values()) if recipe.teacher.source == "cached" else 0
+    view_bytes = image_bytes + target_bytes
+    return {
+        "image_bytes_a_view": round(image_bytes),
+        "target_bytes_a_view": target_bytes,
+        "bytes_a_step": round(view_bytes * recipe.run.batch_size),
+        "bytes_a_run": round(view_bytes * recipe.run.batch_size * recipe.run.steps),
+        f"megabytes_per_s_at_{_ASSUMED_IMAGES_PER_S}_images_per_s": round(view_bytes * _ASSUMED_IMAGES_PER_S / 1e6, 1),
+    }

@@ -1,0 +1,62 @@
+"""What `train` does, without the command line: a recipe resolved, live teachers sorted out, then this process or several ranks.
+
+Usable from a notebook as it is. Heavy imports stay inside the functions, as in `actions`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..storage.errors import BadInput
+from .actions import recipe_table
+from .progress import OnEvent
+from .recipe_files import ResolvedRecipe, load_recipe
+
+
+def train(*, stage: int, store: str, data: str, features: Sequence[str], recipe: str | None, settings: Sequence[str], out: Path,
+          proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None, live_teachers: Sequence[str] = (),
+          students: Sequence[str] = (), workers: int = 0, address: str | None = None) -> Mapping[str, Any]:  # fmt: skip
+    """Run or resume one stage of distillation; with `dry_run` only say what it would need. Raises BadInput."""
+    from ..storage.store import FeatureStore
+
+    overlaid = [*settings, *([f"teacher.source={targets}"] if targets else []), *student_setting(students)]
+    resolved = load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=overlaid)
+    check_live_teachers(resolved, features, proxy, live_teachers)
+    opened = FeatureStore.open(store)
+    if dry_run:
+        from ..jobs.train_plan import plan_training
+
+        plan = plan_training(resolved.recipe, opened, list(features), data=data, students=students, workers=workers)
+        return {"dry_run": True, "out": str(out), **plan, "recipe": recipe_table(resolved.rows())}
+    if workers:
+        from ..jobs.train_ranks import TrainOrder, train_on_workers
+
+        order = TrainOrder(resolved.recipe, store, list(features), data, out, proxy, live_teachers, students, resolved.origins)
+        return train_on_workers(order, workers, address=address, on_event=on_event)
+    if address is not None:
+        raise BadInput("--address is a Ray cluster's, and without --workers the training runs in this process; give --workers as well")
+    from ..jobs.train import train as train_job
+
+    return train_job(
+        resolved.recipe, opened, list(features), data=data, out=out, proxy=proxy, live_teachers=live_teachers, students=students,
+        on_event=on_event, origins=resolved.origins,
+    )  # fmt: skip
+
+
+def student_setting(students: Sequence[str]) -> list[str]:
+    """One student is a recipe value like any other, with its origin; several have a run each."""
+    return [f"student.architecture={students[0]}"] if len(students) == 1 else []
+
+
+def check_live_teachers(resolved: ResolvedRecipe, features: Sequence[str], proxy: Path | None, live_teachers: Sequence[str]) -> None:
+    """Raise BadInput unless live targets have their teachers, and cached ones none."""
+    live = resolved.recipe.teacher.source == "live"
+    if proxy is not None and live_teachers:
+        raise BadInput("--proxy and --teacher both name live teachers; give --teacher alone, one for each --features")
+    if live_teachers and len(live_teachers) != len(features):
+        raise BadInput(f"{len(features)} --features need {len(features)} --teacher in the same order, got {len(live_teachers)}")
+    if (proxy is not None or bool(live_teachers)) != live:
+        raise BadInput(
+            f"the recipe's teacher.source is {resolved.recipe.teacher.source!r}: --proxy names the run whose model is the live teacher (or "
+            "--teacher the teacher of each --features), and is given with 'live' and only then"
+        )
