@@ -20,6 +20,7 @@ from ..storage.features import FeatureReader, TokenRows
 from ..storage.statistics import Statistics
 from ..teachers.teacher import Teacher
 from ..teachers.tokens import Tokens
+from .codes import decode_patch, normalised
 from .draws import choose_size
 from .models import TargetSpec
 
@@ -90,9 +91,8 @@ class CachedTargets:
         return {name: self._tokens(name, tensors) for name in self.readers}
 
     def _tokens(self, name: str, tensors: Mapping[str, Tensor]) -> Tokens:
-        cls_BD, patch_BHWD = tensors.get(f"{name}/cls"), tensors[f"{name}/patch"].float()
-        if (scale_BHW := tensors.get(f"{name}/scale")) is not None:
-            patch_BHWD = patch_BHWD * scale_BHW.float()[..., None]
+        cls_BD = tensors.get(f"{name}/cls")
+        patch_BHWD = decode_patch(tensors[f"{name}/patch"], tensors.get(f"{name}/scale"), self.readers[name].codec)
         return Tokens(None if cls_BD is None else cls_BD.float(), patch_BHWD)
 
     def identities(self) -> dict[str, Any]:
@@ -155,10 +155,10 @@ class LiveTargets:
     def _tokens(self, name: str, pixels_BHWC: Tensor) -> Tokens:
         moments = self._moments[name]
         parts = [self.teachers[name](part) for part in torch.split(pixels_BHWC, self.forward_batch or len(pixels_BHWC))]
-        patch_BHWD = (torch.cat([part.patch_BHWD for part in parts]) - moments["patch_mean"]) / moments["patch_std"]
+        patch_BHWD = normalised(torch.cat([part.patch_BHWD for part in parts]), moments, "patch")
         if parts[0].cls_BD is None:
             return Tokens(None, patch_BHWD)
-        return Tokens((torch.cat([part.cls_BD for part in parts]) - moments["cls_mean"]) / moments["cls_std"], patch_BHWD)
+        return Tokens(normalised(torch.cat([part.cls_BD for part in parts]), moments, "cls"), patch_BHWD)
 
     def identities(self) -> dict[str, Any]:
         """Identity of each teacher and digest of the statistics that normalise it."""

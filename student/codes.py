@@ -1,0 +1,35 @@
+"""Stored patch tokens back to numbers on the device: the torch twin of `storage.codec.decode`, and of `Statistics.normalize_…`.
+
+Codes and scales cross to the device as they are stored and become fp32 there: an eighth of the bytes for int4, a quarter for int8. Axes:
+B images, H × W grid, D channels, G groups of channels.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..storage.codec import INT4_GROUP
+
+
+def decode_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
+    """Normalised fp32 tokens (B, H, W, D) from codes (B, H, W, D or, for int4, D / 2) and their scales."""
+    if codec == "int4":
+        assert scale is not None
+        return _decode_int4(codes, scale.float())
+    patch_BHWD = codes.float()
+    return patch_BHWD if scale is None else patch_BHWD * scale.float()[..., None]
+
+
+def _decode_int4(codes: Tensor, scale_BHWG2: Tensor) -> Tensor:
+    """minimum + code × scale; the even channel stands in the low half of its byte."""
+    pairs = torch.stack([codes & 15, codes >> 4], dim=-1).float()
+    groups = pairs.reshape(*scale_BHWG2.shape[:-1], INT4_GROUP)
+    return (groups * scale_BHWG2[..., 0, None] + scale_BHWG2[..., 1, None]).flatten(-2)
+
+
+def normalised(tokens: Tensor, moments: Mapping[str, Tensor], kind: str) -> Tensor:
+    """Tokens of kind `cls` or `patch` in the normalised space: (x − mean) / std, or W (x − mean) where the statistics are PHI-S."""
+    centred = tokens - moments[f"{kind}_mean"]
+    matrix = moments.get(f"{kind}_matrix")
+    return centred / moments[f"{kind}_std"] if matrix is None else centred @ matrix.T
