@@ -170,6 +170,11 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
 
 
 def _target_source(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], live_teachers: Sequence[str], device: str) -> TargetSource:
+    if recipe.teacher.names and set(recipe.teacher.names) != set(readers):
+        raise BadInput(
+            f"this recipe is about the teachers {', '.join(recipe.teacher.names)}, the feature sets are of {', '.join(readers)}; give "
+            "those of its teachers, or --set teacher.names=[]"
+        )
     unknown = set(recipe.teacher.weights) - set(readers)
     if unknown:
         raise BadInput(f"teacher.weights names {sorted(unknown)}, but the feature sets are of {sorted(readers)}")

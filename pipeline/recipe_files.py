@@ -2,7 +2,8 @@
 
 A file either describes one stage (`eupe-stage1.toml`) or several in tables `[stage1]`, `[stage2]`, … (`demo.toml`). Beside the values, an
 `[origins]` table says of each whether it is the paper's or ours and why; what it does not mention is "file NAME". `--set` overrides a
-value and its origin, and what nobody sets is "default". The price of strictness: a recipe written for a newer version with one more key
+value and its origin, and what nobody sets is "default". A stage may start from another recipe (`extends = "eupe-stage2"`) and say only what
+differs. The price of strictness: a recipe written for a newer version with one more key
 is refused. It is the point: a misspelt option that trains silently costs days. Ranges are checked by the dataclasses themselves.
 """
 
@@ -58,8 +59,7 @@ def load_recipe(source: str, *, stage: int | None = None, settings: Sequence[str
     `stage` picks the table of a file that holds several, and must agree with a file that holds one. Raises BadInput.
     """
     name, document = read_document(source)
-    table = stage_table(name, document, stage)
-    origins = check_origins(name, table.pop("origins", {}), table)
+    table, origins = extended(name, stage_table(name, document, stage))
     overrides = [parse_setting(text) for text in settings]
     for override in overrides:
         lay_over(table, override)
@@ -83,6 +83,24 @@ def stage_table(name: str, document: Table, stage: int | None) -> Table:
     if stage not in stages:
         raise BadInput(f"recipe {name} holds stages {', '.join(map(str, stages))}; asked for {stage or 'none'}: pass --stage")
     return {"stage": stage, **document[f"stage{stage}"]}
+
+
+def extended(name: str, table: Table) -> tuple[Table, dict[str, str]]:
+    """Return a stage's values over those of the recipe that it extends, and their origins; one level deep. Raises BadInput."""
+    base_name = table.pop("extends", None)
+    origins = check_origins(name, table.pop("origins", {}), table)
+    if base_name is None:
+        return table, origins
+    file_name, document = read_document(str(base_name))
+    base = stage_table(file_name, document, table.get("stage"))
+    if "extends" in base:
+        raise BadInput(f"recipe {name} extends {base_name}, which extends another one; extend that one")
+    base_origins = check_origins(file_name, base.pop("origins", {}), base)
+    base_origins = {key: nearest_table(key, base_origins) or f"file {file_name}" for key, _ in leaves(base)}
+    before = dict(leaves(base))
+    changed = {key for key, value in leaves(table) if key not in before or before[key] != value}
+    lay_over(base, table)
+    return base, {key: origin for key, origin in base_origins.items() if key not in changed} | origins
 
 
 def parse_setting(text: str) -> Table:

@@ -90,6 +90,8 @@ class TeacherConfig:
     """Input sizes of live teachers, one drawn for each step apart from the student's; empty for each teacher's own size."""
     weights: Mapping[str, TeacherWeights] = field(default_factory=dict)
     """Loss weights by teacher name; 1.0 for teachers that are not named."""
+    names: tuple[str, ...] = ()
+    """The teachers that this recipe is about: feature sets of others, or fewer, are refused; empty for any."""
     drop_probability: float = 0.0
     """Probability that a teacher's loss counts nothing in a step; one teacher always stays (ours)."""
 

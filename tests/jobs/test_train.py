@@ -228,6 +228,12 @@ def test_weights_for_a_teacher_that_is_not_there_are_refused(tiny_store: Any, tm
         run(tiny_store, recipe, tmp_path / "run")
 
 
+def test_feature_sets_of_other_teachers_than_the_recipes_are_refused(tiny_store: Any, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, teacher=TeacherConfig(names=("pecore-g", "tiny-teacher")))
+    with pytest.raises(BadInput, match="about the teachers pecore-g, tiny-teacher"):
+        run(tiny_store, recipe, tmp_path / "run")
+
+
 def test_a_folder_with_other_things_is_refused(tiny_store: Any, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")

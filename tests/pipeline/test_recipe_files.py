@@ -7,7 +7,8 @@ from eupe_pipeline.pipeline.recipe_files import list_recipes, load_recipe, parse
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.student.config import TrainRecipe
 
-SHIPPED = ["demo", "eupe-stage1", "eupe-stage2", "eupe-stage3"]
+SHIPPED = ["1-2", "1-2-3", "1-3", "2-only", "demo", "eupe-stage1", "eupe-stage2", "eupe-stage3"]
+SHIPPED += ["teachers-with-siglip2", "teachers-without-pelang"]
 
 
 def write(folder: Path, text: str) -> str:
@@ -134,3 +135,33 @@ def test_a_setting_is_toml_and_a_bare_word_is_a_string(text: str, table: dict[st
 def test_a_setting_that_is_not_key_and_value_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="--set"):
         parse_setting(text)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("2-only", [2]), ("1-2", [1, 2]), ("1-3", [1, 3]), ("1-2-3", [1, 2, 3])])
+def test_the_ablations_hold_the_papers_stages_and_differ_in_what_they_say_alone(name: str, stages: list[int]) -> None:
+    assert stages_of(read_document(name)[1]) == stages
+    for stage in stages:
+        base, found = load_recipe(f"eupe-stage{stage}"), load_recipe(name, stage=stage)
+        differing = {key for (key, value, _), (_, other, _) in zip(found.rows(), base.rows(), strict=True) if value != other}
+        assert differing == ({"teacher.names"} if (stage == 1 or name == "2-only") else set())
+        assert {key for key in found.origins if found.origins[key] != base.origins[key]} <= {"teacher.names", "student.init_from"}
+
+
+def test_the_teacher_sets_name_their_teachers() -> None:
+    with_siglip2 = load_recipe("teachers-with-siglip2", stage=1).recipe.teacher.names
+    without_pelang = load_recipe("teachers-without-pelang", stage=1).recipe.teacher.names
+    assert set(with_siglip2) - set(without_pelang) == {"siglip2-g", "pelang-g"}
+
+
+def test_a_recipe_extends_another_and_each_value_keeps_its_origin(tmp_path: Path) -> None:
+    text = '[stage2]\nextends = "eupe-stage2"\n[stage2.optimizer]\nlearning_rate = 1e-3\n'
+    resolved = load_recipe(write(tmp_path, text), stage=2)
+    assert resolved.recipe.optimizer.learning_rate == 1e-3
+    assert resolved.origins["optimizer.learning_rate"] == "file mine.toml"
+    assert resolved.origins["optimizer.weight_decay"] == "paper"
+    assert resolved.origins["student.options"] == "default"
+
+
+def test_a_recipe_that_extends_an_extending_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="extend that one"):
+        load_recipe(write(tmp_path, '[stage2]\nextends = "2-only"\n'), stage=2)
