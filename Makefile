@@ -8,7 +8,7 @@ DEMO := runs/demo
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long check format pins demo bench-train clean
+.PHONY: help venv test test-long check format pins demo bench-train study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 # One compute thread, so that the readers have a core as they have beside a GPU; what they cost without one is step_cpu.
 bench-train: venv ## streaming against memory, cached against live: RESULT lines, docs/results/bench-train.json
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.bench_train
+
+study: venv ## what codecs, views and stages do to students (hours on two cores): docs/results/study.json
+	$(BIN)/python -m benchmarks.study
 
 clean: ## remove what the targets above made, except runs/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
