@@ -2,11 +2,11 @@
 
 `step/in_memory`: optimiser steps of a student on streamed batches, each round with a new stream whose start counts, against the same steps
 on one batch kept in memory; `step_cpu/in_memory`: their processor time, all threads together, which is what streaming costs where no core
-is idle and what other work on the machine moves less. `cached_speedup/ideal`: live step over cached step with a ViT-B-shaped random
-teacher, against 1 + the teacher's forward over the student's step in memory. `stream_alone/raw`: images and int8 targets streamed with
-no training (views and digests checked, tokens checksummed) against the sum of decode, crop and resize alone and of unchecked raw reads of
-the same bytes, both on as many threads; torch's DataLoader does the same work with as many worker processes. `loss_gap_fp32`: the
-largest difference of cached and live losses over 50 steps. Everything is in the page cache.
+is idle and what other work on the machine moves less (so too `stream_alone_cpu/raw`). `cached_speedup/ideal`: live step over cached step
+with a ViT-B-shaped random teacher, against 1 + the teacher's forward over the student's step in memory. `stream_alone/raw`: images and
+int8 targets streamed with no training (views and digests checked, tokens checksummed) against the sum of decode, crop and resize alone
+and of unchecked raw reads of the same bytes, both on as many threads; torch's DataLoader does the same work with as many worker
+processes. `loss_gap_fp32`: the largest difference of cached and live losses over 50 steps. Everything is in the page cache.
 
     python -m benchmarks.bench_train [--student eupe_vitt16] [--batch 4] [--rounds 7] [--folder DIR]
 """
@@ -76,20 +76,17 @@ def kept(batch: Batch) -> Batch:
     return Batch(batch.plan, {name: tensor.clone() for name, tensor in batch.tensors.items()})
 
 
-def stepping(trainer: Trainer, steps: int, in_memory: bool, cpu_seconds: list[float]) -> Callable[[int], None]:
-    """A contestant: `steps` optimiser steps on streamed batches, or on one kept in memory; processor time a round goes to the list."""
+def stepping(trainer: Trainer, steps: int, in_memory: bool) -> Callable[[int], None]:
+    """A contestant: `steps` optimiser steps on streamed batches, or on one that is kept in memory."""
     batch = kept(next(trainer.stream.batches(0, 1)))
     learner = trainer.learners[0]
 
     def run(number: int) -> None:
-        began = time.process_time()
         first = (number + 1) * steps  # other images each round; the warm-up round has number -1
         batches = itertools.repeat(batch, steps) if in_memory else trainer.stream.batches(first, first + steps)
         for one in batches:
             learner.done = one.plan.step
             trainer.step(one)
-        if number >= 0:
-            cpu_seconds.append(time.process_time() - began)
 
     return run
 
@@ -105,9 +102,9 @@ def bench_steps(
     batch = kept(next(live.stream.batches(0, 1)))
     cpu: dict[str, list[float]] = {"streamed": [], "in memory": [], "live": []}
     contestants = {
-        "streamed": stepping(cached, steps, False, cpu["streamed"]),
-        "in memory": stepping(cached, steps, True, cpu["in memory"]),
-        "live": stepping(live, steps, False, cpu["live"]),
+        "streamed": timed(stepping(cached, steps, False), cpu["streamed"]),
+        "in memory": timed(stepping(cached, steps, True), cpu["in memory"]),
+        "live": timed(stepping(live, steps, False), cpu["live"]),
         "teacher forward": lambda number: live_source.resolve(batch.tensors),
     }
     seconds = medians(interleave(contestants, rounds))
@@ -115,8 +112,22 @@ def bench_steps(
     return a_step, {name: value / steps for name, value in medians(cpu).items()}
 
 
-def bench_stream(reader: FeatureReader, folder: Path, rounds: int, batch: int, batches: int, threads: int) -> dict[str, float]:
-    """Seconds for `batches` batches, by way to make them."""
+def timed(contestant: Callable[[int], None], cpu_seconds: list[float]) -> Callable[[int], None]:
+    """The contestant; the processor time of this process in each round goes to the list."""
+
+    def run(number: int) -> None:
+        began = time.process_time()
+        contestant(number)
+        if number >= 0:
+            cpu_seconds.append(time.process_time() - began)
+
+    return run
+
+
+def bench_stream(
+    reader: FeatureReader, folder: Path, rounds: int, batch: int, batches: int, threads: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds for `batches` batches, by way to make them; then this process's processor seconds (a DataLoader's workers are others)."""
     views, dataset = reader.views, reader.views.dataset
     order = Order(len(dataset), views.views_per_image, 0)
     source, raw = CachedTargets({"bench": reader}), RawTokens(folder / "raw", reader)
@@ -160,7 +171,9 @@ def bench_stream(reader: FeatureReader, folder: Path, rounds: int, batch: int, b
         "raw reads": shared(lambda rows, start: raw.read(rows, tokens[start * row_bytes :])),
         "DataLoader": loaded,
     }
-    return medians(interleave(contestants, rounds))
+    cpu: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds = medians(interleave({name: timed(one, cpu[name]) for name, one in contestants.items()}, rounds))
+    return seconds, medians(cpu)
 
 
 def main() -> None:
@@ -179,7 +192,7 @@ def main() -> None:
     recipe = replace(TrainRecipe(device="cpu"), student=StudentConfig(options.student, {}, (SIZE_PX,)), run=run)
     try:
         reader = make_store(folder, options.images, (16, 16), 768)
-        stream = bench_stream(reader, folder, options.rounds, 32, 8, options.threads)
+        stream, stream_cpu = bench_stream(reader, folder, options.rounds, 32, 8, options.threads)
         steps, cpu = bench_steps(recipe, reader, folder, options.rounds, options.steps)
         gap = loss_gap_fp32(folder / "gap", 50)
     finally:
@@ -193,12 +206,15 @@ def main() -> None:
         "train.step_cpu/in_memory": cpu["in memory"] / cpu["streamed"],
         "train.cached_speedup/ideal": (steps["live"] / steps["streamed"]) / (1 + steps["teacher forward"] / steps["in memory"]),
         "train.stream_alone/raw": (stream["decode, crop, resize"] + stream["raw reads"]) / stream["stream"],
+        "train.stream_alone_cpu/raw": sum(stream_cpu[name] for name in ("decode, crop, resize", "raw reads")) / stream_cpu["stream"],
         "train.stream_alone/dataloader": stream["DataLoader"] / stream["stream"],
         "train.loss_gap_fp32": gap,
     }
     details = {"command": "python -m benchmarks.bench_train", "options": {key: str(value) for key, value in vars(options).items()}}
     details |= {"torch_threads": str(torch.get_num_threads()), "precision": str(choose_precision("auto", "cpu"))}
-    report(results, TARGETS, {**details, "seconds": {"step": steps, "step_cpu": cpu, "stream": stream}}, options.out)
+    report(
+        results, TARGETS, {**details, "seconds": {"step": steps, "step_cpu": cpu, "stream": stream, "stream_cpu": stream_cpu}}, options.out
+    )
 
 
 if __name__ == "__main__":

@@ -134,23 +134,23 @@ class _Group(threading.Thread):
 
     def run(self) -> None:
         """Start the ranks and wait for them."""
+        try:
+            self._fit()
+        except Exception as error:  # noqa: BLE001 - Ray's own family; the main thread decides
+            self.error = error
+
+    def _fit(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         on_cuda = _wants_cuda(self.order.recipe)
-        trainer = TorchTrainer(
+        TorchTrainer(
             _rank,
             train_loop_config={"order": self.order, "board": self.board},
             torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
             scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=on_cuda, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(
-                name="ranks", storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=MAX_RESTARTS)
-            ),
-        )  # fmt: skip
-        try:
-            trainer.fit()
-        except Exception as error:  # noqa: BLE001 - Ray's own family; the main thread decides
-            self.error = error
+            run_config=RunConfig(name="ranks", storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
+        ).fit()
 
 
 def _wants_cuda(recipe: TrainRecipe) -> bool:
@@ -163,12 +163,14 @@ def _rank(config: dict[str, Any]) -> None:
     """One rank's whole life, in Ray's worker process, with torch's process group open."""
     import ray
     import ray.train
+    import torch
 
     order, board = config["order"], config["board"]
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     if ray.get(board.over.remote()):
         return
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))  # Ray leaves one: it reserves one CPU a rank
     told: list[Any] = []
 
     def tell(kind: str, value: Any) -> None:
