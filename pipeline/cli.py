@@ -67,6 +67,15 @@ def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]
     return {name: int(value) for name, value in found.items()}
 
 
+def count_or_auto(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """Return a count of at least 1, None for "auto"."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a count nor auto", context, option)
+    return int(value)
+
+
 def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return one decorator for several options, shown in the order given."""
 
@@ -125,10 +134,13 @@ def index(as_json: bool, **values: Any) -> None:
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
     click.option("--codec", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True),
     click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
-    click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Batches for mean and std."),
-    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
+    click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Of 32 views, for mean and std."),
+    click.option("--statistics-from", multiple=True, metavar="KEY", help="Use a feature set's statistics again; repeatable."),
+    click.option("--batch-size", default="32", show_default=True, callback=count_or_auto, help="Views in one forward, or auto."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), default="fp32", show_default=True, help="auto: by device."),
     click.option("--workers", type=click.IntRange(0), default=None, help="Extracting actors; default: one a GPU or core; 0: none."),
+    click.option("--num-gpus", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="GPUs of one worker."),
+    click.option("--teachers-at-once", type=click.IntRange(1), default=None, help="Loaded at the same time; default: all."),
     click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
     BAD_SHARE, DRY_RUN, JSON,
 )  # fmt: skip
