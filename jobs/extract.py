@@ -46,6 +46,8 @@ class ExtractOptions:
     views: ViewSpec = field(default_factory=ViewSpec)
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD
     codec: str = "int8"
+    constants: str = "own"  # or "imagenet": its mean and std for every teacher, as the paper has it
+    allow_random_weights: bool = False  # where no weights are found; for trials, and said in the identity
     precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device has it
     statistics_batches: int = 500  # of 32 views
     statistics_from: tuple[str, ...] = ()  # feature sets whose statistics are used again
@@ -93,7 +95,7 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     """
     store = FeatureStore.open(store_url)
     dataset = store.dataset(options.data)
-    specs = [resolve_request(request, options.precision) for request in options.teachers]
+    specs = [resolve_request(request, options) for request in options.teachers]
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput("each teacher can be named once in an extraction")
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
@@ -130,10 +132,16 @@ def _extract_group(
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
 
 
-def resolve_request(request: TeacherRequest, precision: str) -> TeacherSpec:
+def resolve_request(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
     """The teacher that was asked for, on the device that this machine has."""
-    chosen = choose_precision(precision, choose_device("auto").value).value
-    return resolve_teacher(request.name, weights=request.weights, size_px=request.size_px, precision=chosen)
+    return resolve_teacher(
+        request.name,
+        weights=request.weights,
+        size_px=request.size_px,
+        precision=choose_precision(options.precision, choose_device("auto").value).value,
+        constants=options.constants,
+        allow_random_weights=options.allow_random_weights,
+    )
 
 
 def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: ExtractOptions) -> list[str]:

@@ -38,7 +38,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BadInput(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
-    try:
+    try:  # Ray takes 127.0.0.1 for this machine's outer address, so what it connected to is looked at as well
+        refuse_open_ports(ray.get_runtime_context().gcs_address if address else None, os.environ)
         yield ray
     finally:
         ray.shutdown()

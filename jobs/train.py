@@ -29,6 +29,7 @@ from ..student.targets import CachedTargets, LiveTargets, TargetSource
 from ..student.trainer import Trainer
 from ..teachers.encoders import build_encoder
 from ..teachers.registry import load_teacher, resolve_teacher
+from ..teachers.spec import RANDOM_WEIGHTS
 from ..teachers.teacher import Teacher
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -45,6 +46,7 @@ def train(
     live_teachers: Sequence[str] = (),
     on_event: OnEvent = lambda event: None,
     origins: Mapping[str, str] | None = None,
+    allow_random_weights: bool = False,
 ) -> dict[str, Any]:
     """Train into `out` and return the summary; with `already: True` and at once when that run is finished.
 
@@ -53,6 +55,7 @@ def train(
     Raises `BadInput` and `CacheMismatch` before any step.
     """
     readers = open_features(store, features, data)
+    refuse_random_weights(readers.values(), allow_random_weights)
     live = [str(proxy)] if proxy is not None else list(live_teachers)
     device = choose_device(recipe.device)
     source = _target_source(recipe, readers, live, device.value)
@@ -102,6 +105,13 @@ def open_features(store: FeatureStore, features: Sequence[str], data: str) -> di
                 "run the same `extract-features` command again to its end"
             )
     return readers
+
+
+def refuse_random_weights(readers: Iterable[FeatureReader], allowed: bool) -> None:
+    """Raise `BadInput` for tokens of a teacher with random weights, unless the caller says once more that it is a trial."""
+    at_random = [reader.key for reader in readers if reader.identity["teacher"].get("weights_sha256") == RANDOM_WEIGHTS]
+    if at_random and not allowed:
+        raise BadInput(f"{at_random[0]} holds tokens of a teacher with random weights; --allow-random-weights trains on them all the same")
 
 
 def excluded_images(readers: Iterable[FeatureReader]) -> NDArray[np.int64]:

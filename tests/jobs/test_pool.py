@@ -1,8 +1,11 @@
 """Workers on a cluster: lost nodes, actors that die, and what is neither."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 from eupe_pipeline.jobs.extract import extract_features
 from eupe_pipeline.jobs.pool import MAX_TRIES, InProcess, RayActors
-from eupe_pipeline.jobs.ray_session import LOOPBACK, ray_session
+from eupe_pipeline.jobs.ray_session import ray_session
 from eupe_pipeline.jobs.shard_work import WorkOrder
 from eupe_pipeline.storage.errors import BadInput, EupeError
 from eupe_pipeline.storage.indexing import build_index
@@ -58,35 +61,16 @@ def order(photos: Any) -> WorkOrder:
     return WorkOrder(store.url, views.key, (resolve_teacher(options.teachers[0].name),), "cpu", 1, 8)
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """Three nodes of one CPU each, on loopback; the head is the first."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
-    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": LOOPBACK}
-    started = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    try:
-        yield started, [started.add_node(**small) for _ in range(2)]
-    finally:
-        started.shutdown()
-
-
-def test_a_lost_node_costs_no_image_and_doubles_none(photos: Any, cluster: Any) -> None:
+def test_a_lost_node_costs_no_image_and_doubles_none(photos: Any) -> None:
     store, options, root = photos
-    nodes, (doomed, _) = cluster
     alone = FeatureStore.create(str(root / "alone"))
     build_index(alone.objects, str(root / "images"), "photos")
-    expected = extract_features(alone.url, replace(options, images_per_shard=1))
-    lost: list[bool] = []
-
-    def lose_one(event: dict[str, Any]) -> None:
-        if event["stage"].startswith("extract") and not lost:
-            lost.append(True)
-            nodes.remove_node(doomed, allow_graceful=False)
-
-    summary = extract_features(store.url, replace(options, images_per_shard=1, workers=None, address=nodes.address), lose_one)
-    assert lost
+    expected = extract_features(alone.url, options)
+    script = [sys.executable, str(Path(__file__).with_name("cluster_run.py")), store.url, options.teachers[0].name]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["lost_at"]
     assert (summary["views_done"], summary["shards_missing"]) == (48, 0)
     reader = store.features(summary["features"]["teacher"])
     assert reader.complete
