@@ -99,6 +99,9 @@ TEACHERS: dict[str, TeacherDefinition] = {
         "vit_large_patch14_clip_336.openai", Preprocessing(336, mean=CLIP_MEAN, std=CLIP_STD), "class token", 1024, 14,
         1024,
     ),
+    "clip-l-quickgelu": _timm_row(  # OpenAI's own activation; the name above computes GELU with the same weights
+        "vit_large_patch14_clip_quickgelu_336.openai", Preprocessing(336, mean=CLIP_MEAN, std=CLIP_STD), "class token", 1024, 14, 1024
+    ),
     "sam-h": _timm_row("samvit_huge_patch16.sa1b", Preprocessing(1024), "none", 256, 16, None, dynamic_size=False),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_f
 from eupe_pipeline.jobs.pool import InProcess, workers
 from eupe_pipeline.jobs.shard_work import ShardWorker, WorkOrder
 from eupe_pipeline.jobs.statistics import sample_rows
+from eupe_pipeline.jobs.train import refuse_random_weights
 from eupe_pipeline.storage.decode import decode_image
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.storage.indexing import build_index
@@ -388,3 +389,17 @@ def test_a_teacher_that_is_not_the_recorded_one_does_no_shard(photos: Any, monke
         extract_features(store.url, replace(options, codec="fp16"))
     assert len(before) == 3
     assert all(not store.features(key).group.committed() for key in store.list_features() if key != first)
+
+
+def test_tokens_of_random_weights_are_trained_on_only_when_that_is_said_again(
+    photos: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path))
+    store, options, _ = photos
+    trial = replace(options, teachers=(TeacherRequest("timm:test_vit.r160_in1k", size_px=32),))
+    with pytest.raises(BadInput, match="never replaced by random ones"):
+        extract_features(store.url, trial)
+    key = next(iter(extract_features(store.url, replace(trial, allow_random_weights=True))["features"].values()))
+    with pytest.raises(BadInput, match="random weights; --allow-random-weights"):
+        refuse_random_weights([store.features(key)], allowed=False)
+    refuse_random_weights([store.features(key)], allowed=True)
