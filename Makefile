@@ -8,7 +8,7 @@ DEMO := runs/demo
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long check format pins demo clean
+.PHONY: help venv test test-long check format pins demo bench-extract clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ pins: venv ## write constraints.txt anew from what is installed
 
 demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 	$(BIN)/eupe-pipeline demo --out $(DEMO) --store $(DEMO)/store
+
+bench-extract: venv ## extraction against a bare forward loop, and what five kills cost: docs/results/bench-extract.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract
 
 clean: ## remove what the targets above made, except runs/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kill-images", type=int, default=20_000, help="0 leaves the kills out")
     parser.add_argument("--pin", action="store_true", help="run everything on one core")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/bench_extract.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bench-extract.json"))
     options = parser.parse_args()
     if options.pin:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])

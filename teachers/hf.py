@@ -2,8 +2,8 @@
 
 Published names differ from transformers' own names by version, so transformers loads the file; what it reports as missing, unexpected or
 misshapen is an error here, since it would go on with random tensors. Of a checkpoint with two towers (CLIP, SigLIP) the vision tower is
-taken and the named rest is left out by rule. Patch tokens have passed the final norm in every family, as timm's have. SigLIP 2 of fixed size calls itself `siglip`; its NaFlex
-form, which takes patches instead of images, is not supported, nor is a checkpoint in several files.
+taken and the named rest is left out by rule. Patch tokens have passed the final norm in every family, as timm's have. SigLIP 2 of fixed
+size calls itself `siglip`; its NaFlex form, which takes patches instead of images, is not supported, nor is a checkpoint in several files.
 """
 
 import json

@@ -1,6 +1,6 @@
 """timm's models against transformers' independent implementations, family by family, on small siblings with the same random weights.
 
-The sibling has the option set of the row in the table (gated MLP, registers, layer scale, attention pool, pre-norm) at width 48 and depth 2.
+The sibling has the option set of the row in the table (gated MLP, registers, layer scale, attention pool, pre-norm) at width 48, depth 2.
 The largest error over all tokens stays below 2e-5 of the largest token.
 """
 
