@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..storage.errors import BadInput, Interrupted
+from ..storage.errors import BadInput, Interrupted, unknown_name
 from ..storage.features import FeatureLayout, FeatureReader, features_identity
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec
@@ -25,6 +25,7 @@ from .shard_work import ShardReport, WorkOrder
 from .statistics import Normalisation
 from .summary import OnEvent, progress, together, work_done
 
+NORMALISATIONS = ("mean-std", "phi-s")
 _MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a second and thread
 
 
@@ -50,6 +51,7 @@ class ExtractOptions:
     allow_random_weights: bool = False  # where no weights are found; for trials, and said in the identity
     precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device has it
     statistics_batches: int = 500  # of 32 views
+    normalisation: str = "mean-std"  # the paper's; or "phi-s"
     statistics_from: tuple[str, ...] = ()  # feature sets whose statistics are used again
     batch_size: int | None = 32  # views in one forward; None: found by trying
     workers: int | None = None  # None: one a GPU, or one a core, or as many as a cluster holds; 0: in this process
@@ -62,6 +64,8 @@ class ExtractOptions:
     def __post_init__(self) -> None:
         counts = {"batch size": self.batch_size, "statistics batches": self.statistics_batches, "teachers at once": self.teachers_at_once}
         bad = [f"{what} {value}" for what, value in counts.items() if value is not None and value < 1]
+        if self.normalisation not in NORMALISATIONS:
+            raise unknown_name("normalisation", self.normalisation, NORMALISATIONS)
         if bad or self.num_gpus <= 0:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
 
@@ -110,7 +114,7 @@ def _extract_group(
     """All teachers that are loaded at the same time."""
     started = time.perf_counter()
     borrowed = _borrowed(store, specs, options)
-    normalisation = Normalisation(store, views, specs, options.statistics_batches, borrowed)
+    normalisation = Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
     if not normalisation.missing:
         plan = _plan(store, views, specs, normalisation, options)
         if not plan.missing or options.dry_run:
@@ -160,7 +164,17 @@ def work_order(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec
     threads = torch.get_num_threads() if options.workers == 0 else 1
     share = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
     rendering = max(1, min(_MOST_RENDER_THREADS, share - 1)) if device == "cuda" else 1
-    return WorkOrder(store.url, views.key, tuple(specs.values()), device, threads, options.batch_size, rendering, options.num_gpus)
+    return WorkOrder(
+        store.url,
+        views.key,
+        tuple(specs.values()),
+        device,
+        threads,
+        options.batch_size,
+        render_threads=rendering,
+        gpus=options.num_gpus,
+        normalisation=options.normalisation,
+    )
 
 
 def _worker_count(order: WorkOrder, options: ExtractOptions) -> int | None:

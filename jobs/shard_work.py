@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..storage.decode import BadImage, Pixels
 from ..storage.errors import Interrupted
 from ..storage.features import FeatureReader, TokenRows, refuse_tokens
+from ..storage.phis import Covariance
 from ..storage.statistics import Moments
 from ..storage.store import FeatureStore
 from ..storage.views import Views, cut
@@ -47,6 +48,7 @@ class WorkOrder:
     batch_size: int | None  # views in one forward; None: found by each worker
     render_threads: int = 1
     gpus: float = 1.0  # of one worker, where the device is one
+    normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
 
 
 @dataclass
@@ -75,12 +77,15 @@ class ShardReport:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
+Measure = Moments | Covariance
+
+
 @dataclass
 class SampleMoments:
-    """Moments over one batch of sampled views: teacher → (class tokens or None, patch tokens)."""
+    """Moments (PHI-S: covariances) over one batch of sampled views: teacher → (class tokens or None, patch tokens)."""
 
     views: int
-    moments: dict[str, tuple[Moments | None, Moments]]
+    moments: dict[str, tuple[Measure | None, Measure]]
 
 
 @dataclass
@@ -141,15 +146,15 @@ class ShardWorker:
         rows = slice(first * self.views.views_per_image, (first + 1) * self.views.views_per_image)
         return Views(views.crop[rows], views.flip[rows], views.photometric[rows], views.digest[rows])
 
-    def _moments(self, name: str, pixels_BHWC: Pixels) -> tuple[Moments | None, Moments]:
+    def _moments(self, name: str, pixels_BHWC: Pixels) -> tuple[Measure | None, Measure]:
         with self._turn:
             tokens = _on_host(self._forward(name, pixels_BHWC))
-        spec = self._spec(name)
-        patch = Moments(spec.patch_dim)
+        spec, measure = self._spec(name), measure_of(self.order.normalisation)
+        patch = measure(spec.patch_dim)
         patch.update(tokens.patch_BHWD.numpy())
         if tokens.cls_BD is None or spec.cls_dim is None:
             return None, patch
-        cls = Moments(spec.cls_dim)
+        cls = measure(spec.cls_dim)
         cls.update(tokens.cls_BD.numpy())
         return cls, patch
 
@@ -255,6 +260,11 @@ class ShardWorker:
                 record = target.reader.commit_shard(report.shard, target.buffer, failed, views_record.digest)
                 report.bytes += sum(entry.bytes for entry in record.objects.values())
                 report.failed |= target.refused
+
+
+def measure_of(normalisation: str) -> type[Moments] | type[Covariance]:
+    """What is measured for a normalisation."""
+    return Covariance if normalisation == "phi-s" else Moments
 
 
 def _on_host(tokens: Tokens) -> Tokens:

@@ -14,12 +14,13 @@ import numpy as np
 from ..storage.errors import BadInput, CacheMismatch
 from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields
+from ..storage.phis import Covariance
 from ..storage.statistics import Moments, Statistics
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from ..teachers.spec import TeacherSpec
 from .pool import Workers
-from .shard_work import SampleMoments
+from .shard_work import Measure, SampleMoments
 from .summary import OnEvent, progress
 
 SAMPLE_BATCH = 32  # views; the paper measures over 500 iterations
@@ -39,9 +40,15 @@ class Normalisation:
     """Statistics by teacher, and what each was measured on; `missing` names those that must still be measured."""
 
     def __init__(
-        self, store: FeatureStore, views: ViewSet, specs: Mapping[str, TeacherSpec], batches: int, borrowed: Sequence[str] = ()
+        self,
+        store: FeatureStore,
+        views: ViewSet,
+        specs: Mapping[str, TeacherSpec],
+        batches: int,
+        borrowed: Sequence[str] = (),
+        method: str = "mean-std",
     ) -> None:
-        self.store, self.views, self.specs, self.batches = store, views, specs, batches
+        self.store, self.views, self.specs, self.batches, self.method = store, views, specs, batches, method
         self.sampling: dict[str, Sampling] = {
             name: {"batches": batches, "batch_size": SAMPLE_BATCH, "seed": _SAMPLE_SEED} for name in specs
         }
@@ -59,7 +66,8 @@ class Normalisation:
         return [name for name in self.specs if name not in self.known]
 
     def _measured_on(self, name: str) -> dict[str, Any]:
-        return {"teacher": self.specs[name].identity(), "views": self.views.digest, "sample": self.sampling[name]}
+        other = {} if self.method == "mean-std" else {"method": self.method}
+        return {"teacher": self.specs[name].identity(), "views": self.views.digest, "sample": self.sampling[name], **other}
 
     def _borrow(self, reader: FeatureReader) -> None:
         """Take a feature set's statistics for the teacher that made it, at whatever input size and precision."""
@@ -82,13 +90,12 @@ class Normalisation:
             return
         rows = sample_rows(self.views.rows, self.batches * SAMPLE_BATCH)
         batches = [rows[start : start + SAMPLE_BATCH].tolist() for start in range(0, len(rows), SAMPLE_BATCH)]
-        results: list[SampleMoments] = [SampleMoments(0, {})] * len(batches)
-        started = time.perf_counter()
+        started, merged = time.perf_counter(), _InOrder(self.method)
         for done, (number, result) in enumerate(crew.run([("measure", (batch, names)) for batch in batches]), start=1):
-            results[number] = result
+            merged.add(number, result)
             on_event(progress("statistics", done, len(batches), "batches", started, done))
         for name in names:
-            self.known[name] = self.store.keep_statistics(name, self._measured_on(name), _merged(results, name))
+            self.known[name] = self.store.keep_statistics(name, self._measured_on(name), merged.statistics(name))
 
 
 def _core(teacher_identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,15 +105,40 @@ def _core(teacher_identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "preprocessing": prep}
 
 
-def _merged(results: Sequence[SampleMoments], name: str) -> Statistics:
-    """Merge in the order of the batches, so that which worker did which does not change a bit of the result."""
-    parts = [result.moments[name] for result in results if name in result.moments]
-    if not parts:
-        raise BadInput("none of the sampled images can be decoded; look at the source, then index it again")
-    patch = Moments(parts[0][1].dim)
-    cls = None if parts[0][0] is None else Moments(parts[0][0].dim)
-    for cls_part, patch_part in parts:
-        patch.merge(patch_part)
-        if cls is not None and cls_part is not None:
-            cls.merge(cls_part)
-    return Statistics.from_moments(cls, patch, sum(result.views for result in results))
+class _InOrder:
+    """Merges the batches in their order, so that which worker did which does not change a bit of the result.
+
+    A result is merged as soon as those before it are: a covariance has millions of entries, and few of them wait.
+    """
+
+    def __init__(self, method: str) -> None:
+        self._method, self._next, self._views = method, 0, 0
+        self._waiting: dict[int, SampleMoments] = {}
+        self._sums: dict[str, tuple[Measure | None, Measure]] = {}
+
+    def add(self, number: int, result: SampleMoments) -> None:
+        """One batch's result."""
+        self._waiting[number] = result
+        while (ready := self._waiting.pop(self._next, None)) is not None:
+            self._next, self._views = self._next + 1, self._views + ready.views
+            for name, (cls, patch) in ready.moments.items():
+                self._sums[name] = _merge(self._sums[name], cls, patch) if name in self._sums else (cls, patch)
+
+    def statistics(self, name: str) -> Statistics:
+        """Frozen statistics of one teacher; raises `BadInput` when no image could be decoded, or PHI-S has no matrix for the width."""
+        if name not in self._sums:
+            raise BadInput("none of the sampled images can be decoded; look at the source, then index it again")
+        cls, patch = self._sums[name]
+        if isinstance(patch, Covariance):
+            assert cls is None or isinstance(cls, Covariance)
+            return Statistics.from_covariances(cls, patch, self._views)
+        assert cls is None or isinstance(cls, Moments)
+        return Statistics.from_moments(cls, patch, self._views)
+
+
+def _merge(into: tuple[Measure | None, Measure], cls: Measure | None, patch: Measure) -> tuple[Measure | None, Measure]:
+    pairs: list[tuple[Any, Any]] = [(into[0], cls), (into[1], patch)]
+    for sums, part in pairs:
+        if sums is not None and part is not None:
+            sums.merge(part)
+    return into

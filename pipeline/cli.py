@@ -146,6 +146,7 @@ TEACHERS = (
     click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default="random_resized_crop", show_default=True),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
     click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Of 32 views, for mean and std."),
+    click.option("--normalisation", type=click.Choice(["mean-std", "phi-s"]), default="mean-std", show_default=True, help="Of tokens."),
     click.option("--statistics-from", multiple=True, metavar="KEY", help="Use a feature set's statistics again; repeatable."),
     click.option("--workers", type=click.IntRange(0), default=None, help="Extracting actors; default: one a GPU or core; 0: none."),
     click.option("--num-gpus", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="GPUs of one worker."),

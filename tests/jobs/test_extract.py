@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ import pytest
 import torch
 from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
 from eupe_pipeline.jobs.pool import InProcess, workers
-from eupe_pipeline.jobs.shard_work import ShardWorker, WorkOrder
-from eupe_pipeline.jobs.statistics import sample_rows
+from eupe_pipeline.jobs.shard_work import SampleMoments, ShardWorker, WorkOrder
+from eupe_pipeline.jobs.statistics import _InOrder, sample_rows
 from eupe_pipeline.jobs.train import refuse_random_weights
 from eupe_pipeline.storage.decode import decode_image
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.statistics import Moments
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import render
 from eupe_pipeline.teachers.preprocessing import Preprocessing
@@ -403,3 +406,35 @@ def test_tokens_of_random_weights_are_trained_on_only_when_that_is_said_again(
     with pytest.raises(BadInput, match="random weights; --allow-random-weights"):
         refuse_random_weights([store.features(key)], allowed=False)
     refuse_random_weights([store.features(key)], allowed=True)
+
+
+def test_phi_s_gives_every_coordinate_variance_one_and_keeps_its_matrix(photos: Any) -> None:
+    store, options, _ = photos
+    plain = extract_features(store.url, options)["features"]["teacher"]
+    phis = extract_features(store.url, replace(options, normalisation="phi-s", statistics_batches=100))["features"]["teacher"]
+    assert phis != plain
+    reader = store.features(phis)
+    assert reader.identity["statistics"]["method"] == "PHI-S"
+    _, patch = tokens(store, phis)
+    np.testing.assert_allclose(patch.std(axis=(0, 1, 2)), 1.0, atol=0.02)
+    original = store.features(plain).statistics.denormalize_patch(tokens(store, plain)[1])
+    np.testing.assert_allclose(reader.statistics.denormalize_patch(patch), original, atol=1e-3)
+    with pytest.raises(BadInput, match="phi-s"):
+        replace(options, normalisation="phis")
+
+
+def test_results_that_come_in_another_order_give_the_same_bits() -> None:
+    random = np.random.default_rng(0)
+    parts = []
+    for _ in range(5):
+        moments = Moments(3)
+        moments.update(random.normal(size=(4, 3)))
+        parts.append(moments)
+
+    def merged(order: Sequence[int]) -> str:
+        found = _InOrder("mean-std")
+        for number in order:
+            found.add(number, SampleMoments(4, {"t": (None, deepcopy(parts[number]))}))
+        return found.statistics("t").digest
+
+    assert merged([0, 1, 2, 3, 4]) == merged([4, 2, 0, 1, 3])
