@@ -8,7 +8,7 @@ DEMO := runs/demo
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long check format pins demo bench-train study clean
+.PHONY: help venv test test-long check format pins demo bench-extract bench-train study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ bench-train: venv ## streaming against memory, cached against live: RESULT lines
 
 study: venv ## what codecs, views and stages do to students (hours on two cores): docs/results/study.json
 	$(BIN)/python -m benchmarks.study
+
+bench-extract: venv ## extraction against a bare forward loop, and what five kills cost: docs/results/bench-extract.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract
 
 clean: ## remove what the targets above made, except runs/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,16 +5,15 @@ measured on a fixed sample of views and frozen first. Then each missing shard is
 the same command goes on after a kill, and says in seconds when nothing is missing.
 """
 
+import os
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from ..storage.errors import BadInput, Interrupted
+from ..storage.errors import BadInput, Interrupted, unknown_name
 from ..storage.features import FeatureLayout, FeatureReader, features_identity
-from ..storage.statistics import Moments, Statistics
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec
 from ..storage.viewset import DEFAULT_IMAGES_PER_SHARD, ViewSet
@@ -22,11 +21,12 @@ from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
 from .pool import Workers, workers
-from .shard_work import SampleMoments, ShardReport, WorkOrder
+from .shard_work import ShardReport, WorkOrder
+from .statistics import Normalisation
+from .summary import OnEvent, progress, together, work_done
 
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
-_SAMPLE_SEED = 0x5EED
+NORMALISATIONS = ("mean-std", "phi-s")
+_MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a second and thread
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,27 @@ class ExtractOptions:
     views: ViewSpec = field(default_factory=ViewSpec)
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD
     codec: str = "int8"
+    constants: str = "own"  # or "imagenet": its mean and std for every teacher, as the paper has it
+    allow_random_weights: bool = False  # where no weights are found; for trials, and said in the identity
     precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device has it
-    statistics_batches: int = 500  # of batch_size views; the paper measures over 500 iterations
-    batch_size: int = 32
-    workers: int | None = None  # None: one a GPU, or one a core; 0: in this process
+    statistics_batches: int = 500  # of 32 views
+    normalisation: str = "mean-std"  # the paper's; or "phi-s"
+    statistics_from: tuple[str, ...] = ()  # feature sets whose statistics are used again
+    batch_size: int | None = 32  # views in one forward; None: found by trying
+    workers: int | None = None  # None: one a GPU, or one a core, or as many as a cluster holds; 0: in this process
+    num_gpus: float = 1.0  # of one worker
+    teachers_at_once: int | None = None  # None: all; fewer need less memory and decode each image more often
     address: str | None = None  # of a Ray cluster
     max_bad_share: float = 0.001
     dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        counts = {"batch size": self.batch_size, "statistics batches": self.statistics_batches, "teachers at once": self.teachers_at_once}
+        bad = [f"{what} {value}" for what, value in counts.items() if value is not None and value < 1]
+        if self.normalisation not in NORMALISATIONS:
+            raise unknown_name("normalisation", self.normalisation, NORMALISATIONS)
+        if bad or self.num_gpus <= 0:
+            raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
 
 
 @dataclass
@@ -80,131 +94,119 @@ class _Plan:
 def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent = lambda event: None) -> dict[str, Any]:
     """Make the store hold complete feature sets of the teachers over the views; returns a JSON-able summary.
 
-    Raises `BadInput` for what the user must change, `CacheMismatch` for images that changed since they were indexed, and `Interrupted`
-    when it was stopped with its state kept.
+    Raises `BadInput` for what the user must change, `CacheMismatch` for images or teachers that changed, and `Interrupted` when it was
+    stopped with its state kept.
     """
-    started = time.perf_counter()
     store = FeatureStore.open(store_url)
     dataset = store.dataset(options.data)
-    specs = {spec.name: spec for spec in (_resolve(request, options) for request in options.teachers)}
-    if len(specs) != len(options.teachers):
+    specs = [resolve_request(request, options) for request in options.teachers]
+    if len({spec.name for spec in specs}) != len(specs):
         raise BadInput("each teacher can be named once in an extraction")
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
-    order = _work_order(store, views, specs, options)
-    statistics = {name: store.kept_statistics(name, _measured_on(spec, views, options)) for name, spec in specs.items()}
-    unmeasured = [name for name, found in statistics.items() if found is None]
-    if not unmeasured:
-        plan = _plan(store, views, specs, statistics, options)
+    at_once = options.teachers_at_once or len(specs)
+    groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
+    return together([_extract_group(store, views, group, options, on_event) for group in groups])
+
+
+def _extract_group(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, on_event: OnEvent
+) -> dict[str, Any]:
+    """All teachers that are loaded at the same time."""
+    started = time.perf_counter()
+    borrowed = _borrowed(store, specs, options)
+    normalisation = Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
+    if not normalisation.missing:
+        plan = _plan(store, views, specs, normalisation, options)
         if not plan.missing or options.dry_run:
-            return _summary(plan, [], 0, time.perf_counter() - started, options)
+            return _summary(plan, [], 0, 0, time.perf_counter() - started, options)
     elif options.dry_run:
-        return _dry_summary(views, specs, unmeasured, options)
+        return _dry_summary(views, specs, normalisation.missing, options)
+    order = work_order(store, views, specs, options)
+    count = _worker_count(order, options)
     try:
-        with workers(order, _worker_count(order, options), options.address) as crew:
-            _measure(crew, store, views, specs, statistics, options, on_event)
-            plan = _plan(store, views, specs, statistics, options)
+        with workers(order, count, options.address) as crew:
+            normalisation.measure(crew, on_event)
+            plan = _plan(store, views, specs, normalisation, options)
+            computing = time.perf_counter()
             reports = list(_compute(crew, plan, options, on_event))
-            return _summary(plan, reports, crew.retries, time.perf_counter() - started, options)
+            spent = time.perf_counter() - computing
+            summary = _summary(plan, reports, crew.retries, count or crew.most, spent, options)
+            return {**summary, "seconds": time.perf_counter() - started}
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
 
 
-def _resolve(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
-    precision = choose_precision(options.precision, choose_device("auto").value).value
-    return resolve_teacher(request.name, weights=request.weights, size_px=request.size_px, precision=precision)
+def resolve_request(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
+    """The teacher that was asked for, on the device that this machine has."""
+    return resolve_teacher(
+        request.name,
+        weights=request.weights,
+        size_px=request.size_px,
+        precision=choose_precision(options.precision, choose_device("auto").value).value,
+        constants=options.constants,
+        allow_random_weights=options.allow_random_weights,
+    )
 
 
-def _work_order(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> WorkOrder:
+def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: ExtractOptions) -> list[str]:
+    """The feature sets that give statistics to this group of teachers, when the teachers go in several."""
+    if options.teachers_at_once is None:
+        return list(options.statistics_from)
+    weights = {spec.weights_sha256 for spec in specs.values()}
+    return [key for key in options.statistics_from if store.features(key).identity["teacher"]["weights_sha256"] in weights]
+
+
+def work_order(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> WorkOrder:
+    """What each worker is told."""
     import torch
 
-    if options.batch_size < 1 or options.statistics_batches < 1:
-        raise BadInput(f"batch size and statistics batches must be at least 1, got {options.batch_size}, {options.statistics_batches}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = torch.get_num_threads() if options.workers == 0 else 1
-    return WorkOrder(store.url, views.key, tuple(specs.values()), device, threads, options.batch_size)
+    share = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
+    rendering = max(1, min(_MOST_RENDER_THREADS, share - 1)) if device == "cuda" else 1
+    return WorkOrder(
+        store.url,
+        views.key,
+        tuple(specs.values()),
+        device,
+        threads,
+        options.batch_size,
+        render_threads=rendering,
+        gpus=options.num_gpus,
+        normalisation=options.normalisation,
+    )
 
 
-def _worker_count(order: WorkOrder, options: ExtractOptions) -> int:
-    """One worker a GPU; on CPUs one a core, because single-threaded teachers side by side beat threads inside one."""
-    if options.workers is not None:
+def _worker_count(order: WorkOrder, options: ExtractOptions) -> int | None:
+    """One worker a GPU; on CPUs one a core, because single-threaded teachers side by side beat threads inside one; None on a cluster."""
+    if options.workers is not None or options.address is not None:
         return options.workers
     import torch
 
-    return torch.cuda.device_count() if order.device == "cuda" else torch.get_num_threads()
-
-
-def _measured_on(spec: TeacherSpec, views: ViewSet, options: ExtractOptions) -> dict[str, Any]:
-    sample = {"batches": options.statistics_batches, "batch_size": options.batch_size, "seed": _SAMPLE_SEED}
-    return {"teacher": spec.identity(), "views": views.digest, "sample": sample}
-
-
-def sample_rows(rows: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """`count` views for the statistics, ascending; all of them, once, when there are no more than that."""
-    if count >= rows:
-        return np.arange(rows)
-    raw = np.asarray(np.random.Philox(key=_SAMPLE_SEED).random_raw(count), np.uint64)
-    return np.sort((raw % np.uint64(rows)).astype(np.int64))
-
-
-def _measure(
-    crew: Workers,
-    store: FeatureStore,
-    views: ViewSet,
-    specs: dict[str, TeacherSpec],
-    statistics: dict[str, Statistics | None],
-    options: ExtractOptions,
-    on_event: OnEvent,
-) -> None:
-    """Fill in the statistics that are missing, each frozen in the store as soon as it is known."""
-    names = [name for name, found in statistics.items() if found is None]
-    if not names:
-        return
-    rows = sample_rows(views.rows, options.statistics_batches * options.batch_size)
-    batches = [rows[start : start + options.batch_size].tolist() for start in range(0, len(rows), options.batch_size)]
-    results: list[SampleMoments] = [SampleMoments(0, {})] * len(batches)
-    started = time.perf_counter()
-    for done, (number, result) in enumerate(crew.run([("measure", (batch, names)) for batch in batches]), start=1):
-        results[number] = result
-        on_event(_progress("statistics", done, len(batches), "batches", started, done))
-    for name in names:
-        measured = _merged(results, name)
-        statistics[name] = store.keep_statistics(name, _measured_on(specs[name], views, options), measured)
-
-
-def _merged(results: Sequence[SampleMoments], name: str) -> Statistics:
-    """Merge in the order of the batches, so that which worker did which does not change a bit of the result."""
-    parts = [result.moments[name] for result in results if name in result.moments]
-    if not parts:
-        raise BadInput("none of the sampled images can be decoded; look at the source, then index it again")
-    patch = Moments(parts[0][1].dim)
-    cls = None if parts[0][0] is None else Moments(parts[0][0].dim)
-    for cls_part, patch_part in parts:
-        patch.merge(patch_part)
-        if cls is not None and cls_part is not None:
-            cls.merge(cls_part)
-    return Statistics.from_moments(cls, patch, sum(result.views for result in results))
+    return int(torch.cuda.device_count() / order.gpus) if order.device == "cuda" else torch.get_num_threads()
 
 
 def _plan(
-    store: FeatureStore,
-    views: ViewSet,
-    specs: dict[str, TeacherSpec],
-    statistics: dict[str, Statistics | None],
-    options: ExtractOptions,
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], normalisation: Normalisation, options: ExtractOptions
 ) -> _Plan:
     readers = {}
     for name, spec in specs.items():
-        known = statistics[name]
-        assert known is not None
+        known = normalisation.known[name]
         layout = FeatureLayout(spec.cls_dim, spec.patch_dim, spec.grid, options.codec)
-        sampling = _measured_on(spec, views, options)["sample"]
-        identity = features_identity(spec.identity(), views, known, sampling, layout)
+        identity = features_identity(spec.identity(), views, known, normalisation.sampling[name], layout)
         readers[name] = FeatureReader.create(store.objects, name, views, identity, known)
     missing: dict[int, dict[str, str]] = {}
     for name, reader in readers.items():
         for shard in reader.missing_shards():
             missing.setdefault(shard, {})[name] = reader.key
-    return _Plan(store, views, specs, readers, dict(sorted(missing.items())))
+    return _Plan(store, views, specs, readers, _from_anywhere(missing))
+
+
+def _from_anywhere(missing: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:
+    """The shards in ascending order from a random one on, and around: two drivers on one plan meet late instead of at every shard."""
+    shards = sorted(missing)
+    first = secrets.randbelow(len(shards)) if shards else 0
+    return {shard: missing[shard] for shard in (*shards[first:], *shards[:first])}
 
 
 def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEvent) -> Iterator[ShardReport]:
@@ -212,12 +214,13 @@ def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEv
     spans = [plan.views.group.shard_span(shard) for shard in plan.missing]
     total = plan.views.rows
     done = total - sum(last - first for first, last in spans)
-    failed, started, fresh = plan.failed, time.perf_counter(), 0
+    failed, started, fresh, written = plan.failed, time.perf_counter(), 0, 0
     for _, report in crew.run([("do_shard", (shard, keys)) for shard, keys in plan.missing.items()]):
-        done, fresh = done + report.views, fresh + report.views
+        done, fresh, written = done + report.views, fresh + report.views, written + report.bytes
         failed |= report.failed
-        event = _progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
-        on_event({**event, "failed": len(failed), "bytes": report.bytes, "retries": crew.retries})
+        event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
+        rate = written / max(time.perf_counter() - started, 1e-9)
+        on_event({**event, "failed": len(failed), "bytes": report.bytes, "bytes_per_s": rate, "retries": crew.retries})
         _check_failures(failed, plan, options)
         yield report
 
@@ -232,16 +235,9 @@ def _check_failures(failed: dict[str, str], plan: _Plan, options: ExtractOptions
         )
 
 
-def _progress(stage: str, done: int, total: int, unit: str, started: float, fresh: int) -> Event:
-    seconds = max(time.perf_counter() - started, 1e-9)
-    rate = fresh / seconds
-    left = (total - done) / rate if rate else None
-    return {"event": "progress", "stage": stage, "done": done, "total": total, "unit": unit, "rate": rate, "seconds_left": left}
-
-
-def _summary(plan: _Plan, reports: list[ShardReport], retries: int, seconds: float, options: ExtractOptions) -> dict[str, Any]:
-    phases = {phase for report in reports for phase in report.seconds}
-    views_done = sum(report.views for report in reports)
+def _summary(
+    plan: _Plan, reports: list[ShardReport], retries: int, workers: int, seconds: float, options: ExtractOptions
+) -> dict[str, Any]:
     return {
         "event": "summary",
         "dry_run": options.dry_run,
@@ -250,14 +246,11 @@ def _summary(plan: _Plan, reports: list[ShardReport], retries: int, seconds: flo
         "rows": plan.views.rows,
         "shards": plan.views.shards,
         "shards_missing": len(plan.missing) - len(reports),
-        "views_done": views_done,
         "failed": plan.failed,
         "retries": retries,
         "seconds": seconds,
-        "views_per_second": views_done / seconds if views_done else None,
-        "bytes_committed": sum(report.bytes for report in reports),
         "bytes": {name: reader.stored_bytes() for name, reader in plan.readers.items()},
-        "worker_seconds": {phase: sum(report.seconds.get(phase, 0.0) for report in reports) for phase in sorted(phases)},
+        **work_done(reports, workers, seconds),
     }
 
 
@@ -269,7 +262,7 @@ def _dry_summary(views: ViewSet, specs: dict[str, TeacherSpec], unmeasured: list
         sizes[name] = views.rows * sum(array.row_bytes for array in layout.specs(views))
     return {
         "event": "summary",
-        "dry_run": True,
+        "dry_run": options.dry_run,
         "views": views.key,
         "rows": views.rows,
         "shards": views.shards,

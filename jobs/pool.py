@@ -1,19 +1,22 @@
 """Workers for shards: Ray actors on this machine or a cluster, or the caller's own process when none are asked for.
 
 Ray Core actors and not Ray Data: a unit of work is a whole shard that its actor reads, computes and commits by itself, so nothing large
-crosses the object store and a lost actor costs at most its present shard. A task whose actor died is given to a new actor, three times at
-most; an error that we raised on purpose ends the run with its own text. Ray binds to loopback unless a cluster's address is given.
+crosses the object store and a lost actor costs at most the shards that it had under way. Each worker holds two tasks, so that it writes one
+while it computes the next. A task whose actor died is given to another, three times at most; an error that we raised on purpose ends the
+run with its own text. An actor gets tasks only once it runs, so that one for which a lost node left no room holds up nothing.
 """
 
 import contextlib
-import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 from ..storage.errors import BadInput, EupeError
-from .shard_work import ShardWorker, WorkOrder
+from .ray_session import ray_session
+from .shard_work import TASKS_AT_ONCE, ShardWorker, WorkOrder
 
 MAX_TRIES = 3
 Task = tuple[str, tuple[Any, ...]]  # method of ShardWorker, its arguments
@@ -23,6 +26,8 @@ class Workers(Protocol):
     """Something that does tasks: in order or not, each exactly once unless its worker dies."""
 
     retries: int
+    most: int
+    """How many there were at most."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """(number of the task, its result) as they finish; raises the first error on purpose that a task raised."""
@@ -30,10 +35,11 @@ class Workers(Protocol):
 
 @dataclass
 class InProcess:
-    """The tasks one after another in this process."""
+    """The tasks on threads of this process, two at a time; a stop drops what is not committed at the next batch."""
 
     order: WorkOrder
     retries: int = 0
+    most: int = 1
 
     @cached_property
     def _worker(self) -> ShardWorker:
@@ -41,8 +47,24 @@ class InProcess:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Results in the order of the tasks."""
-        for number, (method, arguments) in enumerate(tasks):
-            yield number, getattr(self._worker, method)(*arguments)
+        worker, waiting = self._worker, deque[tuple[int, Future[Any]]]()
+        with ThreadPoolExecutor(TASKS_AT_ONCE, thread_name_prefix="shard") as pool:
+            try:
+                for number, (method, arguments) in enumerate(tasks):
+                    waiting.append((number, pool.submit(getattr(worker, method), *arguments)))
+                    if len(waiting) == TASKS_AT_ONCE:
+                        yield _first_result(waiting)
+                while waiting:
+                    yield _first_result(waiting)
+            except BaseException:  # Ctrl-C, SIGTERM, a task's error, or a caller who has had enough
+                worker.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+
+def _first_result(waiting: deque[tuple[int, Future[Any]]]) -> tuple[int, Any]:
+    number, future = waiting.popleft()
+    return number, future.result()
 
 
 class _Actor:
@@ -55,6 +77,9 @@ class _Actor:
         except EupeError as error:
             self._worker = error
 
+    def ready(self) -> EupeError | None:
+        return self._worker if isinstance(self._worker, EupeError) else None
+
     def do(self, method: str, arguments: tuple[Any, ...]) -> Any:
         if isinstance(self._worker, EupeError):
             return self._worker
@@ -64,99 +89,142 @@ class _Actor:
             return error
 
 
+@dataclass(eq=False)
+class _Hired:
+    """An actor and how many tasks it has."""
+
+    actor: Any
+    busy: int = 0
+
+
 @dataclass
 class RayActors:
-    """`count` actors of a running Ray; use `ray_workers` to make one."""
+    """`count` actors of a running Ray, or as many as the cluster has room for at the moment; use `workers` to make one."""
 
     ray: Any
     order: WorkOrder
-    count: int
+    count: int | None
     retries: int = 0
-    _idle: list[Any] = field(default_factory=list)
-
-    def _actor(self) -> Any:
-        """An idle actor, or a new one: one CPU for each thread, a GPU each where the order asks for one."""
-        if self._idle:
-            return self._idle.pop()
-        gpus = 1 if self.order.device == "cuda" else 0
-        return self.ray.remote(_Actor).options(num_cpus=self.order.threads, num_gpus=gpus).remote(self.order)
+    most: int = 0
+    _starting: dict[Any, _Hired] = field(default_factory=dict)  # by what `ready` will answer
+    _crew: list[_Hired] = field(default_factory=list)
+    _failed_starts: int = 0
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Results as they finish."""
         waiting, tries = list(reversed(range(len(tasks)))), [0] * len(tasks)
-        running: dict[Any, tuple[int, Any]] = {}
+        running: dict[Any, tuple[int, _Hired]] = {}
         while waiting or running:
-            while waiting and len(running) < self.count:
-                number, actor = waiting.pop(), self._actor()
-                running[actor.do.remote(*tasks[number])] = number, actor
-            done, _ = self.ray.wait(list(running), num_returns=1)
-            number, actor = running.pop(done[0])
+            self._hire(len(waiting))
+            while waiting and (hired := self._least_busy()) is not None:
+                number = waiting.pop()
+                hired.busy += 1
+                running[hired.actor.do.remote(*tasks[number])] = number, hired
+            done = self.ray.wait([*running, *self._starting], num_returns=1)[0][0]
+            if done in self._starting:
+                self._welcome(done)
+                continue
+            number, hired = running.pop(done)
+            hired.busy -= 1
             try:
-                result = self.ray.get(done[0])
-            except (self.ray.exceptions.RayActorError, self.ray.exceptions.RaySystemError, self.ray.exceptions.OutOfMemoryError) as error:
+                result = self.ray.get(done)
+            except self._losses() as error:
+                self._dismiss_one(hired)
                 self._give_up_or_retry(number, tries, tasks[number], error)
                 waiting.append(number)
                 continue
             if isinstance(result, EupeError):
                 raise result
-            self._idle.append(actor)
             yield number, result
 
+    def _losses(self) -> tuple[type[Exception], ...]:
+        """What says that a worker died or had no memory, rather than that its work was wrong."""
+        errors = self.ray.exceptions
+        return errors.RayActorError, errors.RaySystemError, errors.OutOfMemoryError, MemoryError
+
+    def _hire(self, wanted: int) -> None:
+        """Ask for actors up to the count: one CPU for each thread, a share of GPUs where the order asks for them."""
+        limit = self._room() if self.count is None else self.count
+        free = sum(TASKS_AT_ONCE - hired.busy for hired in self._crew) + TASKS_AT_ONCE * len(self._starting)
+        while len(self._crew) + len(self._starting) < limit and free < wanted:
+            gpus = self.order.gpus if self.order.device == "cuda" else 0
+            options = {"num_cpus": self.order.threads, "num_gpus": gpus, "max_concurrency": TASKS_AT_ONCE}
+            actor = self.ray.remote(_Actor).options(**options).remote(self.order)
+            self._starting[actor.ready.remote()] = _Hired(actor)
+            free += 1  # one task each first, a second one when all have one
+
+    def _room(self) -> int:
+        """How many actors the cluster can hold now; it may grow and shrink."""
+        has = self.ray.cluster_resources()
+        rooms = [has.get("CPU", 0) / self.order.threads]
+        if self.order.device == "cuda":
+            rooms.append(has.get("GPU", 0) / self.order.gpus)
+        return max(1, int(min(rooms)))
+
+    def _welcome(self, answer: Any) -> None:
+        """A new actor joins the crew, unless it could not start; raises the error on purpose that its start met."""
+        hired = self._starting.pop(answer)
+        try:
+            refused = self.ray.get(answer)
+        except self._losses() as error:
+            self._failed_starts += 1
+            self.retries += 1
+            if self._failed_starts >= MAX_TRIES:
+                raise EupeError(
+                    f"workers died {MAX_TRIES} times while they loaded the teachers ({_first_line(error)}); {_ADVICE}"
+                ) from error
+            return
+        if refused is not None:
+            raise refused
+        self._crew.append(hired)
+        self.most = max(self.most, len(self._crew))
+
+    def _least_busy(self) -> _Hired | None:
+        free = [hired for hired in self._crew if hired.busy < TASKS_AT_ONCE]
+        return min(free, key=lambda hired: hired.busy, default=None)
+
+    def _dismiss_one(self, hired: _Hired) -> None:
+        if hired in self._crew:
+            self._crew.remove(hired)
+            self.ray.kill(hired.actor)
+
     def dismiss(self) -> None:
-        """End the idle actors, so that an outer session has its CPUs back."""
-        while self._idle:
-            self.ray.kill(self._idle.pop())
+        """End all actors at once, whatever they do: a shard without its record does not exist, and the next run does it."""
+        for hired in (*self._crew, *self._starting.values()):
+            self.ray.kill(hired.actor)
+        self._crew.clear()
+        self._starting.clear()
 
     def _give_up_or_retry(self, number: int, tries: list[int], task: Task, error: Exception) -> None:
         tries[number] += 1
         self.retries += 1
         if tries[number] >= MAX_TRIES:
             raise EupeError(
-                f"{task[0]} {task[1][0]!r} failed {MAX_TRIES} times because its worker died ({str(error).splitlines()[0]}); "
-                "what was committed stays. Too little memory is the usual cause: fewer --workers or a smaller --batch-size"
+                f"{task[0]} {task[1][0]!r} failed {MAX_TRIES} times because its worker died ({_first_line(error)}); {_ADVICE}"
             ) from error
 
 
+_ADVICE = "what was committed stays. Too little memory is the usual cause: fewer --workers or a smaller --batch-size"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
-def workers(order: WorkOrder, count: int, address: str | None) -> Iterator[Workers]:
-    """`count` workers for an order: in this process for 0, otherwise Ray actors, locally or on the cluster at `address`."""
+def workers(order: WorkOrder, count: int | None, address: str | None) -> Iterator[Workers]:
+    """`count` workers for an order: in this process for 0, otherwise Ray actors, locally or on the cluster at `address`.
+
+    `None` is as many as the cluster has room for.
+    """
     if count == 0:
         if address is not None:
             raise BadInput("--workers 0 runs in this process and cannot use --address")
         yield InProcess(order)
         return
-    with ray_session(address, count * order.threads) as ray:
+    with ray_session(address, None if count is None else count * order.threads) as ray:
         crew = RayActors(ray, order, count)
         try:
             yield crew
         finally:
             crew.dismiss()
-
-
-@contextlib.contextmanager
-def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[Any]:
-    """A running Ray: the one that an outer session of this process holds, the cluster at `address`, or one on this machine alone.
-
-    Several extractions inside one session start it once (some four seconds). Raises `BadInput` when no cluster answers.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if ray.is_initialized():
-        yield ray
-        return
-    local = {
-        "num_cpus": cpus,
-        "include_dashboard": False,
-        "object_store_memory": 128 << 20,
-        "_node_ip_address": "127.0.0.1",
-    }
-    try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BadInput(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()

@@ -6,10 +6,12 @@ with the views is an error: the image library decodes differently than it did.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +21,6 @@ from ..storage.errors import CacheMismatch
 from ..storage.views import DIGEST_BYTES, Views, cut, pixel_digest, resize
 from ..storage.viewset import ViewSet
 from ..teachers.spec import TeacherSpec
-
-Item = TypeVar("Item")
 
 
 @dataclass
@@ -34,29 +34,44 @@ class RenderedBatch:
     seconds: float
 
 
-def prefetched(items: Iterable[Item]) -> Iterator[Item]:
-    """The items in order, each computed in a thread while its predecessor is in use."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(1) as pool:
-        waiting: Future[Item | None] = pool.submit(next, iterator, None)
-        while (item := waiting.result()) is not None:
-            waiting = pool.submit(next, iterator, None)
-            yield item
-
-
 def resized(spec: TeacherSpec, crop: Pixels, flip: bool) -> Pixels:
     """A crop at the teacher's input size (size, size, 3) uint8, by the teacher's interpolation."""
     return resize(crop, flip, spec.preprocessing.size_px, spec.preprocessing.interpolation)
 
 
-def render_shard(
-    view_set: ViewSet, shard: int, views: Views, specs: Mapping[str, TeacherSpec], views_per_batch: int
-) -> Iterator[RenderedBatch]:
-    """Batches of about `views_per_batch` rendered views, in the order of the shard's rows."""
-    first_image, last_image = view_set.shard_images(shard)
-    per_batch = max(1, views_per_batch // view_set.views_per_image)
-    for start in range(first_image, last_image, per_batch):
-        yield _render(view_set, range(start, min(start + per_batch, last_image)), first_image, views, specs)
+class RenderedShard(AbstractContextManager["RenderedShard"]):
+    """Iterates the batches of about `views_per_batch` rendered views of a shard, in the order of its rows.
+
+    `threads` batches are under way from the moment it is made, before the first is asked for: a shard whose turn at the device comes next
+    is ready when it comes. Leaving the context drops what was not asked for.
+    """
+
+    def __init__(
+        self, view_set: ViewSet, shard: int, views: Views, specs: Mapping[str, TeacherSpec], views_per_batch: int, threads: int = 1
+    ) -> None:
+        first, last = view_set.shard_images(shard)
+        per_batch = max(1, views_per_batch // view_set.views_per_image)
+        spans = [range(start, min(start + per_batch, last)) for start in range(first, last, per_batch)]
+        self._todo = iter(spans)
+        self._render = lambda images: _render(view_set, images, first, views, specs)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
+        self._under_way: deque[Future[RenderedBatch]] = deque()
+        for _ in range(threads):
+            self._begin_one()
+
+    def _begin_one(self) -> None:
+        images = next(self._todo, None)
+        if images is not None:
+            self._under_way.append(self._pool.submit(self._render, images))
+
+    def __iter__(self) -> Iterator[RenderedBatch]:
+        while self._under_way:
+            batch = self._under_way.popleft().result()
+            self._begin_one()
+            yield batch
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _render(view_set: ViewSet, images: range, first_image: int, views: Views, specs: Mapping[str, TeacherSpec]) -> RenderedBatch:

@@ -1,13 +1,17 @@
 """The work on one shard, free of Ray: render its views, run every teacher, normalise, encode, commit.
 
-A `ShardWorker` lives in an actor or in the caller's own process; both do exactly this. A thread renders the next batch while the teachers
-run on the present one. Tokens are encoded batch by batch into the shard's buffers, so that a shard never exists in fp32. Images that
-cannot be decoded, and views whose tokens carry nothing, are left out by id and reason; anything else that fails is an error for the driver.
+A `ShardWorker` lives in an actor or in the caller's own process; both do exactly this. It is given two shards at a time: while one has the
+teachers to itself, threads render the next batch and encode the last one, the shard before it is written, and the shard after it renders
+its first batch. A shard counts only when its record stands, so all of this changes no byte of a store. Tokens are encoded batch by batch
+into the shard's buffers, so that a shard never exists in fp32. Images that cannot be decoded, and views whose tokens carry nothing, are
+left out by id and reason; anything else that fails is an error for the driver.
 """
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,16 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from ..storage.decode import BadImage, Pixels
+from ..storage.errors import Interrupted
 from ..storage.features import FeatureReader, TokenRows, refuse_tokens
+from ..storage.phis import Covariance
 from ..storage.statistics import Moments
 from ..storage.store import FeatureStore
 from ..storage.views import Views, cut
 from ..storage.viewset import ViewSet
 from ..teachers.registry import load_teacher
 from ..teachers.spec import TeacherSpec
-from ..teachers.teacher import Teacher
 from ..teachers.tokens import Tokens
-from .rendering import RenderedBatch, prefetched, render_shard, resized
+from .batch_size import SizedTeacher
+from .canaries import check_canary
+from .rendering import RenderedBatch, RenderedShard, resized
+
+TASKS_AT_ONCE = 2  # one with the teachers, one being written or rendering its first batch
 
 
 @dataclass(frozen=True)
@@ -36,22 +45,27 @@ class WorkOrder:
     teachers: tuple[TeacherSpec, ...]
     device: str
     threads: int
-    batch_size: int  # views in one forward
+    batch_size: int | None  # views in one forward; None: found by each worker
+    render_threads: int = 1
+    gpus: float = 1.0  # of one worker, where the device is one
+    normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
 
 
 @dataclass
 class ShardReport:
-    """What one shard cost: views, failures by image id, seconds by phase, bytes committed."""
+    """What one shard cost: views, failures by image id, seconds by phase, bytes committed, views in a forward by teacher, back-offs."""
 
     shard: int
     views: int
     failed: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
+    batch_sizes: dict[str, int] = field(default_factory=dict)
+    backoffs: int = 0
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's wall time to a phase."""
+        """Add the block's wall time to a phase; one thread a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -63,12 +77,15 @@ class ShardReport:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
+Measure = Moments | Covariance
+
+
 @dataclass
 class SampleMoments:
-    """Moments over one batch of sampled views: teacher → (class tokens or None, patch tokens)."""
+    """Moments (PHI-S: covariances) over one batch of sampled views: teacher → (class tokens or None, patch tokens)."""
 
     views: int
-    moments: dict[str, tuple[Moments | None, Moments]]
+    moments: dict[str, tuple[Measure | None, Measure]]
 
 
 @dataclass
@@ -81,26 +98,42 @@ class _Target:
 
 
 class ShardWorker:
-    """Loads the teachers of an order once and then does its shards."""
+    """Loads the teachers of an order once, checks each against its canary, and then does shards, from up to two threads at once."""
 
     def __init__(self, order: WorkOrder) -> None:
         torch.set_num_threads(order.threads)
         self.order = order
         self.store = FeatureStore.open(order.store_url)
         self.views: ViewSet = self.store.view_set(order.view_set)
-        self.teachers: dict[str, Teacher] = {spec.name: load_teacher(spec, order.device) for spec in order.teachers}
+        self.teachers: dict[str, SizedTeacher] = {}
+        for spec in order.teachers:
+            teacher = load_teacher(spec, order.device)
+            check_canary(self.store, teacher)
+            self.teachers[spec.name] = SizedTeacher(teacher, order.batch_size)
         self._readers: dict[str, FeatureReader] = {}
+        self._turn = threading.Lock()  # the teachers belong to one shard at a time: two would finish together, and late
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Make every task under way raise `Interrupted` at its next batch; what is not committed is dropped."""
+        self._stopping.set()
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping.is_set():
+            raise Interrupted("stopped between two batches; every shard that was committed stays")
 
     def measure(self, rows: list[int], names: list[str]) -> SampleMoments:
         """Moments of the named teachers' raw tokens over some views; images that cannot be decoded are left out."""
+        torch.set_num_threads(self.order.threads)
         pixels: dict[str, list[Pixels]] = {name: [] for name in names}
         for row in rows:
+            self._stop_if_asked()
             image, k = divmod(row, self.views.views_per_image)
             views = self._views_of_image(image)
             with contextlib.suppress(BadImage):
                 crop = cut(self.views.dataset.read_image(image), views.crop[k])
                 for name in names:
-                    pixels[name].append(resized(self.teachers[name].spec, crop, bool(views.flip[k])))
+                    pixels[name].append(resized(self._spec(name), crop, bool(views.flip[k])))
         count = len(pixels[names[0]])
         if not count:
             return SampleMoments(0, {})
@@ -113,24 +146,31 @@ class ShardWorker:
         rows = slice(first * self.views.views_per_image, (first + 1) * self.views.views_per_image)
         return Views(views.crop[rows], views.flip[rows], views.photometric[rows], views.digest[rows])
 
-    def _moments(self, name: str, pixels_BHWC: Pixels) -> tuple[Moments | None, Moments]:
-        tokens = self._forward(name, pixels_BHWC)
-        spec = self.teachers[name].spec
-        patch = Moments(spec.patch_dim)
+    def _moments(self, name: str, pixels_BHWC: Pixels) -> tuple[Measure | None, Measure]:
+        with self._turn:
+            tokens = _on_host(self._forward(name, pixels_BHWC))
+        spec, measure = self._spec(name), measure_of(self.order.normalisation)
+        patch = measure(spec.patch_dim)
         patch.update(tokens.patch_BHWD.numpy())
         if tokens.cls_BD is None or spec.cls_dim is None:
             return None, patch
-        cls = Moments(spec.cls_dim)
+        cls = measure(spec.cls_dim)
         cls.update(tokens.cls_BD.numpy())
         return cls, patch
 
+    def _spec(self, name: str) -> TeacherSpec:
+        return self.teachers[name].teacher.spec
+
     def _forward(self, name: str, pixels_BHWC: Pixels) -> Tokens:
-        """Raw fp32 tokens on the host."""
-        cls_BD, patch_BHWD = self.teachers[name](torch.from_numpy(pixels_BHWC))
-        return Tokens(None if cls_BD is None else cls_BD.cpu(), patch_BHWD.cpu())
+        """Raw fp32 tokens, on the device."""
+        return self.teachers[name](pixels_BHWC)
 
     def do_shard(self, shard: int, feature_keys: Mapping[str, str]) -> ShardReport:
-        """Compute and commit one shard of the given feature sets (teacher → key); committed ones are left out."""
+        """Compute and commit one shard of the given feature sets (teacher → key); committed ones are left out.
+
+        Raises `Interrupted` after `stop`.
+        """
+        torch.set_num_threads(self.order.threads)  # a property of each thread
         readers = {name: self._reader(key) for name, key in feature_keys.items()}
         committed = self.views.read_shard(shard)
         views = committed or self.views.draw_shard(shard)
@@ -138,35 +178,61 @@ class ShardWorker:
         targets = {
             name: _Target(reader, reader.empty(report.views)) for name, reader in readers.items() if reader.group.record(shard) is None
         }
-        specs = {name: self.teachers[name].spec for name in targets}
-        for batch in prefetched(render_shard(self.views, shard, views, specs, self.order.batch_size)):
-            report.failed |= batch.failed
-            report.add("decode", batch.seconds)
-            views.digest[batch.first : batch.first + len(batch.digests)] = batch.digests
-            for name, target in targets.items():
-                self._fill(name, target, batch, report)
+        specs = {name: self._spec(name) for name in targets}
+        views_per_batch = max((self.teachers[name].views for name in targets), default=1)
+        with RenderedShard(self.views, shard, views, specs, views_per_batch, self.order.render_threads) as batches:
+            self._through_teachers(batches, views, targets, report)
+        self._stop_if_asked()
         self._commit(views, committed is None, targets, report)
         return report
+
+    def _through_teachers(
+        self, batches: Iterable[RenderedBatch], views: Views, targets: Mapping[str, _Target], report: ShardReport
+    ) -> None:
+        """Every batch through every teacher, each encoded while the next one is computed."""
+        encoding: Future[None] | None = None
+        before = sum(teacher.backoffs for teacher in self.teachers.values())
+        with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder, self._turn:
+            for batch in _waited_for(batches, report):
+                self._stop_if_asked()
+                report.failed |= batch.failed
+                report.add("decode", batch.seconds)
+                views.digest[batch.first : batch.first + len(batch.digests)] = batch.digests
+                with report.timed("forward"):
+                    tokens = {name: self._forward(name, batch.pixels[name]) for name in targets}
+                self._after(encoding, report)
+                encoding = encoder.submit(self._encode, targets, batch, tokens, report)
+            report.batch_sizes = {name: self.teachers[name].views for name in targets}
+            report.backoffs = sum(teacher.backoffs for teacher in self.teachers.values()) - before
+        self._after(encoding, report)
+
+    def _after(self, encoding: Future[None] | None, report: ShardReport) -> None:
+        """Wait until a batch is encoded: two batches of tokens exist at most. Raises what its thread raised."""
+        if encoding is not None:
+            with report.timed("wait"):
+                encoding.result()
 
     def _reader(self, key: str) -> FeatureReader:
         if key not in self._readers:
             self._readers[key] = self.store.features(key)
         return self._readers[key]
 
-    def _fill(self, name: str, target: _Target, batch: RenderedBatch, report: ShardReport) -> None:
-        """Tokens of one batch, normalised and encoded, into the shard's buffer."""
-        with report.timed("forward"):
-            tokens = self._forward(name, batch.pixels[name])
+    def _encode(self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, Tokens], report: ShardReport) -> None:
+        """Tokens of one batch, normalised and encoded, into the shard's buffers."""
         with report.timed("encode"):
-            statistics = target.reader.statistics
-            cls = None if tokens.cls_BD is None else statistics.normalize_cls(tokens.cls_BD.numpy())
-            patch = statistics.normalize_patch(tokens.patch_BHWD.numpy())
-            bad = self._refuse(target, cls, patch, batch, report.shard)
-            patch[bad] = 0.0  # never stored; encoding must not meet a NaN
-            encoded = target.reader.encode(cls, patch)
-            for stored, fresh in zip(target.buffer, encoded, strict=True):
-                if stored is not None and fresh is not None:
-                    stored[batch.first : batch.first + len(patch)] = fresh
+            for name, target in targets.items():
+                self._fill(target, batch, _on_host(tokens[name]), report.shard)
+
+    def _fill(self, target: _Target, batch: RenderedBatch, tokens: Tokens, shard: int) -> None:
+        statistics = target.reader.statistics
+        cls = None if tokens.cls_BD is None else statistics.normalize_cls(tokens.cls_BD.numpy())
+        patch = statistics.normalize_patch(tokens.patch_BHWD.numpy())
+        bad = self._refuse(target, cls, patch, batch, shard)
+        patch[bad] = 0.0  # never stored; encoding must not meet a NaN
+        encoded = target.reader.encode(cls, patch)
+        for stored, fresh in zip(target.buffer, encoded, strict=True):
+            if stored is not None and fresh is not None:
+                stored[batch.first : batch.first + len(patch)] = fresh
 
     def _refuse(
         self, target: _Target, cls: NDArray[np.float32] | None, patch: NDArray[np.float32], batch: RenderedBatch, shard: int
@@ -194,3 +260,24 @@ class ShardWorker:
                 record = target.reader.commit_shard(report.shard, target.buffer, failed, views_record.digest)
                 report.bytes += sum(entry.bytes for entry in record.objects.values())
                 report.failed |= target.refused
+
+
+def measure_of(normalisation: str) -> type[Moments] | type[Covariance]:
+    """What is measured for a normalisation."""
+    return Covariance if normalisation == "phi-s" else Moments
+
+
+def _on_host(tokens: Tokens) -> Tokens:
+    """On the host; waits for the device, which is why an encoding thread does it and not the one that feeds the teachers."""
+    return Tokens(None if tokens.cls_BD is None else tokens.cls_BD.cpu(), tokens.patch_BHWD.cpu())
+
+
+def _waited_for(batches: Iterable[RenderedBatch], report: ShardReport) -> Iterator[RenderedBatch]:
+    """The batches, with the time that the teachers wait for each one counted."""
+    iterator = iter(batches)
+    while True:
+        with report.timed("wait"):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch

@@ -32,6 +32,7 @@ from ..student.trainer import Trainer
 from ..teachers.encoders import build_encoder
 from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.regularity import set_drop_path, set_recompute
+from ..teachers.spec import RANDOM_WEIGHTS
 from ..teachers.teacher import Teacher
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -49,6 +50,7 @@ def train(
     students: Sequence[str] = (),
     on_event: OnEvent = lambda event: None,
     origins: Mapping[str, str] | None = None,
+    allow_random_weights: bool = False,
     ranks: Ranks = ALONE,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -60,6 +62,7 @@ def train(
     Raises `BadInput` and `CacheMismatch` before any step.
     """
     readers = open_features(store, features, data)
+    refuse_random_weights(readers.values(), allow_random_weights)
     device = choose_device(recipe.device)
     use_tensor_cores(device.value)
     source = _target_source(recipe, readers, [str(proxy)] if proxy is not None else live_teachers, device.value)
@@ -149,6 +152,13 @@ def open_features(store: FeatureStore, features: Sequence[str], data: str) -> di
                 "run the same `extract-features` command again to its end"
             )
     return readers
+
+
+def refuse_random_weights(readers: Iterable[FeatureReader], allowed: bool) -> None:
+    """Raise `BadInput` for tokens of a teacher with random weights, unless the caller says once more that it is a trial."""
+    at_random = [reader.key for reader in readers if reader.identity["teacher"].get("weights_sha256") == RANDOM_WEIGHTS]
+    if at_random and not allowed:
+        raise BadInput(f"{at_random[0]} holds tokens of a teacher with random weights; --allow-random-weights trains on them all the same")
 
 
 def excluded_images(readers: Iterable[FeatureReader]) -> NDArray[np.int64]:

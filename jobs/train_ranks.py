@@ -24,7 +24,7 @@ from ..storage.store import FeatureStore
 from ..student.config import TrainRecipe
 from ..student.order import rank_span
 from ..student.ranks import Ranks
-from .pool import ray_session
+from .ray_session import ray_session
 from .train import open_features, train
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -46,6 +46,7 @@ class TrainOrder:
     live_teachers: Sequence[str] = ()
     students: Sequence[str] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    allow_random_weights: bool = False
 
 
 class _Board:
@@ -201,7 +202,7 @@ def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callabl
     return train(
         order.recipe, FeatureStore.open(order.store), order.features, data=order.data, out=order.out, proxy=order.proxy,
         live_teachers=order.live_teachers, students=order.students, origins=order.origins, on_event=on_event, ranks=ranks,
-        stop_asked=stop_asked,
+        stop_asked=stop_asked, allow_random_weights=order.allow_random_weights,
     )  # fmt: skip
 
 

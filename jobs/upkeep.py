@@ -22,9 +22,10 @@ from ..student.devices import choose_device
 from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.spec import TeacherSpec
 from ..teachers.teacher import Teacher
-from .extract import TeacherRequest, sample_rows
+from .extract import TeacherRequest
 from .pool import workers
 from .shard_work import WorkOrder
+from .statistics import sample_rows
 
 OnEvent = Callable[[dict[str, Any]], None]
 _BATCH = 32

@@ -5,10 +5,13 @@ Usable from a notebook as it is. Heavy imports stay inside the functions, so tha
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..storage.errors import BadInput
 from .progress import OnEvent
+
+if TYPE_CHECKING:
+    from ..jobs.extract import TeacherRequest
 
 ViewKind = Literal["random_resized_crop", "center"]
 
@@ -34,17 +37,37 @@ def index(*, source: str, store: str, name: str, max_bad_share: float, on_event:
 def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str], views: int,
             view_kind: ViewKind, seed: int, on_event: OnEvent, **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Extract teachers' tokens; `values` are the further fields of jobs.extract.ExtractOptions. Raises BadInput."""
-    from ..jobs.extract import ExtractOptions, TeacherRequest, extract_features
+    from ..jobs.extract import ExtractOptions, extract_features
     from ..storage.views import ViewSpec
 
-    for option, named in (("--teacher-size", teacher_sizes), ("--weights", weights)):
+    requests = _teacher_requests(teachers, teacher_sizes, weights)
+    spec = ViewSpec(kind=view_kind, views_per_image=views, seed=seed)
+    return extract_features(store, ExtractOptions(teachers=requests, views=spec, **values), on_event)
+
+
+def _teacher_requests(teachers: Sequence[str], sizes: Mapping[str, int], weights: Mapping[str, str]) -> "tuple[TeacherRequest, ...]":
+    from ..jobs.extract import TeacherRequest
+
+    for option, named in (("--teacher-size", sizes), ("--weights", weights)):
         stray = sorted(set(named) - set(teachers))
         if stray:
             raise BadInput(f"{option} names {stray[0]!r}, which is not among the teachers of this command: {', '.join(teachers)}")
     paths = {teacher: Path(path) for teacher, path in weights.items()}
-    requests = tuple(TeacherRequest(name, paths.get(name), teacher_sizes.get(name)) for name in teachers)
-    spec = ViewSpec(kind=view_kind, views_per_image=views, seed=seed)
-    return extract_features(store, ExtractOptions(teachers=requests, views=spec, **values), on_event)
+    return tuple(TeacherRequest(name, paths.get(name), sizes.get(name)) for name in teachers)
+
+
+def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str], views: int,
+         device_hour: float, gigabyte_month: float, months: float, extraction: Mapping[str, Any], on_event: OnEvent,
+         **values: Any) -> Mapping[str, Any]:  # fmt: skip
+    """Say what an extraction would cost; `extraction` are further fields of ExtractOptions, `values` of jobs.plan.PlanOptions."""
+    from ..jobs.cost_model import Prices
+    from ..jobs.extract import ExtractOptions
+    from ..jobs.plan import PlanOptions, plan_extraction
+    from ..storage.views import ViewSpec
+
+    requests = _teacher_requests(teachers, teacher_sizes, weights)
+    options = ExtractOptions(data, requests, ViewSpec(views_per_image=views), **extraction)
+    return plan_extraction(store, options, PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values))
 
 
 def knn(*, model: str, store: str, train_set: str, test_set: str, on_event: OnEvent, **size: Any) -> Mapping[str, Any]:

@@ -67,6 +67,15 @@ def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]
     return {name: int(value) for name, value in found.items()}
 
 
+def count_or_auto(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """Return a count of at least 1, None for "auto"."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a count nor auto", context, option)
+    return int(value)
+
+
 def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return one decorator for several options, shown in the order given."""
 
@@ -84,6 +93,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print events and th
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 BAD_SHARE = click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.001, show_default=True,
                          help="Stop when more than this share of the images cannot be read.")  # fmt: skip
+RANDOM = click.option("--allow-random-weights", is_flag=True, help="For trials: a teacher without weights gets random ones, and says so.")
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overlay one recipe value (TOML syntax); repeatable.")
 
 
@@ -114,22 +124,34 @@ def index(as_json: bool, **values: Any) -> None:
     run(actions.index, as_json, **values)
 
 
-@cli.command("extract-features")
-@options(
-    STORE,
-    click.option("--data", required=True, help="Dataset, by name or name@digest."),
+DATA = click.option("--data", required=True, help="Dataset, by name or name@digest.")
+TEACHERS = (
     click.option("--teacher", "teachers", multiple=True, required=True, help="Teacher's name or a run's folder; repeatable."),
     click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
     click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), default="fp32", show_default=True, help="auto: by device."),
     click.option("--views", type=click.IntRange(1), default=1, show_default=True, help="Recorded views of each image."),
-    click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default="random_resized_crop", show_default=True),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
     click.option("--codec", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True),
     click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
-    click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Batches for mean and std."),
-    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True),
-    click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), default="fp32", show_default=True, help="auto: by device."),
+    click.option("--batch-size", default="32", show_default=True, callback=count_or_auto, help="Views in one forward, or auto."),
+    click.option(
+        "--constants", type=click.Choice(["own", "imagenet"]), default="own", show_default=True, help="Mean and std of the input."
+    ),
+    RANDOM,
+)
+
+
+@cli.command("extract-features")
+@options(
+    STORE, DATA, *TEACHERS,
+    click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default="random_resized_crop", show_default=True),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
+    click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Of 32 views, for mean and std."),
+    click.option("--normalisation", type=click.Choice(["mean-std", "phi-s"]), default="mean-std", show_default=True, help="Of tokens."),
+    click.option("--statistics-from", multiple=True, metavar="KEY", help="Use a feature set's statistics again; repeatable."),
     click.option("--workers", type=click.IntRange(0), default=None, help="Extracting actors; default: one a GPU or core; 0: none."),
+    click.option("--num-gpus", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="GPUs of one worker."),
+    click.option("--teachers-at-once", type=click.IntRange(1), default=None, help="Loaded at the same time; default: all."),
     click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
     BAD_SHARE, DRY_RUN, JSON,
 )  # fmt: skip
@@ -138,6 +160,29 @@ def extract_features(as_json: bool, **values: Any) -> None:
     from . import actions
 
     run(actions.extract, as_json, **values)
+
+
+PRICE = click.FloatRange(0)
+EXTRACTION = ("codec", "images_per_shard", "batch_size", "precision", "constants", "allow_random_weights")
+
+
+@cli.command()
+@options(
+    STORE, DATA, *TEACHERS,
+    click.option("--student", default="eupe_vitt16", show_default=True, help="Architecture that will be trained."),
+    click.option("--student-rate", "student_images_per_s", type=float, default=None, help="Its images a second; default: measured here."),
+    click.option("--epochs", "epochs_of_a_run", type=float, default=100.0, show_default=True, help="Epochs of one student's run."),
+    click.option("--device-hour", type=PRICE, default=0.0, metavar="MONEY", help="Price of a device for an hour."),
+    click.option("--gigabyte-month", type=PRICE, default=0.0, metavar="MONEY", help="Price of storage."),
+    click.option("--months", type=PRICE, default=12.0, show_default=True, help="How long the store is kept."),
+    JSON,
+)  # fmt: skip
+def plan(as_json: bool, **values: Any) -> None:
+    """Say what an extraction costs in bytes, device hours and money, and after how many epochs it pays: a few batches are measured."""
+    from . import actions
+
+    extraction = {name: values.pop(name) for name in EXTRACTION}
+    run(actions.plan, as_json, extraction=extraction, **values)
 
 
 @cli.command()
@@ -155,7 +200,7 @@ def extract_features(as_json: bool, **values: Any) -> None:
     click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Ranks through Ray Train; 0: this process."),
     click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),
-    DRY_RUN, JSON,
+    RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(as_json: bool, **values: Any) -> None:
     """Distil cached features into a student; run again with the same values, it resumes at the last checkpoint."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..jobs.evaluate import EvaluationSize, knn_of_features, knn_of_model
 from ..jobs.extract import ExtractOptions, TeacherRequest, extract_features
-from ..jobs.pool import ray_session
+from ..jobs.ray_session import ray_session
 from ..jobs.train import train
 from ..storage.atomic import write_atomically
 from ..storage.indexing import build_index

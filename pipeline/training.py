@@ -15,7 +15,8 @@ from .recipe_files import ResolvedRecipe, load_recipe
 
 def train(*, stage: int, store: str, data: str, features: Sequence[str], recipe: str | None, settings: Sequence[str], out: Path,
           proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None, live_teachers: Sequence[str] = (),
-          students: Sequence[str] = (), workers: int = 0, address: str | None = None) -> Mapping[str, Any]:  # fmt: skip
+          students: Sequence[str] = (), workers: int = 0, address: str | None = None,
+          allow_random_weights: bool = False) -> Mapping[str, Any]:  # fmt: skip
     """Run or resume one stage of distillation; with `dry_run` only say what it would need. Raises BadInput."""
     from ..storage.store import FeatureStore
 
@@ -31,7 +32,8 @@ def train(*, stage: int, store: str, data: str, features: Sequence[str], recipe:
     if workers:
         from ..jobs.train_ranks import TrainOrder, train_on_workers
 
-        order = TrainOrder(resolved.recipe, store, list(features), data, out, proxy, live_teachers, students, resolved.origins)
+        order = TrainOrder(resolved.recipe, store, list(features), data, out, proxy, live_teachers, students, resolved.origins,
+                           allow_random_weights)  # fmt: skip
         return train_on_workers(order, workers, address=address, on_event=on_event)
     if address is not None:
         raise BadInput("--address is a Ray cluster's, and without --workers the training runs in this process; give --workers as well")
@@ -39,7 +41,7 @@ def train(*, stage: int, store: str, data: str, features: Sequence[str], recipe:
 
     return train_job(
         resolved.recipe, opened, list(features), data=data, out=out, proxy=proxy, live_teachers=live_teachers, students=students,
-        on_event=on_event, origins=resolved.origins,
+        on_event=on_event, origins=resolved.origins, allow_random_weights=allow_random_weights,
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""A command's result as readable text: nested tables become indented lines, lists of like tables become columns.
+"""A command's result as readable text: nested tables become indented lines, lists of like tables become columns, under their
+names where they hold figures.
 
 For people only; scripts take --json. Recipes print three aligned columns: key, value, origin.
 """
@@ -19,7 +20,8 @@ def entry(key: str, value: Any, depth: int) -> list[str]:
     if isinstance(value, Mapping) and value:
         alike = [one for one in value.values() if isinstance(one, Mapping)]
         if len(alike) == len(value) and len({tuple(one) for one in alike}) == 1 and all(map(flat, alike)):
-            return [f"{pad}{key}", *columns([(name, *map(word, one.values())) for name, one in value.items()], pad + "  ")]
+            heads = [] if any(isinstance(cell, str) for one in alike for cell in one.values()) else [("", *map(str, alike[0]))]
+            return [f"{pad}{key}", *columns([*heads, *((name, *map(word, one.values())) for name, one in value.items())], pad + "  ")]
         return [f"{pad}{key}", *(line for name, one in value.items() for line in entry(str(name), one, depth + 1))]
     if isinstance(value, (list, tuple)) and value and not all(isinstance(one, (int, float)) for one in value):
         return [f"{pad}{key}", *(f"{pad}  {word(one)}" for one in value)]

@@ -6,13 +6,13 @@ the division. Two encoders that differ here see different images, so the whole r
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..storage.errors import BadInput
+from ..storage.errors import BadInput, unknown_name
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -22,6 +22,7 @@ CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 HALF: Triple = (0.5, 0.5, 0.5)
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 CHANNEL_ORDERS = ("rgb", "bgr")
+CONSTANTS = ("own", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,21 @@ class Preprocessing:
             return cls(**plain)
         except (KeyError, TypeError) as error:
             raise BadInput(f"this is not a preprocessing record: {dict(values)!r} ({error})") from error
+
+    def with_constants(self, constants: str) -> "Preprocessing":
+        """With its own mean and std ("own"), or with ImageNet's ("imagenet": the paper's choice for every teacher).
+
+        Raises BadInput on other names, and where ImageNet's constants have no meaning: inputs in bytes or in BGR.
+        """
+        if constants not in CONSTANTS:
+            raise unknown_name("choice of constants", constants, CONSTANTS)
+        if constants == "own":
+            return self
+        if self.pixel_scale != 255.0 or self.channel_order != "rgb":
+            raise BadInput(
+                f"ImageNet's mean and std are for RGB in 0..1; this teacher takes {self.channel_order} in 0..{255 / self.pixel_scale:g}"
+            )
+        return replace(self, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def identity(self) -> dict[str, Any]:
         """JSON-able, every field."""

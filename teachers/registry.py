@@ -1,10 +1,10 @@
 """Teachers by name: one plain dict of data, and the way from a name or a run folder to a loaded, frozen teacher.
 
-`resolve_teacher` decides everything and builds nothing large: it finds the weight file and hashes it. `load_teacher` builds,
-loads strictly and freezes. There is no random initialisation on this path: absent weights are an error that says where to put
-which file. A finished run (`RUN/model/model.json` + `backbone.safetensors`) is a teacher as well: so the proxy of stage 1
-teaches stage 2. The large rows are the paper's and its ablations'; two small ones have weights inside public packages and
-serve the demonstration.
+`resolve_teacher` decides everything and builds nothing large: it finds the weight file and hashes it. `load_teacher` builds, loads strictly
+and freezes. Absent weights are an error that says where to put which file; only a caller who asks for random ones, for a trial of speed
+and size, gets them, and then the identity says so. A finished run (`RUN/model/model.json` + `backbone.safetensors`) is a teacher as well:
+so the proxy of stage 1 teaches stage 2. The large rows are the paper's and its ablations'; two small ones have weights inside public
+packages and serve the demonstration.
 """
 
 import json
@@ -28,9 +28,10 @@ from .frozen import (
     inspect_timm,
     timm_architecture,
 )
+from .hf import HF_PREFIX, inspect_hf, load_hf
 from .keras_resnet50 import STRIDE_PX
 from .preprocessing import CLIP_MEAN, CLIP_STD, HALF, Preprocessing
-from .spec import TeacherSpec
+from .spec import RANDOM_WEIGHTS, TeacherSpec
 from .teacher import Teacher
 from .weights import load_strictly, weights_folder
 
@@ -98,6 +99,9 @@ TEACHERS: dict[str, TeacherDefinition] = {
         "vit_large_patch14_clip_336.openai", Preprocessing(336, mean=CLIP_MEAN, std=CLIP_STD), "class token", 1024, 14,
         1024,
     ),
+    "clip-l-quickgelu": _timm_row(  # OpenAI's own activation; the name above computes GELU with the same weights
+        "vit_large_patch14_clip_quickgelu_336.openai", Preprocessing(336, mean=CLIP_MEAN, std=CLIP_STD), "class token", 1024, 14, 1024
+    ),
     "sam-h": _timm_row("samvit_huge_patch16.sa1b", Preprocessing(1024), "none", 256, 16, None, dynamic_size=False),
 }  # fmt: skip
 
@@ -109,57 +113,92 @@ _BUILDERS: dict[str, Callable[[Options], Encoder]] = {
 }
 
 
-def resolve_teacher(name_or_run: str, *, weights: Path | None = None, size_px: int | None = None, precision: str = "fp32") -> TeacherSpec:
+def resolve_teacher(
+    name_or_run: str,
+    *,
+    weights: Path | None = None,
+    size_px: int | None = None,
+    precision: str = "fp32",
+    constants: str = "own",
+    allow_random_weights: bool = False,
+) -> TeacherSpec:
     """Decide a teacher: `weights` overrides where the file is, `size_px` the input size; hashes the weight file.
 
-    Raises BadInput on an unknown name (listing the known), on missing weights (saying where to put which file), on a run
-    without a finished model, and on a size that the stride does not divide.
+    `constants="imagenet"` takes ImageNet's mean and std in the place of its own, as the paper does for all. Raises BadInput on an unknown
+    name (listing the known), on missing weights (saying where to put which file), on a run without a finished model, and on a size that
+    the stride does not divide.
     """
     run = Path(name_or_run)
-    if (run / MODEL_FILE).is_file():
+    prefixed = name_or_run.startswith((TIMM_PREFIX, HF_PREFIX))
+    if name_or_run.startswith(HF_PREFIX):
+        spec = _resolve_hf(Path(name_or_run.removeprefix(HF_PREFIX)), weights, precision)
+    elif (run / MODEL_FILE).is_file():
         spec = _resolve_run(run, weights, precision)
-    elif run.is_dir() or (len(run.parts) > 1 and not name_or_run.startswith(TIMM_PREFIX)):
+    elif run.is_dir() or (len(run.parts) > 1 and not prefixed):
         raise BadInput(f"{name_or_run} holds no {MODEL_FILE}: give a finished run, or a teacher's name: {_known()}")
     else:
-        spec = _resolve_named(name_or_run, weights, precision)
+        spec = _resolve_named(name_or_run, weights, precision, allow_random_weights)
+    spec = replace(spec, preprocessing=spec.preprocessing.with_constants(constants))
     return spec if size_px is None else spec.at_size(size_px)
 
 
 def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teacher:
     """Build, load strictly, freeze and move; raises BadInput when the file is not the one that was resolved."""
+    if spec.weights_sha256 == RANDOM_WEIGHTS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return _frozen(spec, _BUILDERS[spec.architecture["name"]](spec.architecture).eval(), device)
     found = file_sha256(_existing(spec.weights_path, spec.name, "the file that was resolved"))
     if found != spec.weights_sha256:
         raise BadInput(
             f"the weights of {spec.name} changed since they were resolved: {spec.weights_path} has sha256 {found[:12]}…, "
             f"expected {spec.weights_sha256[:12]}…; resolve the teacher again, or put the former file back"
         )
+    if spec.architecture["name"] == "hf":
+        return _frozen(spec, load_hf(spec.architecture, spec.weights_path), device)
     encoder = _BUILDERS[spec.architecture["name"]](spec.architecture).eval()
     if isinstance(encoder, FrozenEncoder):  # published files name the backbone's tensors, a run's name the encoder's
         load_strictly(encoder.backbone, spec.weights_path)
         encoder.fuse()
     else:
         load_strictly(encoder, spec.weights_path)
+    return _frozen(spec, encoder, device)
+
+
+def _frozen(spec: TeacherSpec, encoder: Encoder, device: torch.device | str) -> Teacher:
     encoder.preprocessing = spec.preprocessing
     # Channels-last weights belong to the channels-last pixels that Preprocessing makes; a no-op for linear layers.
     return Teacher(spec, encoder.to(device).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def _known() -> str:
-    return ", ".join(sorted(TEACHERS)) + f", {TIMM_PREFIX}NAME, or the folder of a finished run"
+    return ", ".join(sorted(TEACHERS)) + f", {TIMM_PREFIX}NAME, {HF_PREFIX}FOLDER, or the folder of a finished run"
 
 
-def _resolve_named(name: str, weights: Path | None, precision: str) -> TeacherSpec:
+def _resolve_named(name: str, weights: Path | None, precision: str, allow_random: bool) -> TeacherSpec:
     if name.startswith(TIMM_PREFIX):
         definition = _timm_definition(name.removeprefix(TIMM_PREFIX))
     elif name in TEACHERS:
         definition = TEACHERS[name]
     else:
-        raise unknown_name("teacher", name, [*TEACHERS, f"{TIMM_PREFIX}NAME", "the folder of a finished run"])
+        raise unknown_name("teacher", name, [*TEACHERS, f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "the folder of a finished run"])
     path = weights or weights_folder() / f"{definition.weights_name}.safetensors"
     architecture, stride_px, width = definition.architecture, *_geometry(definition.architecture)
+    at_random = allow_random and weights is None and not path.is_file()
     return _spec(
-        name, architecture, _existing(path, name, definition.source), definition.preprocessing,
-        cls=architecture["cls"], cls_dim=definition.cls_dim, width=width, stride_px=stride_px, precision=precision,
+        name, architecture, path if at_random else _existing(path, name, definition.source), definition.preprocessing,
+        cls=architecture["cls"], cls_dim=definition.cls_dim, width=width, stride_px=stride_px, precision=precision, at_random=at_random,
+    )  # fmt: skip
+
+
+def _resolve_hf(folder: Path, weights: Path | None, precision: str) -> TeacherSpec:
+    if weights is not None:
+        raise BadInput(f"the weights of a transformers model lie in its folder: give {HF_PREFIX}{weights.parent} instead of its --weights")
+    architecture, prep, path = inspect_hf(folder)
+    width: int = architecture["width"]
+    return _spec(
+        folder.resolve().name, architecture, path, prep,
+        cls=architecture["cls"], cls_dim=width, width=width, stride_px=architecture["stride_px"], precision=precision,
     )  # fmt: skip
 
 
@@ -192,13 +231,13 @@ def _resolve_run(run: Path, weights: Path | None, precision: str) -> TeacherSpec
 
 def _spec(
     name: str, architecture: Options, path: Path, prep: Preprocessing,
-    *, cls: str, cls_dim: int | None, width: int, stride_px: int, precision: str,
+    *, cls: str, cls_dim: int | None, width: int, stride_px: int, precision: str, at_random: bool = False,
 ) -> TeacherSpec:  # fmt: skip
     if prep.size_px % stride_px:
         raise BadInput(f"teacher {name}: {prep.size_px} px is not a multiple of its stride of {stride_px} px")
     side = prep.size_px // stride_px
     return TeacherSpec(
-        name, architecture, path, file_sha256(path), prep, cls, cls_dim, width, (side, side), precision
+        name, architecture, path, RANDOM_WEIGHTS if at_random else file_sha256(path), prep, cls, cls_dim, width, (side, side), precision
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ CLS_KINDS = (
     "none",
 )
 PRECISIONS = ("fp32", "bf16")
+RANDOM_WEIGHTS = "random weights, seed 0"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TeacherSpec:
     weights_path: Path
     """A local safetensors file; not in the identity."""
     weights_sha256: str
-    """Of that file's bytes, 64 hexadecimal digits."""
+    """Of that file's bytes, 64 hexadecimal digits; or RANDOM_WEIGHTS, for trials of speed and size."""
     preprocessing: Preprocessing
     """How an image becomes its input."""
     cls: str

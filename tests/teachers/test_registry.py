@@ -19,7 +19,7 @@ from eupe_pipeline.teachers.canary import canary, canary_images
 from eupe_pipeline.teachers.encoders import build_encoder
 from eupe_pipeline.teachers.frozen import FrozenEncoder
 from eupe_pipeline.teachers.registry import TEACHERS, load_teacher, resolve_teacher
-from eupe_pipeline.teachers.spec import CLS_KINDS, TeacherSpec
+from eupe_pipeline.teachers.spec import CLS_KINDS, RANDOM_WEIGHTS, TeacherSpec
 from eupe_pipeline.teachers.weights import load_strictly, save_weights, weights_folder
 from PIL import Image
 
@@ -203,3 +203,28 @@ class TestDemonstrationTeachers:
         logits = (backbone.fc1000 if name == "keras-resnet50" else backbone.classifier)(tokens.cls_BD)
         right = int((logits.argmax(dim=1) == torch.tensor(labels)).sum())
         assert right >= 0.85 * len(photos)
+
+
+class TestRandomWeights:
+    def test_they_are_asked_for_by_name_and_mark_the_identity(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path))
+        spec = resolve_teacher(f"timm:{SMALL_VIT}", allow_random_weights=True)
+        assert spec.identity()["weights_sha256"] == RANDOM_WEIGHTS
+        first, second = canary(load_teacher(spec), n=2), canary(load_teacher(spec), n=2)
+        assert np.array_equal(first["middle"], second["middle"])
+
+    def test_weights_that_are_there_are_used_all_the_same(self, small_vit_weights: Path) -> None:
+        spec = resolve_teacher(f"timm:{SMALL_VIT}", weights=small_vit_weights, allow_random_weights=True)
+        assert spec.weights_sha256 == file_sha256(small_vit_weights)
+
+    def test_a_file_that_was_named_and_is_absent_stays_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(BadInput, match="missing"):
+            resolve_teacher(f"timm:{SMALL_VIT}", weights=tmp_path / "absent.safetensors", allow_random_weights=True)
+
+    def test_the_caller_s_own_random_numbers_are_left_alone(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path))
+        torch.manual_seed(5)
+        expected = torch.rand(1)
+        torch.manual_seed(5)
+        load_teacher(resolve_teacher(f"timm:{SMALL_VIT}", allow_random_weights=True))
+        assert torch.equal(torch.rand(1), expected)

@@ -1,0 +1,185 @@
+"""Extraction against a bare forward loop of the same teacher, and what five kills cost (BENCHMARKS.md, bench-extract).
+
+The teacher has ViT-B's shape (random weights) at 128 px. Bare: the loaded teacher over uint8 batches that are already in memory, results
+dropped. Ours: `extract-features --workers 0` from JPEG files to committed int8 shards, from its first missing shard to its last commit;
+loading and statistics are in neither. Both on one torch thread, rounds interleaved. Our decoding, encoding and writing run on further
+threads, as they do for a user; `--pin` puts everything on one core, where nothing can hide behind the forward. On a machine that others
+use, wall times say little: processor seconds of all our threads over the bare loop's are given as well.
+
+Kills: the whole command is killed with SIGKILL at five random moments and started again; over the wall time of an undisturbed run, starts
+included on both sides. A kill costs a start and half of the shards under way, so the ratio depends on the length of the run: it is printed.
+
+    python -m benchmarks.bench_extract [--views 96] [--rounds 5] [--kill-images 20000] [--pin]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views import ViewSpec
+from eupe_pipeline.student.models import Student, TargetSpec
+from eupe_pipeline.student.run import save_model
+from eupe_pipeline.teachers.canary import canary_images
+from eupe_pipeline.teachers.encoders import build_encoder
+from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
+from PIL import Image
+
+from .figures import report
+
+SIZE_PX, BATCH = 128, 16
+TARGETS = {"extract.rate/bare_forward": (">=", 0.95), "extract.kill_overhead": ("<=", 1.1)}
+SCRIPT = "import sys; from eupe_pipeline.pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def make_photos(folder: Path, count: int, size_hw: tuple[int, int]) -> None:
+    """JPEG files with structure at several scales, so that they decode as slowly as photos do."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    coarse = random.integers(0, 255, (count, 12, 16, 3), np.uint8)
+    for number in range(count):
+        image = Image.fromarray(coarse[number]).resize(size_hw[::-1], Image.Resampling.BICUBIC)
+        noisy = np.clip(np.asarray(image, np.int16) + random.integers(-12, 12, (*size_hw, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{number:06d}.jpg", quality=90)
+
+
+def make_run(folder: Path, architecture: str | dict[str, Any], size_px: int) -> Path:
+    """A run folder with a random encoder, which serves as teacher."""
+    torch.manual_seed(0)
+    student = Student(build_encoder(architecture), 8, {"none": TargetSpec(None, 4, (1, 1))})
+    save_model(student, folder / "model", size_px=size_px, targets={})
+    return folder
+
+
+def extraction(store: FeatureStore, run: Path, views: int) -> Callable[[int], dict[str, Any]]:
+    """Extract `views` fresh views (the round's number is their seed); returns seconds from the first shard on, and the summary."""
+
+    def go(number: int) -> dict[str, Any]:
+        last: dict[str, Any] = {}
+        used = [0.0]
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["stage"] == "statistics":
+                used[0] = time.process_time()
+            last.update(event)
+
+        options = ExtractOptions(
+            "photos",
+            (TeacherRequest(str(run)),),
+            ViewSpec(seed=1000 + number),
+            32,
+            "int8",
+            statistics_batches=1,
+            batch_size=BATCH,
+            workers=0,
+        )
+        summary = extract_features(store.url, options, listen)
+        seconds, cpu = summary["views_done"] / last["rate"], time.process_time() - used[0]
+        return {"seconds": seconds, "cpu_seconds": cpu, "views": summary["views_done"], **summary["worker_seconds"]}
+
+    return go
+
+
+def bare_forward(run: Path, views: int) -> Callable[[int], dict[str, Any]]:
+    """The teacher over as many views, rendered beforehand."""
+    teacher = load_teacher(resolve_teacher(str(run)))
+    pixels = torch.from_numpy(canary_images(views, SIZE_PX))
+    batches = [pixels[start : start + BATCH] for start in range(0, views, BATCH)]
+
+    def go(number: int) -> dict[str, Any]:
+        start, used = time.perf_counter(), time.process_time()
+        for batch in batches:
+            teacher(batch)
+        return {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used, "views": views}
+
+    return go
+
+
+def compare_rates(folder: Path, views: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """Interleaved rounds of both, one of warm-up each."""
+    make_photos(folder / "photos", views, (375, 500))
+    store = FeatureStore.create(str(folder / "store"))
+    build_index(store.objects, str(folder / "photos"), "photos")
+    run = make_run(folder / "vit-b", "eupe_vitb16", SIZE_PX)
+    contestants = {"bare": bare_forward(run, views), "extract": extraction(store, run, views)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
+    random = np.random.default_rng(0)
+    for number in range(-1, rounds):
+        for name in random.permutation(list(contestants)).tolist():
+            result = contestants[name](number)
+            if number >= 0:
+                found[name].append(result)
+    return found
+
+
+def run_command(arguments: list[str], kill_after_s: float | None = None) -> bool:
+    """One start of the command line; killed after so many seconds. True when it ended by itself."""
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        status = child.wait(kill_after_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        return False
+    if status:
+        raise SystemExit(f"the command failed with status {status}: {' '.join(arguments)}")
+    return True
+
+
+def kill_overhead(folder: Path, images: int, kills: int) -> dict[str, Any]:
+    """Wall time of an undisturbed extraction, and of one that is killed `kills` times at random moments."""
+    make_photos(folder / "small", images, (32, 32))
+    run = make_run(folder / "small-teacher", {"name": "vit-mini", "width": 192, "depth": 6}, 64)
+    seconds: dict[str, float] = {}
+    for name in ("undisturbed", "killed"):
+        store = folder / name
+        build_index(FeatureStore.create(str(store)).objects, str(folder / "small"), "small")
+        arguments = ["extract-features", "--store", str(store), "--data", "small", "--teacher", str(run), "--workers", "0"]
+        arguments += ["--statistics-batches", "10"]
+        start = time.perf_counter()
+        if name == "killed":
+            for moment in np.random.default_rng(1).uniform(0.1, 0.3, kills) * seconds["undisturbed"]:
+                run_command(arguments, float(moment))
+        run_command(arguments)
+        seconds[name] = time.perf_counter() - start
+    return {"seconds": seconds, "kills": kills, "images": images}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--views", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kill-images", type=int, default=20_000, help="0 leaves the kills out")
+    parser.add_argument("--pin", action="store_true", help="run everything on one core")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bench-extract.json"))
+    options = parser.parse_args()
+    if options.pin:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = compare_rates(Path(temporary), options.views, options.rounds)
+        rates = {name: [row["views"] / row["seconds"] for row in found] for name, found in rows.items()}
+        results = {"extract.rate/bare_forward": float(np.median(np.array(rates["extract"]) / np.array(rates["bare"])))}
+        cpu = {name: float(np.median([row["cpu_seconds"] for row in found])) for name, found in rows.items()}
+        results["extract.cpu_rate/bare_forward"] = cpu["bare"] / cpu["extract"]  # every thread counted: what no overlap can hide
+        results["extract.forward_share_of_time"] = float(np.median([row["forward"] / row["seconds"] for row in rows["extract"]]))
+        details: dict[str, Any] = {"views_per_s": rates, "rows": rows, "pinned_to_one_core": options.pin}
+        if options.kill_images:
+            details["kills"] = kill_overhead(Path(temporary), options.kill_images, kills=5)
+            seconds = details["kills"]["seconds"]
+            results["extract.kill_overhead"] = seconds["killed"] / seconds["undisturbed"]
+        report(results, TARGETS, details, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What caching a teacher's tokens costs and when it pays: arithmetic alone, from a few measured figures.
+
+Rows = images × views, bytes = rows × bytes of a stored view, device time = rows × seconds of a view's forward. A live teacher costs a
+forward for each sample that a student sees; a cached one costs a forward for each row once, and then only reading. So without prices the
+cache breaks even after as many epochs as there are views; storage that is paid for moves it further out. The student's own step is the
+same on both sides and drops out. Not counted: checksums and indexes in a shard (below 0.1 %), the network, idle devices, people.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..storage.codec import code_dtype, stored_shapes
+from ..teachers.spec import TeacherSpec
+
+PAPER_IMAGES = 1_689_000_000 + 1_280_000  # LVD-1689M and ImageNet-1k
+_HOUR_S, _GB = 3600.0, 1e9
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Money, in any one currency; zero where it is of no interest."""
+
+    device_hour: float = 0.0
+    gigabyte_month: float = 0.0
+    months: float = 12.0
+    """How long the store is kept."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one view of each teacher takes, and what a student needs."""
+
+    row_bytes: Mapping[str, int]
+    """By teacher: bytes of a stored view."""
+    seconds_per_view: Mapping[str, float]
+    """By teacher: device seconds of a forward."""
+    student_images_per_s: float
+    store_bytes_per_s: float
+
+
+def row_bytes(spec: TeacherSpec, codec: str) -> int:
+    """Bytes of one stored view: codes, scales and the class token; raises `BadInput` for a width that the codec cannot store."""
+    codes, scales = stored_shapes(codec, spec.grid, spec.patch_dim)
+    cls = 0 if spec.cls_dim is None else spec.cls_dim * (4 if codec == "fp32" else 2)
+    return math.prod(codes) * code_dtype(codec).itemsize + (0 if scales is None else 2 * math.prod(scales)) + cls
+
+
+def extraction_cost(images: int, views: int, images_per_shard: int, measured: Measured, prices: Prices) -> dict[str, Any]:
+    """Rows, shards, and by teacher and in all: bytes, device hours and money."""
+    rows = images * views
+    table = {
+        name: _costs(rows * size, rows * measured.seconds_per_view[name] / _HOUR_S, prices) for name, size in measured.row_bytes.items()
+    }
+    if len(table) > 1:
+        table["all"] = {column: sum(cost[column] for cost in table.values()) for column in next(iter(table.values()))}
+    return {"images": images, "rows": rows, "shards": -(-images // images_per_shard), "cost": table}
+
+
+def _costs(size: int, hours: float, prices: Prices) -> dict[str, float]:
+    extracting, keeping = hours * prices.device_hour, size / _GB * prices.gigabyte_month * prices.months
+    return {"bytes": size, "terabytes": size / 1e12, "device_hours": hours, "extraction_money": extracting, "storage_money": keeping}
+
+
+def reading_need(measured: Measured) -> dict[str, Any]:
+    """The bandwidth that one student asks of the store, and how many students the store feeds."""
+    need = measured.student_images_per_s * sum(measured.row_bytes.values())
+    return {
+        "student_images_per_s": measured.student_images_per_s,
+        "needed_megabytes_per_s": need / 1e6,
+        "measured_megabytes_per_s": measured.store_bytes_per_s / 1e6,
+        "students_fed": measured.store_bytes_per_s / need,
+    }
+
+
+def break_even(images: int, views: int, epochs_of_a_run: float, measured: Measured, prices: Prices) -> dict[str, float]:
+    """After how many epochs, and runs of so many epochs, the cache has cost less than a live teacher; and what one run then saves."""
+    live_epoch_h = images * sum(measured.seconds_per_view.values()) / _HOUR_S
+    epochs = float(views)
+    if prices.device_hour and live_epoch_h:
+        keeping = images * views * sum(measured.row_bytes.values()) / _GB * prices.gigabyte_month * prices.months
+        epochs += keeping / (live_epoch_h * prices.device_hour)
+    teacher_s, student_s = sum(measured.seconds_per_view.values()), 1 / measured.student_images_per_s
+    return {
+        "epochs": epochs,
+        "runs": epochs / epochs_of_a_run,
+        "device_hours_saved_by_each_run_after": live_epoch_h * epochs_of_a_run,
+        "live_step_over_cached_step": 1 + teacher_s / student_s,
+    }

@@ -1,0 +1,126 @@
+"""`plan`: what an extraction would cost here and at the paper's scale, from a few measured batches, before anything is spent.
+
+Measured on this machine: each teacher's forward (batch size found or given), the student's forward and backward, and how fast the store
+reads back a probe that is written and removed. A local probe is dropped from the page cache first, where the system lets us. The store
+gets nothing else: no views, no statistics.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..storage.errors import BadInput
+from ..storage.store import FeatureStore
+from ..student.devices import choose_device
+from ..teachers.encoders import build_encoder
+from ..teachers.registry import load_teacher
+from ..teachers.spec import TeacherSpec
+from .batch_size import SizedTeacher
+from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need, row_bytes
+from .extract import ExtractOptions, resolve_request
+
+_PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
+_STUDENT_BATCH = {"cpu": 4, "cuda": 128}
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the extraction is for."""
+
+    student: str = "eupe_vitt16"
+    student_size_px: int = 256
+    student_images_per_s: float | None = None  # None: measured here
+    epochs_of_a_run: float = 100.0
+    batches: int = 3  # of each measurement
+    prices: Prices = field(default_factory=Prices)
+
+    def __post_init__(self) -> None:
+        if min(self.epochs_of_a_run, self.batches) <= 0 or (self.student_images_per_s is not None and self.student_images_per_s <= 0):
+            raise BadInput("epochs of a run, batches and the student's rate must be above 0")
+
+
+def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions) -> dict[str, Any]:
+    """A JSON-able plan of `extract_features` with these options; raises `BadInput` as that would."""
+    store = FeatureStore.open(store_url)
+    images = len(store.dataset(options.data))
+    specs = {spec.name: spec for spec in (resolve_request(request, options) for request in options.teachers)}
+    device = choose_device("auto")
+    speeds = {name: teacher_speed(spec, device.value, options.batch_size, plan.batches) for name, spec in specs.items()}
+    measured = Measured(
+        {name: row_bytes(spec, options.codec) for name, spec in specs.items()},
+        {name: seconds for name, (seconds, _) in speeds.items()},
+        plan.student_images_per_s or student_speed(plan, device.value),
+        store_speed(store),
+    )
+    views, shard = options.views.views_per_image, options.images_per_shard
+    return {
+        "device": f"{device.value} ({device.why})",
+        "codec": options.codec,
+        "teachers": {
+            name: {"bytes_of_a_view": measured.row_bytes[name], "views_per_s": 1 / speeds[name][0], "batch_size": speeds[name][1]}
+            for name in specs
+        },
+        f"for {options.data}": extraction_cost(images, views, shard, measured, plan.prices),
+        "at the paper's scale": extraction_cost(PAPER_IMAGES, views, shard, measured, plan.prices),
+        "reading": reading_need(measured),
+        "break_even": break_even(images, views, plan.epochs_of_a_run, measured, plan.prices),
+    }
+
+
+def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batches: int) -> tuple[float, int]:
+    """(device seconds of one view, views in a batch): the median of a few forwards after one that warms up."""
+    teacher = SizedTeacher(load_teacher(spec, device), batch_size)
+    side = spec.preprocessing.size_px
+    pixels = np.random.default_rng(0).integers(0, 256, (teacher.views, side, side, 3), np.uint8)
+    seconds = []
+    for _ in range(batches + 1):
+        started = time.perf_counter()
+        teacher(pixels).patch_BHWD.cpu()
+        seconds.append((time.perf_counter() - started) / len(pixels))
+    return float(np.median(seconds[1:])), teacher.views
+
+
+def student_speed(plan: PlanOptions, device: str) -> float:
+    """Images a second of the student's forward and backward, without adapters and optimiser: an upper bound of what it will read."""
+    student = build_encoder(plan.student).to(device)
+    batch = _STUDENT_BATCH.get(device, 4)
+    pixels = torch.randn(batch, 3, plan.student_size_px, plan.student_size_px, device=device)
+    seconds = []
+    for _ in range(plan.batches + 1):
+        started = time.perf_counter()
+        student(pixels).patch_BHWD.square().mean().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return batch / float(np.median(seconds[1:]))
+
+
+def store_speed(store: FeatureStore) -> float:
+    """Bytes a second of reading back a probe of 64 MB in pieces of 4 MB; the probe is removed."""
+    key = f"probes/{secrets.token_hex(8)}"
+    store.objects.create(key, [secrets.token_bytes(_PROBE_BYTES)])
+    try:
+        _forget_cached(Path(store.url) / key)
+        piece = bytearray(_READ_BYTES)
+        probe = store.objects.open(key)
+        started = time.perf_counter()
+        for offset in range(0, _PROBE_BYTES, _READ_BYTES):
+            probe.read_into([memoryview(piece)], offset)
+        seconds = time.perf_counter() - started
+        probe.close()
+    finally:
+        store.objects.remove(key)
+    return _PROBE_BYTES / seconds
+
+
+def _forget_cached(path: Path) -> None:
+    """Drop a local file from the page cache; memory would be measured instead of the disk."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,84 @@
+"""A running Ray, and who may reach it: loopback on this machine, or a cluster whose every port asks for a token.
+
+Ray runs the code of whoever reaches its ports. So what this process starts listens on 127.0.0.1 alone, and a cluster with any other address
+is joined only under Ray's token authentication, which both sides must have switched on. The price: a cluster on a network that is trusted
+needs a token as well.
+"""
+
+import contextlib
+import ipaddress
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..storage.errors import BadInput
+
+LOOPBACK = "127.0.0.1"
+_CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves the address that "auto" means
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[Any]:
+    """A running Ray: the one that an outer session of this process holds, the cluster at `address`, or one on this machine alone.
+
+    Several extractions inside one session start it once (some four seconds). Raises `BadInput` when no cluster answers, and when it would
+    listen beyond this machine without a token.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    refuse_open_ports(address, os.environ)
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 << 20, "_node_ip_address": LOOPBACK}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise BadInput(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
+    try:  # Ray takes 127.0.0.1 for this machine's outer address, so what it connected to is looked at as well
+        refuse_open_ports(ray.get_runtime_context().gcs_address if address else None, os.environ)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def refuse_open_ports(address: str | None, environment: Mapping[str, str]) -> None:
+    """Raise `BadInput` for a cluster beyond loopback unless Ray's token authentication is on and has a token."""
+    if address is None or is_loopback(_meant(address, environment)) or has_token(environment):
+        return
+    raise BadInput(
+        f"the Ray cluster at {address} listens beyond this machine, and whoever reaches its ports runs code in it: set RAY_AUTH_MODE=token "
+        "and a token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or `ray get-auth-token --generate`) on every node and here, then run this again"
+    )
+
+
+def _meant(address: str, environment: Mapping[str, str]) -> str:
+    """The address behind "auto"."""
+    if address != "auto":
+        return address
+    if environment.get("RAY_ADDRESS"):
+        return environment["RAY_ADDRESS"]
+    return _CURRENT_CLUSTER.read_text().strip() if _CURRENT_CLUSTER.is_file() else LOOPBACK  # none at all: ray.init says so
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address (`host:port`, `[v6]:port`, `ray://host:port`) is this machine's own."""
+    host = address.rpartition("://")[2]
+    host = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name may resolve to anything
+        return False
+
+
+def has_token(environment: Mapping[str, str]) -> bool:
+    """Whether Ray will ask for a token, and has one to show."""
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
+        return False
+    path = environment.get("RAY_AUTH_TOKEN_PATH") or str(Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token")
+    return bool(environment.get("RAY_AUTH_TOKEN")) or Path(path).is_file()

@@ -1,0 +1,64 @@
+"""What an extraction tells: progress events while it runs, and a JSON-able summary at its end.
+
+Phases overlap, so their shares of the workers' wall time add up to more than 1: `forward` near 1 is a device that never waits. `wait` is
+the time in which a worker's teachers had nothing to compute, for want of rendered views or because encoding lagged behind.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .shard_work import ShardReport
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+PHASES = ("decode", "wait", "forward", "encode", "write")
+
+
+def progress(stage: str, done: int, total: int, unit: str, started: float, fresh: int) -> Event:
+    """A progress event; `fresh` of the `done` were done since `started` (of `time.perf_counter`)."""
+    seconds = max(time.perf_counter() - started, 1e-9)
+    rate = fresh / seconds
+    left = (total - done) / rate if rate else None
+    return {"event": "progress", "stage": stage, "done": done, "total": total, "unit": unit, "rate": rate, "seconds_left": left}
+
+
+def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> dict[str, Any]:
+    """Counts and times over finished shards; `seconds` of wall time in which `workers` computed them."""
+    views = sum(report.views for report in reports)
+    by_phase = {phase: sum(report.seconds.get(phase, 0.0) for report in reports) for phase in PHASES}
+    sizes: dict[str, int] = {}
+    for report in reports:
+        for name, size in report.batch_sizes.items():
+            sizes[name] = min(size, sizes.get(name, size))
+    return {
+        "views_done": views,
+        "views_per_second": views / seconds if views else None,
+        "bytes_committed": sum(report.bytes for report in reports),
+        "batch_sizes": sizes,
+        "out_of_memory_backoffs": sum(report.backoffs for report in reports),
+        "worker_seconds": by_phase,
+        "shares_of_time": {phase: spent / (seconds * max(1, workers)) for phase, spent in by_phase.items()} if views else {},
+    }
+
+
+def together(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One summary of several extractions over the same views, one after another: counts and tables add up."""
+    first, *rest = parts
+    whole = dict(first)
+    for part in rest:
+        whole = {key: _added(whole.get(key), part.get(key), key) for key in {**whole, **part}}
+    if whole.get("views_done"):
+        whole["views_per_second"] = whole["views_done"] / whole["seconds"]
+    return whole
+
+
+_SAME = ("event", "dry_run", "views", "rows", "shards")
+
+
+def _added(left: Any, right: Any, key: str) -> Any:
+    if left is None or right is None or key in _SAME:
+        return right if left is None else left
+    if isinstance(left, dict):
+        return {name: _added(left.get(name), right.get(name), key) for name in {**left, **right}}
+    return left if isinstance(left, str) else left + right

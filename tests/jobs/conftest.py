@@ -1,0 +1,38 @@
+"""A store to extract into: a fresh one over a copy of the tiny store's images, with a random ViT as teacher."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest
+from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views import ViewSpec
+
+
+@pytest.fixture
+def photos(tiny_store: Any, tmp_path: Path) -> Any:
+    """A fresh store over a copy of the tiny store's images, and the teacher's run folder."""
+    shutil.copytree(tiny_store.teacher_run.parent / "images", tmp_path / "images")
+    store = FeatureStore.create(str(tmp_path / "store"))
+    build_index(store.objects, str(tmp_path / "images"), "photos")
+    options = ExtractOptions(
+        "photos",
+        (TeacherRequest(str(tiny_store.teacher_run)),),
+        ViewSpec(views_per_image=2, seed=3),
+        images_per_shard=8,
+        codec="fp32",
+        statistics_batches=4,
+        batch_size=8,
+        workers=0,
+    )
+    return store, options, tmp_path
+
+
+def tokens(store: FeatureStore, key: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    reader = store.features(key)
+    rows = reader.read(np.arange(reader.rows))
+    assert rows.cls is not None
+    return rows.cls, rows.patch

@@ -1,0 +1,50 @@
+"""The plan of a real extraction, measured on this machine, and what it leaves behind: nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.plan import PlanOptions, plan_extraction, store_speed
+from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.storage.store import FeatureStore
+
+SMALL = PlanOptions(student="vit-mini", student_size_px=16, batches=1)
+
+
+def listing(store: FeatureStore) -> set[Path]:
+    return {path for path in Path(store.url).rglob("*") if path.is_file()}
+
+
+def test_a_plan_promises_the_bytes_that_the_extraction_then_writes_and_leaves_nothing(photos: Any) -> None:
+    store, options, _ = photos
+    before = listing(store)
+    plan = plan_extraction(store.url, options, SMALL)
+    assert listing(store) == before
+    here = plan["for photos"]
+    assert (here["images"], here["rows"], here["shards"]) == (24, 48, 3)
+    written = extract_features(store.url, options)["bytes_committed"]
+    assert here["cost"]["teacher"]["bytes"] <= written < 1.1 * here["cost"]["teacher"]["bytes"] + 4096
+    assert plan["teachers"]["teacher"]["views_per_s"] > 0
+    assert plan["at the paper's scale"]["images"] == 1_690_280_000
+    assert plan["break_even"]["epochs"] == 2.0
+
+
+def test_a_given_rate_of_the_student_is_taken_instead_of_a_measured_one(photos: Any) -> None:
+    store, options, _ = photos
+    plan = plan_extraction(store.url, replace(options, batch_size=None), replace(SMALL, student_images_per_s=1e6))
+    assert plan["reading"]["student_images_per_s"] == 1e6
+    assert plan["teachers"]["teacher"]["batch_size"] >= 1
+
+
+def test_a_store_in_memory_has_a_speed_as_well() -> None:
+    store = FeatureStore.create("memory://plan")
+    assert store_speed(store) > 1e6
+    assert store.objects.names("probes") == []
+
+
+@pytest.mark.parametrize("bad", [{"epochs_of_a_run": 0.0}, {"batches": 0}, {"student_images_per_s": -1.0}])
+def test_numbers_that_mean_nothing_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="above 0"):
+        replace(SMALL, **bad)
