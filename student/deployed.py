@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput
+from ..teachers.deployable import deployable
 from ..teachers.encoders import Encoder
 from ..teachers.tokens import Tokens
 
@@ -28,7 +29,7 @@ class Deployed(nn.Module):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.encoder = encoder.eval().requires_grad_(False)
+        self.encoder = deployable(encoder)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Both tensors; a student always has a class token."""
@@ -49,12 +50,12 @@ def optional(module: str) -> ModuleType:
 
 
 def eager_runner(encoder: Encoder) -> Runner:
-    """The encoder as it is."""
-    model = Deployed(encoder)
+    """The encoder as it is trained, with timm's own rotary embedding: what the graphs are compared with."""
 
     def run(pixels_BCHW: Tensor) -> Tokens:
         with torch.no_grad():
-            return Tokens(*model(pixels_BCHW))
+            tokens: Tokens = encoder(pixels_BCHW)
+            return tokens
 
     return run
 
