@@ -1,7 +1,8 @@
 """The latency of all six students in every runtime, as the Markdown table of docs/results/latency.md.
 
-Weights are random: time does not depend on them. Each student is exported at 256 px (ONNX, ExecuTorch fp32 and int8) into a temporary folder and
-measured by the code behind `eupe-pipeline benchmark latency`. Needs the extras `export` and `executorch`, and a C++ compiler for torch.compile.
+Weights are random: time does not depend on them. Each student is exported at 256 px (ONNX, ExecuTorch fp32 and int8) into a temporary
+folder and measured by the code behind `eupe-pipeline benchmark latency`. Needs the extras `export` and `executorch`, and a C++ compiler
+for torch.compile.
 
     python benchmarks/latency_table.py --threads 1 --calls 20 > table.md
 """

@@ -325,7 +325,9 @@ def export(as_json: bool, run_folder: Path, **values: Any) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @options(
     click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="A run's folder: a teacher, or a start."),
-    click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the checkpoint's own."),
+    click.option(
+        "--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the checkpoint's own."
+    ),
     JSON,
 )
 def import_weights(as_json: bool, **values: Any) -> None:

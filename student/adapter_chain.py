@@ -4,8 +4,8 @@
     FOLDER/chain.json             the steps in order, each with its teachers
 
 Zero-shot evaluation goes student cls → adapter → de-normalise → proxy cls → the proxy's adapter → de-normalise → teacher's space (paper,
-section 3.2). Step 0 is the student's own run, step 1 the proxy's. The adapters know their statistics by digest only; the arrays come from the feature
-store, and a store that does not hold them is an error. Axes: B images, H and W grid, D channels.
+section 3.2). Step 0 is the student's own run, step 1 the proxy's. The adapters know their statistics by digest only; the arrays come from
+the feature store, and a store that does not hold them is an error. Axes: B images, H and W grid, D channels.
 """
 
 import json
@@ -27,7 +27,7 @@ from .models import TargetSpec, TeacherHeads
 
 
 def write_chain(run: Path, proxy: Path | None, store: FeatureStore, folder: Path) -> dict[str, Any]:
-    """Write both files and return chain.json's content; raises BadInput without adapters or statistics, CacheMismatch for a strange proxy."""
+    """Write both files, return chain.json's content; raises BadInput without adapters or statistics, CacheMismatch for a strange proxy."""
     steps, tensors = [], dict[str, Tensor]()
     for number, one in enumerate([run] if proxy is None else [run, proxy]):
         record = read_record(one, "model/adapters.json")

@@ -1,9 +1,9 @@
 """The student as one graph, and the ways to run it: eager, compiled, ONNX Runtime, ExecuTorch; each a function of float pixels.
 
-Axes: B images, C colours, H and W grid, D channels. A deployed graph takes normalised float32 pixels (B, 3, h, w) and gives two tensors, `cls`
-(B, D) and `patch` (B, H, W, D); resizing and normalising stay outside, where a phone has its own means for them. ONNX graphs leave the batch and
-both sides open; an ExecuTorch program is planned ahead of time for one picture of one size. onnx, onnxruntime and executorch are not
-dependencies of the package: a missing one is an error that names the extra which brings it.
+Axes: B images, C colours, H and W grid, D channels. A deployed graph takes normalised float32 pixels (B, 3, h, w) and gives two tensors,
+`cls` (B, D) and `patch` (B, H, W, D); resizing and normalising stay outside, where a phone has its own means for them. ONNX graphs leave
+the batch and both sides open; an ExecuTorch program is planned ahead of time for one picture of one size. onnx, onnxruntime and
+executorch are not dependencies of the package: a missing one is an error that names the extra which brings it.
 """
 
 import importlib
@@ -46,7 +46,9 @@ def optional(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in EXTRAS:
             raise
-        raise BadInput(f"{error.name} is not installed, and {library} needs it here; run: pip install 'eupe-pipeline[{EXTRAS[library]}]'") from error
+        raise BadInput(
+            f"{error.name} is not installed, and {library} needs it here; run: pip install 'eupe-pipeline[{EXTRAS[library]}]'"
+        ) from error
 
 
 def eager_runner(encoder: Encoder) -> Runner:

@@ -8,8 +8,9 @@
       SHA256SUMS           of every other file
       adapters/            with adapters: the way from the student's tokens to its teachers' spaces
 
-Each writer runs what it wrote (or loads it with the library that it is for) before the folder takes its place; an export that cannot be checked
-is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export takes seconds to minutes.
+Each writer runs what it wrote (or loads it with the library that it is for) before the folder takes its place; an export that cannot be
+checked is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export takes seconds
+to minutes.
 """
 
 import json
@@ -82,7 +83,9 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
 def _need_plain(trained: Trained) -> None:
     prep = trained.preprocessing
     if (prep.pixel_scale, prep.channel_order) != (255.0, "rgb"):
-        raise BadInput(f"the formats hold RGB pictures divided by 255; this student wants {prep.channel_order} divided by {prep.pixel_scale:g}")
+        raise BadInput(
+            f"the formats hold RGB pictures divided by 255; this student wants {prep.channel_order} divided by {prep.pixel_scale:g}"
+        )
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:

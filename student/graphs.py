@@ -1,9 +1,9 @@
 """The student written as an ONNX graph and as ExecuTorch programs for XNNPACK, each run once against the original before it counts.
 
-ONNX: torch.export with the batch and both sides open (in steps of the stride), checked in onnxruntime at other sizes than it was traced at.
-ExecuTorch: one picture of one size, fp32, and int8 by PT2E: weights per output channel, activations per call from their own range. This dynamic
-kind needs no calibration pictures, so an export stays a function of the weights; its price is a pass over each activation, and that convolutions
-stay fp32 (XNNPACK's dynamic kernels are for linear layers, which hold 93 % or more of every student's weights).
+ONNX: torch.export with the batch and both sides open (in steps of the stride), checked in onnxruntime at other sizes than it was traced
+at. ExecuTorch: one picture of one size, fp32, and int8 by PT2E: weights per output channel, activations per call from their own range.
+This dynamic kind needs no calibration pictures, so an export stays a function of the weights; its price is a pass over each activation,
+and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers, which hold 93 % or more of every student's weights).
 """
 
 import warnings
@@ -34,8 +34,14 @@ def write_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
-            Deployed(encoder), (torch.zeros(2, 3, 4 * stride, 6 * stride),), dynamo=True, opset_version=OPSET, verbose=False,
-            dynamic_shapes=_open_shapes(stride), input_names=["pixels"], output_names=["cls", "patch"],
+            Deployed(encoder),
+            (torch.zeros(2, 3, 4 * stride, 6 * stride),),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            dynamic_shapes=_open_shapes(stride),
+            input_names=["pixels"],
+            output_names=["cls", "patch"],
         )  # fmt: skip - the picture is traced with sides 4 and 6: a 1, or equal sides, would become constants
         assert program is not None
         program.save(str(path))
@@ -103,6 +109,7 @@ def _agreement(encoder: Encoder, run: Runner, size_px: int) -> dict[str, float]:
     for pixels_CHW in _pixels(encoder, CANARIES, size_px, size_px):
         for name, one, other in zip(("cls", "patch"), run(pixels_CHW[None]), reference(pixels_CHW[None]), strict=True):
             assert one is not None
+            assert other is not None
             cosine = nn.functional.cosine_similarity(one.flatten(0, -2), other.flatten(0, -2), dim=-1)
             least = cosine.min() if name == "cls" else cosine.mean()
             cosines[name] = min(cosines.get(name, 1.0), least.item())

@@ -1,8 +1,9 @@
 """How long one picture takes: batch 1, one size, a stated number of threads, in every runtime that an export folder holds.
 
-Warm-up calls first (compilers, allocators, caches), then each call is timed alone; median and 95th percentile are of those. Time does not depend on
-the weights' values, so eager and torch.compile run the architecture with fresh ones, and the graphs the exported ones. FLOPs count multiply and
-add as two, over convolutions, linear layers and attention. A shared or throttled machine shows in p95; nothing is averaged away.
+Warm-up calls first (compilers, allocators, caches), then each call is timed alone; median and 95th percentile are of those. Time does not
+depend on the weights' values, so eager and torch.compile run the architecture with fresh ones, and the graphs the exported ones. FLOPs
+count multiply and add as two, over convolutions, linear layers and attention. A shared or throttled machine shows in p95; nothing is
+averaged away.
 """
 
 import json
@@ -55,7 +56,7 @@ def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str,
     """Measure an export folder; returns parameters, FLOPs and {runtime: {median_ms, p95_ms}}. Raises BadInput when it is not one."""
     record = _read_export(folder)
     size_px = record["preprocessing"]["size_px"]
-    encoder = build_encoder(record["architecture"]).eval().requires_grad_(False)
+    encoder = build_encoder(record["architecture"]).eval()
     pixels_BCHW = torch.randn(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     table: dict[str, Any] = {}
     with _threads(options.threads):
@@ -68,7 +69,7 @@ def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str,
                 table[name] = measure(run, pixels_BCHW, options)
     return {
         "student": record["student"], "input": f"1x3x{size_px}x{size_px}", "threads": options.threads, "warmup": options.warmup,
-        "calls": options.calls, "parameters": count_parameters(encoder.requires_grad_(True)), "gflops": count_gflops(encoder, size_px),
+        "calls": options.calls, "parameters": count_parameters(encoder), "gflops": count_gflops(encoder, size_px),
         "paper_iphone_ms": PAPER_IPHONE_MS.get(record["student"]) if size_px == 256 else None, "runtimes": table,
     }  # fmt: skip
 
@@ -90,7 +91,7 @@ def count_gflops(encoder: Encoder, size_px: int) -> float:
     pixels_BCHW = torch.zeros(1, 3, size_px, size_px)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:  # MATH: seen as matrix products
         encoder(pixels_BCHW)
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Where a trained student comes from: its run's recipe, its targets, and through the proxy's run the teachers above.
 
-A run names its teachers and the sha256 of their weights. When a teacher is itself a run (the proxy), the chain goes on in that run's folder, which
-the caller gives; it must hold exactly the weights that the student was taught by. What was given but does not fit is an error, what was not
-given is said to be unknown. An imported model has its source instead of a recipe.
+A run names its teachers and the sha256 of their weights. When a teacher is itself a run (the proxy), the chain goes on in that run's
+folder, which the caller gives; it must hold exactly the weights that the student was taught by. What was given but does not fit is an
+error, what was not given is said to be unknown. An imported model has its source instead of a recipe.
 """
 
 import json
@@ -42,9 +42,9 @@ def hub_name(architecture: Options) -> str | None:
     """The official student of this shape; values that only matter in training do not count."""
     shape = {**architecture, **dict.fromkeys(_ONLY_INITIAL)}
     for name in ARCHITECTURES:
-        if name.startswith("eupe_") and architecture["layer_scale"] is not None:
-            if {**canonical(name), **dict.fromkeys(_ONLY_INITIAL)} == shape:
-                return name
+        official = name.startswith("eupe_") and architecture["layer_scale"] is not None
+        if official and {**canonical(name), **dict.fromkeys(_ONLY_INITIAL)} == shape:
+            return name
     return None
 
 

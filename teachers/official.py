@@ -38,7 +38,9 @@ class Imported(NamedTuple):
 def rope_periods(options: Mapping[str, Any]) -> Tensor:
     """The rotary periods, (head width / 4,) fp32: base ** (i / n)."""
     count = options["width"] // options["heads"] // 4
-    return options["rope_base"] ** (2 * torch.arange(count, dtype=torch.float32) / (2 * count))
+    exponents = 2 * torch.arange(count, dtype=torch.float32) / (2 * count)
+    periods: Tensor = options["rope_base"] ** exponents
+    return periods
 
 
 def official_names(options: Mapping[str, Any]) -> dict[str, str]:
@@ -105,7 +107,7 @@ def _read_biases(rest: Tensors, options: Options, notes: list[str]) -> Tensors:
     for block in _biased_blocks(options):
         if not torch.equal(rest[f"blocks.{block}.attn.qkv.bias_mask"], _bias_mask(width)):
             raise BadInput(f"blocks.{block}.attn.qkv.bias_mask must be 1 for q and v and 0 for k, as in every EUPE model")
-        q_bias, k_bias, v_bias = rest[f"blocks.{block}.attn.qkv.bias"].split(width)
+        q_bias, k_bias, v_bias = rest[f"blocks.{block}.attn.qkv.bias"].chunk(3)
         silenced += bool(k_bias.any())
         found |= {f"{PREFIX}blocks.{block}.attn.q_bias": q_bias.clone(), f"{PREFIX}blocks.{block}.attn.v_bias": v_bias.clone()}
     if silenced:

@@ -44,7 +44,9 @@ def read_published(source: Path) -> Published:
         return Published("eupe", found.architecture, found.tensors, prep, found.notes)
     config = source / "config.json"
     if not config.is_file():
-        raise BadInput(f"{source} is neither a checkpoint file nor a folder with a config.json; expected a .pth or .safetensors, or a folder")
+        raise BadInput(
+            f"{source} is neither a checkpoint file nor a folder with a config.json; expected a .pth or .safetensors, or a folder"
+        )
     if '"model_type"' in config.read_text():
         from .hub_transformers import read_transformers, transformers_tokens
 
@@ -79,5 +81,7 @@ def _verified(
         pairs = zip(load_encoder(found.architecture, found.tensors)(pixels_BCHW), tokens_of(model, pixels_BCHW), strict=True)
         worst = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
     if not worst <= TOLERANCE:
-        raise BadInput(f"{layout} computes other tokens from these weights than our encoder (up to {worst:.2g}): not a student of EUPE's kind")
+        raise BadInput(
+            f"{layout} computes other tokens from these weights than our encoder (up to {worst:.2g}): not a student of EUPE's kind"
+        )
     return Published(layout, found.architecture, found.tensors, prep, found.notes)

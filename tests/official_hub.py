@@ -1,9 +1,11 @@
 """The official hub's two families, stated again from the paper's and the recipe's facts, to load an export strictly and compare outputs.
 
-Written for the tests alone and apart from timm, transformers and our own mapping: parameter names are the published checkpoints', the mathematics is
-spelled out. Axes: B images, N tokens, D channels. `hubconf.py`-style builders at the end make it a repository for `torch.hub.load`.
+Written for the tests alone and apart from timm, transformers and our own mapping: parameter names are the published checkpoints', the
+mathematics is spelled out. Axes: B images, N tokens, D channels. `hubconf.py`-style builders at the end make it a repository for
+`torch.hub.load`.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -19,7 +21,8 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         mask: Any = self.bias_mask
-        return x @ self.weight.T + self.bias * mask
+        out: Tensor = x @ self.weight.T + self.bias * mask
+        return out
 
 
 class Attention(nn.Module):
@@ -61,7 +64,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, angles: Tensor, prefix: int) -> Tensor:
         x = x + self.ls1.gamma * self.attn(self.norm1(x), angles, prefix)
-        return x + self.ls2.gamma * self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
+        inner: Tensor = self.ls2.gamma * self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
+        return x + inner
 
 
 class Projection(nn.Module):
@@ -87,7 +91,7 @@ class OfficialVit(nn.Module):
 
     def forward_features(self, pixels: Tensor) -> dict[str, Tensor]:
         grid = self.patch_embed.proj(pixels)
-        batch, width, rows, columns = grid.shape
+        batch, _, rows, columns = grid.shape
         prefix = torch.cat([self.cls_token, self.storage_tokens], dim=1).expand(batch, -1, -1)
         x = torch.cat([prefix, grid.flatten(2).transpose(1, 2)], dim=1)
         periods: Any = self.rope_embed.periods
@@ -109,7 +113,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.pwconv2(F.gelu(self.pwconv1(self.norm(self.dwconv(x).permute(0, 2, 3, 1)))))
-        return x + (self.gamma * inner).permute(0, 3, 1, 2)
+        scaled: Tensor = self.gamma * inner
+        return x + scaled.permute(0, 3, 1, 2)
 
 
 class FirstNorm(nn.LayerNorm):
@@ -121,7 +126,7 @@ class OfficialConvNext(nn.Module):
     def __init__(self, depths: list[int], widths: list[int]) -> None:
         super().__init__()
         stem = nn.Sequential(nn.Conv2d(3, widths[0], 4, 4), FirstNorm(widths[0], eps=1e-6))
-        later = [nn.Sequential(FirstNorm(a, eps=1e-6), nn.Conv2d(a, b, 2, 2)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        later = [nn.Sequential(FirstNorm(a, eps=1e-6), nn.Conv2d(a, b, 2, 2)) for a, b in itertools.pairwise(widths)]
         self.downsample_layers = nn.ModuleList([stem, *later])
         self.stages = nn.ModuleList([nn.Sequential(*(ConvBlock(w) for _ in range(d))) for d, w in zip(depths, widths, strict=True)])
         self.norm = nn.LayerNorm(widths[-1], eps=1e-6)

@@ -71,7 +71,7 @@ def test_there_and_back_is_bitwise_the_same_in_both_directions(architecture: Any
 def test_the_keys_bias_is_masked_and_the_mask_token_is_zero() -> None:
     found = to_official(randomised("vit-mini").state_dict(), "vit-mini")
     mask, bias = found["blocks.0.attn.qkv.bias_mask"], found["blocks.0.attn.qkv.bias"]
-    assert [part.unique().tolist() for part in mask.chunk(3)] == [[1.0], [0.0], [1.0]]
+    assert [sorted(set(part.tolist())) for part in mask.chunk(3)] == [[1.0], [0.0], [1.0]]
     assert not bias.chunk(3)[1].any()
     assert bias.chunk(3)[0].any()
     assert not found["mask_token"].any()
@@ -115,7 +115,7 @@ def test_a_missing_tensor_a_second_norm_that_differs_and_strangers_are_refused()
     with pytest.raises(BadInput, match=r"1 tensors are missing \['norm.bias'\]"):
         from_official(tensors)
     convnext = to_official(randomised("convnext-mini").state_dict(), "convnext-mini")
-    with pytest.raises(BadInput, match="norms.3 differs"):
+    with pytest.raises(BadInput, match=r"norms\.3 differs"):
         from_official({**convnext, "norms.3.bias": convnext["norm.bias"] + 1})
     with pytest.raises(BadInput, match="neither storage_tokens nor downsample_layers"):
         from_official({"conv1.weight": torch.ones(1)})
