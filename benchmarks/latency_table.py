@@ -34,7 +34,7 @@ def measure(name: str, options: LatencyOptions) -> dict[str, Any]:
 
 def row(found: dict[str, Any]) -> str:
     times = [found["runtimes"].get(runtime) for runtime in RUNTIMES]
-    cells = [f"{one['median_ms']:.1f} ({one['p95_ms']:.1f})" if one else "–" for one in times]
+    cells = [f"{one['cpu_ms']:.1f} ({one['median_ms']:.1f}, {one['p95_ms']:.1f})" if one else "–" for one in times]
     return " | ".join([
         f"| {found['student']}", f"{found['parameters'] / 1e6:.1f}", f"{found['gflops']:.2f}", *cells, f"{found['paper_iphone_ms']} |",
     ])  # fmt: skip
