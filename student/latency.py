@@ -53,7 +53,7 @@ class LatencyOptions:
 
 
 def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
-    """Measure an export folder; returns parameters, FLOPs and {runtime: {median_ms, p95_ms, cpu_ms}}. Raises BadInput when it is not one."""
+    """Measure an export; returns parameters, FLOPs and {runtime: {median_ms, p95_ms, cpu_ms}}. Raises BadInput when it is not one."""
     record = _read_export(folder)
     size_px = record["preprocessing"]["size_px"]
     encoder = build_encoder(record["architecture"]).eval()

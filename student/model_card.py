@@ -32,7 +32,7 @@ def model_card(
     sections = {
         f"{name}: {_TITLES[form]}": (
             f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels.\n\n{_OUTPUT}\n\n"
-            f"Input: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
+            f"In: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
             f" divided by {list(prep.std)}."
         ),
         "Use": f"    python usage.py PICTURE\n\n```python\n{usage}```",

@@ -145,3 +145,16 @@ def test_another_kind_of_timm_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": shown}))
     with pytest.raises(BadInput, match="a student is an Eva"):
         read_published(tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", list(NAMES))
+def test_all_six_students_give_our_tokens_in_the_library_at_every_size(layout: str, name: str, tmp_path: Path) -> None:
+    encoder = randomised(name)
+    LAYOUTS[layout][0](encoder.state_dict(), encoder.architecture, Preprocessing(256), tmp_path)
+    _, _, model = LAYOUTS[layout][1](tmp_path)
+    for sides in ((256, 256), (224, 224), (384, 384), (192, 320)):
+        pixels = torch.randn(1, 3, *sides, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            assert worst(encoder(pixels), LAYOUTS[layout][2](model, pixels)) <= 1e-4
