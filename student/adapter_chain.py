@@ -91,12 +91,13 @@ class AdapterChain:
     def _step(self, tokens: Tokens, number: int, place: int) -> Tokens:
         prefix = f"{number}/{place}/"
         own = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
-        statistics = {key.removeprefix("statistics/"): value for key, value in own.items() if key.startswith("statistics/")}
+        arrays = {key.removeprefix("statistics/"): value.numpy() for key, value in own.items() if key.startswith("statistics/")}
+        statistics = Statistics.from_arrays(arrays, 0)  # how many views were measured no longer matters
         heads = _heads({key: value for key, value in own.items() if not key.startswith("statistics/")})
         with torch.no_grad():
             cls_BD, patch_BHWD = heads(tokens)
-        cls_BD = None if cls_BD is None else cls_BD * statistics["cls_std"] + statistics["cls_mean"]
-        return Tokens(cls_BD, patch_BHWD * statistics["patch_std"] + statistics["patch_mean"])
+        restored = None if cls_BD is None else torch.from_numpy(statistics.denormalize_cls(cls_BD.numpy()))
+        return Tokens(restored, torch.from_numpy(statistics.denormalize_patch(patch_BHWD.numpy())))
 
 
 def _heads(weights: Mapping[str, Tensor]) -> TeacherHeads:

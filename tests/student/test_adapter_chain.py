@@ -3,16 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.identity import file_sha256
+from eupe_pipeline.storage.phis import Covariance
+from eupe_pipeline.storage.statistics import Statistics
 from eupe_pipeline.student.adapter_chain import AdapterChain, write_chain
 from eupe_pipeline.student.export import ExportOptions, export
-from eupe_pipeline.student.models import Student, TargetSpec
+from eupe_pipeline.student.models import Student, TargetSpec, TeacherHeads
 from eupe_pipeline.student.run import save_model
 from eupe_pipeline.teachers.encoders import build_encoder
 from eupe_pipeline.teachers.tokens import Tokens
+from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from ..conftest import TinyStore
 
@@ -27,6 +32,12 @@ def run_of(folder: Path, tiny: TinyStore, width: int, seed: int, weights_sha256:
     target = {"identity": {"teacher": {"weights_sha256": weights_sha256}}}
     (folder / "identities.json").write_text(json.dumps({"targets": {reader.name: target}}))
     return folder, student
+
+
+def covariance_of(samples: NDArray[np.float64]) -> Covariance:
+    covariance = Covariance(samples.shape[1])
+    covariance.update(samples.astype(np.float32))
+    return covariance
 
 
 def by_hand(student: Student, tokens: Tokens, tiny: TinyStore) -> Tokens:
@@ -72,6 +83,20 @@ def test_the_way_through_the_proxy_is_both_steps_one_after_the_other(tiny_store:
     chain.through = "the proxy"
     wanted = by_hand(proxy_student, by_hand(student, tokens(48), tiny_store), tiny_store)
     assert_same(chain.map(tokens(48), "tiny-teacher"), wanted)
+
+
+def test_phi_s_is_undone_by_its_matrix(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    statistics = Statistics.from_covariances(None, covariance_of(generator.normal(size=(200, 4)) @ generator.normal(size=(4, 4))), 200)
+    heads = TeacherHeads(48, 8, TargetSpec(None, 4, (1, 1)))
+    weights = {f"0/0/{name}": tensor for name, tensor in heads.state_dict().items()}
+    arrays = {f"0/0/statistics/{name}": torch.from_numpy(values.copy()) for name, values in statistics.arrays().items()}
+    save_file({**weights, **arrays}, tmp_path / "adapters.safetensors")
+    (tmp_path / "chain.json").write_text(json.dumps({"steps": [{"run": "run", "teachers": ["t"]}], "through": None}))
+    found = AdapterChain(tmp_path).map(tokens(48), "t").patch_BHWD
+    with torch.no_grad():
+        wanted = heads(tokens(48)).patch_BHWD
+    torch.testing.assert_close(torch.from_numpy(statistics.normalize_patch(found.numpy())), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_a_store_without_the_statistics_and_a_strange_proxy_are_refused(tiny_store: TinyStore, tmp_path: Path) -> None:
