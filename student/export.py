@@ -68,8 +68,8 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
     _need_plain(trained)
     terms, evaluations = teachers_of(run, options.proxy), [_read_evaluation(path) for path in options.evaluations]
     written: dict[str, Any] = {}
-    for form in options.formats:
-        on_event({"event": "export", "format": form, "folder": str(out / form)})
+    for number, form in enumerate(options.formats):
+        on_event({"event": "progress", "stage": f"export {form}", "done": number, "total": len(options.formats), "unit": "formats"})
         with replace_folder(out / form) as folder:
             files, facts = FORMATS[form](trained, folder)
             if options.adapters:

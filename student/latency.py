@@ -60,17 +60,17 @@ def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str,
     pixels_BCHW = torch.randn(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     table: dict[str, Any] = {}
     with _threads(options.threads):
-        for name in options.runtimes or RUNTIMES:
+        for number, name in enumerate(chosen := options.runtimes or tuple(RUNTIMES)):
             run = RUNTIMES[name](encoder, folder, options.threads)
             if run is None and options.runtimes:
                 raise BadInput(f"{folder} holds nothing for the runtime {name}; export that format first")
             if run is not None:
-                on_event({"event": "latency", "runtime": name})
+                on_event({"event": "progress", "stage": f"latency {name}", "done": number, "total": len(chosen), "unit": "runtimes"})
                 table[name] = measure(run, pixels_BCHW, options)
     return {
         "student": record["student"], "input": f"1x3x{size_px}x{size_px}", "threads": options.threads, "warmup": options.warmup,
         "calls": options.calls, "parameters": count_parameters(encoder), "gflops": count_gflops(encoder, size_px),
-        "paper_iphone_ms": PAPER_IPHONE_MS.get(record["student"]) if size_px == 256 else None, "runtimes": table,
+        "paper_iphone_ms": PAPER_IPHONE_MS.get(record["student"]) if size_px == 256 else None, "columns": "median_ms, p95_ms, cpu_ms", "runtimes": table,
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from ..teachers.encoders import Encoder
 from ..teachers.licences import OFFICIAL_EUPE, UNKNOWN, Terms, terms_of
 from ..teachers.preprocessing import Preprocessing
 from ..teachers.published import load_encoder
-from ..teachers.registry import resolve_teacher
+from ..teachers.registry import MODEL_FILE, resolve_teacher
 from ..teachers.weights import read_weights
 
 _ONLY_INITIAL = ("layer_scale", "rope_rescale")  # decide how training starts or goes, not what a trained student computes
@@ -50,6 +50,8 @@ def hub_name(architecture: Options) -> str | None:
 
 def open_trained(run: Path, size_px: int | None = None) -> Trained:
     """The student of a finished run at its own input size or another; raises BadInput when there is none or the size does not fit."""
+    if not (run / MODEL_FILE).is_file():
+        raise BadInput(f"{run} holds no trained model (no {MODEL_FILE}); finish that run first, or take a model in: import-weights")
     spec = resolve_teacher(str(run), size_px=size_px)
     encoder = load_encoder(spec.architecture, read_weights(spec.weights_path))
     encoder.preprocessing = spec.preprocessing
