@@ -70,7 +70,8 @@ def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str,
     return {
         "student": record["student"], "input": f"1x3x{size_px}x{size_px}", "threads": options.threads, "warmup": options.warmup,
         "calls": options.calls, "parameters": count_parameters(encoder), "gflops": count_gflops(encoder, size_px),
-        "paper_iphone_ms": PAPER_IPHONE_MS.get(record["student"]) if size_px == 256 else None, "columns": "median_ms, p95_ms, cpu_ms", "runtimes": table,
+        "paper_iphone_ms": PAPER_IPHONE_MS.get(record["student"]) if size_px == 256 else None, "columns": "median_ms, p95_ms, cpu_ms",
+        "runtimes": table,
     }  # fmt: skip
 
 
