@@ -140,3 +140,26 @@ def demo(*, out: Path, store: str, fetch_only: bool, on_event: OnEvent) -> Mappi
     from .demo import run_demo
 
     return run_demo(out, store, on_event)
+
+
+def export(*, run: Path, out: Path, on_event: OnEvent, **options: Any) -> dict[str, Any]:
+    """Write a finished run's student in the formats that people deploy; `options`: student.export.ExportOptions' fields."""
+    from ..student.export import ExportOptions
+    from ..student.export import export as export_run
+
+    return export_run(run, ExportOptions(**options), out, on_event)
+
+
+def import_weights(*, source: Path, out: Path, size_px: int | None, on_event: OnEvent) -> dict[str, Any]:
+    """Turn a published checkpoint into a run's folder."""
+    from ..student.importing import import_weights as import_published
+
+    return import_published(source, out, size_px)
+
+
+def latency(*, folder: Path, on_event: OnEvent, **options: Any) -> dict[str, Any]:
+    """Measure an export folder's latency; `options`: student.latency.LatencyOptions' fields."""
+    from ..student.latency import LatencyOptions
+    from ..student.latency import latency as measure_latency
+
+    return measure_latency(folder, LatencyOptions(**options), on_event)

@@ -386,6 +386,65 @@ def report(as_json: bool, **values: Any) -> None:
 
 
 @cli.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
+@options(
+    click.option("--format", "formats", multiple=True, required=True,
+                 type=click.Choice(["eupe", "timm", "transformers", "onnx", "executorch"]), help="Repeatable."),
+    click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Gets one folder a format."),
+    click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the run's own."),
+    click.option("--adapters", is_flag=True, help="Also the adapters, with the statistics that --store holds (zero-shot)."),
+    click.option("--store", default=None, metavar="URL", help="Feature store of the training; with --adapters."),
+    click.option("--proxy", type=click.Path(file_okay=False, path_type=Path), default=None,
+                 help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
+    click.option("--evaluation", "evaluations", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
+                 help="JSON result of `evaluate` for the model card; repeatable."),
+    JSON,
+)  # fmt: skip
+def export(as_json: bool, run_folder: Path, **values: Any) -> None:
+    """Write RUN's student in the formats that people deploy, each with a model card, checksums and a usage example."""
+    from . import actions
+
+    run(actions.export, as_json, run=run_folder, **values)
+
+
+@cli.command("import-weights")
+@click.argument("source", type=click.Path(path_type=Path))
+@options(
+    click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="A run's folder: a teacher, or a start."),
+    click.option(
+        "--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the checkpoint's own."
+    ),
+    JSON,
+)
+def import_weights(as_json: bool, **values: Any) -> None:
+    """Take in a published student: SOURCE is an official EUPE .pth or .safetensors, a timm or a transformers folder."""
+    from . import actions
+
+    run(actions.import_weights, as_json, **values)
+
+
+@cli.group()
+def benchmark() -> None:
+    """Measure how fast things are on this machine."""
+
+
+@benchmark.command()
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@options(
+    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of every runtime."),
+    click.option("--warmup", type=click.IntRange(0), default=10, show_default=True, help="Calls before the first that counts."),
+    click.option("--calls", type=click.IntRange(1), default=50, show_default=True, help="Calls that count."),
+    click.option("--runtime", "runtimes", multiple=True, help="One of the runtimes; repeatable; default: all that DIR holds."),
+    JSON,
+)
+def latency(as_json: bool, **values: Any) -> None:
+    """Time one picture in each runtime of an export's DIR: eager, torch.compile, ONNX Runtime, ExecuTorch."""
+    from . import actions
+
+    run(actions.latency, as_json, **values)
+
+
+@cli.command()
 @options(
     click.option("--out", type=FOLDER, default=Path("runs/demo"), show_default=True),
     click.option("--store", default=None, metavar="URL", help="Feature store; default: OUT/store."),

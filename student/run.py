@@ -155,18 +155,24 @@ def adapter_record(student: Student, targets: Mapping[str, Any]) -> dict[str, An
 
 
 def load_model(student: Student, run: Path, targets: Mapping[str, Any]) -> None:
-    """Start from a run's backbone and adapters, strictly; raises `BadInput` for no such model, `CacheMismatch` for other adapters."""
+    """Start from a run's backbone and adapters, strictly; raises `BadInput` for no such model, `CacheMismatch` for other adapters.
+
+    A model that was imported has no adapters at all: then the backbone alone is loaded and the adapters stay as they are.
+    """
     folder = run / "model"
     if not (folder / "model.json").is_file():
         raise BadInput(f"{run} holds no trained model (no {folder / 'model.json'}); finish that run first: `eupe-pipeline train …`")
+    recorded = _read_json(folder / "adapters.json")
+    imported = not recorded["order"] and (run / "imported.json").is_file()
     differences = [
         *differing_fields(student.encoder.architecture, _read_json(folder / "model.json")["architecture"], "architecture."),
-        *differing_fields(adapter_record(student, targets), _read_json(folder / "adapters.json"), "adapters."),
+        *([] if imported else differing_fields(adapter_record(student, targets), recorded, "adapters.")),
     ]
     if differences:
         raise CacheMismatch(f"{run} does not fit this student: {'; '.join(differences[:5])}")
     try:
         student.encoder.load_state_dict(safetensors.torch.load_file(folder / "backbone.safetensors"), strict=True)
-        student.adapters.load_state_dict(safetensors.torch.load_file(folder / "adapters.safetensors"), strict=True)
+        if not imported:
+            student.adapters.load_state_dict(safetensors.torch.load_file(folder / "adapters.safetensors"), strict=True)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise CacheDamaged(f"the model in {folder} cannot be loaded ({error}); train it again") from error

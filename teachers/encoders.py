@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ class VitEncoder(Encoder):
         """cls (B, D) and patch (B, H, W, D), both after the final norm."""
         x_BND: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
         patch_BND = x_BND[:, 1 + self.architecture["registers"] :]
-        return Tokens(x_BND[:, 0], patch_BND.reshape(len(x_BND), *grid, self.width))
+        return Tokens(x_BND[:, 0], torch.unflatten(patch_BND, 1, grid))  # no len(): an exported graph keeps the batch open
 
 
 class ConvNextEncoder(Encoder):

@@ -45,6 +45,8 @@ def test_the_source_keeps_every_rule() -> None:
     ("jobs/a.py", "import zarr", "zarr is imported outside of storage/"),
     ("jobs/a.py", "import fsspec.core", "fsspec is imported outside of storage/"),
     ("storage/a.py", "import torch.nn as nn", "torch is imported outside of"),
+    ("pipeline/a.py", "import onnxruntime", "onnxruntime is imported outside of student/"),
+    ("teachers/a.py", "def f() -> None:\n    import executorch.runtime", "executorch is imported outside of student/"),
     ("student/a.py", "import pickle", "pickle is imported outside of nowhere"),
     ("student/a.py", "import torch\nx = torch.load('a.pt')", "torch.load without weights_only=True"),
     ("student/a.py", "import torch\nx = torch.load('a.pt', weights_only=False)", "torch.load without weights_only=True"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.pool import ray_session
+from eupe_pipeline.jobs.ray_session import ray_session
 from eupe_pipeline.jobs.train import train
 from eupe_pipeline.jobs.train_ranks import TrainOrder, train_on_workers
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch, Interrupted
