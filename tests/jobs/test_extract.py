@@ -285,11 +285,11 @@ def test_workers_in_this_process_load_the_teachers_once(photos: Any) -> None:
 COMMAND = [sys.executable, "-c", "import sys; from eupe_pipeline.pipeline.cli import main; sys.exit(main(sys.argv[1:]))"]
 
 
-def arguments(store: FeatureStore, options: ExtractOptions, *more: str) -> list[str]:
-    """The command line that extracts as the options say, one image a shard, without Ray."""
+def arguments(store: FeatureStore, options: ExtractOptions, workers: int = 0) -> list[str]:
+    """The command line that extracts as the options say, one image a shard."""
     teacher = options.teachers[0].name
     words = ["extract-features", "--store", store.url, "--data", "photos", "--teacher", teacher, "--views", "2", "--seed", "3"]
-    return [*COMMAND, *words, "--codec", "fp32", "--shard-images", "1", "--batch-size", "2", "--workers", "0", "--json", *more]
+    return [*COMMAND, *words, "--codec", "fp32", "--shard-images", "1", "--batch-size", "2", "--workers", str(workers), "--json"]
 
 
 def test_two_drivers_started_on_one_plan_both_succeed_and_every_image_is_there_once(photos: Any) -> None:
@@ -311,9 +311,10 @@ def test_two_drivers_started_on_one_plan_both_succeed_and_every_image_is_there_o
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_a_scheduler_that_stops_the_command_finds_whole_shards_after_a_moment(photos: Any) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_scheduler_that_stops_the_command_finds_whole_shards_after_a_moment(photos: Any, workers: int) -> None:
     store, options, _ = photos
-    child = subprocess.Popen(arguments(store, options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(arguments(store, options, workers), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
     for line in child.stdout:
         if '"extract ' in line:
