@@ -8,6 +8,8 @@ needs a token as well.
 import contextlib
 import ipaddress
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         return
     local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 << 20, "_node_ip_address": LOOPBACK}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
+        with _own_sigterm():
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BadInput(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
     try:  # Ray takes 127.0.0.1 for this machine's outer address, so what it connected to is looked at as well
@@ -43,6 +46,15 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put back the handler of SIGTERM that Ray replaces: its own leaves without a word and with another exit status."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGTERM, before)
 
 
 def refuse_open_ports(address: str | None, environment: Mapping[str, str]) -> None:

@@ -1,14 +1,11 @@
 """Extraction over a tiny real store: complete and exact, resumable from any state, refusing what would be silently wrong."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import TeacherRequest, extract_features
 from eupe_pipeline.jobs.pool import InProcess, workers
-from eupe_pipeline.jobs.shard_work import SampleMoments, ShardWorker, WorkOrder
-from eupe_pipeline.jobs.statistics import _InOrder, sample_rows
+from eupe_pipeline.jobs.shard_work import ShardWorker, WorkOrder
 from eupe_pipeline.jobs.train import refuse_random_weights
 from eupe_pipeline.storage.decode import decode_image
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.storage.indexing import build_index
-from eupe_pipeline.storage.statistics import Moments
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import render
 from eupe_pipeline.teachers.preprocessing import Preprocessing
 from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
 
-from ..conftest import make_teacher
 from .conftest import tokens
 
 
@@ -181,14 +175,6 @@ def test_statistics_that_were_frozen_are_used_again_by_another_codec(photos: Any
     assert len(store.objects.names("statistics")) == 1
 
 
-def test_the_sample_of_the_statistics_is_fixed_and_inside_the_views() -> None:
-    assert sample_rows(5, 8).tolist() == [0, 1, 2, 3, 4]
-    rows = sample_rows(1_000_000_000, 1000)
-    assert rows.min() >= 0
-    assert rows.max() < 1_000_000_000
-    np.testing.assert_array_equal(rows, sample_rows(1_000_000_000, 1000))
-
-
 def test_unusable_requests_are_refused_before_any_work(photos: Any) -> None:
     store, options, root = photos
     refusals = [
@@ -282,57 +268,6 @@ def test_workers_in_this_process_load_the_teachers_once(photos: Any) -> None:
         assert crew._worker is crew._worker
 
 
-COMMAND = [sys.executable, "-c", "import sys; from eupe_pipeline.pipeline.cli import main; sys.exit(main(sys.argv[1:]))"]
-
-
-def arguments(store: FeatureStore, options: ExtractOptions, *more: str) -> list[str]:
-    """The command line that extracts as the options say, one image a shard, without Ray."""
-    teacher = options.teachers[0].name
-    words = ["extract-features", "--store", store.url, "--data", "photos", "--teacher", teacher, "--views", "2", "--seed", "3"]
-    return [*COMMAND, *words, "--codec", "fp32", "--shard-images", "1", "--batch-size", "2", "--workers", "0", "--json", *more]
-
-
-def test_two_drivers_started_on_one_plan_both_succeed_and_every_image_is_there_once(photos: Any) -> None:
-    store, options, root = photos
-    alone = FeatureStore.create(str(root / "alone"))
-    build_index(alone.objects, str(root / "images"), "photos")
-    expected = extract_features(alone.url, options)["features"]["teacher"]
-    drivers = [subprocess.Popen(arguments(store, options), stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    lines = [driver.communicate(timeout=120)[0].splitlines() for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0]
-    keys = {json.loads(said[-1])["features"]["teacher"] for said in lines}
-    assert len(keys) == 1
-    reader = store.features(keys.pop())
-    assert reader.complete
-    for shard in range(reader.shards):
-        reader.group.verify(shard)
-    assert len(store.objects.names(f"features/{reader.key}/commits")) == reader.shards == 24
-    for ours, theirs in zip(tokens(store, reader.key), tokens(alone, expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
-
-
-def test_a_scheduler_that_stops_the_command_finds_whole_shards_after_a_moment(photos: Any) -> None:
-    store, options, _ = photos
-    child = subprocess.Popen(arguments(store, options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    for line in child.stdout:
-        if '"extract ' in line:
-            break
-    began = time.perf_counter()
-    child.terminate()
-    _, said = child.communicate(timeout=20)
-    assert time.perf_counter() - began < 10
-    if child.returncode == 0:
-        pytest.skip("it was done before the signal came")
-    assert child.returncode == 2
-    assert "every shard that was committed stays" in said
-    reader = store.features(store.list_features()[0])
-    for shard in reader.group.committed():
-        reader.group.verify(shard)
-    extract_features(store.url, replace(options, images_per_shard=1, statistics_batches=500))
-    assert reader.complete
-
-
 def test_teachers_one_after_another_give_the_tokens_that_they_give_together(photos: Any, tmp_path: Path) -> None:
     store, options, root = photos
     shutil.copytree(options.teachers[0].name, tmp_path / "second")
@@ -343,26 +278,6 @@ def test_teachers_one_after_another_give_the_tokens_that_they_give_together(phot
     assert one_by_one["features"] == together["features"]
     assert (one_by_one["views_done"], together["views_done"]) == (96, 48)
     assert one_by_one["bytes"] == together["bytes"]
-
-
-def test_statistics_of_another_set_are_used_again_and_named_in_the_identity(photos: Any) -> None:
-    store, options, _ = photos
-    first = store.features(extract_features(store.url, options)["features"]["teacher"])
-    other_views = replace(options, views=replace(options.views, seed=9), statistics_from=(first.key,))
-    seen: list[dict[str, Any]] = []
-    second = store.features(extract_features(store.url, other_views, seen.append)["features"]["teacher"])
-    assert second.statistics.digest == first.statistics.digest
-    assert second.identity["statistics"]["from_views"] == first.views.digest
-    assert not [event for event in seen if event["stage"] == "statistics"]
-
-
-def test_statistics_of_a_set_that_none_of_the_teachers_made_are_refused(photos: Any, tmp_path: Path) -> None:
-    store, options, _ = photos
-    first = extract_features(store.url, options)["features"]["teacher"]
-    make_teacher(tmp_path / "stranger", seed=2)
-    stranger = replace(options, teachers=(TeacherRequest(str(tmp_path / "stranger")),), statistics_from=(first,))
-    with pytest.raises(CacheMismatch, match=r"no teacher of this command made teacher@.*weights_sha256"):
-        extract_features(store.url, stranger)
 
 
 def test_the_size_of_a_forward_is_no_part_of_the_identity(photos: Any) -> None:
@@ -406,35 +321,3 @@ def test_tokens_of_random_weights_are_trained_on_only_when_that_is_said_again(
     with pytest.raises(BadInput, match="random weights; --allow-random-weights"):
         refuse_random_weights([store.features(key)], allowed=False)
     refuse_random_weights([store.features(key)], allowed=True)
-
-
-def test_phi_s_gives_every_coordinate_variance_one_and_keeps_its_matrix(photos: Any) -> None:
-    store, options, _ = photos
-    plain = extract_features(store.url, options)["features"]["teacher"]
-    phis = extract_features(store.url, replace(options, normalisation="phi-s", statistics_batches=100))["features"]["teacher"]
-    assert phis != plain
-    reader = store.features(phis)
-    assert reader.identity["statistics"]["method"] == "PHI-S"
-    _, patch = tokens(store, phis)
-    np.testing.assert_allclose(patch.std(axis=(0, 1, 2)), 1.0, atol=0.02)
-    original = store.features(plain).statistics.denormalize_patch(tokens(store, plain)[1])
-    np.testing.assert_allclose(reader.statistics.denormalize_patch(patch), original, atol=1e-3)
-    with pytest.raises(BadInput, match="phi-s"):
-        replace(options, normalisation="phis")
-
-
-def test_results_that_come_in_another_order_give_the_same_bits() -> None:
-    random = np.random.default_rng(0)
-    parts = []
-    for _ in range(5):
-        moments = Moments(3)
-        moments.update(random.normal(size=(4, 3)))
-        parts.append(moments)
-
-    def merged(order: Sequence[int]) -> str:
-        found = _InOrder("mean-std")
-        for number in order:
-            found.add(number, SampleMoments(4, {"t": (None, deepcopy(parts[number]))}))
-        return found.statistics("t").digest
-
-    assert merged([0, 1, 2, 3, 4]) == merged([4, 2, 0, 1, 3])
