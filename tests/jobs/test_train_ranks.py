@@ -66,9 +66,9 @@ def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_two_ranks_train_
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("workers", "way"), [(2, "fsdp"), (4, "ddp")])
-def test_ranks_train_what_one_process_trains(ray: Any, tiny_store: Any, tmp_path: Path, workers: int, way: str) -> None:
-    recipe = replace(RECIPE, run=replace(RECIPE.run, parallel=way))
+@pytest.mark.parametrize(("workers", "way", "parts"), [(2, "fsdp", 1), (4, "ddp", 2), (4, "fsdp", 2)])
+def test_ranks_train_what_one_process_trains(ray: Any, tiny_store: Any, tmp_path: Path, workers: int, way: str, parts: int) -> None:
+    recipe = replace(RECIPE, run=replace(RECIPE.run, parallel=way, accumulate=parts))
     summary = train_on_workers(order(tiny_store, tmp_path / "run", recipe), workers)
     train(RECIPE, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path / "one")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
