@@ -150,8 +150,9 @@ class Trainer:
 
     def _parts(self) -> list[tuple[int, int, bool]]:
         """(start, stop, whether it is the last) of each part of this rank's batch."""
-        size = self.stream.batch_size
-        edges = np.linspace(0, size, min(size, self.recipe.run.accumulate) + 1).astype(int).tolist()
+        size, smallest = self.stream.batch_size, self.recipe.run.batch_size // self.ranks.count
+        parts = min(smallest, self.recipe.run.accumulate)  # the same on every rank: sharded weights are gathered for each part together
+        edges = np.linspace(0, size, parts + 1).astype(int).tolist()
         return [(start, stop, stop == size) for start, stop in itertools.pairwise(edges)]
 
     def _image_ids(self, batch: Batch) -> str:

@@ -61,7 +61,7 @@ def test_continuous_integration_runs_the_two_targets_that_people_run_and_waits_f
     assert "exec </dev/null" in lines
 
 
-@pytest.mark.parametrize("target", ["venv", "test", "test-long", "check", "demo"])
+@pytest.mark.parametrize("target", ["venv", "test", "test-long", "check", "demo", "bench-train", "study"])
 def test_each_target_of_make_is_there_and_says_what_it_does(target: str) -> None:
     done = subprocess.run(["make", "-s", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert re.search(rf"^{target} +\w", done.stdout, re.MULTILINE)

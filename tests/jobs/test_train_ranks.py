@@ -53,7 +53,8 @@ def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_two_ranks_train_
         if event["event"] == "step" and event["step"] == 1 and sum(one["event"] == "rank" for one in seen) == 2:
             os.kill(next(one["pid"] for one in seen if one["event"] == "rank" and one["rank"] == 1), signal.SIGKILL)
 
-    recipe = replace(RECIPE, run=replace(RECIPE.run, steps=200, checkpoint_every=20))
+    calm = replace(RECIPE.optimizer, learning_rate=1e-3)  # at 1e-2 rounding grows to 0.5 within 100 steps
+    recipe = replace(RECIPE, optimizer=calm, run=replace(RECIPE.run, steps=200, checkpoint_every=20))
     summary = train_on_workers(order(tiny_store, tmp_path / "two", recipe), 2, on_event=kill_rank_1)
     assert sum(one["event"] == "rank" for one in seen) == 4
     assert (summary["steps"], summary["ranks"]) == (200, 2)
@@ -61,13 +62,13 @@ def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_two_ranks_train_
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
     train(recipe, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path / "one")
     assert losses(tmp_path / "two")[:20] == pytest.approx(losses(tmp_path / "one")[:20], abs=5e-5)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=5e-3)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-3)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("workers", "way"), [(2, "fsdp"), (4, "ddp")])
-def test_ranks_train_what_one_process_trains(ray: Any, tiny_store: Any, tmp_path: Path, workers: int, way: str) -> None:
-    recipe = replace(RECIPE, run=replace(RECIPE.run, parallel=way))
+@pytest.mark.parametrize(("workers", "way", "parts"), [(2, "fsdp", 1), (4, "ddp", 2), (4, "fsdp", 2)])
+def test_ranks_train_what_one_process_trains(ray: Any, tiny_store: Any, tmp_path: Path, workers: int, way: str, parts: int) -> None:
+    recipe = replace(RECIPE, run=replace(RECIPE.run, parallel=way, accumulate=parts))
     summary = train_on_workers(order(tiny_store, tmp_path / "run", recipe), workers)
     train(RECIPE, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path / "one")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
