@@ -38,6 +38,7 @@ TERMS: dict[str, Terms] = {
     "dinov2-g": Terms("Apache-2.0", False, "github.com/facebookresearch/dinov2"),
     "c-radiov4-h": Terms("NVIDIA Open Model License", False, "huggingface.co/nvidia/C-RADIOv4-H"),
     "clip-l": Terms("MIT", False, "github.com/openai/CLIP"),
+    "clip-l-quickgelu": Terms("MIT", False, "github.com/openai/CLIP"),
     "sam-h": Terms("Apache-2.0", False, "github.com/facebookresearch/segment-anything"),
 }
 OFFICIAL_EUPE = Terms("FAIR Noncommercial Research License", True, "github.com/facebookresearch/EUPE")
