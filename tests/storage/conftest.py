@@ -1,7 +1,9 @@
 """Stores for the storage tests: a complete one that nobody changes, and fresh copies to damage."""
 
+import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,14 @@ def copied(pristine: Made, tmp_path: Path) -> Callable[[], Made]:
         return reopen(pristine._replace(store=type(pristine.store).open(str(target))))
 
     return copy
+
+
+@pytest.fixture
+def quick_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where the system has one: killing a process takes nothing from the page cache, so a disk would only cost fsyncs."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="eupe-tests-") as folder:
+        yield Path(folder)
