@@ -81,7 +81,9 @@ def main() -> int:
         print(f"RESULT faults.{name} {totals[name]} {target}")
     rows = {str(number): {"fault": FAULTS[number][0], "wanted": FAULTS[number][1], **found} for number, found in sorted(sums.items())}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"command": f"python tools/fault_table.py {' '.join(arguments)}", **totals, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps({"command": f"python tools/fault_table.py {' '.join(arguments)}", **totals, "rows": rows}, indent=1) + "\n"
+    )
     return status
 
 

@@ -154,13 +154,12 @@ def fork_writer(url: str, key: str, seed: int) -> int:
     child = os.fork()
     if child:
         return child
-    status = 1
     try:
         write_missing(url, key, seed)
-        status = 0
-    except BaseException:
+    except Exception:  # noqa: BLE001  # whatever it is, this process must not go on as its parent
         traceback.print_exc()
-    os._exit(status)
+        os._exit(1)
+    os._exit(0)
 
 
 def serve() -> None:
