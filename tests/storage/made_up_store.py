@@ -163,13 +163,14 @@ def fork_writer(url: str, key: str, seed: int) -> int:
 
 
 def serve() -> None:
-    """For each line of the input, fork a writer a seed; print their ids, and their exit statuses when all have ended."""
+    """For each line of the input, fork a writer a seed; print their ids; after another line, their exit statuses when all have ended."""
     with tempfile.TemporaryDirectory() as warm_up:
         build(Path(warm_up), images=4)  # what libraries load at their first use, once instead of in every writer
     for line in sys.stdin:
         url, key, seeds = json.loads(line)
         children = [fork_writer(url, key, seed) for seed in seeds]
         print(json.dumps(children), flush=True)
+        sys.stdin.readline()  # until then they keep their ids, so that a signal cannot reach another process
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 
 

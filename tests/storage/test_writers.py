@@ -42,6 +42,9 @@ class Writers:
 
     def wait(self) -> list[int]:
         """The exit statuses of those that were started last."""
+        assert self._parent.stdin is not None
+        self._parent.stdin.write("\n")
+        self._parent.stdin.flush()
         return self._line()
 
     def _line(self) -> list[int]:
@@ -71,34 +74,35 @@ def committed_rows_are_right(made: Made) -> int:
     return whole
 
 
-def kill_some(writers: Writers, made: Made, seeds: Sequence[int], random: np.random.Generator) -> None:
-    """Start writers and kill them all, a moment after they have committed none to three more shards."""
+def kill_some(writers: Writers, made: Made, seeds: Sequence[int], random: np.random.Generator) -> bool:
+    """Start writers and kill them all, a moment after they have committed none to three more shards; True when one was still at work."""
     wanted = len(made.features.group.committed()) + int(random.integers(0, 4))
     started = writers.start(made, seeds)
     deadline = time.monotonic() + 20
-    while len(made.features.group.committed()) <= min(wanted, 38) and time.monotonic() < deadline:
+    while len(made.features.group.committed()) <= min(wanted, made.features.shards - 2) and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(random.uniform(0, 0.004))
     for child in started:
         os.kill(child, signal.SIGKILL)
-    writers.wait()
+    return -signal.SIGKILL in writers.wait()
 
 
 @pytest.mark.parametrize("seed", [4, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(5, 29))])
 def test_killed_writers_leave_whole_shards_or_none_and_the_work_can_be_finished(writers: Writers, quick_disk: Path, seed: int) -> None:
-    made, random, seen = plan(quick_disk, images=160), np.random.default_rng(seed), []
+    made, random, seen = plan(quick_disk, images=240), np.random.default_rng(seed), []
+    killed = 0
     with Trials(2) as trials:
         for kill in range(KILLS):
-            kill_some(writers, made, [10 * kill + n for n in range(1 + kill % 4)], random)
+            killed += kill_some(writers, made, [10 * kill + n for n in range(1 + kill % 4)], random)
             seen.append(committed_rows_are_right(made))
         assert seen == sorted(seen)
         made_up_store.write_missing(made.store.url, made.features.key, 1)
-        uninterrupted = plan(quick_disk / "other", images=160)
+        uninterrupted = plan(quick_disk / "other", images=240)
         for shard in range(uninterrupted.features.shards):
             commit(uninterrupted, shard)
         assert same(everything(reopen(made)), everything(uninterrupted))
         assert published(made.folder) == published(uninterrupted.folder)
-        trials.note("healed", KILLS)
+        trials.note("healed", killed)
 
 
 def published(folder: Path) -> dict[str, bytes]:
@@ -150,7 +154,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
     monkeypatch.undo()
 
 
-def test_the_order_is_write_fsync_link_fsync_folder_and_the_record_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_object_is_written_fsynced_linked_its_folder_fsynced_and_the_record_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = plan(tmp_path)
     commit(made, 1)  # folders exist from here on
     made.views.commit_shard(0, made_up_store.drawn_with_digests(made.views, 0), {})
@@ -158,14 +164,22 @@ def test_the_order_is_write_fsync_link_fsync_folder_and_the_record_last(tmp_path
     with traced(monkeypatch) as calls:
         made.features.commit_shard(0, made_up_store.tokens(made.features, 0), {}, "")
     objects = ["patch/c.0.0.0.0", "patch_scale/c.0.0.0", "cls/c.0.0", "commits/000000.json"]
-    assert [Path(name).relative_to(folder).as_posix() for call, name in calls if call == "link"] == objects
-    for place, published_name in enumerate(objects):
-        group = calls[4 * place : 4 * place + 4]
-        assert [call for call, _ in group] == ["writev", "fsync", "link", "fsync"]
-        assert group[0][1] == group[1][1]
-        assert Path(group[0][1]).name.startswith(".tmp-")
-        assert group[3][1] == str((folder / published_name).parent)
-    assert len(calls) == 16
+    assert sorted(Path(name).relative_to(folder).as_posix() for call, name in calls if call == "link") == sorted(objects)
+    with Trials(9) as trials:
+        for published_name in objects:
+            group = [(call, Path(name)) for call, name in calls if concerns(Path(name), folder / published_name)]
+            assert [call for call, _ in group] == ["writev", "fsync", "link", "fsync"]
+            assert group[0][1] == group[1][1]
+            assert group[3][1] == (folder / published_name).parent
+        assert len(calls) == 16
+        assert all("commits" in name for _, name in calls[12:])  # the record's write begins when every object is durable
+        trials.note("right")
+
+
+def concerns(path: Path, published_name: Path) -> bool:
+    """Whether a call was about this object: its folder, its temporary file or itself."""
+    temporary = path.name.startswith(".tmp-") and path.name.endswith(published_name.name)
+    return path in (published_name, published_name.parent) or (temporary and path.parent == published_name.parent)
 
 
 @contextmanager
