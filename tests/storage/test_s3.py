@@ -1,13 +1,14 @@
 """The store on S3: a real server over HTTP, with every way that a network and a busy bucket fail (FAULTS 10–12, 27)."""
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage import remote
+from eupe_pipeline.storage import remote, shard_cache
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
 from eupe_pipeline.storage.remote import TRIES, RemoteObjects, persist
 from eupe_pipeline.storage.store import FeatureStore
@@ -203,6 +204,22 @@ def test_a_full_shard_cache_drops_the_oldest_and_still_reads_right(s3: tuple[Fau
     for row in rows:
         np.testing.assert_array_equal(features.read(rows[:1] * 0 + row).patch, local.features.read(rows[:1] * 0 + row).patch)
     assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) <= 8_000
+
+
+def test_a_copy_that_outlived_a_crash_half_written_is_fetched_again(
+    s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, objects = s3
+    local = build(tmp_path / "local", images=4)
+    made = remote_copy(local, objects)
+    commit(made, 0)
+    reopen_remote(made, tmp_path / "cache").features.read(np.arange(8))
+    copies = [path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")]
+    for path in copies:
+        path.write_bytes(bytes(path.stat().st_size))
+    monkeypatch.setattr(shard_cache, "_started", lambda: time.time() + 1)
+    found = reopen_remote(made, tmp_path / "cache").features.read(np.arange(8))
+    np.testing.assert_array_equal(found.patch, local.features.read(np.arange(8)).patch)
 
 
 def test_a_damaged_remote_object_never_enters_the_cache(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
