@@ -113,13 +113,13 @@ def measure(folder: Path, source: str, count: int) -> dict[str, dict[str, float]
         found = cosines(features.decode(features.read(np.arange(features.rows))), normal[1])
         results[codec] = {
             "bytes": features.stored_bytes() / features.rows,
-            "mean": found.mean(),
-            "p1": np.percentile(found, 1),
-            "min": found.min(),
+            "mean": float(found.mean()),
+            "p1": float(np.percentile(found, 1)),
+            "min": float(found.min()),
         }
         patch_bytes = sum(array.nbytes for array in features.read(np.arange(1))[1:] if array is not None)
         results[codec]["patch_bytes"] = patch_bytes
-        results[codec] = {name: float(value) for name, value in results[codec].items()} | rates(codec)
+        results[codec] |= rates(codec)
     return results
 
 

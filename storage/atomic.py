@@ -6,7 +6,6 @@ folder. A full disk, a quota or a missing permission becomes `StoreUnavailable` 
 """
 
 import contextlib
-import ctypes
 import errno
 import itertools
 import os
@@ -20,9 +19,6 @@ from .errors import StoreUnavailable
 
 TEMPORARY_PREFIX = ".tmp-"
 _IOV_MAX = 1024
-_PIECE_BYTES = 8 << 20
-_SYNC_FILE_RANGE_WRITE = 2
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux alone
 _REFUSED = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -72,32 +68,10 @@ def make_folder(folder: Path) -> None:
             fsync_folder(created.parent)
 
 
-def _start_writing_back(descriptor: int, start: int, stop: int) -> None:
-    """Let the disk begin with these bytes while the next ones are copied; the fsync that follows is what counts."""
-    if _sync_file_range is not None:
-        _sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(stop - start), _SYNC_FILE_RANGE_WRITE)
-
-
-def _next_piece(pending: deque[memoryview]) -> list[memoryview]:
-    """The next buffers, until they hold `_PIECE_BYTES`."""
-    piece: list[memoryview] = []
-    size = 0
-    for buffer in itertools.islice(pending, _IOV_MAX):
-        piece.append(buffer)
-        size += len(buffer)
-        if size >= _PIECE_BYTES:
-            break
-    return piece
-
-
 def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
     pending = deque(memoryview(buffer).cast("B") for buffer in buffers)
-    done = 0
     while pending:
-        written = os.writev(descriptor, _next_piece(pending))
-        if written >= _PIECE_BYTES:
-            _start_writing_back(descriptor, done, done + written)
-        done += written
+        written = os.writev(descriptor, list(itertools.islice(pending, _IOV_MAX)))
         while pending and written >= len(pending[0]):
             written -= len(pending.popleft())
         if written:

@@ -38,9 +38,11 @@ class Distortion:
     solarize_probability: float = 0.2
 
     def __post_init__(self) -> None:
-        if len(self.jitter) != 4 or not all(0 <= value <= 1 for value in self.jitter) or self.jitter[3] > 0.5:
+        if [*map(len, (self.jitter, self.blur_sigma))] != [4, 2]:
+            raise BadInput(f"jitter is four numbers and blur_sigma two, got {self.jitter} and {self.blur_sigma}")
+        if not all(0 <= value <= 1 for value in self.jitter) or self.jitter[3] > 0.5:
             raise BadInput(f"jitter is four numbers from 0 to 1, the last at most 0.5, got {self.jitter}")
-        if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise BadInput(f"blur_sigma is two positive numbers, ascending, got {self.blur_sigma}")
         if not all(0 <= p <= 1 for p in (self.jitter_probability, self.blur_probability, self.solarize_probability)):
             raise BadInput("the probabilities of a distortion must lie in [0, 1]")

@@ -1,10 +1,10 @@
 """Whole shards of a remote store in a local folder, shared by the processes of a machine, bounded in size.
 
 An epoch in shard order wants one GET a shard, not one a row. A copy is named by the xxh3 that the shard's record gives, so it is verified
-once, when it is made, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. Copies are not fsynced,
-which would cost a quarter of a download; so one from before the machine's last start is hashed again before it is used. One process downloads
-while others wait for its lock. The copies that were used longest ago go first when the folder is over its limit; a copy that is gone while
-it is open is fetched again. Records and metadata are not cached here.
+once, when it is made, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. Copies are not
+fsynced; one from before the machine's last start is hashed again before it is used. One process downloads while others wait for its
+lock. The copies that were used longest ago go first when the folder is over its limit; a copy that is gone while it is open is fetched
+again. Records and metadata are not cached here.
 """
 
 import fcntl
