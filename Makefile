@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
+BENCH := .venv-bench
 
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long check format pins demo bench-extract bench-train study clean
+.PHONY: help venv test test-long test-faults bench-store check format pins demo bench-extract bench-train study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +31,23 @@ test: venv ## fetch the demo's weights and photos once, then run the tests
 test-long: venv ## also the tests that take minutes
 	$(BIN)/eupe-pipeline demo --fetch-only
 	$(BIN)/python -m pytest
+
+test-faults: venv ## break the store in every way that is listed, print what was silent, detected, healed
+	$(BIN)/python tools/fault_table.py
+
+# The peers go into an environment of their own, on top of .venv: some of them pin what we do not. Without them the figures of our side remain.
+$(BENCH)/.installed: $(STAMP)
+	test -x $(BENCH)/bin/python || $(BIN)/python -m venv $(BENCH)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$($(BENCH)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' \
+	  || echo "bench-store: the peers could not be installed; those that are missing are skipped"
+	@touch $@
+
+bench-store: $(BENCH)/.installed ## the store against raw system calls, against its peers, on S3, at 1.7e9 images
+	$(BENCH)/bin/python -m benchmarks.bench_store
+	$(BENCH)/bin/python -m benchmarks.bench_codec
+	$(BENCH)/bin/python -m benchmarks.bench_s3
+	$(BENCH)/bin/python -m benchmarks.bench_scale
 
 check: venv ## style, types (source and tests), layer rules
 	$(BIN)/ruff check .
@@ -58,4 +76,4 @@ bench-extract: venv ## extraction against a bare forward loop, and what five kil
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract
 
 clean: ## remove what the targets above made, except runs/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

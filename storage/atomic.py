@@ -79,8 +79,8 @@ def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_file(final: Path, buffers: Sequence[Buffer]) -> Iterator[Path]:
-    """A fsynced file beside `final` that holds the buffers; removed at the end unless it was renamed."""
+def _temporary_file(final: Path, buffers: Sequence[Buffer], durable: bool = True) -> Iterator[Path]:
+    """A fsynced file (unless not `durable`) beside `final` that holds the buffers; removed at the end unless it was renamed."""
     size = sum(memoryview(buffer).nbytes for buffer in buffers)
     temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{final.name}"[:200])
     try:
@@ -88,7 +88,8 @@ def _temporary_file(final: Path, buffers: Sequence[Buffer]) -> Iterator[Path]:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             try:
                 _write_all(descriptor, buffers)
-                os.fsync(descriptor)
+                if durable:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         yield temporary
@@ -104,18 +105,20 @@ def write_atomically(path: Path, data: Buffer) -> None:
     fsync_folder(path.parent)
 
 
-def create_exclusively(path: Path, buffers: Sequence[Buffer]) -> bool:
+def create_exclusively(path: Path, buffers: Sequence[Buffer], *, durable: bool = True) -> bool:
     """Publish the joined buffers at `path` unless something is there; True when this call created it.
 
-    The order of system calls is write, fsync, link, fsync of the folder: a name never stands for unwritten bytes.
+    The order of system calls is write, fsync, link, fsync of the folder: a name never stands for unwritten bytes. Without `durable`
+    there is no fsync, and after a crash of the machine the name may stand for anything.
     """
     make_folder(path.parent)
-    with _temporary_file(path, buffers) as temporary, refusals(path, 0):
+    with _temporary_file(path, buffers, durable) as temporary, refusals(path, 0):
         try:
             os.link(temporary, path)
         except FileExistsError:
             return False
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
     return True
 
 

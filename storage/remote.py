@@ -78,6 +78,10 @@ class RemoteObjects:
     def __init__(self, url: str) -> None:
         if "@" in url.partition("://")[2].partition("/")[0]:
             raise BadInput("the store's URL holds credentials; leave them out and set AWS_PROFILE or AWS_ACCESS_KEY_ID and so on")
+        if "?" in url or "#" in url:  # a signed URL; s3fs would take it for a key, and errors and records would repeat the signature
+            raise BadInput(
+                "the store's URL has a query or a fragment; give s3://bucket/folder alone, and credentials through the environment"
+            )
         self.url = url
         self._filesystem, self._root = fsspec.url_to_fs(url, **(_S3_OPTIONS if url.startswith("s3:") else {}))
         if url.startswith("s3:"):

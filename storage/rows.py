@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CacheDamaged
+from .errors import BadInput, CacheDamaged
 from .objects import OpenObject
 from .zarr_format import CRC_BYTES, MISSING, ArraySpec, byte_view, xxh3_64
 
@@ -34,9 +34,9 @@ class OpenArray:
 
 
 def check_out(spec: ArraySpec, out: NDArray[Any], count: int) -> None:
-    """Refuse memory that rows of this array cannot be read into; raises ValueError."""
+    """Refuse memory that rows of this array cannot be read into; raises `BadInput`."""
     if out.shape != (count, *spec.shape[1:]) or out.dtype != spec.dtype or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError(
+        raise BadInput(
             f"out for {spec.name} must be writable, C-contiguous {spec.dtype}{(count, *spec.shape[1:])}, got {out.dtype}{out.shape}"
         )
 

@@ -1,13 +1,15 @@
 """Whole shards of a remote store in a local folder, shared by the processes of a machine, bounded in size.
 
 An epoch in shard order wants one GET a shard, not one a row. A copy is named by the xxh3 that the shard's record gives, so it is verified
-once, when it is made, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. One process downloads
-while others wait for its lock. The copies that were used longest ago go first when the folder is over its limit; a copy that is gone while
-it is open is fetched again. Records and metadata are not cached here.
+once, when it is made, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. Copies are not
+fsynced; one from before the machine's last start is hashed again before it is used. One process downloads while others wait for its
+lock. The copies that were used longest ago go first when the folder is over its limit; a copy that is gone while it is open is fetched
+again. Records and metadata are not cached here.
 """
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,11 @@ from .zarr_format import xxh3_128
 
 DEFAULT_LIMIT_BYTES = 100 << 30
 _LOCK = ".lock-"
+
+
+def _started() -> float:
+    """When this machine was started, in seconds since 1970."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class CachedObjects:
@@ -37,6 +44,7 @@ class CachedObjects:
     def fetched(self, key: str, wanted: str) -> OpenObject:
         """The local copy, made first when there is none; raises `CacheDamaged` when the remote object is not what was expected."""
         try:
+            self._doubt_old(wanted)
             copy = self._local.open(wanted)
         except FileNotFoundError:
             with self._locked(wanted):
@@ -46,12 +54,17 @@ class CachedObjects:
         os.utime(self.folder / wanted)
         return copy
 
+    def _doubt_old(self, wanted: str) -> None:
+        """Hash a copy that outlived a start of the machine, and drop it when it is not whole."""
+        if os.stat(self.folder / wanted).st_ctime < _started() and xxh3_128([self._local.read(wanted)]) != wanted:
+            self._local.remove(wanted)
+
     def _download(self, key: str, wanted: str) -> None:
         data = self.remote.read(key)
         if xxh3_128([data]) != wanted:
             raise CacheDamaged(f"{key} of {self.url} is damaged: xxh3 differs from its record; run `eupe-pipeline features verify`")
         self._make_room(len(data))
-        create_exclusively(self.folder / wanted, [data])
+        create_exclusively(self.folder / wanted, [data], durable=False)
 
     def _make_room(self, needed: int) -> None:
         copies = []

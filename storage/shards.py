@@ -93,8 +93,7 @@ class ShardedGroup:
 
     def publish(self, record: Record, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> Record:
         """Write a shard's objects and commit `record` with them; returns the record that now stands, ours or another's."""
-        entries = {name: self._publish_array(spec, record.shard, arrays[name], present) for name, spec in self.specs.items()}
-        complete = replace(record, objects=entries)
+        complete = replace(record, objects=self._publish_arrays(record.shard, arrays, present))
         if self.objects.create(f"{self.prefix}/{record_key(record.shard)}", [complete.to_bytes()]):
             return complete
         standing = self.record(record.shard)
@@ -102,6 +101,12 @@ class ShardedGroup:
         if standing.image_ids_sha256 != record.image_ids_sha256:
             raise CacheDamaged(f"{self.prefix}/{record_key(record.shard)} was committed for other images; run `features verify`")
         return standing
+
+    def _publish_arrays(self, shard: int, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> dict[str, ObjectRecord]:
+        """All arrays side by side: a file system commits their fsyncs together, an object store answers their puts together."""
+        with ThreadPoolExecutor(len(self.specs)) as pool:
+            futures = {name: pool.submit(self._publish_array, spec, shard, arrays[name], present) for name, spec in self.specs.items()}
+        return {name: future.result() for name, future in futures.items()}
 
     def _publish_array(self, spec: ArraySpec, shard: int, rows: NDArray[Any], present: NDArray[np.bool_]) -> ObjectRecord:
         """Write one array's object, or adopt the one that is there; hashing runs beside the writing, which leaves the processor idle."""

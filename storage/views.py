@@ -9,7 +9,7 @@ Axes: n views; crop = (top, left, height, width) in source pixels.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,12 +17,13 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from . import photometric
 from .decode import Pixels
 from .errors import BadInput, unknown_name
+from .photometric import Distortion
 
 KINDS = ("random_resized_crop", "center")
-PHOTOMETRIC_MODES = ("none",)
-PHOTOMETRIC_PARAMETERS = 8
+PHOTOMETRIC_PARAMETERS = photometric.STORED_COLUMNS
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -30,7 +31,8 @@ INTERPOLATIONS = {
 }
 DIGEST_BYTES = 16
 _CROP_TRIES = 10
-_RAW_WORDS = 4 * _CROP_TRIES + 1
+_FLIP_WORD = 4 * _CROP_TRIES
+_RAW_WORDS = _FLIP_WORD + 1 + photometric.WORDS
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,16 @@ class ViewSpec:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height, drawn log-uniformly
     flip_probability: float = 0.5
     crop_fraction: float = 1.0  # of the shorter side, for kind "center"
-    photometric: str = "none"
+    photometric: str = "none"  # who sees the distortion: nobody, teacher_same, student_only
+    distortion: Distortion = field(default_factory=Distortion)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown_name("kind of view", self.kind, KINDS)
-        if self.photometric not in PHOTOMETRIC_MODES:
-            raise unknown_name("photometric mode", self.photometric, PHOTOMETRIC_MODES)
+        if self.photometric not in photometric.MODES:
+            raise unknown_name("photometric mode", self.photometric, photometric.MODES)
+        if self.kind == "center" and self.photometric != "none":
+            raise BadInput(f"centre views are never distorted: photometric must be none, got {self.photometric}")
         if self.kind == "center" and self.views_per_image != 1:
             raise BadInput(f"centre views are all alike: views_per_image must be 1, got {self.views_per_image}")
         if not 1 <= self.views_per_image <= 1024:
@@ -65,7 +70,7 @@ class ViewSpec:
         common: dict[str, Any] = {"kind": self.kind, "views_per_image": self.views_per_image}
         if self.kind == "center":
             return {**common, "crop_fraction": self.crop_fraction}
-        return {
+        drawn = {
             **common,
             "seed": self.seed,
             "scale": list(self.scale),
@@ -73,11 +78,14 @@ class ViewSpec:
             "flip_probability": self.flip_probability,
             "photometric": self.photometric,
         }
+        return drawn if self.photometric == "none" else {**drawn, "distortion": self.distortion.identity()}
 
     @classmethod
     def from_identity(cls, values: dict[str, Any]) -> "ViewSpec":
         """The spec that `identity` describes."""
         pairs: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        if "distortion" in pairs:
+            pairs["distortion"] = Distortion.from_identity(pairs["distortion"])
         return cls(**pairs)
 
 
@@ -147,7 +155,9 @@ def draw(spec: ViewSpec, image_ids: Sequence[str], sizes_hw: NDArray[np.int32]) 
                 continue
             uniforms = _uniforms(spec.seed, image_id, k)
             crop[row] = _random_crop(spec, height, width, uniforms)
-            flip[row] = uniforms[-1] < spec.flip_probability
+            flip[row] = uniforms[_FLIP_WORD] < spec.flip_probability
+            if spec.photometric != "none":
+                views.photometric[row] = spec.distortion.draw(uniforms[_FLIP_WORD + 1 :])
     return views
 
 

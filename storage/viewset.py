@@ -24,6 +24,7 @@ from .errors import BadInput
 from .identity import digest, ids_digest, short
 from .named import check_metadata, create_named, damage
 from .objects import Objects
+from .photometric import COLUMNS, UNITS
 from .shards import ShardedGroup
 from .views import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, empty_views
 from .zarr_format import ArraySpec, group_metadata
@@ -49,10 +50,11 @@ def views_identity(dataset: ImageDataset, spec: ViewSpec, images_per_shard: int)
 def _specs(identity: Mapping[str, Any]) -> list[ArraySpec]:
     views_per_image = identity["views"]["views_per_image"]
     rows, shard_rows = identity["images"] * views_per_image, identity["images_per_shard"] * views_per_image
+    distorted = {} if identity["views"].get("photometric", "none") == "none" else {"columns": list(COLUMNS), "units": UNITS}
     arrays: list[tuple[str, int, type[np.generic], str, dict[str, Any]]] = [
         ("crop", 4, np.int32, "top_left_height_width", {"units": "source pixels"}),
         ("flip", 1, np.bool_, "mirrored", {}),
-        ("photometric", PHOTOMETRIC_PARAMETERS, np.float32, "parameter", {}),
+        ("photometric", PHOTOMETRIC_PARAMETERS, np.float32, "parameter", distorted),
         (
             "pixel_digest",
             DIGEST_BYTES,

@@ -1,11 +1,16 @@
 """Stores for the storage tests: a complete one that nobody changes, and fresh copies to damage."""
 
+import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from eupe_pipeline.storage.remote import RemoteObjects
 
+from .faulty_s3 import SECRETS, FaultyServer, running
 from .made_up_store import Made, build, reopen
 
 
@@ -26,3 +31,31 @@ def copied(pristine: Made, tmp_path: Path) -> Callable[[], Made]:
         return reopen(pristine._replace(store=type(pristine.store).open(str(target))))
 
     return copy
+
+
+@pytest.fixture
+def quick_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where the system has one: killing a process takes nothing from the page cache, a disk only costs fsyncs."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="eupe-tests-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[FaultyServer]:
+    """One S3 server for all: the client library keeps its first connection per process."""
+    with running() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(s3_server: FaultyServer) -> Iterator[FaultyServer]:
+    """The server, with the environment that leads to it and a bucket."""
+    with mock.patch.dict(os.environ, {**SECRETS, "AWS_ENDPOINT_URL": s3_server.url, "AWS_DEFAULT_REGION": "us-east-1"}):
+        filesystem = RemoteObjects("s3://bucket")._filesystem
+        if not filesystem.exists("bucket"):
+            filesystem.mkdir("bucket")
+        yield s3_server

@@ -11,18 +11,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTED9F3A",
+    "AWS_SECRET_ACCESS_KEY": "planted-secret-77aa",
+    "AWS_SESSION_TOKEN": "planted-token-1b2c",
+}
 ERROR_BODY = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>made up</Message></Error>'
 
 
 @dataclass
 class Fault:
-    """What happens to one request: answered `status`, cut after `keep` bytes of the body, or its reply lost."""
+    """What happens to one request: answered `status`, cut after `keep` bytes of the body, its reply lost, late, or byte by byte."""
 
     status: int | None = None
     code: bytes = b"SlowDown"
     keep: int | None = None
     lose_reply: bool = False
     reset: bool = False
+    stall_s: float = 0.0
+    trickle: bool = False
 
 
 @dataclass
@@ -82,9 +89,11 @@ def _handler(server: FaultyServer, port: int) -> type[BaseHTTPRequestHandler]:
             if fault is not None and fault.lose_reply:
                 self._hang_up()
                 return
-            self._reply(response.status, dict(response.getheaders()), data, None if fault is None else fault.keep)
+            time.sleep(0.0 if fault is None else fault.stall_s)
+            trickle = fault is not None and fault.trickle
+            self._reply(response.status, dict(response.getheaders()), data, None if fault is None else fault.keep, trickle)
 
-        def _reply(self, status: int, headers: dict[str, str], data: bytes, keep: int | None = None) -> None:
+        def _reply(self, status: int, headers: dict[str, str], data: bytes, keep: int | None = None, trickle: bool = False) -> None:
             self.send_response(status)
             for name, value in headers.items():
                 if name.lower() not in ("transfer-encoding", "connection", "date", "server", "content-length"):
@@ -92,7 +101,10 @@ def _handler(server: FaultyServer, port: int) -> type[BaseHTTPRequestHandler]:
             length = headers.get("Content-Length", headers.get("content-length")) if self.command == "HEAD" else None
             self.send_header("Content-Length", length or str(len(data)))
             self.end_headers()
-            self.wfile.write(data if keep is None else data[:keep])
+            for byte in data if trickle else b"":
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+            self.wfile.write(b"" if trickle else data if keep is None else data[:keep])
             if keep is not None:
                 self._hang_up()
 

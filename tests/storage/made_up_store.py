@@ -1,11 +1,15 @@
 """A small store of made-up images and tokens: every value follows from the seed, so that any process writes the same one.
 
-Run as a program it is one more writer of a store, to be killed or to collide with others:
+Run as a program it forks writers of a store, to be killed or to collide with each other: importing once for all of them.
 
-    python made_up_store.py STORE FEATURES_KEY SEED
+    echo '["STORE", "FEATURES_KEY", [SEED, ...]]' | python made_up_store.py
 """
 
+import json
+import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,5 +149,30 @@ def write_missing(url: str, key: str, seed: int) -> None:
         commit(made, shard)
 
 
+def fork_writer(url: str, key: str, seed: int) -> int:
+    """Another process that writes what is missing; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        write_missing(url, key, seed)
+    except Exception:  # noqa: BLE001  # whatever it is, this process must not go on as its parent
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def serve() -> None:
+    """For each line of the input, fork a writer a seed; print their ids; after another line, their exit statuses when all have ended."""
+    with tempfile.TemporaryDirectory() as warm_up:
+        build(Path(warm_up), images=4)  # what libraries load at their first use, once instead of in every writer
+    for line in sys.stdin:
+        url, key, seeds = json.loads(line)
+        children = [fork_writer(url, key, seed) for seed in seeds]
+        print(json.dumps(children), flush=True)
+        sys.stdin.readline()  # until then they keep their ids, so that a signal cannot reach another process
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+
+
 if __name__ == "__main__":
-    write_missing(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    serve()

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, EupeError
 
+from ..fault_log import Trials
 from .made_up_store import Made, everything, files, reopen, same, with_features
 
-BIT_FLIPS = 500
-CUTS = 150
+pytestmark = pytest.mark.fault
+BIT_FLIPS = [500, pytest.param(4500, marks=pytest.mark.long)]
+CUTS = [200, pytest.param(800, marks=pytest.mark.long)]
 
 
 def outcome(made: Made, right: list[np.typing.NDArray[np.generic]]) -> str:
-    """'right', 'detected', or 'SILENT' for a full reading by a new process; any other exception passes through."""
+    """'right', 'detected', or 'silent' for a full reading by a new process; any other exception passes through."""
     try:
-        return "right" if same(everything(reopen(made)), right) else "SILENT"
+        return "right" if same(everything(reopen(made)), right) else "silent"
     except EupeError:
         return "detected"
 
@@ -28,22 +30,21 @@ def flip_bit(path: Path, bit: int) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_no_flipped_bit_anywhere_is_silent(copied: Callable[[], Made], pristine: Made) -> None:
+@pytest.mark.parametrize("flips", BIT_FLIPS)
+def test_no_flipped_bit_anywhere_is_silent(copied: Callable[[], Made], pristine: Made, flips: int) -> None:
     """A file is drawn first and a bit of it second, so that records, identities and metadata get their share beside the tokens."""
     made, right = copied(), everything(pristine)
-    random = np.random.default_rng(2)
+    random = np.random.default_rng(flips)
     everywhere = files(made.folder)
-    counts = {"right": 0, "detected": 0, "SILENT": 0}
-    for _ in range(BIT_FLIPS):
-        path = everywhere[random.integers(len(everywhere))]
-        original = path.read_bytes()
-        flip_bit(path, int(random.integers(8 * len(original))))
-        found = outcome(made, right)
-        assert found != "SILENT", path
-        counts[found] += 1
-        path.write_bytes(original)
+    with Trials(1) as trials:
+        for _ in range(flips):
+            path = everywhere[random.integers(len(everywhere))]
+            original = path.read_bytes()
+            flip_bit(path, int(random.integers(8 * len(original))))
+            trials.note(outcome(made, right))
+            path.write_bytes(original)
     # What is not detected lies in bytes that no value depends on: checksums that stand beside a row but are not the record's.
-    assert counts["detected"] > 0.93 * BIT_FLIPS
+    assert trials.counts["detected"] > 0.93 * flips
 
 
 def damaged(data: bytes, how: int, random: np.random.Generator) -> bytes | None:
@@ -52,19 +53,23 @@ def damaged(data: bytes, how: int, random: np.random.Generator) -> bytes | None:
     return [None, b"", data[:cut], data[:-1], data + b"\0", b"\0" + data, data[:cut] + data[cut + 1 :]][how]
 
 
-def test_no_deleted_emptied_cut_or_grown_file_is_silent(copied: Callable[[], Made], pristine: Made) -> None:
+@pytest.mark.parametrize("cuts", CUTS)
+def test_no_deleted_emptied_cut_or_grown_file_is_silent(copied: Callable[[], Made], pristine: Made, cuts: int) -> None:
     made, right = copied(), everything(pristine)
-    random = np.random.default_rng(3)
+    random = np.random.default_rng(cuts)
     everywhere = files(made.folder)
-    for trial in range(CUTS):
-        path = everywhere[random.integers(len(everywhere))]
-        original, changed = path.read_bytes(), damaged(path.read_bytes(), trial % 7, random)
-        path.unlink()
-        if changed is not None:
-            path.write_bytes(changed)
-        assert outcome(made, right) == ("right" if changed == original else "detected"), (path, trial % 7)
-        path.write_bytes(original)
-    assert outcome(made, right) == "right"
+    with Trials(3) as trials:
+        for trial in range(cuts):
+            path = everywhere[random.integers(len(everywhere))]
+            original, changed = path.read_bytes(), damaged(path.read_bytes(), trial % 7, random)
+            path.unlink()
+            if changed is not None:
+                path.write_bytes(changed)
+            found = outcome(made, right)
+            assert found == ("right" if changed == original else "detected"), (path, trial % 7)
+            trials.note(found)
+            path.write_bytes(original)
+        assert outcome(made, right) == "right"
 
 
 def swap(left: Path, right: Path) -> None:
@@ -73,24 +78,43 @@ def swap(left: Path, right: Path) -> None:
     right.write_bytes(held)
 
 
-def test_swapped_copied_and_renamed_shards_are_found(copied: Callable[[], Made], pristine: Made) -> None:
+KINDS = ["patch/c.{}.0.0.0", "patch_scale/c.{}.0.0", "cls/c.{}.0", "commits/00000{}.json"]
+
+
+def test_swapped_shards_are_found(copied: Callable[[], Made], pristine: Made) -> None:
     """Records alone, objects alone, or both together: a position never means another image."""
     made, right = copied(), everything(pristine)
     folder = made.folder / "features" / made.features.key
-    kinds = ["patch/c.{}.0.0.0", "patch_scale/c.{}.0.0", "cls/c.{}.0", "commits/00000{}.json"]
-    for a, b in [(0, 1), (1, 3), (2, 4)]:
-        for chosen in ([0], [1], [2], [3], [0, 1], [0, 1, 2], [0, 1, 2, 3]):
-            pairs = [(folder / kinds[n].format(a), folder / kinds[n].format(b)) for n in chosen]
-            for left, other in pairs:
-                swap(left, other)
-            assert outcome(made, right) == "detected", chosen
-            for left, other in pairs:
-                swap(left, other)
-    for kind in kinds:
-        shutil.copy(folder / kind.format(0), folder / kind.format(1))
-        assert outcome(made, right) == "detected"
-        shutil.copy(pristine.folder / "features" / made.features.key / kind.format(1), folder / kind.format(1))
-    assert outcome(made, right) == "right"
+    with Trials(4) as trials:
+        for a, b in [(0, 1), (1, 3), (2, 4), (0, 4), (0, 2), (1, 2)]:
+            for chosen in ([0], [1], [2], [3], [0, 1], [0, 1, 2], [0, 1, 2, 3]):
+                pairs = [(folder / KINDS[n].format(a), folder / KINDS[n].format(b)) for n in chosen]
+                for left, other in pairs:
+                    swap(left, other)
+                found = outcome(made, right)
+                assert found == "detected", chosen
+                trials.note(found)
+                for left, other in pairs:
+                    swap(left, other)
+        assert outcome(made, right) == "right"
+
+
+def test_copied_and_renamed_objects_are_found(copied: Callable[[], Made], pristine: Made) -> None:
+    made, right = copied(), everything(pristine)
+    folder = made.folder / "features" / made.features.key
+    with Trials(4) as trials:
+        for kind in KINDS:
+            for a, b in [(0, 1), (3, 2), (4, 0)]:
+                source, target = folder / kind.format(a), folder / kind.format(b)
+                held = target.read_bytes()
+                shutil.copy(source, target)
+                trials.note(outcome(made, right))
+                target.write_bytes(held)
+                source.rename(source.with_suffix(".aside"))
+                trials.note(outcome(made, right))
+                source.with_suffix(".aside").rename(source)
+        assert outcome(made, right) == "right"
+        assert trials.counts == {"detected": 24}
 
 
 def test_shards_of_another_feature_set_are_found(copied: Callable[[], Made], pristine: Made) -> None:

@@ -17,6 +17,7 @@ from eupe_pipeline.storage.source_check import source_differences, verify_source
 from eupe_pipeline.storage.store import FeatureStore
 from PIL import Image
 
+from ..fault_log import Trials
 from .made_up_store import write_images
 
 
@@ -119,14 +120,12 @@ def test_a_source_without_images_is_refused(store: FeatureStore, tmp_path: Path,
         build_index(store.objects, str(tmp_path / "source"), "x")
 
 
-def reencode(photos: Path) -> None:
-    path = photos / "class1/0004.png"
+def reencode(path: Path) -> None:
     Image.open(path).save(path, compress_level=0)
 
 
-def edit_in_place(photos: Path) -> None:
+def edit_in_place(path: Path) -> None:
     """The same size, the same time stamp, one other byte."""
-    path = photos / "class1/0004.png"
     stamp = path.stat()
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
@@ -134,37 +133,45 @@ def edit_in_place(photos: Path) -> None:
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
-def swap_two(photos: Path) -> None:
-    one, other = photos / "class0/0000.png", photos / "class0/0003.png"
-    held = one.read_bytes()
-    one.write_bytes(other.read_bytes())
+def swap_with_another(path: Path) -> None:
+    other = next(found for found in sorted(path.parents[1].rglob("*.png")) if found != path)
+    held = path.read_bytes()
+    path.write_bytes(other.read_bytes())
     other.write_bytes(held)
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "replaced": lambda photos: Image.new("RGB", (9, 9)).save(photos / "class1/0004.png"),
+    "replaced": lambda path: Image.new("RGB", (9, 9)).save(path),
     "re-encoded": reencode,
     "edited in place": edit_in_place,
-    "renamed": lambda photos: (photos / "class1/0004.png").rename(photos / "class1/0005.png"),
-    "moved to another label": lambda photos: (photos / "class1/0004.png").rename(photos / "class2/0004.png"),
-    "added": lambda photos: Image.new("RGB", (9, 9)).save(photos / "class1/9999.png"),
-    "removed": lambda photos: (photos / "class1/0004.png").unlink(),
-    "emptied": lambda photos: (photos / "class1/0004.png").write_bytes(b""),
-    "two exchanged": swap_two,
-    "all gone": shutil.rmtree,
+    "renamed": lambda path: path.rename(path.with_name("0005.png.png")),
+    "moved to another label": lambda path: path.rename(path.parents[1] / f"class{(int(path.parent.name[-1]) + 1) % 3}" / path.name),
+    "added": lambda path: Image.new("RGB", (9, 9)).save(path.with_name("9999.png")),
+    "removed": lambda path: path.unlink(),
+    "emptied": lambda path: path.write_bytes(b""),
+    "two exchanged": swap_with_another,
+    "all gone": lambda path: shutil.rmtree(path.parents[1]),
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_source_that_changed_is_refused_and_the_image_named(store: FeatureStore, photos: Path, change: str) -> None:
+def test_a_source_that_changed_is_refused_and_the_image_named(store: FeatureStore, photos: Path, tmp_path: Path, change: str) -> None:
     found = build_index(store.objects, str(photos), "photos")
-    CHANGES[change](photos)
-    with pytest.raises(CacheMismatch, match=r"changed since it was indexed .*(class|photos)"):
+    shutil.copytree(photos, tmp_path / "good")
+    with Trials(15) as trials:
+        for n in range(7):
+            CHANGES[change](photos / found.row(n).id)
+            with pytest.raises(CacheMismatch, match=r"changed since it was indexed .*(class|photos)"):
+                verify_source(found)
+            if change != "added":
+                with pytest.raises(CacheMismatch, match="index the source again"):
+                    [found.read_image(image) for image in range(len(found))]
+            assert change == "all gone" or source_differences(found)
+            trials.note("detected")
+            shutil.rmtree(photos, ignore_errors=True)
+            shutil.copytree(tmp_path / "good", photos)
         verify_source(found)
-    if change != "added":
-        with pytest.raises(CacheMismatch, match="index the source again"):
-            [found.read_image(n) for n in range(len(found))]
-    assert change == "all gone" or source_differences(found)
 
 
 def test_members_of_a_tar_that_were_reordered_are_found(store: FeatureStore, photos: Path, tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import ViewSpec
 from eupe_pipeline.storage.viewset import ViewSet
 
-from .made_up_store import Made, commit, files, raw_tokens, tokens, with_features
+from .made_up_store import Made, commit, drawn_with_digests, files, raw_tokens, tokens, with_features
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_store"
+DISTORTED = ViewSpec(views_per_image=2, seed=7, photometric="teacher_same")
 CODECS = ("fp16", "fp32", "int4", "int8")
 
 
 def write(folder: Path) -> Made:
-    """Three images, two views each, two shards; a feature set a codec; the second image of the fp16 set failed."""
+    """Three images, two views each, two shards; a feature set a codec, the second image of the fp16 set failed; and distorted views."""
     store = FeatureStore.create(str(folder))
     memory = fsspec.filesystem("memory")
     for path in files(GOLDEN / "images"):  # the source's URL is kept with the index: one that is the same on any machine
@@ -41,6 +42,9 @@ def write(folder: Path) -> Made:
                 made.features.commit_shard(0, tokens(made.features, 0), failed, record.digest if record else "")
             else:
                 commit(made, shard)
+    distorted = ViewSet.create(store.objects, dataset, DISTORTED, images_per_shard=2)
+    for shard in range(distorted.shards):
+        distorted.commit_shard(shard, drawn_with_digests(distorted, shard), {})
     return made
 
 
@@ -60,6 +64,10 @@ def test_todays_reader_reads_the_golden_store() -> None:
         found = features.read(rows)
         wanted = np.concatenate([raw_tokens(features, shard)[1] for shard in range(2)])[rows]
         np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "fp16": 2e-3, "int8": 2e-2, "int4": 0.25}[codec])
+    (distorted,) = [store.view_set(key) for key in store.list_view_sets() if store.view_set(key).spec.photometric != "none"]
+    assert distorted.spec == DISTORTED
+    again = np.concatenate([distorted.draw_shard(shard).photometric for shard in range(2)])
+    np.testing.assert_array_equal(distorted.read(np.arange(6)).photometric, again)
     assert store.features("fp16").failed_rows().tolist() == [2, 3]
     assert store.dataset("golden").label_names == ["class0", "class1", "class2"]
 

@@ -13,6 +13,7 @@ from eupe_pipeline.storage.leases import Lease, holders
 from eupe_pipeline.storage.maintenance import copy_features, prune, repair, verify
 from eupe_pipeline.storage.store import FeatureStore
 
+from ..fault_log import Trials
 from .made_up_store import Made, build, commit, everything, files, plan, reopen, same, tokens
 
 
@@ -35,22 +36,26 @@ def damage_shards(made: Made, random: np.random.Generator) -> set[int]:
     return chosen
 
 
-def test_damaged_stores_are_healed_and_only_the_damaged_shards_touched(pristine: Made, copied: Callable[[], Made]) -> None:
-    made, random, right = copied(), np.random.default_rng(1), everything(pristine)
-    before = contents(made.folder)
-    for _ in range(25):
-        chosen = damage_shards(made, random)
-        damaged_contents = contents(made.folder)
-        found = verify(reopen(made).features)
-        assert {damage.shard for damage in found} == chosen
-        assert contents(made.folder) == damaged_contents
-        fresh = reopen(made)
-        assert set(repair(fresh.features, found)) == chosen == set(fresh.features.missing_shards())
-        for shard in chosen:
-            record = fresh.views.group.record(shard)
-            assert record is not None
-            fresh.features.commit_shard(shard, tokens(fresh.features, shard), {}, record.digest)
-        assert contents(made.folder) == before
+@pytest.mark.fault
+def test_damaged_stores_are_healed_and_only_the_damaged_shards_touched(pristine: Made, quick_disk: Path) -> None:
+    shutil.copytree(pristine.folder, quick_disk / "store")
+    made, random = reopen(pristine._replace(store=FeatureStore.open(str(quick_disk / "store")))), np.random.default_rng(1)
+    before, right = contents(made.folder), everything(pristine)
+    with Trials(26) as trials:
+        for _ in range(100):
+            chosen = damage_shards(made, random)
+            damaged_contents = contents(made.folder)
+            found = verify(reopen(made).features)
+            assert {damage.shard for damage in found} == chosen
+            assert contents(made.folder) == damaged_contents
+            fresh = reopen(made)
+            assert set(repair(fresh.features, found)) == chosen == set(fresh.features.missing_shards())
+            for shard in chosen:
+                record = fresh.views.group.record(shard)
+                assert record is not None
+                fresh.features.commit_shard(shard, tokens(fresh.features, shard), {}, record.digest)
+            assert contents(made.folder) == before
+            trials.note("healed")
     assert same(everything(reopen(made)), right)
 
 

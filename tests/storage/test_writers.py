@@ -1,7 +1,9 @@
 """Writers that are killed, that collide, or that the disk refuses: nothing partial is ever seen, nothing is lost (FAULTS 2, 5, 8, 9)."""
 
 import errno
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +19,48 @@ from eupe_pipeline.storage import atomic
 from eupe_pipeline.storage.errors import StoreUnavailable
 from eupe_pipeline.storage.store import FeatureStore
 
+from ..fault_log import Trials
 from . import made_up_store
-from .made_up_store import Made, commit, everything, files, plan, reopen, same
+from .made_up_store import Made, build, commit, everything, files, plan, reopen, same
 
+pytestmark = pytest.mark.fault
 KILLS = 20
 
 
-def start_writer(made: Made, seed: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(Path(made_up_store.__file__)), made.store.url, made.features.key, str(seed)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE)
+class Writers:
+    """Processes that write a store, forked from one that has imported everything."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(made_up_store.__file__))]
+        self._parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, made: Made, seeds: Sequence[int]) -> list[int]:
+        assert self._parent.stdin is not None
+        self._parent.stdin.write(json.dumps([made.store.url, made.features.key, list(seeds)]) + "\n")
+        self._parent.stdin.flush()
+        return self._line()
+
+    def wait(self) -> list[int]:
+        """The exit statuses of those that were started last."""
+        assert self._parent.stdin is not None
+        self._parent.stdin.write("\n")
+        self._parent.stdin.flush()
+        return self._line()
+
+    def _line(self) -> list[int]:
+        assert self._parent.stdout is not None
+        line: list[int] = json.loads(self._parent.stdout.readline())
+        return line
+
+    def close(self) -> None:
+        self._parent.communicate()
+
+
+@pytest.fixture(scope="module")
+def writers() -> Iterator[Writers]:
+    started = Writers()
+    yield started
+    started.close()
 
 
 def committed_rows_are_right(made: Made) -> int:
@@ -39,29 +74,35 @@ def committed_rows_are_right(made: Made) -> int:
     return whole
 
 
-def test_killed_writers_leave_whole_shards_or_none_and_the_work_can_be_finished(tmp_path: Path) -> None:
-    made = plan(tmp_path, images=160)
-    random = np.random.default_rng(4)
-    seen = []
-    for kill in range(KILLS):
-        writers = [start_writer(made, 10 * kill + n) for n in range(2)]
-        wanted = committed_rows_are_right(made) + int(random.integers(0, 4))
-        deadline = time.monotonic() + 20
-        while len(made.features.group.committed()) <= min(wanted, 38) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.004))
-        for writer in writers:
-            writer.send_signal(signal.SIGKILL)
-        for writer in writers:
-            writer.communicate()
-        seen.append(committed_rows_are_right(made))
-    assert seen == sorted(seen)
-    made_up_store.write_missing(made.store.url, made.features.key, 1)
-    uninterrupted = plan(tmp_path / "other", images=160)
-    for shard in range(uninterrupted.features.shards):
-        commit(uninterrupted, shard)
-    assert same(everything(reopen(made)), everything(uninterrupted))
-    assert published(made.folder) == published(uninterrupted.folder)
+def kill_some(writers: Writers, made: Made, seeds: Sequence[int], random: np.random.Generator) -> bool:
+    """Start writers and kill them all, a moment after they have committed none to three more shards; True when one was still at work."""
+    wanted = len(made.features.group.committed()) + int(random.integers(0, 4))
+    started = writers.start(made, seeds)
+    deadline = time.monotonic() + 20
+    while len(made.features.group.committed()) <= min(wanted, made.features.shards - 2) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.004))
+    for child in started:
+        os.kill(child, signal.SIGKILL)
+    return -signal.SIGKILL in writers.wait()
+
+
+@pytest.mark.parametrize("seed", [4, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(5, 29))])
+def test_killed_writers_leave_whole_shards_or_none_and_the_work_can_be_finished(writers: Writers, quick_disk: Path, seed: int) -> None:
+    made, random, seen = plan(quick_disk, images=240), np.random.default_rng(seed), []
+    killed = 0
+    with Trials(2) as trials:
+        for kill in range(KILLS):
+            killed += kill_some(writers, made, [10 * kill + n for n in range(1 + kill % 4)], random)
+            seen.append(committed_rows_are_right(made))
+        assert seen == sorted(seen)
+        made_up_store.write_missing(made.store.url, made.features.key, 1)
+        uninterrupted = plan(quick_disk / "other", images=240)
+        for shard in range(uninterrupted.features.shards):
+            commit(uninterrupted, shard)
+        assert same(everything(reopen(made)), everything(uninterrupted))
+        assert published(made.folder) == published(uninterrupted.folder)
+        trials.note("healed", killed)
 
 
 def published(folder: Path) -> dict[str, bytes]:
@@ -70,14 +111,24 @@ def published(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in found.items() if not name.startswith("datasets/")}
 
 
-def test_four_writers_on_one_plan_lose_nothing_and_agree(tmp_path: Path) -> None:
-    made = plan(tmp_path, images=80)
-    writers = [start_writer(made, seed) for seed in range(4)]
-    for writer in writers:
-        _, errors = writer.communicate(timeout=60)
-        assert writer.returncode == 0, errors.decode()
-    assert committed_rows_are_right(made) == 20
-    assert not [path for path in files(made.folder) if path.name.startswith(".tmp-")]
+COLLISIONS = [20, pytest.param(180, marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("times", COLLISIONS)
+def test_four_writers_on_one_plan_lose_nothing_and_agree(writers: Writers, quick_disk: Path, times: int) -> None:
+    empty = plan(quick_disk / "plan", images=16)
+    alone = build(quick_disk / "alone", images=16)
+    with Trials(5) as trials:
+        for trial in range(times):
+            shutil.copytree(empty.folder, quick_disk / "store")
+            made = reopen(empty._replace(store=FeatureStore.open(str(quick_disk / "store"))))
+            writers.start(made, range(4 * trial, 4 * trial + 4))
+            assert writers.wait() == [0] * 4
+            assert committed_rows_are_right(made) == 4
+            assert not [path for path in files(made.folder) if path.name.startswith(".tmp-")]
+            assert published(made.folder) == published(alone.folder)
+            shutil.rmtree(quick_disk / "store")
+            trials.note("right")
 
 
 @contextmanager
@@ -103,7 +154,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
     monkeypatch.undo()
 
 
-def test_the_order_is_write_fsync_link_fsync_folder_and_the_record_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_object_is_written_fsynced_linked_its_folder_fsynced_and_the_record_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = plan(tmp_path)
     commit(made, 1)  # folders exist from here on
     made.views.commit_shard(0, made_up_store.drawn_with_digests(made.views, 0), {})
@@ -111,14 +164,22 @@ def test_the_order_is_write_fsync_link_fsync_folder_and_the_record_last(tmp_path
     with traced(monkeypatch) as calls:
         made.features.commit_shard(0, made_up_store.tokens(made.features, 0), {}, "")
     objects = ["patch/c.0.0.0.0", "patch_scale/c.0.0.0", "cls/c.0.0", "commits/000000.json"]
-    assert [Path(name).relative_to(folder).as_posix() for call, name in calls if call == "link"] == objects
-    for place, published_name in enumerate(objects):
-        group = calls[4 * place : 4 * place + 4]
-        assert [call for call, _ in group] == ["writev", "fsync", "link", "fsync"]
-        assert group[0][1] == group[1][1]
-        assert Path(group[0][1]).name.startswith(".tmp-")
-        assert group[3][1] == str((folder / published_name).parent)
-    assert len(calls) == 16
+    assert sorted(Path(name).relative_to(folder).as_posix() for call, name in calls if call == "link") == sorted(objects)
+    with Trials(9) as trials:
+        for published_name in objects:
+            group = [(call, Path(name)) for call, name in calls if concerns(Path(name), folder / published_name)]
+            assert [call for call, _ in group] == ["writev", "fsync", "link", "fsync"]
+            assert group[0][1] == group[1][1]
+            assert group[3][1] == (folder / published_name).parent
+        assert len(calls) == 16
+        assert all("commits" in name for _, name in calls[12:])  # the record's write begins when every object is durable
+        trials.note("right")
+
+
+def concerns(path: Path, published_name: Path) -> bool:
+    """Whether a call was about this object: its folder, its temporary file or itself."""
+    temporary = path.name.startswith(".tmp-") and path.name.endswith(published_name.name)
+    return path in (published_name, published_name.parent) or (temporary and path.parent == published_name.parent)
 
 
 @contextmanager
@@ -137,20 +198,25 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, after: int)
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("after", range(10))
-@pytest.mark.parametrize("name", ["writev", "fsync"])
-def test_a_full_disk_at_any_write_leaves_no_record_and_the_run_can_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: int
-) -> None:
-    made = plan(tmp_path, images=8)
-    with failing(monkeypatch, name, errno.ENOSPC, after), pytest.raises(StoreUnavailable, match="bytes were needed"):
-        [commit(made, shard) for shard in (0, 1)]
-    assert not [path for path in files(made.folder) if path.name.startswith(".tmp-")]
-    committed_rows_are_right(made)
-    fresh = reopen(made)
-    for shard in fresh.features.missing_shards():
-        commit(fresh, shard)
-    assert committed_rows_are_right(fresh) == 2
+REFUSED_CALLS = [("writev", n) for n in range(18)] + [("fsync", n) for n in range(0, 36, 2)] + [("link", n) for n in range(0, 18, 4)]
+
+
+def test_a_full_disk_at_any_call_leaves_no_record_and_the_run_can_go_on(quick_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = plan(quick_disk / "plan", images=8)
+    with Trials(8) as trials:
+        for name, after in REFUSED_CALLS:
+            shutil.copytree(empty.folder, quick_disk / "store")
+            made = reopen(empty._replace(store=FeatureStore.open(str(quick_disk / "store"))))
+            with failing(monkeypatch, name, errno.ENOSPC, after), pytest.raises(StoreUnavailable, match="bytes were needed"):
+                [commit(made, shard) for shard in (0, 1)]
+            assert not [path for path in files(made.folder) if path.name.startswith(".tmp-")]
+            committed_rows_are_right(made)
+            fresh = reopen(made)
+            for shard in fresh.features.missing_shards():
+                commit(fresh, shard)
+            assert committed_rows_are_right(fresh) == 2
+            shutil.rmtree(quick_disk / "store")
+            trials.note("healed")
 
 
 def test_a_disk_that_fills_names_the_bytes_needed(tmp_path: Path) -> None:

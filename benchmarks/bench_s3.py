@@ -1,0 +1,112 @@
+"""An epoch in shard order from S3, against plain GETs of the same objects, interleaved (BENCHMARKS.md, bench-store).
+
+A real server process (moto over HTTP on this machine, which answers from memory) holds one feature set of fp16 tokens, 256 × 1280 a view.
+Ours: every row of every shard, in shard order, through `FeatureStore.open(url, shard_cache=…)` with an empty cache: record, whole-object
+GET, xxh3 of the object, a durable copy, rows checked into a batch. Raw: one GET an object by the same client, bytes thrown away. Ranged
+reads without a cache and a second epoch from the full cache are shown beside them.
+
+    python -m benchmarks.bench_s3 [--shards 6] [--rounds 5]
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from eupe_pipeline.storage.features import FeatureReader, TokenRows
+from eupe_pipeline.storage.maintenance import copy_features
+from eupe_pipeline.storage.objects import open_objects
+from eupe_pipeline.storage.store import FeatureStore
+
+from .bench_store import SHARD_ROWS, made_up_rows, make_store
+from .figures import interleave, medians, report
+
+URL = "s3://bench/store"
+TARGETS = {"store.s3_read/whole_get": (">=", 0.85)}
+BATCH = 64
+
+
+@contextmanager
+def server() -> Iterator[None]:
+    """A moto server of our own, and the environment that leads to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    made_up = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ.update({**made_up, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"})
+    try:
+        for _ in range(600):
+            with socket.socket() as tried:
+                if tried.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def fill(folder: Path, shards: int) -> FeatureReader:
+    """The feature set, written here and copied to the server."""
+    import s3fs
+
+    features = make_store(folder, shards * SHARD_ROWS)
+    for shard in range(shards):
+        features.commit_shard(shard, TokenRows(None, made_up_rows(SHARD_ROWS, shard), None), {}, "")
+    s3fs.S3FileSystem().mkdir("bench")
+    return copy_features(FeatureStore.open(str(folder / "store")), features.key, FeatureStore.create(URL))
+
+
+def read_epoch(cache: Path | None, key: str) -> None:
+    """Every row in shard order, by a process that has read nothing before."""
+    features = FeatureStore.open(URL, shard_cache=cache).features(key)
+    batch = features.empty(BATCH)
+    for start in range(0, features.rows, BATCH):
+        features.read(np.arange(start, start + BATCH), batch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bench-s3.json"))
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-s3-"))
+    try:
+        with server():
+            features = fill(folder / "local", options.shards)
+            objects = open_objects(URL)
+            keys = [f"features/{features.key}/{features.group.specs['patch'].key(shard)}" for shard in range(options.shards)]
+            total = sum(objects.size(key) or 0 for key in keys)
+            read_epoch(folder / "full", features.key)
+            contestants = {
+                "whole GETs": lambda _: [objects.read(key) for key in keys],
+                "ours, empty cache": lambda number: read_epoch(folder / f"cache{number}", features.key),
+                "ours, full cache": lambda _: read_epoch(folder / "full", features.key),
+                "ours, ranged reads": lambda _: read_epoch(None, features.key),
+            }
+            seconds = medians(interleave(contestants, options.rounds))
+    finally:
+        shutil.rmtree(folder)
+    for name, value in seconds.items():
+        print(f"{name:20} {total / value / 1e6:8.0f} MB/s  {seconds['whole GETs'] / value:6.3f} of whole GETs")
+    results = {
+        "store.s3_read/whole_get": seconds["whole GETs"] / seconds["ours, empty cache"],
+        "store.s3_read_cached/whole_get": seconds["whole GETs"] / seconds["ours, full cache"],
+        "store.s3_read_ranged/whole_get": seconds["whole GETs"] / seconds["ours, ranged reads"],
+    }
+    report(results, TARGETS, {"command": "python -m benchmarks.bench_s3", "bytes": total, "seconds": seconds}, options.out)
+
+
+if __name__ == "__main__":
+    main()
