@@ -181,6 +181,7 @@ def test_unusable_requests_are_refused_before_any_work(photos: Any) -> None:
         (replace(options, teachers=(*options.teachers, *options.teachers)), "named once"),
         (replace(options, teachers=(TeacherRequest("dinov9"),)), r"unknown teacher 'dinov9'.*efficientnet-lite0"),
         (replace(options, data="cats"), "photos"),
+        (replace(options, views=replace(options.views, photometric="teacher_same")), "no teacher applies it yet"),
         (replace(options, address="auto"), "--workers 0"),
     ]
     for bad, text in refusals:
