@@ -1,9 +1,9 @@
 """How patch tokens are stored: fp32, fp16, int8 codes with one scale a token, or int4 codes with a scale and a minimum for 64 channels.
 
-int8 is the default: half the bytes of fp16 at a mean cosine of 0.9999 and better, because one scale by token follows the token's own
-largest coordinate. int4 is 3.6 times smaller than fp16, at a cosine of 0.996. fp16 is the reference, fp32 exists to prove that a cached
-run equals a live one. Lossless compression is not offered: measured on dense tokens it gains 9–17 % of bytes and costs five times the
-read rate.
+int8 is the default: half the bytes of fp16; one scale a token follows the token's own largest coordinate. Measured mean cosine: 0.99997 on
+normal tokens, 0.9996 on EfficientNet-Lite0's. int4 is 3.6 times smaller than fp16, at a cosine of 0.996. fp16 is the reference, fp32 exists
+to prove that a cached run equals a live one. Lossless compression is not offered: measured on dense tokens it gains 9–17 % of bytes and
+costs five times the read rate.
 Everything works view by view, so that its intermediate results stay in the processor's cache.
 Axes: n views, H × W grid, D channels, G = D / 64 groups.
 """
