@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from .figures import report
 
 TEACHER = "efficientnet-lite0"
+SIZE_PX = 512  # a grid of 16 × 16 tokens of 1280 channels: the shape that the store's figures are about
 TARGETS = {"store.int8_bytes/fp16": ("<=", 0.51), "store.int8_cosine_p1": (">=", 0.9999)}
 Floats = NDArray[np.float32]
 
@@ -43,7 +44,7 @@ def choose_images(dataset: ImageDataset, count: int, to: Path) -> None:
 
 def real_tokens(views: ViewSet) -> tuple[Floats, Floats]:
     """The teacher's class and patch tokens of every view."""
-    teacher = load_teacher(resolve_teacher(TEACHER))
+    teacher = load_teacher(resolve_teacher(TEACHER, size_px=SIZE_PX))
     size_px, interpolation = teacher.spec.preprocessing.size_px, teacher.spec.preprocessing.interpolation
     classes, patches = [], []
     for shard in range(views.shards):
@@ -126,7 +127,7 @@ def measure(folder: Path, source: str, count: int) -> dict[str, dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", default="runs/demo/store", help="a store, or a source of images")
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("docs/results/bench-codec.json"))
     options = parser.parse_args()
     if not Path(options.source).exists():
@@ -148,7 +149,8 @@ def main() -> None:
         "store.int4_cosine_p1": found["int4"]["p1"],
     }
     results |= {f"store.{codec}_{way}_views/s": found[codec][way] for codec in ("int8", "int4") for way in ("encode", "decode")}
-    details = {"command": f"python -m benchmarks.bench_codec --images {options.images}", "teacher": TEACHER, "codecs": found}
+    command = f"python -m benchmarks.bench_codec --images {options.images}"
+    details = {"command": command, "teacher": TEACHER, "size_px": SIZE_PX, "codecs": found}
     report(results, TARGETS, details, options.out)
 
 

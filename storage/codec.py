@@ -1,11 +1,12 @@
-"""How patch tokens are stored: fp32, fp16, int8 codes with one scale a token, or int4 codes with a scale and a minimum for 64 channels.
+"""How patch tokens are stored: fp32, fp16, int8 codes with a scale for 128 channels, or int4 codes with a scale and a minimum for 64.
 
-int8 is the default: half the bytes of fp16; one scale a token follows the token's own largest coordinate. Measured mean cosine: 0.99997 on
-normal tokens, 0.9996 on EfficientNet-Lite0's. int4 is 3.6 times smaller than fp16, at a cosine of 0.996. fp16 is the reference, fp32 exists
-to prove that a cached run equals a live one. Lossless compression is not offered: measured on dense tokens it gains 9–17 % of bytes and
-costs five times the read rate.
+int8 is the default: 0.508 of fp16's bytes. Its codes stand for signed squares, value = scale × (code / 127)·|code / 127|: small values, of
+which tokens mostly consist, get finer steps than the few large ones. Measured on EfficientNet-Lite0's and ResNet-50's tokens, whose largest
+coordinate is 8 to 20 times their own deviation: cosine 0.99997, 1st percentile 0.99995; with one linear scale a token it was 0.9996 and
+0.9988. int4 is 3.6 times smaller than fp16, at a cosine of 0.996. fp16 is the reference, fp32 exists to prove that a cached run equals a
+live one. Lossless compression is not offered: measured on dense tokens it gains 9–17 % of bytes and costs five times the read rate.
 Everything works view by view, so that its intermediate results stay in the processor's cache.
-Axes: n views, H × W grid, D channels, G = D / 64 groups.
+Axes: n views, H × W grid, D channels, G groups of channels.
 """
 
 from typing import Any, NamedTuple
@@ -21,9 +22,11 @@ CODECS: dict[str, np.dtype[Any]] = {
     "int8": np.dtype(np.int8),
     "int4": np.dtype(np.uint8),  # two codes a byte: the even channel in the low half
 }
-INT4_GROUP = 64
+INT8_GROUP, INT4_GROUP = 128, 64
+INT8_SQUARE = 127**2  # the largest |code|² of int8
 _INT8_MAX, _INT4_MAX = 127.0, 15.0
-_SMALLEST_SCALE = np.float16(2.0**-24)
+_SIGN = np.uint32(1 << 31)
+_SMALLEST_SCALE, _LARGEST_SCALE = np.float16(2.0**-24), np.finfo(np.float16).max
 # Look-up tables: numpy's own conversion of fp16 takes twice as long, and unpacking with shifts three times as long.
 _HALVES = np.arange(65_536, dtype=np.uint16).view(np.float16).astype(np.float32)
 _PAIRS = np.stack([np.arange(256) % 16, np.arange(256) // 16], axis=1).astype(np.float32).view(np.uint64)[:, 0]
@@ -32,7 +35,7 @@ Float32s = NDArray[np.float32]
 
 
 class Encoded(NamedTuple):
-    """Stored form of patch tokens: codes (n, H, W, D), or (n, H, W, D / 2) for int4; scale fp16 (n, H, W), or (n, H, W, G, 2) for int4."""
+    """Stored patch tokens: codes (n, H, W, D), or (n, H, W, D / 2) for int4; scale fp16 (n, H, W, G), or (n, H, W, G, 2) for int4."""
 
     codes: NDArray[np.generic]
     scale: NDArray[np.float16] | None
@@ -50,12 +53,17 @@ def has_scale(codec: str) -> bool:
     return code_dtype(codec).kind in "iu"
 
 
+def int8_groups(dim: int) -> int:
+    """How many scales a token of `dim` channels has: one for 128 channels, or one in all where the width is no multiple of that."""
+    return dim // INT8_GROUP if dim % INT8_GROUP == 0 else 1
+
+
 def stored_shapes(codec: str, grid: tuple[int, int], dim: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Shapes of one view's codes and scales (None when there are none); raises `BadInput` for a width that the codec cannot store."""
     if not has_scale(codec):
         return (*grid, dim), None
     if codec == "int8":
-        return (*grid, dim), grid
+        return (*grid, dim), (*grid, int8_groups(dim))
     if dim % INT4_GROUP:
         raise BadInput(f"codec int4 stores groups of {INT4_GROUP} channels, which {dim} channels are not; use int8")
     return (*grid, dim // 2), (*grid, dim // INT4_GROUP, 2)
@@ -64,24 +72,28 @@ def stored_shapes(codec: str, grid: tuple[int, int], dim: int) -> tuple[tuple[in
 def _rounded_up(wanted: Float32s) -> NDArray[np.float16]:
     """The smallest fp16 scales that are not below the wanted ones, so that no code has to be clipped and half a step bounds the error."""
     scale = np.maximum(wanted.astype(np.float16), _SMALLEST_SCALE)
-    rounded: NDArray[np.float16] = np.where(scale.astype(np.float32) < wanted, np.nextafter(scale, np.float16(np.inf)), scale)
+    rounded: NDArray[np.float16] = np.where(scale.astype(np.float32) < wanted, np.nextafter(scale, _LARGEST_SCALE), scale)
     return rounded
 
 
 def _encode_int8(view_HWD: Float32s, codes: NDArray[Any], scale: NDArray[np.float16], scratch: Float32s) -> None:
-    largest = np.maximum(view_HWD.max(axis=-1), -view_HWD.min(axis=-1))
-    scale[:] = _rounded_up(largest / np.float32(_INT8_MAX))
-    np.multiply(view_HWD, np.float32(1) / scale.astype(np.float32)[..., None], out=scratch)
-    np.rint(scratch, out=scratch)
+    groups = scratch.reshape(*scale.shape, -1)
+    np.abs(view_HWD, out=scratch)
+    scale[:] = _rounded_up(_halved(groups, np.maximum))
+    groups *= np.float32(INT8_SQUARE) / scale.astype(np.float32)[..., None]
+    np.rint(np.sqrt(scratch, out=scratch), out=scratch)
+    bits = scratch.view(np.uint32)  # np.copysign takes three times as long
+    bits |= view_HWD.view(np.uint32) & _SIGN
     np.copyto(codes, scratch, casting="unsafe")
 
 
 def _halved(groups: Float32s, pick: np.ufunc) -> Float32s:
-    """The minimum or maximum of each group by halving it: three times as fast as a reduction over so short an axis."""
-    while groups.shape[-1] > 1:
+    """The minimum or maximum of each group by halving it: faster than a reduction over so short an axis."""
+    while groups.shape[-1] % 2 == 0:
         half = groups.shape[-1] // 2
         groups = pick(groups[..., :half], groups[..., half:])
-    return groups[..., 0]
+    least_or_most: Float32s = groups[..., 0] if groups.shape[-1] == 1 else pick.reduce(groups, axis=-1)
+    return least_or_most
 
 
 def _encode_int4(view_HWD: Float32s, codes: NDArray[Any], scale: NDArray[np.float16], scratch: Float32s) -> None:
@@ -128,10 +140,18 @@ def decode(codes: NDArray[np.generic], scale: NDArray[np.float16] | None, codec:
         elif scale is None:
             values[n] = codes[n]
         elif codec == "int8":
-            np.multiply(codes[n], scale[n].astype(np.float32)[..., None], out=values[n], dtype=np.float32)
+            _decode_int8(codes[n], scale[n].astype(np.float32), values[n])
         else:
             _decode_int4(codes[n], scale[n].astype(np.float32), values[n])
     return values
+
+
+def _decode_int8(codes: NDArray[Any], scale_HWG: Float32s, out_HWD: Float32s) -> None:
+    """scale × (code / 127)·|code / 127|."""
+    squares = codes.astype(np.int16)
+    squares *= np.abs(squares)
+    shape = (*scale_HWG.shape, -1)
+    np.multiply(squares.reshape(shape), (scale_HWG / np.float32(INT8_SQUARE))[..., None], out=out_HWD.reshape(shape), dtype=np.float32)
 
 
 def _decode_int4(codes: NDArray[Any], scale_HWG2: Float32s, out_HWD: Float32s) -> None:

@@ -2,7 +2,7 @@
 
     features/<teacher>@<digest>/        a Zarr v3 group: any Zarr client reads it
       identity.json  zarr.json
-      cls/ (rows, D)   patch/ (rows, H, W, D)   patch_scale/ (rows, H, W[, D / 64, 2]) for the integer codecs
+      cls/ (rows, D)   patch/ (rows, H, W, D)   patch_scale/ (rows, H, W, groups[, 2]) for the integer codecs
       statistics/      mean and std that de-normalise
       commits/000412.json
 
@@ -33,7 +33,7 @@ from .zarr_format import ArraySpec, group_metadata, parse_small_array, small_arr
 _FP16_MAX = 65_504.0
 _CLS_CHUNK_ROWS = 8
 _SCALING = {
-    "int8": {"scale": "patch = codes × patch_scale"},
+    "int8": {"scale": "channels in as many groups as patch_scale has: patch = patch_scale[…, group] × (code / 127) × |code / 127|"},
     "int4": {
         "packing": "two codes a byte, the even channel in the low half",
         "scale": "channels in groups of 64: patch = patch_scale[…, group, 1] + code × patch_scale[…, group, 0]",

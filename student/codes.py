@@ -9,16 +9,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..storage.codec import INT4_GROUP
+from ..storage.codec import INT4_GROUP, INT8_SQUARE
 
 
 def decode_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
     """Normalised fp32 tokens (B, H, W, D) from codes (B, H, W, D or, for int4, D / 2) and their scales."""
-    if codec == "int4":
-        assert scale is not None
-        return _decode_int4(codes, scale.float())
-    patch_BHWD = codes.float()
-    return patch_BHWD if scale is None else patch_BHWD * scale.float()[..., None]
+    if scale is None:
+        return codes.float()
+    return (_decode_int4 if codec == "int4" else _decode_int8)(codes, scale.float())
+
+
+def _decode_int8(codes: Tensor, scale_BHWG: Tensor) -> Tensor:
+    """scale × (code / 127)·|code / 127|."""
+    values = codes.float()
+    squares = (values * values.abs()).reshape(*scale_BHWG.shape, -1)
+    return (squares * (scale_BHWG / INT8_SQUARE)[..., None]).flatten(-2)
 
 
 def _decode_int4(codes: Tensor, scale_BHWG2: Tensor) -> Tensor:

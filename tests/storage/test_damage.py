@@ -78,7 +78,7 @@ def swap(left: Path, right: Path) -> None:
     right.write_bytes(held)
 
 
-KINDS = ["patch/c.{}.0.0.0", "patch_scale/c.{}.0.0", "cls/c.{}.0", "commits/00000{}.json"]
+KINDS = ["patch/c.{}.0.0.0", "patch_scale/c.{}.0.0.0", "cls/c.{}.0", "commits/00000{}.json"]
 
 
 def test_swapped_shards_are_found(copied: Callable[[], Made], pristine: Made) -> None:

@@ -63,7 +63,7 @@ def test_todays_reader_reads_the_golden_store() -> None:
         rows = np.array([row for row in range(6) if codec != "fp16" or row not in (2, 3)])
         found = features.read(rows)
         wanted = np.concatenate([raw_tokens(features, shard)[1] for shard in range(2)])[rows]
-        np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "fp16": 2e-3, "int8": 2e-2, "int4": 0.25}[codec])
+        np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "fp16": 2e-3, "int8": 3e-2, "int4": 0.25}[codec])
     (distorted,) = [store.view_set(key) for key in store.list_view_sets() if store.view_set(key).spec.photometric != "none"]
     assert distorted.spec == DISTORTED
     again = np.concatenate([distorted.draw_shard(shard).photometric for shard in range(2)])

@@ -25,7 +25,7 @@ def damage_shards(made: Made, random: np.random.Generator) -> set[int]:
     """Flip, cut or delete one file of one to three shards."""
     chosen = set(random.choice(made.features.shards, int(random.integers(1, 4)), replace=False).tolist())
     for shard in chosen:
-        name = ["patch/c.{}.0.0.0", "cls/c.{}.0", "patch_scale/c.{}.0.0", "commits/00000{}.json"][random.integers(4)].format(shard)
+        name = ["patch/c.{}.0.0.0", "cls/c.{}.0", "patch_scale/c.{}.0.0.0", "commits/00000{}.json"][random.integers(4)].format(shard)
         path = made.folder / "features" / made.features.key / name
         data = bytearray(path.read_bytes())
         data[random.integers(len(data))] ^= 1 << random.integers(8)

@@ -133,7 +133,7 @@ def test_an_object_of_another_machines_rounding_is_adopted_as_it_is(tmp_path: Pa
     assert not np.array_equal(stored, tokens(fresh.features, 0).patch)
 
 
-@pytest.mark.parametrize("array", ["patch/c.{}.0.0.0", "cls/c.{}.0", "patch_scale/c.{}.0.0"])
+@pytest.mark.parametrize("array", ["patch/c.{}.0.0.0", "cls/c.{}.0", "patch_scale/c.{}.0.0.0"])
 def test_an_object_of_another_shard_is_never_adopted(tmp_path: Path, array: str) -> None:
     made = plan(tmp_path)
     commit(made, 0)

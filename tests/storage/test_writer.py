@@ -43,7 +43,7 @@ def test_the_error_of_one_shard_is_raised_and_the_others_stand(tmp_path: Path) -
 
 def test_an_error_stops_the_stream_soon(tmp_path: Path) -> None:
     made = plan(tmp_path)
-    bad = tokens(made.features, 0)._replace(scale=np.full((8, 2, 3), np.nan, np.float16))
+    bad = tokens(made.features, 0)._replace(scale=np.full((8, 2, 3, 1), np.nan, np.float16))
 
     def stream() -> None:
         with ShardWriter(made.features, in_flight=1) as writer:

@@ -163,7 +163,7 @@ def test_each_object_is_written_fsynced_linked_its_folder_fsynced_and_the_record
     folder = made.folder / "features" / made.features.key
     with traced(monkeypatch) as calls:
         made.features.commit_shard(0, made_up_store.tokens(made.features, 0), {}, "")
-    objects = ["patch/c.0.0.0.0", "patch_scale/c.0.0.0", "cls/c.0.0", "commits/000000.json"]
+    objects = ["patch/c.0.0.0.0", "patch_scale/c.0.0.0.0", "cls/c.0.0", "commits/000000.json"]
     assert sorted(Path(name).relative_to(folder).as_posix() for call, name in calls if call == "link") == sorted(objects)
     with Trials(9) as trials:
         for published_name in objects:
