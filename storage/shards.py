@@ -91,8 +91,13 @@ class ShardedGroup:
             if entry.key != spec.key(record.shard) or len(entry.chunk_hashes()) != spec.chunks_per_shard:
                 raise CacheDamaged(f"{where}: describes {entry.key} with {len(entry.chunk_hashes())} chunks, not {spec.key(record.shard)}")
 
-    def publish(self, record: Record, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> Record:
-        """Write a shard's objects and commit `record` with them; returns the record that now stands, ours or another's."""
+    def publish(
+        self, record: Record, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]]
+    ) -> Record:
+        """Write a shard's objects and commit `record` with them; returns the record that now stands, ours or another's.
+
+        `present` says which rows exist, in all arrays alike or by array.
+        """
         complete = replace(record, objects=self._publish_arrays(record.shard, arrays, present))
         if self.objects.create(f"{self.prefix}/{record_key(record.shard)}", [complete.to_bytes()]):
             return complete
@@ -102,10 +107,13 @@ class ShardedGroup:
             raise CacheDamaged(f"{self.prefix}/{record_key(record.shard)} was committed for other images; run `features verify`")
         return standing
 
-    def _publish_arrays(self, shard: int, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> dict[str, ObjectRecord]:
+    def _publish_arrays(
+        self, shard: int, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]]
+    ) -> dict[str, ObjectRecord]:
         """All arrays side by side: a file system commits their fsyncs together, an object store answers their puts together."""
+        rows = present if isinstance(present, Mapping) else dict.fromkeys(self.specs, present)
         with ThreadPoolExecutor(len(self.specs)) as pool:
-            futures = {name: pool.submit(self._publish_array, spec, shard, arrays[name], present) for name, spec in self.specs.items()}
+            futures = {name: pool.submit(self._publish_array, spec, shard, arrays[name], rows[name]) for name, spec in self.specs.items()}
         return {name: future.result() for name, future in futures.items()}
 
     def _publish_array(self, spec: ArraySpec, shard: int, rows: NDArray[Any], present: NDArray[np.bool_]) -> ObjectRecord:
@@ -166,6 +174,19 @@ class ShardedGroup:
         for name, array in targets.items():
             if self.specs[name].chunk_rows > 1:
                 refuse_blank_rows(name, array, self.prefix)
+
+    def uncompacted(self) -> list[int]:
+        """The committed shards whose record is a file of its own, in order."""
+        mask = np.zeros(self.shards, np.bool_)
+        self.ledgers.mark(mask)
+        shards: list[int] = np.flatnonzero(self.committed_mask() & ~mask).tolist()
+        return shards
+
+    def stored_bytes(self) -> int:
+        """Bytes of the committed shards' objects, from their records."""
+        records = (self.record(shard) for shard in self.uncompacted())
+        own = sum(entry.bytes for record in records if record is not None for entry in record.objects.values())
+        return own + self.ledgers.totals()[0]
 
     def compact(self) -> int:
         """Move the records of every complete span of 65,536 shards into its ledger; returns how many ledgers there are then."""
