@@ -10,6 +10,7 @@ from typing import Any
 from ..storage.errors import BadInput
 from ..storage.maintenance import copy_features, prune, verify
 from ..storage.store import FeatureStore
+from ..storage.viewset import ViewSet
 from .progress import OnEvent
 
 
@@ -22,7 +23,14 @@ def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
         datasets[key] = {"images": len(dataset), "labels": len(dataset.label_names)}
     for key in opened.list_view_sets():
         view_set = opened.view_set(key)
-        views[key] = {"dataset": view_set.dataset.key, "kind": view_set.spec.kind, "views_per_image": view_set.views_per_image}
+        views[key] = {
+            "dataset": view_set.dataset.key,
+            "kind": view_set.spec.kind,
+            "views_per_image": view_set.views_per_image,
+            "photometric": view_set.spec.photometric,
+            "pixels": _pixels(view_set),
+            "bytes": view_set.stored_bytes(),
+        }
     for key in opened.list_features():
         reader = opened.features(key)
         missing = len(reader.missing_shards())
@@ -36,6 +44,12 @@ def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
     return {"store": opened.url, "datasets": datasets, "views": views, "features": features}
 
 
+def _pixels(views: ViewSet) -> str | None:
+    """What pixels a set of views stores, in words."""
+    stored = views.spec.pixels
+    return None if stored is None else f"{stored.size_px} px, {stored.interpolation}, raw uint8"
+
+
 def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
     """Return one feature set: identity, shape, what is missing, which rows failed."""
     reader = FeatureStore.open(store).features(key)
@@ -43,6 +57,9 @@ def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
         "key": reader.key,
         "dataset": reader.views.dataset.key,
         "views": reader.views.key,
+        "photometric": reader.views.spec.photometric,
+        "pixels": _pixels(reader.views),
+        "views_bytes": reader.views.stored_bytes(),
         "rows": reader.rows,
         "grid": "×".join(map(str, reader.grid)),
         "class_token_width": reader.cls_dim,

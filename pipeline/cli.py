@@ -139,11 +139,15 @@ TEACHERS = (
     ),
     RANDOM,
 )
+PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), default=None, metavar="PX",
+                      help="Store the views' pixels too, at the student's size: training needs no images.")  # fmt: skip
 
 
 @cli.command("extract-features")
 @options(
-    STORE, DATA, *TEACHERS,
+    STORE, DATA, *TEACHERS, PIXELS,
+    click.option("--photometric", type=click.Choice(["none", "teacher_same", "student_only"]), default="none", show_default=True,
+                 help="Who sees colour jitter, blur and solarisation: nobody, both, or the student alone."),
     click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default="random_resized_crop", show_default=True),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
     click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Of 32 views, for mean and std."),
@@ -168,7 +172,7 @@ EXTRACTION = ("codec", "images_per_shard", "batch_size", "precision", "constants
 
 @cli.command()
 @options(
-    STORE, DATA, *TEACHERS,
+    STORE, DATA, *TEACHERS, PIXELS,
     click.option("--student", default="eupe_vitt16", show_default=True, help="Architecture that will be trained."),
     click.option("--student-rate", "student_images_per_s", type=float, default=None, help="Its images a second; default: measured here."),
     click.option("--epochs", "epochs_of_a_run", type=float, default=100.0, show_default=True, help="Epochs of one student's run."),

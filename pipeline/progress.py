@@ -94,7 +94,8 @@ def said(event: Event) -> str | None:
     """Return the text of a note, of a warning with its mark, of a run's start with what was chosen and why; None for other kinds."""
     kind = event.get("event")
     if kind == "start":
-        counts_of = f"{event['parameters']:,} parameters, {event['images']:,} images"
+        pixels = f", pixels from {event['pixels']}" if "pixels" in event else ""
+        counts_of = f"{event['parameters']:,} parameters, {event['images']:,} images{pixels}"
         return f"step {event['step']:,} of {event['steps']:,}: {counts_of}, device {event['device']}, precision {event['precision']}"
     if kind not in ("note", "warning"):
         return None
