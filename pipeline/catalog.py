@@ -29,7 +29,6 @@ def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
             "views_per_image": view_set.views_per_image,
             "photometric": view_set.spec.photometric,
             "pixels": _pixels(view_set),
-            "bytes": view_set.stored_bytes(),
         }
     for key in opened.list_features():
         reader = opened.features(key)
@@ -74,18 +73,27 @@ def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
 
 
 def verify_features(*, key: str, store: str, on_event: OnEvent, subset: str = "1/1") -> dict[str, Any]:
-    """Return {verified shards, missing shards, damaged: {shard: what is wrong}} of one feature set; `subset` k/n checks a part of it."""
+    """Return {verified shards, missing shards, damaged: {shard: what is wrong}} of one feature set; `subset` k/n checks a part of it.
+
+    Its views are checked with it, since students train on them and on their pixels: `views_damaged`.
+    """
     reader = FeatureStore.open(store).features(key)
     number, _, parts = subset.partition("/")
     if not (number.isdecimal() and parts.isdecimal()):
         raise BadInput(f"--subset takes k/n, such as 1/10, got {subset!r}")
-    damaged = verify(reader, (int(number), int(parts)), on_event)
-    for one in damaged:
+    damaged, of_views = (verify(one, (int(number), int(parts)), on_event) for one in (reader, reader.views))
+    for one in (*damaged, *of_views):
         on_event({"event": "warning", "text": one.reason})
     missing = reader.missing_shards()
     checked = len([shard for shard in range(reader.shards) if shard % int(parts) == int(number) - 1]) - len(missing)
     found = {str(one.shard): one.reason for one in damaged}
-    return {"key": reader.key, "verified": max(checked, 0) - len(found), "missing_shards": missing, "damaged": found}
+    return {
+        "key": reader.key,
+        "verified": max(checked, 0) - len(found),
+        "missing_shards": missing,
+        "damaged": found,
+        "views_damaged": {str(one.shard): one.reason for one in of_views},
+    }
 
 
 def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:

@@ -264,10 +264,11 @@ def features_show(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, click.option("--subset", default="1/1", show_default=True, metavar="K/N", help="Check the K-th of N parts."), JSON)
 def features_verify(as_json: bool, **values: Any) -> int:
-    """Read every committed byte of a feature set against its records; exit status 1 when a shard is damaged."""
+    """Read every committed byte of a feature set and its views against their records; exit status 1 when a shard is damaged."""
     from . import catalog
 
-    return 1 if run(catalog.verify_features, as_json, **values)["damaged"] else 0
+    found = run(catalog.verify_features, as_json, **values)
+    return 1 if found["damaged"] or found["views_damaged"] else 0
 
 
 @features.command("repair")

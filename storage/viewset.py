@@ -77,6 +77,7 @@ def _specs(identity: Mapping[str, Any]) -> list[ArraySpec]:
 def _pixels_spec(rows: int, shard_rows: int, stored: Mapping[str, Any]) -> ArraySpec:
     side, axes = stored["size_px"], ("view", "y", "x", "colour")
     described = {
+        "long_name": "pixels of the view",
         "units": "sRGB levels from 0 to 255",
         "colours": ["red", "green", "blue"],
         "method": f"crop, antialiased {stored['interpolation']} resize, flip; never distorted",

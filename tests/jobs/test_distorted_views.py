@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from eupe_pipeline.jobs.evaluate import read_embeddings
 from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
 from eupe_pipeline.jobs.train import train
+from eupe_pipeline.jobs.train_plan import plan_training
 from eupe_pipeline.jobs.upkeep import fidelity, repair_features
 from eupe_pipeline.pipeline.cli import main
-from eupe_pipeline.storage.errors import CacheMismatch
+from eupe_pipeline.storage.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.features import FeatureReader
 from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
@@ -145,6 +147,20 @@ def test_damaged_shards_of_a_distorted_set_with_pixels_are_made_again_to_the_byt
     result = repair_features(own.store.url, reader.key, teacher=own.teacher)
     assert {kind: list(shards) for kind, shards in result["damaged"].items()} == {"features": ["0"], "views": ["1", "2"]}
     assert {path: path.read_bytes() for path in sound} == sound
+
+
+def test_tokens_of_distorted_views_are_not_evaluated(extracted: Extracted) -> None:
+    images = np.arange(3)
+    with pytest.raises(BadInput, match="tokens of distorted views"):
+        read_embeddings(extracted.reader("teacher_same"), images)
+    assert len(read_embeddings(extracted.reader("student_only"), images).mean_patch_ND) == 3
+
+
+def test_a_plan_of_a_run_counts_the_bytes_that_it_will_read(extracted: Extracted) -> None:
+    for size_px, stored in ((SIZE_PX, True), (16, False)):
+        recipe = replace(RECIPE, student=replace(RECIPE.student, sizes_px=(size_px,)))
+        plan = plan_training(recipe, extracted.store, [extracted.keys["student_only"]], data="photos")
+        assert (plan["reading"]["image_bytes_a_view"] == 3 * SIZE_PX**2) == stored
 
 
 def test_training_on_stored_pixels_needs_no_images(own: Extracted, tmp_path: Path, events: Any) -> None:
