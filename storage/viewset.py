@@ -7,8 +7,8 @@
       commits/000412.json                        names the images that could not be decoded
 
 The first extraction of a shard draws its views, digests the crops' pixels and commits both; every later one reads them and re-checks the
-digests. Images per shard belong to the views, so all feature sets over them share the boundaries. Pixels are raw: lossless codecs save half
-of their bytes and decode no faster than the images themselves (docs/decisions/0020).
+digests. Images per shard belong to the views, so all feature sets over them share the boundaries. Pixels are raw: lossless
+codecs save half of their bytes and are read some fifty times slower (docs/decisions/0020).
 """
 
 import threading

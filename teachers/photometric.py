@@ -68,8 +68,8 @@ def _where(changed_B: Tensor, then_BCHW: Tensor, otherwise_BCHW: Tensor) -> Tens
 
 def luma(x_BCHW: Tensor) -> Tensor:
     """Grey (B, 1, H, W) of ITU-R 601."""
-    red, green, blue = (channel * weight for channel, weight in zip(x_BCHW.split(1, 1), _LUMA, strict=True))
-    return red + green + blue
+    red, green, blue = _LUMA
+    return x_BCHW[:, 0:1] * red + x_BCHW[:, 1:2] * green + x_BCHW[:, 2:3] * blue
 
 
 def blend(x_BCHW: Tensor, other: Tensor, factor_B: Tensor) -> Tensor:

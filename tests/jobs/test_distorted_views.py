@@ -96,7 +96,8 @@ def test_teachers_see_the_distorted_view_where_they_are_to_and_the_clean_one_oth
             found = tiny_store.teacher(distorted if mode == "teacher_same" else clean)
             np.testing.assert_array_equal(cls[row : row + 1], reader.statistics.normalize_cls(found.cls_BD.numpy()))
             np.testing.assert_array_equal(patch[row : row + 1], reader.statistics.normalize_patch(found.patch_BHWD.numpy()))
-    assert not np.array_equal(*(tokens(extracted.store, extracted.keys[mode])[1] for mode in ("none", "teacher_same")))
+    clean_patch, distorted_patch = (tokens(extracted.store, extracted.keys[mode])[1] for mode in ("none", "teacher_same"))
+    assert not np.array_equal(clean_patch, distorted_patch)
 
 
 def test_statistics_are_measured_on_what_the_teacher_sees(extracted: Extracted) -> None:
@@ -121,7 +122,8 @@ def test_cached_and_live_targets_train_bit_equal_in_every_mode(
 def test_the_student_sees_the_distortion_in_both_modes(extracted: Extracted, tmp_path: Path) -> None:
     none, same, student = (extracted.losses(mode, tmp_path / mode) for mode in MODES)
     assert len({tuple(none), tuple(same), tuple(student)}) == 3
-    np.testing.assert_array_equal(*(tokens(extracted.store, extracted.keys[mode])[1] for mode in ("none", "student_only")))
+    targets = [tokens(extracted.store, extracted.keys[mode])[1] for mode in ("none", "student_only")]
+    np.testing.assert_array_equal(targets[0], targets[1])
 
 
 def test_parts_of_a_batch_are_distorted_as_the_whole_is(extracted: Extracted, tmp_path: Path) -> None:
