@@ -127,19 +127,21 @@ class ShardedGroup:
                 return ObjectRecord.of(key, built.size, built.index_crc32c, hashes)
         return adopt(spec, shard, built, self.objects.read(where), where)
 
-    def _open_shard(self, shard: int) -> dict[str, OpenArray]:
+    def _open_shard(self, shard: int, names: Iterable[str]) -> dict[str, OpenArray]:
+        """The named arrays' objects, others left alone: who wants views does not fetch their pixels, nor who wants class tokens patches."""
         with self._lock:
-            if shard in self._open:
+            known = self._open.get(shard, {})
+            if known and known.keys() >= set(names):
                 self._open.move_to_end(shard)
-                return self._open[shard]
+                return known
         record = self.record(shard)
         if record is None:
             raise CacheDamaged(
                 f"shard {shard} of {self.prefix} is not committed; run the same `extract-features` command again to complete it"
             )
-        opened = {name: self._open_array(spec, record) for name, spec in self.specs.items()}
+        opened = {name: self._open_array(self.specs[name], record) for name in names if name not in known}
         with self._lock:
-            self._open[shard] = opened
+            opened = self._open[shard] = {**opened, **self._open.get(shard, {})}
             while len(self._open) * self.shard_rows > max(_KEPT_CHUNKS, self.shard_rows):
                 self._open.popitem(last=False)
         return opened
@@ -168,7 +170,7 @@ class ShardedGroup:
             check_out(self.specs[name], array, len(rows))
         flat = {name: flat_bytes(array) for name, array in targets.items()}
         for shard, places in by_shard(rows, self.shard_rows):
-            opened = self._open_shard(shard)
+            opened = self._open_shard(shard, flat)
             for name, memory in flat.items():
                 read_rows(opened[name], places, memory, check)
         for name, array in targets.items():

@@ -132,6 +132,16 @@ def test_a_flipped_bit_is_found_on_reading_and_by_verify_and_repair_takes_the_sh
     assert verify(fresh) == []
 
 
+def test_reading_views_leaves_their_pixels_alone(copied: Made) -> None:
+    """An extraction of a second teacher on an object store needs the crops, not the pixels, which are a hundred times as large."""
+    (copied.folder / "views" / copied.views.key / "pixels" / "c.0.0.0.0").unlink()
+    fresh = reopen(copied).views
+    assert fresh.read(np.arange(8)).digest.any()
+    with pytest.raises(CacheDamaged, match="missing although it was committed"):
+        fresh.read_pixels(np.array([0]))
+    assert [one.shard for one in verify(fresh)] == [0]
+
+
 def test_what_another_writer_published_is_adopted_only_when_it_is_the_same_to_the_byte(copied: Made) -> None:
     record = copied.folder / "views" / copied.views.key / "commits" / "000001.json"
     record.unlink()
