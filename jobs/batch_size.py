@@ -9,9 +9,11 @@ import time
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..storage.decode import Pixels
 from ..storage.errors import EupeError
+from ..teachers.photometric import apply_photometric
 from ..teachers.teacher import Teacher
 from ..teachers.tokens import Tokens
 
@@ -37,20 +39,27 @@ class SizedTeacher:
         self.backoffs = 0
         self.views = views or self._found()
 
-    def __call__(self, pixels_BHWC: Pixels) -> Tokens:
-        """Raw fp32 tokens of any number of views, on the teacher's device; raises `EupeError` when not even one view fits."""
+    def __call__(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
+        """Raw fp32 tokens of any number of views, distorted first where parameters are given, on the teacher's device.
+
+        Raises `EupeError` when not even one view fits.
+        """
         while True:
+            windows = [slice(start, start + self.views) for start in range(0, len(pixels_BHWC), self.views)]
             try:
-                parts = [self._forward(pixels_BHWC[start : start + self.views]) for start in range(0, len(pixels_BHWC), self.views)]
+                parts = [self._forward(pixels_BHWC[one], None if photometric_BP is None else photometric_BP[one]) for one in windows]
             except (RuntimeError, MemoryError) as error:
                 self._back_off(error)
                 continue
             return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _forward(self, pixels_BHWC: Pixels) -> Tokens:
+    def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
         pixels = torch.from_numpy(pixels_BHWC)
         if self.teacher.device.type == "cuda":
             pixels = pixels.pin_memory()  # a pageable copy would wait for the device
+        if photometric_BP is not None:
+            device = self.teacher.device
+            pixels = apply_photometric(pixels.to(device, non_blocking=True), torch.from_numpy(photometric_BP).to(device))
         tokens: Tokens = self.teacher(pixels)
         return tokens
 

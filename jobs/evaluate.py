@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..storage.dataset import ImageDataset
 from ..storage.errors import BadInput, CacheMismatch, unknown_name
 from ..storage.features import FeatureReader
+from ..storage.photometric import SEEN_BY
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec, draw, render
 from ..student.devices import choose_device
@@ -154,7 +155,15 @@ def _cached_images(reader: FeatureReader, limit: int | None, purpose: str) -> In
 
 
 def read_embeddings(reader: FeatureReader, images: Int64s) -> Embeddings:
-    """View 0 of each image from a feature set: class tokens and mean patch tokens in the teacher's own space."""
+    """View 0 of each image from a feature set: class tokens and mean patch tokens in the teacher's own space.
+
+    Raises `BadInput` for tokens of distorted views: an evaluation is of what a teacher says about the images themselves.
+    """
+    if "teacher" in SEEN_BY[reader.views.spec.photometric]:
+        raise BadInput(
+            f"{reader.key} holds tokens of distorted views (photometric {reader.views.spec.photometric}), which are not evaluated; "
+            "extract with --photometric none or student_only, best with --view-kind center"
+        )
     rows, statistics = images * reader.views.views_per_image, reader.statistics
     classes, patches = [], []
     for start in range(0, len(rows), _READ_ROWS):

@@ -102,8 +102,6 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     specs = [resolve_request(request, options) for request in options.teachers]
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput("each teacher can be named once in an extraction")
-    if options.views.photometric != "none":
-        raise BadInput(f"photometric mode {options.views.photometric!r}: views can be drawn so, but no teacher applies it yet; use 'none'")
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
@@ -266,6 +264,7 @@ def _dry_summary(views: ViewSet, specs: dict[str, TeacherSpec], unmeasured: list
         "event": "summary",
         "dry_run": options.dry_run,
         "views": views.key,
+        "views_bytes_expected": views.rows * sum(array.row_bytes for array in views.group.specs.values()),
         "rows": views.rows,
         "shards": views.shards,
         "shards_missing": views.shards,

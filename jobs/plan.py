@@ -53,9 +53,11 @@ def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions) 
     specs = {spec.name: spec for spec in (resolve_request(request, options) for request in options.teachers)}
     device = choose_device("auto")
     speeds = {name: teacher_speed(spec, device.value, options.batch_size, plan.batches) for name, spec in specs.items()}
+    pixels = options.views.pixels  # read and stored like one more teacher's tokens, at no device time
+    stored = {} if pixels is None else {f"pixels at {pixels.size_px} px": 3 * pixels.size_px**2}
     measured = Measured(
-        {name: row_bytes(spec, options.codec) for name, spec in specs.items()},
-        {name: seconds for name, (seconds, _) in speeds.items()},
+        {name: row_bytes(spec, options.codec) for name, spec in specs.items()} | stored,
+        {name: seconds for name, (seconds, _) in speeds.items()} | dict.fromkeys(stored, 0.0),
         plan.student_images_per_s or student_speed(plan, device.value),
         store_speed(store),
     )

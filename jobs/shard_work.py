@@ -22,16 +22,17 @@ from ..storage.decode import BadImage, Pixels
 from ..storage.errors import Interrupted
 from ..storage.features import FeatureReader, TokenRows, refuse_tokens
 from ..storage.phis import Covariance
+from ..storage.photometric import SEEN_BY
 from ..storage.statistics import Moments
 from ..storage.store import FeatureStore
-from ..storage.views import Views, cut
+from ..storage.views import Views, cut, resize
 from ..storage.viewset import ViewSet
 from ..teachers.registry import load_teacher
 from ..teachers.spec import TeacherSpec
 from ..teachers.tokens import Tokens
 from .batch_size import SizedTeacher
 from .canaries import check_canary
-from .rendering import RenderedBatch, RenderedShard, resized
+from .rendering import FreshViews, RenderedBatch, RenderedShard, input_of
 
 TASKS_AT_ONCE = 2  # one with the teachers, one being written or rendering its first batch
 
@@ -126,6 +127,7 @@ class ShardWorker:
         """Moments of the named teachers' raw tokens over some views; images that cannot be decoded are left out."""
         torch.set_num_threads(self.order.threads)
         pixels: dict[str, list[Pixels]] = {name: [] for name in names}
+        photometric: list[NDArray[np.float32]] = []
         for row in rows:
             self._stop_if_asked()
             image, k = divmod(row, self.views.views_per_image)
@@ -133,11 +135,13 @@ class ShardWorker:
             with contextlib.suppress(BadImage):
                 crop = cut(self.views.dataset.read_image(image), views.crop[k])
                 for name in names:
-                    pixels[name].append(resized(self._spec(name), crop, bool(views.flip[k])))
-        count = len(pixels[names[0]])
+                    pixels[name].append(resize(crop, bool(views.flip[k]), *input_of(self._spec(name))))
+                photometric.append(views.photometric[k])
+        count = len(photometric)
         if not count:
             return SampleMoments(0, {})
-        return SampleMoments(count, {name: self._moments(name, np.stack(batch)) for name, batch in pixels.items()})
+        distortion = np.stack(photometric)
+        return SampleMoments(count, {name: self._moments(name, np.stack(batch), distortion) for name, batch in pixels.items()})
 
     def _views_of_image(self, image: int) -> Views:
         shard = image // self.views.images_per_shard
@@ -146,9 +150,9 @@ class ShardWorker:
         rows = slice(first * self.views.views_per_image, (first + 1) * self.views.views_per_image)
         return Views(views.crop[rows], views.flip[rows], views.photometric[rows], views.digest[rows])
 
-    def _moments(self, name: str, pixels_BHWC: Pixels) -> tuple[Measure | None, Measure]:
+    def _moments(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> tuple[Measure | None, Measure]:
         with self._turn:
-            tokens = _on_host(self._forward(name, pixels_BHWC))
+            tokens = _on_host(self._forward(name, pixels_BHWC, photometric_BP))
         spec, measure = self._spec(name), measure_of(self.order.normalisation)
         patch = measure(spec.patch_dim)
         patch.update(tokens.patch_BHWD.numpy())
@@ -161,9 +165,9 @@ class ShardWorker:
     def _spec(self, name: str) -> TeacherSpec:
         return self.teachers[name].teacher.spec
 
-    def _forward(self, name: str, pixels_BHWC: Pixels) -> Tokens:
-        """Raw fp32 tokens, on the device."""
-        return self.teachers[name](pixels_BHWC)
+    def _forward(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> Tokens:
+        """Raw fp32 tokens of the views as teachers see them, on the device."""
+        return self.teachers[name](pixels_BHWC, photometric_BP if "teacher" in SEEN_BY[self.views.spec.photometric] else None)
 
     def do_shard(self, shard: int, feature_keys: Mapping[str, str]) -> ShardReport:
         """Compute and commit one shard of the given feature sets (teacher → key); committed ones are left out.
@@ -178,12 +182,13 @@ class ShardWorker:
         targets = {
             name: _Target(reader, reader.empty(report.views)) for name, reader in readers.items() if reader.group.record(shard) is None
         }
-        specs = {name: self._spec(name) for name in targets}
+        fresh = FreshViews.of(self.views, report.views) if committed is None else None
+        inputs = {input_of(self._spec(name)) for name in targets}
         views_per_batch = max((self.teachers[name].views for name in targets), default=1)
-        with RenderedShard(self.views, shard, views, specs, views_per_batch, self.order.render_threads) as batches:
+        with RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh) as batches:
             self._through_teachers(batches, views, targets, report)
         self._stop_if_asked()
-        self._commit(views, committed is None, targets, report)
+        self._commit(views, fresh, targets, report)
         return report
 
     def _through_teachers(
@@ -197,9 +202,11 @@ class ShardWorker:
                 self._stop_if_asked()
                 report.failed |= batch.failed
                 report.add("decode", batch.seconds)
-                views.digest[batch.first : batch.first + len(batch.digests)] = batch.digests
+                here = slice(batch.first, batch.first + len(batch.digests))
+                views.digest[here] = batch.digests
                 with report.timed("forward"):
-                    tokens = {name: self._forward(name, batch.pixels[name]) for name in targets}
+                    seen = {name: batch.pixels[input_of(self._spec(name))] for name in targets}
+                    tokens = {name: self._forward(name, pixels, views.photometric[here]) for name, pixels in seen.items()}
                 self._after(encoding, report)
                 encoding = encoder.submit(self._encode, targets, batch, tokens, report)
             report.batch_sizes = {name: self.teachers[name].views for name in targets}
@@ -248,10 +255,10 @@ class ShardWorker:
                     target.refused.setdefault(image_id, f"{target.reader.name}: {reason}")
         return bad
 
-    def _commit(self, views: Views, views_are_new: bool, targets: Mapping[str, _Target], report: ShardReport) -> None:
+    def _commit(self, views: Views, fresh: FreshViews | None, targets: Mapping[str, _Target], report: ShardReport) -> None:
         with report.timed("write"):
-            if views_are_new:
-                self.views.commit_shard(report.shard, views, report.failed)
+            if fresh is not None:
+                self.views.commit_shard(report.shard, views, report.failed, fresh.pixels)
             views_record = self.views.group.record(report.shard)
             assert views_record is not None
             undecodable = dict(report.failed)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..storage.features import FeatureReader
 from ..storage.store import FeatureStore
+from ..storage.viewset import ViewSet
 from ..student.config import TrainRecipe
 from ..student.models import Student, TargetSpec, count_parameters
 from ..student.order import rank_span
@@ -102,9 +103,7 @@ def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks:
 
 def reading_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, Any]:
     """Bytes of images and targets a view, a step and a run, and the bandwidth that an assumed rate needs."""
-    dataset = next(iter(readers.values())).views.dataset
-    sampled = range(0, len(dataset), max(1, len(dataset) // _SAMPLED_IMAGES))
-    image_bytes = sum(dataset.row(index).length for index in sampled) / len(sampled)
+    image_bytes = _image_bytes(next(iter(readers.values())).views, recipe)
     target_bytes = sum(tensor.nbytes for tensor in CachedTargets(readers).allocate(1).values()) if recipe.teacher.source == "cached" else 0
     view_bytes = image_bytes + target_bytes
     return {
@@ -114,3 +113,13 @@ def reading_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], rank
         "bytes_a_run": round(view_bytes * recipe.run.batch_size * recipe.run.steps),
         f"megabytes_per_s_at_{_ASSUMED_IMAGES_PER_S}_images_per_s": round(view_bytes * _ASSUMED_IMAGES_PER_S / 1e6, 1),
     }
+
+
+def _image_bytes(views: ViewSet, recipe: TrainRecipe) -> float:
+    """Bytes behind one view's pixels: the stored pixels where they serve the student's only size, else the images' mean over a sample."""
+    stored = views.spec.pixels
+    if stored is not None and recipe.student.sizes_px == (stored.size_px,) and recipe.teacher.source == "cached":
+        return 3 * stored.size_px**2
+    dataset = views.dataset
+    sampled = range(0, len(dataset), max(1, len(dataset) // _SAMPLED_IMAGES))
+    return sum(dataset.row(index).length for index in sampled) / len(sampled)

@@ -19,6 +19,7 @@ from ..storage.maintenance import repair, verify
 from ..storage.store import FeatureStore
 from ..storage.views import render
 from ..student.devices import choose_device
+from ..teachers.photometric import as_seen
 from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.spec import TeacherSpec
 from ..teachers.teacher import Teacher
@@ -84,7 +85,9 @@ def _fresh(reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64]) -> 
     for n, row in enumerate(rows.tolist()):
         image = reader.views.dataset.read_image(row // reader.views.views_per_image)
         pixels = render(image, views.crop[n], bool(views.flip[n]), preprocessing.size_px, preprocessing.interpolation)
-        cls_BD, patch_BHWD = teacher(torch.from_numpy(np.array(pixels))[None])
+        parameters_BP = torch.from_numpy(views.photometric[n : n + 1])
+        seen = as_seen("teacher", reader.views.spec.photometric, torch.from_numpy(np.array(pixels))[None], parameters_BP)
+        cls_BD, patch_BHWD = teacher(seen)
         patches.append(patch_BHWD.cpu().numpy())
         if cls_BD is not None:
             classes.append(cls_BD.cpu().numpy())

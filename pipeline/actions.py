@@ -35,13 +35,15 @@ def index(*, source: str, store: str, name: str, max_bad_share: float, on_event:
 
 
 def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str], views: int,
-            view_kind: ViewKind, seed: int, on_event: OnEvent, **values: Any) -> Mapping[str, Any]:  # fmt: skip
+            view_kind: ViewKind, seed: int, on_event: OnEvent, photometric: str = "none", pixels_px: int | None = None,
+            **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Extract teachers' tokens; `values` are the further fields of jobs.extract.ExtractOptions. Raises BadInput."""
     from ..jobs.extract import ExtractOptions, extract_features
-    from ..storage.views import ViewSpec
+    from ..storage.views import StoredPixels, ViewSpec
 
     requests = _teacher_requests(teachers, teacher_sizes, weights)
-    spec = ViewSpec(kind=view_kind, views_per_image=views, seed=seed)
+    pixels = None if pixels_px is None else StoredPixels(pixels_px)
+    spec = ViewSpec(kind=view_kind, views_per_image=views, seed=seed, photometric=photometric, pixels=pixels)
     return extract_features(store, ExtractOptions(teachers=requests, views=spec, **values), on_event)
 
 
@@ -58,15 +60,16 @@ def _teacher_requests(teachers: Sequence[str], sizes: Mapping[str, int], weights
 
 def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str], views: int,
          device_hour: float, gigabyte_month: float, months: float, extraction: Mapping[str, Any], on_event: OnEvent,
-         **values: Any) -> Mapping[str, Any]:  # fmt: skip
+         pixels_px: int | None = None, **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Say what an extraction would cost; `extraction` are further fields of ExtractOptions, `values` of jobs.plan.PlanOptions."""
     from ..jobs.cost_model import Prices
     from ..jobs.extract import ExtractOptions
     from ..jobs.plan import PlanOptions, plan_extraction
-    from ..storage.views import ViewSpec
+    from ..storage.views import StoredPixels, ViewSpec
 
     requests = _teacher_requests(teachers, teacher_sizes, weights)
-    options = ExtractOptions(data, requests, ViewSpec(views_per_image=views), **extraction)
+    spec = ViewSpec(views_per_image=views, pixels=None if pixels_px is None else StoredPixels(pixels_px))
+    options = ExtractOptions(data, requests, spec, **extraction)
     return plan_extraction(store, options, PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values))
 
 

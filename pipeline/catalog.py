@@ -10,6 +10,7 @@ from typing import Any
 from ..storage.errors import BadInput
 from ..storage.maintenance import copy_features, prune, verify
 from ..storage.store import FeatureStore
+from ..storage.viewset import ViewSet
 from .progress import OnEvent
 
 
@@ -22,7 +23,13 @@ def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
         datasets[key] = {"images": len(dataset), "labels": len(dataset.label_names)}
     for key in opened.list_view_sets():
         view_set = opened.view_set(key)
-        views[key] = {"dataset": view_set.dataset.key, "kind": view_set.spec.kind, "views_per_image": view_set.views_per_image}
+        views[key] = {
+            "dataset": view_set.dataset.key,
+            "kind": view_set.spec.kind,
+            "views_per_image": view_set.views_per_image,
+            "photometric": view_set.spec.photometric,
+            "pixels": _pixels(view_set),
+        }
     for key in opened.list_features():
         reader = opened.features(key)
         missing = len(reader.missing_shards())
@@ -36,6 +43,12 @@ def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
     return {"store": opened.url, "datasets": datasets, "views": views, "features": features}
 
 
+def _pixels(views: ViewSet) -> str | None:
+    """What pixels a set of views stores, in words."""
+    stored = views.spec.pixels
+    return None if stored is None else f"{stored.size_px} px, {stored.interpolation}, raw uint8"
+
+
 def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
     """Return one feature set: identity, shape, what is missing, which rows failed."""
     reader = FeatureStore.open(store).features(key)
@@ -43,6 +56,9 @@ def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
         "key": reader.key,
         "dataset": reader.views.dataset.key,
         "views": reader.views.key,
+        "photometric": reader.views.spec.photometric,
+        "pixels": _pixels(reader.views),
+        "views_bytes": reader.views.stored_bytes(),
         "rows": reader.rows,
         "grid": "×".join(map(str, reader.grid)),
         "class_token_width": reader.cls_dim,
@@ -57,18 +73,27 @@ def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
 
 
 def verify_features(*, key: str, store: str, on_event: OnEvent, subset: str = "1/1") -> dict[str, Any]:
-    """Return {verified shards, missing shards, damaged: {shard: what is wrong}} of one feature set; `subset` k/n checks a part of it."""
+    """Return {verified shards, missing shards, damaged: {shard: what is wrong}} of one feature set; `subset` k/n checks a part of it.
+
+    Its views are checked with it, since students train on them and on their pixels: `views_damaged`.
+    """
     reader = FeatureStore.open(store).features(key)
     number, _, parts = subset.partition("/")
     if not (number.isdecimal() and parts.isdecimal()):
         raise BadInput(f"--subset takes k/n, such as 1/10, got {subset!r}")
-    damaged = verify(reader, (int(number), int(parts)), on_event)
-    for one in damaged:
+    damaged, of_views = (verify(one, (int(number), int(parts)), on_event) for one in (reader, reader.views))
+    for one in (*damaged, *of_views):
         on_event({"event": "warning", "text": one.reason})
     missing = reader.missing_shards()
     checked = len([shard for shard in range(reader.shards) if shard % int(parts) == int(number) - 1]) - len(missing)
     found = {str(one.shard): one.reason for one in damaged}
-    return {"key": reader.key, "verified": max(checked, 0) - len(found), "missing_shards": missing, "damaged": found}
+    return {
+        "key": reader.key,
+        "verified": max(checked, 0) - len(found),
+        "missing_shards": missing,
+        "damaged": found,
+        "views_damaged": {str(one.shard): one.reason for one in of_views},
+    }
 
 
 def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:

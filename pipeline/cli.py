@@ -139,11 +139,15 @@ TEACHERS = (
     ),
     RANDOM,
 )
+PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), default=None, metavar="PX",
+                      help="Store the views' pixels too, at the student's size: training needs no images.")  # fmt: skip
 
 
 @cli.command("extract-features")
 @options(
-    STORE, DATA, *TEACHERS,
+    STORE, DATA, *TEACHERS, PIXELS,
+    click.option("--photometric", type=click.Choice(["none", "teacher_same", "student_only"]), default="none", show_default=True,
+                 help="Who sees colour jitter, blur and solarisation: nobody, both, or the student alone."),
     click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default="random_resized_crop", show_default=True),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
     click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Of 32 views, for mean and std."),
@@ -168,7 +172,7 @@ EXTRACTION = ("codec", "images_per_shard", "batch_size", "precision", "constants
 
 @cli.command()
 @options(
-    STORE, DATA, *TEACHERS,
+    STORE, DATA, *TEACHERS, PIXELS,
     click.option("--student", default="eupe_vitt16", show_default=True, help="Architecture that will be trained."),
     click.option("--student-rate", "student_images_per_s", type=float, default=None, help="Its images a second; default: measured here."),
     click.option("--epochs", "epochs_of_a_run", type=float, default=100.0, show_default=True, help="Epochs of one student's run."),
@@ -260,10 +264,11 @@ def features_show(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, click.option("--subset", default="1/1", show_default=True, metavar="K/N", help="Check the K-th of N parts."), JSON)
 def features_verify(as_json: bool, **values: Any) -> int:
-    """Read every committed byte of a feature set against its records; exit status 1 when a shard is damaged."""
+    """Read every committed byte of a feature set and its views against their records; exit status 1 when a shard is damaged."""
     from . import catalog
 
-    return 1 if run(catalog.verify_features, as_json, **values)["damaged"] else 0
+    found = run(catalog.verify_features, as_json, **values)
+    return 1 if found["damaged"] or found["views_damaged"] else 0
 
 
 @features.command("repair")

@@ -94,7 +94,7 @@ def said(event: Event) -> str | None:
     """Return the text of a note, of a warning with its mark, of a run's start with what was chosen and why; None for other kinds."""
     kind = event.get("event")
     if kind == "start":
-        counts_of = f"{event['parameters']:,} parameters, {event['images']:,} images"
+        counts_of = f"{event['parameters']:,} parameters, {event['images']:,} images, pixels from {event['pixels']}"
         return f"step {event['step']:,} of {event['steps']:,}: {counts_of}, device {event['device']}, precision {event['precision']}"
     if kind not in ("note", "warning"):
         return None

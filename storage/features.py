@@ -143,7 +143,7 @@ class FeatureReader:
         """The rows of images that failed, in order; they have no tokens."""
         rows: list[int] = []
         views_per_image = self.views.views_per_image
-        for shard in self._uncompacted(self.group.ledgers.totals()[1]):
+        for shard in sorted({*self.group.uncompacted(), *self.group.ledgers.totals()[1]}):
             record = self.group.record(shard)
             if record is not None and record.failed:
                 first, last = self.views.shard_images(shard)
@@ -206,16 +206,7 @@ class FeatureReader:
 
     def stored_bytes(self) -> int:
         """Bytes of the committed shards' objects, from their records."""
-        records = (self.group.record(shard) for shard in self._uncompacted([]))
-        own = sum(entry.bytes for record in records if record is not None for entry in record.objects.values())
-        return own + self.group.ledgers.totals()[0]
-
-    def _uncompacted(self, more: list[int]) -> list[int]:
-        """The shards whose record is a file of its own, and `more`, in order."""
-        mask = np.zeros(self.shards, np.bool_)
-        self.group.ledgers.mark(mask)
-        own: list[int] = np.flatnonzero(self.group.committed_mask() & ~mask).tolist()
-        return sorted({*own, *more})
+        return self.group.stored_bytes()
 
     def open_zarr(self) -> Any:
         """The set as a read-only zarr-python group, for notebooks; it checks inner checksums but not our records."""

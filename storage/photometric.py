@@ -1,7 +1,7 @@
 """Photometric distortion of views as numbers that are drawn once and stored: colour jitter, blur, solarisation.
 
-Three modes say who applies them: `none`, `teacher_same` (teacher and student see the same distorted view, as in the paper), `student_only`
-(the teacher saw the clean crop, the student learns to be indifferent). The names are the paper's, the values ours, from DINOv3's public
+Three modes say who sees them: `none`, `teacher_same` (teacher and student see the same distorted view, as in the paper), `student_only`
+(the teacher sees the clean crop, the student learns to be indifferent). The names are the paper's, the values ours, from DINOv3's public
 recipe. A column is zero where nothing happens, so a row of zeros is an undistorted view. Applying them is `teachers.photometric`'s part;
 here is only what the numbers mean. Blur is measured in 1/256 of the view's side, so that one view looks alike at every input size.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from .errors import BadInput
 
-MODES = ("none", "teacher_same", "student_only")
+SEEN_BY: dict[str, tuple[str, ...]] = {"none": (), "teacher_same": ("teacher", "student"), "student_only": ("student",)}
+MODES = tuple(SEEN_BY)
 COLUMNS = ("brightness", "contrast", "saturation", "hue", "blur", "solarize")
 UNITS = {
     "brightness": "factor less 1",

@@ -91,8 +91,13 @@ class ShardedGroup:
             if entry.key != spec.key(record.shard) or len(entry.chunk_hashes()) != spec.chunks_per_shard:
                 raise CacheDamaged(f"{where}: describes {entry.key} with {len(entry.chunk_hashes())} chunks, not {spec.key(record.shard)}")
 
-    def publish(self, record: Record, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> Record:
-        """Write a shard's objects and commit `record` with them; returns the record that now stands, ours or another's."""
+    def publish(
+        self, record: Record, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]]
+    ) -> Record:
+        """Write a shard's objects and commit `record` with them; returns the record that now stands, ours or another's.
+
+        `present` says which rows exist, in all arrays alike or by array.
+        """
         complete = replace(record, objects=self._publish_arrays(record.shard, arrays, present))
         if self.objects.create(f"{self.prefix}/{record_key(record.shard)}", [complete.to_bytes()]):
             return complete
@@ -102,10 +107,13 @@ class ShardedGroup:
             raise CacheDamaged(f"{self.prefix}/{record_key(record.shard)} was committed for other images; run `features verify`")
         return standing
 
-    def _publish_arrays(self, shard: int, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_]) -> dict[str, ObjectRecord]:
+    def _publish_arrays(
+        self, shard: int, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]]
+    ) -> dict[str, ObjectRecord]:
         """All arrays side by side: a file system commits their fsyncs together, an object store answers their puts together."""
+        rows = present if isinstance(present, Mapping) else dict.fromkeys(self.specs, present)
         with ThreadPoolExecutor(len(self.specs)) as pool:
-            futures = {name: pool.submit(self._publish_array, spec, shard, arrays[name], present) for name, spec in self.specs.items()}
+            futures = {name: pool.submit(self._publish_array, spec, shard, arrays[name], rows[name]) for name, spec in self.specs.items()}
         return {name: future.result() for name, future in futures.items()}
 
     def _publish_array(self, spec: ArraySpec, shard: int, rows: NDArray[Any], present: NDArray[np.bool_]) -> ObjectRecord:
@@ -119,19 +127,21 @@ class ShardedGroup:
                 return ObjectRecord.of(key, built.size, built.index_crc32c, hashes)
         return adopt(spec, shard, built, self.objects.read(where), where)
 
-    def _open_shard(self, shard: int) -> dict[str, OpenArray]:
+    def _open_shard(self, shard: int, names: Iterable[str]) -> dict[str, OpenArray]:
+        """The named arrays' objects, others left alone: who wants views does not fetch their pixels, nor who wants class tokens patches."""
         with self._lock:
-            if shard in self._open:
+            known = self._open.get(shard, {})
+            if known and known.keys() >= set(names):
                 self._open.move_to_end(shard)
-                return self._open[shard]
+                return known
         record = self.record(shard)
         if record is None:
             raise CacheDamaged(
                 f"shard {shard} of {self.prefix} is not committed; run the same `extract-features` command again to complete it"
             )
-        opened = {name: self._open_array(spec, record) for name, spec in self.specs.items()}
+        opened = {name: self._open_array(self.specs[name], record) for name in names if name not in known}
         with self._lock:
-            self._open[shard] = opened
+            opened = self._open[shard] = {**opened, **self._open.get(shard, {})}
             while len(self._open) * self.shard_rows > max(_KEPT_CHUNKS, self.shard_rows):
                 self._open.popitem(last=False)
         return opened
@@ -160,12 +170,25 @@ class ShardedGroup:
             check_out(self.specs[name], array, len(rows))
         flat = {name: flat_bytes(array) for name, array in targets.items()}
         for shard, places in by_shard(rows, self.shard_rows):
-            opened = self._open_shard(shard)
+            opened = self._open_shard(shard, flat)
             for name, memory in flat.items():
                 read_rows(opened[name], places, memory, check)
         for name, array in targets.items():
             if self.specs[name].chunk_rows > 1:
                 refuse_blank_rows(name, array, self.prefix)
+
+    def uncompacted(self) -> list[int]:
+        """The committed shards whose record is a file of its own, in order."""
+        mask = np.zeros(self.shards, np.bool_)
+        self.ledgers.mark(mask)
+        shards: list[int] = np.flatnonzero(self.committed_mask() & ~mask).tolist()
+        return shards
+
+    def stored_bytes(self) -> int:
+        """Bytes of the committed shards' objects, from their records."""
+        records = (self.record(shard) for shard in self.uncompacted())
+        own = sum(entry.bytes for record in records if record is not None for entry in record.objects.values())
+        return own + self.ledgers.totals()[0]
 
     def compact(self) -> int:
         """Move the records of every complete span of 65,536 shards into its ledger; returns how many ledgers there are then."""

@@ -9,7 +9,7 @@ Axes: n views; crop = (top, left, height, width) in source pixels.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,9 +30,24 @@ INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
 }
 DIGEST_BYTES = 16
+_LARGEST_STORED_PX = 4096
 _CROP_TRIES = 10
 _FLIP_WORD = 4 * _CROP_TRIES
 _RAW_WORDS = _FLIP_WORD + 1 + photometric.WORDS
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """The rendered, undistorted views themselves, kept as raw uint8 beside their crops at one size, so that training needs no images."""
+
+    size_px: int
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown_name("interpolation", self.interpolation, INTERPOLATIONS)
+        if type(self.size_px) is not int or not 1 <= self.size_px <= _LARGEST_STORED_PX:
+            raise BadInput(f"stored pixels have a side between 1 and {_LARGEST_STORED_PX:,} px, got {self.size_px!r}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,7 @@ class ViewSpec:
     crop_fraction: float = 1.0  # of the shorter side, for kind "center"
     photometric: str = "none"  # who sees the distortion: nobody, teacher_same, student_only
     distortion: Distortion = field(default_factory=Distortion)
+    pixels: StoredPixels | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -67,6 +83,9 @@ class ViewSpec:
 
     def identity(self) -> dict[str, Any]:
         """The values that decide the views; for centre crops the random ones are left out."""
+        return self._drawing() | ({} if self.pixels is None else {"pixels": asdict(self.pixels)})
+
+    def _drawing(self) -> dict[str, Any]:
         common: dict[str, Any] = {"kind": self.kind, "views_per_image": self.views_per_image}
         if self.kind == "center":
             return {**common, "crop_fraction": self.crop_fraction}
@@ -86,6 +105,8 @@ class ViewSpec:
         pairs: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         if "distortion" in pairs:
             pairs["distortion"] = Distortion.from_identity(pairs["distortion"])
+        if "pixels" in pairs:
+            pairs["pixels"] = StoredPixels(**pairs["pixels"])
         return cls(**pairs)
 
 

@@ -3,10 +3,12 @@
     views/<dataset>@<digest>/
       identity.json  zarr.json
       crop/ flip/ photometric/ pixel_digest/     one row a view: row = image index × K + k
+      pixels/                                    the rendered views (rows, R, R, 3), where the spec asks for them
       commits/000412.json                        names the images that could not be decoded
 
 The first extraction of a shard draws its views, digests the crops' pixels and commits both; every later one reads them and re-checks the
-digests. Images per shard belong to the views, so all feature sets over them share the boundaries.
+digests. Images per shard belong to the views, so all feature sets over them share the boundaries. Pixels are raw: lossless
+codecs save half of their bytes and are read some fifty times slower (docs/decisions/0020).
 """
 
 import threading
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from .commit import Record
 from .dataset import ImageDataset
-from .decode import decoder_identity
+from .decode import Pixels, decoder_identity
 from .errors import BadInput
 from .identity import digest, ids_digest, short
 from .named import check_metadata, create_named, damage
@@ -30,6 +32,7 @@ from .views import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, 
 from .zarr_format import ArraySpec, group_metadata
 
 DEFAULT_IMAGES_PER_SHARD = 128
+PIXELS = "pixels"
 _KEPT_SHARDS = 256
 
 
@@ -63,10 +66,23 @@ def _specs(identity: Mapping[str, Any]) -> list[ArraySpec]:
             {"method": "xxh3_128 of (shape, uint8 RGB) before any resize"},
         ),
     ]
-    return [
+    specs = [
         ArraySpec(name, (rows, width), np.dtype(dtype), shard_rows, shard_rows, ("view", axis), attributes)
         for name, width, dtype, axis, attributes in arrays
     ]
+    stored = identity["views"].get("pixels")
+    return specs if stored is None else [*specs, _pixels_spec(rows, shard_rows, stored)]
+
+
+def _pixels_spec(rows: int, shard_rows: int, stored: Mapping[str, Any]) -> ArraySpec:
+    side, axes = stored["size_px"], ("view", "y", "x", "colour")
+    described = {
+        "long_name": "pixels of the view",
+        "units": "sRGB levels from 0 to 255",
+        "colours": ["red", "green", "blue"],
+        "method": f"crop, antialiased {stored['interpolation']} resize, flip; never distorted",
+    }
+    return ArraySpec(PIXELS, (rows, side, side, 3), np.dtype(np.uint8), shard_rows, 1, axes, described)
 
 
 class ViewSet:
@@ -108,18 +124,27 @@ class ViewSet:
         """The K views of one image drawn anew from the spec, without pixel digests."""
         return draw(self.spec, self.dataset.ids(image, image + 1), self.dataset.sizes_hw(image, image + 1))
 
-    def commit_shard(self, shard: int, views: Views, failed: Mapping[str, str]) -> Record:
-        """Publish a shard's views; `failed` names the images that could not be decoded (id → reason)."""
+    def commit_shard(self, shard: int, views: Views, failed: Mapping[str, str], pixels: Pixels | None = None) -> Record:
+        """Publish a shard's views; `failed` names the images that could not be decoded (id → reason), which have no pixels.
+
+        Raises `BadInput` when `pixels` (rows, R, R, 3) are not what the spec says is stored.
+        """
         first, last = self.shard_images(shard)
         ids = self.dataset.ids(first, last)
         record = Record(self.digest, shard, len(views.crop), ids_digest(ids), {}, dict(failed))
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "crop": views.crop,
             "flip": views.flip[:, None],
             "photometric": views.photometric,
             "pixel_digest": views.digest,
         }
-        return self.group.publish(record, arrays, np.ones(len(views.crop), np.bool_))
+        present = dict.fromkeys(arrays, np.ones(len(views.crop), np.bool_))
+        if pixels is not None:
+            arrays[PIXELS] = pixels
+            present[PIXELS] = np.repeat([image_id not in failed for image_id in ids], self.views_per_image)
+        if arrays.keys() != self.group.specs.keys():
+            raise BadInput(f"views/{self.key} stores the arrays {', '.join(self.group.specs)}, got {', '.join(arrays)}")
+        return self.group.publish(record, arrays, present)
 
     def read_shard(self, shard: int) -> Views | None:
         """A shard's committed views, None when it has none yet; raises `CacheDamaged`."""
@@ -131,7 +156,8 @@ class ViewSet:
             return None
         first, last = self.group.shard_span(shard)
         rows = np.arange(first, last)
-        out = {spec.name: np.empty((len(rows), *spec.shape[1:]), spec.dtype) for spec in self.group.specs.values()}
+        small = [spec for spec in self.group.specs.values() if spec.name != PIXELS]
+        out = {spec.name: np.empty((len(rows), *spec.shape[1:]), spec.dtype) for spec in small}
         self.group.read(rows, out, out)
         views = Views(out["crop"], out["flip"][:, 0], out["photometric"], out["pixel_digest"])
         with self._lock:
@@ -143,8 +169,7 @@ class ViewSet:
     def read(self, rows: NDArray[np.int64]) -> Views:
         """The committed views of any rows, in their order; raises `BadInput` for a shard that has none yet."""
         shard_rows = self.group.shard_rows
-        if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
-            raise BadInput(f"rows {rows.min()} to {rows.max()} of views/{self.key}, which has {self.rows}")
+        self._check_rows(rows)
         out = empty_views(len(rows))
         shards = rows // shard_rows
         for shard in np.unique(shards).tolist():
@@ -156,6 +181,27 @@ class ViewSet:
             out.crop[here], out.flip[here] = views.crop[local], views.flip[local]
             out.photometric[here], out.digest[here] = views.photometric[local], views.digest[local]
         return out
+
+    def read_pixels(self, rows: NDArray[np.int64], out: Pixels | None = None) -> Pixels:
+        """Stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
+
+        Raises `BadInput` where the views store none, `CacheDamaged` for damage and for rows of failed images.
+        """
+        if self.spec.pixels is None:
+            raise BadInput(f"views/{self.key} store no pixels; extract-features --pixels PX makes views that do")
+        self._check_rows(rows)
+        side = self.spec.pixels.size_px
+        target = np.empty((len(rows), side, side, 3), np.uint8) if out is None else out
+        self.group.read(rows, [PIXELS], {PIXELS: target})
+        return target
+
+    def _check_rows(self, rows: NDArray[np.int64]) -> None:
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
+            raise BadInput(f"rows {rows.min()} to {rows.max()} of views/{self.key}, which has {self.rows}")
+
+    def stored_bytes(self) -> int:
+        """Bytes of the committed shards' objects, pixels included, from their records."""
+        return self.group.stored_bytes()
 
     def failed_images(self, shard: int) -> dict[str, str]:
         """The images of a committed shard that could not be decoded (id → reason)."""

@@ -1,10 +1,9 @@
 """Batches of pixels and targets, built by threads straight into preallocated memory.
 
-A step's images are decoded once, cut as their recorded view says, and resized to every input that is wanted (the student's, and live
-teachers'); its cached tokens are read into the same batch. A fixed number of batches exists (`prefetch + 1`), so memory is bounded; each is
-split among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels and stored codes cross to the
-device. Everything in a batch is a function of its step, so starting at any step resumes exactly. The digest of each crop's pixels is
-compared with the recorded one: a changed decoder or image is an error. Limit: the photometric mode is `none` so far.
+A step's pixels are read or made at every input that is wanted (the student's, and live teachers'; `pixels` says how); its cached tokens
+are read into the same batch. A fixed number of batches exists (`prefetch + 1`), so memory is bounded; each is split among the threads,
+which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the views' photometric parameters cross
+to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so starting at any step resumes exactly.
 """
 
 import itertools
@@ -18,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..storage.errors import CacheMismatch
-from ..storage.views import cut, pixel_digest, resize
 from ..storage.viewset import ViewSet
+from ..teachers.photometric import as_seen
 from .order import Order, Places
+from .pixels import fill_pixels
 from .ranks import ALONE, Ranks
 from .targets import Memory, Rendering, TargetSource
 
@@ -50,6 +49,16 @@ class Batch:
     def to(self, device: str) -> Memory:
         """The tensors on a device; asynchronous from pinned memory."""
         return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+
+
+def as_all_see(mode: str, tensors: Memory) -> Memory:
+    """A batch's tensors with its pixels as the student and each live teacher see them under the views' photometric mode."""
+    seen = dict(tensors)
+    for name, pixels in tensors.items():
+        kind, _, key = name.partition("/")
+        if kind == "pixels":
+            seen[name] = as_seen("student" if key == STUDENT else "teacher", mode, pixels, tensors["photometric"])
+    return seen
 
 
 @dataclass
@@ -144,17 +153,5 @@ class Stream:
         self.source.fill(rows_b, batch.tensors, start)
         views = self.views.read(rows_b)
         batch.tensors["photometric"][start:stop] = torch.from_numpy(views.photometric)
-        outputs = [(one, batch.tensors[f"pixels/{one.key}"].numpy()) for one in batch.plan.renderings]
-        for n, image in enumerate(places.image_B[start:stop].tolist()):
-            crop = cut(self.views.dataset.read_image(image), views.crop[n])
-            if pixel_digest(crop) != views.digest[n].tobytes():
-                raise self._changed(image)
-            for rendering, out in outputs:
-                out[start + n] = resize(crop, bool(views.flip[n]), rendering.size_px, rendering.interpolation)
-
-    def _changed(self, image: int) -> CacheMismatch:
-        image_id = self.views.dataset.row(image).id
-        return CacheMismatch(
-            f"image {image_id} of {self.views.dataset.key} decodes to other pixels than its recorded view {self.views.key} "
-            "(pixel digest differs): another version of the image library? Install the recorded one or extract again"
-        )
+        outputs = [(one, batch.tensors[f"pixels/{one.key}"][start:stop].numpy()) for one in batch.plan.renderings]
+        fill_pixels(self.views, rows_b, places.image_B[start:stop], views, outputs)

@@ -28,7 +28,8 @@ from .draws import choose_size
 from .learner import Event, Learner, OnEvent
 from .models import count_parameters
 from .order import Order
-from .stream import STUDENT, Batch, Stream
+from .pixels import Input, origin
+from .stream import STUDENT, Batch, Stream, as_all_see
 from .targets import Rendering, TargetSource
 
 
@@ -74,12 +75,18 @@ class Trainer:
             views, source, order, self._student_rendering, batch_size=run.batch_size, threads=run.reader_threads,
             prefetch=run.prefetch_batches, pin=self.device.startswith("cuda"), ranks=self.ranks,
         )  # fmt: skip
-        self.dataset = views.dataset
+        self.views, self.dataset = views, views.dataset
         self.clock = Clock()
         self._stop = threading.Event()
 
     def _student_rendering(self, step: int) -> Rendering:
         return Rendering(STUDENT, choose_size(self.recipe.seed, STUDENT, step, self.recipe.student.sizes_px), self.interpolation)
+
+    def _inputs(self) -> set[Input]:
+        """Every input that a step of this run may want."""
+        students = {(size_px, self.interpolation) for size_px in self.recipe.student.sizes_px}
+        drawn = self.recipe.teacher.sizes_px
+        return students | {(size_px, one.interpolation) for one in self.source.renderings(0) for size_px in drawn or (one.size_px,)}
 
     def train(self) -> list[dict[str, Any]]:
         """Run to the end, each learner from its newest checkpoint; writes each model and summary, and returns the summaries."""
@@ -112,6 +119,8 @@ class Trainer:
             "device": f"{learner.device.value}  # {learner.device.why}",
             "precision": f"{learner.precision.value}  # {learner.precision.why}",
             "ranks": self.ranks.count,
+            "pixels": origin(self.views, self._inputs()),
+            "photometric": self.views.spec.photometric,
             "images": self.order.epoch_length,
             "excluded_images": len(self.order.excluded),
         }
@@ -138,7 +147,7 @@ class Trainer:
         learners = [learner for learner in self.learners if learner.done == step]
         tensors = batch.to(self.device)
         for start, stop, last in self._parts():
-            part = {name: tensor[start:stop] for name, tensor in tensors.items()}
+            part = as_all_see(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
             with torch.no_grad():
                 targets = self.source.resolve(part)
             for learner in learners:

@@ -4,33 +4,51 @@ A view's parameters are drawn and stored once; teachers and students that share 
 torchvision's (ITU-R 601 luma, its HSV formulas, reflected borders), each image with its own parameter, in the order of `PARAMETERS`: one
 fixed order instead of a drawn one (ours), because a parameter tensor then says everything. They run in fp32 on [0, 1] and round to uint8
 once at the end, where Pillow rounds after each, so the two differ by a level or two. A row of zeros, which is what views without
-distortion store, gives its image back bit by bit. Axes: B images, H × W pixels, C = 3 colours RGB, P parameters.
+distortion store, gives its image back bit by bit. On one device an image comes out the same to the bit in a batch of any size: there is no
+convolution and no float reduction whose order could depend on the batch. Between devices a level may differ.
+Axes: B images, H × W pixels, C = 3 colours RGB, P parameters.
 """
+
+import functools
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..storage.errors import BadInput
+from ..storage.photometric import COLUMNS, SEEN_BY
 
-PARAMETERS = ("brightness", "contrast", "saturation", "hue", "blur", "solarize")
-"""Columns of the parameter tensor, 0 for nothing each: the three factors less 1, turns of the hue (−0.5 to 0.5), the blur's sigma in px,
-and how many of the 256 levels are inverted, from the top (128 for the threshold 128). Further columns are ignored."""
-BLUR_KERNEL_PX = 9
+PARAMETERS = COLUMNS
+"""Columns of the parameter tensor as `storage.photometric` counts them, 0 for nothing each; further columns are ignored."""
+BLUR_SIDE_PX = 256  # the side at which a stored blur is in px; other sides scale it, kernel included
+BLUR_KERNEL_PX = 9  # at that side, DINOv3's
 _LUMA = (0.299, 0.587, 0.114)
+_WHOLE = 1 << 24  # luma is summed in whole units of this: sums of integers do not depend on their order
 
 
 def apply_photometric(pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
-    """uint8 images under each row's distortions, uint8 again, on the same device; raises `BadInput` for other shapes and types."""
+    """uint8 images under each row's distortions, uint8 again, on the same device; raises `BadInput` for other shapes and types.
+
+    Here, and only here, a stored blur becomes px: it counts 1/256 of the view's side, so that one view looks alike at every input size.
+    """
     _check(pixels_BHWC, parameters_BP)
     named = dict(zip(PARAMETERS, parameters_BP[:, : len(PARAMETERS)].float().unbind(1), strict=True))
     x_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
     for name, distort in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
         x_BCHW = _where(named[name] != 0, distort(x_BCHW, 1 + named[name]), x_BCHW)
     x_BCHW = _where(named["hue"] != 0, hue(x_BCHW, named["hue"]), x_BCHW)
-    x_BCHW = _where(named["blur"] > 0, blur(x_BCHW, named["blur"]), x_BCHW)
+    side_px = min(pixels_BHWC.shape[1:3])
+    half_px = min(max(1, round(BLUR_KERNEL_PX // 2 * side_px / BLUR_SIDE_PX)), side_px - 1)  # reflection needs a pixel more than that
+    x_BCHW = _where(named["blur"] > 0, blur(x_BCHW, named["blur"] * (side_px / BLUR_SIDE_PX), half_px), x_BCHW)
     x_BCHW = _where(named["solarize"] > 0, solarize(x_BCHW, (256 - named["solarize"]) / 255), x_BCHW)
-    return (x_BCHW * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return (x_BCHW * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def as_seen(viewer: Literal["teacher", "student"], mode: str, pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
+    """The pixels as a teacher or a student sees them under a photometric mode: distorted, or the very tensor that was given."""
+    return apply_photometric(pixels_BHWC, parameters_BP) if viewer in SEEN_BY[mode] else pixels_BHWC
 
 
 def _check(pixels_BHWC: Tensor, parameters_BP: Tensor) -> None:
@@ -50,8 +68,8 @@ def _where(changed_B: Tensor, then_BCHW: Tensor, otherwise_BCHW: Tensor) -> Tens
 
 def luma(x_BCHW: Tensor) -> Tensor:
     """Grey (B, 1, H, W) of ITU-R 601."""
-    weights_C = torch.tensor(_LUMA, device=x_BCHW.device)
-    return (x_BCHW * weights_C[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = _LUMA
+    return x_BCHW[:, 0:1] * red + x_BCHW[:, 1:2] * green + x_BCHW[:, 2:3] * blue
 
 
 def blend(x_BCHW: Tensor, other: Tensor, factor_B: Tensor) -> Tensor:
@@ -67,7 +85,9 @@ def brightness(x_BCHW: Tensor, factor_B: Tensor) -> Tensor:
 
 def contrast(x_BCHW: Tensor, factor_B: Tensor) -> Tensor:
     """Blend with the image's mean grey."""
-    return blend(x_BCHW, luma(x_BCHW).mean(dim=(1, 2, 3), keepdim=True), factor_B)
+    whole = (luma(x_BCHW) * _WHOLE).round().long().sum(dim=(1, 2, 3), keepdim=True)
+    mean = whole.double() / (_WHOLE * x_BCHW.shape[2] * x_BCHW.shape[3])
+    return blend(x_BCHW, mean.float(), factor_B)
 
 
 def saturation(x_BCHW: Tensor, factor_B: Tensor) -> Tensor:
@@ -92,17 +112,20 @@ def _channel(sixths: Tensor, start: int, value: Tensor, chroma: Tensor) -> Tenso
     return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
 
 
-def blur(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-    """Gaussian blur of `BLUR_KERNEL_PX` taps with each image's own sigma, borders reflected; sigma 0 counts as no blur."""
-    batch, colours, height, _ = x_BCHW.shape
-    half = BLUR_KERNEL_PX // 2
-    offsets = torch.arange(-half, half + 1, device=x_BCHW.device, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (offsets / sigma_B.clamp_min(1e-3)[:, None]) ** 2)
-    kernel_BK = kernel / kernel.sum(1, keepdim=True)
-    rows = kernel_BK.repeat_interleave(colours, 0)[:, None, :, None]
-    padded = functional.pad(x_BCHW, (half, half, half, half), mode="reflect").reshape(1, batch * colours, height + 2 * half, -1)
-    down = functional.conv2d(padded, rows, groups=batch * colours)
-    return functional.conv2d(down, rows.transpose(2, 3), groups=batch * colours).reshape(x_BCHW.shape)
+def blur(x_BCHW: Tensor, sigma_px_B: Tensor, half_px: int) -> Tensor:
+    """Gaussian blur of 2 · half + 1 taps with each image's own sigma, borders reflected; sigma 0 counts as no blur."""
+    offsets = torch.arange(-half_px, half_px + 1, device=x_BCHW.device, dtype=torch.float64)
+    weights_BK = torch.exp(-0.5 * (offsets / sigma_px_B.double().clamp_min(1e-3)[:, None]) ** 2)
+    taps_KB = (weights_BK / weights_BK.sum(1, keepdim=True)).float().unbind(1)  # fp64 until here: its last bits may depend on the batch
+    down = _blurred_along(2, functional.pad(x_BCHW, (0, 0, half_px, half_px), mode="reflect"), taps_KB)
+    return _blurred_along(3, functional.pad(down, (half_px, half_px, 0, 0), mode="reflect"), taps_KB)
+
+
+def _blurred_along(axis: int, padded_BCHW: Tensor, taps_KB: Sequence[Tensor]) -> Tensor:
+    """Weighted sum of shifted images: a convolution's algorithm, and so its rounding, would depend on the batch."""
+    length = padded_BCHW.shape[axis] - len(taps_KB) + 1
+    parts = (padded_BCHW.narrow(axis, place, length) * tap_B[:, None, None, None] for place, tap_B in enumerate(taps_KB))
+    return functools.reduce(torch.add, parts)
 
 
 def solarize(x_BCHW: Tensor, threshold_B: Tensor) -> Tensor:

@@ -142,8 +142,8 @@ def test_tokens_that_are_not_finite_are_left_out_by_name(photos: Any, monkeypatc
     store, options, _ = photos
     honest = ShardWorker._forward
 
-    def poisoned(self: ShardWorker, name: str, pixels: Any) -> Any:
-        found = honest(self, name, pixels)
+    def poisoned(self: ShardWorker, name: str, *views: Any) -> Any:
+        found = honest(self, name, *views)
         found.patch_BHWD[0, 0, 0, 0] = float("nan")
         return found
 
@@ -181,7 +181,6 @@ def test_unusable_requests_are_refused_before_any_work(photos: Any) -> None:
         (replace(options, teachers=(*options.teachers, *options.teachers)), "named once"),
         (replace(options, teachers=(TeacherRequest("dinov9"),)), r"unknown teacher 'dinov9'.*efficientnet-lite0"),
         (replace(options, data="cats"), "photos"),
-        (replace(options, views=replace(options.views, photometric="teacher_same")), "no teacher applies it yet"),
         (replace(options, address="auto"), "--workers 0"),
     ]
     for bad, text in refusals:

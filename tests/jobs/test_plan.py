@@ -9,6 +9,7 @@ from eupe_pipeline.jobs.extract import extract_features
 from eupe_pipeline.jobs.plan import PlanOptions, plan_extraction, store_speed
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views import StoredPixels
 
 SMALL = PlanOptions(student="vit-mini", student_size_px=16, batches=1)
 
@@ -29,6 +30,19 @@ def test_a_plan_promises_the_bytes_that_the_extraction_then_writes_and_leaves_no
     assert plan["teachers"]["teacher"]["views_per_s"] > 0
     assert plan["at the paper's scale"]["images"] == 1_690_280_000
     assert plan["break_even"]["epochs"] == 2.0
+
+
+def test_stored_pixels_are_planned_like_one_more_teacher_at_no_device_time(photos: Any) -> None:
+    store, options, _ = photos
+    spec = replace(options.views, pixels=StoredPixels(32))
+    given = replace(SMALL, student_images_per_s=100.0)
+    plain, with_pixels = (plan_extraction(store.url, replace(options, views=views), given) for views in (options.views, spec))
+    cost = with_pixels["for photos"]["cost"]
+    assert cost["pixels at 32 px"]["bytes"] == 48 * 32 * 32 * 3
+    assert cost["pixels at 32 px"]["device_hours"] == 0
+    assert cost["all"]["bytes"] == plain["for photos"]["cost"]["teacher"]["bytes"] + cost["pixels at 32 px"]["bytes"]
+    more = with_pixels["reading"]["needed_megabytes_per_s"] - plain["reading"]["needed_megabytes_per_s"]
+    assert more == pytest.approx(100 * 32 * 32 * 3 / 1e6)
 
 
 def test_a_given_rate_of_the_student_is_taken_instead_of_a_measured_one(photos: Any) -> None:

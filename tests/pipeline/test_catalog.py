@@ -35,7 +35,8 @@ def test_a_store_is_listed_with_how_much_of_each_set_is_there(small_store: Store
     found = list_store(store=url, on_event=Events())
     (dataset,) = found["datasets"]
     assert found["datasets"][dataset] == {"images": 24, "labels": 3}
-    assert found["views"][reader.views.key] == {"dataset": dataset, "kind": "random_resized_crop", "views_per_image": 2}
+    views = {"dataset": dataset, "kind": "random_resized_crop", "views_per_image": 2, "photometric": "none", "pixels": None}
+    assert found["views"][reader.views.key] == views
     listed = found["features"][reader.key]
     assert listed["shards"] == "2 of 3"
     assert listed["rows"] == 48
@@ -49,14 +50,18 @@ def test_one_set_is_shown_with_its_identity_and_what_is_missing(small_store: Sto
     assert shown["key"] == reader.key
     assert (shown["grid"], shown["patch_token_width"], shown["complete"], shown["missing_shards"]) == ("2×2", 48, False, [2])
     assert shown["identity"] == reader.identity
+    assert (shown["photometric"], shown["pixels"]) == ("none", None)
+    on_disk = sum(path.stat().st_size for path in Path(url, "views", reader.views.key).rglob("c.*"))
+    assert shown["views_bytes"] == on_disk
 
 
 def test_a_sound_set_verifies_and_nothing_is_written(small_store: Store) -> None:
-    url, _ = small_store
+    url, reader = small_store
     before, events = state(url), Events()
     result = verify_features(key="tiny-int8", store=url, on_event=events)
     assert (result["verified"], result["missing_shards"], result["damaged"]) == (2, [2], {})
-    assert [event["done"] for event in events] == [1, 2]
+    assert [event["done"] for event in events if reader.key in str(event["stage"])] == [1, 2]
+    assert result["views_damaged"] == {}
     assert state(url) == before
 
 
@@ -73,6 +78,16 @@ def test_one_flipped_bit_is_found_and_the_other_shards_are_still_checked(small_s
     assert list(result["damaged"]) == ["0"]
     assert result["verified"] == 1
     assert "shard 0" in next(str(event["text"]) for event in events if event["event"] == "warning")
+
+
+def test_a_damaged_shard_of_the_views_is_found_beside_sound_features(small_store: Store) -> None:
+    url, reader = small_store
+    victim = Path(url, "views", reader.views.key, "crop", "c.1.0")
+    data = bytearray(victim.read_bytes())
+    data[3] ^= 1
+    victim.write_bytes(data)
+    result = verify_features(key="tiny-int8", store=url, on_event=Events())
+    assert (list(result["damaged"]), list(result["views_damaged"])) == ([], ["1"])
 
 
 def test_a_lost_object_is_found(small_store: Store) -> None:

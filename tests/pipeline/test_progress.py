@@ -66,9 +66,10 @@ def test_notes_and_warnings_are_never_held_back() -> None:
 
 def test_a_runs_start_says_what_was_chosen_and_why() -> None:
     start = {"event": "start", "step": 0, "steps": 1000, "parameters": 5_492_160, "images": 6000,
-             "device": "cpu  # auto: no CUDA device", "precision": "fp32  # auto"}  # fmt: skip
+             "device": "cpu  # auto: no CUDA device", "precision": "fp32  # auto", "pixels": "the images"}  # fmt: skip
     assert lines_of([(0, start)]) == [
-        "step 0 of 1,000: 5,492,160 parameters, 6,000 images, device cpu  # auto: no CUDA device, precision fp32  # auto"
+        "step 0 of 1,000: 5,492,160 parameters, 6,000 images, pixels from the images, "
+        "device cpu  # auto: no CUDA device, precision fp32  # auto"
     ]
 
 

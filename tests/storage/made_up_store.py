@@ -20,7 +20,7 @@ from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, TokenRo
 from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.statistics import Statistics
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import Views, ViewSpec, cut, pixel_digest
+from eupe_pipeline.storage.views import Views, ViewSpec, cut, pixel_digest, render
 from eupe_pipeline.storage.viewset import ViewSet
 from numpy.typing import NDArray
 from PIL import Image
@@ -59,6 +59,15 @@ def drawn_with_digests(views: ViewSet, shard: int) -> Views:
         image = views.dataset.read_image(first + row // views.views_per_image)
         drawn.digest[row] = np.frombuffer(pixel_digest(cut(image, crop)), np.uint8)
     return drawn
+
+
+def rendered(views: ViewSet, shard: int) -> NDArray[np.uint8]:
+    """The pixels of a shard's views as the set stores them."""
+    assert views.spec.pixels is not None
+    drawn, (first, _) = views.draw_shard(shard), views.shard_images(shard)
+    images = [views.dataset.read_image(first + row // views.views_per_image) for row in range(len(drawn.crop))]
+    size_px, interpolation = views.spec.pixels.size_px, views.spec.pixels.interpolation
+    return np.stack([render(image, drawn.crop[n], bool(drawn.flip[n]), size_px, interpolation) for n, image in enumerate(images)])
 
 
 def raw_tokens(features: FeatureReader, shard: int, noise: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

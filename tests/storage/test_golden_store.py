@@ -13,18 +13,26 @@ import pytest
 from eupe_pipeline.storage import viewset
 from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
+from eupe_pipeline.storage.views import StoredPixels, ViewSpec
 from eupe_pipeline.storage.viewset import ViewSet
+from numpy.typing import NDArray
 
 from .made_up_store import Made, commit, drawn_with_digests, files, raw_tokens, tokens, with_features
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_store"
 DISTORTED = ViewSpec(views_per_image=2, seed=7, photometric="teacher_same")
+PIXELS = ViewSpec(views_per_image=2, seed=42, pixels=StoredPixels(8))
 CODECS = ("fp16", "fp32", "int4", "int8")
 
 
+def made_up_pixels(views: ViewSet, shard: int) -> NDArray[np.uint8]:
+    """Counting numbers: the bytes of real ones would be those of one version of the image library."""
+    first, last = views.group.shard_span(shard)
+    return (np.arange(first * 8 * 8 * 3, last * 8 * 8 * 3) % 251).astype(np.uint8).reshape(-1, 8, 8, 3)
+
+
 def write(folder: Path) -> Made:
-    """Three images, two views each, two shards; a feature set a codec, the second image of the fp16 set failed; and distorted views."""
+    """Three images, two views each, two shards; a feature set a codec, one image of the fp16 set failed; distorted views; stored pixels."""
     store = FeatureStore.create(str(folder))
     memory = fsspec.filesystem("memory")
     for path in files(GOLDEN / "images"):  # the source's URL is kept with the index: one that is the same on any machine
@@ -45,6 +53,10 @@ def write(folder: Path) -> Made:
     distorted = ViewSet.create(store.objects, dataset, DISTORTED, images_per_shard=2)
     for shard in range(distorted.shards):
         distorted.commit_shard(shard, drawn_with_digests(distorted, shard), {})
+    pixels = ViewSet.create(store.objects, dataset, PIXELS, images_per_shard=2)
+    for shard in range(pixels.shards):
+        failed = {dataset.ids(1, 2)[0]: "made to fail"} if shard == 0 else {}
+        pixels.commit_shard(shard, drawn_with_digests(pixels, shard), failed, made_up_pixels(pixels, shard))
     return made
 
 
@@ -68,6 +80,11 @@ def test_todays_reader_reads_the_golden_store() -> None:
     assert distorted.spec == DISTORTED
     again = np.concatenate([distorted.draw_shard(shard).photometric for shard in range(2)])
     np.testing.assert_array_equal(distorted.read(np.arange(6)).photometric, again)
+    (pixels,) = [store.view_set(key) for key in store.list_view_sets() if store.view_set(key).spec.pixels is not None]
+    assert pixels.spec == PIXELS
+    rows = np.array([5, 0, 1, 4])  # the second image's have none
+    wanted = np.concatenate([made_up_pixels(pixels, shard) for shard in range(2)])
+    np.testing.assert_array_equal(pixels.read_pixels(rows), wanted[rows])
     assert store.features("fp16").failed_rows().tolist() == [2, 3]
     assert store.dataset("golden").label_names == ["class0", "class1", "class2"]
 

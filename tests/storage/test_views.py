@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.storage.photometric import MODES
 from eupe_pipeline.storage.views import INTERPOLATIONS, ViewSpec, cut, draw, empty_views, pixel_digest, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,9 +40,9 @@ def test_centre_boxes_are_square_inside_and_central(size: tuple[int, int], fract
     assert not views.flip.any()
 
 
-@given(st.permutations(range(12)), st.integers(1, 12))
-def test_any_subset_in_any_order_draws_the_same_views(order: list[int], count: int) -> None:
-    spec = ViewSpec(views_per_image=2, seed=11)
+@given(st.permutations(range(12)), st.integers(1, 12), st.sampled_from(MODES))
+def test_any_subset_in_any_order_draws_the_same_views(order: list[int], count: int, mode: str) -> None:
+    spec = ViewSpec(views_per_image=2, seed=11, photometric=mode)
     ids, sizes_hw = images(12)
     whole = draw(spec, ids, sizes_hw)
     some = order[:count]
@@ -49,6 +50,7 @@ def test_any_subset_in_any_order_draws_the_same_views(order: list[int], count: i
     rows = [2 * n + k for n in some for k in range(2)]
     np.testing.assert_array_equal(part.crop, whole.crop[rows])
     np.testing.assert_array_equal(part.flip, whole.flip[rows])
+    np.testing.assert_array_equal(part.photometric, whole.photometric[rows])
 
 
 def test_the_first_views_are_the_same_however_many_are_drawn() -> None:

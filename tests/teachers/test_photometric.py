@@ -5,7 +5,7 @@ import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.teachers import torchvision_guard
-from eupe_pipeline.teachers.photometric import BLUR_KERNEL_PX, PARAMETERS, apply_photometric
+from eupe_pipeline.teachers.photometric import PARAMETERS, apply_photometric
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
@@ -54,13 +54,28 @@ def test_colours_change_as_torchvisions_do(name: str, value: float, function: st
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
-def test_blur_is_torchvisions(sigma: float) -> None:
+@pytest.mark.parametrize(("side", "kernel"), [(256, 9), (128, 5), (384, 13)])
+def test_blur_is_torchvisions_and_grows_with_the_side(sigma: float, side: int, kernel: int) -> None:
     from torchvision.transforms.v2 import functional
 
-    for image in photos():
-        expected = functional.gaussian_blur(image.permute(2, 0, 1).float() / 255, [BLUR_KERNEL_PX] * 2, [sigma] * 2)
+    for image in photos(2, side, side):
+        expected = functional.gaussian_blur(image.permute(2, 0, 1).float() / 255, [kernel] * 2, [sigma * side / 256] * 2)
         found = distorted(image, blur=sigma)
         assert largest_difference(found, (expected * 255).round().to(torch.uint8).permute(1, 2, 0)) <= 1
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 16])
+def test_images_of_a_few_pixels_can_be_distorted(side: int) -> None:
+    everything = parameters(brightness=0.3, contrast=-0.3, saturation=0.2, hue=0.1, blur=2.0, solarize=128)
+    assert apply_photometric(torch.full((1, side, side, 3), 77, dtype=torch.uint8), everything).shape == (1, side, side, 3)
+
+
+def test_one_view_looks_alike_at_every_size() -> None:
+    large = photos(1, 256, 256)
+    small = large[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2)  # the same picture, in blocks of 2 × 2
+    blurred = [apply_photometric(one, parameters(blur=2.0)).float() for one in (small[:, ::2, ::2], small)]
+    at_half = torch.nn.functional.avg_pool2d(blurred[1].permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    assert (blurred[0] - at_half).abs().mean() < 1
 
 
 @pytest.mark.parametrize(("name", "value", "enhance"), [
@@ -88,16 +103,16 @@ def test_rows_of_zeros_give_their_images_back_beside_others_that_change() -> Non
     assert not torch.equal(found[1], images[1])
 
 
-def test_each_image_is_distorted_as_if_it_were_alone() -> None:
-    images = photos(4)
-    random = np.random.default_rng(3)
+@pytest.mark.parametrize(("height", "width"), [(37, 45), (16, 16), (64, 64)])
+def test_each_image_is_distorted_to_the_bit_as_if_it_were_alone(height: int, width: int) -> None:
+    images, random = photos(5, height, width), np.random.default_rng(3)
     rows = torch.tensor(
-        [[*random.uniform(-0.4, 0.4, 3), random.uniform(-0.1, 0.1), random.uniform(0.1, 2), 128.0, 0.0, 0.0] for _ in range(4)],
+        [[*random.uniform(-0.4, 0.4, 3), random.uniform(-0.1, 0.1), random.uniform(0.1, 2), 128.0 * (n % 2), 0.0, 0.0] for n in range(5)],
         dtype=torch.float32,
     )
     together = apply_photometric(images, rows)
-    for n in range(4):
-        assert largest_difference(apply_photometric(images[n : n + 1], rows[n : n + 1])[0], together[n]) <= 1
+    for first, last in ((0, 1), (1, 2), (2, 5), (1, 4)):
+        assert torch.equal(apply_photometric(images[first:last], rows[first:last]), together[first:last])
 
 
 def test_the_hue_comes_back_after_a_whole_turn() -> None:
