@@ -6,13 +6,9 @@ cache breaks even after as many epochs as there are views; storage that is paid 
 same on both sides and drops out. Not counted: checksums and indexes in a shard (below 0.1 %), the network, idle devices, people.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from ..storage.codec import code_dtype, stored_shapes
-from ..teachers.spec import TeacherSpec
 
 PAPER_IMAGES = 1_689_000_000 + 1_280_000  # LVD-1689M and ImageNet-1k
 _HOUR_S, _GB = 3600.0, 1e9
@@ -38,13 +34,6 @@ class Measured:
     """By teacher: device seconds of a forward."""
     student_images_per_s: float
     store_bytes_per_s: float
-
-
-def row_bytes(spec: TeacherSpec, codec: str) -> int:
-    """Bytes of one stored view: codes, scales and the class token; raises `BadInput` for a width that the codec cannot store."""
-    codes, scales = stored_shapes(codec, spec.grid, spec.patch_dim)
-    cls = 0 if spec.cls_dim is None else spec.cls_dim * (4 if codec == "fp32" else 2)
-    return math.prod(codes) * code_dtype(codec).itemsize + (0 if scales is None else 2 * math.prod(scales)) + cls
 
 
 def extraction_cost(images: int, views: int, images_per_shard: int, measured: Measured, prices: Prices) -> dict[str, Any]:

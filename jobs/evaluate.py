@@ -113,7 +113,16 @@ def knn_of_features(store: FeatureStore, train: str, test: str, size: Evaluation
     names = bank.views.dataset.label_names
     labels = [labels_as(one.views.dataset, names)[images] for one, images in zip((bank, queries), chosen, strict=True)]
     result = compare(embedded[0], labels[0], embedded[1], labels[1])
+    result[mean_patch_name(bank, queries)] = result.pop("mean_patch")
     return {"train": bank.key, "test": queries.key, **result, "seconds": time.perf_counter() - started}
+
+
+def mean_patch_name(*readers: FeatureReader) -> str:
+    """What the mean over stored patch tokens is called: an approximation has a name of its own, so that nobody compares it unawares."""
+    layouts = [reader.layout for reader in readers]
+    sampled = "_sampled" if any(layout.tokens_per_view is not None for layout in layouts) else ""
+    resampled = "_resampled" if any(layout.resampled_from is not None for layout in layouts) else ""
+    return f"mean{sampled}{resampled}_patch"
 
 
 def compare(bank: Embeddings, bank_labels: Int64s, queries: Embeddings, query_labels: Int64s) -> dict[str, Any]:
@@ -169,7 +178,9 @@ def read_embeddings(reader: FeatureReader, images: Int64s) -> Embeddings:
     for start in range(0, len(rows), _READ_ROWS):
         tokens = reader.read(rows[start : start + _READ_ROWS])
         # The mean commutes with the de-normalisation, which is affine and the same for every token.
-        patches.append(statistics.denormalize_patch(reader.decode(tokens).mean(axis=(1, 2))))
+        # Of a sampled set it is the mean of the stored tokens: see `mean_patch_name`.
+        flat_nND = reader.decode(tokens).reshape(len(tokens.patch), -1, reader.patch_dim)
+        patches.append(statistics.denormalize_patch(flat_nND.mean(axis=1)))
         if tokens.cls is not None:
             classes.append(statistics.denormalize_cls(tokens.cls.astype(np.float32)))
     return Embeddings(np.concatenate(classes) if classes else None, np.concatenate(patches))

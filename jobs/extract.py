@@ -47,6 +47,8 @@ class ExtractOptions:
     views: ViewSpec = field(default_factory=ViewSpec)
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD
     codec: str = "int8"
+    tokens_per_view: int | None = None  # patch tokens, at recorded random places; None: all
+    grid: tuple[int, int] | None = None  # of the stored tokens; None: each teacher's own
     constants: str = "own"  # or "imagenet": its mean and std for every teacher, as the paper has it
     allow_random_weights: bool = False  # where no weights are found; for trials, and said in the identity
     precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device has it
@@ -102,6 +104,7 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     specs = [resolve_request(request, options) for request in options.teachers]
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput("each teacher can be named once in an extraction")
+    _ = [layout_of(spec, options) for spec in specs]  # refused before any work
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
@@ -148,6 +151,16 @@ def resolve_request(request: TeacherRequest, options: ExtractOptions) -> Teacher
     )
 
 
+def layout_of(spec: TeacherSpec, options: ExtractOptions) -> FeatureLayout:
+    """Which of a teacher's tokens are stored, and how; raises `BadInput` naming the teacher whose grid does not allow it."""
+    grid = options.grid or spec.grid
+    try:
+        resampled_from = None if grid == spec.grid else spec.grid
+        return FeatureLayout(spec.cls_dim, spec.patch_dim, grid, options.codec, options.tokens_per_view, resampled_from)
+    except BadInput as error:
+        raise BadInput(f"teacher {spec.name}: {error}") from error
+
+
 def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: ExtractOptions) -> list[str]:
     """The feature sets that give statistics to this group of teachers, when the teachers go in several."""
     if options.teachers_at_once is None:
@@ -192,7 +205,7 @@ def _plan(
     readers = {}
     for name, spec in specs.items():
         known = normalisation.known[name]
-        layout = FeatureLayout(spec.cls_dim, spec.patch_dim, spec.grid, options.codec)
+        layout = layout_of(spec, options)
         identity = features_identity(spec.identity(), views, known, normalisation.sampling[name], layout)
         readers[name] = FeatureReader.create(store.objects, name, views, identity, known)
     missing: dict[int, dict[str, str]] = {}
@@ -258,8 +271,7 @@ def _dry_summary(views: ViewSet, specs: dict[str, TeacherSpec], unmeasured: list
     """What a run would do, before any statistics exist: sizes follow from the shapes."""
     sizes = {}
     for name, spec in specs.items():
-        layout = FeatureLayout(spec.cls_dim, spec.patch_dim, spec.grid, options.codec)
-        sizes[name] = views.rows * sum(array.row_bytes for array in layout.specs(views))
+        sizes[name] = views.rows * layout_of(spec, options).view_bytes
     return {
         "event": "summary",
         "dry_run": options.dry_run,

@@ -23,8 +23,8 @@ from ..teachers.encoders import build_encoder
 from ..teachers.registry import load_teacher
 from ..teachers.spec import TeacherSpec
 from .batch_size import SizedTeacher
-from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need, row_bytes
-from .extract import ExtractOptions, resolve_request
+from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need
+from .extract import ExtractOptions, layout_of, resolve_request
 
 _PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
 _STUDENT_BATCH = {"cpu": 4, "cuda": 128}
@@ -56,7 +56,7 @@ def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions) 
     pixels = options.views.pixels  # read and stored like one more teacher's tokens, at no device time
     stored = {} if pixels is None else {f"pixels at {pixels.size_px} px": 3 * pixels.size_px**2}
     measured = Measured(
-        {name: row_bytes(spec, options.codec) for name, spec in specs.items()} | stored,
+        {name: layout_of(spec, options).view_bytes for name, spec in specs.items()} | stored,
         {name: seconds for name, (seconds, _) in speeds.items()} | dict.fromkeys(stored, 0.0),
         plan.student_images_per_s or student_speed(plan, device.value),
         store_speed(store),

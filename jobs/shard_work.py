@@ -23,6 +23,7 @@ from ..storage.errors import Interrupted
 from ..storage.features import FeatureReader, TokenRows, refuse_tokens
 from ..storage.phis import Covariance
 from ..storage.photometric import SEEN_BY
+from ..storage.sampling import Positions
 from ..storage.statistics import Moments
 from ..storage.store import FeatureStore
 from ..storage.views import Views, cut, resize
@@ -33,6 +34,7 @@ from ..teachers.tokens import Tokens
 from .batch_size import SizedTeacher
 from .canaries import check_canary
 from .rendering import FreshViews, RenderedBatch, RenderedShard, input_of
+from .stored_tokens import StoredTokens, on_host, stored_tokens
 
 TASKS_AT_ONCE = 2  # one with the teachers, one being written or rendering its first batch
 
@@ -95,7 +97,16 @@ class _Target:
 
     reader: FeatureReader
     buffer: TokenRows
+    positions: Positions | None  # (views, T) of a sampled set
     refused: dict[str, str] = field(default_factory=dict)  # image id → why its tokens must not be stored
+
+    def positions_of(self, batch: RenderedBatch) -> Positions | None:
+        """The places of the tokens to be stored of a batch's views."""
+        return None if self.positions is None else self.positions[batch.first : batch.first + len(batch.digests)]
+
+    def share(self, tokens: Tokens, batch: RenderedBatch) -> StoredTokens:
+        """What of a batch's tokens is stored, still on the device."""
+        return stored_tokens(tokens, self.reader.layout, self.positions_of(batch))
 
 
 class ShardWorker:
@@ -152,10 +163,10 @@ class ShardWorker:
 
     def _moments(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> tuple[Measure | None, Measure]:
         with self._turn:
-            tokens = _on_host(self._forward(name, pixels_BHWC, photometric_BP))
+            tokens = on_host(StoredTokens(*self._forward(name, pixels_BHWC, photometric_BP)))
         spec, measure = self._spec(name), measure_of(self.order.normalisation)
         patch = measure(spec.patch_dim)
-        patch.update(tokens.patch_BHWD.numpy())
+        patch.update(tokens.patch.numpy())
         if tokens.cls_BD is None or spec.cls_dim is None:
             return None, patch
         cls = measure(spec.cls_dim)
@@ -180,7 +191,9 @@ class ShardWorker:
         views = committed or self.views.draw_shard(shard)
         report = ShardReport(shard, len(views.crop))
         targets = {
-            name: _Target(reader, reader.empty(report.views)) for name, reader in readers.items() if reader.group.record(shard) is None
+            name: _Target(reader, reader.empty(report.views), reader.draw_positions(shard))
+            for name, reader in readers.items()
+            if reader.group.record(shard) is None
         }
         fresh = FreshViews.of(self.views, report.views) if committed is None else None
         inputs = {input_of(self._spec(name)) for name in targets}
@@ -206,7 +219,7 @@ class ShardWorker:
                 views.digest[here] = batch.digests
                 with report.timed("forward"):
                     seen = {name: batch.pixels[input_of(self._spec(name))] for name in targets}
-                    tokens = {name: self._forward(name, pixels, views.photometric[here]) for name, pixels in seen.items()}
+                    tokens = {n: targets[n].share(self._forward(n, pixels, views.photometric[here]), batch) for n, pixels in seen.items()}
                 self._after(encoding, report)
                 encoding = encoder.submit(self._encode, targets, batch, tokens, report)
             report.batch_sizes = {name: self.teachers[name].views for name in targets}
@@ -224,19 +237,21 @@ class ShardWorker:
             self._readers[key] = self.store.features(key)
         return self._readers[key]
 
-    def _encode(self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, Tokens], report: ShardReport) -> None:
+    def _encode(
+        self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, StoredTokens], report: ShardReport
+    ) -> None:
         """Tokens of one batch, normalised and encoded, into the shard's buffers."""
         with report.timed("encode"):
             for name, target in targets.items():
-                self._fill(target, batch, _on_host(tokens[name]), report.shard)
+                self._fill(target, batch, on_host(tokens[name]), report.shard)
 
-    def _fill(self, target: _Target, batch: RenderedBatch, tokens: Tokens, shard: int) -> None:
+    def _fill(self, target: _Target, batch: RenderedBatch, tokens: StoredTokens, shard: int) -> None:
         statistics = target.reader.statistics
         cls = None if tokens.cls_BD is None else statistics.normalize_cls(tokens.cls_BD.numpy())
-        patch = statistics.normalize_patch(tokens.patch_BHWD.numpy())
+        patch = statistics.normalize_patch(tokens.patch.numpy())
         bad = self._refuse(target, cls, patch, batch, shard)
         patch[bad] = 0.0  # never stored; encoding must not meet a NaN
-        encoded = target.reader.encode(cls, patch)
+        encoded = target.reader.encode(cls, patch, target.positions_of(batch))
         for stored, fresh in zip(target.buffer, encoded, strict=True):
             if stored is not None and fresh is not None:
                 stored[batch.first : batch.first + len(patch)] = fresh
@@ -272,11 +287,6 @@ class ShardWorker:
 def measure_of(normalisation: str) -> type[Moments] | type[Covariance]:
     """What is measured for a normalisation."""
     return Covariance if normalisation == "phi-s" else Moments
-
-
-def _on_host(tokens: Tokens) -> Tokens:
-    """On the host; waits for the device, which is why an encoding thread does it and not the one that feeds the teachers."""
-    return Tokens(None if tokens.cls_BD is None else tokens.cls_BD.cpu(), tokens.patch_BHWD.cpu())
 
 
 def _waited_for(batches: Iterable[RenderedBatch], report: ShardReport) -> Iterator[RenderedBatch]:

@@ -27,6 +27,7 @@ from ..student.models import Student, TargetSpec
 from ..student.order import Order
 from ..student.ranks import ALONE, Ranks
 from ..student.run import RunFolder, load_model, save_model
+from ..student.sampled import refuse_other_grids
 from ..student.targets import CachedTargets, LiveTargets, TargetSource
 from ..student.trainer import Trainer
 from ..teachers.encoders import build_encoder
@@ -67,6 +68,8 @@ def train(
     use_tensor_cores(device.value)
     source = _target_source(recipe, readers, [str(proxy)] if proxy is not None else live_teachers, device.value)
     runs = student_runs(recipe, students, Path(out))
+    for own, _ in runs.values():
+        refuse_other_grids(own, source.specs)
     finished = {name: begin_run(own, source, folder, origins or {}, ranks) for name, (own, folder) in runs.items()}
     summaries = {name: {**summary, "already": True} for name, summary in finished.items() if summary is not None}
     for summary in summaries.values():

@@ -6,6 +6,7 @@ library's workspaces, a live teacher's own activations. Reading is given a step 
 a run will show.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..student.config import TrainRecipe
 from ..student.models import Student, TargetSpec, count_parameters
 from ..student.order import rank_span
 from ..student.ranks import Ranks
+from ..student.sampled import refuse_other_grids
 from ..student.targets import CachedTargets
 from ..teachers.regularity import set_recompute
 from .train import initial_student, open_features, student_runs
@@ -37,8 +39,11 @@ def plan_training(
     readers = open_features(store, features, data)
     ranks = Ranks(0, max(1, workers))
     rank_span(recipe.run.batch_size, 0, ranks.count)
-    specs = {name: TargetSpec(one.cls_dim, one.patch_dim, one.grid) for name, one in readers.items()}
+    specs = CachedTargets(readers).specs
     runs = student_runs(recipe, students, Path())
+    if recipe.teacher.source == "cached":
+        for own, _ in runs.values():
+            refuse_other_grids(own, specs)
     return {
         "features": {reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for reader in readers.values()},
         "students": {name: student_cost(own, specs, ranks) for name, (own, _) in runs.items()},
@@ -93,7 +98,7 @@ def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks:
     one = CachedTargets(readers).allocate(1)
     pixel_bytes = sum(3 * size * size for size in (*recipe.student.sizes_px, *recipe.teacher.sizes_px))
     image_bytes = pixel_bytes + sum(tensor.nbytes for tensor in one.values())
-    floats = sum((reader.cls_dim or 0) + reader.grid[0] * reader.grid[1] * reader.patch_dim for reader in readers.values())
+    floats = sum((reader.cls_dim or 0) + math.prod(reader.layout.token_shape) * reader.patch_dim for reader in readers.values())
     part = -(-(stop - start) // recipe.run.accumulate)
     return {
         "host_bytes": (recipe.run.prefetch_batches + 1) * (stop - start) * image_bytes,

@@ -16,6 +16,7 @@ from ..storage.errors import CacheMismatch
 from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields
 from ..storage.maintenance import repair, verify
+from ..storage.sampling import Positions
 from ..storage.store import FeatureStore
 from ..storage.views import render
 from ..student.devices import choose_device
@@ -27,6 +28,7 @@ from .extract import TeacherRequest
 from .pool import workers
 from .shard_work import WorkOrder
 from .statistics import sample_rows
+from .stored_tokens import stored_tokens
 
 OnEvent = Callable[[dict[str, Any]], None]
 _BATCH = 32
@@ -70,16 +72,18 @@ def fidelity(store_url: str, key: str, *, teacher: TeacherRequest | None = None,
     loaded = load_teacher(spec, choose_device("auto").value)
     rows = np.setdiff1d(sample_rows(reader.rows, sample), reader.failed_rows())
     stored = reader.read(rows)
-    cls_nD, patch_nHWD = _fresh(reader, loaded, rows)
+    cls_nD, patch = _fresh(reader, loaded, rows, stored.position)
     result: dict[str, Any] = {"key": reader.key, "codec": reader.codec, "views": len(rows)}
-    result["patch"] = _summary(reader.decode(stored), reader.statistics.normalize_patch(patch_nHWD))
+    result["patch"] = _summary(reader.decode(stored), reader.statistics.normalize_patch(patch))
     if cls_nD is not None and stored.cls is not None:
         result["cls"] = _summary(stored.cls.astype(np.float32), reader.statistics.normalize_cls(cls_nD))
     return result
 
 
-def _fresh(reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
-    """Raw class and patch tokens of a forward pass over the recorded views."""
+def _fresh(
+    reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64], position_nT: Positions | None
+) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+    """Raw class and patch tokens of a forward pass over the recorded views: resampled and sampled as the stored ones are."""
     views, preprocessing = reader.views.read(rows), teacher.spec.preprocessing
     classes, patches = [], []
     for n, row in enumerate(rows.tolist()):
@@ -87,8 +91,9 @@ def _fresh(reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64]) -> 
         pixels = render(image, views.crop[n], bool(views.flip[n]), preprocessing.size_px, preprocessing.interpolation)
         parameters_BP = torch.from_numpy(views.photometric[n : n + 1])
         seen = as_seen("teacher", reader.views.spec.photometric, torch.from_numpy(np.array(pixels))[None], parameters_BP)
-        cls_BD, patch_BHWD = teacher(seen)
-        patches.append(patch_BHWD.cpu().numpy())
+        places = None if position_nT is None else position_nT[n : n + 1]
+        cls_BD, patch = stored_tokens(teacher(seen), reader.layout, places)
+        patches.append(patch.cpu().numpy())
         if cls_BD is not None:
             classes.append(cls_BD.cpu().numpy())
     return np.concatenate(classes) if classes else None, np.concatenate(patches)

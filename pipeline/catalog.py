@@ -5,13 +5,20 @@ the commit record; a damaged shard is named and the check goes on, so that one r
 the storage room's; here they get words.
 """
 
+import math
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..storage.errors import BadInput
 from ..storage.maintenance import copy_features, prune, verify
+from ..storage.statistics import STD_FLOOR, Statistics
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from .progress import OnEvent
+
+_NAMED_CHANNELS = 16
 
 
 def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
@@ -37,6 +44,7 @@ def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
             "views": reader.views.key,
             "rows": reader.rows,
             "codec": reader.codec,
+            "tokens": math.prod(reader.layout.token_shape),
             "bytes": reader.stored_bytes(),
             "shards": f"{reader.shards - missing} of {reader.shards}",
         }
@@ -50,8 +58,9 @@ def _pixels(views: ViewSet) -> str | None:
 
 
 def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
-    """Return one feature set: identity, shape, what is missing, which rows failed."""
+    """Return one feature set: what its tokens are, bytes, completeness, which rows failed, its statistics in short, its identity."""
     reader = FeatureStore.open(store).features(key)
+    missing, layout = reader.missing_shards(), reader.layout
     return {
         "key": reader.key,
         "dataset": reader.views.dataset.key,
@@ -61,15 +70,41 @@ def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
         "views_bytes": reader.views.stored_bytes(),
         "rows": reader.rows,
         "grid": "×".join(map(str, reader.grid)),
+        "resampled_from": None if layout.resampled_from is None else "×".join(map(str, layout.resampled_from)),
+        "tokens_per_view": math.prod(layout.token_shape),
         "class_token_width": reader.cls_dim,
         "patch_token_width": reader.patch_dim,
         "codec": reader.codec,
         "bytes": reader.stored_bytes(),
-        "complete": reader.complete,
-        "missing_shards": reader.missing_shards(),
+        "bytes_of_a_view": layout.view_bytes,
+        "complete": not missing,
+        "shards": reader.shards,
+        "missing_shards": missing,
         "failed_rows": reader.failed_rows().tolist(),
+        "statistics": summarised(reader.statistics),
         "identity": reader.identity,
     }
+
+
+def summarised(statistics: Statistics) -> dict[str, Any]:
+    """Statistics in a few figures: method, count of views, digest, and for class and patch tokens apart the spread over channels.
+
+    Near-dead channels are those whose deviation is the floor: they are divided by it, and the first few are named.
+    """
+    kinds = {"cls": (statistics.cls_mean, statistics.cls_std), "patch": (statistics.patch_mean, statistics.patch_std)}
+    spread: dict[str, dict[str, float]] = {}
+    near_dead: dict[str, dict[str, Any]] = {}
+    for kind, (mean, std) in kinds.items():
+        if mean is not None and std is not None:
+            spread |= {f"{kind}_mean": _spread(mean), f"{kind}_std": _spread(std)}
+            dead = np.flatnonzero(std <= np.float32(STD_FLOOR)).tolist()
+            near_dead[kind] = {"count": len(dead), "of": len(std), "first": dead[:_NAMED_CHANNELS]}
+    described = {"method": statistics.method, "count": statistics.count, "digest": statistics.digest, "deviation_floor": STD_FLOOR}
+    return {**described, "over_channels": spread, "near_dead_channels": near_dead}
+
+
+def _spread(values: NDArray[np.float32]) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(("least", "median", "greatest"), np.percentile(values, (0, 50, 100)), strict=True)}
 
 
 def verify_features(*, key: str, store: str, on_event: OnEvent, subset: str = "1/1") -> dict[str, Any]:

@@ -76,6 +76,16 @@ def count_or_auto(context: click.Context, option: click.Parameter, value: str) -
     return int(value)
 
 
+def grid_of(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Return (rows, columns) of a word such as 16x16."""
+    if value is None:
+        return None
+    rows, _, columns = value.lower().replace("×", "x").partition("x")
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+        raise click.BadParameter(f"{value!r} is not ROWSxCOLUMNS, such as 16x16", context, option)
+    return int(rows), int(columns)
+
+
 def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return one decorator for several options, shown in the order given."""
 
@@ -132,6 +142,8 @@ TEACHERS = (
     click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), default="fp32", show_default=True, help="auto: by device."),
     click.option("--views", type=click.IntRange(1), default=1, show_default=True, help="Recorded views of each image."),
     click.option("--codec", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True),
+    click.option("--tokens-per-view", type=click.IntRange(1), default=None, metavar="T", help="Keep T random patch tokens; default: all."),
+    click.option("--grid", default=None, metavar="HxW", callback=grid_of, help="Store a larger teacher's grid resampled, as 16x16."),
     click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
     click.option("--batch-size", default="32", show_default=True, callback=count_or_auto, help="Views in one forward, or auto."),
     click.option(
@@ -167,7 +179,7 @@ def extract_features(as_json: bool, **values: Any) -> None:
 
 
 PRICE = click.FloatRange(0)
-EXTRACTION = ("codec", "images_per_shard", "batch_size", "precision", "constants", "allow_random_weights")
+EXTRACTION = ("codec", "tokens_per_view", "grid", "images_per_shard", "batch_size", "precision", "constants", "allow_random_weights")
 
 
 @cli.command()
@@ -254,7 +266,7 @@ def features_ls(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, JSON)
 def features_show(as_json: bool, **values: Any) -> None:
-    """Show one feature set: its identity, rows, what is missing."""
+    """Show one feature set: rows, bytes, what is missing, its statistics in short, its identity."""
     from . import catalog
 
     run(catalog.show_features, as_json, **values)

@@ -27,7 +27,13 @@ MODEL_WORDS = {
     "stage3": "student after stage 3",
     "proxy": "proxy",
 }
-TOKEN_WORDS = {"cls": "class token", "mean_patch": "mean patch token"}
+TOKEN_WORDS = {
+    "cls": "class token",
+    "mean_patch": "mean patch token",
+    "mean_sampled_patch": "mean of sampled patch tokens",
+    "mean_resampled_patch": "mean of resampled patch tokens",
+    "mean_sampled_resampled_patch": "mean of sampled, resampled patch tokens",
+}
 PICTURE_PX = 256
 
 

@@ -2,7 +2,7 @@
 
     features/<teacher>@<digest>/        a Zarr v3 group: any Zarr client reads it
       identity.json  zarr.json
-      cls/ (rows, D)   patch/ (rows, H, W, D)   patch_scale/ (rows, H, W, groups[, 2]) for the integer codecs
+      cls/ patch/ [patch_scale/] [patch_position/]   as `layout.py` draws them
       statistics/      mean and std that de-normalise
       commits/000412.json
 
@@ -11,69 +11,40 @@ do. Tokens are refused before the commit when they are not finite, do not fit fp
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import code_dtype, decode, encode, stored_shapes
+from .codec import decode, encode
 from .commit import Record
 from .errors import BadInput, CacheDamaged
 from .identity import digest, ids_digest, short
+from .layout import FeatureLayout
 from .named import MAX_IDENTITY_BYTES, check_metadata, check_name, create_named, damage
 from .objects import Objects
 from .rows import check_out
+from .sampling import Positions, draw_positions, first_bad_row
 from .shards import ShardedGroup
 from .statistics import Statistics
 from .viewset import ViewSet
 from .zarr_format import ArraySpec, group_metadata, parse_small_array, small_array, small_key
 
+__all__ = ["FeatureLayout", "FeatureReader", "TokenRows", "features_identity", "refuse_tokens"]
+
 _FP16_MAX = 65_504.0
-_CLS_CHUNK_ROWS = 8
-_SCALING = {
-    "int8": {"scale": "channels in as many groups as patch_scale has: patch = patch_scale[…, group] × (code / 127) × |code / 127|"},
-    "int4": {
-        "packing": "two codes a byte, the even channel in the low half",
-        "scale": "channels in groups of 64: patch = patch_scale[…, group, 1] + code × patch_scale[…, group, 0]",
-    },
-}
 
 
 class TokenRows(NamedTuple):
-    """n rows as they are stored: cls (n, D) or None, patch codes and scale as `codec.Encoded`; normalised tokens."""
+    """n rows as they are stored: cls (n, D) or None, patch codes and scale as `codec.Encoded`; normalised tokens.
+
+    A set that samples its tokens has (n, T, …) for (n, H, W, …), and their places (n, T) in `position`.
+    """
 
     cls: NDArray[np.floating] | None
     patch: NDArray[np.generic]
     scale: NDArray[np.float16] | None
-
-
-@dataclass(frozen=True)
-class FeatureLayout:
-    """Shape and storage of a feature set's tokens."""
-
-    cls_dim: int | None
-    patch_dim: int
-    grid: tuple[int, int]
-    codec: str
-
-    def specs(self, views: ViewSet) -> list[ArraySpec]:
-        """The arrays over a set of views; the class tokens are fp32 beside fp32 patch tokens and fp16 otherwise."""
-        rows, shard_rows = views.rows, views.group.shard_rows
-        codes, scales = stored_shapes(self.codec, self.grid, self.patch_dim)
-        unit = {"units": "standard deviations of the teacher's coordinate"}
-        described = {**unit, "codec": self.codec, **_SCALING.get(self.codec, {})}
-        axes = ("view", "grid_y", "grid_x", "channel")
-        specs = [ArraySpec("patch", (rows, *codes), code_dtype(self.codec), shard_rows, 1, axes, described, True)]
-        if scales is not None:
-            scale_axes = (*axes[:3], "group", "scale_and_minimum")[: 1 + len(scales)]
-            specs.append(ArraySpec("patch_scale", (rows, *scales), np.dtype(np.float16), shard_rows, 1, scale_axes, {}, True))
-        if self.cls_dim is not None:
-            dtype = np.dtype(np.float32 if self.codec == "fp32" else np.float16)
-            chunk = gcd(shard_rows, _CLS_CHUNK_ROWS)
-            specs.append(ArraySpec("cls", (rows, self.cls_dim), dtype, shard_rows, chunk, ("view", "channel"), unit, True))
-        return specs
+    position: Positions | None = None
 
 
 def features_identity(
@@ -89,13 +60,7 @@ def features_identity(
         "teacher": dict(teacher),
         "views": views.digest,
         "statistics": {"method": statistics.method, "digest": statistics.digest, "count": statistics.count, **sampling},
-        "layout": {
-            "cls_dim": layout.cls_dim,
-            "patch_dim": layout.patch_dim,
-            "grid": list(layout.grid),
-            "codec": layout.codec,
-            "tokens": "all",
-        },
+        "layout": layout.identity(),
     }
 
 
@@ -106,8 +71,7 @@ class FeatureReader:
         self.key, self.name, self.views, self.identity = key, key.split("@")[0], views, identity
         self.digest = digest(identity)
         with damage(f"features/{key}/identity.json"):
-            layout = identity["layout"]
-            self.layout = FeatureLayout(layout["cls_dim"], layout["patch_dim"], tuple(layout["grid"]), layout["codec"])
+            self.layout = FeatureLayout.from_identity(identity["layout"])
             specs = self.layout.specs(views)
             if identity["views"] != views.digest:
                 raise ValueError("it names other views")
@@ -123,9 +87,7 @@ class FeatureReader:
     def create(cls, objects: Objects, name: str, views: ViewSet, identity: dict[str, Any], statistics: Statistics) -> "FeatureReader":
         """The feature set of this identity, made when the store does not have it yet."""
         key = f"{check_name('feature set', name)}@{short(digest(identity))}"
-        layout = identity["layout"]
-        specs = FeatureLayout(layout["cls_dim"], layout["patch_dim"], tuple(layout["grid"]), layout["codec"]).specs(views)
-        files = _metadata(identity, specs, statistics)
+        files = _metadata(identity, FeatureLayout.from_identity(identity["layout"]).specs(views), statistics)
         create_named(objects, f"features/{key}", "features", identity, files)
         return cls(objects, key, views, identity)
 
@@ -155,15 +117,14 @@ class FeatureReader:
     def empty(self, count: int) -> TokenRows:
         """Uninitialised memory for `count` rows, to be given to `read` as `out`."""
         arrays = {spec.name: np.empty((count, *spec.shape[1:]), spec.dtype) for spec in self.group.specs.values()}
-        return TokenRows(arrays.get("cls"), arrays["patch"], arrays.get("patch_scale"))
+        return TokenRows(arrays.get("cls"), arrays["patch"], arrays.get("patch_scale"), arrays.get("patch_position"))
 
     def read(self, rows: NDArray[np.int64], out: TokenRows | None = None, *, check: bool = True) -> TokenRows:
         """The given rows in their order, into `out` when given; raises `BadInput` for rows outside, `CacheDamaged` for damage."""
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
             raise BadInput(f"rows {rows.min()} to {rows.max()} of {self.key}, which has {self.rows}")
         target = self.empty(len(rows)) if out is None else out
-        arrays: dict[str, Any] = {"cls": target.cls, "patch": target.patch, "patch_scale": target.scale}
-        arrays = {name: array for name, array in arrays.items() if array is not None}
+        arrays = _named(target)
         self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check)
         return target
 
@@ -176,14 +137,24 @@ class FeatureReader:
         return out
 
     def decode(self, tokens: TokenRows, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Normalised patch tokens (n, H, W, D) fp32 from stored rows, into `out` when given."""
+        """Normalised patch tokens (n, H, W, D), or (n, T, D) of a sampled set, fp32 from stored rows, into `out` when given."""
         return decode(tokens.patch, tokens.scale, self.codec, out)
 
-    def encode(self, cls_nD: NDArray[np.float32] | None, patch_nHWD: NDArray[np.float32]) -> TokenRows:
-        """The stored form of n rows of normalised fp32 tokens; what is not finite stays so and is refused at the commit."""
+    def draw_positions(self, shard: int) -> Positions | None:
+        """The places (n, T) of the tokens that a shard stores of each view, drawn anew; None when it stores all."""
+        if self.layout.tokens_per_view is None:
+            return None
+        ids, views = self.views.dataset.ids(*self.views.shard_images(shard)), self.views
+        return draw_positions(views.spec.seed, ids, views.views_per_image, self.grid[0] * self.grid[1], self.layout.tokens_per_view)
+
+    def encode(self, cls_nD: NDArray[np.float32] | None, patch: NDArray[np.float32], position_nT: Positions | None = None) -> TokenRows:
+        """The stored form of n rows of normalised fp32 tokens; what is not finite stays so and is refused at the commit.
+
+        `patch` is (n, H, W, D), or for a sampled set the tokens (n, T, D) that stand at `position_nT`.
+        """
         with np.errstate(over="ignore", invalid="ignore"):
             cls = None if cls_nD is None else cls_nD.astype(self.group.specs["cls"].dtype, copy=False)
-            return TokenRows(cls, *encode(patch_nHWD, self.codec))
+            return TokenRows(cls, *encode(patch, self.codec), position_nT)
 
     def commit_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
         """Publish one shard of encoded tokens; rows of the images in `failed` (id → reason) are left out.
@@ -193,8 +164,9 @@ class FeatureReader:
         first, last = self.views.shard_images(shard)
         ids = self.views.dataset.ids(first, last)
         present = np.repeat([image_id not in failed for image_id in ids], self.views.views_per_image)
-        named: dict[str, Any] = {"cls": tokens.cls, "patch": tokens.patch, "patch_scale": tokens.scale}
-        arrays = {name: array for name, array in named.items() if array is not None}
+        arrays = _named(tokens)
+        if tokens.position is not None and (row := first_bad_row(tokens.position, self.grid[0] * self.grid[1])) is not None:
+            raise BadInput(f"shard {shard} of {self.key}: the token places of row {row} do not ascend within its grid")
         for name, values in arrays.items():
             check_out(self.group.specs[name], values, len(present))
             bad = _first_nonfinite(values, present)
@@ -213,6 +185,12 @@ class FeatureReader:
         import zarr
 
         return zarr.open_group(f"{self._objects.url.rstrip('/')}/features/{self.key}", mode="r")
+
+
+def _named(tokens: TokenRows) -> dict[str, NDArray[Any]]:
+    """The arrays by their names in the group."""
+    every = {"cls": tokens.cls, "patch": tokens.patch, "patch_scale": tokens.scale, "patch_position": tokens.position}
+    return {name: array for name, array in every.items() if array is not None}
 
 
 def _first_nonfinite(values: NDArray[Any], present: NDArray[np.bool_]) -> int | None:
@@ -252,12 +230,21 @@ def _metadata(identity: Mapping[str, Any], specs: list[ArraySpec], statistics: S
     """Every file of the set that follows from its identity and its statistics."""
     files: dict[str, bytes] = {"statistics/zarr.json": group_metadata({"count": statistics.count})}
     for name, values in statistics.arrays().items():
-        axes = ("channel",) if values.ndim == 1 else ("normalised_channel", "channel")
-        files |= small_array(f"statistics/{name}", values, axes, {})
+        channel = "cls_channel" if name.startswith("cls") else "channel"
+        axes = (channel,) if values.ndim == 1 else (f"normalised_{channel}", channel)
+        files |= small_array(f"statistics/{name}", values, axes, _about(name))
     files |= {f"{spec.name}/zarr.json": spec.metadata() for spec in specs}
     members = {name.removesuffix("/zarr.json"): data for name, data in files.items() if name.endswith("/zarr.json")}
     group = group_metadata({"kind": "eupe-pipeline features", "identity_sha256": digest(dict(identity))}, members)
     return {"zarr.json": group, **files}
+
+
+def _about(name: str) -> dict[str, str]:
+    """Attributes of one array of the statistics, for people who come through Zarr."""
+    tokens, kind = name.split("_")
+    meaning = {"mean": "mean", "std": "standard deviation, floored", "matrix": "PHI-S matrix W: normalised = W (x − mean)"}[kind]
+    units = "1 / the teacher's own unit" if kind == "matrix" else "the teacher's own"
+    return {"long_name": f"{meaning}, of {'class' if tokens == 'cls' else 'patch'} tokens", "units": units}
 
 
 def _read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any]) -> Statistics:

@@ -91,4 +91,7 @@ def check_metadata(objects: Objects, prefix: str, files: Mapping[str, bytes]) ->
         except FileNotFoundError as error:
             raise CacheDamaged(f"{prefix}/{name} is missing; it follows from identity.json: run `features verify`") from error
         if found != wanted:
-            raise CacheDamaged(f"{prefix}/{name} is not what identity.json implies; it was altered or belongs to another set")
+            raise CacheDamaged(
+                f"{prefix}/{name} is not what identity.json implies; it was altered, belongs to another set, or another version wrote it: "
+                "restore it, or make the set again in a new store"
+            )

@@ -53,17 +53,22 @@ def views_identity(dataset: ImageDataset, spec: ViewSpec, images_per_shard: int)
 def _specs(identity: Mapping[str, Any]) -> list[ArraySpec]:
     views_per_image = identity["views"]["views_per_image"]
     rows, shard_rows = identity["images"] * views_per_image, identity["images_per_shard"] * views_per_image
-    distorted = {} if identity["views"].get("photometric", "none") == "none" else {"columns": list(COLUMNS), "units": UNITS}
     arrays: list[tuple[str, int, type[np.generic], str, dict[str, Any]]] = [
-        ("crop", 4, np.int32, "top_left_height_width", {"units": "source pixels"}),
-        ("flip", 1, np.bool_, "mirrored", {}),
-        ("photometric", PHOTOMETRIC_PARAMETERS, np.float32, "parameter", distorted),
+        ("crop", 4, np.int32, "top_left_height_width", {"long_name": "box of the view", "units": "source pixels"}),
+        ("flip", 1, np.bool_, "mirrored", {"long_name": "mirrored after the resize", "units": "1"}),
+        (
+            "photometric",
+            PHOTOMETRIC_PARAMETERS,
+            np.float32,
+            "parameter",
+            {"long_name": "distortion after the resize, zero where there is none", "columns": list(COLUMNS), "units": UNITS},
+        ),
         (
             "pixel_digest",
             DIGEST_BYTES,
             np.uint8,
             "byte",
-            {"method": "xxh3_128 of (shape, uint8 RGB) before any resize"},
+            {"long_name": "digest of the crop", "units": "1", "method": "xxh3_128 of (shape, uint8 RGB) before any resize"},
         ),
     ]
     specs = [

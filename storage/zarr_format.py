@@ -27,6 +27,7 @@ _NAMES = {
     "bool": "bool",
     "int8": "int8",
     "uint8": "uint8",
+    "uint16": "uint16",
     "int32": "int32",
     "float16": "float16",
     "float32": "float32",

@@ -13,7 +13,7 @@ from ..storage.codec import INT4_GROUP, INT8_SQUARE
 
 
 def decode_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
-    """Normalised fp32 tokens (B, H, W, D) from codes (B, H, W, D or, for int4, D / 2) and their scales."""
+    """Normalised fp32 tokens (B, H, W, D), or (B, T, D), from codes (…, D or, for int4, D / 2) and their scales."""
     if scale is None:
         return codes.float()
     return (_decode_int4 if codec == "int4" else _decode_int8)(codes, scale.float())

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput, EupeError
-from ..teachers.tokens import Tokens
 from .checkpoint import latest_checkpoint, restore, save_checkpoint
 from .config import TrainRecipe
 from .devices import Choice, attending, computing
@@ -29,6 +28,7 @@ from .ranks import ALONE, Ranks
 from .run import Metrics, RunFolder, save_model
 from .schedule import learning_rate
 from .sharding import exchanging, gradient_norm, spread
+from .targets import Targets
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
@@ -93,7 +93,7 @@ class Learner:
         if self.ranks.first:
             self.metrics = Metrics(self.folder.out, self.done)
 
-    def learn(self, step: int, pixels_BHWC: Tensor, targets: Mapping[str, Tokens], share: float, last: bool) -> None:
+    def learn(self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool) -> None:
         """Add one part's gradient, weighted by its share of this rank's batch; `last` for the part that ends the step."""
         torch.manual_seed(step_seed(self.recipe.seed, step))
         self.student.train()

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ..storage.errors import BadInput
 from ..teachers.tokens import Tokens
 from .config import LossConfig, TeacherWeights
+from .sampled import SampledTokens, at_positions
 
 _COSINE_EPS = 1e-8
 
@@ -33,7 +34,7 @@ def cls_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 
 def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig) -> Tensor:
-    """`L_patch` of two aligned grids: scalar, mean over tokens; raises `BadInput` when the shapes differ."""
+    """`L_patch` of two aligned grids, or of (B, T, D) tokens at the same places: scalar, mean over tokens; `BadInput` for other shapes."""
     _check_same_shape("patch tokens", student_BHWD, teacher_BHWD)
     student, teacher = student_BHWD.float(), teacher_BHWD.float()
     smooth_l1 = functional.smooth_l1_loss(student, teacher, beta=config.smooth_l1_beta)
@@ -69,7 +70,7 @@ def _bicubic_matrix(small: int, large: int, device: torch.device, dtype: torch.d
 
 def distillation_loss(
     student: Mapping[str, Tokens],
-    targets: Mapping[str, Tokens],
+    targets: Mapping[str, Tokens | SampledTokens],
     config: LossConfig,
     weights: Mapping[str, TeacherWeights],
     dropped: Collection[str] = (),
@@ -80,7 +81,7 @@ def distillation_loss(
     that its adapters still have a gradient (ranks that exchange gradients wait for each).
     """
     terms: dict[str, dict[str, Tensor]] = {}
-    total = torch.zeros((), device=next(iter(targets.values())).patch_BHWD.device)
+    total = torch.zeros((), device=next(iter(student.values())).patch_BHWD.device)
     for name, target in targets.items():
         weight = weights.get(name, TeacherWeights())
         terms[name] = teacher_terms(student[name], target, config)
@@ -89,12 +90,15 @@ def distillation_loss(
     return total, terms
 
 
-def teacher_terms(student: Tokens, target: Tokens, config: LossConfig) -> dict[str, Tensor]:
-    """The unweighted terms of one teacher."""
+def teacher_terms(student: Tokens, target: Tokens | SampledTokens, config: LossConfig) -> dict[str, Tensor]:
+    """The unweighted terms of one teacher; of sampled targets the patch term is over their places."""
     terms: dict[str, Tensor] = {}
     if target.cls_BD is not None and student.cls_BD is not None:
         terms["cls"] = cls_loss(student.cls_BD, target.cls_BD)
-    terms["patch"] = patch_loss(*align_grids(student.patch_BHWD, target.patch_BHWD), config)
+    if isinstance(target, SampledTokens):
+        terms["patch"] = patch_loss(at_positions(student.patch_BHWD, target), target.patch_BTD, config)
+    else:
+        terms["patch"] = patch_loss(*align_grids(student.patch_BHWD, target.patch_BHWD), config)
     return terms
 
 

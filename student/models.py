@@ -23,7 +23,9 @@ class TargetSpec:
     patch_dim: int
     """Channels of a patch token."""
     grid: tuple[int, int]
-    """Rows and columns of patch tokens at the teacher's own size."""
+    """Rows and columns of patch tokens: at the teacher's own size, or as stored."""
+    tokens: int | None = None
+    """How many of the grid's tokens a view has, at recorded places; None: all."""
 
 
 class Adapter(nn.Sequential):

@@ -23,8 +23,10 @@ from ..teachers.tokens import Tokens
 from .codes import decode_patch, normalised
 from .draws import choose_size
 from .models import TargetSpec
+from .sampled import SampledTokens
 
 Memory = dict[str, Tensor]
+Targets = Mapping[str, Tokens | SampledTokens]
 
 
 class Rendering(NamedTuple):
@@ -51,7 +53,7 @@ class TargetSource(Protocol):
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
         """Put the targets of some feature rows at places [start, start + b) of a batch's memory."""
 
-    def resolve(self, tensors: Mapping[str, Tensor]) -> dict[str, Tokens]:
+    def resolve(self, tensors: Mapping[str, Tensor]) -> Targets:
         """Normalised fp32 tokens by teacher, from the batch's memory and pixels on the device."""
 
     def identities(self) -> dict[str, Any]:
@@ -64,7 +66,7 @@ class CachedTargets:
     def __init__(self, readers: Mapping[str, FeatureReader]) -> None:
         self.readers = dict(readers)
         self.specs: Mapping[str, TargetSpec] = {
-            name: TargetSpec(one.cls_dim, one.patch_dim, one.grid) for name, one in self.readers.items()
+            name: TargetSpec(one.cls_dim, one.patch_dim, one.grid, one.layout.tokens_per_view) for name, one in self.readers.items()
         }
 
     def renderings(self, step: int) -> Sequence[Rendering]:
@@ -72,7 +74,7 @@ class CachedTargets:
         return ()
 
     def allocate(self, batch_size: int) -> Memory:
-        """Memory in the stored types: `<teacher>/cls`, `<teacher>/patch`, `<teacher>/scale`."""
+        """Memory in the stored types: `<teacher>/cls`, `<teacher>/patch`, `<teacher>/scale`, `<teacher>/position`."""
         memory: Memory = {}
         for name, reader in self.readers.items():
             arrays = reader.empty(batch_size)._asdict()
@@ -83,17 +85,18 @@ class CachedTargets:
         """Read checked rows straight into the batch."""
         for name, reader in self.readers.items():
             window = slice(start, start + len(rows_b))
-            cls, scale = (_window(memory.get(f"{name}/{part}"), window) for part in ("cls", "scale"))
-            reader.read(rows_b, out=TokenRows(cls, memory[f"{name}/patch"][window].numpy(), scale))
+            cls, scale, position = (_window(memory.get(f"{name}/{part}"), window) for part in ("cls", "scale", "position"))
+            reader.read(rows_b, out=TokenRows(cls, memory[f"{name}/patch"][window].numpy(), scale, position))
 
-    def resolve(self, tensors: Mapping[str, Tensor]) -> dict[str, Tokens]:
+    def resolve(self, tensors: Mapping[str, Tensor]) -> Targets:
         """De-quantise on the device."""
         return {name: self._tokens(name, tensors) for name in self.readers}
 
-    def _tokens(self, name: str, tensors: Mapping[str, Tensor]) -> Tokens:
-        cls_BD = tensors.get(f"{name}/cls")
-        patch_BHWD = decode_patch(tensors[f"{name}/patch"], tensors.get(f"{name}/scale"), self.readers[name].codec)
-        return Tokens(None if cls_BD is None else cls_BD.float(), patch_BHWD)
+    def _tokens(self, name: str, tensors: Mapping[str, Tensor]) -> Tokens | SampledTokens:
+        cls, position_BT = tensors.get(f"{name}/cls"), tensors.get(f"{name}/position")
+        cls_BD = None if cls is None else cls.float()
+        patch = decode_patch(tensors[f"{name}/patch"], tensors.get(f"{name}/scale"), self.readers[name].codec)
+        return Tokens(cls_BD, patch) if position_BT is None else SampledTokens(cls_BD, patch, position_BT, self.readers[name].grid)
 
     def identities(self) -> dict[str, Any]:
         """Key and identity of each feature set."""

@@ -11,7 +11,7 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..storage.errors import BadInput, Interrupted
 from ..storage.viewset import ViewSet
-from ..teachers.tokens import Tokens
 from .config import TrainRecipe
 from .draws import choose_size
 from .learner import Event, Learner, OnEvent
@@ -30,7 +29,7 @@ from .models import count_parameters
 from .order import Order
 from .pixels import Input, origin
 from .stream import STUDENT, Batch, Stream, as_all_see
-from .targets import Rendering, TargetSource
+from .targets import Rendering, Targets, TargetSource
 
 
 @dataclass
@@ -244,10 +243,7 @@ def _shared_values(recipe: TrainRecipe) -> str:
     return repr([plain["student"]["sizes_px"], {key: value for key, value in plain.items() if key != "student"}])
 
 
-def _on(device: str, pixels_BHWC: Tensor, targets: Mapping[str, Tokens]) -> tuple[Tensor, Mapping[str, Tokens]]:
+def _on(device: str, pixels_BHWC: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
     """Pixels and targets on a learner's device; nothing is copied where they are there already."""
-
-    def move(tokens: Tokens) -> Tokens:
-        return Tokens(None if tokens.cls_BD is None else tokens.cls_BD.to(device), tokens.patch_BHWD.to(device))
-
-    return pixels_BHWC.to(device), {name: move(tokens) for name, tokens in targets.items()}
+    moved = {name: type(one)._make(part.to(device) if isinstance(part, Tensor) else part for part in one) for name, one in targets.items()}
+    return pixels_BHWC.to(device), moved

@@ -1,11 +1,9 @@
 """The arithmetic of the plan, against figures worked out by hand and against what the store really writes."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need, row_bytes
-from eupe_pipeline.storage.features import FeatureLayout
+from eupe_pipeline.jobs.cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need
 
 ONE = Measured({"t": 400_000}, {"t": 0.01}, student_images_per_s=100.0, store_bytes_per_s=80e6)
 
@@ -52,12 +50,3 @@ def test_reading_compares_what_a_student_needs_with_what_the_store_gives() -> No
     found = reading_need(ONE)
     assert found["needed_megabytes_per_s"] == pytest.approx(40.0)
     assert found["students_fed"] == pytest.approx(2.0)
-
-
-@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
-def test_a_row_s_bytes_are_those_of_the_store_s_arrays(tiny_store: Any, codec: str) -> None:
-    spec, views = tiny_store.teacher.spec, tiny_store.features().views
-    arrays = FeatureLayout(spec.cls_dim, spec.patch_dim, spec.grid, codec).specs(views)
-    assert row_bytes(spec, codec) == sum(array.row_bytes for array in arrays)
-    without = replace(spec, cls="none", cls_dim=None)
-    assert row_bytes(without, codec) < row_bytes(spec, codec)

@@ -45,6 +45,19 @@ def test_stored_pixels_are_planned_like_one_more_teacher_at_no_device_time(photo
     assert more == pytest.approx(100 * 32 * 32 * 3 / 1e6)
 
 
+def test_a_plan_of_sampled_tokens_of_a_smaller_grid_promises_their_bytes(photos: Any) -> None:
+    store, options, _ = photos
+    teacher = replace(options.teachers[0], size_px=32)
+    whole = replace(options, teachers=(teacher,), codec="int8")
+    less = replace(whole, grid=(3, 3), tokens_per_view=2)
+    promised = [plan_extraction(store.url, one, SMALL)["for photos"]["cost"]["teacher"]["bytes"] for one in (whole, less)]
+    written = [extract_features(store.url, one)["bytes_committed"] for one in (whole, less)]
+    assert promised[1] < 0.5 * promised[0]
+    assert all(told <= real < 1.1 * told + 4096 for told, real in zip(promised, written, strict=True))
+    with pytest.raises(BadInput, match=r"teacher teacher: a grid of 4×4"):
+        plan_extraction(store.url, replace(whole, grid=(5, 4)), SMALL)
+
+
 def test_a_given_rate_of_the_student_is_taken_instead_of_a_measured_one(photos: Any) -> None:
     store, options, _ = photos
     plan = plan_extraction(store.url, replace(options, batch_size=None), replace(SMALL, student_images_per_s=1e6))

@@ -1,9 +1,11 @@
 """The catalogue says what is there, what is missing, and which shard is damaged; it never writes."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from eupe_pipeline.pipeline.catalog import (
     compact_features,
@@ -11,10 +13,13 @@ from eupe_pipeline.pipeline.catalog import (
     list_store,
     prune_features,
     show_features,
+    summarised,
     verify_features,
 )
+from eupe_pipeline.pipeline.cli import main
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.storage.features import FeatureReader
+from eupe_pipeline.storage.statistics import STD_FLOOR, Statistics
 
 Store = tuple[str, FeatureReader]
 
@@ -53,6 +58,37 @@ def test_one_set_is_shown_with_its_identity_and_what_is_missing(small_store: Sto
     assert (shown["photometric"], shown["pixels"]) == ("none", None)
     on_disk = sum(path.stat().st_size for path in Path(url, "views", reader.views.key).rglob("c.*"))
     assert shown["views_bytes"] == on_disk
+
+
+def test_statistics_are_shown_in_short_for_class_and_patch_tokens_apart(small_store: Store) -> None:
+    url, reader = small_store
+    shown = show_features(key="tiny-int8", store=url, on_event=Events())["statistics"]
+    assert (shown["method"], shown["count"], shown["deviation_floor"]) == ("mean and std", 48, 1e-3)
+    for kind, std in (("cls", reader.statistics.cls_std), ("patch", reader.statistics.patch_std)):
+        assert std is not None
+        assert shown["near_dead_channels"][kind] == {"count": 0, "of": 48, "first": []}
+        found = {"least": std.min(), "median": pytest.approx(np.median(std)), "greatest": std.max()}
+        assert shown["over_channels"][f"{kind}_std"] == found
+
+
+def test_channels_that_hardly_move_are_counted_and_the_first_named() -> None:
+    std = np.ones(40, np.float32)
+    std[3:33] = STD_FLOOR
+    shown = summarised(Statistics(None, None, np.zeros(40, np.float32), std, 100))
+    assert shown["near_dead_channels"] == {"patch": {"count": 30, "of": 40, "first": list(range(3, 19))}}
+    assert set(shown["over_channels"]) == {"patch_mean", "patch_std"}
+
+
+def test_a_set_is_shown_as_text_and_as_json(small_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    url, reader = small_store
+    assert main(["features", "show", "tiny-int8", "--store", url]) == 0
+    text = capsys.readouterr().out
+    for line in ("rows: 48", "bytes_of_a_view: ", "complete: no", "tokens_per_view: 4", "deviation_floor: 0.001", "near_dead_channels"):
+        assert line in text
+    assert main(["features", "show", "tiny-int8", "--store", url, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["identity"] == reader.identity
+    assert result["statistics"]["digest"] == reader.statistics.digest
 
 
 def test_a_sound_set_verifies_and_nothing_is_written(small_store: Store) -> None:

@@ -18,6 +18,7 @@ from eupe_pipeline.storage.commit import Record
 from eupe_pipeline.storage.dataset import ImageDataset
 from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, TokenRows, features_identity
 from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.sampling import at_positions
 from eupe_pipeline.storage.statistics import Statistics
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import Views, ViewSpec, cut, pixel_digest, render
@@ -81,9 +82,10 @@ def raw_tokens(features: FeatureReader, shard: int, noise: float = 0.0) -> tuple
 
 
 def tokens(features: FeatureReader, shard: int, noise: float = 0.0) -> TokenRows:
-    """The stored form of a shard's made-up tokens."""
+    """The stored form of a shard's made-up tokens; of a sampled set only those at its places."""
     cls, patch = raw_tokens(features, shard, noise)
-    return features.encode(cls if features.cls_dim else None, patch)
+    positions = features.draw_positions(shard)
+    return features.encode(cls if features.cls_dim else None, patch if positions is None else at_positions(patch, positions), positions)
 
 
 def commit(made: Made, shard: int, noise: float = 0.0) -> Record:
@@ -105,12 +107,19 @@ def plan(root: Path, *, images: int = 20, codec: str = "int8", cls_dim: int | No
     return with_features(Made(store, dataset, views, None), codec, cls_dim, name)  # type: ignore[arg-type]  # filled in there
 
 
-def with_features(made: Made, codec: str, cls_dim: int | None = CLS_DIM, name: str = "made-up") -> Made:
+def with_features(
+    made: Made,
+    codec: str,
+    cls_dim: int | None = CLS_DIM,
+    name: str = "made-up",
+    tokens_per_view: int | None = None,
+    resampled_from: tuple[int, int] | None = None,
+) -> Made:
     """The same store with another, empty feature set."""
     values = np.linspace(0.5, 1.5, PATCH_DIM, dtype=np.float32)
     cls_values = None if cls_dim is None else np.linspace(0.5, 1.5, cls_dim, dtype=np.float32)
     statistics = Statistics(cls_values, cls_values, values, values, 8)
-    layout = FeatureLayout(cls_dim, PATCH_DIM, GRID, codec)
+    layout = FeatureLayout(cls_dim, PATCH_DIM, GRID, codec, tokens_per_view, resampled_from)
     identity = features_identity({"architecture": "made up", "weights_sha256": "0" * 64}, made.views, statistics, {}, layout)
     return made._replace(features=FeatureReader.create(made.store.objects, name, made.views, identity, statistics))
 

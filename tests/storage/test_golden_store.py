@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from eupe_pipeline.storage import viewset
 from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.sampling import at_positions
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import StoredPixels, ViewSpec
 from eupe_pipeline.storage.viewset import ViewSet
@@ -23,6 +24,8 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden_store"
 DISTORTED = ViewSpec(views_per_image=2, seed=7, photometric="teacher_same")
 PIXELS = ViewSpec(views_per_image=2, seed=42, pixels=StoredPixels(8))
 CODECS = ("fp16", "fp32", "int4", "int8")
+LESS = {"less-int4": ("int4", None, (4, 3)), "less-int8": ("int8", 4, (4, 3)), "sampled": ("fp32", 5, None)}
+"""Sets that store less than the teacher's grid: codec, tokens a view, grid that was resampled."""
 
 
 def made_up_pixels(views: ViewSet, shard: int) -> NDArray[np.uint8]:
@@ -32,7 +35,7 @@ def made_up_pixels(views: ViewSet, shard: int) -> NDArray[np.uint8]:
 
 
 def write(folder: Path) -> Made:
-    """Three images, two views each, two shards; a feature set a codec, one image of the fp16 set failed; distorted views; stored pixels."""
+    """Three images, two views each, two shards: a set a codec (an image of fp16's failed), sets of less; distorted views; stored pixels."""
     store = FeatureStore.create(str(folder))
     memory = fsspec.filesystem("memory")
     for path in files(GOLDEN / "images"):  # the source's URL is kept with the index: one that is the same on any machine
@@ -50,6 +53,10 @@ def write(folder: Path) -> Made:
                 made.features.commit_shard(0, tokens(made.features, 0), failed, record.digest if record else "")
             else:
                 commit(made, shard)
+    for name, (codec, tokens_per_view, own) in LESS.items():
+        made = with_features(made, codec, name=name, tokens_per_view=tokens_per_view, resampled_from=own)
+        for shard in range(views.shards):
+            commit(made, shard)
     distorted = ViewSet.create(store.objects, dataset, DISTORTED, images_per_shard=2)
     for shard in range(distorted.shards):
         distorted.commit_shard(shard, drawn_with_digests(distorted, shard), {})
@@ -68,7 +75,7 @@ def frozen_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_todays_reader_reads_the_golden_store() -> None:
     store = FeatureStore.open(str(GOLDEN / "written"))
-    assert [key.split("@")[0] for key in store.list_features()] == list(CODECS)
+    assert [key.split("@")[0] for key in store.list_features()] == sorted([*CODECS, *LESS])
     for codec in CODECS:
         features = store.features(codec)
         assert features.complete
@@ -87,6 +94,20 @@ def test_todays_reader_reads_the_golden_store() -> None:
     np.testing.assert_array_equal(pixels.read_pixels(rows), wanted[rows])
     assert store.features("fp16").failed_rows().tolist() == [2, 3]
     assert store.dataset("golden").label_names == ["class0", "class1", "class2"]
+
+
+@pytest.mark.parametrize("name", LESS)
+def test_todays_reader_reads_the_golden_sets_that_store_less(name: str) -> None:
+    codec, tokens_per_view, own = LESS[name]
+    features = FeatureStore.open(str(GOLDEN / "written")).features(name)
+    assert (features.layout.tokens_per_view, features.layout.resampled_from, features.complete) == (tokens_per_view, own, True)
+    found = features.read(np.arange(6))
+    wanted = np.concatenate([raw_tokens(features, shard)[1] for shard in range(2)])
+    if tokens_per_view is not None:
+        assert found.position is not None
+        np.testing.assert_array_equal(found.position, np.concatenate([features.draw_positions(shard) for shard in range(2)]))
+        wanted = at_positions(wanted, found.position)
+    np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "int8": 3e-2, "int4": 0.25}[codec])
 
 
 @pytest.mark.usefixtures("frozen_decoder")

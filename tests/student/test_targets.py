@@ -19,7 +19,9 @@ def cached(tiny: Any, name: str) -> Tokens:
     memory = source.allocate(len(ROWS))
     source.fill(ROWS[:1], memory, 0)
     source.fill(ROWS[1:], memory, 1)
-    return source.resolve(memory)["t"]
+    found = source.resolve(memory)["t"]
+    assert isinstance(found, Tokens)
+    return found
 
 
 def live(tiny: Any, forward_batch: int | None) -> Tokens:
