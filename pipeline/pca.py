@@ -48,10 +48,9 @@ def basis(tokens_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[
 
 def colours(patch_BHWD: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return (B, H, W, 3) uint8 colours of one encoder's patch tokens; raises BadInput for tokens that are not finite."""
-    if patch_BHWD.ndim == 3:
-        raise BadInput("pictures need whole grids, and these are sampled patch tokens; extract without --tokens-per-view for this")
     if patch_BHWD.ndim != 4 or patch_BHWD.size == 0:
-        raise BadInput(f"patch tokens are (photos, height, width, channels), got shape {patch_BHWD.shape}")
+        sampled = "; pictures need whole grids: for sampled tokens extract without --tokens-per-view" if patch_BHWD.ndim == 3 else ""
+        raise BadInput(f"patch tokens are (photos, height, width, channels), got shape {patch_BHWD.shape}{sampled}")
     if not np.isfinite(patch_BHWD).all():
         raise BadInput("patch tokens hold NaN or infinity: nothing to draw")
     flat_ND = patch_BHWD.reshape(-1, patch_BHWD.shape[-1])

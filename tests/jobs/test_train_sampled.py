@@ -124,5 +124,5 @@ def test_neighbours_by_an_approximate_mean_have_its_name(kept: Any) -> None:
 def test_pictures_of_sampled_tokens_are_refused(kept: Any) -> None:
     store, keys = kept
     reader = store.features(keys["some"])
-    with pytest.raises(BadInput, match=r"need whole grids.* without --tokens-per-view"):
+    with pytest.raises(BadInput, match=r"need whole grids: for sampled tokens extract without --tokens-per-view"):
         colours(reader.decode(reader.read(np.arange(6))))

@@ -12,6 +12,8 @@ from eupe_pipeline.storage.features import FeatureReader
 from eupe_pipeline.storage.layout import RESAMPLING, FeatureLayout
 from eupe_pipeline.storage.phis import Covariance
 from eupe_pipeline.storage.statistics import Statistics
+from eupe_pipeline.storage.views import StoredPixels, ViewSpec
+from eupe_pipeline.storage.viewset import ViewSet
 
 from .made_up_store import Made, build, commit, plan, with_features
 
@@ -122,6 +124,14 @@ def test_so_they_do_of_phi_s(tmp_path: Path) -> None:
     identity = {**made.features.identity, "layout": layout.identity()}
     identity["statistics"] = {"method": statistics.method, "digest": statistics.digest, "count": 200}
     check_described(FeatureReader.create(made.store.objects, "phi-s", made.views, identity, statistics).open_zarr())
+
+
+def test_so_they_do_of_stored_pixels(tmp_path: Path) -> None:
+    made = plan(tmp_path)
+    views = ViewSet.create(made.store.objects, made.dataset, ViewSpec(views_per_image=2, pixels=StoredPixels(8)), 4)
+    group = zarr.open_group(f"{made.folder}/views/{views.key}", mode="r")
+    assert "pixels" in set(group.array_keys())
+    check_described(group)
 
 
 def test_a_committed_store_is_described_too(tmp_path: Path) -> None:
