@@ -25,6 +25,7 @@ from eupe_pipeline.storage.views import render
 from eupe_pipeline.teachers.preprocessing import Preprocessing
 from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
 
+from .actors import actor_pids
 from .conftest import tokens
 
 
@@ -204,7 +205,7 @@ def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> 
 
     def kill_one(event: dict[str, Any]) -> None:
         if event["stage"].startswith("extract") and not killed:
-            killed.extend(actor_pids()[:1])
+            killed.extend(sorted(actor_pids())[:1])
             os.kill(killed[0], signal.SIGKILL)
 
     summary = extract_features(store.url, replace(options, images_per_shard=2, workers=2), kill_one)
@@ -214,20 +215,6 @@ def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> 
     keys = summary["features"]["teacher"], expected["features"]["teacher"]
     for ours, theirs in zip(tokens(store, keys[0]), tokens(alone, keys[1]), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)  # other batches, other rounding
-
-
-def actor_pids() -> list[int]:
-    """Processes of Ray's actors on this machine."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if words.startswith(b"ray::_Actor"):
-                found.append(int(entry.name))
-    return found
 
 
 def test_a_killed_process_leaves_whole_shards_and_the_next_one_completes_them(photos: Any) -> None:

@@ -1,6 +1,5 @@
 """Workers on a cluster: lost nodes, actors that die, and what is neither."""
 
-import contextlib
 import json
 import os
 import signal
@@ -25,6 +24,7 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.viewset import ViewSet
 from eupe_pipeline.teachers.registry import resolve_teacher
 
+from .actors import actor_pids
 from .conftest import tokens
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -33,22 +33,12 @@ pytestmark = pytest.mark.filterwarnings("default")
 ROWS_OF_MINUTES = [0] * 200_000
 
 
-def actor_pids() -> set[int]:
-    """Processes of Ray's actors on this machine that are at work on a task."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(b"ray::_Actor.do"):
-                found.add(int(entry.name))
-    return found
-
-
 def kill_actors(count: int) -> None:
     """Kill so many actors, one after another, each as soon as it works."""
     killed: set[int] = set()
     until = time.monotonic() + 120
     while len(killed) < count and time.monotonic() < until:
-        for pid in actor_pids() - killed:
+        for pid in actor_pids(b"ray::_Actor.do") - killed:
             os.kill(pid, signal.SIGKILL)
             killed.add(pid)
         time.sleep(0.05)
