@@ -13,12 +13,14 @@ import io
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -188,6 +190,25 @@ class ImageDataset:
         table = self._group(index // ROW_GROUP)
         values: dict[str, Any] = {name: table.column(name)[index % ROW_GROUP].as_py() for name in SCHEMA.names}
         return ImageRow(**values)
+
+    def index_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The numbers (n,) of images by id, in the order asked for; raises `BadInput` naming an id that the dataset lacks.
+
+        The index is read group by group until all are found: seconds for a hundred million images, and no memory.
+        """
+        wanted = pa.array(ids, pa.string()).unique()
+        found = np.full(len(wanted), -1, np.int64)
+        for number in range(-(-self._count // ROW_GROUP)):
+            places = np.asarray(pc.index_in(self._group(number).column("id"), value_set=wanted).fill_null(-1))
+            here = np.flatnonzero(places >= 0)
+            found[places[here]] = number * ROW_GROUP + here
+            if (found >= 0).all():
+                break
+        if (found < 0).any():
+            missing = str(wanted[int(np.flatnonzero(found < 0)[0])])
+            raise BadInput(f"{self.key} has no image {missing!r}; its first is {self.row(0).id!r}, `.ids(start, stop)` lists them")
+        chosen: NDArray[np.int64] = found[np.asarray(pc.index_in(pa.array(ids, pa.string()), value_set=wanted))]
+        return chosen
 
     def read_image_bytes(self, index: int) -> bytes:
         """The encoded bytes of one image; raises `CacheMismatch` when they are not those that were indexed."""

@@ -10,7 +10,7 @@
 do. Tokens are refused before the commit when they are not finite, do not fit fp16 or carry nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .codec import decode, encode
 from .commit import Record
+from .dataset import ImageDataset
 from .errors import BadInput, CacheDamaged
 from .identity import digest, ids_digest, short
 from .layout import FeatureLayout
@@ -119,8 +120,22 @@ class FeatureReader:
         arrays = {spec.name: np.empty((count, *spec.shape[1:]), spec.dtype) for spec in self.group.specs.values()}
         return TokenRows(arrays.get("cls"), arrays["patch"], arrays.get("patch_scale"), arrays.get("patch_position"))
 
-    def read(self, rows: NDArray[np.int64], out: TokenRows | None = None, *, check: bool = True) -> TokenRows:
-        """The given rows in their order, into `out` when given; raises `BadInput` for rows outside, `CacheDamaged` for damage."""
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The rows of images by id: all views of the first, then all of the next; raises `BadInput` for an unknown id."""
+        views = self.views.views_per_image
+        rows: NDArray[np.int64] = (self.views.dataset.index_of(ids)[:, None] * views + np.arange(views)).reshape(-1)
+        return rows
+
+    def dataset(self) -> ImageDataset:
+        """The images whose tokens these are: ids, labels, sizes, pixels."""
+        return self.views.dataset
+
+    def read(self, which: NDArray[np.int64] | Sequence[str], out: TokenRows | None = None, *, check: bool = True) -> TokenRows:
+        """The given rows, or all views of the images of the given ids, in their order, into `out` when given.
+
+        Raises `BadInput` for rows outside and unknown ids, `CacheDamaged` naming the shard for damage.
+        """
+        rows = which if isinstance(which, np.ndarray) else self.rows_of(which)
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
             raise BadInput(f"rows {rows.min()} to {rows.max()} of {self.key}, which has {self.rows}")
         target = self.empty(len(rows)) if out is None else out
