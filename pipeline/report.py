@@ -17,7 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from ..storage.atomic import write_atomically
 from .charts import line_chart
-from .pca import PcaPicture, png_data_uri
+from .inline_images import png_data_uri
+from .pca import PcaPicture
 from .progress import duration
 from .run_folder import RunRecord, read_run
 
