@@ -451,13 +451,23 @@ def pictures_neighbours(as_json: bool, **values: Any) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@options(click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the page goes."), JSON)
+@click.argument("runs", nargs=-1, metavar="[RUN]...", type=FOLDER)
+@options(
+    click.option("--store", default=None, metavar="URL", help="Feature store: adds its health, neighbours, photos for the pictures."),
+    click.option("--features", multiple=True, metavar="KEY", help="Feature set; repeatable; default: those the runs learnt from."),
+    click.option("--verify", is_flag=True, help="Read every byte of the feature sets and report damage."),
+    click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="Photo for the pictures; repeatable."),
+    click.option("--query", "queries", multiple=True, metavar="ID", help="Image whose neighbours are shown; repeatable."),
+    click.option("--model", "models", multiple=True, metavar="NAME", help="Another encoder beside the runs; repeatable."),
+    *MODELS[1:],
+    click.option("--foreground", is_flag=True, help="Leave the pictures' background black; guessed from the tokens."),
+    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the page goes."), JSON,
+)  # fmt: skip
 def report(as_json: bool, **values: Any) -> None:
-    """Write one self-contained HTML page about training RUNS."""
-    from . import actions
+    """Write one self-contained HTML page about training RUNS, or about feature sets."""
+    from . import page_contents
 
-    run(actions.report, as_json, **values)
+    run(page_contents.report, as_json, **values)
 
 
 @cli.command()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage.dataset import ImageDataset
 from ..storage.decode import Pixels
 from ..storage.errors import BadInput, unknown_name
 from ..storage.features import FeatureReader
@@ -96,9 +97,13 @@ def query_images(reader: FeatureReader, ids: Sequence[str]) -> Int64s:
 
 
 def telling_queries(reader: FeatureReader, count: int = _PAGE_QUERIES) -> Int64s:
-    """Return images to start from: the first with tokens of each label, or evenly spaced ones without labels."""
-    images = images_with_tokens(reader)
-    labels = reader.views.dataset.labels()[images]
+    """Return images with tokens to start from."""
+    return telling_images(reader.views.dataset, images_with_tokens(reader), count)
+
+
+def telling_images(dataset: ImageDataset, images: Int64s, count: int) -> Int64s:
+    """Return up to `count` of the images: the first of each label, or evenly spaced ones where there are no labels."""
+    labels = dataset.labels()[images]
     if (labels >= 0).any():
         return np.array([images[np.flatnonzero(labels == label)[0]] for label in np.unique(labels[labels >= 0])[:count]], np.int64)
     return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)]
