@@ -272,9 +272,11 @@ def features_ls(as_json: bool, **values: Any) -> None:
 
 @features.command("show")
 @click.argument("key")
-@options(STORE, JSON)
+@options(
+    STORE, click.option("--html", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write a page to look at."), JSON
+)
 def features_show(as_json: bool, **values: Any) -> None:
-    """Show one feature set: rows, bytes, what is missing, its statistics in short, its identity."""
+    """Show one feature set: rows, bytes, what is missing, its statistics, its identity; --html: its views and tokens as well."""
     from . import catalog
 
     run(catalog.show_features, as_json, **values)

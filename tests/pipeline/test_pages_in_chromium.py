@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eupe_pipeline.pipeline.cache_page import write_cache_page
 from eupe_pipeline.pipeline.neighbours import galleries, telling_queries
 from eupe_pipeline.pipeline.patch_tokens import Photo
 from eupe_pipeline.pipeline.pca import PcaPicture
@@ -59,9 +60,16 @@ def bare(made_run: MakeRun, tmp_path: Path) -> Path:
     return tmp_path / "bare.html"
 
 
+@pytest.fixture
+def cache(tiny_store: Any, tmp_path: Path) -> Path:
+    """The page of a feature set."""
+    write_cache_page(tiny_store.features("tiny-gaps"), tmp_path / "cache.html", lambda event: None)
+    return tmp_path / "cache.html"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", [390, 1440])
-@pytest.mark.parametrize("page", ["whole", "bare"])
+@pytest.mark.parametrize("page", ["whole", "bare", "cache"])
 def test_a_page_fits_the_screen_and_the_browser_has_nothing_to_complain_of(
     browser: Chromium, request: pytest.FixtureRequest, page: str, width_px: int, scheme: str
 ) -> None:
