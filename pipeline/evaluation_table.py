@@ -73,12 +73,17 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def tested_on(record: Mapping[str, Any]) -> str:
-    """Return the name of the data that a record was tested on, without its digest, "" when it does not say."""
+def data_of(record: Mapping[str, Any]) -> str:
+    """Return what a record was tested on: the data's name without its digest, or how much of it; "" when it does not say."""
     protocol = record.get("protocol", {})
-    tested = protocol.get("test", protocol.get("data", "")) if isinstance(protocol, Mapping) else ""
-    named = tested.get("dataset", tested.get("name", "")) if isinstance(tested, Mapping) else tested
-    return str(named).split("@")[0].rstrip("/").rsplit("/", 1)[-1]
+    tested = protocol.get("test", protocol.get("data", {}))
+    if isinstance(tested, Mapping):
+        tested = tested.get("val", tested)
+        name = str(tested.get("dataset", "")).split("@")[0]
+        amounts = (("sample of", "sample", "images"), ("", "pictures", "pictures"), ("", "pairs", "pairs"))
+        words = [f"{of} {tested[key]:,} {unit}".strip() for of, key, unit in amounts if isinstance(tested.get(key), int)]
+        return ", ".join(part for part in (name, *words) if part)
+    return str(tested).rstrip("/").rsplit("/", 1)[-1]
 
 
 def headline(record: Mapping[str, Any]) -> Figure:
@@ -88,7 +93,7 @@ def headline(record: Mapping[str, Any]) -> Figure:
     known = [key for key in column.keys if key in values] or list(values)[:1]
     text = f"{values[known[0]]:{column.form}} {column.unit}".strip() if known else "no figure"
     tokens = "mean patch token" if known and known[0].startswith("mean_patch") else ""
-    return Figure(text, ", ".join(part for part in (tested_on(record), tokens) if part))
+    return Figure(text, ", ".join(part for part in (data_of(record), tokens) if part))
 
 
 def evaluation_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[EvaluationRow]:
@@ -117,7 +122,7 @@ def details(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[
     """Return each record as (title, every value of its results and its protocol)."""
     return [
         (
-            f"{COLUMNS[one['evaluation']].name if one['evaluation'] in COLUMNS else one['evaluation']} {tested_on(one)}".strip(),
+            f"{COLUMNS[one['evaluation']].name if one['evaluation'] in COLUMNS else one['evaluation']}, {data_of(one)}".removesuffix(", "),
             [(key, json.dumps(value)) for key, value in leaves({"results": one["results"], "protocol": one.get("protocol", {})})],
         )
         for one in records

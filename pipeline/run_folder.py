@@ -2,7 +2,7 @@
 
     RUN/recipe.json      {"recipe": {...}, "origins": {dotted key: origin}}
     RUN/metrics.jsonl    one JSON object a logged step: step, loss, losses {teacher: {cls, patch}}, images_per_s, wait_share, …;
-                         evaluations during training stand between them: {"event": "evaluation", step, protocol, values}
+                         an evaluation during training is a line of its own, with a table under its name (knn) and no loss
 
 Reading only, so that a report can be made of a run that is still going on: a last line of metrics that is being written is left out.
 """
@@ -20,7 +20,7 @@ from .typed_tables import leaves
 
 MOST_FIGURES = 4
 HEADLINES = ("paper", "top1", "mIoU", "miou", "rmse", "pck")  # a protocol's last word for the figure that people quote
-WORDS = {"knn": "kNN", "cls": "class token", "mean_patch": "mean patch token"}
+WORDS = {"knn": "kNN", "knn_average": "kNN of the moving average", "cls": "class token", "mean_patch": "mean patch token"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,9 @@ class RunRecord:
         """Return the figures of evaluations during training over the steps: each protocol's headline values, at most MOST_FIGURES."""
         found: dict[str, list[tuple[float, float]]] = {}
         for one in self.evaluations:
-            values = one.get("values", one.get("results", {}))
-            for name, value in leaves(values if isinstance(values, Mapping) else {"": values}):
-                if isinstance(value, int | float) and not isinstance(value, bool) and one.get("step") is not None:
-                    parts = [str(one.get("protocol", "")), *name.split(".")] if isinstance(one.get("protocol"), str) else name.split(".")
-                    words = ", ".join(WORDS.get(part, part.replace("_", " ")) for part in parts if part)
+            for name, value in leaves({name: table for name, table in one.items() if isinstance(table, Mapping)}):
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    words = ", ".join(WORDS.get(part, part.replace("_", " ")) for part in name.split("."))
                     found.setdefault(words, []).append((one["step"], float(value)))
         head = [name for name in found if name.endswith(HEADLINES)] or list(found)
         return [Series(name, found[name]) for name in head[:MOST_FIGURES]]
@@ -70,6 +68,11 @@ class RunRecord:
         values = [float(m[field]) for m in self.metrics if m.get(field) is not None]
         values = values[1:] or values
         return sum(values) / len(values) if values else None
+
+
+def is_evaluation(line: Mapping[str, Any]) -> bool:
+    """Return whether a line of metrics is an evaluation: it has tables of figures, and no loss."""
+    return "loss" not in line and any(isinstance(value, Mapping) for value in line.values())
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -82,6 +85,6 @@ def read_run(folder: Path) -> RunRecord:
     except json.JSONDecodeError as error:
         raise BadInput(f"{path} is not JSON: {error}") from error
     lines = read_metrics(folder)
-    steps = [line for line in lines if line.get("event", "step") == "step"]
-    evaluations = [line for line in lines if line.get("event") == "evaluation"]
+    evaluations = [line for line in lines if is_evaluation(line)]
+    steps = [line for line in lines if not is_evaluation(line)]
     return RunRecord(folder.name, steps, saved.get("recipe", {}), saved.get("origins", {}), evaluations)

@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.pipeline.evaluation_table import COLUMNS, PAPER_ROWS, Figure, details, evaluation_rows, headline, read_evaluations
+from eupe_pipeline.pipeline.evaluation_table import (
+    COLUMNS,
+    PAPER_ROWS,
+    Figure,
+    data_of,
+    details,
+    evaluation_rows,
+    headline,
+    read_evaluations,
+)
 from eupe_pipeline.storage.errors import CacheDamaged
 
 KNN: dict[str, Any] = {
@@ -21,6 +30,18 @@ def test_a_headline_is_the_figure_people_quote_with_its_data() -> None:
     assert headline(DEPTH) == Figure("0.501 m", "nyu")
     without_cls = {**KNN, "results": {"mean_patch": {"paper": 50.0}}}
     assert headline(without_cls) == Figure("50.0 %", "pets-test, mean patch token")
+
+
+@pytest.mark.parametrize(("protocol", "words"), [
+    ({"test": {"dataset": "in1k@0123456789ab", "images": 50_000, "sample": None}}, "in1k"),
+    ({"test": {"dataset": "in1k@0123456789ab", "images": 50_000, "sample": 1000}}, "in1k, sample of 1,000 images"),
+    ({"data": {"train": {"pictures": 9}, "val": {"pictures": 2000, "digest": "d"}}}, "2,000 pictures"),
+    ({"data": {"split": "test", "pairs": 12_234}}, "12,234 pairs"),
+    ({"data": "/data/nyu/"}, "nyu"),
+    ({}, ""),
+])  # fmt: skip
+def test_a_figure_says_what_it_is_from(protocol: dict[str, Any], words: str) -> None:
+    assert data_of({"protocol": protocol}) == words
 
 
 def test_an_evaluation_we_do_not_know_shows_its_first_number() -> None:
@@ -47,7 +68,7 @@ def test_the_papers_numbers_are_there_for_every_row() -> None:
 
 def test_every_value_of_a_record_can_be_read() -> None:
     ((title, values),) = details([KNN])
-    assert title == "kNN pets-test"
+    assert title == "kNN, pets-test"
     assert ("results.cls.official.10", "60.0") in values
     assert ("protocol.paper.k", "10") in values
 

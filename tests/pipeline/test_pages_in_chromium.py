@@ -1,5 +1,6 @@
 """The pages in a real browser: on a phone and a desk, dark and light, without an error, without a fetch, without sideways scrolling."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ def whole(results: dict[str, Any], made_run: MakeRun, drawn: list[PcaPicture], t
     reader, gaps = tiny_store.features(), tiny_store.features("tiny-gaps")
     long_name = "timm:vit_huge_plus_patch16_dinov3.lvd1689m"
     runs = [made_run("stage1", teachers=(long_name, "keras-resnet50")), made_run("a-run-with-quite-a-long-name-of-its-own")]
+    evaluated(runs[0])
     random = np.random.default_rng(0)
     photos = [Photo(one.label, one.image) for one in drawn[:2]]
     tokens = {name: random.normal(0, 1, (2, grid, grid, 8)).astype(np.float32) for name, grid in ((long_name, 14), ("student", 7))}
@@ -49,6 +51,17 @@ def whole(results: dict[str, Any], made_run: MakeRun, drawn: list[PcaPicture], t
     notes = ("No neighbours by x@0123456789ab: image 0 is not at /a/folder/whose/name/is/long/and/without/any/space/in/it/at/all any more",)
     write_report(Contents(runs, results, drawn, similarity_pictures(photos, tokens), near, state, notes), tmp_path / "report.html")
     return tmp_path / "report.html"
+
+
+def evaluated(run: Path) -> None:
+    """Put every kind of evaluation into a run, after training and during it."""
+    (run / "evaluations").mkdir()
+    figures = {"knn": {"cls": {"paper": 41.0}}, "linear": {"top1": 50.0}, "zero-shot": {"top1": 20.0}, "segmentation": {"miou": 31.2}}
+    for name, results in {**figures, "depth": {"rmse": 0.71}, "correspondence": {"pck": 22.5}, "a-new-one": {"score": 1}}.items():
+        record = {"evaluation": name, "protocol": {"test": {"dataset": "pets@0123456789ab", "sample": 1000}}, "results": results}
+        (run / "evaluations" / f"{name}-1.json").write_text(json.dumps(record))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps({"step": step, "knn": {"cls": {"paper": step / 10}}}) + "\n" for step in (100, 200, 400))
 
 
 @pytest.fixture

@@ -51,9 +51,8 @@ def test_evaluations_while_training_are_curves_of_their_own_and_no_steps(made_ru
     folder = made_run(steps=2)
     with (folder / "metrics.jsonl").open("a") as file:
         for step, percent in ((2, 30.0), (4, 40.0)):
-            values = {"cls": {"paper": percent, "official": {"10": percent + 1}}, "mean_patch": {"paper": percent - 5}}
-            file.write(json.dumps({"event": "evaluation", "step": step, "protocol": "knn", "values": values}) + "\n")
-        file.write(json.dumps({"event": "evaluation", "step": 6, "values": {"loss": 1.5, "note": "text"}}) + "\n")
+            values = {"cls": {"paper": percent, "official": {"10": percent + 1}}, "mean_patch": {"paper": percent - 5}, "seconds": 1.5}
+            file.write(json.dumps({"step": step, "knn": values}) + "\n")
     run = read_run(folder)
     assert len(run.metrics) == 2
     series = {one.label: one.points for one in run.evaluation_series()}
