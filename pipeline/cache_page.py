@@ -26,11 +26,11 @@ BINS = 40
 MOST_CHANNELS = 24
 
 
-def write_cache_page(reader: FeatureReader, out: Path, on_event: OnEvent, *, verified: bool = False) -> None:
+def write_cache_page(reader: FeatureReader, out: Path, on_event: OnEvent) -> None:
     """Write the page of a feature set; raises CacheDamaged for a shard that cannot be trusted, StoreUnavailable for the page's place."""
     notes: list[str] = []
     measured = figures(reader, sample_rows(reader), on_event)
-    images, state = shown_images(reader, notes), health(reader, on_event, verified=verified)
+    images, state = shown_images(reader, notes), health(reader, on_event)
     page = (
         environment()
         .get_template("cache.html.j2")

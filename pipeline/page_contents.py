@@ -6,7 +6,7 @@ a note on the page with its reason; what was asked for by name and does not exis
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,10 @@ def report(
         raise BadInput("a report is about something: give folders of runs, or --store URL with --features KEY")
     if features and store is None:
         raise BadInput("--features needs --store: the feature store that holds them")
-    contents = gather(runs, open_sets(runs, store, features), PictureChoice(**choice), verified=verify, on_event=on_event)
+    sets = open_sets(runs, store, features)
+    contents = gather(runs, sets, PictureChoice(**choice), verified=verify, on_event=on_event)
+    if store is not None and not sets:
+        contents = replace(contents, notes=[*contents.notes, f"{store} holds none of the feature sets that these runs learnt from."])
     write_report(contents, out)
     return {"report": str(out), "bytes": out.stat().st_size, "notes": list(contents.notes)}
 

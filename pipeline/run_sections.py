@@ -12,6 +12,7 @@ from typing import Any
 
 from .charts import Axes, Series, line_chart
 from .evaluation_table import read_evaluations
+from .patch_tokens import short_labels
 from .progress import duration
 from .run_folder import RunRecord, read_run
 from .runs import compare_runs, row, targets
@@ -36,8 +37,6 @@ def read_facts(folder: Path) -> RunFacts:
 
 def named(folders: Sequence[Path]) -> dict[str, RunFacts]:
     """Return the runs by the shortest end of their paths that tells them apart."""
-    from .patch_tokens import short_labels
-
     return dict(zip(short_labels([str(folder) for folder in folders]), map(read_facts, folders), strict=True)) if folders else {}
 
 

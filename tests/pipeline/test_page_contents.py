@@ -75,6 +75,14 @@ def gone(reader: FeatureReader) -> Callable[..., bytes]:
     return reads
 
 
+def test_a_store_that_has_nothing_of_the_runs_is_noted(
+    tiny_store: Any, made_run: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    out = str(tmp_path / "report.html")
+    assert main(["report", str(made_run("elsewhere")), "--store", tiny_store.store.url, "--out", out, "--json"]) == 0
+    assert result(capsys)["notes"] == [f"{tiny_store.store.url} holds none of the feature sets that these runs learnt from."]
+
+
 @pytest.mark.parametrize(("arguments", "why"), [
     ([], "a report is about something"),
     (["--features", "x"], "--features needs --store"),
