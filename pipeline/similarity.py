@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..storage.errors import BadInput
 from .inline_images import Rgb
 from .patch_tokens import Photo
+from .pca import foreground
 
 MOST_PICKED = 14
 LEVELS = 48
@@ -91,12 +92,12 @@ def pickable(grids: Sequence[Place]) -> Place:
 
 
 def telling_place(patch_HWD: Floats, picked_from: Place) -> Place:
-    """Return the place whose map has the greatest spread: a first choice that shows something."""
-    sheet = heat_sheet(patch_HWD, picked_from)
+    """Return the place in the foreground whose map has the greatest spread: a first choice that shows something."""
+    sheet, front_HW = heat_sheet(patch_HWD, picked_from), foreground(patch_HWD)
     (rows, columns), (height, width) = picked_from, sheet.grid
     spread_RC = sheet.codes.reshape(rows, height, columns, width).astype(np.float32).std(axis=(1, 3))
-    row, column = divmod(int(spread_RC.argmax()), columns)
-    return row, column
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    return max(places, key=lambda place: (bool(front_HW[same_place(place, picked_from, sheet.grid)]), spread_RC[place]))
 
 
 def similarity_pictures(photos: Sequence[Photo], tokens: Mapping[str, Floats]) -> list[SimilarityPicture]:
