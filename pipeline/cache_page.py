@@ -66,8 +66,8 @@ def facts(reader: FeatureReader) -> dict[str, str]:
 def view_notes(reader: FeatureReader, images: Sequence[ShownImage]) -> list[str]:
     """Return what the sample cannot show of this set's views."""
     found = []
-    if reader.views.spec.photometric != "none":
-        found.append(f"Views carry photometric distortion ({reader.views.spec.photometric}); crops are shown without it.")
+    if reader.views.spec.photometric == "student_only":
+        found.append("Students see these views under photometric distortion; the teacher saw them as they are shown here.")
     if images and images[0].views[0].tokens is None:
         found.append("This set holds a sample of each view's patch tokens: no picture of a whole grid can be drawn.")
     return found

@@ -17,11 +17,11 @@ from ..storage.decode import Pixels
 from ..storage.errors import CacheMismatch
 from ..storage.features import FeatureReader
 from ..storage.statistics import STD_FLOOR, Moments
-from ..storage.views import render
 from .neighbours import images_with_tokens, telling_images
 from .patch_tokens import SHOWN_PX
 from .pca import colours
 from .progress import OnEvent
+from .seen_views import as_teacher_saw
 
 SAMPLE_VIEWS = 256
 BLOCK_VIEWS = 16
@@ -122,7 +122,7 @@ def shown_images(reader: FeatureReader, notes: list[str]) -> list[ShownImage]:
         shown = [
             ShownView(
                 shares(views.crop[place], row.height, row.width), bool(views.flip[place]),
-                None if photo is None else render(photo, views.crop[place], bool(views.flip[place]), crop_px(views.crop[place])),
+                None if photo is None else as_teacher_saw(reader.views, int(rows[place]), photo, crop_px(views.crop[place])),
                 tokens[place],
             )
             for place in places

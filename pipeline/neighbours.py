@@ -16,8 +16,8 @@ from ..storage.dataset import ImageDataset
 from ..storage.decode import Pixels
 from ..storage.errors import BadInput, unknown_name
 from ..storage.features import FeatureReader
-from ..storage.views import render
 from .progress import OnEvent
+from .seen_views import as_teacher_saw
 
 BLOCK = 16_384
 PICTURE_PX = 128
@@ -111,10 +111,10 @@ def telling_images(dataset: ImageDataset, images: Int64s, count: int) -> Int64s:
 
 def seen(reader: FeatureReader, image: int, distance: float, size_px: int = PICTURE_PX) -> Seen:
     """Return one image as the teacher saw its view 0; raises CacheMismatch when its source is not there any more."""
-    dataset, views = reader.views.dataset, reader.views.read(np.array([image * reader.views.views_per_image]))
-    row = dataset.row(image)
+    dataset, row = reader.views.dataset, reader.views.dataset.row(image)
     label = dataset.label_names[row.label] if row.label >= 0 else ""
-    return Seen(row.id, label, render(dataset.read_image(image), views.crop[0], bool(views.flip[0]), size_px), distance)
+    pixels = as_teacher_saw(reader.views, image * reader.views.views_per_image, dataset.read_image(image), size_px)
+    return Seen(row.id, label, pixels, distance)
 
 
 def galleries(reader: FeatureReader, queries: Int64s, k: int, on_event: OnEvent) -> list[Gallery]:
