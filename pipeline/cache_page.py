@@ -52,11 +52,11 @@ def write_cache_page(reader: FeatureReader, out: Path, on_event: OnEvent) -> Non
 
 def facts(reader: FeatureReader) -> dict[str, str]:
     """Return what stands under the title."""
-    spec, grid = reader.views.spec, reader.grid
+    spec, grid, some = reader.views.spec, reader.grid, reader.layout.tokens_per_view
     cls = f", class token {reader.cls_dim:,} wide" if reader.cls_dim else ", no class token"
     return {
         "Key": reader.key,
-        "Tokens": f"{grid[0]} × {grid[1]}, {reader.patch_dim:,} channels{cls}, {reader.codec}",
+        "Tokens": f"{f'{some} of ' if some else ''}{grid[0]} × {grid[1]}, {reader.patch_dim:,} channels{cls}, {reader.codec}",
         "Dataset": reader.views.dataset.key,
         "Views": f"{reader.views.views_per_image} an image, {spec.kind.replace('_', ' ')}",
         "Statistics": f"{reader.statistics.method} of {reader.statistics.count:,} views",
