@@ -126,14 +126,6 @@ def show_recipe(*, name: str, stage: int | None, settings: Sequence[str], on_eve
     return {f"stage{one}": recipe_table(load_recipe(name, stage=one, settings=settings).rows()) for one in stages}
 
 
-def report(*, runs: Sequence[Path], out: Path, on_event: OnEvent) -> dict[str, Any]:
-    """Write the page about runs."""
-    from .report import write_report
-
-    write_report({}, runs, [], out)
-    return {"report": str(out), "bytes": out.stat().st_size}
-
-
 def demo(*, out: Path, store: str, fetch_only: bool, on_event: OnEvent) -> Mapping[str, Any]:
     """Run the demonstration, or only fetch what it needs."""
     if fetch_only:

@@ -6,6 +6,7 @@ the storage room's; here they get words.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,11 +58,19 @@ def _pixels(views: ViewSet) -> str | None:
     return None if stored is None else f"{stored.size_px} px, {stored.interpolation}, raw uint8"
 
 
-def show_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
-    """Return one feature set: what its tokens are, bytes, completeness, which rows failed, its statistics in short, its identity."""
+def show_features(*, key: str, store: str, on_event: OnEvent, html: Path | None = None) -> dict[str, Any]:
+    """Return one feature set: what its tokens are, bytes, completeness, which rows failed, its statistics in short, its identity.
+
+    With `html` also write a page to look at.
+    """
     reader = FeatureStore.open(store).features(key)
     missing, layout = reader.missing_shards(), reader.layout
+    if html is not None:
+        from .cache_page import write_cache_page
+
+        write_cache_page(reader, html, on_event)
     return {
+        **({} if html is None else {"page": str(html)}),
         "key": reader.key,
         "dataset": reader.views.dataset.key,
         "views": reader.views.key,

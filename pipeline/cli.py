@@ -67,6 +67,14 @@ def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]
     return {name: int(value) for name, value in found.items()}
 
 
+def place(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:
+    """Return ROW,COL as two numbers from 0."""
+    words = value.split(",")
+    if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
+        raise click.BadParameter(f"{value!r} is not ROW,COL, such as 3,4", context, option)
+    return int(words[0]), int(words[1])
+
+
 def count_or_auto(context: click.Context, option: click.Parameter, value: str) -> int | None:
     """Return a count of at least 1, None for "auto"."""
     if value == "auto":
@@ -264,9 +272,11 @@ def features_ls(as_json: bool, **values: Any) -> None:
 
 @features.command("show")
 @click.argument("key")
-@options(STORE, JSON)
+@options(
+    STORE, click.option("--html", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write a page to look at."), JSON
+)
 def features_show(as_json: bool, **values: Any) -> None:
-    """Show one feature set: rows, bytes, what is missing, its statistics in short, its identity."""
+    """Show one feature set: rows, bytes, what is missing, its statistics, its identity; --html: its views and tokens as well."""
     from . import catalog
 
     run(catalog.show_features, as_json, **values)
@@ -392,14 +402,74 @@ def recipe_show(as_json: bool, **values: Any) -> None:
     run(actions.show_recipe, as_json, **values)
 
 
-@cli.command()
-@click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@options(click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the page goes."), JSON)
-def report(as_json: bool, **values: Any) -> None:
-    """Write one self-contained HTML page about training RUNS."""
-    from . import actions
+@cli.group()
+def pictures() -> None:
+    """Draw what encoders see, as PNG; `report` has the same in a page."""
 
-    run(actions.report, as_json, **values)
+
+IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+PNG = click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE.png", help="Where it goes.")
+MODELS = (
+    click.option("--model", "models", multiple=True, required=True, metavar="NAME", help="Teacher's name or a run's folder; repeatable."),
+    click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: each model's own."),
+    click.option("--model-size", "model_sizes", multiple=True, callback=sizes, metavar="NAME=PX", help="Another size for one model."),
+    click.option("--weights", multiple=True, callback=pairs, metavar="NAME=PATH", help="A model's weight file; repeatable."),
+)
+
+
+@pictures.command("pca")
+@IMAGES
+@options(*MODELS, click.option("--foreground", is_flag=True, help="Leave the background black; guessed from the tokens."), PNG, JSON)
+def pictures_pca(as_json: bool, **values: Any) -> None:
+    """Patch tokens of several encoders side by side: their three strongest directions as colours, one basis an encoder."""
+    from . import pictures as drawing
+
+    run(drawing.pca, as_json, **values)
+
+
+@pictures.command("similarity")
+@IMAGES
+@options(*MODELS, click.option("--patch", callback=place, required=True, metavar="ROW,COL", help="In the first model's grid."), PNG, JSON)
+def pictures_similarity(as_json: bool, **values: Any) -> None:
+    """How alike every patch is to the named one, by cosine, for several encoders side by side."""
+    from . import pictures as drawing
+
+    run(drawing.similarity, as_json, **values)
+
+
+@pictures.command("neighbours")
+@click.argument("key")
+@options(
+    STORE,
+    click.option("--query", "queries", multiple=True, metavar="ID", help="Image id; repeatable; default: one of each of six labels."),
+    click.option("--count", type=click.IntRange(1, 32), default=8, show_default=True, help="Neighbours of each."),
+    PNG, JSON,
+)  # fmt: skip
+def pictures_neighbours(as_json: bool, **values: Any) -> None:
+    """Nearest neighbours by the cached class tokens of feature set KEY, with cosine distances."""
+    from . import pictures as drawing
+
+    run(drawing.neighbours, as_json, **values)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...", type=FOLDER)
+@options(
+    click.option("--store", default=None, metavar="URL", help="Feature store: adds its health, neighbours, photos for the pictures."),
+    click.option("--features", multiple=True, metavar="KEY", help="Feature set; repeatable; default: those the runs learnt from."),
+    click.option("--verify", is_flag=True, help="Read every byte of the feature sets and report damage."),
+    click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="Photo for the pictures; repeatable."),
+    click.option("--query", "queries", multiple=True, metavar="ID", help="Image whose neighbours are shown; repeatable."),
+    click.option("--model", "models", multiple=True, metavar="NAME", help="Another encoder beside the runs; repeatable."),
+    *MODELS[1:],
+    click.option("--foreground", is_flag=True, help="Leave the pictures' background black; guessed from the tokens."),
+    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the page goes."), JSON,
+)  # fmt: skip
+def report(as_json: bool, **values: Any) -> None:
+    """Write one self-contained HTML page about training RUNS, or about feature sets."""
+    from . import page_contents
+
+    run(page_contents.report, as_json, **values)
 
 
 @cli.command()

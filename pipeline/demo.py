@@ -25,7 +25,7 @@ from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec
 from .cifar import unpack
 from .demo_recipe import DemoRecipe, load_demo
-from .demo_results import demo_pictures, live_comparison
+from .demo_results import demo_contents, live_comparison
 from .fetch import fetch_demo
 from .progress import OnEvent
 from .report import write_report
@@ -63,8 +63,8 @@ class Demo:
         results["seconds"] = time.perf_counter() - started
         write_atomically(self.out / "results.json", json.dumps(results, indent=1).encode())
         runs = [self._stage(stage) for stage in (1, 2, 3)]
-        pictures = demo_pictures(self.store.dataset(TEST), self._picture_models())
-        write_report(results, runs, pictures, self.out / "report.html")
+        shown = demo_contents(self.store.dataset(TEST), self._picture_models(), self.store, list(features.values()), self.on_event)
+        write_report(dataclasses.replace(shown, runs=runs, results=results), self.out / "report.html")
         self._say(f"the report is {self.out / 'report.html'}")
         return results
 

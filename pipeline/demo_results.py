@@ -1,42 +1,50 @@
-"""What the demonstration shows beside its tables: pictures of patch tokens, and what live teachers would have cost.
+"""What the demonstration shows beside its tables: pictures of patch tokens, neighbours, and what live teachers would have cost.
 
 The cost is measured: each teacher's forward pass over views of this run, on this machine, times the samples that the stage trained on,
 added to the seconds that the stage took from the cache.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..jobs.extract import TeacherRequest
 from ..jobs.live_cost import live_teacher_cost
 from ..storage.dataset import ImageDataset
 from ..storage.store import FeatureStore
-from ..storage.views import ViewSpec, draw, render
 from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import load_teacher, resolve_teacher
 from .demo_recipe import DemoRecipe
-from .pca import PcaPicture, pictures
+from .neighbours import galleries, telling_images, telling_queries
+from .patch_tokens import Encoders, Photo, patch_tokens
+from .pca import pictures
+from .progress import OnEvent
+from .report import Contents
+from .similarity import similarity_pictures
+from .store_health import health
 
 PHOTOS = 6
+PICKED_PHOTOS = 3
+NEIGHBOURS = 8
 
 
-def demo_pictures(dataset: ImageDataset, models: Mapping[str, tuple[str, int]], photos: int = PHOTOS) -> list[PcaPicture]:
-    """PCA pictures of the first photo of each of the first `photos` labels, for each model at its size (name or run, px)."""
-    labels = dataset.labels()
-    chosen = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)[:photos]]
-    images = [dataset.read_image(image) for image in chosen]
-    tokens = {}
-    for column, (name, size_px) in models.items():
-        teacher = load_teacher(resolve_teacher(name, size_px=size_px))
-        crops = [draw(ViewSpec(kind="center"), [""], np.array([image.shape[:2]], np.int32)).crop[0] for image in images]
-        pixels = np.stack([render(image, crop, False, size_px) for image, crop in zip(images, crops, strict=True)])
-        tokens[column] = teacher(torch.from_numpy(pixels)).patch_BHWD.numpy()
-    names = [dataset.label_names[int(labels[image])] for image in chosen]
-    return pictures(names, images, tokens)
+def demo_contents(
+    dataset: ImageDataset, models: Mapping[str, tuple[str, int]], store: FeatureStore, features: Sequence[str], on_event: OnEvent
+) -> Contents:
+    """The report's pictures: tokens of a photo of each label by each model (name or run, px), neighbours and health of feature sets."""
+    chosen = telling_images(dataset, np.arange(len(dataset)), PHOTOS).tolist()
+    photos = [Photo(dataset.label_names[dataset.row(image).label], dataset.read_image(image)) for image in chosen]
+    sizes = dict(models.values())
+    tokens = patch_tokens(Encoders(list(sizes), None, sizes, labels=list(models)), photos, on_event)
+    readers = [store.features(key) for key in features]
+    return Contents(
+        pictures=pictures([photo.label for photo in photos], [photo.shown() for photo in photos], tokens),
+        similarity=similarity_pictures(photos[:PICKED_PHOTOS], {label: patch[:PICKED_PHOTOS] for label, patch in tokens.items()}),
+        neighbours={one.key: galleries(one, telling_queries(one), NEIGHBOURS, on_event) for one in readers},
+        health=[health(one, on_event) for one in readers],
+    )
 
 
 def live_comparison(

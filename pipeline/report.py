@@ -1,7 +1,8 @@
-"""report.html: one self-contained page that answers "did it work, and what did it cost".
+"""report.html: one self-contained page that answers "did it work, and what did it cost": of a run, of several, of feature sets.
 
-Everything is inline (SVG curves, PNG pictures, one style sheet), nothing is fetched and no script runs, so the file can be mailed and opens
-on a phone, dark or light. Each section appears only when its figures exist. The page prints figures, it computes none but ratios.
+Everything is inline (curves, pictures, one style sheet), nothing is fetched and no script runs, so the file can be mailed and opens
+on a phone, dark or light. Each section appears only when its figures exist; what was asked for and could not be shown is said in `notes`.
+The page prints figures, it computes none but ratios.
 
 `results` holds (all optional): knn {random, stage2, stage3, proxy, teachers {name: …}} where each entry is {"paper": percent, "official":
 {k: percent}}, alone or under "cls" and "mean_patch"; steps {name: {seconds, rows, rows_per_s}}; feature_sets {key: {bytes, rows, codec}};
@@ -9,17 +10,21 @@ live {name: {cached_s, live_s, basis}} (what the targets of the run cost from th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from ..storage.atomic import write_atomically
-from .charts import line_chart
-from .pca import PcaPicture, png_data_uri
+from .evaluation_table import COLUMNS, details, evaluation_rows
+from .neighbours import Gallery
+from .pca import PcaPicture
+from .picture_sections import gallery_rows, picture_strips, similarity_strips
 from .progress import duration
-from .run_folder import RunRecord, read_run
+from .run_sections import comparison, named, run_section, run_tiles
+from .similarity import SimilarityPicture
+from .store_health import Health
 
 MODEL_WORDS = {
     "random": "student, untrained",
@@ -34,7 +39,21 @@ TOKEN_WORDS = {
     "mean_resampled_patch": "mean of resampled patch tokens",
     "mean_sampled_resampled_patch": "mean of sampled, resampled patch tokens",
 }
-PICTURE_PX = 256
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a page is about; everything but one of runs, results and health may be absent."""
+
+    runs: Sequence[Path] = ()
+    results: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Sequence[PcaPicture] = ()
+    similarity: Sequence[SimilarityPicture] = ()
+    neighbours: Mapping[str, Sequence[Gallery]] = field(default_factory=dict)
+    """{feature set's key: galleries}"""
+    health: Sequence[Health] = ()
+    notes: Sequence[str] = ()
+    """What was asked for and could not be shown, and why."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,20 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+def health_tiles(health: Sequence[Health]) -> list[tuple[str, str, str]]:
+    """Return the first figures of a page about feature sets."""
+    if not health:
+        return []
+    committed, shards = sum(one.committed for one in health), sum(one.shards for one in health)
+    failed = sum(one.failed for one in health)
+    return [
+        (f"{100 * committed / shards:.0f} %", "of the shards are there", f"{committed:,} of {shards:,}"),
+        (f"{sum(one.rows for one in health):,}", "cached views", f"{len(health)} feature set{'s' if len(health) > 1 else ''}"),
+        (size(sum(one.bytes for one in health)), "on disk", f"{sum(one.images for one in health):,} images"),
+        (f"{failed:,}", "failed images", "have no tokens" if failed else "every image has tokens"),
+    ]
+
+
 def tiles(results: Mapping[str, Any], rows: Sequence[KnnRow]) -> list[tuple[str, str, str]]:
     """Return the page's first figures as (figure, what it is, compared with what)."""
     found = []
@@ -99,56 +132,48 @@ def tiles(results: Mapping[str, Any], rows: Sequence[KnnRow]) -> list[tuple[str,
     return found
 
 
-def run_section(run: RunRecord) -> dict[str, Any]:
-    """Return what the template shows of one run."""
-    series = run.loss_series()
-    wait, rate = run.mean("wait_share"), run.mean("images_per_s")
-    facts = [f"{run.metrics[-1]['step']:,} steps" if run.metrics else "no step logged yet"]
-    facts += [f"{rate:,.0f} images/s"] if rate is not None else []
-    facts += [f"{100 * wait:.1f} % of the time waiting for data"] if wait is not None else []
-    return {
-        "name": run.name,
-        "chart": line_chart(series, title=f"Loss of {run.name}"),
-        "legend": [(one.label, f"{one.last:.3f}") for one in series if one.points],
-        "facts": facts,
-        "recipe": run.recipe_rows(),
-    }
-
-
-def picture_table(pictures: Sequence[PcaPicture]) -> dict[str, Any]:
-    """Return the picture grid: its encoders' names and, a photo each, its label and images as data URIs."""
-    encoders = list(pictures[0].tokens) if pictures else []
-    rows = [
-        (one.label, [png_data_uri(image, longest_px=PICTURE_PX) for image in (one.image, *(one.tokens[e] for e in encoders))])
-        for one in pictures
-    ]
-    grids = [f"{pictures[0].tokens[e].shape[0]}×{pictures[0].tokens[e].shape[1]}" for e in encoders]
-    return {"encoders": list(zip(encoders, grids, strict=True)), "rows": rows}
-
-
-def render(results: Mapping[str, Any], runs: Sequence[RunRecord], pictures: Sequence[PcaPicture]) -> str:
-    """Return the page."""
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates' environment: everything escaped, an unknown name an error."""
+    made = Environment(
         loader=PackageLoader("eupe_pipeline.pipeline"), autoescape=select_autoescape(["html.j2"]), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"duration": duration, "size": size}
+    made.filters |= {"duration": duration, "size": size}
+    return made
+
+
+def render(contents: Contents) -> str:
+    """Return the page; raises BadInput for a folder that is not a run's, CacheDamaged for an evaluation that cannot be read."""
+    results, runs = contents.results, named(contents.runs)
     rows = knn_rows(results.get("knn", {}))
-    return environment.get_template("report.html.j2").render(
-        title=results.get("title", ", ".join(run.name for run in runs) or "eupe-pipeline"),
-        facts=results.get("facts", {}),
-        tiles=tiles(results, rows),
-        knn=rows,
-        ks=sorted({k for row in rows for k in row.official}),
-        steps=results.get("steps", {}),
-        feature_sets=results.get("feature_sets", {}),
-        live=results.get("live", {}),
-        runs=[run_section(run) for run in runs],
-        pictures=picture_table(pictures),
+    evaluated = evaluation_rows({name: run.evaluations for name, run in runs.items()})
+    title = results.get("title") or ", ".join(runs) or ", ".join(one.key.split("@")[0] for one in contents.health) or "eupe-pipeline"
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            facts=results.get("facts", {}),
+            notes=contents.notes,
+            tiles=tiles(results, rows) or run_tiles(runs) or ([] if runs else health_tiles(contents.health)),
+            knn=rows,
+            ks=sorted({k for row in rows for k in row.official}),
+            evaluations=evaluated,
+            columns={name: COLUMNS[name].name if name in COLUMNS else name for row in evaluated[:1] for name in row.figures},
+            evaluation_details=[(name, *one) for name, run in runs.items() for one in details(run.evaluations)],
+            steps=results.get("steps", {}),
+            feature_sets=results.get("feature_sets", {}),
+            live=results.get("live", {}),
+            comparison=comparison(contents.runs, runs),
+            runs=[run_section(name, run) for name, run in runs.items()],
+            pictures=picture_strips(contents.pictures),
+            similarity=similarity_strips(contents.similarity),
+            neighbours={key: gallery_rows(galleries) for key, galleries in contents.neighbours.items()},
+            health=contents.health,
+        )
     )
 
 
-def write_report(results: Mapping[str, Any], runs: Sequence[Path], pictures: Sequence[PcaPicture], out: Path) -> None:
-    """Write the page to `out`; raises BadInput for a folder that is not a run's, StoreUnavailable when it cannot be written."""
-    page = render(results, [read_run(folder) for folder in runs], pictures)
-    write_atomically(out, page.encode())
+def write_report(contents: Contents, out: Path) -> None:
+    """Write the page to `out`; raises as `render`, and StoreUnavailable when it cannot be written."""
+    write_atomically(out, render(contents).encode())

@@ -17,7 +17,7 @@ from eupe_pipeline.storage.features import FeatureReader
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = ["index", "extract-features", "train", "evaluate", "features", "runs", "recipe", "report", "demo", "doctor"]
-COMMANDS += ["export", "import-weights", "benchmark"]
+COMMANDS += ["pictures", "export", "import-weights", "benchmark"]
 
 
 def results(capture: Capture) -> dict[str, Any]:

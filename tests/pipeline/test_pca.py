@@ -1,16 +1,12 @@
 """Patch tokens become colours in which the strongest directions are seen, the same in every run."""
 
-import base64
-import io
-
 import numpy as np
 import pytest
-from eupe_pipeline.pipeline.pca import basis, colours, pictures, png_data_uri
+from eupe_pipeline.pipeline.pca import basis, colours, foreground, otsu, pictures
 from eupe_pipeline.storage.errors import BadInput
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 
 
 def tokens(seed: int, photos: int = 3, grid: int = 6, width: int = 16, noise: float = 0.01) -> NDArray[np.float32]:
@@ -97,11 +93,33 @@ def test_a_count_that_does_not_fit_is_refused() -> None:
         pictures(["a", "b", "c"], [np.zeros((2, 2, 3), np.uint8)] * 3, {"one": tokens(0, photos=2)})
 
 
-def test_a_data_uri_is_the_image_enlarged_by_whole_pixels() -> None:
-    image = np.random.default_rng(8).integers(0, 255, (4, 5, 3), dtype=np.uint8)
-    kind, _, data = png_data_uri(image, longest_px=23).partition(",")
-    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    assert kind == "data:image/png;base64"
-    assert decoded.shape == (16, 20, 3)
-    assert (decoded[::4, ::4] == image).all()
-    assert (decoded[3::4, 3::4] == image).all()
+def objects(photos: int = 4, grid: int = 12) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Tokens of photos with one object each on a background of the photo's own, and where the object is."""
+    random = np.random.default_rng(3)
+    y, x = np.mgrid[0:grid, 0:grid]
+    inside = np.stack([(y - 5 - n % 2) ** 2 + (x - 4 - n) ** 2 < 9 for n in range(photos)])
+    background, thing = random.normal(0, 4, (photos, 1, 1, 24)), random.normal(0, 4, (photos, 1, 1, 24))
+    found = np.where(inside[..., None], thing, background) + random.normal(0, 0.3, (*inside.shape, 24))
+    return found.astype(np.float32), inside
+
+
+def test_the_foreground_is_the_object_of_every_photo_though_backgrounds_differ() -> None:
+    found, inside = objects()
+    assert [(foreground(patch) == truth).all() for patch, truth in zip(found, inside, strict=True)] == [True] * len(found)
+
+
+def test_the_background_is_black_and_the_foreground_is_not() -> None:
+    found, inside = objects()
+    rgb = colours(found, foreground_only=True)
+    assert (rgb[~inside] == 0).all()
+    assert rgb[inside].min() > 50
+
+
+def test_tokens_that_are_all_alike_are_all_foreground() -> None:
+    assert foreground(np.ones((4, 5, 8), np.float32)).all()
+
+
+def test_the_cut_lies_between_two_heaps_of_any_size() -> None:
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.normal(0, 1, 900), random.normal(20, 1, 60)])
+    assert 4 < otsu(values) < 17

@@ -47,6 +47,20 @@ def test_a_run_without_a_logged_step_is_read(made_run: Callable[..., Path]) -> N
     assert [one.points for one in read_run(folder).loss_series()] == [[]]
 
 
+def test_evaluations_while_training_are_curves_of_their_own_and_no_steps(made_run: Callable[..., Path]) -> None:
+    folder = made_run(steps=2)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step, percent in ((2, 30.0), (4, 40.0)):
+            values = {"cls": {"paper": percent, "official": {"10": percent + 1}}, "mean_patch": {"paper": percent - 5}, "seconds": 1.5}
+            file.write(json.dumps({"step": step, "knn": values}) + "\n")
+    run = read_run(folder)
+    assert len(run.metrics) == 2
+    series = {one.label: one.points for one in run.evaluation_series()}
+    assert series == {"kNN, class token, paper": [(2, 30.0), (4, 40.0)], "kNN, mean patch token, paper": [(2, 25.0), (4, 35.0)]}
+    assert [len(one.points) for one in run.metric_series("images_per_s", "rate")] == [2]
+    assert run.metric_series("never", "x") == []
+
+
 def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"nothing-here is not the folder of a training run"):
         read_run(tmp_path / "nothing-here")
