@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
-from eupe_pipeline.jobs.train import initial_student, open_features
+from eupe_pipeline.jobs.train import initial_student
+from eupe_pipeline.jobs.train_data import open_features
 from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import ViewSpec

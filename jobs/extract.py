@@ -21,6 +21,7 @@ from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
 from .pool import Workers, workers
+from .reading_leases import EXTRACTION, leases
 from .shard_work import ShardReport, WorkOrder
 from .statistics import Normalisation
 from .summary import OnEvent, progress, together, work_done
@@ -131,7 +132,8 @@ def _extract_group(
             normalisation.measure(crew, on_event)
             plan = _plan(store, views, specs, normalisation, options)
             computing = time.perf_counter()
-            reports = list(_compute(crew, plan, options, on_event))
+            with leases(store, [reader.key for reader in plan.readers.values()], EXTRACTION, on_event):
+                reports = list(_compute(crew, plan, options, on_event))
             spent = time.perf_counter() - computing
             summary = _summary(plan, reports, crew.retries, count or crew.most, spent, options)
             return {**summary, "seconds": time.perf_counter() - started}

@@ -1,19 +1,19 @@
 """Training in this process: from a recipe, a store and feature sets to a run folder, or to one for each of several students.
 
-Everything that could make a cached target wrong is checked before the first step: each feature set is complete, all are over the same
-views, a live teacher is the one whose tokens were cached (its statistics normalise it), and a run that stands in the folder was begun
-with the same recipe and targets. Then the trainer runs here, alone or as one of several ranks (`train_ranks.py` starts those); a finished
-run is not trained again. A student's random weights come from the recipe's seed alone, whatever else is trained beside it.
+Everything that could make a cached target wrong is checked before the first step: which feature sets go together (`train_data`), that a
+live teacher is the one whose tokens were cached (its statistics normalise it), that images still decode as they did (`start_checks`), and
+that a run which stands in the folder was begun with the same recipe and targets. A lease keeps the sets from being pruned. Then the
+trainer runs here, alone or as one of several ranks (`train_ranks` starts those); a finished run is not trained again. A student's random
+weights come from the recipe's seed alone, whatever else is trained beside it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..storage.errors import BadInput, CacheMismatch
 from ..storage.features import FeatureReader
@@ -24,17 +24,18 @@ from ..student.devices import Choice, choose_device, choose_devices, choose_prec
 from ..student.draws import step_seed
 from ..student.learner import Learner
 from ..student.models import Student, TargetSpec
-from ..student.order import Order
 from ..student.ranks import ALONE, Ranks
 from ..student.run import RunFolder, load_model, save_model
 from ..student.sampled import refuse_other_grids
-from ..student.targets import CachedTargets, LiveTargets, TargetSource
+from ..student.targets import LiveTargets, TargetSource
 from ..student.trainer import Trainer
 from ..teachers.encoders import build_encoder
 from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.regularity import set_drop_path, set_recompute
-from ..teachers.spec import RANDOM_WEIGHTS
 from ..teachers.teacher import Teacher
+from .reading_leases import leases
+from .start_checks import check_pixels, check_teachers
+from .train_data import Part, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -44,7 +45,7 @@ def train(
     store: FeatureStore,
     features: Sequence[str],
     *,
-    data: str,
+    data: str = "",
     out: Path,
     proxy: Path | None = None,
     live_teachers: Sequence[str] = (),
@@ -52,41 +53,64 @@ def train(
     on_event: OnEvent = lambda event: None,
     origins: Mapping[str, str] | None = None,
     allow_random_weights: bool = False,
+    follow_s: float | None = None,
     ranks: Ranks = ALONE,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Train into `out` and return the summary; with `already: True` and at once when that run is finished.
 
-    `features` are names or keys of feature sets over the dataset `data`. With `teacher.source = "live"`, `live_teachers` names the teacher
-    of each feature set in the same order, or `proxy` is the run folder behind the only one: the sets then give views and statistics.
-    With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds theirs under `students`.
+    `features` are names or keys of feature sets over the dataset `data`, or over those of `recipe.data.shares`. With `teacher.source =
+    "live"`, `live_teachers` names the teacher of each feature set in the same order, or `proxy` is the run folder behind the only one: the
+    sets then give views and statistics. With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds
+    theirs under `students`. With `follow_s`, shards that are missing are waited for, so many seconds after the last one came.
     Raises `BadInput` and `CacheMismatch` before any step.
     """
-    readers = open_features(store, features, data)
-    refuse_random_weights(readers.values(), allow_random_weights)
-    device = choose_device(recipe.device)
-    use_tensor_cores(device.value)
-    source = _target_source(recipe, readers, [str(proxy)] if proxy is not None else live_teachers, device.value)
-    runs = student_runs(recipe, students, Path(out))
-    for own, _ in runs.values():
-        refuse_other_grids(own, source.specs)
-    finished = {name: begin_run(own, source, folder, origins or {}, ranks) for name, (own, folder) in runs.items()}
-    summaries = {name: {**summary, "already": True} for name, summary in finished.items() if summary is not None}
-    for summary in summaries.values():
-        on_event({"event": "already", **summary})
-    open_runs = {name: run for name, run in runs.items() if name not in summaries}
-    if open_runs:
-        devices = choose_devices(recipe.device, len(open_runs)) if ranks.count == 1 else [device] * len(open_runs)
-        learners = [
-            _learner(own, folder, source, readers, choice, ranks) for (own, folder), choice in zip(open_runs.values(), devices, strict=True)
-        ]
-        views = next(iter(readers.values())).views
-        order = Order(len(views.dataset), views.views_per_image, recipe.seed, excluded_images(readers.values()))
-        trained = Trainer(learners, source, views, order, on_event=on_event, stop_asked=stop_asked).train()
-        summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
+    recipe = with_order(recipe, store, follow_s is not None, on_event if ranks.first else lambda event: None)
+    parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
+    readers = [reader for part in parts for reader in part.readers.values()]
+    refuse_random_weights(readers, allow_random_weights)
+    claims = leases(store, [one.key for one in readers], f"train-{Path(out).name}", on_event) if ranks.first else contextlib.nullcontext()
+    with claims:
+        device = choose_device(recipe.device)
+        use_tensor_cores(device.value)
+        source = _target_source(recipe, parts, [str(proxy)] if proxy is not None else live_teachers, device.value)
+        if ranks.first:
+            check_start(store, parts, source)
+        runs = student_runs(recipe, students, Path(out))
+        for own, _ in runs.values():
+            refuse_other_grids(own, source.specs)
+        finished = {name: begin_run(own, source, folder, origins or {}, ranks) for name, (own, folder) in runs.items()}
+        summaries = {name: {**summary, "already": True} for name, summary in finished.items() if summary is not None}
+        for summary in summaries.values():
+            on_event({"event": "already", **summary})
+        open_runs = {name: run for name, run in runs.items() if name not in summaries}
+        if open_runs:
+            learners = _learners(open_runs, source, parts, device, ranks)
+            order = run_order(recipe, parts, store, follow_s)
+            trained = Trainer(learners, source, joined_views(parts), order, on_event=on_event, stop_asked=stop_asked).train()
+            summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
     if len(runs) == 1:
         return next(iter(summaries.values()))
     return {"students": {name: summaries[name] for name in runs}, "already": not open_runs}
+
+
+def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event: OnEvent) -> TrainRecipe:
+    """The recipe with its order of images decided and recorded: shards at a time for a store behind a URL, global otherwise."""
+    data = replace(recipe.data, replace_failed=recipe.data.replace_failed or follow)
+    if data.order == "auto":
+        remote = "://" in store.url
+        data = replace(data, order="shards" if remote else "global")
+        if remote:
+            on_event({"event": "note", "text": "data.order: shards  # auto: one request a shard is cheaper than one a view"})
+    return replace(recipe, data=data)
+
+
+def check_start(store: FeatureStore, parts: Sequence[Part], source: TargetSource) -> None:
+    """A sample of each dataset's pixels, and the canaries of live teachers; raises `CacheMismatch`."""
+    for part in parts:
+        check_pixels(part.views)
+    if isinstance(source, LiveTargets):
+        check_teachers(store, source.teachers.values())
 
 
 def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dict[str, tuple[TrainRecipe, RunFolder]]:
@@ -116,11 +140,18 @@ def begin_run(
     return folder.finished()
 
 
+def _learners(
+    runs: Mapping[str, tuple[TrainRecipe, RunFolder]], source: TargetSource, parts: Sequence[Part], device: Choice, ranks: Ranks
+) -> list[Learner]:
+    """A student ready to train in each folder, on a device of its own where one process has several."""
+    statistics = {name: reader.statistics.digest for name, reader in parts[0].readers.items()}
+    devices = choose_devices(next(iter(runs.values()))[0].device, len(runs)) if ranks.count == 1 else [device] * len(runs)
+    return [_learner(own, folder, source, statistics, one, ranks) for (own, folder), one in zip(runs.values(), devices, strict=True)]
+
+
 def _learner(
-    recipe: TrainRecipe, folder: RunFolder, source: TargetSource, readers: Mapping[str, FeatureReader], device: Choice, ranks: Ranks
+    recipe: TrainRecipe, folder: RunFolder, source: TargetSource, statistics: Mapping[str, str], device: Choice, ranks: Ranks
 ) -> Learner:
-    """A student ready to train in its folder."""
-    statistics = {name: reader.statistics.digest for name, reader in readers.items()}
     student = initial_student(recipe, source.specs)
     if recipe.student.init_from:
         load_model(student, Path(recipe.student.init_from), statistics)
@@ -128,46 +159,6 @@ def _learner(
         save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
     precision = choose_precision(recipe.precision, device.value)
     return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks)
-
-
-def open_features(store: FeatureStore, features: Sequence[str], data: str) -> dict[str, FeatureReader]:
-    """Complete feature sets over one set of views of a dataset, by teacher name; raises `BadInput`, `CacheMismatch`."""
-    if not features:
-        raise BadInput(f"training needs at least one feature set; {store.url} has: {', '.join(store.list_features()) or 'none'}")
-    readers: dict[str, FeatureReader] = {}
-    for wanted in features:
-        reader = store.features(wanted)
-        if reader.name in readers:
-            raise BadInput(f"two feature sets of teacher {reader.name} were given: {readers[reader.name].key} and {reader.key}")
-        readers[reader.name] = reader
-    first = next(iter(readers.values()))
-    if (dataset := store.dataset(data)).digest != first.views.dataset.digest:
-        raise CacheMismatch(f"{first.key} was made from {first.views.dataset.key}, not from {dataset.key}; extract for that dataset first")
-    for reader in readers.values():
-        if lines := differing_fields(reader.views.identity, first.views.identity):
-            raise CacheMismatch(
-                f"{reader.key} was made with other views than {first.key}: {'; '.join(lines)}. Extract all teachers of a run with the "
-                "same data, --views and --seed"
-            )
-        if missing := reader.missing_shards():
-            raise BadInput(
-                f"{reader.key} is not complete: {len(missing)} of {reader.shards} shards are missing; "
-                "run the same `extract-features` command again to its end"
-            )
-    return readers
-
-
-def refuse_random_weights(readers: Iterable[FeatureReader], allowed: bool) -> None:
-    """Raise `BadInput` for tokens of a teacher with random weights, unless the caller says once more that it is a trial."""
-    at_random = [reader.key for reader in readers if reader.identity["teacher"].get("weights_sha256") == RANDOM_WEIGHTS]
-    if at_random and not allowed:
-        raise BadInput(f"{at_random[0]} holds tokens of a teacher with random weights; --allow-random-weights trains on them all the same")
-
-
-def excluded_images(readers: Iterable[FeatureReader]) -> NDArray[np.int64]:
-    """Images (sorted, unique) for which at least one feature set has no tokens."""
-    images = [reader.failed_rows() // reader.views.views_per_image for reader in readers]
-    return np.unique(np.concatenate(images)).astype(np.int64)
 
 
 def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Student:
@@ -182,7 +173,8 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
     return Student(encoder, recipe.adapter.width, specs)
 
 
-def _target_source(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], live_teachers: Sequence[str], device: str) -> TargetSource:
+def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live_teachers: Sequence[str], device: str) -> TargetSource:
+    readers = parts[0].readers
     if recipe.teacher.names and set(recipe.teacher.names) != set(readers):
         raise BadInput(
             f"this recipe is about the teachers {', '.join(recipe.teacher.names)}, the feature sets are of {', '.join(readers)}; give "
@@ -192,7 +184,7 @@ def _target_source(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], li
     if unknown:
         raise BadInput(f"teacher.weights names {sorted(unknown)}, but the feature sets are of {sorted(readers)}")
     if recipe.teacher.source == "cached":
-        return CachedTargets(readers)
+        return cached_targets(parts)
     if len(live_teachers) != len(readers):  # zip would drop the rest
         raise BadInput(
             f"live targets need the teacher behind each feature set: {len(readers)} sets ({', '.join(readers)}), "

@@ -24,7 +24,8 @@ from ..student.ranks import Ranks
 from ..student.sampled import refuse_other_grids
 from ..student.targets import CachedTargets
 from ..teachers.regularity import set_recompute
-from .train import initial_student, open_features, student_runs
+from .train import initial_student, student_runs
+from .train_data import Part, cached_targets, open_parts
 
 _OPTIMIZER_MOMENTS = 2  # AdamW and LAMB alike
 _FP32_BYTES = 4
@@ -33,10 +34,11 @@ _SAMPLED_IMAGES = 256
 
 
 def plan_training(
-    recipe: TrainRecipe, store: FeatureStore, features: Sequence[str], *, data: str, students: Sequence[str] = (), workers: int = 0
+    recipe: TrainRecipe, store: FeatureStore, features: Sequence[str], *, data: str = "", students: Sequence[str] = (), workers: int = 0
 ) -> dict[str, Any]:
-    """`features` by key, `students` by name with parameters and memory, and `reading`; raises as `train` does, writes nothing."""
-    readers = open_features(store, features, data)
+    """`data` and `features` by key, `students` by name with parameters and memory, and `reading`; raises as `train`, writes nothing."""
+    parts = open_parts(store, features, data, recipe.data.shares)
+    readers = parts[0].readers
     ranks = Ranks(0, max(1, workers))
     rank_span(recipe.run.batch_size, 0, ranks.count)
     specs = CachedTargets(readers).specs
@@ -45,11 +47,18 @@ def plan_training(
         for own, _ in runs.values():
             refuse_other_grids(own, specs)
     return {
-        "features": {reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for reader in readers.values()},
+        "data": {part.views.dataset.key: data_share(recipe, part) for part in parts},
+        "features": {one.key: {"rows": one.rows, "bytes": one.stored_bytes()} for part in parts for one in part.readers.values()},
         "students": {name: student_cost(own, specs, ranks) for name, (own, _) in runs.items()},
         "batch": batch_cost(recipe, readers, ranks),
-        "reading": reading_cost(recipe, readers, ranks),
+        "reading": reading_cost(recipe, parts),
     }
+
+
+def data_share(recipe: TrainRecipe, part: Part) -> dict[str, float]:
+    """What a run sees of a dataset: its share of the batches, and how often each image comes."""
+    images = len(part.views.dataset)
+    return {"share": part.share, "images": images, "epochs": round(part.share * recipe.run.steps * recipe.run.batch_size / images, 2)}
 
 
 def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ranks) -> dict[str, Any]:
@@ -106,10 +115,10 @@ def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks:
     }
 
 
-def reading_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, Any]:
+def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:
     """Bytes of images and targets a view, a step and a run, and the bandwidth that an assumed rate needs."""
-    image_bytes = _image_bytes(next(iter(readers.values())).views, recipe)
-    target_bytes = sum(tensor.nbytes for tensor in CachedTargets(readers).allocate(1).values()) if recipe.teacher.source == "cached" else 0
+    image_bytes = sum(part.share * _image_bytes(part.views, recipe) for part in parts)
+    target_bytes = sum(one.nbytes for one in cached_targets(parts).allocate(1).values()) if recipe.teacher.source == "cached" else 0
     view_bytes = image_bytes + target_bytes
     return {
         "image_bytes_a_view": round(image_bytes),

@@ -25,7 +25,8 @@ from ..student.config import TrainRecipe
 from ..student.order import rank_span
 from ..student.ranks import Ranks
 from .ray_session import ray_session
-from .train import open_features, train
+from .train import train
+from .train_data import open_parts
 
 OnEvent = Callable[[dict[str, Any]], None]
 MAX_RESTARTS = 3
@@ -47,6 +48,8 @@ class TrainOrder:
     students: Sequence[str] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     allow_random_weights: bool = False
+    follow_s: float | None = None
+    shard_cache: Path | None = None
 
 
 class _Board:
@@ -79,7 +82,7 @@ def train_on_workers(
 ) -> dict[str, Any]:
     """Train with `workers` ranks and return the summary as `train` does; raises what it raises, `EupeError` after too many deaths."""
     rank_span(order.recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
-    open_features(FeatureStore.open(order.store), order.features, order.data)
+    open_parts(FeatureStore.open(order.store), order.features, order.data, order.recipe.data.shares, complete=order.follow_s is None)
     with ray_session(address, workers) as ray:
         board = ray.remote(_Board).options(num_cpus=0).remote()
         try:
@@ -200,9 +203,9 @@ def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callabl
         return ask_stop()
 
     return train(
-        order.recipe, FeatureStore.open(order.store), order.features, data=order.data, out=order.out, proxy=order.proxy,
-        live_teachers=order.live_teachers, students=order.students, origins=order.origins, on_event=on_event, ranks=ranks,
-        stop_asked=stop_asked, allow_random_weights=order.allow_random_weights,
+        order.recipe, FeatureStore.open(order.store, shard_cache=order.shard_cache), order.features, data=order.data, out=order.out,
+        proxy=order.proxy, live_teachers=order.live_teachers, students=order.students, origins=order.origins, on_event=on_event,
+        ranks=ranks, stop_asked=stop_asked, allow_random_weights=order.allow_random_weights, follow_s=order.follow_s,
     )  # fmt: skip
 
 

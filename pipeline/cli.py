@@ -213,7 +213,7 @@ def plan(as_json: bool, **values: Any) -> None:
 @options(
     click.option("--stage", type=click.IntRange(1, 3), required=True, help="1: to the proxy, 2: to the student, 3: several sizes."),
     STORE,
-    click.option("--data", required=True, help="Dataset, by name or name@digest."),
+    click.option("--data", multiple=True, metavar="NAME[=SHARE]", help="Dataset; several, each with its share of the batches, are mixed."),
     click.option("--features", multiple=True, required=True, metavar="KEY", help="Feature set, by name or name@digest; repeatable."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file; default: eupe-stageN."),
     SETTINGS,
@@ -224,6 +224,9 @@ def plan(as_json: bool, **values: Any) -> None:
     click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Ranks through Ray Train; 0: this process."),
     click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),
+    click.option("--follow", "follow_minutes", type=click.FloatRange(0), is_flag=False, flag_value=30, default=None, metavar="[MINUTES]",
+                 help="Wait for shards that are still being extracted; give up when none has come for so long (30)."),
+    click.option("--shard-cache", type=FOLDER, default=None, help="Whole shards of a remote store are kept here; default: ~/.cache."),
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(as_json: bool, **values: Any) -> None:

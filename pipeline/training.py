@@ -3,6 +3,8 @@
 Usable from a notebook as it is. Heavy imports stay inside the functions, as in `actions`.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,36 +15,55 @@ from .progress import OnEvent
 from .recipe_files import ResolvedRecipe, load_recipe
 
 
-def train(*, stage: int, store: str, data: str, features: Sequence[str], recipe: str | None, settings: Sequence[str], out: Path,
-          proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None, live_teachers: Sequence[str] = (),
-          students: Sequence[str] = (), workers: int = 0, address: str | None = None,
-          allow_random_weights: bool = False) -> Mapping[str, Any]:  # fmt: skip
-    """Run or resume one stage of distillation; with `dry_run` only say what it would need. Raises BadInput."""
-    from ..storage.store import FeatureStore
+def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequence[str], recipe: str | None,
+          settings: Sequence[str], out: Path, proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None,
+          live_teachers: Sequence[str] = (), students: Sequence[str] = (), workers: int = 0, address: str | None = None,
+          allow_random_weights: bool = False, follow_minutes: float | None = None,
+          shard_cache: Path | None = None) -> Mapping[str, Any]:  # fmt: skip
+    """Run or resume one stage of distillation; with `dry_run` only say what it would need. Raises BadInput.
 
-    overlaid = [*settings, *([f"teacher.source={targets}"] if targets else []), *student_setting(students)]
+    `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some.
+    """
+    from ..storage.store import FeatureStore
+    from ..teachers.weights import weights_folder
+
+    dataset, shares = data_setting([data] if isinstance(data, str) else data)
+    overlaid = [*settings, *([f"teacher.source={targets}"] if targets else []), *student_setting(students), *shares]
     resolved = load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=overlaid)
     check_live_teachers(resolved, features, proxy, live_teachers)
-    opened = FeatureStore.open(store)
+    cache = shard_cache or weights_folder().parent / "shards"
+    opened = FeatureStore.open(store, shard_cache=cache)
+    follow_s = None if follow_minutes is None else 60 * follow_minutes
     if dry_run:
         from ..jobs.train_plan import plan_training
 
-        plan = plan_training(resolved.recipe, opened, list(features), data=data, students=students, workers=workers)
+        plan = plan_training(resolved.recipe, opened, list(features), data=dataset, students=students, workers=workers)
         return {"dry_run": True, "out": str(out), **plan, "recipe": recipe_table(resolved.rows())}
     if workers:
         from ..jobs.train_ranks import TrainOrder, train_on_workers
 
-        order = TrainOrder(resolved.recipe, store, list(features), data, out, proxy, live_teachers, students, resolved.origins,
-                           allow_random_weights)  # fmt: skip
+        order = TrainOrder(resolved.recipe, store, list(features), dataset, out, proxy, live_teachers, students, resolved.origins,
+                           allow_random_weights, follow_s, cache)  # fmt: skip
         return train_on_workers(order, workers, address=address, on_event=on_event)
     if address is not None:
         raise BadInput("--address is a Ray cluster's, and without --workers the training runs in this process; give --workers as well")
     from ..jobs.train import train as train_job
 
     return train_job(
-        resolved.recipe, opened, list(features), data=data, out=out, proxy=proxy, live_teachers=live_teachers, students=students,
-        on_event=on_event, origins=resolved.origins, allow_random_weights=allow_random_weights,
+        resolved.recipe, opened, list(features), data=dataset, out=out, proxy=proxy, live_teachers=live_teachers, students=students,
+        on_event=on_event, origins=resolved.origins, allow_random_weights=allow_random_weights, follow_s=follow_s,
     )  # fmt: skip
+
+
+def data_setting(data: Sequence[str]) -> tuple[str, list[str]]:
+    """The one dataset, or "" and the recipe value that mixes several given as NAME=SHARE; raises BadInput."""
+    if len(data) < 2 and "=" not in "".join(data):
+        return "".join(data), []
+    shares = [word.rpartition("=") for word in data]
+    bad = [word for word, (name, _, share) in zip(data, shares, strict=True) if not name or not re.fullmatch(r"\d*\.?\d+", share)]
+    if bad:
+        raise BadInput(f"--data {bad[0]!r}: several datasets are given as NAME=SHARE, as in --data imagenet=0.1 --data lvd=0.9")
+    return "", [f"data.shares={{{', '.join(f'{json.dumps(name)} = {float(share)}' for name, _, share in shares)}}}"]
 
 
 def student_setting(students: Sequence[str]) -> list[str]:

@@ -17,9 +17,11 @@ DEVICES = ("auto", "cpu", "cuda")
 SOURCES = ("cached", "live")
 OPTIMIZERS = ("adamw", "lamb")
 PARALLEL = ("ddp", "fsdp")
+ORDERS = ("auto", "global", "shards")
 OPERATIONAL = (  # the last three change a run's rounding, as another number of ranks does, and nothing else
     "run.checkpoint_every",
     "run.keep_checkpoints",
+    "run.keep_best",
     "run.log_every",
     "run.prefetch_batches",
     "run.reader_threads",
@@ -167,6 +169,26 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """`[data]`: which images a run sees, and in what order."""
+
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Share of the batches by dataset; each batch is all of one (paper: ImageNet-1k 0.10). Empty for a run over one dataset."""
+    order: str = "auto"
+    """`global` permutes all images, `shards` those of some whole shards at a time; `auto` is `shards` for a store behind a URL."""
+    window_shards: int = 64
+    """Shards among which images are shuffled at a time with `order = "shards"` (ours)."""
+    replace_failed: bool = False
+    """Whether an image without tokens gives its place to the next of its batch instead of being left out: `train --follow` sets it."""
+
+    def __post_init__(self) -> None:
+        _check_choice("order of images", self.order, ORDERS)
+        _check(1 <= self.window_shards < 2**31, "data.window_shards", self.window_shards, "at least 1")
+        whole = not self.shares or abs(sum(self.shares.values()) - 1) < 1e-9
+        _check(whole and all(share > 0 for share in self.shares.values()), "data.shares", dict(self.shares), "above 0, 1 together")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """`[run]`: how long, in what portions, and what is kept."""
 
@@ -178,6 +200,8 @@ class RunConfig:
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    keep_best: bool = False
+    """Whether the best checkpoint stays as well and becomes `best/model`: by evaluations where there are any, else by the smoothed loss."""
     log_every: int = 10
     """Steps between lines of metrics."""
     prefetch_batches: int = 4
@@ -194,7 +218,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check_choice("way to train in parallel", self.parallel, PARALLEL)
         for name, value in dataclasses.asdict(self).items():
-            _check(not isinstance(value, int) or name == "recompute_activations" or 1 <= value < 2**40, f"run.{name}", value, "at least 1")
+            _check(not isinstance(value, int) or isinstance(value, bool) or 1 <= value < 2**40, f"run.{name}", value, "at least 1")
         _check(self.accumulate <= self.batch_size, "run.accumulate", self.accumulate, "at most run.batch_size")
 
 
@@ -224,6 +248,8 @@ class TrainRecipe:
     """The update rule."""
     run: RunConfig = field(default_factory=RunConfig)
     """Length and portions."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images and their order."""
 
     def __post_init__(self) -> None:
         _check(self.stage in (1, 2, 3), "stage", self.stage, "1, 2 or 3")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..storage.errors import BadInput
 from .draws import bits64
-from .order import Order, Places, mixed_bits
+from .order import BatchOrder, Int64s, Places, mixed_bits
 
 _BLOCK = 1 << 16
 
@@ -56,7 +56,41 @@ class Mixture:
         before = sum(self._totals(one)[which] for one in range(block)) + int((within[:-1] == which).sum())
         return Turn(self.names[which], before)
 
-    def places(self, orders: Mapping[str, Order], step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> tuple[str, Places]:
+    def places(self, orders: Mapping[str, BatchOrder], step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> tuple[str, Places]:
         """The dataset of a step and what stands in one rank's part of its batch."""
         name, number = self.turn(step)
         return name, orders[name].batch(number, batch_size, rank, ranks)
+
+
+class MixedOrder:
+    """The order of a run over several datasets whose images and rows are numbered one after another (`joined`)."""
+
+    def __init__(
+        self, mixture: Mixture, orders: Mapping[str, BatchOrder], image_starts: Mapping[str, int], row_starts: Mapping[str, int]
+    ) -> None:
+        self.mixture, self.orders = mixture, dict(orders)
+        self._image_starts, self._row_starts = dict(image_starts), dict(row_starts)
+
+    @property
+    def epoch_length(self) -> int:
+        """Images of all datasets that a run may see."""
+        return sum(order.epoch_length for order in self.orders.values())
+
+    @property
+    def excluded(self) -> Int64s:
+        """The left-out images of all datasets."""
+        return np.concatenate([order.excluded + self._image_starts[name] for name, order in self.orders.items()])
+
+    def epoch_of(self, position: int) -> float:
+        """Views seen, in passes over all images together; a dataset's own passes follow from its share."""
+        return position / self.epoch_length
+
+    def ready(self, step: int, batch_size: int) -> bool:
+        """Always: what is in the store at the start is all there is."""
+        return True
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
+        """What one rank sees in a step, all of it of the step's dataset."""
+        name, places = self.mixture.places(self.orders, step, batch_size, rank, ranks)
+        image_B, row_B = places.image_B + self._image_starts[name], places.row_B + self._row_starts[name]
+        return Places(image_B, places.view_B, row_B)

@@ -8,7 +8,7 @@ failed on are skipped through a rank table of the excluded ones (O(excluded) mem
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +46,38 @@ class KeyedPermutation:
         """Images of positions in [0, size), elementwise; raises ValueError outside."""
         if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < self.size:
             raise ValueError(f"positions leave [0, {self.size})")
-        half = np.uint64(max(1, (max(1, self.size - 1).bit_length() + 1) // 2))
-        keys = [bits64(self.seed, self.purpose, self.number, turn) for turn in range(_ROUNDS)]
+        half, keys = self._half_bits(), self._keys()
         values = self._feistel(positions.astype(np.uint64), half, keys)
         while (outside := np.flatnonzero(values >= np.uint64(self.size))).size:
             values[outside] = self._feistel(values[outside], half, keys)
         return values.astype(np.int64)
+
+    def inverse(self, values: Int64s) -> Int64s:
+        """The positions that values in [0, size) stand at."""
+        half, keys = self._half_bits(), self._keys()
+        positions = self._feistel_back(values.astype(np.uint64), half, keys)
+        while (outside := np.flatnonzero(positions >= np.uint64(self.size))).size:
+            positions[outside] = self._feistel_back(positions[outside], half, keys)
+        return positions.astype(np.int64)
+
+    def _half_bits(self) -> np.uint64:
+        return np.uint64(max(1, (max(1, self.size - 1).bit_length() + 1) // 2))
+
+    def _keys(self) -> list[int]:
+        return [bits64(self.seed, self.purpose, self.number, turn) for turn in range(_ROUNDS)]
 
     def _feistel(self, values: UInt64s, half: np.uint64, keys: list[int]) -> UInt64s:
         mask = (np.uint64(1) << half) - np.uint64(1)
         left, right = values >> half, values & mask
         for key in keys:
             left, right = right, left ^ (mixed_bits(right, key) & mask)
+        return (left << half) | right
+
+    def _feistel_back(self, values: UInt64s, half: np.uint64, keys: list[int]) -> UInt64s:
+        mask = (np.uint64(1) << half) - np.uint64(1)
+        left, right = values >> half, values & mask
+        for key in reversed(keys):
+            left, right = right ^ (mixed_bits(left, key) & mask), left
         return (left << half) | right
 
 
@@ -77,6 +97,27 @@ class Places(NamedTuple):
     image_B: Int64s
     view_B: Int64s
     row_B: Int64s
+
+
+class BatchOrder(Protocol):
+    """What a stream and a trainer ask of an order."""
+
+    @property
+    def epoch_length(self) -> int:
+        """Positions in an epoch."""
+
+    @property
+    def excluded(self) -> Int64s:
+        """Images that are never drawn."""
+
+    def epoch_of(self, position: int) -> float:
+        """How many epochs have gone by at a position."""
+
+    def ready(self, step: int, batch_size: int) -> bool:
+        """Whether everything that a step reads is in the store."""
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
+        """What one rank sees in a step."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +149,7 @@ class Order:
         image_B = np.empty_like(positions)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            permutation = KeyedPermutation(self.epoch_length, self.seed, "epoch", int(epoch))
-            image_B[here] = self._included(permutation(within[here]))
+            image_B[here] = self._images(int(epoch), within[here])
         view_B = (self._first_view(image_B) + epochs) % self.views
         return Places(image_B, view_B, image_B * self.views + view_B)
 
@@ -118,11 +158,20 @@ class Order:
         start, stop = rank_span(batch_size, rank, ranks)
         return self.places(step * batch_size + start, step * batch_size + stop)
 
-    def _included(self, ranks: Int64s) -> Int64s:
-        """The rank-th image that is not excluded."""
-        before = self.excluded - np.arange(len(self.excluded), dtype=np.int64)
-        return ranks + np.searchsorted(before, ranks, side="right").astype(np.int64)
+    def ready(self, step: int, batch_size: int) -> bool:
+        """Always: what is in the store at the start is all there is."""
+        return True
+
+    def _images(self, epoch: int, within: Int64s) -> Int64s:
+        """The images at positions of an epoch."""
+        return passing_over(self.excluded, KeyedPermutation(self.epoch_length, self.seed, "epoch", epoch)(within))
 
     def _first_view(self, image_B: Int64s) -> Int64s:
         mixed = mixed_bits(image_B.astype(np.uint64), bits64(self.seed, "first view"))
         return (mixed % np.uint64(self.views)).astype(np.int64)
+
+
+def passing_over(holes: Int64s, ranks: Int64s) -> Int64s:
+    """The rank-th number that is not among `holes` (sorted, unique)."""
+    before = holes - np.arange(len(holes), dtype=np.int64)
+    return ranks + np.searchsorted(before, ranks, side="right").astype(np.int64)

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..storage.viewset import ViewSet
+from ..storage.views import PHOTOMETRIC_PARAMETERS
 from ..teachers.photometric import as_seen
-from .order import Order, Places
+from .joined import AnyViews
+from .order import BatchOrder, Places
 from .pixels import fill_pixels
 from .ranks import ALONE, Ranks
 from .targets import Memory, Rendering, TargetSource
@@ -88,9 +89,9 @@ class Stream:
 
     def __init__(
         self,
-        views: ViewSet,
+        views: AnyViews,
         source: TargetSource,
-        order: Order,
+        order: BatchOrder,
         student_rendering: Callable[[int], Rendering],
         *,
         batch_size: int,
@@ -107,8 +108,7 @@ class Stream:
 
     def _allocate(self) -> _Slot:
         fixed = self.source.allocate(self.batch_size)
-        width = self.views.group.specs["photometric"].shape[1]
-        fixed["photometric"] = torch.zeros(self.batch_size, width)
+        fixed["photometric"] = torch.zeros(self.batch_size, PHOTOMETRIC_PARAMETERS)
         return _Slot(self.batch_size, {name: one.pin_memory() if self.pin else one for name, one in fixed.items()}, self.pin)
 
     def plan(self, step: int) -> Plan:
@@ -117,16 +117,20 @@ class Stream:
         return Plan(step, places, (self.student_rendering(step), *self.source.renderings(step)))
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """The batches of steps [first, last) in order; an error in a thread is raised here, at its step."""
+        """The batches of steps [first, last) in order; an error in a thread is raised here, at its step.
+
+        Steps whose data are not in the store yet are not begun ahead of time.
+        """
         free = deque(self._slots)
         pending: deque[tuple[_Slot, Batch, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="stream")
         try:
-            upcoming = iter(range(first, last))
+            step = first
             while True:
-                while free and (step := next(upcoming, None)) is not None:
+                while free and step < last and (not pending or self.order.ready(step, self.global_batch)):
                     slot = free.popleft()
                     pending.append((slot, *self._submit(pool, slot, step)))
+                    step += 1
                 if not pending:
                     return
                 slot, batch, parts = pending.popleft()

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from ..storage.errors import BadInput, Interrupted
-from ..storage.viewset import ViewSet
 from .config import TrainRecipe
 from .draws import choose_size
+from .following import POLL_S, FollowedOrder
+from .joined import AnyViews
 from .learner import Event, Learner, OnEvent
 from .models import count_parameters
-from .order import Order
+from .order import BatchOrder
 from .pixels import Input, origin
 from .stream import STUDENT, Batch, Stream, as_all_see
 from .targets import Rendering, Targets, TargetSource
@@ -58,8 +59,8 @@ class Trainer:
         self,
         learners: Sequence[Learner],
         source: TargetSource,
-        views: ViewSet,
-        order: Order,
+        views: AnyViews,
+        order: BatchOrder,
         *,
         on_event: OnEvent = lambda event: None,
         stop_asked: Callable[[], bool] = lambda: False,
@@ -131,6 +132,7 @@ class Trainer:
         with contextlib.closing(batches):  # type: ignore[type-var]
             for step in range(first, steps):
                 asked = time.perf_counter()
+                self._await(step, steps)
                 batch = next(batches)
                 self.clock.waited += time.perf_counter() - asked
                 learners = self.step(batch)
@@ -168,14 +170,39 @@ class Trainer:
 
     def _keep(self, learners: Sequence[Learner], done: int, steps: int) -> None:
         """Write the checkpoints that are due after `done` steps; raises `Interrupted` when a signal has come."""
-        stopping = self.ranks.any(self._stop.is_set() or self.stop_asked(), self.device) and done < steps
+        stopping = self._stopping() and done < steps
         if stopping or done == steps or done % self.recipe.run.checkpoint_every == 0:
-            for learner in learners:
-                learner.keep({"identities": self.source.identities()})
-            self.on_event({"event": "checkpoint", "step": done})
+            self._save(learners, done)
         if stopping:
-            folders = ", ".join(str(learner.folder.out) for learner in self.learners)
-            raise Interrupted(f"stopped after step {done} of {steps}; the state is kept in {folders}, run the same command again to go on")
+            raise self._interrupted(done, steps)
+
+    def _await(self, step: int, steps: int) -> None:
+        """Until the targets of a step are in the store on all ranks, when the run follows an extraction.
+
+        A stop, and a wait that leads nowhere, leave a checkpoint of the steps before.
+        """
+        if not isinstance(self.order, FollowedOrder):
+            return
+        while self.ranks.any(not self.order.ready(step, self.recipe.run.batch_size), self.device):
+            self.on_event({"event": "progress", "stage": "wait for the extraction", **self.order.progress(), "unit": "shards"})
+            hopeless, stopping = self.ranks.any(self.order.hopeless() is not None, self.device), self._stopping()
+            if hopeless or stopping:
+                self._save([learner for learner in self.learners if learner.done == step], step)
+                raise self.order.given_up() if hopeless else self._interrupted(step, steps)
+            time.sleep(POLL_S)
+
+    def _stopping(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return self.ranks.any(self._stop.is_set() or self.stop_asked(), self.device)
+
+    def _save(self, learners: Sequence[Learner], done: int) -> None:
+        for learner in learners:
+            learner.keep({"identities": self.source.identities()})
+        self.on_event({"event": "checkpoint", "step": done})
+
+    def _interrupted(self, done: int, steps: int) -> Interrupted:
+        folders = ", ".join(str(learner.folder.out) for learner in self.learners)
+        return Interrupted(f"stopped after step {done} of {steps}; the state is kept in {folders}, run the same command again to go on")
 
     def _log(self, learners: Sequence[Learner], batch: Batch, done: int, steps: int) -> None:
         rate = self.clock.steps / max(self.clock.seconds, 1e-9)

@@ -16,7 +16,7 @@ import torch
 from eupe_pipeline.jobs.extract import TeacherRequest, extract_features
 from eupe_pipeline.jobs.pool import InProcess, workers
 from eupe_pipeline.jobs.shard_work import ShardWorker, WorkOrder
-from eupe_pipeline.jobs.train import refuse_random_weights
+from eupe_pipeline.jobs.train_data import refuse_random_weights
 from eupe_pipeline.storage.decode import decode_image
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.storage.indexing import build_index

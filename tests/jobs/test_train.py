@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from eupe_pipeline.jobs.live_cost import live_teacher_cost
-from eupe_pipeline.jobs.train import excluded_images, initial_student, open_features, train
+from eupe_pipeline.jobs.train import initial_student, train
+from eupe_pipeline.jobs.train_data import excluded_images, open_features
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.student.config import (
     AdapterConfig,
