@@ -210,11 +210,31 @@ def _plan(
         layout = layout_of(spec, options)
         identity = features_identity(spec.identity(), views, known, normalisation.sampling[name], layout)
         readers[name] = FeatureReader.create(store.objects, name, views, identity, known)
+    return _Plan(store, views, specs, readers, _missing(readers))
+
+
+def complete(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], readers: dict[str, FeatureReader], options: ExtractOptions,
+    on_event: OnEvent,
+) -> int:  # fmt: skip
+    """Compute in this process what feature sets over one set of views lack; returns the shards. Raises as `extract_features` does."""
+    plan = _Plan(store, views, specs, readers, _missing(readers))
+    if not plan.missing:
+        return 0
+    try:
+        held = leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event)
+        with workers(work_order(store, views, specs, options), 0, None) as crew, held:
+            return len(list(_compute(crew, plan, options, on_event)))
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
+
+
+def _missing(readers: dict[str, FeatureReader]) -> dict[int, dict[str, str]]:
     missing: dict[int, dict[str, str]] = {}
     for name, reader in readers.items():
         for shard in reader.missing_shards():
             missing.setdefault(shard, {})[name] = reader.key
-    return _Plan(store, views, specs, readers, _from_anywhere(missing))
+    return _from_anywhere(missing)
 
 
 def _from_anywhere(missing: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:

@@ -72,7 +72,12 @@ def open_features(
     dataset = store.dataset(data)
     readers: dict[str, FeatureReader] = {}
     for wanted in features:
-        reader = _over(store, wanted, dataset, mixed)
+        reader = over(store, wanted, dataset)
+        if reader is None and not mixed:
+            other = store.features(wanted)  # raises when there is none at all
+            raise CacheMismatch(
+                f"{other.key} was made from {other.views.dataset.key}, not from {dataset.key}; extract for that dataset first"
+            )
         if reader is None:
             continue
         if reader.name in readers:
@@ -90,24 +95,15 @@ def open_features(
     return readers
 
 
-def _over(store: FeatureStore, wanted: str, dataset: ImageDataset, mixed: bool) -> FeatureReader | None:
-    """The feature set of that name or key over a dataset."""
-    found = [reader for reader in map(store.features, matching(store, wanted)) if reader.views.dataset.digest == dataset.digest]
-    if len(found) > 1:
-        raise BadInput(
-            f"{wanted!r} is the name of several feature sets over {dataset.key}; say which: {', '.join(one.key for one in found)}"
-        )
-    if found or mixed:
-        return found[0] if found else None
-    other = store.features(wanted)
-    raise CacheMismatch(f"{other.key} was made from {other.views.dataset.key}, not from {dataset.key}; extract for that dataset first")
-
-
-def matching(store: FeatureStore, wanted: str) -> list[str]:
-    """Keys of the feature sets that a name or key may mean; raises `BadInput`, listing what there is, for none."""
+def over(store: FeatureStore, wanted: str, dataset: ImageDataset) -> FeatureReader | None:
+    """The feature set of that name or key over a dataset, None when there is none; raises `BadInput` when there are several."""
     name, _, prefix = wanted.partition("@")
-    found = [key for key in store.list_features() if key.split("@")[0] == name and key.split("@")[1].startswith(prefix)]
-    return found or [store.features(wanted).key]  # which raises
+    keys = [key for key in store.list_features() if key.split("@")[0] == name and key.split("@")[1].startswith(prefix)]
+    found = [reader for reader in map(store.features, keys) if reader.views.dataset.digest == dataset.digest]
+    if len(found) > 1:
+        named = ", ".join(one.key for one in found)
+        raise BadInput(f"{wanted!r} is the name of several feature sets over {dataset.key}; say which: {named}")
+    return found[0] if found else None
 
 
 def _refuse_other_views(readers: Mapping[str, FeatureReader]) -> None:

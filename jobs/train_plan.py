@@ -34,10 +34,17 @@ _SAMPLED_IMAGES = 256
 
 
 def plan_training(
-    recipe: TrainRecipe, store: FeatureStore, features: Sequence[str], *, data: str = "", students: Sequence[str] = (), workers: int = 0
+    recipe: TrainRecipe,
+    store: FeatureStore,
+    features: Sequence[str],
+    *,
+    data: str = "",
+    students: Sequence[str] = (),
+    workers: int = 0,
+    complete: bool = True,
 ) -> dict[str, Any]:
     """`data` and `features` by key, `students` by name with parameters and memory, and `reading`; raises as `train`, writes nothing."""
-    parts = open_parts(store, features, data, recipe.data.shares)
+    parts = open_parts(store, features, data, recipe.data.shares, complete=complete)
     readers = parts[0].readers
     ranks = Ranks(0, max(1, workers))
     rank_span(recipe.run.batch_size, 0, ranks.count)

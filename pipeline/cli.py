@@ -226,6 +226,9 @@ def plan(as_json: bool, **values: Any) -> None:
     click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),
     click.option("--follow", "follow_minutes", type=click.FloatRange(0), is_flag=False, flag_value=30, default=None, metavar="[MINUTES]",
                  help="Wait for shards that are still being extracted; give up when none has come for so long (30)."),
+    click.option("--on-miss", type=click.Choice(["refuse", "compute"]), default="refuse", show_default=True,
+                 help="Shards that are not there: compute them first, by the set's teacher (or --teacher), for later runs as well."),
+    click.option("--views", "new_views", type=click.IntRange(1), default=1, show_default=True, help="Of sets that --on-miss begins."),
     click.option("--shard-cache", type=FOLDER, default=None, help="Whole shards of a remote store are kept here; default: ~/.cache."),
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip

@@ -19,7 +19,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
           settings: Sequence[str], out: Path, proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None,
           live_teachers: Sequence[str] = (), students: Sequence[str] = (), workers: int = 0, address: str | None = None,
           allow_random_weights: bool = False, follow_minutes: float | None = None,
-          shard_cache: Path | None = None) -> Mapping[str, Any]:  # fmt: skip
+          shard_cache: Path | None = None, on_miss: str = "refuse", new_views: int = 1) -> Mapping[str, Any]:  # fmt: skip
     """Run or resume one stage of distillation; with `dry_run` only say what it would need. Raises BadInput.
 
     `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some.
@@ -30,15 +30,27 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
     dataset, shares = data_setting([data] if isinstance(data, str) else data)
     overlaid = [*settings, *([f"teacher.source={targets}"] if targets else []), *student_setting(students), *shares]
     resolved = load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=overlaid)
+    at_hand, live_teachers = (
+        (live_teachers, ()) if on_miss == "compute" and resolved.recipe.teacher.source == "cached" else ((), live_teachers)
+    )
     check_live_teachers(resolved, features, proxy, live_teachers)
+    if on_miss == "compute" and follow_minutes is not None:
+        raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
     cache = shard_cache or weights_folder().parent / "shards"
     opened = FeatureStore.open(store, shard_cache=cache)
     follow_s = None if follow_minutes is None else 60 * follow_minutes
     if dry_run:
         from ..jobs.train_plan import plan_training
 
-        plan = plan_training(resolved.recipe, opened, list(features), data=dataset, students=students, workers=workers)
+        complete = follow_s is None and on_miss == "refuse"
+        plan = plan_training(resolved.recipe, opened, list(features), data=dataset, students=students, workers=workers,
+                             complete=complete)  # fmt: skip
         return {"dry_run": True, "out": str(out), **plan, "recipe": recipe_table(resolved.rows())}
+    if on_miss == "compute":
+        from ..jobs.on_miss import fill_missing
+
+        fill_missing(opened, features, list(resolved.recipe.data.shares) or [dataset], teachers=at_hand, views_per_image=new_views,
+                     allow_random_weights=allow_random_weights, on_event=on_event)  # fmt: skip
     if workers:
         from ..jobs.train_ranks import TrainOrder, train_on_workers
 

@@ -1,0 +1,89 @@
+"""`train --on-miss compute`: the first student run fills the cache with what it lacks, and every later one reads it.
+
+Whole shards are computed before the first step, by the extraction's own worker in this process: same identity, same records, so it makes
+no difference to a store who filled it, and a kill costs one shard. Before and not between the steps, because one device would do both in
+turns and take as long, and because images that fail must be known before the order of a run is. What is incomplete is completed over its
+own views; what does not exist is begun with `extract-features`' defaults, over the views of the run's other sets where there are any, and
+in a mixture with the first dataset's statistics. The teachers must be at hand: by the sets' names, or named one for each set.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..storage.errors import BadInput
+from ..storage.features import FeatureReader
+from ..storage.store import FeatureStore
+from ..storage.views import ViewSpec
+from ..teachers.spec import TeacherSpec
+from .extract import ExtractOptions, TeacherRequest, complete, extract_features
+from .summary import OnEvent
+from .train_data import over
+from .upkeep import teacher_of
+
+
+def fill_missing(
+    store: FeatureStore,
+    features: Sequence[str],
+    datasets: Sequence[str],
+    *,
+    teachers: Sequence[str] = (),
+    views_per_image: int = 1,
+    allow_random_weights: bool = False,
+    on_event: OnEvent = lambda event: None,
+) -> dict[str, Any]:
+    """Make the store hold complete feature sets over each dataset; returns how many shards were computed, by dataset.
+
+    Raises `BadInput` and `CacheMismatch` for teachers that are not there or not those of the sets, `Interrupted` when it was stopped.
+    """
+    if teachers and len(teachers) != len(features):
+        raise BadInput(f"{len(features)} --features need {len(features)} --teacher in the same order, got {len(teachers)}")
+    requests = dict(zip(features, map(TeacherRequest, teachers or [name.partition("@")[0] for name in features]), strict=True))
+    computed: dict[str, int] = {}
+    known: dict[str, str] = {}  # feature set by name, of the first dataset: whose statistics the others take over
+    for data in datasets:
+        spec = ViewSpec(views_per_image=views_per_image)
+        options = ExtractOptions(data, (), spec, workers=0, allow_random_weights=allow_random_weights)
+        computed[data] = _fill_dataset(store, requests, options, known, on_event)
+    return {"computed_shards": computed}
+
+
+def _fill_dataset(
+    store: FeatureStore, requests: Mapping[str, TeacherRequest], options: ExtractOptions, known: dict[str, str], on_event: OnEvent
+) -> int:
+    dataset = store.dataset(options.data)
+    found = {wanted: over(store, wanted, dataset) for wanted in requests}
+    present = {wanted: reader for wanted, reader in found.items() if reader is not None}
+    count = _complete(store, present, requests, options, on_event)
+    absent = {wanted: requests[wanted] for wanted in found if wanted not in present}
+    if absent:
+        if views := next((reader.views for reader in present.values()), None):
+            options = replace(options, views=views.spec, images_per_shard=views.images_per_shard)
+        borrowed = tuple(known[wanted] for wanted in absent if wanted in known)
+        summary = extract_features(store.url, replace(options, teachers=tuple(absent.values()), statistics_from=borrowed), on_event)
+        count += summary["shards"] * len(absent)
+    for wanted in requests:
+        reader = over(store, wanted, dataset)
+        if reader is None:
+            raise BadInput(
+                f"--features {wanted}: the set of {requests[wanted].name} has its teacher's name, {', '.join(summary['features'])}"
+            )
+        known.setdefault(wanted, reader.key)
+    return count
+
+
+def _complete(
+    store: FeatureStore, present: Mapping[str, FeatureReader], requests: Mapping[str, TeacherRequest], options: ExtractOptions,
+    on_event: OnEvent,
+) -> int:  # fmt: skip
+    """Fill the gaps of sets that exist; those over one set of views together, so that each image is decoded once."""
+    by_views: dict[str, dict[str, FeatureReader]] = {}
+    specs: dict[str, TeacherSpec] = {}
+    for wanted, reader in present.items():
+        if reader.missing_shards():
+            specs[reader.name] = teacher_of(reader, requests[wanted])
+            by_views.setdefault(reader.views.key, {})[reader.name] = reader
+    return sum(
+        complete(store, next(iter(readers.values())).views, {name: specs[name] for name in readers}, readers, options, on_event)
+        for readers in by_views.values()
+    )
