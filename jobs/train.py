@@ -34,6 +34,7 @@ from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.regularity import set_drop_path, set_recompute
 from ..teachers.teacher import Teacher
 from .reading_leases import leases
+from .run_mirror import is_url, mirrored
 from .start_checks import check_pixels, check_teachers
 from .train_data import Part, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
 
@@ -46,7 +47,7 @@ def train(
     features: Sequence[str],
     *,
     data: str = "",
-    out: Path,
+    out: Path | str,
     proxy: Path | None = None,
     live_teachers: Sequence[str] = (),
     students: Sequence[str] = (),
@@ -57,7 +58,7 @@ def train(
     ranks: Ranks = ALONE,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Train into `out` and return the summary; with `already: True` and at once when that run is finished.
+    """Train into `out`, a folder or a URL, and return the summary; with `already: True` and at once when that run is finished.
 
     `features` are names or keys of feature sets over the dataset `data`, or over those of `recipe.data.shares`. With `teacher.source =
     "live"`, `live_teachers` names the teacher of each feature set in the same order, or `proxy` is the run folder behind the only one: the
@@ -65,6 +66,12 @@ def train(
     theirs under `students`. With `follow_s`, shards that are missing are waited for, so many seconds after the last one came.
     Raises `BadInput` and `CacheMismatch` before any step.
     """
+    if is_url(out):
+        with mirrored(str(out), ranks, on_event) as (home, told):
+            given = {"live_teachers": live_teachers, "students": students, "origins": origins, "follow_s": follow_s, "proxy": proxy}
+            random = allow_random_weights
+            return train(recipe, store, features, data=data, out=home, on_event=told, allow_random_weights=random, ranks=ranks,
+                         stop_asked=stop_asked, **given)  # fmt: skip
     recipe = with_order(recipe, store, follow_s is not None, on_event if ranks.first else lambda event: None)
     parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
     readers = [reader for part in parts for reader in part.readers.values()]

@@ -25,6 +25,7 @@ from ..student.config import TrainRecipe
 from ..student.order import rank_span
 from ..student.ranks import Ranks
 from .ray_session import ray_session
+from .run_mirror import is_url, local_copy
 from .train import train
 from .train_data import open_parts
 
@@ -42,7 +43,7 @@ class TrainOrder:
     store: str
     features: Sequence[str]
     data: str
-    out: Path
+    out: Path | str
     proxy: Path | None = None
     live_teachers: Sequence[str] = ()
     students: Sequence[str] = ()
@@ -92,7 +93,8 @@ def train_on_workers(
 
 
 def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEvent) -> dict[str, Any]:
-    scratch = order.out.absolute().parent / f".{order.out.name}.ray"
+    out = (local_copy(str(order.out)) if is_url(order.out) else Path(order.out)).absolute()
+    scratch = out.parent / f".{out.name}.ray"
     group = _Group(order, workers, board, scratch)
     results: list[Any] = []
     try:

@@ -16,7 +16,7 @@ from .recipe_files import ResolvedRecipe, load_recipe
 
 
 def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequence[str], recipe: str | None,
-          settings: Sequence[str], out: Path, proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None,
+          settings: Sequence[str], out: Path | str, proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None,
           live_teachers: Sequence[str] = (), students: Sequence[str] = (), workers: int = 0, address: str | None = None,
           allow_random_weights: bool = False, follow_minutes: float | None = None,
           shard_cache: Path | None = None, on_miss: str = "refuse", new_views: int = 1) -> Mapping[str, Any]:  # fmt: skip

@@ -4,16 +4,17 @@
         model.safetensors       the student: backbone and adapters
         optimizer.safetensors   `<parameter number>/<state name>`
         average.safetensors     the moving average of the weights, where there is one
-        checkpoint.json         step, recipe, feature identities, versions
+        checkpoint.json         step, recipe, feature identities, versions, score (what makes one the best)
 
 Tensors are whole, whatever the ranks and their way to share a student. A checkpoint is written to a temporary folder and renamed, so it is
 whole or absent; a full disk leaves the one before it in place. The schedule, the order and all draws are functions of the step and need no
 state. `step` counts finished optimiser steps.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,35 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     found = list_checkpoints(folder)
     if not found:
         return None
-    try:
-        described = json.loads((found[-1] / "checkpoint.json").read_text())
-        step, layout = int(described["step"]), int(described["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheDamaged(f"checkpoint {found[-1]} is damaged ({error}); remove that folder to go on from the one before") from error
+    described = _read_description(found[-1])
+    step, layout = described["step"], described["format"]
     if layout != FORMAT:
         raise BadInput(f"checkpoint {found[-1]} has format {layout}, this version reads format {FORMAT}")
     return Checkpoint(found[-1], step, described)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text())
+        return {**described, "step": int(described["step"]), "format": int(described["format"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheDamaged(f"checkpoint {folder} is damaged ({error}); remove that folder to go on from the one before") from error
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the highest evaluation, or where none has one, with the lowest smoothed loss; the older of equals."""
+    scores = {one: _read_description(one).get("score", {}) for one in list_checkpoints(folder)}
+    evaluated = {one: -float(score["evaluation"]) for one, score in scores.items() if score.get("evaluation") is not None}
+    ranked = evaluated or {one: float(score["loss"]) for one, score in scores.items() if "loss" in score}
+    return min(ranked, key=lambda one: ranked[one], default=None)
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Load the best checkpoint's weights strictly, when there is one; raises `CacheDamaged`."""
+    best = best_checkpoint(folder)
+    if best is not None:
+        with _loading(best):
+            _load_model(model, load_file(best / "model.safetensors"))
 
 
 def save_checkpoint(
@@ -69,10 +91,11 @@ def save_checkpoint(
     described: Mapping[str, Any],
     keep: int,
     *,
+    keep_best: bool = False,
     average: nn.Module | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
-    """Write `step-NNNNNNN`, then drop all but the newest `keep`; raises `StoreUnavailable` with the bytes that were needed.
+    """Write `step-NNNNNNN`, then drop all but the newest `keep` and, if asked, the best; raises `StoreUnavailable` with the bytes needed.
 
     Every rank calls this, the first writes.
     """
@@ -87,23 +110,29 @@ def save_checkpoint(
                 _save(tensors, temporary / f"{name}.safetensors")
             description = {**described, "step": step, "format": FORMAT, "torch": torch.__version__}
             (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1, sort_keys=True))
+        best = best_checkpoint(folder) if keep_best else None
         for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            if old != best:
+                shutil.rmtree(old)
     ranks.wait()
     return final
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> None:
     """Load weights and optimiser state strictly; raises `CacheDamaged` when a file is unreadable or does not fit."""
-    try:
+    with _loading(checkpoint.folder):
         _load_model(model, load_file(checkpoint.folder / "model.safetensors"))
         _load_optimizer(optimizer, load_file(checkpoint.folder / "optimizer.safetensors"))
         if average is not None:
             _load_model(average, load_file(checkpoint.folder / "average.safetensors"))
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
-        raise CacheDamaged(
-            f"checkpoint {checkpoint.folder} cannot be loaded ({error}); remove that folder to go on from the one before"
-        ) from error
+        raise CacheDamaged(f"checkpoint {folder} cannot be loaded ({error}); remove that folder to go on from the one before") from error
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput, EupeError
-from .checkpoint import latest_checkpoint, restore, save_checkpoint
+from .checkpoint import best_checkpoint, latest_checkpoint, load_best, restore, save_checkpoint
 from .config import TrainRecipe
 from .devices import Choice, attending, computing
 from .draws import dropped_teachers, step_seed
@@ -29,6 +29,8 @@ from .run import Metrics, RunFolder, save_model
 from .schedule import learning_rate
 from .sharding import exchanging, gradient_norm, spread
 from .targets import Targets
+
+_SMOOTHED_STEPS = 100  # the loss is averaged evenly over the first steps, with a decay of 1 − 1/100 after them
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
@@ -66,6 +68,9 @@ class Learner:
         self.done = 0
         self.metrics: Metrics | None = None
         self.line: Event = {}
+        self.smoothed_loss = 0.0
+        self.evaluation: float | None = None
+        """The latest evaluation in percent, where somebody evaluates in between: higher is better."""
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._last: dict[tuple[str, str], Tensor] = {}
 
@@ -89,6 +94,8 @@ class Learner:
                 raise BadInput(f"{checkpoint.folder} is past the {self.recipe.run.steps} steps of this recipe")
             restore(checkpoint, self.student, self.optimizer, self.average)
             self.done = checkpoint.step
+            score = checkpoint.described.get("score", {})
+            self.smoothed_loss, self.evaluation = score.get("loss", 0.0), score.get("evaluation")
         self.ranks.wait()  # the first rank's metrics must not move before all have read the checkpoint
         if self.ranks.first:
             self.metrics = Metrics(self.folder.out, self.done)
@@ -122,6 +129,7 @@ class Learner:
         if self.average is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - self.recipe.student.ema)
+        self.smoothed_loss += (float(self._sums["", ""]) - self.smoothed_loss) / min(step + 1, _SMOOTHED_STEPS)
         self._last, self._sums = self._sums, {}
         self.done = step + 1
 
@@ -154,10 +162,17 @@ class Learner:
 
     def keep(self, described: Mapping[str, Any]) -> Path:
         """Write a checkpoint of `done` steps; every rank calls this."""
+        score = {"loss": self.smoothed_loss, "evaluation": self.evaluation}
         return save_checkpoint(
-            self.folder.checkpoints, self.done, self.student, self.optimizer, {"recipe": self.recipe.to_dict(), **described},
-            self.recipe.run.keep_checkpoints, average=self.average, ranks=self.ranks,
+            self.folder.checkpoints, self.done, self.student, self.optimizer,
+            {"recipe": self.recipe.to_dict(), "score": score, **described},
+            self.recipe.run.keep_checkpoints, keep_best=self.recipe.run.keep_best, average=self.average, ranks=self.ranks,
         )  # fmt: skip
+
+    def best(self) -> Event:
+        """The step of the best checkpoint, for the summary; nothing unless the recipe keeps it."""
+        found = best_checkpoint(self.folder.checkpoints) if self.recipe.run.keep_best else None
+        return {} if found is None else {"best_step": int(found.name.rpartition("-")[2])}
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the model, its average, and the summary: the run is finished; every rank calls this."""
@@ -165,6 +180,9 @@ class Learner:
         for student, folder in ((self.student, self.folder.model), (self.average, self.folder.average)):
             if student is not None:
                 save_model(student, folder, size_px=size_px, targets=self.statistics, ranks=self.ranks)
+        if self.recipe.run.keep_best and not self.ranks.any(not self.best(), self.device.value):  # all ranks see it, so all load it
+            load_best(self.folder.checkpoints, self.student)
+            save_model(self.student, self.folder.best, size_px=size_px, targets=self.statistics, ranks=self.ranks)
         if self.ranks.first:
             self.folder.finish(summary)
         self.ranks.wait()

@@ -8,6 +8,7 @@
       initial/model/       the untrained student, when it started from random weights
       model/               model.json  backbone.safetensors  adapters.json  adapters.safetensors
       average/model/       the same of the weights' moving average, where the recipe asks for one
+      best/model/          the same of the best checkpoint, where the recipe keeps it
       summary.json         written last: the run is finished
 
 `model/` is what evaluation, extraction and later stages read.
@@ -48,7 +49,7 @@ class RunFolder:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.checkpoints, self.model = out / "checkpoints", out / "model"
-        self.initial, self.average = out / "initial" / "model", out / "average" / "model"
+        self.initial, self.average, self.best = (out / kind / "model" for kind in ("initial", "average", "best"))
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a finished run, None otherwise."""

@@ -236,6 +236,7 @@ class Trainer:
             "precision": learner.precision._asdict(),
             "ranks": self.ranks.count,
             "model": str(learner.folder.model),
+            **learner.best(),
         }
 
     @contextlib.contextmanager

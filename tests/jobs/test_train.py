@@ -131,6 +131,21 @@ def test_a_run_killed_between_checkpoints_repeats_only_the_steps_since(tiny_stor
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, STEPS + 1))
 
 
+def test_the_best_checkpoint_survives_and_becomes_a_model_of_its_own(tiny_store: Any, tmp_path: Path) -> None:
+    """A rate that is far too high at its peak makes the loss rise again, so that the best lies early."""
+    rising = replace(RECIPE.optimizer, learning_rate=0.5, warmup_share=0.9, clip_norm=0.0)
+    recipe = replace(RECIPE, optimizer=rising, run=replace(RECIPE.run, steps=30, checkpoint_every=2, keep_best=True, keep_checkpoints=1))
+    summary = run(tiny_store, recipe, tmp_path / "run")
+    kept = [int(path.name[-7:]) for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    curve = losses(tmp_path / "run")
+    smoothed = {step: sum(curve[:step]) / step for step in range(2, 31, 2)}
+    assert kept == sorted({summary["best_step"], 30})
+    assert summary["best_step"] == min(smoothed, key=lambda step: smoothed[step]) < 30
+    models = [(tmp_path / "run" / kind / "backbone.safetensors").read_bytes() for kind in ("best/model", "model")]
+    assert models[0] != models[1]
+    assert run(tiny_store, recipe, tmp_path / "run") == {**summary, "already": True}
+
+
 def test_a_finished_run_says_so_and_returns_at_once(tiny_store: Any, tmp_path: Path, events: Any) -> None:
     seen, on_event = events
     first = run(tiny_store, RECIPE, tmp_path / "run")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
-from eupe_pipeline.student.checkpoint import latest_checkpoint, list_checkpoints, restore, save_checkpoint
+from eupe_pipeline.student.checkpoint import latest_checkpoint, list_checkpoints, load_best, restore, save_checkpoint
 from eupe_pipeline.student.config import OptimizerConfig
 from eupe_pipeline.student.optimizers import build_optimizer
 from torch import nn
@@ -51,6 +51,31 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 10, 11):
         save_checkpoint(tmp_path, step, module, optimizer, {}, keep=2)
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-0000010", "step-0000011"]
+
+
+def scored(tmp_path: Path, *scores: dict[str, float | None]) -> list[int]:
+    """Steps that are left of checkpoints with these scores, one kept beside the best."""
+    module, optimizer = model_and_optimizer(steps=0)
+    for step, score in enumerate(scores, start=1):
+        advance(module, optimizer)
+        save_checkpoint(tmp_path, step, module, optimizer, {"score": score}, keep=1, keep_best=True)
+    return [int(folder.name[-7:]) for folder in list_checkpoints(tmp_path)]
+
+
+def test_the_lowest_smoothed_loss_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    assert scored(tmp_path, {"loss": 3.0}, {"loss": 1.0}, {"loss": 2.0}, {"loss": 1.0}) == [2, 4]
+
+
+def test_an_evaluation_counts_more_than_any_loss(tmp_path: Path) -> None:
+    better, worse = {"loss": 9.0, "evaluation": 60.0}, {"loss": 1.0, "evaluation": 50.0}
+    assert scored(tmp_path, {"loss": 0.1, "evaluation": None}, worse, better, worse) == [3, 4]
+
+
+def test_the_best_weights_are_loaded(tmp_path: Path) -> None:
+    assert scored(tmp_path, {"loss": 1.0}, {"loss": 2.0}, {"loss": 3.0}) == [1, 3]
+    best, other = model_and_optimizer(steps=1)[0], model_and_optimizer(steps=0)[0]
+    load_best(tmp_path, other)
+    assert all(torch.equal(a, b) for a, b in zip(best.parameters(), other.parameters(), strict=True))
 
 
 def test_a_folder_that_was_being_written_is_not_a_checkpoint(tmp_path: Path) -> None:

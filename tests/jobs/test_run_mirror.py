@@ -1,0 +1,145 @@
+"""Runs in an object store, on a real S3 server: fetched and gone on with elsewhere, manifests last, and no run over another."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import fsspec
+import pytest
+from eupe_pipeline.jobs import run_mirror
+from eupe_pipeline.jobs.run_mirror import MANIFEST, local_copy
+from eupe_pipeline.jobs.train import train
+from eupe_pipeline.storage.errors import BadInput, CacheDamaged, CacheMismatch, Interrupted, StoreUnavailable
+from eupe_pipeline.storage.objects import Objects, open_objects
+
+from ..storage.faulty_s3 import SECRETS, running
+from .test_train import RECIPE, interrupt_after, losses
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[None]:
+    """An S3 server of this module's own; the client library keeps connections, so none may be left over from another one."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with running() as server, mock.patch.dict(os.environ, {**SECRETS, "AWS_ENDPOINT_URL": server.url, "AWS_DEFAULT_REGION": "us-east-1"}):
+        fsspec.filesystem("s3", use_listings_cache=False).mkdir("runs")
+        yield
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def url(bucket: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new run's URL, seen from a machine with nothing on it."""
+    monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path / "machine"))
+    return f"s3://runs/{uuid.uuid4().hex}"
+
+
+def run(tiny: Any, url: str | Path, **more: Any) -> dict[str, Any]:
+    return train(more.pop("recipe", RECIPE), tiny.store, ["tiny-teacher"], data="photos", out=url, **more)
+
+
+def another_machine(url: str) -> None:
+    shutil.rmtree(local_copy(url).parent)
+
+
+def below(objects: Objects, prefix: str = "") -> list[str]:
+    found = []
+    for name in objects.names(prefix):
+        key = f"{prefix}/{name}".lstrip("/")
+        found += [key] if "." in name else below(objects, key)
+    return found
+
+
+def test_a_run_goes_on_bit_equal_on_another_machine(tiny_store: Any, url: str, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(tiny_store, url, on_event=interrupt_after(5))
+    another_machine(url)
+    summary = run(tiny_store, url)
+    assert summary["resumed_from"] == 5
+    run(tiny_store, tmp_path / "local")
+    assert losses(local_copy(url)) == losses(tmp_path / "local")
+    keys = below(open_objects(url))
+    assert {key.split("/")[1] for key in keys if key.startswith("checkpoints/")} == {"step-0000006", "step-0000008"}
+    assert {f"model/{MANIFEST}", "model/backbone.safetensors", "summary.json", "recipe.json", "metrics.jsonl"} <= set(keys)
+    another_machine(url)
+    assert run(tiny_store, url) == {**summary, "already": True}
+
+
+def test_manifests_are_put_last_and_removed_first(tiny_store: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str]] = []
+    remote = type(open_objects(url))
+    for verb in ("create", "remove"):
+        plain = getattr(remote, verb)
+
+        def noted(self: Any, key: str, *args: Any, plain: Any = plain, verb: str = verb) -> Any:
+            told.append((verb, key))
+            return plain(self, key, *args)
+
+        monkeypatch.setattr(remote, verb, noted)
+    run(tiny_store, url)
+    for folder in ("checkpoints/step-0000003", "checkpoints/step-0000006", "model"):
+        created = [key for verb, key in told if verb == "create" and key.startswith(f"{folder}/")]
+        assert created[-1] == f"{folder}/{MANIFEST}"
+        assert len(created) == len(set(created)) >= 4
+    gone = [key for verb, key in told if verb == "remove" and key.startswith("checkpoints/step-0000003/")]
+    assert gone[1].endswith(MANIFEST)  # the first was before the files were put
+    assert len(gone) == 5
+    assert told[-1] == ("create", "summary.json")
+
+
+def test_a_checkpoint_whose_push_was_cut_short_does_not_count(tiny_store: Any, url: str) -> None:
+    with pytest.raises(Interrupted):
+        run(tiny_store, url, on_event=interrupt_after(5))
+    open_objects(url).remove(f"checkpoints/step-0000005/{MANIFEST}")
+    another_machine(url)
+    assert run(tiny_store, url)["resumed_from"] == 3
+
+
+def test_a_copy_that_differs_from_its_manifest_is_refused(tiny_store: Any, url: str) -> None:
+    with pytest.raises(Interrupted):
+        run(tiny_store, url, on_event=interrupt_after(5))
+    objects, key = open_objects(url), "checkpoints/step-0000005/model.safetensors"
+    data = bytearray(objects.read(key))
+    data[-1] ^= 1
+    objects.remove(key)
+    objects.create(key, [data])
+    another_machine(url)
+    with pytest.raises(CacheDamaged, match=r"step-0000005/model.safetensors differs from its manifest"):
+        run(tiny_store, url)
+
+
+def test_a_run_that_is_ahead_of_its_copy_stays_and_a_push_that_fails_is_a_warning(
+    tiny_store: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    interrupt, push = interrupt_after(5), run_mirror.RunMirror.push
+
+    def offline(self: Any) -> None:
+        raise StoreUnavailable("the network is down")
+
+    def on_event(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if event["event"] == "step" and event["step"] == 4:
+            monkeypatch.setattr(run_mirror.RunMirror, "push", offline)
+        interrupt(event)
+
+    with pytest.raises(Interrupted):
+        run(tiny_store, url, on_event=on_event)
+    assert [event["text"] for event in seen if event["event"] == "warning"] != []
+    monkeypatch.setattr(run_mirror.RunMirror, "push", push)
+    assert run(tiny_store, url)["resumed_from"] == 5
+
+
+def test_another_recipe_or_another_run_at_that_url_is_refused(tiny_store: Any, url: str) -> None:
+    with pytest.raises(Interrupted):
+        run(tiny_store, url, on_event=interrupt_after(5))
+    with pytest.raises(CacheMismatch, match="seed: got 7, wanted 0"):
+        run(tiny_store, url, recipe=replace(RECIPE, seed=7))
+    local_copy(url).with_name(f"{local_copy(url).name}.id").write_text("begun elsewhere at the same moment")
+    mirror = run_mirror.RunMirror(open_objects(url), local_copy(url))
+    with pytest.raises(BadInput, match="another run was begun"):
+        mirror.push()
