@@ -66,36 +66,32 @@ def train(
     theirs under `students`. With `follow_s`, shards that are missing are waited for, so many seconds after the last one came.
     Raises `BadInput` and `CacheMismatch` before any step.
     """
-    if is_url(out):
-        with mirrored(str(out), ranks, on_event) as (home, told):
-            given = {"live_teachers": live_teachers, "students": students, "origins": origins, "follow_s": follow_s, "proxy": proxy}
-            random = allow_random_weights
-            return train(recipe, store, features, data=data, out=home, on_event=told, allow_random_weights=random, ranks=ranks,
-                         stop_asked=stop_asked, **given)  # fmt: skip
-    recipe = with_order(recipe, store, follow_s is not None, on_event if ranks.first else lambda event: None)
-    parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
-    readers = [reader for part in parts for reader in part.readers.values()]
-    refuse_random_weights(readers, allow_random_weights)
-    claims = leases(store, [one.key for one in readers], f"train-{Path(out).name}", on_event) if ranks.first else contextlib.nullcontext()
-    with claims:
-        device = choose_device(recipe.device)
-        use_tensor_cores(device.value)
-        source = _target_source(recipe, parts, [str(proxy)] if proxy is not None else live_teachers, device.value)
-        if ranks.first:
-            check_start(store, parts, source)
-        runs = student_runs(recipe, students, Path(out))
-        for own, _ in runs.values():
-            refuse_other_grids(own, source.specs)
-        finished = {name: begin_run(own, source, folder, origins or {}, ranks) for name, (own, folder) in runs.items()}
-        summaries = {name: {**summary, "already": True} for name, summary in finished.items() if summary is not None}
-        for summary in summaries.values():
-            on_event({"event": "already", **summary})
-        open_runs = {name: run for name, run in runs.items() if name not in summaries}
-        if open_runs:
-            learners = _learners(open_runs, source, parts, device, ranks)
-            order = run_order(recipe, parts, store, follow_s)
-            trained = Trainer(learners, source, joined_views(parts), order, on_event=on_event, stop_asked=stop_asked).train()
-            summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
+    mirror = mirrored(str(out), ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
+    with mirror as (home, told):
+        recipe = with_order(recipe, store, follow_s is not None, told if ranks.first else lambda event: None)
+        parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
+        readers = [reader for part in parts for reader in part.readers.values()]
+        refuse_random_weights(readers, allow_random_weights)
+        claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
+        with claims:
+            device = choose_device(recipe.device)
+            use_tensor_cores(device.value)
+            source = _target_source(recipe, parts, [str(proxy)] if proxy is not None else live_teachers, device.value)
+            if ranks.first:
+                check_start(store, parts, source)
+            runs = student_runs(recipe, students, home)
+            for own, _ in runs.values():
+                refuse_other_grids(own, source.specs)
+            finished = {name: begin_run(own, source, folder, origins or {}, ranks) for name, (own, folder) in runs.items()}
+            summaries = {name: {**summary, "already": True} for name, summary in finished.items() if summary is not None}
+            for summary in summaries.values():
+                told({"event": "already", **summary})
+            open_runs = {name: run for name, run in runs.items() if name not in summaries}
+            if open_runs:
+                learners = _learners(open_runs, source, parts, device, ranks)
+                order = run_order(recipe, parts, store, follow_s)
+                trained = Trainer(learners, source, joined_views(parts), order, on_event=told, stop_asked=stop_asked).train()
+                summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
     if len(runs) == 1:
         return next(iter(summaries.values()))
     return {"students": {name: summaries[name] for name in runs}, "already": not open_runs}

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, bit-exact, refused by name when damaged, and never one too many."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-0000010", "step-0000011"]
 
 
-def scored(tmp_path: Path, *scores: dict[str, float | None]) -> list[int]:
+def scored(tmp_path: Path, *scores: Mapping[str, float | None]) -> list[int]:
     """Steps that are left of checkpoints with these scores, one kept beside the best."""
     module, optimizer = model_and_optimizer(steps=0)
     for step, score in enumerate(scores, start=1):
