@@ -69,8 +69,8 @@ demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 bench-train: venv ## streaming against memory, cached against live: RESULT lines, docs/results/bench-train.json
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.bench_train
 
-study: venv ## what codecs, views and stages do to students (hours on two cores): docs/results/study.json
-	$(BIN)/python -m benchmarks.study
+study: venv ## what codecs, views and stages do to students (half an hour on two cores, resumable): docs/results/study.md
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(BIN)/python -m benchmarks.study
 
 bench-extract: venv ## extraction against a bare forward loop, and what five kills cost: docs/results/bench-extract.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract

@@ -1,24 +1,31 @@
 """What a cached target costs in accuracy, and what the stages give: kNN of final students, by arm and seed, mean and spread.
 
-CIFAR-10 photos, EfficientNet-Lite0 as teacher, small ViTs; every arm has the same students, steps and batches, and each seed draws weights,
-order and views anew. Arms: `live` against the codecs at two views an image; 1, 2, 4, 8 cached views (a live teacher has no more than
-the store's views either: what is fresh is what is not repeated); the paper's stage ablations. A small study on two cores ranks little:
-differences below the spread of the seeds are noise, and the output says so.
+CIFAR-10 photos, EfficientNet-Lite0 at 128 px (a 4 × 4 grid) as teacher, small ViTs at 64 px with the same grid; every arm has the same
+students, steps and batches, and each seed draws weights, order and views anew. Arms: `live` against codecs, token sampling and PHI-S at two
+views an image; 1, 2, 4, 8 cached views; the paper's stage ablations (each stage has all the steps). `int8` is also `2 views` and `2 only`.
+A small study on two cores ranks little: what differs by less than the seeds do is called so.
 
-    python -m benchmarks.study [--images 2000] [--steps 400] [--seeds 3] [--arms live int8 …] [--folder DIR]
+Each result is appended to a file as soon as it is there; run again, the study does what is missing, then writes its table. A result takes
+20 to 110 s of one core (`live` and `8 views` most), all of them some 35 minutes of processor time: 20 minutes on two quiet cores.
+
+    python -m benchmarks.study [--jobs 2] [--images 2000] [--steps 400] [--seeds 3] [--arms live int8 …] [--folder runs/study]
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
-import shutil
-import statistics
-import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from eupe_pipeline.jobs.evaluate import EvaluationSize, knn_of_model
 from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
 from eupe_pipeline.jobs.train import train
@@ -29,101 +36,138 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import ViewSpec
 from eupe_pipeline.student.config import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TeacherConfig, TrainRecipe
 
-from .figures import machine
+from .study_table import Row, read_rows, write_table
 
-TEACHER, SIZE_PX = "efficientnet-lite0", 64
-STUDENT = StudentConfig("vit", {"width": 96, "depth": 4, "heads": 3, "layer_scale": 1.0}, (SIZE_PX,))
-PROXY = StudentConfig("vit", {"width": 192, "depth": 6, "heads": 3, "layer_scale": 1.0}, (SIZE_PX,))
+TEACHER, TEACHER_PX, SIZE_PX = "efficientnet-lite0", 128, 64
+STUDENT = StudentConfig("vit", {"width": 96, "depth": 4, "heads": 3, "layer_scale": 1.0, "patch_px": 16}, (SIZE_PX,))
+PROXY = StudentConfig("vit", {"width": 192, "depth": 6, "heads": 3, "layer_scale": 1.0, "patch_px": 16}, (SIZE_PX,))
 SIZES_PX = (48, 64, 80)
+SAMPLED_TOKENS = 4  # of 16: the quarter that 64 of 256 is
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is; results of other scales are kept apart."""
+
+    images: int = 2000
+    test_images: int = 2000
+    steps: int = 400
+    batch_size: int = 32
 
 
 class Study:
-    """One store and one folder of runs; each arm returns a student's kNN in percent for a seed."""
+    """One store and one folder of runs; each arm returns a student's kNN in percent for a seed. Several processes may share a folder."""
 
-    def __init__(self, folder: Path, images: int, steps: int) -> None:
-        self.folder, self.steps = folder, steps
-        self.store = FeatureStore.create(str(folder / "store"))
-        package = fetch_demo(lambda event: None)["cifar10"]
-        for name, split, count in (("train", "train", images), ("test", "test", max(200, images // 5))):
-            build_index(self.store.objects, str(unpack(package, folder / "data", split, count)), name)
-        direct: dict[str, Callable[[int], float]] = {"live": partial(self._direct, codec="fp32", views=2, live=True)}
-        direct |= {codec: partial(self._direct, codec=codec, views=2) for codec in ("fp32", "fp16", "int8", "int4")}
-        direct |= {f"{views} views": partial(self._direct, codec="int8", views=views) for views in (1, 2, 4, 8)}
-        direct |= {f"stages {one}": partial(self._staged, stages=one) for one in ("2 only", "1-2", "1-3", "1-2-3")}
+    def __init__(self, folder: Path, scale: Scale) -> None:
+        self.folder, self.scale = folder, scale
+        with self._alone("store"):
+            self.store = FeatureStore.create(str(folder / "store"))
+            package = fetch_demo(lambda event: None)["cifar10"]
+            for name, split, count in (("train", "train", scale.images), ("test", "test", scale.test_images)):
+                if not any(key.startswith(f"{name}@") for key in self.store.list_datasets()):
+                    build_index(self.store.objects, str(unpack(package, folder / "data", split, count)), name)
+        direct: dict[str, Callable[[int], float]] = {"untrained": self._untrained, "live": partial(self._direct, codec="fp32", live=True)}
+        direct |= {codec: partial(self._direct, codec=codec) for codec in ("fp32", "fp16", "int8", "int4")}
+        if "tokens_per_view" in {field.name for field in fields(ExtractOptions)}:
+            direct[f"{SAMPLED_TOKENS} of 16 tokens"] = partial(self._direct, tokens_per_view=SAMPLED_TOKENS)
+        direct["phi-s"] = partial(self._direct, normalisation="phi-s")
+        direct |= {f"{views} view{'s' * (views > 1)}": partial(self._direct, views=views) for views in (1, 4, 8)}
+        direct |= {f"stages {one}": partial(self._staged, stages=one) for one in ("1-2", "1-3", "1-2-3")}
         self.arms = direct
 
-    def _extract(self, teacher: str, seed: int, codec: str, views: int) -> str:
+    @contextlib.contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """One process at a time makes what several arms share."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{what}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _extract(self, teacher: str, seed: int, views: int, **more: Any) -> str:
         """The key of a teacher's feature set."""
-        request = TeacherRequest(teacher, size_px=SIZE_PX)
+        request = TeacherRequest(teacher, size_px=TEACHER_PX if teacher == TEACHER else SIZE_PX)
         options = ExtractOptions(
-            data="train", teachers=(request,), views=ViewSpec(views_per_image=views, seed=seed), codec=codec, statistics_batches=16,
-            workers=0,
-        )  # fmt: skip
-        extract_features(str(self.folder / "store"), options, lambda event: None)
-        wanted = Path(teacher).name
-        for key in self.store.list_features():
-            one = self.store.features(key)
-            if one.name == wanted and one.codec == codec and one.views.spec == options.views and one.complete:
-                return key
-        raise AssertionError(f"no feature set of {teacher} after its extraction")
+            data="train", teachers=(request,), views=ViewSpec(views_per_image=views, seed=seed), statistics_batches=16, workers=0, **more
+        )
+        with self._alone(f"{Path(teacher).name}-{seed}-{views}-{'-'.join(map(str, more.values()))}"):
+            (key,) = extract_features(str(self.folder / "store"), options, lambda event: None)["features"].values()
+        return str(key)
 
     def _recipe(self, seed: int, student: StudentConfig, live: bool = False, **changes: Any) -> TrainRecipe:
-        run = RunConfig(self.steps, 32, checkpoint_every=self.steps, log_every=50)
+        steps = self.scale.steps
+        run = RunConfig(steps, self.scale.batch_size, checkpoint_every=steps, keep_checkpoints=1, log_every=50, reader_threads=1)
         optimizer = OptimizerConfig(learning_rate=2e-3, beta2=0.95, weight_decay=0.02)
         source = TeacherConfig("live" if live else "cached")
         base = TrainRecipe(seed=seed, student=student, teacher=source, adapter=AdapterConfig(256), optimizer=optimizer, run=run)
         return replace(base, **changes)
 
-    def _train(self, recipe: TrainRecipe, features: str, out: Path, **more: Any) -> str:
-        return str(Path(train(recipe, self.store, [features], data="train", out=out, **more)["model"]).parent)
+    def _train(self, recipe: TrainRecipe, features: str, name: str, **more: Any) -> str:
+        """The run's folder, trained by whoever comes first."""
+        out = self.folder / "runs" / name
+        with self._alone(name):
+            train(recipe, self.store, [features], data="train", out=out, **more)
+        return str(out)
 
     def _knn(self, run: str) -> float:
         return float(knn_of_model(self.store, run, "train", "test", EvaluationSize())["cls"]["paper"])
 
-    def _direct(self, seed: int, codec: str, views: int, live: bool = False) -> float:
+    def _direct(self, seed: int, codec: str = "int8", views: int = 2, live: bool = False, **more: Any) -> float:
         """Teacher to student at one resolution."""
-        features = self._extract(TEACHER, seed, codec, views)
-        out = self.folder / "runs" / f"{codec}-{views}-{'live' if live else 'cached'}-{seed}"
-        return self._knn(self._train(self._recipe(seed, STUDENT, live), features, out, live_teachers=[TEACHER] if live else []))
+        features = self._extract(TEACHER, seed, views, codec=codec, **more)
+        name = "-".join([codec, str(views), "live" if live else "cached", *map(str, more.values()), str(seed)])
+        return self._knn(self._train(self._recipe(seed, STUDENT, live), features, name, live_teachers=[TEACHER] if live else []))
+
+    def _untrained(self, seed: int) -> float:
+        self._direct(seed)
+        return self._knn(str(self.folder / "runs" / f"int8-2-cached-{seed}" / "initial"))
 
     def _staged(self, seed: int, stages: str) -> float:
-        """The paper's ablations; every stage has the same steps."""
-        if stages == "2 only":
-            return self._direct(seed, "int8", 2)
-        runs = self.folder / "runs"
-        first = self._train(self._recipe(seed, PROXY, stage=1), self._extract(TEACHER, seed, "int8", 2), runs / f"proxy{seed}")
-        features, start = self._extract(first, seed, "int8", 2), ""
+        """The paper's ablations with a proxy."""
+        first = self._train(self._recipe(seed, PROXY, stage=1), self._extract(TEACHER, seed, 2, codec="int8"), f"proxy{seed}")
+        features, start = self._extract(first, seed, 2), ""
         if "2" in stages:
-            start = self._train(self._recipe(seed, STUDENT), features, runs / f"after2-{seed}")
+            start = self._train(self._recipe(seed, STUDENT), features, f"after2-{seed}")
         if "3" not in stages:
             return self._knn(start)
         student = replace(STUDENT, sizes_px=SIZES_PX, init_from=start)
         recipe = self._recipe(seed, student, stage=3, teacher=TeacherConfig("live", SIZES_PX))
-        return self._knn(self._train(recipe, features, runs / f"{stages}-{seed}", proxy=Path(first)))
+        return self._knn(self._train(recipe, features, f"{stages}-{seed}", proxy=Path(first)))
+
+
+def measure(folder: Path, scale: Scale, arm: str, seed: int) -> Row:
+    """One arm with one seed, on one thread."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    study = Study(folder, scale)
+    return Row(arm, seed, study.arms[arm](seed), time.perf_counter() - started, asdict(scale))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--images", type=int, default=Scale.images)
+    parser.add_argument("--test-images", type=int, default=Scale.test_images)
+    parser.add_argument("--steps", type=int, default=Scale.steps)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--arms", nargs="*", default=None)
-    parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/study.json"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/study"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/study.md"))
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="study-", dir=options.folder))
-    rows: dict[str, list[float]] = {}
-    try:
-        study = Study(folder, options.images, options.steps)
-        for arm in options.arms or study.arms:
-            rows[arm] = [study.arms[arm](seed) for seed in range(options.seeds)]
-            spread = statistics.stdev(rows[arm]) if options.seeds > 1 else float("nan")
-            print(f"RESULT study.knn.{arm.replace(' ', '_')} {statistics.mean(rows[arm]):.2f} -    (spread {spread:.2f})", flush=True)
-    finally:
-        shutil.rmtree(folder)
-    described = {"images": options.images, "steps": options.steps, "seeds": options.seeds, "teacher": TEACHER, "size_px": SIZE_PX}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"machine": machine(), "options": described, "knn_percent": rows}, indent=1) + "\n")
+    scale = Scale(options.images, options.test_images, options.steps)
+    results = options.out.with_suffix(".jsonl")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    arms = options.arms or list(Study(options.folder, scale).arms)
+    known = {(row.arm, row.seed) for row in read_rows(results, asdict(scale))}
+    todo = [(arm, seed) for seed in range(options.seeds) for arm in arms if (arm, seed) not in known]
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(measure, options.folder, scale, arm, seed) for arm, seed in todo]
+        for done, future in enumerate(as_completed(running), start=1):
+            row = future.result()
+            with results.open("a") as file:
+                file.write(f"{json.dumps(asdict(row))}\n")
+            print(f"{done}/{len(todo)}  {row.arm}, seed {row.seed}: {row.knn_percent:.2f} %  ({row.seconds:.0f} s)", flush=True)
+    write_table(read_rows(results, asdict(scale)), arms, options.out)
+    print(options.out.read_text())
 
 
 if __name__ == "__main__":
