@@ -19,10 +19,10 @@ _AGAINST = {"fp32": "live", "fp16": "live", "int8": "live", "stages 1-2-3": "sta
 _TEXT = """# What caching costs, and what stages give
 
 kNN accuracy (paper's protocol, k = 10, class token) of small students on {test_images:,} of CIFAR-10's test photos, taught on {images:,}
-training photos by EfficientNet-Lite0 at 128 px: ViT, width 96, depth 4, 64 px, {steps} steps of {batch_size} views a stage. Mean and standard
-deviation over seeds, each with its own weights, order and views; `int8` is also `2 views` and the ablation `2 only`. A difference is the
-mean over seeds of arm less reference, and is called noise below twice its standard error. With {seeds} seeds that is a rough line, and
-students this small on photos this few rank little: read it as "nothing breaks", not as the paper's ablation.
+training photos by EfficientNet-Lite0 at 128 px: ViT, width 96, depth 4, 64 px, {steps} steps of {batch_size} views a stage. Mean and
+standard deviation over seeds, each with its own weights, order and views; `int8` is also `2 views` and the ablation `2 only`. A
+difference is the mean over seeds of arm less reference, and is called noise below twice its standard error. With {seeds} seeds that is a
+rough line, and students this small on photos this few rank little: read it as "nothing breaks", not as the paper's ablation.
 
 | arm | kNN % | spread | against | difference | |
 |---|---|---|---|---|---|

@@ -201,9 +201,10 @@ def resize(crop_pixels: Pixels, flip: bool, size_px: int, interpolation: str = "
     """The crop as (size_px, size_px, 3) uint8, antialiased, then mirrored when `flip`."""
     if interpolation not in INTERPOLATIONS:
         raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
-    picture = Image.fromarray(np.ascontiguousarray(crop_pixels))
-    resized = np.asarray(picture.resize((size_px, size_px), INTERPOLATIONS[interpolation]))
-    return resized[:, ::-1] if flip else resized
+    picture = Image.fromarray(np.ascontiguousarray(crop_pixels)).resize((size_px, size_px), INTERPOLATIONS[interpolation])
+    if flip:  # by Pillow: numpy copies a mirrored view three bytes at a time, in ten times as long
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(picture)
 
 
 def render(image: Pixels, crop: NDArray[np.int32], flip: bool, size_px: int, interpolation: str = "bicubic") -> Pixels:
