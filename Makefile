@@ -66,8 +66,8 @@ demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 	$(BIN)/eupe-pipeline demo --out $(DEMO) --store $(DEMO)/store
 
 # One compute thread, so that the readers have a core as they have beside a GPU; what they cost without one is step_cpu.
-bench-train: venv ## streaming against memory, cached against live: RESULT lines, docs/results/bench-train.json
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.bench_train
+bench-train: $(BENCH)/.installed ## streaming against memory, against DataLoaders, cached against live: docs/results/bench-train.json
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BENCH)/bin/python -m benchmarks.bench_train
 
 study: venv ## what codecs, views and stages do to students (half an hour on two cores, resumable): docs/results/study.md
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(BIN)/python -m benchmarks.study

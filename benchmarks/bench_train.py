@@ -6,7 +6,8 @@ is idle and what other work on the machine moves less (so too `stream_alone_cpu/
 with a ViT-B-shaped random teacher, against 1 + the teacher's forward over the student's step in memory. `stream_alone/raw`: images and
 int8 targets streamed with no training (views and digests checked, tokens checksummed) against the sum of decode, crop and resize alone
 and of unchecked raw reads of the same bytes, both on as many threads; torch's DataLoader does the same work with as many worker
-processes. `loss_gap_fp32`: the largest difference of cached and live losses over 50 steps. Everything is in the page cache.
+processes, from our store and from LitData's and MDS's containers with the same bytes where those install. `step_convnext` is `step` for
+a ConvNeXt-T. `loss_gap_fp32`: the largest difference of cached and live losses over 50 steps. Everything is in the page cache.
 
     python -m benchmarks.bench_train [--student eupe_vitt16] [--batch 4] [--rounds 7] [--folder DIR]
 """
@@ -42,12 +43,14 @@ from torch.utils.data import DataLoader
 
 from .figures import interleave, medians, report
 from .loss_gap import loss_gap_fp32
+from .training_peers import PackedDataset, written
 from .training_store import PlainDataset, RawTokens, make_store, unit_statistics
 
 SIZE_PX, TEACHER = 256, "eupe_vitb16"
 CPU = Choice("cpu", "benchmark")
 TARGETS = {
     "train.step/in_memory": (">=", 0.95),
+    "train.step_convnext/in_memory": (">=", 0.95),
     "train.cached_speedup/ideal": (">=", 0.95),
     "train.stream_alone/raw": (">=", 0.9),
     "train.loss_gap_fp32": ("<=", 0.0),
@@ -112,6 +115,13 @@ def bench_steps(
     return a_step, {name: value / steps for name, value in medians(cpu).items()}
 
 
+def bench_two_ways(recipe: TrainRecipe, reader: FeatureReader, folder: Path, rounds: int, steps: int) -> dict[str, float]:
+    """Seconds a step of another student, streamed and in memory."""
+    trainer = make_trainer(recipe, CachedTargets({"bench": reader}), reader, folder / "second")
+    contestants = {"streamed": stepping(trainer, steps, False), "in memory": stepping(trainer, steps, True)}
+    return {name: value / steps for name, value in medians(interleave(contestants, rounds)).items()}
+
+
 def timed(contestant: Callable[[int], None], cpu_seconds: list[float]) -> Callable[[int], None]:
     """The contestant; the processor time of this process in each round goes to the list."""
 
@@ -164,12 +174,25 @@ def bench_stream(
         for _ in DataLoader(data, batch_size=batch, num_workers=threads, prefetch_factor=2):
             pass
 
+    packed, peers = written(folder / "peers", reader)
+
+    def peer_loaded(name: str) -> Callable[[int], None]:
+        def run(number: int) -> None:
+            first = (number + 1) * batches * batch
+            rows = order.places(first, first + batches * batch).row_B
+            data = PackedDataset(name, folder / "peers" / name, packed, rows, SIZE_PX)
+            for _ in DataLoader(data, batch_size=batch, num_workers=threads, prefetch_factor=2):
+                pass
+
+        return run
+
     row_bytes = raw.row_bytes
     contestants: dict[str, Callable[[int], None]] = {
         "stream": streamed,
         "decode, crop, resize": shared(render),
         "raw reads": shared(lambda rows, start: raw.read(rows, tokens[start * row_bytes :])),
         "DataLoader": loaded,
+        **{name: peer_loaded(name) for name in peers},
     }
     cpu: dict[str, list[float]] = {name: [] for name in contestants}
     seconds = medians(interleave({name: timed(one, cpu[name]) for name, one in contestants.items()}, rounds))
@@ -179,6 +202,7 @@ def bench_stream(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", default="eupe_vitt16")
+    parser.add_argument("--second-student", default="eupe_convnext_tiny")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
@@ -194,26 +218,38 @@ def main() -> None:
         reader = make_store(folder, options.images, (16, 16), 768)
         stream, stream_cpu = bench_stream(reader, folder, options.rounds, 32, 8, options.threads)
         steps, cpu = bench_steps(recipe, reader, folder, options.rounds, options.steps)
+        second = replace(recipe, student=replace(recipe.student, architecture=options.second_student))
+        second_steps = bench_two_ways(second, reader, folder, options.rounds, options.steps)
         gap = loss_gap_fp32(folder / "gap", 50)
     finally:
         shutil.rmtree(folder)
     for name, value in steps.items():
         print(f"step    {name:22} {value * 1e3:9.1f} ms  {options.batch / value:7.1f} images/s")
+    for name, value in second_steps.items():
+        print(f"step    {options.second_student}, {name}: {value * 1e3:.1f} ms")
     for name, value in stream.items():
         print(f"stream  {name:22} {value * 1e3:9.1f} ms  {32 * 8 / value:7.1f} images/s")
     results = {
         "train.step/in_memory": steps["in memory"] / steps["streamed"],
         "train.step_cpu/in_memory": cpu["in memory"] / cpu["streamed"],
+        "train.step_convnext/in_memory": second_steps["in memory"] / second_steps["streamed"],
         "train.cached_speedup/ideal": (steps["live"] / steps["streamed"]) / (1 + steps["teacher forward"] / steps["in memory"]),
         "train.stream_alone/raw": (stream["decode, crop, resize"] + stream["raw reads"]) / stream["stream"],
         "train.stream_alone_cpu/raw": sum(stream_cpu[name] for name in ("decode, crop, resize", "raw reads")) / stream_cpu["stream"],
         "train.stream_alone/dataloader": stream["DataLoader"] / stream["stream"],
+        **{f"train.stream_alone/{name}": stream[name] / stream["stream"] for name in ("litdata", "mds") if name in stream},
         "train.loss_gap_fp32": gap,
     }
     details = {"command": "python -m benchmarks.bench_train", "options": {key: str(value) for key, value in vars(options).items()}}
     details |= {"torch_threads": str(torch.get_num_threads()), "precision": str(choose_precision("auto", "cpu"))}
     report(
-        results, TARGETS, {**details, "seconds": {"step": steps, "step_cpu": cpu, "stream": stream, "stream_cpu": stream_cpu}}, options.out
+        results,
+        TARGETS,
+        {
+            **details,
+            "seconds": {"step": steps, "step_cpu": cpu, "step_convnext": second_steps, "stream": stream, "stream_cpu": stream_cpu},
+        },
+        options.out,
     )
 
 
