@@ -36,7 +36,7 @@ from ..teachers.teacher import Teacher
 from .reading_leases import leases
 from .run_mirror import is_url, mirrored
 from .start_checks import check_pixels, check_teachers
-from .train_data import Part, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
+from .train_data import Part, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -69,6 +69,8 @@ def train(
     mirror = mirrored(str(out), ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
     with mirror as (home, told):
         recipe = with_order(recipe, store, follow_s is not None, told if ranks.first else lambda event: None)
+        if follow_s is not None:
+            await_sets(store, features, recipe.data.shares or [data], follow_s, told)
         parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, allow_random_weights)

@@ -5,7 +5,8 @@ anything is built: sets that are not complete, sets over different views, and in
 between datasets (one adapter cannot map to two normalisations; `extract-features --statistics-from` takes over the first one's).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage.dataset import ImageDataset
-from ..storage.errors import BadInput, CacheMismatch
+from ..storage.errors import BadInput, CacheMismatch, StoreUnavailable
 from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from ..student.config import TrainRecipe
-from ..student.following import FollowedOrder
+from ..student.following import POLL_S, FollowedOrder
 from ..student.joined import AnyViews, JoinedTargets, JoinedViews
 from ..student.mixture import MixedOrder, Mixture
 from ..student.order import BatchOrder, Order
@@ -27,6 +28,8 @@ from ..student.shard_order import ShardOrder
 from ..student.targets import CachedTargets, TargetSource
 from ..teachers.spec import RANDOM_WEIGHTS
 from .reading_leases import extractors
+
+OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,25 @@ def open_parts(
     for part in parts[1:]:
         _refuse_different(parts[0], part)
     return parts
+
+
+def await_sets(store: FeatureStore, features: Sequence[str], datasets: Iterable[str], limit_s: float, on_event: OnEvent) -> None:
+    """Until an extraction that measures its statistics first has begun every set that is meant by name; raises `StoreUnavailable`."""
+    started, said = time.monotonic(), False
+    while absent := [
+        f"{wanted} over {data}"
+        for data in datasets
+        for wanted in features
+        if "@" not in wanted and over(store, wanted, store.dataset(data)) is None
+    ]:
+        if time.monotonic() - started >= limit_s:
+            raise StoreUnavailable(
+                f"no extraction has begun {', '.join(absent)} in {store.url}; run `extract-features` for it, then this again"
+            )
+        if not said:
+            on_event({"event": "note", "text": f"waiting for an extraction to begin {', '.join(absent)}"})
+        said = True
+        time.sleep(min(POLL_S, limit_s))
 
 
 def open_features(

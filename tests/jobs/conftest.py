@@ -1,15 +1,21 @@
 """A store to extract into: a fresh one over a copy of the tiny store's images, with a random ViT as teacher."""
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import fsspec
 import numpy as np
 import pytest
 from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest
 from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import ViewSpec
+
+from ..storage.faulty_s3 import SECRETS, FaultyServer, running
 
 
 @pytest.fixture
@@ -36,3 +42,17 @@ def tokens(store: FeatureStore, key: str) -> tuple[np.ndarray[Any, Any], np.ndar
     rows = reader.read(np.arange(reader.rows))
     assert rows.cls is not None
     return rows.cls, rows.patch
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[FaultyServer]:
+    """An S3 server of a module's own with the bucket `runs`; the client library keeps connections, so none may be left over from another one."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with running() as server:
+        found = {**SECRETS, "AWS_ENDPOINT_URL": server.url, "AWS_DEFAULT_REGION": "us-east-1"}
+        environment = mock.patch.dict(os.environ, found)
+        environment.start()
+        fsspec.filesystem("s3", use_listings_cache=False).mkdir("runs")
+        yield server
+        environment.stop()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

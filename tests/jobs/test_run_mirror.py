@@ -1,15 +1,11 @@
 """Runs in an object store, on a real S3 server: fetched and gone on with elsewhere, manifests last, and no run over another."""
 
-import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import fsspec
 import pytest
 from eupe_pipeline.jobs import run_mirror
 from eupe_pipeline.jobs.run_mirror import MANIFEST, local_copy
@@ -17,22 +13,12 @@ from eupe_pipeline.jobs.train import train
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, CacheMismatch, Interrupted, StoreUnavailable
 from eupe_pipeline.storage.objects import Objects, open_objects
 
-from ..storage.faulty_s3 import SECRETS, running
+from ..storage.faulty_s3 import FaultyServer
 from .test_train import RECIPE, interrupt_after, losses
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[None]:
-    """An S3 server of this module's own; the client library keeps connections, so none may be left over from another one."""
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with running() as server, mock.patch.dict(os.environ, {**SECRETS, "AWS_ENDPOINT_URL": server.url, "AWS_DEFAULT_REGION": "us-east-1"}):
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("runs")
-        yield
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-
-
 @pytest.fixture
-def url(bucket: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def url(bucket: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A new run's URL, seen from a machine with nothing on it."""
     monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path / "machine"))
     return f"s3://runs/{uuid.uuid4().hex}"

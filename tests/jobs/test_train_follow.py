@@ -91,6 +91,23 @@ def test_without_an_extraction_the_wait_ends_with_what_to_do(photos: Any, tmp_pa
         run(store, tmp_path / "run", follow_s=0.0)
 
 
+def test_a_run_may_be_started_before_its_extraction(photos: Any, tmp_path: Path) -> None:
+    store, options, _ = photos
+    extraction = threading.Thread(target=extract_features, args=(store.url, options))
+    notes: list[str] = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "note":
+            notes.append(event["text"])
+            extraction.start()
+
+    run(store, tmp_path / "run", on_event=on_event)
+    extraction.join()
+    assert notes == ["waiting for an extraction to begin teacher over photos"]
+    with pytest.raises(StoreUnavailable, match="no extraction has begun another over photos"):
+        train(FOLLOWING, store, ["another"], data="photos", out=tmp_path / "none", follow_s=0.0)
+
+
 def test_a_followed_run_goes_on_only_as_one(photos: Any, tmp_path: Path) -> None:
     store, options, _ = photos
     extract_features(store.url, options)
