@@ -21,8 +21,13 @@ SAMPLED_VIEWS = 32
 
 
 def check_pixels(views: ViewSet, count: int = SAMPLED_VIEWS) -> int:
-    """Compare `count` committed views with their pixel digests; returns how many there were. Raises `CacheMismatch`, `BadImage`."""
+    """Compare `count` committed views with their pixel digests; returns how many there were. Raises `CacheMismatch`, `BadImage`.
+
+    Views that store their pixels are left alone: those carry hashes of their own, and the images may be gone.
+    """
     checked = 0
+    if views.spec.pixels is not None:
+        return checked
     for row in sample_rows(views.rows, count).tolist():
         image, _ = divmod(row, views.views_per_image)
         image_id, shard = views.dataset.row(image).id, image // views.images_per_shard

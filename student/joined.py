@@ -6,6 +6,7 @@ What is not numbered (teachers, widths, grid, codec, statistics) is the same in 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -76,7 +77,8 @@ class JoinedViews:
         self.parts, self.numbering = list(parts), Numbering([one.rows for one in parts])
         self.dataset = JoinedImages([one.dataset for one in parts])
         self.key = " + ".join(one.key for one in parts)
-        self.spec = parts[0].spec
+        stored = {one.spec.pixels for one in parts}
+        self.spec = replace(parts[0].spec, pixels=stored.pop() if len(stored) == 1 else None)  # a step's pixels come from all or none
 
     @property
     def rows(self) -> int:
@@ -90,6 +92,15 @@ class JoinedViews:
             found = self.parts[part].read(local)
             out.crop[here], out.flip[here] = found.crop, found.flip
             out.photometric[here], out.digest[here] = found.photometric, found.digest
+        return out
+
+    def read_pixels(self, rows: Int64s, out: Pixels) -> Pixels:
+        """Stored pixels of any rows, into `out`; raises as `ViewSet.read_pixels` does."""
+        for part, here, local in self.numbering.split(rows):
+            if here.all():
+                self.parts[part].read_pixels(local, out)
+            else:
+                out[here] = self.parts[part].read_pixels(local)
         return out
 
 

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from ..storage.decode import Pixels
 from ..storage.errors import CacheMismatch
 from ..storage.views import Views, cut, pixel_digest, resize
-from ..storage.viewset import ViewSet
+from .joined import AnyViews
 from .targets import Rendering
 
 Input = tuple[int, str]  # side in px, interpolation
 
 
-def are_stored(views: ViewSet, inputs: Collection[Input]) -> bool:
+def are_stored(views: AnyViews, inputs: Collection[Input]) -> bool:
     """Whether the views' stored pixels serve all of these inputs."""
     stored = views.spec.pixels
     return stored is not None and all(one == (stored.size_px, stored.interpolation) for one in inputs)
 
 
-def origin(views: ViewSet, inputs: Collection[Input]) -> str:
+def origin(views: AnyViews, inputs: Collection[Input]) -> str:
     """Where a run with these inputs will take its pixels from, in words."""
     stored = views.spec.pixels
     if stored is None:
@@ -39,7 +39,7 @@ def origin(views: ViewSet, inputs: Collection[Input]) -> str:
 
 
 def fill_pixels(
-    views: ViewSet, rows_b: NDArray[np.int64], images_b: NDArray[np.int64], drawn: Views, outputs: Sequence[tuple[Rendering, Pixels]]
+    views: AnyViews, rows_b: NDArray[np.int64], images_b: NDArray[np.int64], drawn: Views, outputs: Sequence[tuple[Rendering, Pixels]]
 ) -> None:
     """Put the views of some rows of these images into each output (b, size, size, 3); raises `CacheMismatch` for images that changed."""
     if are_stored(views, {(one.size_px, one.interpolation) for one, _ in outputs}):
@@ -49,14 +49,14 @@ def fill_pixels(
             out[...] = first
         return
     for n, image in enumerate(images_b.tolist()):
-        crop = cut(views.dataset.read_image(image), drawn.crop[n])
+        crop = np.ascontiguousarray(cut(views.dataset.read_image(image), drawn.crop[n]))  # once for digest and resizing
         if pixel_digest(crop) != drawn.digest[n].tobytes():
             raise _changed(views, image)
         for rendering, out in outputs:
             out[n] = resize(crop, bool(drawn.flip[n]), rendering.size_px, rendering.interpolation)
 
 
-def _changed(views: ViewSet, image: int) -> CacheMismatch:
+def _changed(views: AnyViews, image: int) -> CacheMismatch:
     image_id = views.dataset.row(image).id
     return CacheMismatch(
         f"image {image_id} of {views.dataset.key} decodes to other pixels than its recorded view {views.key} "

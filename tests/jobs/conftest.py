@@ -46,7 +46,7 @@ def tokens(store: FeatureStore, key: str) -> tuple[np.ndarray[Any, Any], np.ndar
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[FaultyServer]:
-    """An S3 server of a module's own with the bucket `runs`; the client library keeps connections, so none may be left over from another one."""
+    """An S3 server of a module's own with the bucket `runs`; the client library keeps connections, so none may be left from another."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with running() as server:
         found = {**SECRETS, "AWS_ENDPOINT_URL": server.url, "AWS_DEFAULT_REGION": "us-east-1"}
