@@ -84,10 +84,7 @@ def train(
             runs = student_runs(recipe, students, home)
             for own, _ in runs.values():
                 refuse_other_grids(own, source.specs)
-            finished = {name: begin_run(own, source, folder, origins or {}, ranks) for name, (own, folder) in runs.items()}
-            summaries = {name: {**summary, "already": True} for name, summary in finished.items() if summary is not None}
-            for summary in summaries.values():
-                told({"event": "already", **summary})
+            summaries = begin_runs(runs, source, origins or {}, ranks, told)
             open_runs = {name: run for name, run in runs.items() if name not in summaries}
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
@@ -135,14 +132,19 @@ def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dic
     return runs
 
 
-def begin_run(
-    recipe: TrainRecipe, source: TargetSource, folder: RunFolder, origins: Mapping[str, str], ranks: Ranks
-) -> dict[str, Any] | None:
-    """Record what a run is, or check that the run which stands there is the same; returns the summary of a finished one."""
-    if ranks.first:
-        folder.begin(recipe, origins, {"targets": source.identities(), "init_from": _initial_identity(recipe)})
-    ranks.wait()
-    return folder.finished()
+def begin_runs(
+    runs: Mapping[str, tuple[TrainRecipe, RunFolder]], source: TargetSource, origins: Mapping[str, str], ranks: Ranks, on_event: OnEvent
+) -> dict[str, dict[str, Any]]:
+    """Record what each run is, or check that the run which stands there is the same; returns the summaries of finished ones."""
+    summaries = {}
+    for name, (recipe, folder) in runs.items():
+        if ranks.first:
+            folder.begin(recipe, origins, {"targets": source.identities(), "init_from": _initial_identity(recipe)})
+        ranks.wait()
+        if (finished := folder.finished()) is not None:
+            summaries[name] = {**finished, "already": True}
+            on_event({"event": "already", **summaries[name]})
+    return summaries
 
 
 def _learners(
