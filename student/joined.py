@@ -18,9 +18,8 @@ from ..storage.dataset import ImageDataset, ImageRow
 from ..storage.decode import Pixels
 from ..storage.views import Views, empty_views
 from ..storage.viewset import ViewSet
-from ..teachers.tokens import Tokens
 from .models import TargetSpec
-from .targets import Memory, Rendering, TargetSource
+from .targets import Memory, Rendering, Targets, TargetSource
 
 Int64s = NDArray[np.int64]
 
@@ -134,7 +133,7 @@ class JoinedTargets:
                 part = int(parts[first])
                 self._sources[part].fill(rows_b[first:last] - self.numbering.starts[part], memory, start + first)
 
-    def resolve(self, tensors: Mapping[str, Tensor]) -> dict[str, Tokens]:
+    def resolve(self, tensors: Mapping[str, Tensor]) -> Targets:
         """As the sources, which share codec and statistics."""
         return self._first.resolve(tensors)
 
