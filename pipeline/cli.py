@@ -238,22 +238,45 @@ def evaluate() -> None:
     """Measure how good features are."""
 
 
-@evaluate.command()
-@click.argument("model")
-@options(
-    STORE,
-    click.option("--train", "train_set", required=True, help="Dataset of the neighbours."),
-    click.option("--test", "test_set", required=True, help="Dataset that is classified."),
+ANY_STORE = click.option("--store", default=None, metavar="URL", help="Feature store; default: one below $EUPE_PIPELINE_HOME.")
+RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
+INPUT_SIZE = click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the model's.")
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+SEED = click.option("--seed", type=int, default=0, show_default=True)
+EVALUATED_WEIGHTS = click.option("--weights", type=click.Path(path_type=Path), default=None, help="A named teacher's weight file.")
+CLASSIFIED = (
+    ANY_STORE,
+    click.option("--data", default=None, metavar="DIR", help="Folder with train/ and val/, each with a folder a class."),
+    click.option("--train", "train_set", default=None, help="Dataset of the store, folder or Parquet files to learn from."),
+    click.option("--test", "test_set", default=None, help="Dataset of the store, folder or Parquet files that is classified."),
     click.option("--train-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
     click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the model's own."),
-    JSON,
-)
-def knn(as_json: bool, **values: Any) -> None:
-    """Classify by nearest neighbours: MODEL is a run's folder, or a teacher whose features are cached for both datasets."""
-    from . import actions
+    INPUT_SIZE,
+    click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+                 help="Of the shorter side; 0.875 is the official code's resize to 256 and crop to 224."),
+    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
 
-    run(actions.knn, as_json, **values)
+
+@evaluate.command()
+@click.argument("model")
+@options(*CLASSIFIED)
+def knn(as_json: bool, **values: Any) -> None:
+    """Classify by nearest neighbours. MODEL: a run's folder, an exported folder, a teacher, or a feature set (read, not computed)."""
+    from . import evaluations
+
+    run(evaluations.knn, as_json, **values)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(*CLASSIFIED, SEED)
+def linear(as_json: bool, **values: Any) -> None:
+    """Fit a linear probe on MODEL's class tokens (L-BFGS; its regularisation chosen on a tenth of the training images)."""
+    from . import evaluations
+
+    run(evaluations.linear, as_json, **values)
 
 
 @cli.group()

