@@ -18,6 +18,7 @@ from ..student.evaluation import knn as nearest_neighbours
 from ..student.evaluation_record import keep_record, kept_record, record_path
 from ..teachers.registry import load_teacher, resolve_teacher
 from .labelled_features import (
+    WHOLE,
     EvaluationSize,
     Int64s,
     OnEvent,
@@ -68,7 +69,7 @@ def splits_of(
 
 
 def evaluate_knn(
-    model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = EvaluationSize(),
+    model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = WHOLE,
     weights: Path | None = None, out: Path | None = None, dry_run: bool = False, on_event: OnEvent = lambda event: None,
 ) -> dict[str, Any]:  # fmt: skip
     """kNN of `model` (see `open_subject`) with neighbours from one dataset and questions from the other, kept in its folder."""
@@ -91,7 +92,7 @@ def evaluate_knn(
     return evaluated("knn", subject, protocol, compute, on_event)
 
 
-def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: EvaluationSize = EvaluationSize()) -> dict[str, Any]:
+def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
     """kNN of a run folder or a named teacher at once, nothing kept: percent by protocol and feature over two datasets of the store."""
     started = time.perf_counter()
     teacher = load_teacher(resolve_teacher(model, size_px=size.size_px), choose_device(size.device).value)
@@ -103,7 +104,7 @@ def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: E
     return {"model": model, "size_px": size_px, **result, "seconds": time.perf_counter() - started}
 
 
-def knn_of_features(store: FeatureStore, train: str, test: str, size: EvaluationSize = EvaluationSize()) -> dict[str, Any]:
+def knn_of_features(store: FeatureStore, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
     """kNN of a teacher from its cached tokens, nothing kept: `train` and `test` are feature sets of the store, made by one teacher."""
     started = time.perf_counter()
     bank, queries = store.features(train), store.features(test)

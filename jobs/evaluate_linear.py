@@ -20,12 +20,12 @@ from ..student.devices import choose_device
 from ..student.evaluation_record import PARTIAL, record_path
 from ..student.linear_probe import POWERS, VALIDATION_SHARE, fit, sweep
 from .evaluate import evaluated, splits_of
-from .labelled_features import EvaluationSize, LabelledSplit, OnEvent
+from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, OnEvent
 from .subjects import open_subject
 
 
 def evaluate_linear(
-    model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = EvaluationSize(), seed: int = 0,
+    model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = WHOLE, seed: int = 0,
     powers: Sequence[float] = POWERS, weights: Path | None = None, out: Path | None = None, dry_run: bool = False,
     on_event: OnEvent = lambda event: None,
 ) -> dict[str, Any]:  # fmt: skip

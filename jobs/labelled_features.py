@@ -1,9 +1,9 @@
 """Features and labels of a labelled dataset, for what classifies images: kNN, the linear probe, zero-shot.
 
 A dataset is one of a store, by name, or a folder, tars or Parquet files, which are indexed into the store first (once: a source that the
-store has indexed is taken as it is, and every image read is compared with the index). Whole datasets go through the store (`pooled_features`)
-and resume; a sample (keyed, the same for every model) is computed at once and not kept. Cached tokens are de-normalised to the teacher's own
-space, one view an image (k = 0). Axes: N images, D channels.
+store has indexed is taken as it is, and every image read is compared with the index). Whole datasets go through the store
+(`pooled_features`) and resume; a sample (keyed, the same for every model) is computed at once and not kept. Cached tokens are
+de-normalised to the teacher's own space, one view an image (k = 0). Axes: N images, D channels.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,6 +49,9 @@ class EvaluationSize:
     """Share of the shorter side that the centre crop keeps (0.875 is the official resize 256 → crop 224)."""
     batch_size: int = 128
     device: str = "auto"
+
+
+WHOLE = EvaluationSize()
 
 
 class LabelledSplit(NamedTuple):

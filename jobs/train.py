@@ -35,6 +35,7 @@ from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.regularity import set_drop_path, set_recompute
 from ..teachers.spec import RANDOM_WEIGHTS
 from ..teachers.teacher import Teacher
+from .watch import Watch, watching
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -54,12 +55,14 @@ def train(
     allow_random_weights: bool = False,
     ranks: Ranks = ALONE,
     stop_asked: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train into `out` and return the summary; with `already: True` and at once when that run is finished.
 
     `features` are names or keys of feature sets over the dataset `data`. With `teacher.source = "live"`, `live_teachers` names the teacher
     of each feature set in the same order, or `proxy` is the run folder behind the only one: the sets then give views and statistics.
     With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds theirs under `students`.
+    `watch` evaluates them while they train.
     Raises `BadInput` and `CacheMismatch` before any step.
     """
     readers = open_features(store, features, data)
@@ -82,7 +85,8 @@ def train(
         ]
         views = next(iter(readers.values())).views
         order = Order(len(views.dataset), views.views_per_image, recipe.seed, excluded_images(readers.values()))
-        trained = Trainer(learners, source, views, order, on_event=on_event, stop_asked=stop_asked).train()
+        after_step = watching(watch, store, learners[0], on_event)
+        trained = Trainer(learners, source, views, order, on_event=on_event, stop_asked=stop_asked, after_step=after_step).train()
         summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
     if len(runs) == 1:
         return next(iter(summaries.values()))

@@ -26,6 +26,7 @@ from ..student.order import rank_span
 from ..student.ranks import Ranks
 from .ray_session import ray_session
 from .train import open_features, train
+from .watch import Watch
 
 OnEvent = Callable[[dict[str, Any]], None]
 MAX_RESTARTS = 3
@@ -47,6 +48,7 @@ class TrainOrder:
     students: Sequence[str] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     allow_random_weights: bool = False
+    watch: Watch | None = None
 
 
 class _Board:
@@ -202,7 +204,7 @@ def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callabl
     return train(
         order.recipe, FeatureStore.open(order.store), order.features, data=order.data, out=order.out, proxy=order.proxy,
         live_teachers=order.live_teachers, students=order.students, origins=order.origins, on_event=on_event, ranks=ranks,
-        stop_asked=stop_asked, allow_random_weights=order.allow_random_weights,
+        stop_asked=stop_asked, allow_random_weights=order.allow_random_weights, watch=order.watch,
     )  # fmt: skip
 
 

@@ -224,6 +224,10 @@ def plan(as_json: bool, **values: Any) -> None:
     click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Ranks through Ray Train; 0: this process."),
     click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),
+    click.option("--evaluate", "evaluation", type=click.Choice(["knn"]), default=None, help="Measure the student while it trains."),
+    click.option("--every", type=click.IntRange(1), default=2000, show_default=True, help="Steps between two of these."),
+    click.option("--evaluate-data", default=None, metavar="NAME", help="Labelled dataset that is not trained on, for --evaluate."),
+    click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True, help="Of it; half are the neighbours."),
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(as_json: bool, **values: Any) -> None:

@@ -1,8 +1,8 @@
 """The linear probe: multinomial logistic regression on frozen features, its regularisation chosen on held-out training images.
 
-DINOv3's and DINOv2's protocol (logistic regression by L-BFGS; DINOv2, section 7.1): minimise Σ cross-entropy + ‖W‖² / 2C, the bias free, for
-C = 10^p with 45 values of p from −6 to 5; the C that is best on a random tenth of the training images is fitted again on all of them, and
-only then the test images are looked at. Features are not standardised. Everything is float64: the problem is convex, so what an fp64 solver
+The protocol of DINOv3's published logistic regression (L-BFGS, float64): minimise Σ cross-entropy + ‖W‖² / 2C, the bias free, for C = 10^p
+with 45 values of p from −6 to 5; the C that is best on a random tenth of the training images is fitted again on all of them, and only then
+the test images are looked at. Features are not standardised. Everything is float64: the problem is convex, so what an fp64 solver
 finds is *the* answer and any other solver's too. Start values come from the neighbouring C, which changes the time and not the result.
 Price: the features are held once in float64. Axes: N images, D channels, K classes.
 """
