@@ -283,6 +283,82 @@ def linear(as_json: bool, **values: Any) -> None:
     run(evaluations.linear, as_json, **values)
 
 
+DENSE_DATA = click.option("--data", type=FOLDER, required=True, metavar="DIR", help="The dataset's folder, in its published layout.")
+DENSE_SIDE = click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input side; default: official.")
+HEAD = (
+    DENSE_DATA,
+    click.option("--steps", type=click.IntRange(2), default=None, help="Of the head's training; default: the official schedule."),
+    click.option("--batch-size", type=click.IntRange(2), default=None, help="Pictures of a step; default: 16, the official."),
+    DENSE_SIDE,
+    click.option("--evaluate-every", type=click.IntRange(1), default=5000, show_default=True, help="Steps between measurements."),
+    SEED, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    *HEAD,
+    click.option("--classes", type=click.IntRange(2), default=None, help="Number of classes; default: as in the training masks."),
+    click.option("--zero-ignored/--zero-counts", "zero_is_ignored", default=None, help="Is class 0 nothing? Default: for ADE20k."),
+    click.option("--ignore-index", "ignore", type=int, default=255, show_default=True, help="Value of masks that means nothing."),
+)
+def segmentation(as_json: bool, **values: Any) -> None:
+    """Train a linear head on MODEL's patch tokens and measure mIoU: ADE20k's layout, or images/ and masks/."""
+    from . import evaluations
+
+    run(evaluations.segmentation, as_json, **values)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    *HEAD,
+    click.option("--nyu-crops/--whole", "nyu_crops", default=None, help="NYU's frame and Eigen's crop? Default: with nyu_train.txt."),
+    click.option("--per-metre", type=click.FloatRange(0, min_open=True), default=1000.0, show_default=True, help="Units of a PNG in 1 m."),
+)
+def depth(as_json: bool, **values: Any) -> None:
+    """Train a linear head over bins on MODEL's patch tokens and measure depth: NYUv2's layout, or images/ and depth/."""
+    from . import evaluations
+
+    run(evaluations.depth, as_json, **values)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    DENSE_DATA, DENSE_SIDE, click.option("--split", type=click.Choice(["trn", "val", "test"]), default="test", show_default=True),
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+def correspondence(as_json: bool, **values: Any) -> None:
+    """Find keypoints again by MODEL's patch tokens, without training: SPair-71k's layout, PCK@0.1."""
+    from . import evaluations
+
+    run(evaluations.correspondence, as_json, **values)
+
+
+@evaluate.command("zero-shot")
+@click.argument("model")
+@options(
+    ANY_STORE,
+    click.option("--data", "test_set", required=True, help="Dataset of the store, folder or Parquet files that is classified."),
+    click.option("--text", type=FOLDER, required=True, metavar="DIR", help="Text tower: a transformers or open_clip folder."),
+    click.option("--classes", type=click.Path(dir_okay=False, path_type=Path), default=None, metavar="TOML", help="Names and templates."),
+    click.option("--teacher", default=None, help="The teacher whose space the text tower shares; with a student's adapters."),
+    click.option("--proxy", type=FOLDER, default=None, help="The proxy's run, when MODEL was taught by one."),
+    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
+    INPUT_SIZE,
+    click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
+    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+def zero_shot(as_json: bool, **values: Any) -> None:
+    """Classify by descriptions in a text tower's space, which a student reaches through its adapters and their statistics."""
+    from . import evaluations
+
+    run(evaluations.zero_shot, as_json, **values)
+
+
 @cli.group()
 def features() -> None:
     """Look at what a store holds."""

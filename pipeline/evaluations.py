@@ -46,3 +46,40 @@ def linear(*, model: str, store: str | None, data: str | None, train_set: str | 
         model, open_store(store), train, test, size=EvaluationSize(**size), seed=seed, weights=weights, out=out, dry_run=dry_run,
         on_event=on_event,
     )  # fmt: skip
+
+
+def segmentation(*, model: str, data: Path, classes: int | None, zero_is_ignored: bool | None, ignore: int, on_event: OnEvent,
+                 **values: Any) -> Mapping[str, Any]:  # fmt: skip
+    """Return mIoU and pixel accuracy in percent; `values`: DenseOptions' fields."""
+    from ..jobs.evaluate_dense import DenseOptions
+    from ..jobs.evaluate_segmentation import SegmentationOptions, evaluate_segmentation
+
+    own = SegmentationOptions(classes, zero_is_ignored, ignore)
+    return evaluate_segmentation(model, data, DenseOptions(**values), own, on_event)
+
+
+def depth(*, model: str, data: Path, nyu_crops: bool | None, per_metre: float, on_event: OnEvent, **values: Any) -> Mapping[str, Any]:
+    """Return rmse in metres, abs_rel and delta1; `values`: DenseOptions' fields."""
+    from ..jobs.evaluate_dense import DenseOptions
+    from ..jobs.evaluate_depth import DepthOptions, evaluate_depth
+
+    return evaluate_depth(model, data, DenseOptions(**values), DepthOptions(nyu_crops, per_metre), on_event)
+
+
+def correspondence(*, model: str, data: Path, split: str, on_event: OnEvent, **values: Any) -> Mapping[str, Any]:
+    """Return PCK in percent by category; `values`: DenseOptions' fields."""
+    from ..jobs.evaluate_correspondence import evaluate_correspondence
+    from ..jobs.evaluate_dense import DenseOptions
+
+    return evaluate_correspondence(model, data, DenseOptions(**values), split=split, on_event=on_event)
+
+
+def zero_shot(*, model: str, store: str | None, test_set: str, text: Path, classes: Path | None, teacher: str | None, proxy: Path | None,
+              weights: Path | None, out: Path | None, dry_run: bool, on_event: OnEvent, **size: Any) -> Mapping[str, Any]:  # fmt: skip
+    """Return zero-shot accuracies in percent."""
+    from ..jobs.evaluate import EvaluationSize
+    from ..jobs.evaluate_zero_shot import ZeroShotOptions, evaluate_zero_shot
+    from ..jobs.labelled_features import open_store
+
+    options = ZeroShotOptions(text, classes, teacher, proxy, EvaluationSize(**size), weights, out, dry_run)
+    return evaluate_zero_shot(model, open_store(store), test_set, options, on_event=on_event)
