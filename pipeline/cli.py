@@ -587,7 +587,7 @@ def report(as_json: bool, **values: Any) -> None:
     click.option("--proxy", type=click.Path(file_okay=False, path_type=Path), default=None,
                  help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
     click.option("--evaluation", "evaluations", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
-                 help="JSON result of `evaluate` for the model card; repeatable."),
+                 help="Another JSON result for the model card, beside those in RUN's evaluations; repeatable."),
     JSON,
 )  # fmt: skip
 def export(as_json: bool, run_folder: Path, **values: Any) -> None:
