@@ -107,7 +107,7 @@ def _measure(teacher: Teacher, head: DenseHead, pairs: list[Pair], per_metre: fl
     for done, pair in enumerate(pairs, start=1):
         picture, truth_m = _read(pair, per_metre)
         logits = head(patch_tokens(teacher, *stacked([picture, picture[:, ::-1]])))
-        guess_m = predicted_depth(logits, *truth_m.shape, view)
+        guess_m = predicted_depth(logits, (truth_m.shape[0], truth_m.shape[1]), view)
         found.append(depth_metrics(guess_m, truth_m, measured(truth_m, view)))
         say(done)
     counted = [one for one in found if np.isfinite(one["rmse"])]

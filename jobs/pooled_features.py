@@ -53,8 +53,9 @@ def pooled_features(
 
 def _create(store: FeatureStore, views: ViewSet, model: Model) -> FeatureReader:
     spec = model.spec
-    cls = (None, None) if spec.cls_dim is None else (np.zeros(spec.cls_dim, np.float32), np.ones(spec.cls_dim, np.float32))
-    statistics = Statistics(*cls, np.zeros(spec.patch_dim, np.float32), np.ones(spec.patch_dim, np.float32), 0)
+    dims = {"patch": spec.patch_dim} if spec.cls_dim is None else {"patch": spec.patch_dim, "cls": spec.cls_dim}
+    means = {f"{kind}_mean": np.zeros(dim, np.float32) for kind, dim in dims.items()}
+    statistics = Statistics.from_arrays({**means, **{f"{kind}_std": np.ones(dim, np.float32) for kind, dim in dims.items()}}, 0)
     layout = FeatureLayout(spec.cls_dim, spec.patch_dim, (1, 1), "fp32")
     identity = features_identity(spec.identity(), views, statistics, {}, layout)
     identity["layout"]["tokens"] = "mean"

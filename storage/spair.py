@@ -52,11 +52,12 @@ def _pair(root: Path, path: Path) -> KeypointPair:
     try:
         said: dict[str, Any] = json.loads(path.read_text())
         pictures = root / "JPEGImages" / said["category"]
-        points = [np.array(said[key], np.float64).reshape(-1, 2) for key in ("src_kps", "trg_kps")]
-        box = tuple(float(value) for value in said["trg_bndbox"])
-        if len(points[0]) != len(points[1]) or not len(points[0]) or len(box) != 4:
+        source, target = (np.array(said[key], np.float64).reshape(-1, 2) for key in ("src_kps", "trg_kps"))
+        box = [float(value) for value in said["trg_bndbox"]]
+        if len(source) != len(target) or not len(source) or len(box) != 4:
             raise ValueError("its keypoints or its box are not whole")
-        pair = KeypointPair(path.stem, said["category"], pictures / said["src_imname"], pictures / said["trg_imname"], *points, box)  # type: ignore[arg-type]
+        files = pictures / said["src_imname"], pictures / said["trg_imname"]
+        pair = KeypointPair(path.stem, said["category"], files[0], files[1], source, target, (box[0], box[1], box[2], box[3]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not the annotation of a pair: {error!r}") from error
     for picture in (pair.source, pair.target):

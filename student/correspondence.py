@@ -39,7 +39,7 @@ def token_at(patch_HWD: Tensor, points_K2: Tensor, side_px: int) -> Tensor:
 def norms(patch_HWD: Tensor, side_px: int) -> Tensor:
     """Lengths (S, S) of the upsampled tokens."""
     squares = torch.zeros(side_px, side_px, device=patch_HWD.device)
-    for part in patch_HWD.permute(2, 0, 1).split(_CHANNELS_AT_ONCE):
+    for part in torch.split(patch_HWD.permute(2, 0, 1), _CHANNELS_AT_ONCE):
         squares += functional.interpolate(part[None], (side_px, side_px), mode="bilinear")[0].square().sum(dim=0)
     return squares.sqrt().clamp_min(1e-12)
 

@@ -28,7 +28,8 @@ class DenseHead(nn.Module):
         self.dropout, self.norm = nn.Dropout2d(dropout), nn.BatchNorm2d(dim)
         self.linear = nn.Conv2d(dim, outputs, kernel_size=1)
         nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
+        with torch.no_grad():
+            self.linear.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, patch_BHWD: Tensor) -> Tensor:
         """Logits at the grid's resolution."""

@@ -100,11 +100,11 @@ def measured(depth_m: Metres, view: DepthView) -> NDArray[np.bool_]:
     return inside & (depth_m > view.min_m) & (depth_m < view.max_m)
 
 
-def predicted_depth(logits_BKHW: Tensor, height: int, width: int, view: DepthView) -> Metres:
+def predicted_depth(logits_BKHW: Tensor, size_hw: tuple[int, int], view: DepthView) -> Metres:
     """Metres (H, W) from the bins of a picture and of its mirror image (B = 2), averaged at the grid's resolution, upsampled, clamped."""
     depth_B1HW = depth_of(logits_BKHW, view)
     both = (depth_B1HW[:1] + depth_B1HW[1:].flip(-1)) / 2
-    upsampled = functional.interpolate(both, (height, width), mode="bilinear")[0, 0]
+    upsampled = functional.interpolate(both, size_hw, mode="bilinear")[0, 0]
     metres: Metres = upsampled.clamp(view.min_m, view.max_m).cpu().numpy()
     return metres
 

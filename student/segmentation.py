@@ -94,7 +94,8 @@ def distorted(picture: Pixels, generator: np.random.Generator) -> Pixels:
 
 
 def _clipped(x: NDArray[Any]) -> Pixels:
-    return np.clip(x, 0, 255).astype(np.uint8)
+    clipped: Pixels = np.clip(x, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def segmentation_loss(logits_BKHW: Tensor, masks_BHW: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class TextTower:
     def embed(self, texts: list[str]) -> Tensor:
         """(n, D) fp32 on the CPU, not normalised."""
         ids = self.tokenize([text.lower() for text in texts])
-        return torch.cat([self.embed_ids(part).float() for part in ids.split(_TEXTS_AT_ONCE)])
+        return torch.cat([self.embed_ids(part).float() for part in torch.split(ids, _TEXTS_AT_ONCE)])
 
     def project(self, images_ND: Tensor, kind: str) -> Tensor:
         """Image embeddings in the texts' space, from class tokens of a `kind` of `spec.CLS_KINDS`; raises BadInput when widths differ."""

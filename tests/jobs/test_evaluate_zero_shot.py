@@ -16,6 +16,7 @@ from eupe_pipeline.student.evaluation_record import evaluations_of
 from eupe_pipeline.student.export import ExportOptions, export
 from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.text_tower import load_text_tower
+from eupe_pipeline.teachers.tokens import Tokens
 from torch.nn import functional
 
 from ..student.test_adapter_chain import run_of
@@ -69,7 +70,7 @@ def test_a_student_goes_through_its_adapters_and_statistics(tiny_store: Any, sto
     cls_ND = embed_images(load_teacher(resolve_teacher(str(run))), dataset, np.arange(24), WHOLE).cls_ND
     assert cls_ND is not None
     with torch.no_grad():
-        adapted = student.adapters[0].cls(torch.from_numpy(cls_ND)).numpy()
+        adapted = student.adapters[0](Tokens(torch.from_numpy(cls_ND), torch.zeros(24, 1, 1, 48))).cls_BD.numpy()
     space = torch.from_numpy(tiny_store.features().statistics.denormalize_cls(adapted))
     assert tower.image_projection is not None
     logits = functional.normalize(space @ tower.image_projection.t(), dim=1) @ class_vectors(tower.embed).t()

@@ -1,16 +1,18 @@
 """Layouts of pictures with masks or depth, and what is read from them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from eupe_pipeline.storage.decode import BadImage
 from eupe_pipeline.storage.dense_pairs import depth_pairs, pairs_digest, read_classes, read_depth, segmentation_pairs
 from eupe_pipeline.storage.errors import BadInput
+from numpy.typing import NDArray
 from PIL import Image
 
 
-def save(path: Path, values: np.ndarray) -> None:  # type: ignore[type-arg]
+def save(path: Path, values: NDArray[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path)
 

@@ -45,7 +45,7 @@ def test_the_mirror_image_is_turned_back_before_the_mean() -> None:
     logits = torch.full((1, 256, 2, 2), -1.0)
     logits[0, 255, :, 0] = 1e6
     both = torch.cat([logits, logits.flip(-1)])
-    found = predicted_depth(both, 2, 2, VIEW)
+    found = predicted_depth(both, (2, 2), VIEW)
     assert found[0, 0] == pytest.approx(10, rel=1e-3)
     assert found[0, 1] == pytest.approx(5, rel=1e-3)
 
