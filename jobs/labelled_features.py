@@ -20,6 +20,7 @@ from ..storage.dataset import ImageDataset
 from ..storage.errors import BadInput
 from ..storage.features import FeatureReader
 from ..storage.indexing import build_index
+from ..storage.photometric import SEEN_BY
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec, draw, render
 from ..student.codes import mean_patch
@@ -178,7 +179,15 @@ def cached_images(reader: FeatureReader, limit: int | None, purpose: str) -> Int
 
 
 def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = lambda event: None) -> Embeddings:
-    """View 0 of each image from a feature set: class tokens and mean patch tokens in the teacher's own space."""
+    """View 0 of each image from a feature set: class tokens and mean patch tokens in the teacher's own space.
+
+    Raises `BadInput` for tokens of distorted views: an evaluation is of what a teacher says about the images themselves.
+    """
+    if "teacher" in SEEN_BY[reader.views.spec.photometric]:
+        raise BadInput(
+            f"{reader.key} holds tokens of distorted views (photometric {reader.views.spec.photometric}), which are not evaluated; "
+            "extract with --photometric none or student_only, best with --view-kind center"
+        )
     rows, statistics = images * reader.views.views_per_image, reader.statistics
 
     def chunk(start: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:

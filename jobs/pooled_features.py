@@ -21,7 +21,7 @@ from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec
 from ..storage.viewset import ViewSet
 from ..teachers.teacher import Teacher
-from .rendering import RenderedShard
+from .rendering import RenderedShard, input_of
 from .subjects import Model
 
 IMAGES_PER_SHARD = 512
@@ -72,10 +72,11 @@ def _fill(reader: FeatureReader, shard: int, teacher: Teacher, batch_size: int) 
     tokens.patch[:] = 0
     if tokens.cls is not None:
         tokens.cls[:] = 0
-    with RenderedShard(views, shard, drawn, {"model": teacher.spec}, batch_size, _RENDER_THREADS) as batches:
+    wanted = input_of(teacher.spec)
+    with RenderedShard(views, shard, drawn, [wanted], batch_size, _RENDER_THREADS) as batches:
         for batch in batches:
             here = slice(batch.first, batch.first + len(batch.digests))
-            cls_BD, mean_BD = pooled(teacher, batch.pixels["model"])
+            cls_BD, mean_BD = pooled(teacher, batch.pixels[wanted])
             tokens.patch[here] = mean_BD[:, None, None]
             if tokens.cls is not None and cls_BD is not None:
                 tokens.cls[here] = cls_BD

@@ -65,9 +65,15 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, on_event:
             if learner.metrics is not None and ranks.first:
                 learner.metrics.write({"step": done, **found})
                 on_event({"event": "evaluation", "step": done, "student": learner.name, **found})
+                on_event({"event": "note", "text": _words(done, learner.name, found)})
         ranks.wait()
 
     return after_step
+
+
+def _words(done: int, student: str, found: dict[str, Any]) -> str:
+    shown = [f"{name} {one[feature]['paper']:.1f} %" for name, one in found.items() for feature in ("cls", "mean_patch") if feature in one]
+    return f"step {done}: {student} {', '.join(shown)} (class token, mean patch token; paper's protocol)"
 
 
 def load_held_out(watch: Watch, store: FeatureStore, learner: Learner) -> HeldOut:

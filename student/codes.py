@@ -45,14 +45,11 @@ def normalised(tokens: Tensor, moments: Mapping[str, Tensor], kind: str) -> Tens
 def mean_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
     """Mean normalised patch token (B, D) of each view, fp32.
 
-    int8 codes become numbers a few views at a time, which stay in the processor's cache: 20 times as fast as a whole batch at once.
+    A few views at a time: their numbers stay in the processor's cache, which is several times as fast as a whole batch at once.
     """
-    if codec != "int8":
-        return decode_patch(codes, scale, codec).mean(dim=(1, 2))
-    assert scale is not None
-    codes_BND, scale_B1N = codes.flatten(1, 2), scale.float().flatten(1)[:, None]
-    mean_BD = torch.empty(len(codes), codes.shape[-1], device=codes.device)
-    for start in range(0, len(codes), _VIEWS_AT_ONCE):
-        part = slice(start, start + _VIEWS_AT_ONCE)
-        mean_BD[part] = torch.bmm(scale_B1N[part], codes_BND[part].float())[:, 0]
-    return mean_BD / codes_BND.shape[1]
+    parts = range(0, len(codes), _VIEWS_AT_ONCE)
+    scales = [None if scale is None else scale[start : start + _VIEWS_AT_ONCE] for start in parts]
+    found = [
+        decode_patch(codes[start : start + _VIEWS_AT_ONCE], own, codec).mean(dim=(1, 2)) for start, own in zip(parts, scales, strict=True)
+    ]
+    return torch.cat(found)

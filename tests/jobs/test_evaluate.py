@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from eupe_pipeline.jobs.evaluate import (
     EvaluationSize,
     compare,
@@ -22,11 +23,14 @@ from eupe_pipeline.jobs.evaluate import (
 )
 from eupe_pipeline.jobs.evaluate_linear import evaluate_linear
 from eupe_pipeline.jobs.labelled_features import open_data, split_folders
+from eupe_pipeline.jobs.subjects import open_model
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, CacheMismatch
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.evaluation import Embeddings
 from eupe_pipeline.student.evaluation_record import evaluations_of
 from eupe_pipeline.student.export import ExportOptions, export
+
+from ..student.test_export import make_run
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,19 @@ def test_an_exported_folder_is_evaluated_as_its_run_is(copied: Evaluable, form: 
     result = copied.knn(copied.home / "out" / form)
     assert result["cls"] == copied.knn(copied.run)["cls"]
     assert Path(result["record"]).parent == copied.home / "out" / form / "evaluations"
+
+
+def test_an_official_state_dict_and_its_folder_are_the_runs_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path / "home"))
+    run = make_run(tmp_path / "run", "eupe_vitt16", 32)
+    export(run, ExportOptions(("eupe",)), tmp_path / "out")
+    file = next((tmp_path / "out" / "eupe").glob("*.pth"))
+    pixels = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted = open_model(str(run)).load("cpu")(pixels)
+    for model in (open_model(str(tmp_path / "out" / "eupe")), open_model(str(file), size_px=32)):
+        assert model.spec.preprocessing.size_px == 32
+        torch.testing.assert_close(model.load("cpu")(pixels).patch_BHWD, wanted.patch_BHWD)
+    assert open_model(str(file)).folder.parent == tmp_path / "home" / "evaluations"
 
 
 def test_an_export_that_we_do_not_evaluate_says_which_we_do(copied: Evaluable) -> None:

@@ -49,6 +49,7 @@ def test_results_stand_in_metrics_and_tensorboard_and_are_told(tiny_store: Any, 
     assert set(line["knn"]) == {"cls", "mean_patch", "seconds"}
     assert 0 <= line["knn_average"]["cls"]["paper"] <= 100
     assert [event["step"] for event in seen if event["event"] == "evaluation"] == [2, 4, 6, 8]
+    assert "step 4: vit-mini knn " in next(event["text"] for event in seen if event["event"] == "note" and "step 4" in event["text"])
     events_file = next((tmp_path / "run" / "tensorboard").glob("events*"))
     assert b"knn/cls/paper" in events_file.read_bytes()
     assert row(tmp_path / "run")["loss"] == losses(tmp_path / "run")[-1]
