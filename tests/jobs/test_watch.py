@@ -12,8 +12,11 @@ from eupe_pipeline.jobs.watch import Watch
 from eupe_pipeline.pipeline.runs import row
 from eupe_pipeline.pipeline.training import watch_of
 from eupe_pipeline.storage.errors import BadInput, Interrupted
+from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.student.ranks import Ranks
 from eupe_pipeline.student.run import read_metrics
 
+from ..student.gloo import on_ranks
 from .test_train import RECIPE
 
 WATCH = Watch("knn", 2, "photos", 24)
@@ -78,3 +81,15 @@ def test_what_cannot_be_evaluated_is_refused_before_the_first_step(tiny_store: A
     with pytest.raises(BadInput, match="go together"):
         watch_of("knn", 2, None, 24)
     assert watch_of(None, 2, None, 24) is None
+
+
+def train_on_rank(ranks: Ranks, url: str, out: Path, watch: Watch | None) -> None:
+    recipe = replace(RECIPE, run=replace(RECIPE.run, steps=4, parallel="fsdp"))
+    train(recipe, FeatureStore.open(url), ["tiny-teacher"], data="photos", out=out, ranks=ranks, watch=watch)
+
+
+def test_sharded_students_are_evaluated_whole_and_train_as_before(tiny_store: Any, tmp_path: Path) -> None:
+    for name, watch in (("plain", None), ("watched", WATCH)):
+        on_ranks(2, tmp_path, train_on_rank, tiny_store.store.url, tmp_path / name, watch)
+    assert losses(tmp_path / "watched") == losses(tmp_path / "plain")
+    assert lines_of_evaluations(tmp_path / "watched") == [2, 4]
