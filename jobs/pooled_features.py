@@ -57,8 +57,7 @@ def _create(store: FeatureStore, views: ViewSet, model: Model) -> FeatureReader:
     means = {f"{kind}_mean": np.zeros(dim, np.float32) for kind, dim in dims.items()}
     statistics = Statistics.from_arrays({**means, **{f"{kind}_std": np.ones(dim, np.float32) for kind, dim in dims.items()}}, 0)
     layout = FeatureLayout(spec.cls_dim, spec.patch_dim, (1, 1), "fp32")
-    identity = features_identity(spec.identity(), views, statistics, {}, layout)
-    identity["layout"]["tokens"] = "mean"
+    identity = features_identity(spec.identity(), views, statistics, {"pooled": "mean of patch tokens"}, layout)
     return FeatureReader.create(store.objects, f"{spec.name}-pooled", views, identity, statistics)
 
 

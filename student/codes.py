@@ -50,6 +50,7 @@ def mean_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
     parts = range(0, len(codes), _VIEWS_AT_ONCE)
     scales = [None if scale is None else scale[start : start + _VIEWS_AT_ONCE] for start in parts]
     found = [
-        decode_patch(codes[start : start + _VIEWS_AT_ONCE], own, codec).mean(dim=(1, 2)) for start, own in zip(parts, scales, strict=True)
+        decode_patch(codes[start : start + _VIEWS_AT_ONCE], own, codec).flatten(1, -2).mean(dim=1)
+        for start, own in zip(parts, scales, strict=True)
     ]
     return torch.cat(found)
