@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.errors import CacheMismatch
+from ..storage.features import FeatureReader
 from ..storage.store import FeatureStore
 from ..student.devices import choose_device
 from ..student.evaluation import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, Embeddings
@@ -34,7 +35,7 @@ from .subjects import CachedModel, Model, cached_features_of, open_subject
 
 __all__ = [
     "EvaluationSize", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features", "knn_of_model",
-    "labels_as", "read_embeddings", "sample_images", "splits_of",
+    "labels_as", "mean_patch_name", "read_embeddings", "sample_images", "splits_of",
 ]  # fmt: skip
 
 
@@ -86,7 +87,9 @@ def evaluate_knn(
         device = choose_device(size.device).value
         found = compare(bank.embeddings, bank.labels, queries.embeddings, queries.labels, device=device, on_event=on_event)
         if isinstance(subject, CachedModel):
-            return {"train": protocol["train"]["features"], "test": protocol["test"]["features"], **found}
+            readers = [subject.over(split.dataset.digest) for split in (train, test)]
+            found[mean_patch_name(*readers)] = found.pop("mean_patch")
+            return {"train": readers[0].key, "test": readers[1].key, **found}
         return {"size_px": subject.spec.preprocessing.size_px, **found}
 
     return evaluated("knn", subject, protocol, compute, on_event)
@@ -115,7 +118,16 @@ def knn_of_features(store: FeatureStore, train: str, test: str, size: Evaluation
     names = bank.views.dataset.label_names
     labels = [labels_as(one.views.dataset, names)[images] for one, images in zip((bank, queries), chosen, strict=True)]
     result = compare(embedded[0], labels[0], embedded[1], labels[1])
+    result[mean_patch_name(bank, queries)] = result.pop("mean_patch")
     return {"train": bank.key, "test": queries.key, **result, "seconds": time.perf_counter() - started}
+
+
+def mean_patch_name(*readers: FeatureReader) -> str:
+    """What the mean over stored patch tokens is called: an approximation has a name of its own, so that nobody compares it unawares."""
+    layouts = [reader.layout for reader in readers]
+    sampled = "_sampled" if any(layout.tokens_per_view is not None for layout in layouts) else ""
+    resampled = "_resampled" if any(layout.resampled_from is not None for layout in layouts) else ""
+    return f"mean{sampled}{resampled}_patch"
 
 
 def compare(

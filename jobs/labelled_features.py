@@ -193,7 +193,8 @@ def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = l
     def chunk(start: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
         tokens = reader.read(rows[start : start + _READ_ROWS])
         scale = None if tokens.scale is None else torch.from_numpy(tokens.scale)
-        # The mean commutes with the de-normalisation, which is affine and the same for every token.
+        # The mean commutes with the de-normalisation, which is affine and the same for every token. Of a sampled set it is the mean of
+        # the stored tokens: see `evaluate.mean_patch_name`.
         mean_nD = statistics.denormalize_patch(mean_patch(torch.from_numpy(tokens.patch), scale, reader.codec).numpy())
         return None if tokens.cls is None else statistics.denormalize_cls(tokens.cls.astype(np.float32)), mean_nD
 

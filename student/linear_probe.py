@@ -1,10 +1,11 @@
 """The linear probe: multinomial logistic regression on frozen features, its regularisation chosen on held-out training images.
 
-The protocol of DINOv3's published logistic regression (L-BFGS, float64): minimise Σ cross-entropy + ‖W‖² / 2C, the bias free, for C = 10^p
-with 45 values of p from −6 to 5; the C that is best on a random tenth of the training images is fitted again on all of them, and only then
-the test images are looked at. Features are not standardised. Everything is float64: the problem is convex, so what an fp64 solver
-finds is *the* answer and any other solver's too. Start values come from the neighbouring C, which changes the time and not the result.
-Price: the features are held once in float64. Axes: N images, D channels, K classes.
+The protocol of DINOv3's published logistic regression (L-BFGS, float64): minimise Σ cross-entropy + ‖W‖² / 2C, the bias free, for C =
+10^p with 45 values of p from −6 to 5; the C that is best on a random tenth of the training images is fitted again on all of them, and
+only then the test images are looked at. Features are not standardised. Everything is float64: the problem is convex, so what an fp64
+solver finds is *the* answer and any other solver's too. That freedom is used for speed: the solver works in the features' principal axes,
+each scaled by its curvature, where it needs tens of steps instead of a thousand, and starts at the neighbouring C's solution. Price: the
+features are held twice in float64, and one eigenvalue problem of D × D. Axes: N images, D channels, K classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,28 +43,56 @@ class Sweep(NamedTuple):
     accuracies: dict[str, float]
 
 
-def fit(
-    features_ND: Tensor, labels_N: Tensor, classes: int, c: float, *, start: Probe | None = None, max_iterations: int = MAX_ITERATIONS
-) -> Probe:
-    """The minimiser of Σ cross-entropy + ‖W‖² / 2C, from `start` or from zero."""
-    count, dim = features_ND.shape
-    like = {"dtype": torch.float64, "device": features_ND.device}
-    weight = (torch.zeros(classes, dim, **like) if start is None else start.weight_KD.clone()).requires_grad_()  # type: ignore[call-overload]
+class _Axes(NamedTuple):
+    """Features in their principal axes: z = (x − mean) basis; the penalty ‖W‖² is the same there."""
+
+    z_ND: Tensor
+    mean_D: Tensor
+    basis_DD: Tensor
+    variance_D: Tensor
+
+    @classmethod
+    def of(cls, features_ND: Tensor) -> "_Axes":
+        mean_D = features_ND.mean(dim=0)
+        centred_ND = features_ND - mean_D
+        variance_D, basis_DD = torch.linalg.eigh(centred_ND.t() @ centred_ND / len(features_ND))
+        return cls(centred_ND @ basis_DD, mean_D, basis_DD, variance_D.clamp_min(0))
+
+    def back(self, weight_KD: Tensor, bias_K: Tensor) -> Probe:
+        """A classifier of z as one of x."""
+        original_KD = weight_KD @ self.basis_DD.t()
+        return Probe(original_KD, bias_K - original_KD @ self.mean_D)
+
+
+def fit(features_ND: Tensor, labels_N: Tensor, classes: int, c: float, *, max_iterations: int = MAX_ITERATIONS) -> Probe:
+    """The minimiser of Σ cross-entropy + ‖W‖² / 2C over float64 features."""
+    axes = _Axes.of(features_ND)
+    return axes.back(*_fit(axes, labels_N, classes, c, None, max_iterations))
+
+
+def _fit(axes: _Axes, labels_N: Tensor, classes: int, c: float, start: Probe | None, max_iterations: int = MAX_ITERATIONS) -> Probe:
+    """The solution for z, from `start` or from zero."""
+    count, dim = axes.z_ND.shape
+    # Along an axis the loss curves by about its variance / K, the penalty by 1 / CN: scaled by that, all directions curve alike.
+    scale_D = (axes.variance_D / classes + 1 / (c * count)).sqrt()
+    like = {"dtype": torch.float64, "device": axes.z_ND.device}
+    scaled = (torch.zeros(classes, dim, **like) if start is None else start.weight_KD * scale_D).requires_grad_()  # type: ignore[call-overload]
     bias = (torch.zeros(classes, **like) if start is None else start.bias_K.clone()).requires_grad_()  # type: ignore[call-overload]
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iterations, tolerance_grad=_GRADIENT_TOLERANCE, tolerance_change=1e-12, history_size=10,
+        [scaled, bias], max_iter=max_iterations, tolerance_grad=_GRADIENT_TOLERANCE, tolerance_change=1e-12, history_size=10,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def objective() -> Tensor:
         solver.zero_grad()
+        weight_KD = scaled / scale_D
         # Divided by N: the same minimiser, and tolerances that mean the same for any N.
-        loss = functional.cross_entropy(features_ND @ weight.t() + bias, labels_N) + weight.square().sum() / (2 * c * count)
+        loss = functional.cross_entropy(axes.z_ND @ weight_KD.t() + bias, labels_N) + weight_KD.square().sum() / (2 * c * count)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     solver.step(objective)  # type: ignore[no-untyped-call]
-    return Probe(weight.detach(), bias.detach())
+    return Probe((scaled / scale_D).detach(), bias.detach())
 
 
 def hold_out(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -90,12 +119,11 @@ def sweep(
     Of equally good powers the smallest is taken: the most regularised.
     """
     fitted, validation = hold_out(len(labels_N), seed)
-    train_ND, train_labels = features_ND[fitted].double(), labels_N[fitted]
     test_ND, test_labels = features_ND[validation].double(), labels_N[validation]
-    accuracies, probe = dict(known or {}), None
+    axes, accuracies, probe = _Axes.of(features_ND[fitted].double()), dict(known or {}), None
     for power in sorted(powers):
         if f"{power:g}" not in accuracies:
-            probe = fit(train_ND, train_labels, classes, 10.0**power, start=probe)
-            accuracies[f"{power:g}"] = probe.percent_right(test_ND, test_labels)
+            probe = _fit(axes, labels_N[fitted], classes, 10.0**power, probe)
+            accuracies[f"{power:g}"] = axes.back(*probe).percent_right(test_ND, test_labels)
             on_value(accuracies)
     return Sweep(max(sorted(powers), key=lambda power: accuracies[f"{power:g}"]), accuracies)

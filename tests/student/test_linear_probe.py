@@ -6,6 +6,7 @@ import torch
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.student.linear_probe import POWERS, fit, hold_out, sweep
 from torch import Tensor
+from torch.nn import functional
 
 
 def blobs(count: int, classes: int = 3, noise: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -36,9 +37,20 @@ def test_the_solution_is_newtons(c: float) -> None:
 
 
 def test_where_it_starts_does_not_matter() -> None:
-    x, y = blobs(90, noise=2.0)
-    cold, warm = fit(x, y, 3, 1.0), fit(x, y, 3, 1.0, start=fit(x, y, 3, 0.01))
-    torch.testing.assert_close(cold.weight_KD, warm.weight_KD, atol=1e-4, rtol=1e-4)
+    x, y = blobs(200, noise=2.0)
+    cold, warm = sweep(x, y, 3, powers=(0.0,)), sweep(x, y, 3, powers=(-2.0, -1.0, 0.0))
+    assert cold.accuracies["0"] == warm.accuracies["0"]
+
+
+@pytest.mark.parametrize("c", [1e-4, 1.0, 1e4])
+def test_the_gradient_vanishes_for_features_of_very_different_lengths(c: float) -> None:
+    x, y = blobs(150, noise=2.0)
+    x = torch.cat([x * torch.tensor([1e-3, 1e-2, 0.1, 1.0, 10.0, 50.0]), x[:, :1] * 2], dim=1)  # two channels say the same
+    probe = fit(x, y, 3, c)
+    weight, bias = probe.weight_KD.clone().requires_grad_(), probe.bias_K.clone().requires_grad_()
+    loss = functional.cross_entropy(x @ weight.t() + bias, y) + weight.square().sum() / (2 * c * 150)
+    gradients = torch.autograd.grad(loss, (weight, bias))
+    assert max(one.abs().max().item() for one in gradients) < 1e-4
 
 
 def test_a_tenth_is_held_out_always_the_same_and_never_fitted() -> None:
