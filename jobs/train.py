@@ -37,6 +37,7 @@ from .reading_leases import leases
 from .run_mirror import is_url, mirrored
 from .start_checks import check_pixels, check_teachers
 from .train_data import Part, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
+from .watch import Watch, watching
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -57,13 +58,15 @@ def train(
     follow_s: float | None = None,
     ranks: Ranks = ALONE,
     stop_asked: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train into `out`, a folder or a URL, and return the summary; with `already: True` and at once when that run is finished.
 
     `features` are names or keys of feature sets over the dataset `data`, or over those of `recipe.data.shares`. With `teacher.source =
     "live"`, `live_teachers` names the teacher of each feature set in the same order, or `proxy` is the run folder behind the only one: the
     sets then give views and statistics. With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds
-    theirs under `students`. With `follow_s`, shards that are missing are waited for, so many seconds after the last one came.
+    theirs under `students`. `watch` evaluates them while they train. With `follow_s`, shards that are missing are waited for, so many
+    seconds after the last one came.
     Raises `BadInput` and `CacheMismatch` before any step.
     """
     mirror = mirrored(str(out), ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
@@ -84,12 +87,15 @@ def train(
             runs = student_runs(recipe, students, home)
             for own, _ in runs.values():
                 refuse_other_grids(own, source.specs)
-            summaries = begin_runs(runs, source, origins or {}, ranks, told)
+            summaries = begin_runs(runs, source, parts, origins or {}, ranks, told)
             open_runs = {name: run for name, run in runs.items() if name not in summaries}
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
                 order = run_order(recipe, parts, store, follow_s)
-                trained = Trainer(learners, source, joined_views(parts), order, on_event=told, stop_asked=stop_asked).train()
+                after_step = watching(watch, store, learners[0], told)
+                trained = Trainer(
+                    learners, source, joined_views(parts), order, on_event=told, stop_asked=stop_asked, after_step=after_step
+                ).train()
                 summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
     if len(runs) == 1:
         return next(iter(summaries.values()))
@@ -133,13 +139,19 @@ def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dic
 
 
 def begin_runs(
-    runs: Mapping[str, tuple[TrainRecipe, RunFolder]], source: TargetSource, origins: Mapping[str, str], ranks: Ranks, on_event: OnEvent
+    runs: Mapping[str, tuple[TrainRecipe, RunFolder]],
+    source: TargetSource,
+    parts: Sequence[Part],
+    origins: Mapping[str, str],
+    ranks: Ranks,
+    on_event: OnEvent,
 ) -> dict[str, dict[str, Any]]:
     """Record what each run is, or check that the run which stands there is the same; returns the summaries of finished ones."""
     summaries = {}
+    views = [part.views.key for part in parts]  # live teachers' identities do not name them
     for name, (recipe, folder) in runs.items():
         if ranks.first:
-            folder.begin(recipe, origins, {"targets": source.identities(), "init_from": _initial_identity(recipe)})
+            folder.begin(recipe, origins, {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)})
         ranks.wait()
         if (finished := folder.finished()) is not None:
             summaries[name] = {**finished, "already": True}

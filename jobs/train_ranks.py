@@ -28,6 +28,7 @@ from .ray_session import ray_session
 from .run_mirror import is_url, local_copy
 from .train import train
 from .train_data import open_parts
+from .watch import Watch
 
 OnEvent = Callable[[dict[str, Any]], None]
 MAX_RESTARTS = 3
@@ -51,6 +52,7 @@ class TrainOrder:
     allow_random_weights: bool = False
     follow_s: float | None = None
     shard_cache: Path | None = None
+    watch: Watch | None = None
 
 
 class _Board:
@@ -208,6 +210,7 @@ def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callabl
         order.recipe, FeatureStore.open(order.store, shard_cache=order.shard_cache), order.features, data=order.data, out=order.out,
         proxy=order.proxy, live_teachers=order.live_teachers, students=order.students, origins=order.origins, on_event=on_event,
         ranks=ranks, stop_asked=stop_asked, allow_random_weights=order.allow_random_weights, follow_s=order.follow_s,
+        watch=order.watch,
     )  # fmt: skip
 
 

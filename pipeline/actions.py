@@ -73,15 +73,6 @@ def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mappi
     return plan_extraction(store, options, PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values))
 
 
-def knn(*, model: str, store: str, train_set: str, test_set: str, on_event: OnEvent, **size: Any) -> Mapping[str, Any]:
-    """Return the model's kNN accuracies in percent, by the paper's protocol and the official code's; `size`: EvaluationSize's fields."""
-    from ..jobs.evaluate import EvaluationSize
-    from ..jobs.evaluate import knn as knn_job
-    from ..storage.store import FeatureStore
-
-    return knn_job(model, FeatureStore.open(store), train_set, test_set, size=EvaluationSize(**size), on_event=on_event)
-
-
 def _request(teacher: str | None, weights: Path | None) -> Any:
     from ..jobs.extract import TeacherRequest
 

@@ -235,6 +235,10 @@ def plan(as_json: bool, **values: Any) -> None:
                  help="Shards that are not there: compute them first, by the set's teacher (or --teacher), for later runs as well."),
     click.option("--views", "new_views", type=click.IntRange(1), default=1, show_default=True, help="Of sets that --on-miss begins."),
     click.option("--shard-cache", type=FOLDER, default=None, help="Whole shards of a remote store are kept here; default: ~/.cache."),
+    click.option("--evaluate", "evaluation", type=click.Choice(["knn"]), default=None, help="Measure the student while it trains."),
+    click.option("--every", type=click.IntRange(1), default=2000, show_default=True, help="Steps between two of these."),
+    click.option("--evaluate-data", default=None, metavar="NAME", help="Labelled dataset that is not trained on, for --evaluate."),
+    click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True, help="Of it; half are the neighbours."),
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(as_json: bool, **values: Any) -> None:
@@ -249,22 +253,121 @@ def evaluate() -> None:
     """Measure how good features are."""
 
 
+ANY_STORE = click.option("--store", default=None, metavar="URL", help="Feature store; default: one below $EUPE_PIPELINE_HOME.")
+RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
+INPUT_SIZE = click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the model's.")
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+SEED = click.option("--seed", type=int, default=0, show_default=True)
+EVALUATED_WEIGHTS = click.option("--weights", type=click.Path(path_type=Path), default=None, help="A named teacher's weight file.")
+CLASSIFIED = (
+    ANY_STORE,
+    click.option("--data", default=None, metavar="DIR", help="Folder with train/ and val/, each with a folder a class."),
+    click.option("--train", "train_set", default=None, help="Dataset of the store, folder or Parquet files to learn from."),
+    click.option("--test", "test_set", default=None, help="Dataset of the store, folder or Parquet files that is classified."),
+    click.option("--train-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
+    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
+    INPUT_SIZE,
+    click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
+                 help="Of the shorter side; 0.875 is the official code's resize to 256 and crop to 224."),
+    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+
+
+@evaluate.command()
+@click.argument("model")
+@options(*CLASSIFIED)
+def knn(as_json: bool, **values: Any) -> None:
+    """Classify by nearest neighbours. MODEL: a run's folder, an exported folder, a teacher, or a feature set (read, not computed)."""
+    from . import evaluations
+
+    run(evaluations.knn, as_json, **values)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(*CLASSIFIED, SEED)
+def linear(as_json: bool, **values: Any) -> None:
+    """Fit a linear probe on MODEL's class tokens (L-BFGS; its regularisation chosen on a tenth of the training images)."""
+    from . import evaluations
+
+    run(evaluations.linear, as_json, **values)
+
+
+DENSE_DATA = click.option("--data", type=FOLDER, required=True, metavar="DIR", help="The dataset's folder, in its published layout.")
+DENSE_SIDE = click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input side; default: official.")
+HEAD = (
+    DENSE_DATA,
+    click.option("--steps", type=click.IntRange(2), default=None, help="Of the head's training; default: the official schedule."),
+    click.option("--batch-size", type=click.IntRange(2), default=None, help="Pictures of a step; default: 16, the official."),
+    DENSE_SIDE,
+    click.option("--evaluate-every", type=click.IntRange(1), default=5000, show_default=True, help="Steps between measurements."),
+    SEED, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+
+
 @evaluate.command()
 @click.argument("model")
 @options(
-    STORE,
-    click.option("--train", "train_set", required=True, help="Dataset of the neighbours."),
-    click.option("--test", "test_set", required=True, help="Dataset that is classified."),
-    click.option("--train-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the model's own."),
-    JSON,
+    *HEAD,
+    click.option("--classes", type=click.IntRange(2), default=None, help="Number of classes; default: as in the training masks."),
+    click.option("--zero-ignored/--zero-counts", "zero_is_ignored", default=None, help="Is class 0 nothing? Default: for ADE20k."),
+    click.option("--ignore-index", "ignore", type=int, default=255, show_default=True, help="Value of masks that means nothing."),
 )
-def knn(as_json: bool, **values: Any) -> None:
-    """Classify by nearest neighbours: MODEL is a run's folder, or a teacher whose features are cached for both datasets."""
-    from . import actions
+def segmentation(as_json: bool, **values: Any) -> None:
+    """Train a linear head on MODEL's patch tokens and measure mIoU: ADE20k's layout, or images/ and masks/."""
+    from . import evaluations
 
-    run(actions.knn, as_json, **values)
+    run(evaluations.segmentation, as_json, **values)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    *HEAD,
+    click.option("--nyu-crops/--whole", "nyu_crops", default=None, help="NYU's frame and Eigen's crop? Default: with nyu_train.txt."),
+    click.option("--per-metre", type=click.FloatRange(0, min_open=True), default=1000.0, show_default=True, help="Units of a PNG in 1 m."),
+)
+def depth(as_json: bool, **values: Any) -> None:
+    """Train a linear head over bins on MODEL's patch tokens and measure depth: NYUv2's layout, or images/ and depth/."""
+    from . import evaluations
+
+    run(evaluations.depth, as_json, **values)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    DENSE_DATA, DENSE_SIDE, click.option("--split", type=click.Choice(["trn", "val", "test"]), default="test", show_default=True),
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+def correspondence(as_json: bool, **values: Any) -> None:
+    """Find keypoints again by MODEL's patch tokens, without training: SPair-71k's layout, PCK@0.1."""
+    from . import evaluations
+
+    run(evaluations.correspondence, as_json, **values)
+
+
+@evaluate.command("zero-shot")
+@click.argument("model")
+@options(
+    ANY_STORE,
+    click.option("--data", "test_set", required=True, help="Dataset of the store, folder or Parquet files that is classified."),
+    click.option("--text", type=FOLDER, required=True, metavar="DIR", help="Text tower: a transformers or open_clip folder."),
+    click.option("--classes", type=click.Path(dir_okay=False, path_type=Path), default=None, metavar="TOML", help="Names and templates."),
+    click.option("--teacher", default=None, help="The teacher whose space the text tower shares; with a student's adapters."),
+    click.option("--proxy", type=FOLDER, default=None, help="The proxy's run, when MODEL was taught by one."),
+    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
+    INPUT_SIZE,
+    click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
+    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+def zero_shot(as_json: bool, **values: Any) -> None:
+    """Classify by descriptions in a text tower's space, which a student reaches through its adapters and their statistics."""
+    from . import evaluations
+
+    run(evaluations.zero_shot, as_json, **values)
 
 
 @cli.group()
@@ -495,7 +598,7 @@ def report(as_json: bool, **values: Any) -> None:
     click.option("--proxy", type=click.Path(file_okay=False, path_type=Path), default=None,
                  help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
     click.option("--evaluation", "evaluations", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
-                 help="JSON result of `evaluate` for the model card; repeatable."),
+                 help="Another JSON result for the model card, beside those in RUN's evaluations; repeatable."),
     JSON,
 )  # fmt: skip
 def export(as_json: bool, run_folder: Path, **values: Any) -> None:

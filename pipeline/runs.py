@@ -26,7 +26,7 @@ def list_runs(*, folder: Path, on_event: OnEvent) -> dict[str, Any]:
 def show_run(*, out: Path, on_event: OnEvent) -> dict[str, Any]:
     """Return one run's state, last losses, targets and recipe; raises BadInput when it is not one."""
     record = read_run(out)
-    last = record.metrics[-1] if record.metrics else {}
+    last: dict[str, Any] = next((line for line in reversed(record.metrics) if "loss" in line), {})
     recipe = {key: {"value": value, "origin": record.origins.get(key, "not recorded")} for key, value in leaves(record.recipe)}
     return {"run": str(out), **row(out), "losses": last.get("losses", {}), "targets": targets(out), "recipe": recipe}
 
@@ -49,7 +49,7 @@ def compare_runs(*, outs: Sequence[Path], on_event: OnEvent) -> dict[str, Any]:
 def row(out: Path) -> dict[str, Any]:
     """Return what a run is and how far, as one line."""
     record = read_run(out)
-    last = record.metrics[-1] if record.metrics else {}
+    last: dict[str, Any] = next((line for line in reversed(record.metrics) if "loss" in line), {})
     return {
         "stage": record.recipe.get("stage"),
         "student": record.recipe.get("student", {}).get("architecture"),

@@ -7,19 +7,24 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import BadInput
 from .actions import recipe_table
 from .progress import OnEvent
 from .recipe_files import ResolvedRecipe, load_recipe
 
+if TYPE_CHECKING:
+    from ..jobs.watch import Watch
+
 
 def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequence[str], recipe: str | None,
           settings: Sequence[str], out: Path | str, proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None,
           live_teachers: Sequence[str] = (), students: Sequence[str] = (), workers: int = 0, address: str | None = None,
           allow_random_weights: bool = False, follow_minutes: float | None = None,
-          shard_cache: Path | None = None, on_miss: str = "refuse", new_views: int = 1) -> Mapping[str, Any]:  # fmt: skip
+          shard_cache: Path | None = None, on_miss: str = "refuse", new_views: int = 1,
+          evaluation: str | None = None, every: int = 2000, evaluate_data: str | None = None,
+          evaluate_images: int = 2000) -> Mapping[str, Any]:  # fmt: skip
     """Run or resume one stage of distillation; with `dry_run` only say what it would need. Raises BadInput.
 
     `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some.
@@ -39,6 +44,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
     cache = shard_cache or weights_folder().parent / "shards"
     opened = FeatureStore.open(store, shard_cache=cache)
     follow_s = None if follow_minutes is None else 60 * follow_minutes
+    watch = watch_of(evaluation, every, evaluate_data, evaluate_images)
     if dry_run:
         from ..jobs.train_plan import plan_training
 
@@ -55,7 +61,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
         from ..jobs.train_ranks import TrainOrder, train_on_workers
 
         order = TrainOrder(resolved.recipe, store, list(features), dataset, out, proxy, live_teachers, students, resolved.origins,
-                           allow_random_weights, follow_s, cache)  # fmt: skip
+                           allow_random_weights, follow_s, cache, watch)  # fmt: skip
         return train_on_workers(order, workers, address=address, on_event=on_event)
     if address is not None:
         raise BadInput("--address is a Ray cluster's, and without --workers the training runs in this process; give --workers as well")
@@ -64,6 +70,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
     return train_job(
         resolved.recipe, opened, list(features), data=dataset, out=out, proxy=proxy, live_teachers=live_teachers, students=students,
         on_event=on_event, origins=resolved.origins, allow_random_weights=allow_random_weights, follow_s=follow_s,
+        watch=watch,
     )  # fmt: skip
 
 
@@ -81,6 +88,15 @@ def data_setting(data: Sequence[str]) -> tuple[str, list[str]]:
 def student_setting(students: Sequence[str]) -> list[str]:
     """One student is a recipe value like any other, with its origin; several have a run each."""
     return [f"student.architecture={students[0]}"] if len(students) == 1 else []
+
+
+def watch_of(evaluation: str | None, every: int, data: str | None, images: int) -> "Watch | None":
+    """The evaluation that goes on beside the training, None when none was asked for; raises BadInput for half of one."""
+    from ..jobs.watch import Watch
+
+    if (evaluation is None) != (data is None):
+        raise BadInput("--evaluate and --evaluate-data go together: which evaluation, and on which labelled dataset that is not trained on")
+    return None if evaluation is None or data is None else Watch(evaluation, every, data, images)
 
 
 def check_live_teachers(resolved: ResolvedRecipe, features: Sequence[str], proxy: Path | None, live_teachers: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..storage.codec import INT4_GROUP, INT8_SQUARE
 
+_VIEWS_AT_ONCE = 8
+
 
 def decode_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
     """Normalised fp32 tokens (B, H, W, D), or (B, T, D), from codes (…, D or, for int4, D / 2) and their scales."""
@@ -38,3 +40,17 @@ def normalised(tokens: Tensor, moments: Mapping[str, Tensor], kind: str) -> Tens
     centred = tokens - moments[f"{kind}_mean"]
     matrix = moments.get(f"{kind}_matrix")
     return centred / moments[f"{kind}_std"] if matrix is None else centred @ matrix.T
+
+
+def mean_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
+    """Mean normalised patch token (B, D) of each view, fp32.
+
+    A few views at a time: their numbers stay in the processor's cache, which is several times as fast as a whole batch at once.
+    """
+    parts = range(0, len(codes), _VIEWS_AT_ONCE)
+    scales = [None if scale is None else scale[start : start + _VIEWS_AT_ONCE] for start in parts]
+    found = [
+        decode_patch(codes[start : start + _VIEWS_AT_ONCE], own, codec).flatten(1, -2).mean(dim=1)
+        for start, own in zip(parts, scales, strict=True)
+    ]
+    return torch.cat(found)

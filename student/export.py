@@ -28,6 +28,7 @@ from ..storage.store import FeatureStore
 from ..teachers.licences import Terms
 from ..teachers.official import from_official, to_official
 from .adapter_chain import write_chain
+from .evaluation_record import evaluations_of
 from .lineage import Trained, open_trained, teachers_of
 from .model_card import model_card
 from .usage_examples import usage_example
@@ -50,7 +51,7 @@ class ExportOptions:
     proxy: Path | None = None
     """The run of stage 1, when the student was taught by a proxy."""
     evaluations: tuple[Path, ...] = field(default=())
-    """JSON results of `evaluate` for the model card."""
+    """Further JSON results for the model card; those of `evaluate` are found in the run's folder."""
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -66,7 +67,7 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
     """Write `out`/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
     trained = open_trained(run, options.size_px)
     _need_plain(trained)
-    terms, evaluations = teachers_of(run, options.proxy), [_read_evaluation(path) for path in options.evaluations]
+    terms, evaluations = teachers_of(run, options.proxy), [*evaluations_of(run), *(_read_evaluation(path) for path in options.evaluations)]
     written: dict[str, Any] = {}
     for number, form in enumerate(options.formats):
         on_event({"event": "progress", "stage": f"export {form}", "done": number, "total": len(options.formats), "unit": "formats"})

@@ -20,6 +20,7 @@ _TITLES = {
     "onnx": "an ONNX graph",
     "executorch": "ExecuTorch programs for XNNPACK",
 }
+_ON_THE_WAY = ("by_step", "validation_by_power")
 _OUTPUT = "Outputs: a class token per picture, and a grid of patch tokens (rows top to bottom, columns left to right), both normed."
 
 
@@ -38,7 +39,8 @@ def model_card(
         "Use": f"    python usage.py PICTURE\n\n```python\n{usage}```",
         "This file against the trained student": _table(facts),
         "Licence": _licence(terms),
-        "Evaluations": "\n\n".join(_code(one) for one in evaluations) or "None was given to this export.",
+        "Evaluations": "\n\n".join(_evaluation(one) for one in evaluations)
+        or "Nobody has evaluated this run yet: `eupe-pipeline evaluate`.",
         "Training": _training(trained.run),
         "Identity": f"Weights of the trained student: sha256 {trained.weights_sha256}. Files here: `sha256sum -c SHA256SUMS`.",
     }
@@ -75,6 +77,14 @@ def _feature_identity(target: Mapping[str, Any]) -> dict[str, Any]:
     identity = target.get("identity", {})
     kept = {key: value for key, value in target.items() if key != "identity"}
     return {**kept, **{key: identity[key] for key in ("views", "statistics", "layout", "teacher") if key in identity}}
+
+
+def _evaluation(one: Mapping[str, Any]) -> str:
+    """Results under their name, then the protocol that they depend on; measurements on the way are left out."""
+    if "protocol" not in one:
+        return _code(one)
+    results = {name: value for name, value in one["results"].items() if name not in _ON_THE_WAY}
+    return f"{one['evaluation']}:\n\n{_code(results)}\n\nby the protocol\n\n{_code(one['protocol'])}"
 
 
 def _table(facts: Mapping[str, Any]) -> str:

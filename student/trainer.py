@@ -64,7 +64,9 @@ class Trainer:
         *,
         on_event: OnEvent = lambda event: None,
         stop_asked: Callable[[], bool] = lambda: False,
+        after_step: Callable[[Sequence[Learner], int], None] = lambda learners, done: None,
     ) -> None:
+        self.after_step = after_step
         self.learners, self.source, self.order, self.stop_asked = list(learners), source, order, stop_asked
         first = self.learners[0]
         self.recipe, self.ranks, self.device = first.recipe, first.ranks, first.device.value
@@ -138,9 +140,16 @@ class Trainer:
                 learners = self.step(batch)
                 self.clock.steps += 1
                 done = step + 1
+                self._call_after_step(learners, done)
                 if done % self.recipe.run.log_every == 0 or done == steps:
                     self._log(learners, batch, done, steps)
                 self._keep(learners, done, steps)
+
+    def _call_after_step(self, learners: Sequence[Learner], done: int) -> None:
+        """What is done between steps and is no training (evaluations); its time is left out of the run's clock."""
+        begun = time.perf_counter()
+        self.after_step(learners, done)
+        self.clock.started += time.perf_counter() - begun
 
     def step(self, batch: Batch) -> list[Learner]:
         """One optimiser step of every learner that has not taken it yet; returns those."""

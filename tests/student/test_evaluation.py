@@ -1,10 +1,12 @@
 """kNN by both protocols: by hand, against a plain loop, and what is refused."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput
-from eupe_pipeline.student.evaluation import embed, knn_official, knn_paper
+from eupe_pipeline.student.evaluation import embed, knn, knn_official, knn_paper
 from eupe_pipeline.teachers.tokens import Tokens
 from numpy.typing import NDArray
 
@@ -70,6 +72,27 @@ def test_the_official_protocol_equals_a_plain_loop(k: int) -> None:
 def test_ks_beyond_the_training_set_are_left_out() -> None:
     (bank, bank_labels), (queries, truth) = clouds(1, 50), clouds(2, 20)
     assert list(knn_official(bank, bank_labels, queries, truth)) == [10, 20]
+
+
+def test_both_protocols_of_one_search_are_those_of_two_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    (bank, bank_labels), (queries, truth) = clouds(1, 300), clouds(2, 101)
+    whole, heard = knn(bank, bank_labels, queries, truth), list[int]()
+    assert whole.paper == knn_paper(bank, bank_labels, queries, truth)
+    assert whole.official == knn_official(bank, bank_labels, queries, truth)
+    monkeypatch.setattr("eupe_pipeline.student.evaluation._CHUNK_SIMILARITIES", 300 * 40)
+    assert knn(bank, bank_labels, queries, truth, on_done=heard.append) == whole
+    assert heard == [40, 80, 101]
+
+
+@pytest.mark.long
+def test_full_cifar_10_takes_less_than_a_minute_for_each_feature() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 10, 60_000)
+    features = (generator.normal(size=(10, 1280))[truth] * 0.1 + generator.normal(size=(60_000, 1280))).astype(np.float32)
+    started = time.perf_counter()
+    found = knn(features[:50_000], truth[:50_000], features[50_000:], truth[50_000:])
+    assert time.perf_counter() - started < 60
+    assert found.paper > 50
 
 
 def test_too_few_training_images_are_refused() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.identity import file_sha256
+from eupe_pipeline.student.evaluation_record import keep_record
 from eupe_pipeline.student.export import FORMATS, ExportOptions, export
 from eupe_pipeline.student.importing import import_weights
 from eupe_pipeline.student.lineage import hub_name, open_trained
@@ -102,7 +103,7 @@ class TestFolder:
         assert "DINOv3 License" in card
         assert '"seed": 7' in card
         assert "feed" * 16 in card
-        assert "None was given to this export" in card
+        assert "Nobody has evaluated this run yet" in card
         assert (exported[form] / "usage.py").read_text() in card
 
     def test_its_record_names_the_student_and_its_weights(self, exported: dict[str, Path], form: str) -> None:
@@ -129,6 +130,16 @@ def test_import_of_an_export_gives_bitwise_the_runs_tensors(
     found = open_trained(tmp_path / "taken").encoder.state_dict()
     assert ours.keys() == found.keys()
     assert all(torch.equal(found[name], ours[name]) for name in ours)
+
+
+def test_evaluations_of_the_run_stand_in_the_card_without_being_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "vit-mini", 32)
+    keep_record(run, "segmentation", {"data": "ade"}, {"miou": 41.25, "by_step": {"1": "on the way"}}, 2.0)
+    export(run, ExportOptions(("timm",)), tmp_path / "out")
+    card = (tmp_path / "out" / "timm" / "README.md").read_text()
+    assert '"miou": 41.25' in card
+    assert '"data": "ade"' in card
+    assert "on the way" not in card
 
 
 def test_an_evaluation_given_to_the_export_stands_in_the_card(mini_run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Monocular depth of a model by a linear head over bins: NYUv2's layout, or any folder of pictures and depth.
+
+See `student.depth` for the protocol and `storage.dense_pairs` for the layouts. NYU's white frame and Eigen's crop are applied to pictures
+that are listed in NYU's files, and to others when asked for.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..storage.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, pairs_digest, read_depth, read_picture
+from ..storage.errors import BadInput
+from ..student.dense_head import NYU_RECIPE, DenseHead, HeadRecipe
+from ..student.depth import (
+    BINS,
+    DepthView,
+    Metres,
+    Pixels,
+    depth_metrics,
+    measured,
+    predicted_depth,
+    training_depth_loss,
+    training_view,
+)
+from ..teachers.teacher import Teacher
+from .dense_tokens import patch_tokens, stacked
+from .evaluate_dense import DenseEvaluation, DenseOptions, generator_of, open_dense_model, places_of, run_dense, said_progress
+from .labelled_features import OnEvent
+
+_THREADS = 2
+
+Batch = tuple[Pixels, list[tuple[int, int]], Tensor]
+
+
+@dataclass(frozen=True)
+class DepthOptions:
+    """What is particular to depth."""
+
+    nyu_crops: bool | None = None
+    """Cut NYU's white frame off and measure inside Eigen's crop; None: for NYU's lists of files."""
+    per_metre: float = NYU_PER_METRE
+    """Units of a PNG in a metre."""
+    view: DepthView = field(default_factory=DepthView)
+    head: HeadRecipe = NYU_RECIPE
+
+
+def evaluate_depth(
+    model: str, data: Path, options: DenseOptions, own: DepthOptions | None = None, on_event: OnEvent = lambda event: None
+) -> dict[str, Any]:
+    """rmse (m), abs_rel and delta1 on the validation pictures, means over pictures; kept beside the model."""
+    own = own or DepthOptions()
+    crops = (data / "nyu_train.txt").is_file() if own.nyu_crops is None else own.nyu_crops
+    view, recipe = replace(own.view, nyu_crops=crops), options.recipe(own.head)
+    if options.size_px is not None:
+        view = replace(view, crop_hw=(options.size_px, options.size_px))
+    subject = open_dense_model(model, options)
+    pairs = {split: depth_pairs(data, split) for split in ("train", "val")}
+    protocol = {
+        "data": {split: {"pictures": len(several), "digest": pairs_digest(several)} for split, several in pairs.items()},
+        "bins": BINS, "per_metre": own.per_metre, "layers": "last, normed patch tokens", "mirrored_too": True,
+        "head": {"dropout": 0.0, "batch_norm": True, **recipe.identity()}, "view": asdict(view),
+    }  # fmt: skip
+    if options.dry_run:
+        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
+    evaluation = DenseEvaluation(
+        "depth", recipe, BINS, 0.0,
+        make_batch=lambda step: _batch(pairs["train"], own.per_metre, view, recipe, options.seed, step),
+        loss_of=lambda teacher, head, batch, step: _loss(teacher, head, batch, step, view),
+        measure=lambda teacher, head: _measure(teacher, head, pairs["val"], own.per_metre, view, on_event),
+    )  # fmt: skip
+    return run_dense(evaluation, subject, protocol, options, on_event)
+
+
+def _read(pair: Pair, per_metre: float) -> tuple[Pixels, Metres]:
+    picture, depth_m = read_picture(pair.picture), read_depth(pair.target, per_metre)
+    if picture.shape[:2] != depth_m.shape:
+        raise BadInput(f"{pair.target} has {depth_m.shape} pixels and its picture {picture.shape[:2]}; both must be of one size")
+    return picture, depth_m
+
+
+def _batch(pairs: list[Pair], per_metre: float, view: DepthView, recipe: HeadRecipe, seed: int, step: int) -> Batch:
+    def one(numbered: tuple[int, int]) -> tuple[Pixels, Metres]:
+        place, number = numbered
+        return training_view(*_read(pairs[number], per_metre), view, generator_of(seed, step, place))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        drawn = list(pool.map(one, enumerate(places_of(step, recipe.batch_size, len(pairs), seed))))
+    pixels, sizes = stacked([picture for picture, _ in drawn])
+    depth = np.zeros((len(drawn), 1, *pixels.shape[1:3]), np.float32)
+    for place, (_, own) in enumerate(drawn):
+        depth[place, 0, : own.shape[0], : own.shape[1]] = own
+    return pixels, sizes, torch.from_numpy(depth)
+
+
+def _loss(teacher: Teacher, head: DenseHead, batch: Batch, step: int, view: DepthView) -> Tensor:
+    pixels, sizes, depth_B1HW = batch
+    return training_depth_loss(head(patch_tokens(teacher, pixels, sizes)), depth_B1HW.to(teacher.device), view, step)
+
+
+def _measure(teacher: Teacher, head: DenseHead, pairs: list[Pair], per_metre: float, view: DepthView, on_event: OnEvent) -> dict[str, Any]:
+    found, say = [], said_progress("depth", pairs, on_event)
+    for done, pair in enumerate(pairs, start=1):
+        picture, truth_m = _read(pair, per_metre)
+        logits = head(patch_tokens(teacher, *stacked([picture, picture[:, ::-1]])))
+        guess_m = predicted_depth(logits, (truth_m.shape[0], truth_m.shape[1]), view)
+        found.append(depth_metrics(guess_m, truth_m, measured(truth_m, view)))
+        say(done)
+    counted = [one for one in found if np.isfinite(one["rmse"])]
+    if not counted:
+        raise BadInput(f"no validation picture has depth between {view.min_m} and {view.max_m} m where it is measured; check --per-metre")
+    return {name: float(np.mean([one[name] for one in counted])) for name in ("rmse", "abs_rel", "delta1")}

@@ -1,0 +1,77 @@
+"""Results of evaluations beside the model that they are about, each under the digest of everything that decides it.
+
+    FOLDER/evaluations/<evaluation>-<digest12>.json      {"evaluation", "protocol", "results", "seconds", "versions"}
+
+The protocol holds what the numbers depend on: what the model is, digests of the data, sizes, seeds, splits, layers. Asking for the same
+protocol again finds the file and computes nothing; another value anywhere is another file, so that numbers of different protocols never
+overwrite each other. A record is written at once or not at all. The limit: a change of this code's arithmetic does not change the digest;
+the versions of torch and of this package stand in the record for people.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..storage.atomic import make_folder, write_atomically
+from ..storage.errors import CacheDamaged
+from ..storage.identity import digest, short
+
+FOLDER = "evaluations"
+PARTIAL = ".partial.json"  # what an evaluation has done so far
+
+
+def record_path(folder: Path, evaluation: str, protocol: Mapping[str, Any]) -> Path:
+    """Where the results of a protocol stand, whether they do or not."""
+    return folder / FOLDER / f"{evaluation}-{short(digest(_plain(protocol)))}.json"
+
+
+def kept_record(folder: Path, evaluation: str, protocol: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of this protocol, None when it has not been evaluated; raises `CacheDamaged` for one that cannot be read."""
+    path = record_path(folder, evaluation, protocol)
+    return _read(path) if path.is_file() else None
+
+
+def keep_record(folder: Path, evaluation: str, protocol: Mapping[str, Any], results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Write a record and return it."""
+    path = record_path(folder, evaluation, protocol)
+    record = {
+        "evaluation": evaluation,
+        "protocol": _plain(protocol),
+        "results": _plain(results),
+        "seconds": round(seconds, 3),
+        "versions": {"torch": torch.__version__, "eupe-pipeline": _own_version()},
+    }
+    make_folder(path.parent)
+    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    return record
+
+
+def evaluations_of(folder: Path) -> list[dict[str, Any]]:
+    """Every record of a model's folder, by file name; [] when nobody has evaluated it."""
+    return [_read(path) for path in sorted((folder / FOLDER).glob("*.json")) if not path.name.endswith(PARTIAL)]
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(value))
+    return plain
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if not {"evaluation", "protocol", "results"} <= record.keys():
+            raise ValueError("it lacks evaluation, protocol or results")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CacheDamaged(f"{path} is not the record of an evaluation ({error}); remove it and evaluate again") from error
+    return record
+
+
+def _own_version() -> str:
+    try:
+        return version("eupe-pipeline")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "not installed"
