@@ -97,8 +97,8 @@ def sparse_group(folder: Path, shards: int) -> tuple[ShardedGroup, np.ndarray[tu
         built = build_shard(spec, row, np.ones(1, np.bool_))
         path = folder / "set" / spec.key(shard)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(built.buffers))
-        entry = ObjectRecord.of(spec.key(shard), built.size, built.index_crc32c, built.hashes())
+        path.write_bytes(b"".join(built))
+        entry = ObjectRecord.of(spec.key(shard), built.size, built.hashes())
         real[shard] = Record(group_digest, shard, 1, "0" * 64, {"patch": entry}).to_bytes()
     write_ledgers(objects, "set", shards, real)
     return ShardedGroup(objects, "set", group_digest, [spec]), chosen

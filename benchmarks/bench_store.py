@@ -1,16 +1,21 @@
 """The feature store against raw system calls and against its peers, on the same rows and bytes, interleaved (BENCHMARKS.md, bench-store).
 
 Reading: 256 random rows of 256 × 1280 fp16 (655,360 bytes each) into one preallocated batch, on one thread. Raw is `preadv` row by row from
-one file. Warm: everything in the page cache. Cold: the cache of the files is dropped before each read. Writing: shards of 128 rows,
-checksummed, fsynced and committed, against one `write` and `fsync` of the same bytes. The peers that this environment has are measured in
-the same rounds. LMDB and Arrow copy out of a memory map and check nothing; a broken disk there is a
-bus error that ends the process, which is why we do not.
+one file. Warm: everything in the page cache. Cold: the cache of the files is dropped before each read.
+
+Writing: three shards of 128 rows one after another through `FeatureReader.commit_shard`, which is what extraction calls: checked,
+checksummed, hashed, and a commit record each (two files, four fsyncs a shard). Raw is one file a shard: `write` of the same token bytes,
+`fsync`, through the page cache as every peer does it. "raw direct" is the same with O_DIRECT from page-aligned memory, one call a file.
+
+The peers that this environment has are measured in the same rounds. LMDB and Arrow copy out of a memory map and check nothing; a broken
+disk there is a bus error that ends the process, which is why we do not.
 
     python -m benchmarks.bench_store [--rows 1024] [--rounds 7] [--folder DIR] [--no-peers]
 """
 
 import argparse
 import io
+import mmap
 import os
 import shutil
 import tarfile
@@ -26,7 +31,6 @@ from eupe_pipeline.storage.statistics import Statistics
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import ViewSpec
 from eupe_pipeline.storage.viewset import ViewSet
-from eupe_pipeline.storage.writer import ShardWriter
 from eupe_pipeline.storage.zarr_format import byte_view
 from numpy.typing import NDArray
 from PIL import Image
@@ -80,6 +84,23 @@ def write_raw(path: Path, rows: Rows) -> None:
         os.fsync(file.fileno())
 
 
+def write_raw_direct(path: Path, aligned: memoryview) -> None:
+    """The same past the page cache; `aligned` begins at a page and ends at one."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+    done = 0
+    while done < len(aligned):
+        done += os.pwritev(descriptor, [aligned[done:]], done)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def page_aligned(rows: Rows) -> memoryview:
+    """A copy of the rows that O_DIRECT takes."""
+    memory = memoryview(mmap.mmap(-1, rows.nbytes))
+    memory[:] = byte_view(rows)
+    return memory
+
+
 def raw_reader(path: Path, out: Rows) -> Callable[[NDArray[np.int64]], None]:
     """`preadv` of one row after another into the batch."""
     descriptor, memory = os.open(path, os.O_RDONLY), byte_view(out)
@@ -111,40 +132,35 @@ def remove_shards(features: FeatureReader) -> None:
 
 
 def bench_writing(folder: Path, rounds: int, with_peers: bool) -> dict[str, float]:
-    """Median seconds to make a shard of 128 rows durable, by writer; raw and ours write STREAM shards one after another."""
-    alone = make_store(folder / "alone", SHARD_ROWS)
-    stream = make_store(folder / "stream", STREAM * SHARD_ROWS)
+    """Median seconds to make a shard of 128 rows durable, by writer; all but the peers write STREAM shards one after another."""
+    features = make_store(folder / "ours", STREAM * SHARD_ROWS)
     rows = made_up_rows(SHARD_ROWS)
-    tokens = TokenRows(None, rows, None)
+    tokens, aligned = TokenRows(None, rows, None), page_aligned(rows)
+    files = [folder / f"raw{n}" for n in range(STREAM)]
 
     # Each removes what it wrote the round before, as the peers do: blocks that a disk has given out once are faster the second time.
-    def raw(_: int) -> None:
-        for n in range(STREAM):
-            (folder / f"raw{n}").unlink(missing_ok=True)
-        for n in range(STREAM):
-            write_raw(folder / f"raw{n}", rows)
+    def raw(write: Callable[[Path], None]) -> None:
+        for file in files:
+            file.unlink(missing_ok=True)
+        for file in files:
+            write(file)
 
-    def ours(_: int) -> None:
-        remove_shards(stream)
-        with ShardWriter(stream) as writer:
-            for n in range(STREAM):
-                writer.submit(n, tokens, {}, "")
-
-    def ours_alone(_: int) -> None:
-        remove_shards(alone)
-        alone.commit_shard(0, tokens, {}, "")
+    def ours() -> None:
+        remove_shards(features)
+        for n in range(STREAM):
+            features.commit_shard(n, tokens, {}, "")
 
     contestants: dict[str, Callable[[int], object]] = {
-        "raw": raw,
-        "ours": ours,
-        "ours, one shard": ours_alone,
+        "raw": lambda _: raw(lambda file: write_raw(file, rows)),
+        "raw direct": lambda _: raw(lambda file: write_raw_direct(file, aligned)),
+        "ours": lambda _: ours(),
     }
     peers, _ = available(folder / "peers") if with_peers else ({}, {})
     (folder / "peers").mkdir()
     for name, peer in peers.items():
         contestants[name] = lambda _, peer=peer: synced(peer.write, rows, peer.folder)  # type: ignore[misc]
     seconds = medians(interleave(contestants, rounds, pause_s=PAUSE_S))
-    return {name: value / (STREAM if name in ("raw", "ours") else 1) for name, value in seconds.items()}
+    return {name: value / (STREAM if name in ("raw", "raw direct", "ours") else 1) for name, value in seconds.items()}
 
 
 def bench_reading(folder: Path, rows_count: int, rounds: int, with_peers: bool, cold: bool) -> dict[str, float]:
@@ -229,7 +245,7 @@ def main() -> None:
         "store.read_unchecked/raw": warm["raw"] / warm["ours unchecked"],
         "store.read_checked_cold/raw": cold["raw"] / cold["ours checked"],
         "store.write/raw_fsync": writing["raw"] / writing["ours"],
-        "store.write_one_shard/raw_fsync": writing["raw"] / writing["ours, one shard"],
+        "store.write/raw_direct_fsync": writing["raw direct"] / writing["ours"],
     }
     if others:
         results["store.read_checked/best_peer"] = min(others.values()) / warm["ours checked"]

@@ -25,7 +25,6 @@ def adopt(spec: ArraySpec, shard: int, ours: ShardObject, data: bytes, where: st
     if ((index[:, 0] == MISSING) != ours.missing).any():
         raise _refusal(where, "it has tokens for other images than this run has")
     hashes = np.zeros(spec.chunks_per_shard, np.uint64)
-    mine = iter(ours.buffers)
     for number, (offset, length) in enumerate(index.tolist()):
         if offset == MISSING:
             continue
@@ -33,11 +32,12 @@ def adopt(spec: ArraySpec, shard: int, ours: ShardObject, data: bytes, where: st
         hashes[number] = xxh3_64(theirs)
         if crc32c(theirs).to_bytes(CRC_BYTES, "little") != data[offset + length - CRC_BYTES : offset + length]:
             raise _refusal(where, f"chunk {number} fails its checksum")
-        own, _ = next(mine), next(mine)
+        own = ours.chunks[number]
+        assert own is not None
         if theirs != own and not alike(spec, theirs, own):
             raise _refusal(where, f"chunk {number} is not what this run computes for these images")
     index_crc = int.from_bytes(tail[-CRC_BYTES:], "little")
-    return ObjectRecord.of(spec.key(shard), len(data), index_crc, (xxh3_128([data]), hashes))
+    return ObjectRecord.of(spec.key(shard), len(data), (index_crc, xxh3_128([data]), hashes))
 
 
 def alike(spec: ArraySpec, theirs: bytes | memoryview, ours: bytes | memoryview) -> bool:

@@ -12,10 +12,11 @@ import os
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .errors import StoreUnavailable
+from .large_files import LARGE_BYTES, Buffer, Streamed, write_large
 
 TEMPORARY_PREFIX = ".tmp-"
 _IOV_MAX = 1024
@@ -32,7 +33,7 @@ _REFUSED = {
     errno.EOPNOTSUPP: "the file system has no hard links, which a store needs to publish files without replacing any",
 }
 
-Buffer = bytes | bytearray | memoryview
+Content = Sequence[Buffer] | Streamed
 
 
 @contextlib.contextmanager
@@ -68,7 +69,12 @@ def make_folder(folder: Path) -> None:
             fsync_folder(created.parent)
 
 
-def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
+def size_of(content: Content) -> int:
+    """Bytes of a file to be."""
+    return content.size if isinstance(content, Streamed) else sum(memoryview(buffer).nbytes for buffer in content)
+
+
+def _write_all(descriptor: int, buffers: Iterable[Buffer]) -> None:
     pending = deque(memoryview(buffer).cast("B") for buffer in buffers)
     while pending:
         written = os.writev(descriptor, list(itertools.islice(pending, _IOV_MAX)))
@@ -79,15 +85,16 @@ def _write_all(descriptor: int, buffers: Sequence[Buffer]) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_file(final: Path, buffers: Sequence[Buffer], durable: bool = True) -> Iterator[Path]:
-    """A fsynced file (unless not `durable`) beside `final` that holds the buffers; removed at the end unless it was renamed."""
-    size = sum(memoryview(buffer).nbytes for buffer in buffers)
+def _temporary_file(final: Path, content: Content, durable: bool = True) -> Iterator[Path]:
+    """A fsynced file (unless not `durable`) beside `final` that holds the content; removed at the end unless it was renamed."""
+    size = size_of(content)
     temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{final.name}"[:200])
     try:
         with refusals(final, size):
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             try:
-                _write_all(descriptor, buffers)
+                write = write_large if durable and size >= LARGE_BYTES else _write_all
+                write(descriptor, content)
                 if durable:
                     os.fsync(descriptor)
             finally:
@@ -105,14 +112,14 @@ def write_atomically(path: Path, data: Buffer) -> None:
     fsync_folder(path.parent)
 
 
-def create_exclusively(path: Path, buffers: Sequence[Buffer], *, durable: bool = True) -> bool:
-    """Publish the joined buffers at `path` unless something is there; True when this call created it.
+def create_exclusively(path: Path, content: Content, *, durable: bool = True) -> bool:
+    """Publish the content at `path` unless something is there; True when this call created it.
 
     The order of system calls is write, fsync, link, fsync of the folder: a name never stands for unwritten bytes. Without `durable`
     there is no fsync, and after a crash of the machine the name may stand for anything.
     """
     make_folder(path.parent)
-    with _temporary_file(path, buffers, durable) as temporary, refusals(path, 0):
+    with _temporary_file(path, content, durable) as temporary, refusals(path, 0):
         try:
             os.link(temporary, path)
         except FileExistsError:

@@ -34,9 +34,9 @@ class ObjectRecord:
     chunk_xxh3_64: str  # base64 of little-endian uint64, one a chunk, 0 where a chunk is missing
 
     @classmethod
-    def of(cls, key: str, size: int, index_crc32c: int, hashes: tuple[str, NDArray[np.uint64]]) -> "ObjectRecord":
+    def of(cls, key: str, size: int, hashes: tuple[int, str, NDArray[np.uint64]]) -> "ObjectRecord":
         """The record of an object with these `ShardObject.hashes`."""
-        whole, chunks = hashes
+        index_crc32c, whole, chunks = hashes
         return cls(key, size, whole, index_crc32c, base64.b64encode(chunks.astype("<u8").tobytes()).decode())
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .atomic import TEMPORARY_PREFIX, Buffer, create_exclusively, fsync_folder, make_folder, refusals
+from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from .remote import RemoteObjects, check_limit
 
@@ -51,8 +51,8 @@ class Objects(Protocol):
     def names(self, prefix: str) -> list[str]:
         """Sorted names directly below a prefix, [] when there is no such prefix; unfinished files are left out."""
 
-    def create(self, key: str, buffers: Sequence[Buffer]) -> bool:
-        """Publish the joined buffers unless the key exists; True when this call created it. Raises `StoreUnavailable`."""
+    def create(self, key: str, content: Content) -> bool:
+        """Publish the content, all of which is made, unless the key exists; True when this call created it. Raises `StoreUnavailable`."""
 
     def remove(self, key: str) -> None:
         """Remove one object; no error when it is gone already."""
@@ -204,9 +204,9 @@ class LocalObjects:
             return []
         return sorted(name for name in entries if not name.startswith(TEMPORARY_PREFIX))
 
-    def create(self, key: str, buffers: Sequence[Buffer]) -> bool:
+    def create(self, key: str, content: Content) -> bool:
         """Write, fsync, hard link, fsync the folder."""
-        return create_exclusively(self.root / key, buffers)
+        return create_exclusively(self.root / key, content)
 
     def drop_empty(self, prefix: str) -> None:
         """Remove what folders are left below a prefix from which every object was removed."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from .atomic import Buffer
+from .atomic import Content
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 
 TRIES = 6
@@ -140,9 +140,9 @@ class RemoteObjects:
         names = {str(entry).strip("/") for entry in entries} - {own}
         return sorted(name.rsplit("/", 1)[-1] for name in names)
 
-    def create(self, key: str, buffers: Sequence[Buffer]) -> bool:
+    def create(self, key: str, content: Content) -> bool:
         """One conditional put."""
-        data = b"".join(buffers)
+        data = b"".join(content)
         try:
             self._call("create", key, lambda: self._filesystem.pipe_file(self._path(key), data, mode="create"))
         except FileExistsError:

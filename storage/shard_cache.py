@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .atomic import TEMPORARY_PREFIX, Buffer, create_exclusively, make_folder
+from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, make_folder
 from .errors import CacheDamaged
 from .objects import LocalObjects, Objects, OpenObject, Vanished
 from .zarr_format import xxh3_128
@@ -101,9 +101,9 @@ class CachedObjects:
         """As the store behind."""
         return self.remote.names(prefix)
 
-    def create(self, key: str, buffers: Sequence[Buffer]) -> bool:
+    def create(self, key: str, content: Content) -> bool:
         """As the store behind."""
-        return self.remote.create(key, buffers)
+        return self.remote.create(key, content)
 
     def drop_empty(self, prefix: str) -> None:
         """As the store behind."""

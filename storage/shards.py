@@ -117,14 +117,11 @@ class ShardedGroup:
         return {name: future.result() for name, future in futures.items()}
 
     def _publish_array(self, spec: ArraySpec, shard: int, rows: NDArray[Any], present: NDArray[np.bool_]) -> ObjectRecord:
-        """Write one array's object, or adopt the one that is there; hashing runs beside the writing, which leaves the processor idle."""
+        """Write one array's object, hashed on its way, or adopt the one that is there."""
         built, key = build_shard(spec, rows, present), spec.key(shard)
         where = f"{self.prefix}/{key}"
-        with ThreadPoolExecutor(1) as pool:
-            created = pool.submit(self.objects.create, where, built.buffers)
-            hashes = built.hashes()
-            if created.result():
-                return ObjectRecord.of(key, built.size, built.index_crc32c, hashes)
+        if self.objects.create(where, built):
+            return ObjectRecord.of(key, built.size, built.hashes())
         return adopt(spec, shard, built, self.objects.read(where), where)
 
     def _open_shard(self, shard: int, names: Iterable[str]) -> dict[str, OpenArray]:

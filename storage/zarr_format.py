@@ -7,7 +7,8 @@ Limits: little-endian, C order, no compression (9–17 % of bytes for five times
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from crc32c import crc32c as _crc32c
 from numpy.typing import NDArray
 
 from .errors import CacheDamaged
+from .large_files import Streamed
 
 MISSING = 2**64 - 1
 CRC_BYTES = 4
@@ -135,41 +137,50 @@ class ArraySpec:
         return f"{self.name}/c.{shard}" + ".0" * (len(self.shape) - 1)
 
 
-@dataclass(frozen=True)
-class ShardObject:
-    """A shard's bytes as buffers to be written in order: chunk, its crc32c, chunk, its crc32c, …, the index."""
+class ShardObject(Streamed):
+    """A shard's bytes, hashed while they are iterated over: chunk, its crc32c, chunk, its crc32c, …, the index.
 
-    buffers: list[bytes | memoryview]
-    size: int
-    index_crc32c: int
-    missing: NDArray[np.bool_]  # (chunks,)
+    A row is in the processor's cache once for its checksum, both hashes and the copy that is written.
+    """
 
-    def hashes(self) -> tuple[str, NDArray[np.uint64]]:
-        """What the record holds of the bytes: xxh3 (128 bits) of all, and xxh3 (64 bits) of each chunk, zero where it is missing."""
-        whole, chunks = xxhash.xxh3_128(), np.zeros(len(self.missing), np.uint64)
-        present = iter(np.flatnonzero(~self.missing).tolist())
-        for place, buffer in enumerate(self.buffers):
-            whole.update(buffer)
-            if place % 2 == 0 and place < len(self.buffers) - 1:
-                chunks[next(present)] = xxh3_64(buffer)
-        return whole.hexdigest(), chunks
+    def __init__(self, spec: ArraySpec, chunks: Sequence[memoryview | None]) -> None:
+        self._spec, self.chunks = spec, chunks
+        self.missing = np.array([chunk is None for chunk in chunks])
+        self.size = int((~self.missing).sum()) * (spec.chunk_bytes + CRC_BYTES) + spec.index_bytes
+        self._hashes: tuple[int, str, NDArray[np.uint64]] | None = None
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        """The buffers to be written in order."""
+        whole, hashes = xxhash.xxh3_128(), np.zeros(len(self.chunks), np.uint64)
+        index, offset = np.full((len(self.chunks), 2), MISSING, "<u8"), 0
+        for number, chunk in enumerate(self.chunks):
+            if chunk is None:
+                continue
+            checksum = crc32c(chunk).to_bytes(CRC_BYTES, "little")
+            hashes[number] = xxh3_64(chunk)
+            whole.update(chunk)
+            whole.update(checksum)
+            index[number] = offset, len(chunk) + CRC_BYTES
+            offset += len(chunk) + CRC_BYTES
+            yield chunk
+            yield checksum
+        index_crc = crc32c(index.tobytes())
+        tail = index.tobytes() + index_crc.to_bytes(CRC_BYTES, "little")
+        whole.update(tail)
+        self._hashes = index_crc, whole.hexdigest(), hashes
+        yield tail
+
+    def hashes(self) -> tuple[int, str, NDArray[np.uint64]]:
+        """What the record holds: crc32c of the index, xxh3 (128 bits) of all, xxh3 (64 bits) of each chunk, zero where it is missing."""
+        if self._hashes is None:
+            deque(self, maxlen=0)
+        assert self._hashes is not None
+        return self._hashes
 
 
 def build_shard(spec: ArraySpec, rows: NDArray[Any], present: NDArray[np.bool_]) -> ShardObject:
-    """Lay out one shard of n ≤ shard_rows rows; chunks without a present row are left out and read as the fill value."""
-    chunks = _chunks(spec, rows, present)
-    buffers: list[bytes | memoryview] = []
-    index = np.full((spec.chunks_per_shard, 2), MISSING, "<u8")
-    offset = 0
-    for number, chunk in enumerate(chunks):
-        if chunk is None:
-            continue
-        buffers += [chunk, crc32c(chunk).to_bytes(CRC_BYTES, "little")]
-        index[number] = offset, spec.chunk_bytes + CRC_BYTES
-        offset += spec.chunk_bytes + CRC_BYTES
-    index_crc = crc32c(index.tobytes())
-    buffers.append(index.tobytes() + index_crc.to_bytes(CRC_BYTES, "little"))
-    return ShardObject(buffers, offset + spec.index_bytes, index_crc, index[:, 0] == MISSING)
+    """One shard of n ≤ shard_rows rows; chunks without a present row are left out and read as the fill value."""
+    return ShardObject(spec, _chunks(spec, rows, present))
 
 
 def _chunks(spec: ArraySpec, rows: NDArray[Any], present: NDArray[np.bool_]) -> list[memoryview | None]:

@@ -34,7 +34,7 @@ def test_rows_that_were_shifted_in_the_file_are_found(copied: Callable[[], Made]
         for shard in range(5):
             built = build_shard(spec, rolled(made, shard, 1).patch, np.ones(8, np.bool_))
             path = made.folder / "features" / made.features.key / spec.key(shard)
-            path.write_bytes(b"".join(built.buffers))
+            path.write_bytes(b"".join(built))
             with pytest.raises(CacheDamaged, match=f"shard {shard} of"):
                 reopen(made).features.read(np.array([8 * shard]))
             trials.note("detected")

@@ -75,7 +75,7 @@ def spec(chunk_rows: int = 1, rows: int = 6) -> ArraySpec:
 def test_a_shard_is_chunks_then_checksums_then_the_index() -> None:
     rows = np.arange(9, dtype=np.float32).reshape(3, 3)
     built = build_shard(spec(), rows, np.array([True, False, True]))
-    raw = b"".join(built.buffers)
+    raw = b"".join(built)
     assert built.size == len(raw) == 2 * 16 + 4 * 16 + 4
     assert raw[:12] == rows[0].tobytes()
     assert raw[16:28] == rows[2].tobytes()
@@ -93,7 +93,7 @@ def test_rows_that_do_not_fit_the_array_are_refused() -> None:
 @pytest.mark.parametrize("change", [(0, 8), (0, 2**63), (1, 15), (1, 17), (3, 10**6)])
 def test_an_index_that_points_elsewhere_is_damage(change: tuple[int, int]) -> None:
     built = build_shard(spec(), np.ones((4, 3), np.float32), np.ones(4, np.bool_))
-    raw = b"".join(built.buffers)
+    raw = b"".join(built)
     index = np.frombuffer(raw[-68:-4], "<u8").copy()
     index[change[0]] = change[1]
     tail = index.tobytes() + crc32c(index.tobytes()).to_bytes(4, "little")
