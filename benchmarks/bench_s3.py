@@ -1,9 +1,10 @@
 """An epoch in shard order from S3, against plain GETs of the same objects, interleaved (BENCHMARKS.md, bench-store).
 
 A real server process (moto over HTTP on this machine, which answers from memory) holds one feature set of fp16 tokens, 256 × 1280 a view.
-Ours: every row of every shard, in shard order, through `FeatureStore.open(url, shard_cache=…)` with an empty cache: record, whole-object
-GET, xxh3 of the object, a durable copy, rows checked into a batch. Raw: one GET an object by the same client, bytes thrown away. Ranged
-reads without a cache and a second epoch from the full cache are shown beside them.
+Ours: every row of every shard, in shard order, by a reader of `FeatureStore.open(url, shard_cache=…)` that is open already (what opening
+costs is shown beside it) and has an empty cache: record, whole-object GET, xxh3 of the object, a copy, rows checked into a batch. Raw: one
+GET an object by the same client, one after another, read into one buffer and thrown away. A second epoch from the full cache and ranged
+reads without a cache (of one shard, times their number: the server copies the whole object for each) are shown beside them.
 
     python -m benchmarks.bench_s3 [--shards 6] [--rounds 5]
 """
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,9 @@ import numpy as np
 from eupe_pipeline.storage.features import FeatureReader, TokenRows
 from eupe_pipeline.storage.maintenance import copy_features
 from eupe_pipeline.storage.objects import open_objects
+from eupe_pipeline.storage.s3_get import WholeObjects
 from eupe_pipeline.storage.store import FeatureStore
+from fsspec import url_to_fs
 
 from .bench_store import SHARD_ROWS, made_up_rows, make_store
 from .figures import interleave, medians, report
@@ -67,11 +71,15 @@ def fill(folder: Path, shards: int) -> FeatureReader:
     return copy_features(FeatureStore.open(str(folder / "store")), features.key, FeatureStore.create(URL))
 
 
-def read_epoch(cache: Path | None, key: str) -> None:
-    """Every row in shard order, by a process that has read nothing before."""
-    features = FeatureStore.open(URL, shard_cache=cache).features(key)
+def opened(cache: Path | None, key: str) -> FeatureReader:
+    """The set, opened by a reader that has read no shard."""
+    return FeatureStore.open(URL, shard_cache=cache).features(key)
+
+
+def read_epoch(features: FeatureReader, rows: int | None = None) -> None:
+    """Every row in shard order, or the first ones."""
     batch = features.empty(BATCH)
-    for start in range(0, features.rows, BATCH):
+    for start in range(0, rows or features.rows, BATCH):
         features.read(np.arange(start, start + BATCH), batch)
 
 
@@ -86,16 +94,21 @@ def main() -> None:
         with server():
             features = fill(folder / "local", options.shards)
             objects = open_objects(URL)
+            whole = WholeObjects(url_to_fs(URL)[0])
             keys = [f"features/{features.key}/{features.group.specs['patch'].key(shard)}" for shard in range(options.shards)]
             total = sum(objects.size(key) or 0 for key in keys)
-            read_epoch(folder / "full", features.key)
+            read_epoch(opened(folder / "full", features.key))
+            start = time.perf_counter()
+            fresh = [opened(folder / f"cache{number}", features.key) for number in range(options.rounds + 1)]
+            open_seconds = (time.perf_counter() - start) / len(fresh)
             contestants = {
-                "whole GETs": lambda _: [objects.read(key) for key in keys],
-                "ours, empty cache": lambda number: read_epoch(folder / f"cache{number}", features.key),
-                "ours, full cache": lambda _: read_epoch(folder / "full", features.key),
-                "ours, ranged reads": lambda _: read_epoch(None, features.key),
+                "whole GETs": lambda _: [deque(whole.pieces(f"bench/store/{key}"), maxlen=0) for key in keys],
+                "ours, empty cache": lambda number: read_epoch(fresh[number]),
+                "ours, full cache": lambda _: read_epoch(opened(folder / "full", features.key)),
+                "ours, ranged reads": lambda _: read_epoch(opened(None, features.key), SHARD_ROWS),
             }
             seconds = medians(interleave(contestants, options.rounds))
+            seconds["ours, ranged reads"] *= options.shards
     finally:
         shutil.rmtree(folder)
     for name, value in seconds.items():
@@ -104,6 +117,7 @@ def main() -> None:
         "store.s3_read/whole_get": seconds["whole GETs"] / seconds["ours, empty cache"],
         "store.s3_read_cached/whole_get": seconds["whole GETs"] / seconds["ours, full cache"],
         "store.s3_read_ranged/whole_get": seconds["whole GETs"] / seconds["ours, ranged reads"],
+        "store.s3_open_seconds": open_seconds,
     }
     report(results, TARGETS, {"command": "python -m benchmarks.bench_s3", "bytes": total, "seconds": seconds}, options.out)
 

@@ -38,6 +38,7 @@ class Objects(Protocol):
     """Named byte strings below one root; a key is a relative path with slashes."""
 
     url: str
+    ahead: int  # how many shards to open before they are asked for, when shards are read in order
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """All bytes; raises FileNotFoundError, `StoreUnavailable`, and `CacheDamaged` when there are more than the limit."""
@@ -169,6 +170,8 @@ def after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
 
 class LocalObjects:
     """`Objects` in a folder of this machine or of a shared file system that has hard links."""
+
+    ahead = 0
 
     def __init__(self, root: Path) -> None:
         self.root = root

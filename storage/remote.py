@@ -9,13 +9,16 @@ hang. Nothing is retried that cannot change: absence, permission, a failed check
 import errno
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import xxhash
 
-from .atomic import Content
+from .atomic import Content, refusals
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+from .s3_get import WholeObjects
 
 TRIES = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
@@ -75,6 +78,8 @@ class _RemoteObject:
 class RemoteObjects:
     """`Objects` below an fsspec URL."""
 
+    ahead = 0
+
     def __init__(self, url: str) -> None:
         if "@" in url.partition("://")[2].partition("/")[0]:
             raise BadInput("the store's URL holds credentials; leave them out and set AWS_PROFILE or AWS_ACCESS_KEY_ID and so on")
@@ -84,8 +89,10 @@ class RemoteObjects:
             )
         self.url = url
         self._filesystem, self._root = fsspec.url_to_fs(url, **(_S3_OPTIONS if url.startswith("s3:") else {}))
+        self._whole: WholeObjects | None = None
         if url.startswith("s3:"):
             self._filesystem.retries = 1
+            self._whole = WholeObjects(self._filesystem)
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}".rstrip("/")
@@ -107,7 +114,29 @@ class RemoteObjects:
         if limit_bytes is not None:
             size = self._call("find", key, lambda: int(self._filesystem.size(self._path(key))))
             check_limit(key, size, limit_bytes)
-        return self._call("read", key, lambda: bytes(self._filesystem.cat_file(self._path(key))))
+            return self._call("read", key, lambda: bytes(self._filesystem.cat_file(self._path(key))))
+        return self._call("read", key, lambda: b"".join(bytes(piece) for piece in self._pieces(key)))
+
+    def _pieces(self, key: str) -> Iterable[memoryview]:
+        """A whole object in pieces, each to be used before the next one is taken."""
+        if self._whole is None:
+            return [memoryview(self._filesystem.cat_file(self._path(key)))]
+        return self._whole.pieces(self._path(key))
+
+    def save(self, key: str, path: Path) -> str:
+        """One whole GET into a local file, hashed on its way; returns the xxh3 (128 bits) of what came."""
+
+        def attempt() -> str:
+            hasher = xxhash.xxh3_128()
+            with path.open("wb", buffering=0) as file:
+                for piece in self._pieces(key):
+                    hasher.update(piece)
+                    with refusals(path, len(piece)):
+                        while piece:
+                            piece = piece[file.write(piece) :]
+            return hasher.hexdigest()
+
+        return self._call("read", key, attempt)
 
     def read_range(self, key: str, offset: int, wanted: int) -> bytes:
         """One ranged GET; raises `CacheDamaged` when the object ends before."""

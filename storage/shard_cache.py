@@ -1,22 +1,24 @@
 """Whole shards of a remote store in a local folder, shared by the processes of a machine, bounded in size.
 
 An epoch in shard order wants one GET a shard, not one a row. A copy is named by the xxh3 that the shard's record gives, so it is verified
-once, when it is made, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. Copies are not
-fsynced; one from before the machine's last start is hashed again before it is used. One process downloads while others wait for its
-lock. The copies that were used longest ago go first when the folder is over its limit; a copy that is gone while it is open is fetched
-again. Records and metadata are not cached here.
+once, while it comes, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. Copies are not
+fsynced; one from before the machine's last start is hashed again before it is used. One process downloads while others wait for its lock,
+and readers that go from shard to shard have the next two fetched while they read (`ShardedGroup.read`). The copies that were used longest
+ago go first when the folder is over its limit; one that is gone while it is open is fetched again. Records and metadata are not cached.
 """
 
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, make_folder
+from .atomic import TEMPORARY_PREFIX, Content, make_folder
 from .errors import CacheDamaged
-from .objects import LocalObjects, Objects, OpenObject, Vanished
+from .objects import LocalObjects, OpenObject, Vanished
+from .remote import RemoteObjects
 from .zarr_format import xxh3_128
 
 DEFAULT_LIMIT_BYTES = 100 << 30
@@ -31,7 +33,9 @@ def _started() -> float:
 class CachedObjects:
     """`Objects` that opens expected contents from local copies, and passes everything else on."""
 
-    def __init__(self, remote: Objects, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    ahead = 2
+
+    def __init__(self, remote: RemoteObjects, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         make_folder(folder)
         self.remote, self.folder, self.limit_bytes = remote, folder, limit_bytes
         self.url = remote.url
@@ -60,11 +64,14 @@ class CachedObjects:
             self._local.remove(wanted)
 
     def _download(self, key: str, wanted: str) -> None:
-        data = self.remote.read(key)
-        if xxh3_128([data]) != wanted:
-            raise CacheDamaged(f"{key} of {self.url} is damaged: xxh3 differs from its record; run `eupe-pipeline features verify`")
-        self._make_room(len(data))
-        create_exclusively(self.folder / wanted, [data], durable=False)
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{wanted}"
+        try:
+            if self.remote.save(key, temporary) != wanted:
+                raise CacheDamaged(f"{key} of {self.url} is damaged: xxh3 differs from its record; run `eupe-pipeline features verify`")
+            self._make_room(temporary.stat().st_size)
+            temporary.rename(self.folder / wanted)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> None:
         copies = []

@@ -42,6 +42,7 @@ class ShardedGroup:
         self._lock = threading.Lock()
         self._records: dict[int, Record] = {}
         self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
+        self._ahead = _ReadAhead(self, objects.ahead) if objects.ahead else None
 
     def shard_span(self, shard: int) -> tuple[int, int]:
         """The rows [first, last) of a shard."""
@@ -168,6 +169,8 @@ class ShardedGroup:
         flat = {name: flat_bytes(array) for name, array in targets.items()}
         for shard, places in by_shard(rows, self.shard_rows):
             opened = self._open_shard(shard, flat)
+            if self._ahead is not None:
+                self._ahead.after(shard, tuple(flat))
             for name, memory in flat.items():
                 read_rows(opened[name], places, memory, check)
         for name, array in targets.items():
@@ -217,6 +220,28 @@ class ShardedGroup:
             array.file.close()
             if xxh3_128([self.objects.read(f"{self.prefix}/{entry.key}")]) != entry.xxh3_128:
                 raise CacheDamaged(f"{array.where} is damaged: xxh3 differs from its record; run `eupe-pipeline features repair`")
+
+
+class _ReadAhead:
+    """Opens the next shards of a group in the background, which fetches them, while shards are read one after another."""
+
+    def __init__(self, group: ShardedGroup, ahead: int) -> None:
+        self._group, self._ahead = group, ahead
+        self._pool = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")  # one receives while another writes
+        self._lock = threading.Lock()
+        self._last = self._asked = -1
+
+    def after(self, shard: int, names: Sequence[str]) -> None:
+        """These arrays of a shard are being read now: ask for those of the shards behind it, when it came behind the one before."""
+        with self._lock:
+            last, self._last = self._last, shard
+            if shard != last + 1:
+                self._asked = self._asked if shard == last else shard
+                return
+            first = max(self._asked, shard) + 1
+            self._asked = min(shard + self._ahead, self._group.shards - 1)
+            for following in range(first, self._asked + 1):
+                self._pool.submit(self._group._open_shard, following, names)  # an error comes again when the shard is read
 
 
 def by_shard(rows: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[Place]]]:

@@ -20,7 +20,8 @@ from .errors import BadInput, CacheDamaged, unknown_name
 from .features import FeatureReader
 from .identity import canonical_json, digest, short
 from .named import MAX_IDENTITY_BYTES, damage, read_identity
-from .objects import LocalObjects, Objects, open_objects
+from .objects import Objects, open_objects
+from .remote import RemoteObjects
 from .shard_cache import DEFAULT_LIMIT_BYTES, CachedObjects
 from .statistics import Statistics
 from .viewset import ViewSet
@@ -43,7 +44,7 @@ class FeatureStore:
         With a `shard_cache` folder, shards of a remote store are fetched whole and kept there, up to `shard_cache_bytes`.
         """
         objects = open_objects(url)
-        if shard_cache is not None and not isinstance(objects, LocalObjects):
+        if shard_cache is not None and isinstance(objects, RemoteObjects):
             objects = CachedObjects(objects, shard_cache, shard_cache_bytes)
         try:
             marker = json.loads(objects.read(MARKER, MAX_IDENTITY_BYTES))

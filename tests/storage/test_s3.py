@@ -12,6 +12,7 @@ from eupe_pipeline.storage import remote, shard_cache
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
 from eupe_pipeline.storage.remote import TRIES, RemoteObjects, persist
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.zarr_format import xxh3_128
 
 from ..fault_log import Trials
 from .faulty_s3 import SECRETS, Fault, FaultyServer
@@ -190,6 +191,42 @@ def test_a_shard_cache_reads_each_shard_once_and_right(s3: tuple[FaultyServer, R
     server.seen.clear()
     again.features.read(np.arange(16))
     assert not [path for method, path in server.seen if "/c." in path and "statistics" not in path]
+
+
+def test_the_next_shards_are_fetched_while_a_reader_goes_from_shard_to_shard(
+    s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path
+) -> None:
+    server, objects = s3
+    local = build(tmp_path / "local", images=20)
+    made = remote_copy(local, objects)
+    for shard in range(made.features.shards):
+        commit(made, shard)
+    cached = reopen_remote(made, tmp_path / "cache")
+    cached.features.read(np.array([8 * 3]))
+    assert cached.features.group._ahead is not None
+    assert cached.features.group._ahead._asked == 3, "one shard is no order"
+    server.seen.clear()
+    cached.features.read(np.array([0]))
+    cached.features.read(np.array([8, 9]))
+    cached.features.group._ahead._pool.shutdown(wait=True)
+    fetched = {path.rsplit("/c.", 1)[1][0] for method, path in server.seen if method == "GET" and "/c." in path}
+    assert fetched == {"0", "1", "2"}
+    server.seen.clear()
+    again = reopen_remote(made, tmp_path / "cache")
+    np.testing.assert_array_equal(again.features.read(np.arange(16, 24)).patch, local.features.read(np.arange(16, 24)).patch)
+    assert not [path for method, path in server.seen if "/c.2" in path]
+
+
+def test_a_body_that_ends_early_is_fetched_again(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    server, objects = s3
+    data = bytes(range(256)) * 20_000
+    objects.create("large", [data])
+    server.fail("GET", Fault(keep=1_500_000), Fault(keep=0), Fault(status=503))
+    assert objects.save("large", tmp_path / "copy") == xxh3_128([data])
+    assert (tmp_path / "copy").read_bytes() == data
+    assert server.faults == []
+    with pytest.raises(FileNotFoundError):
+        objects.save("absent", tmp_path / "copy")
 
 
 def test_a_full_shard_cache_drops_the_oldest_and_still_reads_right(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
