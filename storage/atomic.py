@@ -11,6 +11,7 @@ import itertools
 import os
 import secrets
 import shutil
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from .errors import StoreUnavailable
 from .large_files import LARGE_BYTES, Buffer, Streamed, write_large
 
 TEMPORARY_PREFIX = ".tmp-"
+STALE_SECONDS = 86_400.0
 _IOV_MAX = 1024
 _REFUSED = {
     errno.ENOSPC: "the disk is full",
@@ -127,6 +129,22 @@ def create_exclusively(path: Path, content: Content, *, durable: bool = True) ->
     if durable:
         fsync_folder(path.parent)
     return True
+
+
+def sweep(folder: Path, older_than_s: float = STALE_SECONDS) -> int:
+    """Remove what killed writers left anywhere below a folder: temporary files that nobody has written to for a day. Returns how many.
+
+    A writer at work writes its file within minutes, so that clocks of machines may differ by hours.
+    """
+    oldest, removed = time.time() - older_than_s, 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(TEMPORARY_PREFIX):
+                with contextlib.suppress(OSError):  # gone already, or another user's
+                    if os.stat(os.path.join(parent, name)).st_mtime < oldest:
+                        os.unlink(os.path.join(parent, name))
+                        removed += 1
+    return removed
 
 
 @contextlib.contextmanager

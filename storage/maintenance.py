@@ -116,6 +116,7 @@ def prune(store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], f
         store.objects.remove(name)
         if place == 0:
             _restore_when_leased(store, key, name, held, clock)
+    store.objects.sweep(f"features/{key}")
     store.objects.drop_empty(f"features/{key}")
     return going
 

@@ -50,7 +50,8 @@ def damage(where: str) -> Iterator[None]:
 
 
 def create_named(objects: Objects, prefix: str, kind: str, identity: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Publish a thing's metadata and its identity; a thing that exists already is left as it is."""
+    """Publish a thing's metadata and its identity; a thing that exists already is left as it is, but for what killed writers left in it."""
+    objects.sweep(prefix)
     if objects.size(f"{prefix}/identity.json") is not None:
         return
     for name, data in files.items():

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals
+from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals, sweep
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from .remote import RemoteObjects, check_limit
 
@@ -60,6 +60,9 @@ class Objects(Protocol):
 
     def drop_empty(self, prefix: str) -> None:
         """Remove empty folders below a prefix, where there are folders."""
+
+    def sweep(self, prefix: str) -> int:
+        """Remove unfinished files that killed writers left below a prefix a day ago or more; returns how many."""
 
 
 class _Descriptor:
@@ -216,6 +219,10 @@ class LocalObjects:
         for folder, _, _ in os.walk(self.root / prefix, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+
+    def sweep(self, prefix: str) -> int:
+        """Temporary files that are older than a day."""
+        return sweep(self.root / prefix)
 
     def remove(self, key: str) -> None:
         """Unlink the file, and make that durable."""

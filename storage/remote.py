@@ -181,6 +181,10 @@ class RemoteObjects:
     def drop_empty(self, prefix: str) -> None:
         """There are no folders."""
 
+    def sweep(self, prefix: str) -> int:
+        """A put that did not end leaves nothing."""
+        return 0
+
     def remove(self, key: str) -> None:
         """One DELETE."""
         try:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .atomic import TEMPORARY_PREFIX, Content, make_folder
+from .atomic import TEMPORARY_PREFIX, Content, make_folder, sweep
 from .errors import CacheDamaged
 from .objects import LocalObjects, OpenObject, Vanished
 from .remote import RemoteObjects
@@ -37,6 +37,7 @@ class CachedObjects:
 
     def __init__(self, remote: RemoteObjects, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         make_folder(folder)
+        sweep(folder)
         self.remote, self.folder, self.limit_bytes = remote, folder, limit_bytes
         self.url = remote.url
         self._local = LocalObjects(folder)
@@ -115,6 +116,10 @@ class CachedObjects:
     def drop_empty(self, prefix: str) -> None:
         """As the store behind."""
         self.remote.drop_empty(prefix)
+
+    def sweep(self, prefix: str) -> int:
+        """As the store behind."""
+        return self.remote.sweep(prefix)
 
     def remove(self, key: str) -> None:
         """As the store behind."""

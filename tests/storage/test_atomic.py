@@ -1,10 +1,11 @@
 """Files and folders that are wholly there or not at all."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
-from eupe_pipeline.storage.atomic import create_exclusively, make_folder, replace_folder, write_atomically
+from eupe_pipeline.storage.atomic import create_exclusively, make_folder, replace_folder, sweep, write_atomically
 from eupe_pipeline.storage.errors import StoreUnavailable
 
 
@@ -73,3 +74,20 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "x", tmp_path / "x/y"):
         with pytest.raises(StoreUnavailable, match=r"in the way|is a file"):
             make_folder(folder)
+
+
+def aged(path: Path, days: float) -> Path:
+    """A file that was last written to so many days ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"half")
+    os.utime(path, (time.time() - 86_400 * days,) * 2)
+    return path
+
+
+def test_a_sweep_takes_old_unfinished_files_and_nothing_else(tmp_path: Path) -> None:
+    left = [aged(tmp_path / "set/patch/.tmp-1-aa-c.0", 2), aged(tmp_path / "set/.tmp-2-bb-zarr.json", 1.1)]
+    kept = [aged(tmp_path / "set/patch/.tmp-3-cc-c.1", 0.9), aged(tmp_path / "set/patch/c.0", 9), aged(tmp_path / "other/.tmp-4-dd-x", 9)]
+    assert sweep(tmp_path / "set") == len(left)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
+    assert sweep(tmp_path / "absent") == 0

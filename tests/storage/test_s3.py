@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from eupe_pipeline.storage import remote, shard_cache
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
+from eupe_pipeline.storage.leases import Lease, holders
+from eupe_pipeline.storage.maintenance import prune
 from eupe_pipeline.storage.remote import TRIES, RemoteObjects, persist
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.zarr_format import xxh3_128
@@ -289,6 +291,24 @@ def test_final_errors_are_raised_at_once_and_others_a_bounded_number_of_times(mo
     with pytest.raises(StoreUnavailable, match="x failed 6 times, the last time with TimeoutError"):
         persist("x", lambda: failing(TimeoutError()))
     assert len(calls) == 8
+
+
+def test_a_lease_on_s3_keeps_a_set_from_prune_until_it_has_run_out(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    _, objects = s3
+    made, now = remote_copy(build(tmp_path, images=4), objects), [1000.0]
+    with Lease(objects, made.features.key, "host/run 7", 60, lambda: now[0]) as lease:
+        now[0] = 1050.0
+        lease.renew()
+        lease.renew()
+        assert len(objects.names(f"leases/{made.features.key}")) == 1
+        now[0] = 1100.0
+        with pytest.raises(BadInput, match="is being read by host_run_7"):
+            prune(made.store, made.features.key, dry_run=False, clock=lambda: now[0])
+        now[0] = 1111.0
+        assert holders(objects, made.features.key, lambda: now[0]) == []
+    assert objects.names(f"leases/{made.features.key}") == []
+    assert prune(made.store, made.features.key, dry_run=False, clock=lambda: now[0])
+    assert made.store.list_features() == []
 
 
 def test_a_store_is_made_and_found_on_s3(s3: tuple[FaultyServer, RemoteObjects]) -> None:
