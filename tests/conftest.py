@@ -3,7 +3,7 @@
 Session-wide and read-only: tests that change a store copy it first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.teacher import Teacher
 from numpy.typing import NDArray
 from PIL import Image
+
+from .fault_log import write_down_marked
 
 TEACHER_PX = 16
 
@@ -100,6 +102,17 @@ def extract(store: FeatureStore, teacher: Teacher, views: ViewSet, name: str, co
         normalised = statistics.normalize_cls(cls_nD[first:last]), statistics.normalize_patch(patch_nHWD[first:last])
         reader.commit_shard(shard, reader.encode(*normalised), bad, record.digest)
     return reader
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count a test that is marked `fault(row, outcome, trials)` as so many trials of that row."""
+    report = yield
+    if report.when == "call" and not report.skipped:
+        for marker in item.iter_markers("fault"):
+            if marker.args:
+                write_down_marked(report.passed, *marker.args)
+    return report
 
 
 @pytest.fixture(scope="session")

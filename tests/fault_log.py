@@ -2,7 +2,8 @@
 
 A trial is detected (our own error), healed (the work was finished and is equal to an undisturbed run), right (the fault did not matter), or
 silent: wrong values without an error. A trial that ends in any other exception, a failed assertion included, is written down as silent
-before it is raised, so that the table cannot look better than the tests. Lines go to the file that EUPE_FAULT_LOG names, if it names one.
+before it is raised, so that the table cannot look better than the tests. A test that is one trial, or always the same number, is marked
+`@pytest.mark.fault(row, outcome, trials)` instead. Lines go to the file that EUPE_FAULT_LOG names, if it names one.
 """
 
 import json
@@ -32,7 +33,18 @@ class Trials:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None and not self.counts["silent"] + self.counts["lost"]:
             self.counts["silent"] += 1
-        path = os.environ.get("EUPE_FAULT_LOG")
-        if path:
-            with open(path, "a") as file:
-                file.write(json.dumps({"fault": self.fault, "trials": self.counts.total(), **self.counts}) + "\n")
+        write_down(self.fault, self.counts)
+
+
+def write_down(fault: int, counts: Counter[str]) -> None:
+    """Add a line to the log, if there is one."""
+    path = os.environ.get("EUPE_FAULT_LOG")
+    if path:
+        with open(path, "a") as file:
+            file.write(json.dumps({"fault": fault, "trials": counts.total(), **counts}) + "\n")
+
+
+def write_down_marked(passed: bool, fault: int, outcome: str, trials: int = 1) -> None:
+    """The trials of a test that is marked `fault(row, outcome, trials)`: its outcome when it passed, one silent trial when it did not."""
+    assert outcome in OUTCOMES, outcome
+    write_down(fault, Counter({outcome: trials} if passed else {"silent": 1}))

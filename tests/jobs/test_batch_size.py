@@ -37,6 +37,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.fault(6, "healed")
 @pytest.mark.parametrize("error", ERRORS)
 def test_out_of_memory_halves_the_number_until_it_fits_and_the_tokens_are_the_same(teacher: Teacher, error: Exception) -> None:
     pixels = canary_images(11, 16)
@@ -50,6 +51,7 @@ def test_out_of_memory_halves_the_number_until_it_fits_and_the_tokens_are_the_sa
     assert sized.backoffs == 2
 
 
+@pytest.mark.fault(6, "detected")
 def test_a_device_without_room_for_one_view_is_an_error_that_says_what_to_change(teacher: Teacher) -> None:
     sized = SizedTeacher(with_room_for(teacher, 0, ERRORS[0]), 4)
     with pytest.raises(EupeError, match=r"no memory for a single view .*--workers"):

@@ -38,6 +38,7 @@ def test_each_identity_has_its_own_record(store: FeatureStore, teacher: Teacher)
     assert len(store.objects.names("canaries")) == 2
 
 
+@pytest.mark.fault(17, "detected")
 def test_weights_that_changed_in_memory_are_refused_by_name_and_place(store: FeatureStore, teacher: Teacher) -> None:
     check_canary(store, teacher)
     with torch.no_grad():
@@ -46,6 +47,7 @@ def test_weights_that_changed_in_memory_are_refused_by_name_and_place(store: Fea
         check_canary(store, teacher)
 
 
+@pytest.mark.fault(17, "detected")
 def test_a_teacher_without_numbers_leaves_no_record(store: FeatureStore, teacher: Teacher) -> None:
     with torch.no_grad():
         next(teacher.encoder.parameters()).fill_(np.nan)
@@ -54,6 +56,7 @@ def test_a_teacher_without_numbers_leaves_no_record(store: FeatureStore, teacher
     assert store.objects.names("canaries") == []
 
 
+@pytest.mark.fault(17, "detected")
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
 def test_a_damaged_record_is_an_error_that_says_what_to_remove(store: FeatureStore, teacher: Teacher, damage: str, tmp_path: Path) -> None:
     check_canary(store, teacher)

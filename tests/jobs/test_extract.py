@@ -195,6 +195,7 @@ def test_unusable_requests_are_refused_before_any_work(photos: Any) -> None:
     assert store.list_features() == []
 
 
+@pytest.mark.fault(6, "healed")
 @pytest.mark.filterwarnings("default")
 def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> None:
     store, options, root = photos
@@ -217,6 +218,7 @@ def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> 
         np.testing.assert_allclose(ours, theirs, atol=1e-4)  # other batches, other rounding
 
 
+@pytest.mark.fault(6, "healed")
 def test_a_killed_process_leaves_whole_shards_and_the_next_one_completes_them(photos: Any) -> None:
     store, options, _ = photos
     script = (

@@ -51,6 +51,7 @@ def order(photos: Any) -> WorkOrder:
     return WorkOrder(store.url, views.key, (resolve_teacher(options.teachers[0].name),), "cpu", 1, 8)
 
 
+@pytest.mark.fault(6, "healed")
 def test_a_lost_node_costs_no_image_and_doubles_none(photos: Any) -> None:
     store, options, root = photos
     alone = FeatureStore.create(str(root / "alone"))
@@ -76,6 +77,7 @@ def ray() -> Iterator[Any]:
 
 
 class TestActors:
+    @pytest.mark.fault(6, "detected", MAX_TRIES)
     def test_a_task_that_kills_its_worker_each_time_ends_the_run_after_three_tries(self, ray: Any, order: WorkOrder) -> None:
         crew = RayActors(ray, order, 1)
         results = crew.run([("measure", (ROWS_OF_MINUTES, ["teacher"]))])

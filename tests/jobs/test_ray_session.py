@@ -12,10 +12,10 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}
 @pytest.mark.parametrize(
     ("address", "environment", "refused"),
     [
-        ("127.0.0.1:6379", {}, False),
-        ("127.0.0.1:6379", TOKEN, False),
-        ("10.1.2.3:6379", TOKEN, False),
-        ("10.1.2.3:6379", {}, True),
+        pytest.param("127.0.0.1:6379", {}, False, marks=pytest.mark.fault(23, "right")),
+        pytest.param("127.0.0.1:6379", TOKEN, False, marks=pytest.mark.fault(23, "right")),
+        pytest.param("10.1.2.3:6379", TOKEN, False, marks=pytest.mark.fault(23, "right")),
+        pytest.param("10.1.2.3:6379", {}, True, marks=pytest.mark.fault(23, "detected")),
     ],
 )
 def test_the_four_cells(address: str, environment: dict[str, str], refused: bool) -> None:

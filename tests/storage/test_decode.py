@@ -15,8 +15,6 @@ from PIL import Image
 
 from ..fault_log import Trials
 
-MUTATIONS = 500
-
 
 def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (13, 9)) -> bytes:
     random = np.random.default_rng(0)
@@ -57,11 +55,51 @@ def png(width: int, height: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+@pytest.mark.fault(22, "detected")
 @pytest.mark.parametrize(("width", "height"), [(8000, 6251), (100_000, 100_000), (2**31 - 1, 1), (1, 2**31 - 1), (0, 5)])
 def test_bombs_are_refused_by_their_header(width: int, height: int) -> None:
     for function in (decode_image, image_size_hw):
         with pytest.raises(BadImage, match=r"bomb\.png"):
             function(png(width, height, b""), where="bomb.png")
+
+
+def bmp(width: int, height: int) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header
+
+
+def gif(width: int, height: int) -> bytes:
+    size = struct.pack("<HH", min(width, 65_535), min(height, 65_535))
+    return b"GIF89a" + size + bytes(3) + b"," + bytes(4) + size + b"\0\x02\0;"
+
+
+HEADERS: dict[str, Callable[[int, int], bytes]] = {
+    "png": lambda width, height: png(width, height, b""),
+    "ppm": lambda width, height: f"P6 {width} {height} 255\n".encode(),
+    "bmp": bmp,
+    "gif": gif,
+}
+CLAIMS = [
+    (7100, 7100),
+    (50_000, 1001),
+    (1001, 50_000),
+    (60_000, 60_000),
+    (65_535, 65_535),
+    (2**31 - 1, 20_000),
+    (20_000, 2**31 - 1),
+    (2**30, 2**30),
+]
+
+
+@pytest.mark.fault
+def test_bombs_of_every_format_that_tells_its_size_first_are_refused() -> None:
+    with Trials(22) as trials:
+        for name, header in HEADERS.items():
+            for width, height in CLAIMS:
+                for function in (decode_image, image_size_hw):
+                    with pytest.raises(BadImage, match=f"bomb.{name}"):
+                        function(header(width, height), where=f"bomb.{name}")
+                trials.note("detected")
 
 
 def test_files_over_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +143,11 @@ def mutated(n: int, random: np.random.Generator) -> bytes:
 
 
 @pytest.mark.fault
-def test_mutated_files_give_pixels_or_our_error_and_nothing_else() -> None:
+@pytest.mark.parametrize("mutations", [500, pytest.param(20_000, marks=pytest.mark.long)])
+def test_mutated_files_give_pixels_or_our_error_and_nothing_else(mutations: int) -> None:
     random = np.random.default_rng(1)
     with Trials(22) as trials:
-        for n in range(MUTATIONS):
+        for n in range(mutations):
             try:
                 pixels = decode_image(mutated(n, random), where="x")
                 assert pixels.ndim == 3

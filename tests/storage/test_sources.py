@@ -115,6 +115,7 @@ def test_hostile_members_are_counted_and_nothing_is_written(kind: str, tmp_path:
         trials.note("detected")
 
 
+@pytest.mark.fault(21, "detected")
 def test_a_member_that_claims_to_be_huge_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1000)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
@@ -126,6 +127,7 @@ def test_a_member_that_claims_to_be_huge_is_left_out(tmp_path: Path, monkeypatch
     assert ["more than the limit" in item.reason for item in skipped] == [True, True]
 
 
+@pytest.mark.fault(21, "detected")
 @pytest.mark.parametrize("cut", [0, 1, 100, 511, 513, 700])
 def test_a_cut_or_empty_tar_is_refused_by_name(tmp_path: Path, cut: int) -> None:
     with tarfile.open(tmp_path / "whole", "w") as archive:
@@ -136,6 +138,7 @@ def test_a_cut_or_empty_tar_is_refused_by_name(tmp_path: Path, cut: int) -> None
         walked(tmp_path)
 
 
+@pytest.mark.fault(21, "detected")
 def test_mutated_tars_give_images_skips_or_our_error(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "whole", "w", format=tarfile.PAX_FORMAT) as archive:
         for n in range(3):

@@ -89,6 +89,7 @@ def test_a_folder_that_was_being_written_is_not_a_checkpoint(tmp_path: Path) -> 
     assert checkpoint.described["recipe"] == {"seed": 1}
 
 
+@pytest.mark.fault(19, "detected")
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 def test_a_cut_file_is_refused_by_name(tmp_path: Path, file: str) -> None:
     module, optimizer = model_and_optimizer()
@@ -101,6 +102,7 @@ def test_a_cut_file_is_refused_by_name(tmp_path: Path, file: str) -> None:
         restore(checkpoint, module, optimizer)
 
 
+@pytest.mark.fault(19, "detected")
 def test_an_unreadable_description_is_refused_by_name(tmp_path: Path) -> None:
     module, optimizer = model_and_optimizer()
     folder = save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)
@@ -109,6 +111,7 @@ def test_an_unreadable_description_is_refused_by_name(tmp_path: Path) -> None:
         latest_checkpoint(tmp_path)
 
 
+@pytest.mark.fault(19, "detected")
 def test_another_format_is_refused(tmp_path: Path) -> None:
     module, optimizer = model_and_optimizer()
     folder = save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)
@@ -117,6 +120,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         latest_checkpoint(tmp_path)
 
 
+@pytest.mark.fault(19, "detected")
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     module, optimizer = model_and_optimizer()
     save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)
@@ -127,6 +131,7 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
         restore(checkpoint, other, build_optimizer(other, OptimizerConfig()))
 
 
+@pytest.mark.fault(8, "detected")
 def test_a_full_disk_says_how_much_was_needed_and_keeps_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, optimizer = model_and_optimizer()
     save_checkpoint(tmp_path, 1, module, optimizer, {}, keep=1)

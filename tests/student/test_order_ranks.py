@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 RANKS = (1, 2, 3, 4, 6, 8)
 STEPS, BATCH = 12, 24
 RESUMES = (1, 5, 7, 11)
+EACH_STEP = tuple(range(STEPS + 1))
 
 
 def rows_of(order: Order, first: int, last: int, ranks: int) -> list[int]:
@@ -25,11 +26,18 @@ def rows_of(order: Order, first: int, last: int, ranks: int) -> list[int]:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "resumes",
+    [
+        pytest.param(RESUMES, marks=pytest.mark.fault(13, "right", len(RESUMES))),
+        pytest.param(EACH_STEP, marks=[pytest.mark.fault(13, "right", len(EACH_STEP)), pytest.mark.long]),
+    ],
+)
 @pytest.mark.parametrize(("before", "after"), list(product(RANKS, RANKS)))
-def test_a_resume_with_any_number_of_ranks_sees_what_the_uninterrupted_run_sees(before: int, after: int) -> None:
+def test_a_resume_with_any_number_of_ranks_sees_what_the_uninterrupted_run_sees(before: int, after: int, resumes: tuple[int, ...]) -> None:
     order = Order(101, 3, 7, np.array([3, 50], np.int64))
     whole = order.places(0, STEPS * BATCH).row_B.tolist()
-    for step in RESUMES:
+    for step in resumes:
         assert rows_of(order, 0, step, before) + rows_of(order, step, STEPS, after) == whole
 
 

@@ -43,6 +43,7 @@ def test_a_record_survives_a_file_and_has_the_shapes_of_the_tokens(teacher: Teac
         assert compare(dict(loaded), features) == pytest.approx(1.0)
 
 
+@pytest.mark.fault(17, "detected")
 def test_another_channel_order_is_caught(teacher: Teacher) -> None:
     prep = replace(teacher.spec.preprocessing, channel_order="bgr")
     swapped = Teacher(replace(teacher.spec, preprocessing=prep), teacher.encoder)
@@ -50,6 +51,7 @@ def test_another_channel_order_is_caught(teacher: Teacher) -> None:
         compare(canary(teacher), canary(swapped))
 
 
+@pytest.mark.fault(17, "detected")
 def test_a_transposed_grid_is_caught_by_the_corner(teacher: Teacher) -> None:
     features = canary(teacher)
     moved = {**features, "corner": np.roll(features["corner"], 1, axis=0)}
@@ -57,6 +59,7 @@ def test_a_transposed_grid_is_caught_by_the_corner(teacher: Teacher) -> None:
         compare(features, moved)
 
 
+@pytest.mark.fault(17, "detected")
 @pytest.mark.parametrize("value", [np.nan, 0.0])
 def test_tokens_that_are_not_numbers_or_all_zero_are_caught(teacher: Teacher, value: float) -> None:
     features = canary(teacher)
@@ -66,6 +69,7 @@ def test_tokens_that_are_not_numbers_or_all_zero_are_caught(teacher: Teacher, va
         compare(features, broken)
 
 
+@pytest.mark.fault(17, "detected")
 def test_other_shapes_and_a_lost_class_token_are_caught(teacher: Teacher) -> None:
     features = canary(teacher)
     without = {name: part for name, part in features.items() if name != "cls"}

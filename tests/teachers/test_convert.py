@@ -141,6 +141,7 @@ class TestKerasResNet50:
             with pytest.raises(BadInput, match="not a readable tar"):
                 convert.convert_keras_resnet50(broken, tmp_path / "out")
 
+    @pytest.mark.fault(19, "detected")
     def test_members_that_point_elsewhere_write_nothing(self, tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "x.tgz", "w:gz") as archive:
             for name in ("../escaped", "/tmp/escaped-absolute", "package/ResNet50/../../escaped"):
@@ -160,6 +161,7 @@ SMALL = {"a/kernel": np.ones((2, 3), np.float32), "b/bias": np.zeros(4, np.float
 
 
 class TestTfjs:
+    @pytest.mark.fault(19, "detected")
     @pytest.mark.parametrize("change", ["cut", "grown", "no shard", "not json", "dtype", "huge", "no manifest"])
     def test_a_model_whose_parts_disagree_is_refused(self, change: str) -> None:
         members = tfjs(SMALL)
@@ -187,6 +189,7 @@ class Bomb:
 
 
 class TestCheckpoints:
+    @pytest.mark.fault(19, "detected")
     @pytest.mark.parametrize("state", [{"weight": Bomb()}, Bomb(), {"weight": [Bomb()]}])
     def test_a_hostile_pickle_is_refused_and_runs_nothing(self, tmp_path: Path, state: object) -> None:
         (tmp_path / "evil.pth").write_bytes(pth(state))
@@ -195,12 +198,14 @@ class TestCheckpoints:
         assert not (tmp_path / "out").exists()
         assert not Path("/tmp/eupe-pipeline-bomb").exists()
 
+    @pytest.mark.fault(19, "detected")
     @pytest.mark.parametrize("state", [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}}, torch.zeros(1)])
     def test_anything_but_a_flat_state_dict_is_refused(self, tmp_path: Path, state: object) -> None:
         (tmp_path / "nested.pth").write_bytes(pth(state))
         with pytest.raises(BadInput, match="flat state dict"):
             convert.convert_checkpoint(tmp_path / "nested.pth", tmp_path / "out")
 
+    @pytest.mark.fault(19, "detected")
     @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"nothing"])
     def test_broken_files_are_refused(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "broken.pth").write_bytes(content)

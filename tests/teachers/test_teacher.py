@@ -39,6 +39,7 @@ class TestEveryTeacher:
             assert tokens.isfinite().all()
             assert not torch.allclose(tokens[0], tokens[1])
 
+    @pytest.mark.fault(17, "right")
     def test_stays_in_eval_mode_whatever_its_owner_does(self, teacher: Teacher) -> None:
         nn.Sequential(teacher).train()
         assert not any(module.training for module in teacher.modules())
@@ -118,6 +119,7 @@ class TestStrictWeights:
         name = str(run) if (run / "model").is_dir() else spec.name
         return resolve_teacher(name, weights=path, size_px=spec.preprocessing.size_px)
 
+    @pytest.mark.fault(17, "detected")
     @pytest.mark.parametrize("change", ["missing", "unexpected", "of another shape"])
     def test_a_file_that_does_not_fit_exactly_is_refused(self, spec: TeacherSpec, tmp_path: Path, change: str) -> None:
         changed = self.changed(spec, tmp_path / "changed.safetensors", change)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -49,13 +50,31 @@ def test_every_disagreement_is_named_in_one_message_and_long_lists_are_cut(tmp_p
     assert "1 of another shape (weight)" in message
 
 
+@pytest.mark.fault(19, "detected")
 def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
     torch.save(linear(0.0).state_dict(), tmp_path / "model.pth")
     with pytest.raises(BadInput, match="convert_checkpoint"):
         read_weights(tmp_path / "model.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 64, (1 << 62).to_bytes(8, "little") + b"{}"])
+def claiming(header: dict[str, object], data: bytes = bytes(8)) -> bytes:
+    """A safetensors file with any header."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+LIES = [
+    {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 16]}},
+    {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}},
+    {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
+    {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+    {"a": {"dtype": "pickle", "shape": [2], "data_offsets": [0, 8]}},
+    {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
+]
+
+
+@pytest.mark.fault(19, "detected")
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 64, (1 << 62).to_bytes(8, "little") + b"{}", *(claiming(lie) for lie in LIES)])
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad").write_bytes(content)
     with pytest.raises(BadInput, match="not a safetensors file"):
