@@ -24,12 +24,14 @@ def index(*, source: str, store: str, name: str, max_bad_share: float, on_event:
 
     if verify:
         indexed = FeatureStore.open(store).dataset(name)
-        if indexed.source not in (source, str(Path(source).expanduser().absolute())):
+        place = next((known for known in indexed.sources if known in (source, str(Path(source).expanduser().absolute()))), None)
+        if place is None:
             raise BadInput(
-                f"{indexed.key} was indexed from {indexed.source}, not from {source}; --verify compares with where its images lie"
+                f"{indexed.key} was indexed from {', '.join(indexed.sources)}, not from {source}; "
+                "--verify compares with where its images lie"
             )
-        verify_source(indexed, on_event)
-        return {"dataset": indexed.key, "images": len(indexed), "source": indexed.source, "unchanged": True}
+        verify_source(indexed, on_event, place)
+        return {"dataset": indexed.key, "images": len(indexed), "source": place, "unchanged": True}
     dataset = build_index(FeatureStore.create(store).objects, source, name, max_bad_share=max_bad_share, on_event=on_event)
     return {"dataset": dataset.key, "images": len(dataset), "labels": len(dataset.label_names), "skipped": dataset.skipped}
 

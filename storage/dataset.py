@@ -2,12 +2,14 @@
 
     datasets/<name>@<digest>/
       identity.json       the digest over ids, contents, sizes and labels in order; the place of the source; the sha256 of each part
+      places/*.json       further places of the same images (`places`)
       index.parquet       a row an image, the first 1,048,576 images; index.1.parquet the next ones, and so on
 
 Every read of an image checks its sha256, so that an image edited under a cache is an error and not other features. A part of the index is
 checked when it is first needed, and rows are read by row groups, a few of which are kept: nothing holds the whole index.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +31,7 @@ from .errors import BadInput, CacheDamaged, CacheMismatch
 from .identity import canonical_json, digest, short
 from .named import damage, read_identity_file
 from .objects import LocalObjects, Objects
+from .places import places
 from .sources import read_bytes
 
 ROW_GROUP = 16_384
@@ -110,6 +113,7 @@ class ImageDataset:
         with damage(f"{self._prefix}/identity.json"):
             self.digest: str = described["digest"]
             self.source: str = described["source"]
+            self._place = self.source
             self.label_names: list[str] = list(described["labels"])
             self._count = int(described["images"])
             self.skipped: dict[str, str] = dict(described["skipped"])
@@ -144,6 +148,11 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def sources(self) -> list[str]:
+        """Every place where the images lie, as far as somebody has said: the first one, then the copies that were indexed."""
+        return [self.source, *places(self._objects, self.key)]
 
     def _group(self, number: int) -> pa.Table:
         with self._lock:
@@ -211,13 +220,25 @@ class ImageDataset:
         return chosen
 
     def read_image_bytes(self, index: int) -> bytes:
-        """The encoded bytes of one image; raises `CacheMismatch` when they are not those that were indexed."""
+        """The encoded bytes of one image, from wherever they lie as indexed; raises `CacheMismatch` when that is nowhere."""
         row = self.row(index)
-        advice = f"index the source again (`eupe-pipeline index {self.source} --name {self.name} …`) and extract for the new dataset"
         try:
-            data = read_bytes(self.source, row.path, row.container, row.offset, row.length)
+            return self._bytes_at(self._place, row)
+        except CacheMismatch:
+            for place in self.sources:
+                if place != self._place:
+                    with contextlib.suppress(CacheMismatch):
+                        found = self._bytes_at(place, row)
+                        self._place = place
+                        return found
+            raise
+
+    def _bytes_at(self, place: str, row: ImageRow) -> bytes:
+        advice = f"index the source again (`eupe-pipeline index {place} --name {self.name} …`) and extract for the new dataset"
+        try:
+            data = read_bytes(place, row.path, row.container, row.offset, row.length)
         except (OSError, pa.ArrowException) as error:
-            raise CacheMismatch(f"image {row.id} of {self.key} is not at {self.source}/{row.path} any more ({error}); {advice}") from error
+            raise CacheMismatch(f"image {row.id} of {self.key} is not at {place}/{row.path} any more ({error}); {advice}") from error
         if hashlib.sha256(data).digest() != row.sha256:
             raise CacheMismatch(f"image {row.id} of {self.key} has changed since it was indexed (sha256 differs); {advice}")
         return data

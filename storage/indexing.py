@@ -1,48 +1,63 @@
 """Build a dataset's index: read every image once, note its sha256, size and label, and publish the result under its digest.
 
 Files of the source are walked in order by a few threads at once (hashing and header reading release the interpreter lock); the order of the
-index does not depend on them. A file that is not an image is left out, counted and named; above the limit (0.1 % by default) the run
-stops, because a source that is broken in a thousandth of its files is rarely the one that was meant.
+index does not depend on them. Rows wait on disk (`index_rows`): memory holds the names of the files and the rows of eight files, however
+many images there are. A file that is not an image is left out, counted and named; above the limit (0.1 % by default) the run stops,
+because a source that is broken in a thousandth of its files is rarely the one that was meant. The same content found at another place
+is the same dataset, which notes the place (`places`).
 """
 
 import hashlib
 import io
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from .dataset import PART_IMAGES, ROW_GROUP, SCHEMA, ImageDataset, ImageRow, dataset_digest, describe, part_name
+from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, part_name
 from .decode import BadImage, image_size_hw
 from .errors import BadInput, CacheDamaged
 from .identity import short
+from .index_rows import IndexRows, rows_of
 from .named import check_name, damage
 from .objects import Objects
+from .places import add_place
 from .sources import Skipped, SourceImage, list_files, open_source, walk
 
 MAX_BAD_SHARE = 0.001
 _THREADS = 4
+_AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
 Event = dict[str, Any]
 
 
 @dataclass
 class _Index:
-    """The index under construction: columns by row, labels by first sight, the running digest."""
+    """The index under construction: its rows on disk, labels by first sight, what was left out."""
 
+    rows: IndexRows
     labels: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    rows: list[ImageRow] = field(default_factory=list)
 
     def add(self, item: "ImageRow | Skipped", label: str | None) -> None:
         if isinstance(item, Skipped):
             self.skipped[item.name] = item.reason
             return
         number = -1 if label is None else self.labels.setdefault(label, len(self.labels))
-        self.rows.append(ImageRow(**{**item.__dict__, "label": number}))
+        self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
+
+    def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
+        """Label names in their final order (numbers as numbers), and the final number of each number by first sight; the last is of −1."""
+        names = sorted(self.labels, key=lambda text: (0, int(text), text) if text.isdecimal() else (1, 0, text))
+        numbers = np.full(len(names) + 1, -1, np.int32)
+        numbers[[self.labels[text] for text in names]] = np.arange(len(names))
+        return names, numbers
 
 
 def _examine(found: SourceImage | Skipped) -> tuple[ImageRow | Skipped, str | None]:
@@ -66,10 +81,12 @@ def examined(url: str) -> Iterator[tuple[list[tuple[ImageRow | Skipped, str | No
         return [_examine(found) for found in walk(filesystem, root, path)]
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(files), 256):
-            block = files[start : start + 256]
-            for number, results in enumerate(pool.map(one, block), start=start + 1):
-                yield results, number, len(files)
+        ahead = deque(pool.submit(one, path) for path in files[:_AHEAD])
+        for number in range(1, len(files) + 1):
+            results = ahead.popleft().result()
+            if number + _AHEAD <= len(files):
+                ahead.append(pool.submit(one, files[number + _AHEAD - 1]))
+            yield results, number, len(files)
 
 
 def build_index(
@@ -83,28 +100,20 @@ def build_index(
     """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source."""
     check_name("dataset", name)
     source = source if "://" in source else str(Path(source).expanduser().absolute())
-    index = _Index()
-    for results, done, total in examined(source):
-        for item, label in results:
-            index.add(item, label)
-        on_event(
-            {
-                "event": "progress",
-                "stage": f"index {name}",
-                "done": done,
-                "total": total,
-                "unit": "files",
-                "images": len(index.rows),
-            }
-        )
-    _check_yield(index, source, max_bad_share)
-    return ImageDataset(objects, _publish(objects, source, name, index))
+    with IndexRows() as rows:
+        index = _Index(rows)
+        for results, done, total in examined(source):
+            for item, label in results:
+                index.add(item, label)
+            on_event({"event": "progress", "stage": f"index {name}", "done": done, "total": total, "unit": "files", "images": rows.count})
+        _check_yield(index, source, max_bad_share)
+        return ImageDataset(objects, _publish(objects, source, name, index))
 
 
 def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
-    seen = len(index.rows) + len(index.skipped)
+    seen = index.rows.count + len(index.skipped)
     named = "; ".join(f"{name}: {reason}" for name, reason in list(index.skipped.items())[:5])
-    if not index.rows:
+    if not index.rows.count:
         raise BadInput(
             f"no image was found in {source}" + (f" ({named})" if named else "") + "; give a folder of images, .tar or .parquet files"
         )
@@ -113,35 +122,26 @@ def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
             f"{len(index.skipped)} of {seen} samples in {source} are not usable images, more than the limit of {max_bad_share:.2%} "
             f"({named}{'; …' if len(index.skipped) > 5 else ''}); mend the source or raise --max-bad-share"
         )
-    seen_ids = {row.id for row in index.rows}
-    if len(seen_ids) != len(index.rows):
-        raise BadInput(f"{source} holds {len(index.rows) - len(seen_ids)} images whose ids are taken already")
-
-
-def _sorted_labels(index: _Index) -> list[str]:
-    """Label names in their final order (numbers as numbers); the rows are renumbered to it."""
-    names = sorted(index.labels, key=lambda text: (0, int(text), text) if text.isdecimal() else (1, 0, text))
-    renumber = {index.labels[text]: place for place, text in enumerate(names)} | {-1: -1}
-    index.rows = [ImageRow(**{**row.__dict__, "label": renumber[row.label]}) for row in index.rows]
-    return names
 
 
 def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
-    labels = _sorted_labels(index)
+    labels, numbers = index.final_labels()
     hasher = hashlib.sha256()
-    for row in index.rows:
-        hasher.update(row.content())
+    for table in index.rows.tables(ROW_GROUP, numbers):
+        for row in rows_of(table):
+            hasher.update(row.content())
     full = dataset_digest(hasher.hexdigest(), labels)
     key = f"{name}@{short(full)}"
     if objects.size(f"datasets/{key}/identity.json") is not None:
+        add_place(objects, key, source, index.rows.tables(PART_IMAGES, numbers))
         return key
     # The index goes first: a dataset exists when its identity does.
-    parts = [_publish_part(objects, key, index.rows, number) for number in range(-(-len(index.rows) // PART_IMAGES))]
+    parts = [_publish_part(objects, key, table, number) for number, table in enumerate(index.rows.tables(PART_IMAGES, numbers))]
     described = {
         "kind": "dataset",
         "digest": full,
         "source": source,
-        "images": len(index.rows),
+        "images": index.rows.count,
         "labels": labels,
         "skipped": index.skipped,
         "content_sha256": hasher.hexdigest(),
@@ -151,10 +151,8 @@ def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
     return key
 
 
-def _publish_part(objects: Objects, key: str, rows: list[ImageRow], number: int) -> str:
+def _publish_part(objects: Objects, key: str, table: pa.Table, number: int) -> str:
     """Write one part of the index; returns the sha256 of the file that stands there, ours or one that a killed run left."""
-    part = rows[number * PART_IMAGES : (number + 1) * PART_IMAGES]
-    table = pa.table({column: [getattr(row, column) for row in part] for column in SCHEMA.names}, schema=SCHEMA)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=ROW_GROUP, write_page_checksum=True)
     where = f"datasets/{key}/{part_name(number)}"

@@ -4,8 +4,8 @@ Each read of an image checks that image's sha256 anyway, so training can never s
 and also those that reading cannot notice: images added, or files reordered. It costs one reading of the source (2 GB/s of hashing a core).
 """
 
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import islice, zip_longest
 
 from .dataset import ImageDataset
 from .errors import BadInput, CacheMismatch
@@ -14,45 +14,59 @@ from .sources import Skipped
 
 _SHOWN = 5
 _BLOCK = 4096
+OnEvent = Callable[[Event], None]
+Image = tuple[str, bytes]  # id and sha256
 
 
-def source_differences(dataset: ImageDataset, on_event: Callable[[Event], None] = lambda event: None) -> list[str]:
-    """One line for each image that was replaced, removed, added or moved to another place in the order since it was indexed."""
-    indexed: dict[str, bytes] = {}
-    order: list[str] = []
+def _silent(event: Event) -> None:
+    """Report nothing."""
+
+
+def source_differences(dataset: ImageDataset, on_event: OnEvent = _silent, source: str | None = None) -> list[str]:
+    """One line for each image that was replaced, removed, added or moved to another place in the order since it was indexed.
+
+    Index and source (the dataset's own, or another place) are walked side by side; from the first difference on, both are held in memory.
+    """
+    indexed, walked = _indexed(dataset), _walked(dataset, source or dataset.source, on_event)
+    for there, here in zip_longest(indexed, walked):
+        if there != here:
+            return _compared([one for one in (there, *indexed) if one], [one for one in (here, *walked) if one])
+    return []
+
+
+def _indexed(dataset: ImageDataset) -> Iterator[Image]:
     for start in range(0, len(dataset), _BLOCK):
         stop = min(start + _BLOCK, len(dataset))
-        names = dataset.ids(start, stop)
-        indexed |= zip(names, dataset.sha256s(start, stop), strict=True)
-        order += names
-    found: list[str] = []
-    lines: list[str] = []
-    for results, done, total in examined(dataset.source):
-        for item, _ in results:
-            if isinstance(item, Skipped):
-                continue
-            found.append(item.id)
-            if item.id not in indexed:
-                lines.append(f"{item.id} was added")
-            elif indexed[item.id] != item.sha256:
-                lines.append(f"{item.id} has other bytes")
+        yield from zip(dataset.ids(start, stop), dataset.sha256s(start, stop), strict=True)
+
+
+def _walked(dataset: ImageDataset, source: str, on_event: OnEvent) -> Iterator[Image]:
+    for results, done, total in examined(source):
+        yield from ((item.id, item.sha256) for item, _ in results if not isinstance(item, Skipped))
         on_event({"event": "progress", "stage": f"verify {dataset.name}", "done": done, "total": total, "unit": "files"})
-    there = set(found)
-    lines += [f"{image_id} is gone" for image_id in order if image_id not in there]
-    if not lines and found != order:
-        lines.append("the images are in another order")
-    return lines
 
 
-def verify_source(dataset: ImageDataset, on_event: Callable[[Event], None] = lambda event: None) -> None:
+def _compared(there: list[Image], here: list[Image]) -> list[str]:
+    indexed, found = dict(there), dict(here)
+    lines = [
+        f"{image_id} was added" if image_id not in indexed else f"{image_id} has other bytes"
+        for image_id, sha256 in here
+        if indexed.get(image_id) != sha256
+    ]
+    lines += [f"{image_id} is gone" for image_id in indexed if image_id not in found]
+    return lines or ["the images are in another order"]
+
+
+def verify_source(dataset: ImageDataset, on_event: OnEvent = _silent, source: str | None = None) -> None:
     """Raise `CacheMismatch` naming the first differences when the source is not what was indexed, or is gone."""
+    place = source or dataset.source
     try:
-        lines = source_differences(dataset, on_event)
+        lines = source_differences(dataset, on_event, place)
     except BadInput as error:
         lines = [str(error)]
     if lines:
         named = "; ".join(islice(lines, _SHOWN)) + ("; …" if len(lines) > _SHOWN else "")
         raise CacheMismatch(
             f"the source of {dataset.key} has changed since it was indexed ({len(lines)} differences: {named}); "
-            f"restore it, or index {dataset.source} again and extract for the new dataset"
+            f"restore it, or index {place} again and extract for the new dataset"
         )

@@ -58,11 +58,20 @@ def open_source(url: str) -> tuple[Any, str]:
 
 
 def list_files(filesystem: Any, root: str) -> list[str]:
-    """Paths below the source, relative to it and sorted; a single file is its own source (its folder is the root)."""
+    """Paths below the source, relative to it and sorted; a single file is its own source (its folder is the root).
+
+    Raises `BadInput` where a file lies inside another: ids would not be unique.
+    """
     if filesystem.isfile(root):
         return [root.rsplit("/", 1)[-1]]
     found = [str(path)[len(root) :].lstrip("/") for path in filesystem.find(root)]
-    return sorted(path for path in found if not any(part.startswith(".") for part in PurePosixPath(path).parts))
+    files = sorted(path for path in found if not any(part.startswith(".") for part in PurePosixPath(path).parts))
+    there = set(files)
+    for path in files:  # an object store may hold both `a.tar` and `a.tar/x.png`
+        inside = next((str(parent) for parent in PurePosixPath(path).parents if str(parent) in there), None)
+        if inside is not None:
+            raise BadInput(f"{path} lies inside {inside}, which is a file: their images' ids are taken twice; move one of them away")
+    return files
 
 
 def bad_name(name: str) -> str | None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,13 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
         read_weights(tmp_path / "model.pth")
 
 
-def claiming(header: dict[str, object], data: bytes = bytes(8)) -> bytes:
+def claiming(header: Mapping[str, object], data: bytes = bytes(8)) -> bytes:
     """A safetensors file with any header."""
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
 
-LIES = [
+LIES: list[Mapping[str, object]] = [
     {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 16]}},
     {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}},
     {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},

@@ -1,0 +1,74 @@
+"""The rows of an index under construction, on disk: a source may have more images than memory holds rows.
+
+The names of the labels get their final numbers, and the dataset its digest, when the last image was seen, so the rows are written once to
+a file in the temporary folder (some 150 bytes each; TMPDIR says where) and read back from a memory map, a part of the index at a time.
+What stays in memory: one block of rows, the names of files and labels, and the samples that were left out.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .dataset import SCHEMA, ImageRow
+
+_BLOCK_ROWS = 16_384
+_FILE_SCHEMA = pa.schema([pa.field(field.name, pa.string() if field.name == "container" else field.type) for field in SCHEMA])
+
+
+class IndexRows:
+    """Rows in the order in which they were added; a context manager that removes its file."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="eupe-index-")
+        self._path = str(Path(self._folder.name, "rows.arrow"))
+        self._writer = pa.ipc.new_file(self._path, _FILE_SCHEMA)
+        self._block: list[ImageRow] = []
+        self._table: pa.Table | None = None
+        self.count = 0
+
+    def __enter__(self) -> "IndexRows":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._writer.close()
+        self._table = None
+        self._folder.cleanup()
+
+    def add(self, row: ImageRow) -> None:
+        """Append a row, with the label's number by first sight."""
+        self.count += 1
+        self._block.append(row)
+        if len(self._block) == _BLOCK_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = {name: [getattr(row, name) for row in self._block] for name in _FILE_SCHEMA.names}
+        self._writer.write_table(pa.table(columns, schema=_FILE_SCHEMA))
+        self._block.clear()
+
+    def tables(self, rows: int, label_numbers: NDArray[np.int32]) -> Iterator[pa.Table]:
+        """All rows in `SCHEMA`, so many a table, each label replaced by `label_numbers[label]`; no row may be added after this."""
+        if self._table is None:
+            self._flush()
+            self._writer.close()
+            self._table = pa.ipc.open_file(pa.memory_map(self._path)).read_all()
+        for start in range(0, self.count, rows):
+            part = self._table.slice(start, rows).combine_chunks()
+            numbers = pa.array(label_numbers[part.column("label").to_numpy()])
+            kinds = part.column("container").combine_chunks().dictionary_encode()
+            container = pa.DictionaryArray.from_arrays(kinds.indices.cast(pa.int8()), kinds.dictionary)
+            part = part.set_column(part.schema.get_field_index("label"), "label", numbers)
+            part = part.set_column(part.schema.get_field_index("container"), "container", container)
+            yield part.cast(SCHEMA)
+
+
+def rows_of(table: pa.Table) -> Iterator[ImageRow]:
+    """The rows of a table."""
+    for start in range(0, len(table), _BLOCK_ROWS):
+        for values in table.slice(start, _BLOCK_ROWS).to_pylist():
+            yield ImageRow(**values)

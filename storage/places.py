@@ -1,0 +1,56 @@
+"""Further places of a dataset's images: the same bytes under the same names, somewhere else.
+
+    datasets/<name>@<digest>/places/<short>.json     {"index_sha256", "source", "file_digest"}: canonical JSON
+
+Whoever indexes a copy of a dataset gets the dataset that is there, and the copy's place is noted beside it. A reader goes to the place that
+the dataset was made from; when an image is not there, or has other bytes, it asks for the further places, takes the first that has the
+image, and stays with it. The bytes are checked against the index wherever they come from. A copy must lie as the first place does: an
+archive that was packed anew has its members at other offsets, and is refused with advice.
+"""
+
+import json
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import BadInput
+from .identity import canonical_json, digest, short
+from .named import damage
+from .objects import Objects
+
+MAX_PLACE_BYTES = 1 << 20
+_PLACE_COLUMNS = ["path", "container", "offset", "length"]
+
+
+def add_place(objects: Objects, key: str, source: str, tables: Iterable[pa.Table]) -> bool:
+    """Note that a dataset's images lie at `source` too; whether that is new. Raises `BadInput` when they lie there in another way."""
+    described = json.loads(objects.read(f"datasets/{key}/identity.json"))
+    if source == described["source"] or source in places(objects, key):
+        return False
+    for number, table in enumerate(tables):
+        where = f"datasets/{key}/index.{number}.parquet" if number else f"datasets/{key}/index.parquet"
+        with damage(where):
+            standing = pq.read_table(pa.BufferReader(objects.read(where)), columns=_PLACE_COLUMNS)
+        if not standing.equals(table.select(_PLACE_COLUMNS).cast(standing.schema)):
+            raise BadInput(
+                f"{source} has the images of {key}, but at other places within its files; index it under another name, "
+                "or copy the files as they are"
+            )
+    body = {"index_sha256": described["index_sha256"], "source": source}
+    return objects.create(f"datasets/{key}/places/{short(digest(body))}.json", [canonical_json({**body, "file_digest": digest(body)})])
+
+
+def places(objects: Objects, key: str) -> list[str]:
+    """The further sources of a dataset, in order of their files' names; raises `CacheDamaged` for an altered file."""
+    found = []
+    for name in objects.names(f"datasets/{key}/places"):
+        where = f"datasets/{key}/places/{name}"
+        data = objects.read(where, MAX_PLACE_BYTES)
+        with damage(where):
+            body = json.loads(data)
+            claimed = body.pop("file_digest")
+            if digest(body) != claimed or canonical_json({**body, "file_digest": claimed}) != data or type(body["source"]) is not str:
+                raise ValueError("its own digest differs")
+            found.append(body["source"])
+    return found
