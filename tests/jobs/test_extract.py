@@ -25,6 +25,7 @@ from eupe_pipeline.storage.views import render
 from eupe_pipeline.teachers.preprocessing import Preprocessing
 from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
 
+from ..fault_log import Trials
 from .actors import actor_pids
 from .conftest import tokens
 
@@ -216,6 +217,34 @@ def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> 
     keys = summary["features"]["teacher"], expected["features"]["teacher"]
     for ours, theirs in zip(tokens(store, keys[0]), tokens(alone, keys[1]), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)  # other batches, other rounding
+
+
+@pytest.mark.fault
+@pytest.mark.long
+@pytest.mark.filterwarnings("default")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("runs", [25])
+def test_however_often_workers_are_killed_every_view_is_stored_once(photos: Any, runs: int) -> None:
+    """Up to four of a run's workers die while they work, at shards far apart: one shard alone is tried three times."""
+    store, options, root = photos
+    wanted = tokens(store, extract_features(store.url, options)["features"]["teacher"])
+    with Trials(6) as trials:
+        for number in range(runs):
+            again, killed = FeatureStore.create(str(root / f"again{number}")), list[int]()
+            build_index(again.objects, str(root / "images"), "photos")
+
+            def kill(event: dict[str, Any], killed: list[int] = killed) -> None:
+                fresh = sorted(actor_pids() - set(killed))
+                if event["stage"].startswith("extract") and len(killed) < 4 and fresh:
+                    killed.append(fresh[0])
+                    os.kill(fresh[0], signal.SIGKILL)
+
+            summary = extract_features(again.url, replace(options, images_per_shard=1, workers=2), kill)
+            assert summary["views_done"] == 48
+            for ours, theirs in zip(tokens(again, summary["features"]["teacher"]), wanted, strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            trials.note("healed", len(killed))
+    assert trials.counts["healed"] >= runs
 
 
 @pytest.mark.fault(6, "healed")

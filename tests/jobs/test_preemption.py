@@ -60,7 +60,7 @@ def unextracted(store: FeatureStore, url: str) -> FeatureStore:
     return copy
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [4, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_an_extraction_ended_by_sigterm_at_any_moment_is_finished_by_the_same_command(photos: Any, times: int) -> None:
     store, options, root = photos
     options = replace(options, images_per_shard=2)

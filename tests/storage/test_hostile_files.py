@@ -46,12 +46,13 @@ def variants(value: Any, seed: int, count: int) -> list[Any]:
     return [replaced(value, path, by) for path, by in picks]
 
 
-def test_absurd_records_are_damage_and_nothing_else(pristine: Made) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(18_000, marks=pytest.mark.long)])
+def test_absurd_records_are_damage_and_nothing_else(pristine: Made, count: int) -> None:
     key = f"features/{pristine.features.key}/commits/000001.json"
     body = json.loads(pristine.store.objects.read(key))
     del body["digest"]
     with Trials(20) as trials:
-        for changed in variants(body, 1, 200):
+        for changed in variants(body, 1, count):
             data = canonical_json({**changed, "digest": digest(changed)}) if isinstance(changed, dict) else canonical_json(changed)
             try:
                 record = parse_record(data, where=key, group=pristine.features.digest, shard=1)
@@ -82,14 +83,15 @@ def test_files_that_are_not_json_of_ours_are_damage(data: bytes, copied: Callabl
         FeatureStore.open(str(made.folder))
 
 
+@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["features", "views"])
-def test_absurd_identities_with_right_digests_give_our_errors(kind: str, copied: Callable[[], Made]) -> None:
+def test_absurd_identities_with_right_digests_give_our_errors(kind: str, copied: Callable[[], Made], count: int) -> None:
     made = copied()
     key = made.features.key if kind == "features" else made.views.key
     folder = made.folder / kind / key
     identity = json.loads((folder / "identity.json").read_bytes())["identity"]
     with Trials(20) as trials:
-        for number, changed in enumerate(variants(identity, 5, 120)):
+        for number, changed in enumerate(variants(identity, 5, count)):
             try:
                 full = digest(changed)
             except ValueError:
