@@ -35,12 +35,12 @@ test-long: venv ## also the tests that take minutes
 test-faults: venv ## break the store in every way that is listed, print what was silent, detected, healed
 	$(BIN)/python tools/fault_table.py
 
-# The peers go into an environment of their own, on top of .venv: mosaicml-streaming wants older ones of what we pin.
-# Without them the figures of our side remain.
+# The peers go into an environment of their own, on top of .venv: mosaicml-streaming wants older ones of what we pin,
+# so that only what the figures hang on is pinned there. Without them the figures of our side remain.
 $(BENCH)/.installed: $(STAMP)
 	test -x $(BENCH)/bin/python || $(BIN)/python -m venv $(BENCH)
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$($(BENCH)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
-	grep -viE '^(numpy|transformers|tokenizers|huggingface[_-]hub|setuptools|xxhash)==' constraints.txt > $(BENCH)/constraints.txt
+	grep -E '^(torch|torchvision|timm|ray|pyarrow|zarr|fsspec|s3fs|aiobotocore|botocore|boto3|moto)==' constraints.txt > $(BENCH)/constraints.txt
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c $(BENCH)/constraints.txt -e '.[bench]' \
 	  || echo "bench-store: the peers could not be installed; those that are missing are skipped"
 	@touch $@
