@@ -26,7 +26,7 @@ import numpy as np
 from eupe_pipeline.storage.features import FeatureReader, TokenRows
 from eupe_pipeline.storage.maintenance import copy_features
 from eupe_pipeline.storage.objects import open_objects
-from eupe_pipeline.storage.s3_get import WholeObjects
+from eupe_pipeline.storage.s3_get import whole_objects
 from eupe_pipeline.storage.store import FeatureStore
 from fsspec import url_to_fs
 
@@ -94,7 +94,7 @@ def main() -> None:
         with server():
             features = fill(folder / "local", options.shards)
             objects = open_objects(URL)
-            whole = WholeObjects(url_to_fs(URL)[0])
+            whole = whole_objects(url_to_fs(URL)[0])
             keys = [f"features/{features.key}/{features.group.specs['patch'].key(shard)}" for shard in range(options.shards)]
             total = sum(objects.size(key) or 0 for key in keys)
             read_epoch(opened(folder / "full", features.key))

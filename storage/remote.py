@@ -18,7 +18,7 @@ import xxhash
 
 from .atomic import Content, refusals
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
-from .s3_get import WholeObjects
+from .s3_get import WholeObjects, whole_objects
 
 TRIES = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
@@ -92,7 +92,7 @@ class RemoteObjects:
         self._whole: WholeObjects | None = None
         if url.startswith("s3:"):
             self._filesystem.retries = 1
-            self._whole = WholeObjects(self._filesystem)
+            self._whole = whole_objects(self._filesystem)
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}".rstrip("/")

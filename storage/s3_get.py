@@ -8,6 +8,7 @@ One try a call: retries are `remote.persist`'s.
 
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 _PIECE_BYTES = 1 << 20
@@ -63,3 +64,9 @@ class WholeObjects:
                 yield memory[:count]
         if missing:
             raise OSError(f"the body ended {missing:,} bytes early")
+
+
+@lru_cache(maxsize=16)
+def whole_objects(filesystem: Any) -> WholeObjects:
+    """One client for all stores behind a file system, which fsspec shares too: making one takes longer than fetching a shard."""
+    return WholeObjects(filesystem)
