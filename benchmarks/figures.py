@@ -21,12 +21,20 @@ def machine() -> dict[str, Any]:
 
 
 def interleave(
-    contestants: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 1, pause_s: float = 0.0
+    contestants: Mapping[str, Callable[[int], object]],
+    rounds: int,
+    warm_up: int = 1,
+    pause_s: float = 0.0,
+    before: Callable[[int], object] = lambda number: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant a round: every round runs all, in an order drawn anew; warm-up is left out for all alike."""
+    """Seconds of each contestant a round: every round runs all, in an order drawn anew; warm-up is left out for all alike.
+
+    `before` tidies up before each round and is not timed.
+    """
     random = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(-warm_up, rounds):
+        before(number)
         for name in random.permutation(list(contestants)).tolist():
             time.sleep(pause_s)  # disks with a burst budget would else pass one contestant's debt on to the next
             start = time.perf_counter()

@@ -229,6 +229,7 @@ class LocalObjects:
         path = self.root / key
         with refusals(path, 0):
             path.unlink(missing_ok=True)
+        _DESCRIPTORS.forget(str(path))  # while it is open here, the disk keeps its bytes
         if path.parent.exists():
             fsync_folder(path.parent)
 

@@ -79,12 +79,12 @@ class CachedObjects:
         for entry in os.scandir(self.folder):
             if not entry.name.startswith((_LOCK, TEMPORARY_PREFIX)):
                 status = entry.stat()
-                copies.append((status.st_mtime_ns, status.st_size, entry.path))
+                copies.append((status.st_mtime_ns, status.st_size, entry.name))
         held = sum(size for _, size, _ in copies)
-        for _, size, path in sorted(copies):
+        for _, size, name in sorted(copies):
             if held + needed <= self.limit_bytes:
                 return
-            Path(path).unlink(missing_ok=True)
+            self._local.remove(name)
             held -= size
 
     @contextmanager

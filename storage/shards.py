@@ -205,10 +205,12 @@ class ShardedGroup:
         self.forget(shard)
 
     def forget(self, shard: int) -> None:
-        """Drop what is kept in memory of a shard, so that the next look is at the store."""
+        """Drop what is kept of a shard and close its files, so that the next look is at the store."""
         with self._lock:
             self._records.pop(shard, None)
-            self._open.pop(shard, None)
+            opened = self._open.pop(shard, {})
+        for array in opened.values():
+            array.file.close()
 
     def verify(self, shard: int) -> None:
         """Compare a committed shard's objects with their record, byte by byte; raises `CacheDamaged`."""
