@@ -5,7 +5,6 @@ measured on a fixed sample of views and frozen first. Then each missing shard is
 the same command goes on after a kill, and says in seconds when nothing is missing.
 """
 
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,14 +19,15 @@ from ..storage.viewset import DEFAULT_IMAGES_PER_SHARD, ViewSet
 from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
+from .orders import work_order, worker_count
 from .pool import Workers, workers
 from .reading_leases import EXTRACTION, leases
-from .shard_work import ShardReport, WorkOrder
+from .shard_report import ShardReport
+from .shard_work import WorkOrder
 from .statistics import Normalisation
 from .summary import OnEvent, progress, together, work_done
 
 NORMALISATIONS = ("mean-std", "phi-s")
-_MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a second and thread
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class TeacherRequest:
     name: str
     weights: Any = None  # Path or None
     size_px: int | None = None
+    device: str | None = None  # of its worker's: cpu, cuda:0, cuda:1; None: chosen
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class ExtractOptions:
     statistics_from: tuple[str, ...] = ()  # feature sets whose statistics are used again
     batch_size: int | None = 32  # views in one forward; None: found by trying
     workers: int | None = None  # None: one a GPU, or one a core, or as many as a cluster holds; 0: in this process
-    num_gpus: float = 1.0  # of one worker
+    num_gpus: float = 1.0  # of one worker; with two and more the teachers are dealt out over them
+    compile: bool = False  # teachers through torch.compile
     teachers_at_once: int | None = None  # None: all; fewer need less memory and decode each image more often
     address: str | None = None  # of a Ray cluster
     max_bad_share: float = 0.001
@@ -107,16 +109,16 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
         raise BadInput("each teacher can be named once in an extraction")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
+    chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
-    return together([_extract_group(store, views, group, options, on_event) for group in groups])
+    orders = [work_order(store, views, group, options, chosen) for group in groups]
+    return together([_extract_group(store, views, order, options, on_event) for order in orders])
 
 
-def _extract_group(
-    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, on_event: OnEvent
-) -> dict[str, Any]:
+def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
     """All teachers that are loaded at the same time."""
-    started = time.perf_counter()
+    started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
     borrowed = _borrowed(store, specs, options)
     normalisation = Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
     if not normalisation.missing:
@@ -125,8 +127,7 @@ def _extract_group(
             return _summary(plan, [], 0, 0, time.perf_counter() - started, options)
     elif options.dry_run:
         return _dry_summary(views, specs, normalisation.missing, options)
-    order = work_order(store, views, specs, options)
-    count = _worker_count(order, options)
+    count = worker_count(order, options)
     try:
         with workers(order, count, options.address) as crew:
             normalisation.measure(crew, on_event)
@@ -171,36 +172,6 @@ def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: Extra
     return [key for key in options.statistics_from if store.features(key).identity["teacher"]["weights_sha256"] in weights]
 
 
-def work_order(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> WorkOrder:
-    """What each worker is told."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = torch.get_num_threads() if options.workers == 0 else 1
-    share = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
-    rendering = max(1, min(_MOST_RENDER_THREADS, share - 1)) if device == "cuda" else 1
-    return WorkOrder(
-        store.url,
-        views.key,
-        tuple(specs.values()),
-        device,
-        threads,
-        options.batch_size,
-        render_threads=rendering,
-        gpus=options.num_gpus,
-        normalisation=options.normalisation,
-    )
-
-
-def _worker_count(order: WorkOrder, options: ExtractOptions) -> int | None:
-    """One worker a GPU; on CPUs one a core, because single-threaded teachers side by side beat threads inside one; None on a cluster."""
-    if options.workers is not None or options.address is not None:
-        return options.workers
-    import torch
-
-    return int(torch.cuda.device_count() / order.gpus) if order.device == "cuda" else torch.get_num_threads()
-
-
 def _plan(
     store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], normalisation: Normalisation, options: ExtractOptions
 ) -> _Plan:
@@ -223,7 +194,7 @@ def complete(
         return 0
     try:
         held = leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event)
-        with workers(work_order(store, views, specs, options), 0, None) as crew, held:
+        with workers(work_order(store, views, specs, options, {}), 0, None) as crew, held:
             return len(list(_compute(crew, plan, options, on_event)))
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
@@ -255,7 +226,8 @@ def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEv
         failed |= report.failed
         event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
         rate = written / max(time.perf_counter() - started, 1e-9)
-        on_event({**event, "failed": len(failed), "bytes": report.bytes, "bytes_per_s": rate, "retries": crew.retries})
+        use = {} if report.gpu_use is None else {"gpu_use": report.gpu_use}
+        on_event({**event, "failed": len(failed), "bytes": report.bytes, "bytes_per_s": rate, "retries": crew.retries, **use})
         _check_failures(failed, plan, options)
         yield report
 
