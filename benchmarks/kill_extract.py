@@ -1,12 +1,12 @@
 """Two real teachers over all 60,000 CIFAR-10 photos, killed five times at random: are the stores equal, byte by byte?
 
-Both demonstration teachers at the demonstration's sizes, precision and codec over the centre views of the 50,000 training and 10,000 test
-photos, once undisturbed into OUT/plain and once into OUT/killed. There SIGKILL takes the whole process tree (driver, Ray, actors) at five
-moments: each is a share of the commits drawn at random, and a random part of a few seconds after it. Then the same command again. At the end
-each feature set of one store is compared with the other's: the records' digests, and every object of every array byte by byte, read from the
-disk. OUT/plain stays: it is a whole store for kNN.
+Both demonstration teachers at the demonstration's sizes, precision and codec over the centre views of the 50,000 training and 10,000
+test photos, once undisturbed into OUT/plain and once into OUT/killed. There SIGKILL takes the whole process tree (driver, Ray, actors) at
+five moments: each is a share of the commits drawn at random, and a random part of a few seconds after it. Then the same command again. At
+the end each feature set of one store is compared with the other's: the records' digests, and every object of every array byte by byte, read
+from the disk. OUT/plain stays: it is a whole store for kNN.
 
-Hours on two busy cores; killed itself, it goes on where it was, but then wall times count the last start alone.
+Half an hour a store on two busy cores; killed itself, it goes on where it was, but then wall times count the last start alone.
 
     python -m benchmarks.kill_extract --out FOLDER [--train 50000] [--test 10000] [--kills 5]
 """
@@ -83,14 +83,16 @@ def kill_tree(mark: str) -> int:
     return len(killed)
 
 
-def start(words: list[str], log: Path, kill_at: int | None = None, store: Path | None = None, delay_s: float = 0.0) -> dict[str, Any] | None:
+def start(
+    words: list[str], log: Path, kill_at: int | None = None, store: Path | None = None, delay_s: float = 0.0
+) -> dict[str, Any] | None:
     """Run a command to its end: None; or kill its tree `delay_s` after the store has `kill_at` commits: what was killed."""
     mark = secrets.token_hex(8)
     with log.open("ab") as output:
         environment = {**os.environ, MARK: mark}
         child = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stdout=output, stderr=output, env=environment)
         while child.poll() is None:
-            if kill_at is not None and store is not None and committed(store) >= kill_at:
+            if kill_at is not None and committed(store) >= kill_at:
                 time.sleep(delay_s)
                 if child.poll() is not None:
                     break  # it was faster than its kill, which the next command gets
@@ -108,7 +110,7 @@ def undisturbed(store: Path, log: Path) -> float:
     """Seconds of filling a store."""
     started = time.perf_counter()
     for words in commands(store):
-        start(words, log)
+        start(words, log, store)
     return time.perf_counter() - started
 
 
@@ -122,7 +124,7 @@ def killed(store: Path, log: Path, total: int, kills: int, seed: int) -> tuple[f
         while True:
             # A kill that the first set's commits cannot reach is left to the second set.
             due = moments[len(done)] if len(done) < kills else None
-            found = start(words, log, due, store, float(random.uniform(0, LATEST_S)))
+            found = start(words, log, store, due, float(random.uniform(0, LATEST_S)))
             if found is None:
                 break
             done.append({**found, "seconds": time.perf_counter() - started})
