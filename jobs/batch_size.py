@@ -16,6 +16,7 @@ from ..storage.errors import EupeError
 from ..teachers.photometric import apply_photometric
 from ..teachers.teacher import Teacher
 from ..teachers.tokens import Tokens
+from .transfers import to_device
 
 LARGEST = {"cpu": 64, "cuda": 512}
 _FIRST = {"cpu": 2, "cuda": 16}
@@ -54,12 +55,10 @@ class SizedTeacher:
             return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
-        pixels = torch.from_numpy(pixels_BHWC)
-        if self.teacher.device.type == "cuda":
-            pixels = pixels.pin_memory()  # a pageable copy would wait for the device
+        device = self.teacher.device
+        pixels = to_device(torch.from_numpy(pixels_BHWC), device)
         if photometric_BP is not None:
-            device = self.teacher.device
-            pixels = apply_photometric(pixels.to(device, non_blocking=True), torch.from_numpy(photometric_BP).to(device))
+            pixels = apply_photometric(pixels, to_device(torch.from_numpy(photometric_BP), device))
         tokens: Tokens = self.teacher(pixels)
         return tokens
 
@@ -73,6 +72,8 @@ class SizedTeacher:
                 "use fewer --workers, --teachers-at-once 1, --precision bf16 or a smaller --teacher-size"
             ) from error
         self.views, self.backoffs = self.views // 2, self.backoffs + 1
+        if self.teacher.compiled:
+            self.teacher.compile_encoder(self.views)
         if self.teacher.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -8,7 +8,7 @@ the same command goes on after a kill, and says in seconds when nothing is missi
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..storage.viewset import DEFAULT_IMAGES_PER_SHARD, ViewSet
 from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
+from .placement import place
 from .pool import Workers, workers
 from .reading_leases import EXTRACTION, leases
 from .shard_work import ShardReport, WorkOrder
@@ -37,6 +38,7 @@ class TeacherRequest:
     name: str
     weights: Any = None  # Path or None
     size_px: int | None = None
+    device: str | None = None  # of its worker's: cpu, cuda:0, cuda:1; None: chosen
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class ExtractOptions:
     statistics_from: tuple[str, ...] = ()  # feature sets whose statistics are used again
     batch_size: int | None = 32  # views in one forward; None: found by trying
     workers: int | None = None  # None: one a GPU, or one a core, or as many as a cluster holds; 0: in this process
-    num_gpus: float = 1.0  # of one worker
+    num_gpus: float = 1.0  # of one worker; with two and more the teachers are dealt out over them
+    compile: bool = False  # teachers through torch.compile
     teachers_at_once: int | None = None  # None: all; fewer need less memory and decode each image more often
     address: str | None = None  # of a Ray cluster
     max_bad_share: float = 0.001
@@ -107,16 +110,16 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
         raise BadInput("each teacher can be named once in an extraction")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
+    chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
-    return together([_extract_group(store, views, group, options, on_event) for group in groups])
+    orders = [work_order(store, views, group, options, chosen) for group in groups]
+    return together([_extract_group(store, views, order, options, on_event) for order in orders])
 
 
-def _extract_group(
-    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, on_event: OnEvent
-) -> dict[str, Any]:
+def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
     """All teachers that are loaded at the same time."""
-    started = time.perf_counter()
+    started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
     borrowed = _borrowed(store, specs, options)
     normalisation = Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
     if not normalisation.missing:
@@ -125,7 +128,6 @@ def _extract_group(
             return _summary(plan, [], 0, 0, time.perf_counter() - started, options)
     elif options.dry_run:
         return _dry_summary(views, specs, normalisation.missing, options)
-    order = work_order(store, views, specs, options)
     count = _worker_count(order, options)
     try:
         with workers(order, count, options.address) as crew:
@@ -171,8 +173,10 @@ def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: Extra
     return [key for key in options.statistics_from if store.features(key).identity["teacher"]["weights_sha256"] in weights]
 
 
-def work_order(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> WorkOrder:
-    """What each worker is told."""
+def work_order(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, chosen: Mapping[str, str]
+) -> WorkOrder:
+    """What each worker is told; `chosen` are the devices that the user placed teachers on. Raises `BadInput` for one that is not there."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -189,6 +193,8 @@ def work_order(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec
         render_threads=rendering,
         gpus=options.num_gpus,
         normalisation=options.normalisation,
+        devices=place(list(specs), device, options.num_gpus, {name: where for name, where in chosen.items() if name in specs}),
+        compile=options.compile,
     )
 
 
@@ -255,7 +261,8 @@ def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEv
         failed |= report.failed
         event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
         rate = written / max(time.perf_counter() - started, 1e-9)
-        on_event({**event, "failed": len(failed), "bytes": report.bytes, "bytes_per_s": rate, "retries": crew.retries})
+        use = {} if report.gpu_use is None else {"gpu_use": report.gpu_use}
+        on_event({**event, "failed": len(failed), "bytes": report.bytes, "bytes_per_s": rate, "retries": crew.retries, **use})
         _check_failures(failed, plan, options)
         yield report
 

@@ -10,9 +10,10 @@ left out by id and reason; anything else that fails is an error for the driver.
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,8 +34,10 @@ from ..teachers.spec import TeacherSpec
 from ..teachers.tokens import Tokens
 from .batch_size import SizedTeacher
 from .canaries import check_canary
+from .placement import gpu_use
 from .rendering import FreshViews, RenderedBatch, RenderedShard, input_of
-from .stored_tokens import StoredTokens, on_host, stored_tokens
+from .stored_tokens import StoredTokens, stored_tokens
+from .transfers import Arriving, busy_seconds, compute
 
 TASKS_AT_ONCE = 2  # one with the teachers, one being written or rendering its first batch
 
@@ -52,6 +55,8 @@ class WorkOrder:
     render_threads: int = 1
     gpus: float = 1.0  # of one worker, where the device is one
     normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
+    devices: Mapping[str, str] = field(default_factory=dict)  # of teachers that are elsewhere than on `device`
+    compile: bool = False
 
 
 @dataclass
@@ -65,6 +70,7 @@ class ShardReport:
     bytes: int = 0
     batch_sizes: dict[str, int] = field(default_factory=dict)
     backoffs: int = 0
+    gpu_use: float | None = None  # share of the last moment
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -119,9 +125,11 @@ class ShardWorker:
         self.views: ViewSet = self.store.view_set(order.view_set)
         self.teachers: dict[str, SizedTeacher] = {}
         for spec in order.teachers:
-            teacher = load_teacher(spec, order.device)
-            check_canary(self.store, teacher)
+            teacher = load_teacher(spec, order.devices.get(spec.name, order.device))
             self.teachers[spec.name] = SizedTeacher(teacher, order.batch_size)
+            if order.compile:
+                teacher.compile_encoder(self.teachers[spec.name].views)
+            check_canary(self.store, teacher)
         self._readers: dict[str, FeatureReader] = {}
         self._turn = threading.Lock()  # the teachers belong to one shard at a time: two would finish together, and late
         self._stopping = threading.Event()
@@ -163,7 +171,8 @@ class ShardWorker:
 
     def _moments(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> tuple[Measure | None, Measure]:
         with self._turn:
-            tokens = on_host(StoredTokens(*self._forward(name, pixels_BHWC, photometric_BP)))
+            arriving = self._forward(name, pixels_BHWC, photometric_BP, lambda tokens: StoredTokens(*tokens))
+        tokens = arriving.wait()
         spec, measure = self._spec(name), measure_of(self.order.normalisation)
         patch = measure(spec.patch_dim)
         patch.update(tokens.patch.numpy())
@@ -176,9 +185,12 @@ class ShardWorker:
     def _spec(self, name: str) -> TeacherSpec:
         return self.teachers[name].teacher.spec
 
-    def _forward(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> Tokens:
-        """Raw fp32 tokens of the views as teachers see them, on the device."""
-        return self.teachers[name](pixels_BHWC, photometric_BP if "teacher" in SEEN_BY[self.views.spec.photometric] else None)
+    def _forward(
+        self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32], share: Callable[[Tokens], StoredTokens]
+    ) -> Arriving:
+        """The share that is wanted of the raw fp32 tokens of the views as teachers see them, on its way to the host."""
+        teacher, distorted = self.teachers[name], "teacher" in SEEN_BY[self.views.spec.photometric]
+        return compute(lambda: share(teacher(pixels_BHWC, photometric_BP if distorted else None)), teacher.teacher.device)
 
     def do_shard(self, shard: int, feature_keys: Mapping[str, str]) -> ShardReport:
         """Compute and commit one shard of the given feature sets (teacher → key); committed ones are left out.
@@ -211,39 +223,39 @@ class ShardWorker:
         encoding: Future[None] | None = None
         before = sum(teacher.backoffs for teacher in self.teachers.values())
         with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder, self._turn:
-            for batch in _waited_for(batches, report):
+            started = time.perf_counter()
+            for batch in batches:
                 self._stop_if_asked()
                 report.failed |= batch.failed
                 report.add("decode", batch.seconds)
                 here = slice(batch.first, batch.first + len(batch.digests))
                 views.digest[here] = batch.digests
-                with report.timed("forward"):
-                    seen = {name: batch.pixels[input_of(self._spec(name))] for name in targets}
-                    tokens = {n: targets[n].share(self._forward(n, pixels, views.photometric[here]), batch) for n, pixels in seen.items()}
-                self._after(encoding, report)
+                seen = {name: batch.pixels[input_of(self._spec(name))] for name in targets}
+                tokens = {
+                    name: self._forward(name, pixels, views.photometric[here], partial(targets[name].share, batch=batch))
+                    for name, pixels in seen.items()
+                }
+                _finish(encoding)
                 encoding = encoder.submit(self._encode, targets, batch, tokens, report)
+            turn_s = time.perf_counter() - started
             report.batch_sizes = {name: self.teachers[name].views for name in targets}
             report.backoffs = sum(teacher.backoffs for teacher in self.teachers.values()) - before
-        self._after(encoding, report)
-
-    def _after(self, encoding: Future[None] | None, report: ShardReport) -> None:
-        """Wait until a batch is encoded: two batches of tokens exist at most. Raises what its thread raised."""
-        if encoding is not None:
-            with report.timed("wait"):
-                encoding.result()
+            report.gpu_use = gpu_use(self.teachers[name].teacher.device for name in targets)
+        _finish(encoding)
+        report.add("wait", max(0.0, turn_s - report.seconds.get("forward", 0.0)))
 
     def _reader(self, key: str) -> FeatureReader:
         if key not in self._readers:
             self._readers[key] = self.store.features(key)
         return self._readers[key]
 
-    def _encode(
-        self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, StoredTokens], report: ShardReport
-    ) -> None:
-        """Tokens of one batch, normalised and encoded, into the shard's buffers."""
+    def _encode(self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, Arriving], report: ShardReport) -> None:
+        """Tokens of one batch, normalised and encoded, into the shard's buffers; waits for the device, so that its feeder need not."""
+        arrived = {name: one.wait() for name, one in tokens.items()}
+        report.add("forward", busy_seconds(list(tokens.values())))
         with report.timed("encode"):
             for name, target in targets.items():
-                self._fill(target, batch, on_host(tokens[name]), report.shard)
+                self._fill(target, batch, arrived[name], report.shard)
 
     def _fill(self, target: _Target, batch: RenderedBatch, tokens: StoredTokens, shard: int) -> None:
         statistics = target.reader.statistics
@@ -289,12 +301,7 @@ def measure_of(normalisation: str) -> type[Moments] | type[Covariance]:
     return Covariance if normalisation == "phi-s" else Moments
 
 
-def _waited_for(batches: Iterable[RenderedBatch], report: ShardReport) -> Iterator[RenderedBatch]:
-    """The batches, with the time that the teachers wait for each one counted."""
-    iterator = iter(batches)
-    while True:
-        with report.timed("wait"):
-            batch = next(iterator, None)
-        if batch is None:
-            return
-        yield batch
+def _finish(encoding: Future[None] | None) -> None:
+    """Wait until a batch is encoded: two batches of tokens exist at most. Raises what its thread raised."""
+    if encoding is not None:
+        encoding.result()

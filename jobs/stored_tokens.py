@@ -16,6 +16,7 @@ from ..storage.layout import FeatureLayout
 from ..storage.sampling import Positions
 from ..student.losses import upsample
 from ..teachers.tokens import Tokens
+from .transfers import to_device
 
 
 class StoredTokens(NamedTuple):
@@ -31,14 +32,9 @@ def stored_tokens(tokens: Tokens, layout: FeatureLayout, position_BT: Positions 
     if layout.resampled_from is not None:
         patch = resampled(patch, layout.grid)
     if position_BT is not None:
-        place_BT1 = torch.from_numpy(position_BT.astype("int64"))[..., None].to(patch.device)
+        place_BT1 = to_device(torch.from_numpy(position_BT.astype("int64"))[..., None], patch.device)
         patch = torch.take_along_dim(patch.flatten(1, 2), place_BT1, dim=1)
     return StoredTokens(tokens.cls_BD, patch)
-
-
-def on_host(tokens: StoredTokens) -> StoredTokens:
-    """On the host; waits for the device, which is why an encoding thread does it and not the one that feeds the teachers."""
-    return StoredTokens(None if tokens.cls_BD is None else tokens.cls_BD.cpu(), tokens.patch.cpu())
 
 
 def resampled(patch_BHWD: Tensor, grid: tuple[int, int]) -> Tensor:

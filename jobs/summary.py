@@ -1,7 +1,8 @@
 """What an extraction tells: progress events while it runs, and a JSON-able summary at its end.
 
-Phases overlap, so their shares of the workers' wall time add up to more than 1: `forward` near 1 is a device that never waits. `wait` is
-the time in which a worker's teachers had nothing to compute, for want of rendered views or because encoding lagged behind.
+Phases overlap, so their shares of the workers' wall time add up to more than 1: `forward` (by the device's own clock) near 1 is a device
+that never waits. `wait` is the time in which a worker's teachers had nothing to compute, for want of rendered views or because encoding
+lagged behind. `gpu_use` is what the driver says of the GPUs, at the end of each shard; it is absent on CPUs and without nvidia-ml-py.
 """
 
 import time
@@ -28,6 +29,7 @@ def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> d
     views = sum(report.views for report in reports)
     by_phase = {phase: sum(report.seconds.get(phase, 0.0) for report in reports) for phase in PHASES}
     sizes: dict[str, int] = {}
+    gpu = [report.gpu_use for report in reports if report.gpu_use is not None]
     for report in reports:
         for name, size in report.batch_sizes.items():
             sizes[name] = min(size, sizes.get(name, size))
@@ -39,6 +41,7 @@ def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> d
         "out_of_memory_backoffs": sum(report.backoffs for report in reports),
         "worker_seconds": by_phase,
         "shares_of_time": {phase: spent / (seconds * max(1, workers)) for phase, spent in by_phase.items()} if views else {},
+        **({"gpu_use": sum(gpu) / len(gpu)} if gpu else {}),
     }
 
 

@@ -5,6 +5,7 @@ Usable from a notebook as it is. Heavy imports stay inside the functions, so tha
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..storage.errors import BadInput
@@ -36,28 +37,30 @@ def index(*, source: str, store: str, name: str, max_bad_share: float, on_event:
     return {"dataset": dataset.key, "images": len(dataset), "labels": len(dataset.label_names), "skipped": dataset.skipped}
 
 
-def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str], views: int,
-            view_kind: ViewKind, seed: int, on_event: OnEvent, photometric: str = "none", pixels_px: int | None = None,
+def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str],
+            teacher_devices: Mapping[str, str], views: int, view_kind: ViewKind, seed: int, on_event: OnEvent,
+            photometric: str = "none", pixels_px: int | None = None,
             **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Extract teachers' tokens; `values` are the further fields of jobs.extract.ExtractOptions. Raises BadInput."""
     from ..jobs.extract import ExtractOptions, extract_features
     from ..storage.views import StoredPixels, ViewSpec
 
-    requests = _teacher_requests(teachers, teacher_sizes, weights)
+    requests = _teacher_requests(teachers, teacher_sizes, weights, teacher_devices)
     pixels = None if pixels_px is None else StoredPixels(pixels_px)
     spec = ViewSpec(kind=view_kind, views_per_image=views, seed=seed, photometric=photometric, pixels=pixels)
     return extract_features(store, ExtractOptions(teachers=requests, views=spec, **values), on_event)
 
 
-def _teacher_requests(teachers: Sequence[str], sizes: Mapping[str, int], weights: Mapping[str, str]) -> "tuple[TeacherRequest, ...]":
+def _teacher_requests(teachers: Sequence[str], sizes: Mapping[str, int], weights: Mapping[str, str],
+                      devices: Mapping[str, str] = MappingProxyType({})) -> "tuple[TeacherRequest, ...]":  # fmt: skip
     from ..jobs.extract import TeacherRequest
 
-    for option, named in (("--teacher-size", sizes), ("--weights", weights)):
+    for option, named in (("--teacher-size", sizes), ("--weights", weights), ("--teacher-device", devices)):
         stray = sorted(set(named) - set(teachers))
         if stray:
             raise BadInput(f"{option} names {stray[0]!r}, which is not among the teachers of this command: {', '.join(teachers)}")
     paths = {teacher: Path(path) for teacher, path in weights.items()}
-    return tuple(TeacherRequest(name, paths.get(name), sizes.get(name)) for name in teachers)
+    return tuple(TeacherRequest(name, paths.get(name), sizes.get(name), devices.get(name)) for name in teachers)
 
 
 def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str], views: int,

@@ -7,6 +7,7 @@ the division. Two encoders that differ here see different images, so the whole r
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -90,5 +91,12 @@ class Preprocessing:
         x_BHWC = pixels_BHWC.float()
         if self.channel_order == "bgr":
             x_BHWC = x_BHWC.flip(-1)
-        mean, std = (torch.tensor(values, device=x_BHWC.device) for values in (self.mean, self.std))
+        constants = _on_cuda if x_BHWC.is_cuda else torch.tensor
+        mean, std = (constants(values, device=x_BHWC.device) for values in (self.mean, self.std))
         return x_BHWC.div_(self.pixel_scale).sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+@cache
+def _on_cuda(values: Triple, device: torch.device) -> Tensor:
+    """Kept there, because sending three numbers makes the host wait for everything that the device has to do."""
+    return torch.tensor(values, device=device)

@@ -9,10 +9,16 @@ Two batch sizes give equal tokens only to rounding (about 1e-5): matrix kernels 
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from ..storage.errors import EupeError
 from .encoders import Encoder
 from .spec import TeacherSpec
 from .tokens import Tokens
+
+
+class CannotCompile(EupeError, RuntimeError):
+    """`torch.compile` failed where it was asked for: a missing C++ compiler, or a model that it cannot take."""
 
 
 class Teacher(nn.Module):
@@ -22,6 +28,7 @@ class Teacher(nn.Module):
         super().__init__()
         self.spec = spec
         self.encoder = encoder.requires_grad_(False)
+        self._images: int | None = None  # in one compiled forward
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -40,11 +47,46 @@ class Teacher(nn.Module):
         Any sides that are multiples of the stride are taken; a cache wants `spec.preprocessing.size_px`. Raises BadInput
         on other sides and on pixels that are not uint8.
         """
+        if self._images is None:
+            return self._tokens(pixels_BHWC)
+        parts = [self._compiled_tokens(part, self._images) for part in pixels_BHWC.split(self._images)]
+        cls = [part.cls_BD for part in parts if part.cls_BD is not None]
+        return Tokens(torch.cat(cls) if cls else None, torch.cat([part.patch_BHWD for part in parts]))
+
+    def _tokens(self, pixels_BHWC: Tensor) -> Tokens:
         device = self.device
         x_BCHW = self.spec.preprocessing.apply(pixels_BHWC.to(device, non_blocking=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
             cls_BD, patch_BHWD = self.encoder(x_BCHW)
         return Tokens(None if cls_BD is None else cls_BD.float(), patch_BHWD.float().contiguous())
+
+    def compile_encoder(self, images: int) -> None:
+        """From now on `torch.compile`'s kernels, made at the first forward for exactly so many images; fewer are filled up with black ones.
+
+        Fused kernels round otherwise, as another batch size does, so this is in no identity; a canary says whether the tokens are still the
+        same. One shape only, because an open batch is slower and does not compile for every convolutional network. A model that cannot be
+        compiled raises CannotCompile at its first forward.
+        """
+        if self._images is None:
+            self.encoder.compile(dynamic=False)
+        self._images = images
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile_encoder` was called."""
+        return self._images is not None
+
+    def _compiled_tokens(self, pixels_BHWC: Tensor, images: int) -> Tokens:
+        from torch._dynamo.exc import TorchDynamoException
+
+        count = len(pixels_BHWC)
+        try:
+            filled_BHWC = functional.pad(pixels_BHWC, (0, 0) * 3 + (0, images - count)).contiguous()  # other strides compile anew
+            cls_BD, patch_BHWD = self._tokens(filled_BHWC)
+        except TorchDynamoException as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise CannotCompile(f"teacher {self.spec.name} does not compile here ({first}); run without --compile") from error
+        return Tokens(None if cls_BD is None else cls_BD[:count], patch_BHWD[:count])
 
     def at_size(self, size_px: int) -> "Teacher":
         """The same weights (shared, not copied) under a spec of another input size; raises BadInput off the stride."""

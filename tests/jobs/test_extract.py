@@ -146,7 +146,7 @@ def test_tokens_that_are_not_finite_are_left_out_by_name(photos: Any, monkeypatc
 
     def poisoned(self: ShardWorker, name: str, *views: Any) -> Any:
         found = honest(self, name, *views)
-        found.patch_BHWD[0, 0, 0, 0] = float("nan")
+        found.tokens.patch[0, 0, 0, 0] = float("nan")
         return found
 
     extract_features(store.url, replace(options, codec="fp16"))  # the statistics are honest

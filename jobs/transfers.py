@@ -1,0 +1,98 @@
+"""Pixels to a teacher's device and tokens back while it computes: pinned memory, and a stream of its own in each direction.
+
+On CUDA everything here returns before the device is done. A batch's pixels cross while the batch before it is computed; its tokens start
+back as soon as they exist and not after the next batch, which stands in the device's queue by then; and the host waits for them in the
+thread that encodes. So the device has the next batch before it ends one, and holds two batches at most. On a CPU the same calls do the
+work at once. `Arriving.device_s` is the device's own time, which the host's clock cannot see.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .stored_tokens import StoredTokens
+
+
+@dataclass
+class Arriving:
+    """Tokens on their way to the host."""
+
+    tokens: "StoredTokens"
+    """On the host; valid after `wait`."""
+    device: torch.device
+    _seconds: float = 0.0
+    _computed: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+    _arrived: torch.cuda.Event | None = None
+
+    def wait(self) -> "StoredTokens":
+        """The tokens, when they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self.tokens
+
+    @property
+    def device_s(self) -> float:
+        """Seconds that the device computed, after `wait`."""
+        return self._seconds if self._computed is None else self._computed[0].elapsed_time(self._computed[1]) / 1000
+
+
+@cache
+def _stream(device: torch.device, direction: str) -> torch.cuda.Stream:
+    """One for each device and direction in a process: a device copies both ways at once."""
+    return torch.cuda.Stream(device)
+
+
+def to_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """Pixels for the next forward; on CUDA they cross while the device computes, and the forward waits for them."""
+    if device.type != "cuda":
+        return pixels.to(device)
+    stream, computing = _stream(device, "in"), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        moved = pixels.pin_memory().to(device, non_blocking=True)  # a pageable copy would wait for the device
+    computing.wait_stream(stream)
+    moved.record_stream(computing)  # else its memory would be taken for the next batch while this one is read
+    return moved
+
+
+def compute(work: Callable[[], "StoredTokens"], device: torch.device) -> Arriving:
+    """Do a forward on its device and send its tokens to the host; raises what the work raises."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        tokens = work()
+        host = tokens._replace(cls_BD=None if tokens.cls_BD is None else tokens.cls_BD.cpu(), patch=tokens.patch.cpu())
+        return Arriving(host, device, time.perf_counter() - started)
+    computing, back = torch.cuda.current_stream(device), _stream(device, "out")
+    begun, done = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begun.record(computing)
+    tokens = work()
+    done.record(computing)
+    back.wait_event(done)
+    with torch.cuda.stream(back):
+        cls = None if tokens.cls_BD is None else _sent(tokens.cls_BD, back)
+        host = tokens._replace(cls_BD=cls, patch=_sent(tokens.patch, back))
+        arrived = torch.cuda.Event()
+        arrived.record(back)
+    return Arriving(host, device, 0.0, (begun, done), arrived)
+
+
+def _sent(tokens: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """A pinned copy that is filled when the stream comes to it."""
+    host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+    host.copy_(tokens, non_blocking=True)
+    tokens.record_stream(stream)
+    return host
+
+
+def busy_seconds(batch: "list[Arriving]") -> float:
+    """How long the devices computed one batch: devices work side by side, teachers on one device in turn."""
+    by_device: dict[torch.device, float] = {}
+    for one in batch:
+        by_device[one.device] = by_device.get(one.device, 0.0) + one.device_s
+    return max(by_device.values(), default=0.0)
