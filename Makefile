@@ -9,7 +9,7 @@ BENCH := .venv-bench
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store check format pins demo bench-extract bench-train study clean
+.PHONY: help venv test test-long test-faults bench-store check format pins demo bench-extract bench-train bench-gpu study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,9 @@ study: venv ## what codecs, views and stages do to students (half an hour on two
 
 bench-extract: venv ## extraction against a bare forward loop, and what five kills cost: docs/results/bench-extract.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract
+
+bench-gpu: venv ## on a CUDA machine: extraction at full size, stage 2 from cached targets: docs/results/bench-gpu.json
+	$(BIN)/python -m benchmarks.bench_gpu
 
 clean: ## remove what the targets above made, except runs/
 	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
 """Which teacher runs on which of a worker's devices, and how busy those are.
 
-A worker sees the GPUs that it was given as cuda:0, cuda:1, …. What the user placed goes there; the rest are dealt out over the worker's
-GPUs in turn, largest input first would gain little and hide more. Teachers on different GPUs compute one batch side by side, so a batch takes
-as long as the slowest of them. Where a teacher runs is no part of any identity: the canary says whether it is the same teacher there.
+A worker sees the GPUs that it was given as cuda:0, cuda:1, …. What the user placed goes there; the other teachers are dealt out over the
+worker's GPUs in turn. Teachers on different GPUs compute one batch side by side, so a batch takes as long as the slowest GPU. Where a
+teacher runs is no part of any identity: the canary says whether it is the same teacher there.
 """
 
 import math

@@ -56,7 +56,7 @@ def test_where_a_teacher_runs_is_no_part_of_what_it_says(photos: Any) -> None:
     placed = extract_features(apart.url, replace(options, teachers=(TeacherRequest(first.name, device="cpu:0"),)))
     assert placed["features"] == expected
     assert "gpu_use" not in placed
-    with pytest.raises(BadInput, match="no CUDA device|--num-gpus"):
+    with pytest.raises(BadInput, match=r"no CUDA device|--num-gpus"):
         extract_features(apart.url, replace(options, teachers=(TeacherRequest(first.name, device="cuda:7"),)))
 
 
