@@ -6,6 +6,8 @@ loading and statistics are in neither. Both on one torch thread, rounds interlea
 threads, as they do for a user; `--pin` puts everything on one core, where nothing can hide behind the forward. On a machine that others
 use, wall times say little: processor seconds of all our threads over the bare loop's are given as well.
 
+Scaling: the same photos by one Ray actor and by two, of one thread each, with the actors' memory and their shares of time.
+
 Kills: the whole command is killed with SIGKILL at five random moments and started again; over the wall time of an undisturbed run, starts
 included on both sides. A kill costs a start and half of the shards under way, so the ratio depends on the length of the run: it is printed.
 
@@ -13,7 +15,9 @@ included on both sides. A kill costs a start and half of the shards under way, s
 """
 
 import argparse
+import contextlib
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -122,6 +126,38 @@ def compare_rates(folder: Path, views: int, rounds: int) -> dict[str, list[dict[
     return found
 
 
+def scaling(folder: Path, counts: tuple[int, ...] = (1, 2)) -> dict[str, dict[str, Any]]:
+    """The same extraction by one Ray actor and by two, one thread each: views a second of the computing, shares of time, actors' memory.
+
+    Needs what `compare_rates` has left in the folder.
+    """
+    found = {}
+    for count in counts:
+        store = FeatureStore.create(str(folder / f"store-{count}"))
+        build_index(store.objects, str(folder / "photos"), "photos")
+        request = (TeacherRequest(str(folder / "vit-b")),)
+        options = ExtractOptions("photos", request, ViewSpec(), 8, "int8", statistics_batches=4, batch_size=8, workers=count)
+        largest = [0.0]
+
+        def look(event: dict[str, Any], largest: list[float] = largest) -> None:
+            largest[0] = max(largest[0], actors_megabytes())
+
+        summary = extract_features(store.url, options, look)
+        facts = {name: summary[name] for name in ("views_per_second", "shares_of_time", "seconds")}
+        found[f"{count} workers"] = {**facts, "actors_megabytes": largest[0]}
+    return found
+
+
+def actors_megabytes() -> float:
+    """Resident memory of the extracting actors of this machine, together."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(b"ray::_Actor"):
+                total += int((entry / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return total / 1e6
+
+
 def run_command(arguments: list[str], kill_after_s: float | None = None) -> bool:
     """One start of the command line; killed after so many seconds. True when it ended by itself."""
     child = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -160,6 +196,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kill-images", type=int, default=20_000, help="0 leaves the kills out")
+    parser.add_argument("--no-scaling", dest="scaling", action="store_false", help="leave out one worker against two")
     parser.add_argument("--pin", action="store_true", help="run everything on one core")
     parser.add_argument("--out", type=Path, default=Path("docs/results/bench-extract.json"))
     options = parser.parse_args()
@@ -174,6 +211,11 @@ def main() -> None:
         results["extract.cpu_rate/bare_forward"] = cpu["bare"] / cpu["extract"]  # every thread counted: what no overlap can hide
         results["extract.forward_share_of_time"] = float(np.median([row["forward"] / row["seconds"] for row in rows["extract"]]))
         details: dict[str, Any] = {"views_per_s": rates, "rows": rows, "pinned_to_one_core": options.pin}
+        details["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # of this process: both loops
+        if options.scaling:
+            details["scaling"] = scaling(Path(temporary))
+            one, two = (details["scaling"][f"{count} workers"]["views_per_second"] for count in (1, 2))
+            results["extract.rate_2_workers/1_worker"] = two / one
         if options.kill_images:
             details["kills"] = kill_overhead(Path(temporary), options.kill_images, kills=5)
             seconds = details["kills"]["seconds"]

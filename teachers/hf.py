@@ -21,7 +21,7 @@ from .preprocessing import Preprocessing
 from .tokens import Tokens
 
 HF_PREFIX = "hf:"
-_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+HF_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 _NOISE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "_attn_implementation")
 _OTHER_TOWER = re.compile(
     r"text_model\.|text_projection\.|visual_projection\.|logit_scale$|logit_bias$|vision_model\.embeddings\.position_ids$"
@@ -78,15 +78,15 @@ def inspect_hf(folder: Path) -> HfFacts:
     """Facts of a folder, from its JSON files alone; raises `BadInput` on what is missing, unknown or in several files."""
     if (folder / "model.safetensors.index.json").is_file():
         raise BadInput(f"{folder} holds a checkpoint in several files; save it as one model.safetensors first")
-    missing = [name for name in _FILES if not (folder / name).is_file()]
+    missing = [name for name in HF_FILES if not (folder / name).is_file()]
     if missing:
         raise BadInput(f"{folder} is not the folder of a transformers vision model: it lacks {', '.join(missing)}; download them there")
     try:
-        config = json.loads((folder / _FILES[0]).read_text())
+        config = json.loads((folder / HF_FILES[0]).read_text())
         kind = config["model_type"]
         if kind in _VISION_OF:
             kind, config = _VISION_OF[kind], config["vision_config"]
-        prep = _preprocessing(json.loads((folder / _FILES[2]).read_text()))
+        prep = _preprocessing(json.loads((folder / HF_FILES[2]).read_text()))
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"the records of {folder} make no sense: {error!r}") from error
     if kind not in FAMILIES:
@@ -96,7 +96,7 @@ def inspect_hf(folder: Path) -> HfFacts:
         "name": "hf", "model_type": kind, "config": config, "cls": FAMILIES[kind].cls, "width": config["hidden_size"],
         "stride_px": config["patch_size"],
     }  # fmt: skip
-    return HfFacts(architecture, prep, folder / _FILES[1])
+    return HfFacts(architecture, prep, folder / HF_FILES[1])
 
 
 def load_hf(architecture: Options, weights: Path) -> HfEncoder:

@@ -28,7 +28,8 @@ from .frozen import (
     inspect_timm,
     timm_architecture,
 )
-from .hf import HF_PREFIX, inspect_hf, load_hf
+from .hf import HF_FILES, HF_PREFIX, inspect_hf, load_hf
+from .hub import fetch, is_repository, local_weights
 from .keras_resnet50 import STRIDE_PX
 from .preprocessing import CLIP_MEAN, CLIP_STD, HALF, Preprocessing
 from .spec import RANDOM_WEIGHTS, TeacherSpec
@@ -122,16 +123,16 @@ def resolve_teacher(
     constants: str = "own",
     allow_random_weights: bool = False,
 ) -> TeacherSpec:
-    """Decide a teacher: `weights` overrides where the file is, `size_px` the input size; hashes the weight file.
+    """Decide a teacher: `weights` overrides where the file is (`hub:OWNER/NAME@COMMIT` fetches it), `size_px` the input size; hashes it.
 
     `constants="imagenet"` takes ImageNet's mean and std in the place of its own, as the paper does for all. Raises BadInput on an unknown
     name (listing the known), on missing weights (saying where to put which file), on a run without a finished model, and on a size that
     the stride does not divide.
     """
-    run = Path(name_or_run)
+    run, weights = Path(name_or_run), local_weights(weights)
     prefixed = name_or_run.startswith((TIMM_PREFIX, HF_PREFIX))
     if name_or_run.startswith(HF_PREFIX):
-        spec = _resolve_hf(Path(name_or_run.removeprefix(HF_PREFIX)), weights, precision)
+        spec = _resolve_hf(name_or_run.removeprefix(HF_PREFIX), weights, precision)
     elif (run / MODEL_FILE).is_file():
         spec = _resolve_run(run, weights, precision)
     elif run.is_dir() or (len(run.parts) > 1 and not prefixed):
@@ -172,7 +173,10 @@ def _frozen(spec: TeacherSpec, encoder: Encoder, device: torch.device | str) -> 
 
 
 def _known() -> str:
-    return ", ".join(sorted(TEACHERS)) + f", {TIMM_PREFIX}NAME, {HF_PREFIX}FOLDER, or the folder of a finished run"
+    return (
+        ", ".join(sorted(TEACHERS))
+        + f", {TIMM_PREFIX}NAME, {HF_PREFIX}FOLDER, {HF_PREFIX}OWNER/NAME@COMMIT, or the folder of a finished run"
+    )
 
 
 def _resolve_named(name: str, weights: Path | None, precision: str, allow_random: bool) -> TeacherSpec:
@@ -191,13 +195,15 @@ def _resolve_named(name: str, weights: Path | None, precision: str, allow_random
     )  # fmt: skip
 
 
-def _resolve_hf(folder: Path, weights: Path | None, precision: str) -> TeacherSpec:
+def _resolve_hf(place: str, weights: Path | None, precision: str) -> TeacherSpec:
     if weights is not None:
         raise BadInput(f"the weights of a transformers model lie in its folder: give {HF_PREFIX}{weights.parent} instead of its --weights")
+    from_hub = not Path(place).is_dir() and is_repository(place)
+    folder = fetch(place, HF_FILES) if from_hub else Path(place)
     architecture, prep, path = inspect_hf(folder)
     width: int = architecture["width"]
     return _spec(
-        folder.resolve().name, architecture, path, prep,
+        place.partition("@")[0].rpartition("/")[2] if from_hub else folder.resolve().name, architecture, path, prep,
         cls=architecture["cls"], cls_dim=width, width=width, stride_px=architecture["stride_px"], precision=precision,
     )  # fmt: skip
 
@@ -245,6 +251,6 @@ def _existing(path: Path, name: str, source: str) -> Path:
     if not path.is_file():
         raise BadInput(
             f"the weights of teacher {name} are missing: {path} is not a file. They are never replaced by random ones. "
-            f"Put a safetensors file there, or name one with `weights`. Source: {source}."
+            f"Put a safetensors file there, or name one with `weights` (a path, or hub:OWNER/NAME@COMMIT). Source: {source}."
         )
     return path

@@ -21,6 +21,7 @@ HOMES = {
     "timm": ("teachers/",),
     "transformers": ("teachers/",),
     "torchvision": ("teachers/",),
+    "huggingface_hub": ("teachers/",),
     "zarr": ("storage/",),
     "fsspec": ("storage/",),
     "s3fs": ("storage/",),
