@@ -83,9 +83,7 @@ def kill_tree(mark: str) -> int:
     return len(killed)
 
 
-def start(
-    words: list[str], log: Path, kill_at: int | None = None, store: Path | None = None, delay_s: float = 0.0
-) -> dict[str, Any] | None:
+def start(words: list[str], log: Path, store: Path, kill_at: int | None = None, delay_s: float = 0.0) -> dict[str, Any] | None:
     """Run a command to its end: None; or kill its tree `delay_s` after the store has `kill_at` commits: what was killed."""
     mark = secrets.token_hex(8)
     with log.open("ab") as output:

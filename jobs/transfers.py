@@ -46,7 +46,7 @@ class Arriving:
 @cache
 def _stream(device: torch.device, direction: str) -> torch.cuda.Stream:
     """One for each device and direction in a process: a device copies both ways at once."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def to_device(pixels: Tensor, device: torch.device) -> Tensor:
@@ -69,7 +69,7 @@ def compute(work: Callable[[], "StoredTokens"], device: torch.device) -> Arrivin
         host = tokens._replace(cls_BD=None if tokens.cls_BD is None else tokens.cls_BD.cpu(), patch=tokens.patch.cpu())
         return Arriving(host, device, time.perf_counter() - started)
     computing, back = torch.cuda.current_stream(device), _stream(device, "out")
-    begun, done = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begun.record(computing)
     tokens = work()
     done.record(computing)
@@ -77,7 +77,7 @@ def compute(work: Callable[[], "StoredTokens"], device: torch.device) -> Arrivin
     with torch.cuda.stream(back):
         cls = None if tokens.cls_BD is None else _sent(tokens.cls_BD, back)
         host = tokens._replace(cls_BD=cls, patch=_sent(tokens.patch, back))
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(back)
     return Arriving(host, device, 0.0, (begun, done), arrived)
 

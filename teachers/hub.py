@@ -1,9 +1,9 @@
 """Weights from the Hugging Face hub, pinned to a commit: `OWNER/NAME@COMMIT`.
 
-A branch or a tag can move, and then the same command would make other tokens tomorrow; so only a full commit is taken, and the sha256 of the
-file that came goes into the identity as any other's does. Files land in the hub's own cache, where earlier downloads count; a second run
-asks the network for nothing. `HF_ENDPOINT` and `HF_TOKEN` mean what they mean to the hub's own tools. Downloads happen where the command
-runs: workers on other machines need to see that cache, or get the file by `--weights`.
+A branch or a tag can move, and then the same command would make other tokens tomorrow; so only a full commit is taken, and the sha256 of
+the file that came goes into the identity as any other's does. Files land in the hub's own cache, where earlier downloads count; a second
+run asks the network for nothing. `HF_ENDPOINT` and `HF_TOKEN` mean what they mean to the hub's own tools. Downloads happen where the
+command runs: workers on other machines need to see that cache, or get the file by `--weights`.
 """
 
 import os
@@ -56,8 +56,8 @@ def fetch(address: str, files: tuple[str, ...]) -> Path:
         ) from error
     except errors.RemoteEntryNotFoundError as error:
         raise BadInput(
-            f"{repo} at {commit[:12]}… lacks one of {', '.join(files)}; a PyTorch checkpoint must be downloaded and converted to safetensors "
-            "(`eupe-pipeline import-weights`), one in several files be saved as one"
+            f"{repo} at {commit[:12]}… lacks one of {', '.join(files)}; a PyTorch checkpoint must be downloaded and converted to "
+            "safetensors (`eupe-pipeline import-weights`), one in several files be saved as one"
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise StoreUnavailable(

@@ -49,7 +49,7 @@ class Teacher(nn.Module):
         """
         if self._images is None:
             return self._tokens(pixels_BHWC)
-        parts = [self._compiled_tokens(part, self._images) for part in pixels_BHWC.split(self._images)]
+        parts = [self._compiled_tokens(part, self._images) for part in torch.split(pixels_BHWC, self._images)]
         cls = [part.cls_BD for part in parts if part.cls_BD is not None]
         return Tokens(torch.cat(cls) if cls else None, torch.cat([part.patch_BHWD for part in parts]))
 

@@ -39,11 +39,14 @@ def mlp(x: Tensor, state: State, name: str) -> Tensor:
 
 def attention(q_BND: Tensor, k_BND: Tensor, v_BND: Tensor, heads: int, turn_NC: Tensor | None) -> Tensor:
     """Softmax attention; queries and keys are turned pairwise in the complex plane."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q_BND, k_BND, v_BND))
+    q, k, v = (x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2) for x in (q_BND, k_BND, v_BND))
     if turn_NC is not None:
-        q, k = (torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn_NC).flatten(-2) for x in (q, k))
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous()) * turn_NC).flatten(-2) for x in (q, k)
+        )
     weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-    return (weights @ v).transpose(1, 2).flatten(-2)
+    found: Tensor = (weights @ v).transpose(1, 2).flatten(-2)
+    return found
 
 
 def turns(side: int, head_width: int) -> Tensor:
