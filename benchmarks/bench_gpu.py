@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from eupe_pipeline.jobs.pool import InProcess
-from eupe_pipeline.jobs.shard_work import ShardReport, WorkOrder
+from eupe_pipeline.jobs.shard_report import ShardReport
+from eupe_pipeline.jobs.shard_work import WorkOrder
 from eupe_pipeline.jobs.statistics import Normalisation
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, features_identity

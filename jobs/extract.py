@@ -23,7 +23,8 @@ from ..teachers.spec import TeacherSpec
 from .placement import place
 from .pool import Workers, workers
 from .reading_leases import EXTRACTION, leases
-from .shard_work import ShardReport, WorkOrder
+from .shard_report import ShardReport
+from .shard_work import WorkOrder
 from .statistics import Normalisation
 from .summary import OnEvent, progress, together, work_done
 

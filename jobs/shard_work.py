@@ -10,7 +10,7 @@ left out by id and reason; anything else that fails is an error for the driver.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,6 +36,7 @@ from .batch_size import SizedTeacher
 from .canaries import check_canary
 from .placement import gpu_use
 from .rendering import FreshViews, RenderedBatch, RenderedShard, input_of
+from .shard_report import ShardReport
 from .stored_tokens import StoredTokens, stored_tokens
 from .transfers import Arriving, busy_seconds, compute
 
@@ -57,33 +58,6 @@ class WorkOrder:
     normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
     devices: Mapping[str, str] = field(default_factory=dict)  # of teachers that are elsewhere than on `device`
     compile: bool = False
-
-
-@dataclass
-class ShardReport:
-    """What one shard cost: views, failures by image id, seconds by phase, bytes committed, views in a forward by teacher, back-offs."""
-
-    shard: int
-    views: int
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    bytes: int = 0
-    batch_sizes: dict[str, int] = field(default_factory=dict)
-    backoffs: int = 0
-    gpu_use: float | None = None  # share of the last moment
-
-    @contextlib.contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's wall time to a phase; one thread a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, time.perf_counter() - start)
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Add time to a phase."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
 Measure = Moments | Covariance

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .shard_work import ShardReport
+from .shard_report import ShardReport
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-
 from typing import TYPE_CHECKING
 
 import torch

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from eupe_pipeline.jobs.shard_work import ShardReport
+from eupe_pipeline.jobs.shard_report import ShardReport
 from eupe_pipeline.jobs.summary import PHASES, progress, together, work_done
 
 
