@@ -5,10 +5,9 @@ measured on a fixed sample of views and frozen first. Then each missing shard is
 the same command goes on after a kill, and says in seconds when nothing is missing.
 """
 
-import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..storage.viewset import DEFAULT_IMAGES_PER_SHARD, ViewSet
 from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
-from .placement import place
+from .orders import work_order, worker_count
 from .pool import Workers, workers
 from .reading_leases import EXTRACTION, leases
 from .shard_report import ShardReport
@@ -29,7 +28,6 @@ from .statistics import Normalisation
 from .summary import OnEvent, progress, together, work_done
 
 NORMALISATIONS = ("mean-std", "phi-s")
-_MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a second and thread
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
             return _summary(plan, [], 0, 0, time.perf_counter() - started, options)
     elif options.dry_run:
         return _dry_summary(views, specs, normalisation.missing, options)
-    count = _worker_count(order, options)
+    count = worker_count(order, options)
     try:
         with workers(order, count, options.address) as crew:
             normalisation.measure(crew, on_event)
@@ -174,40 +172,6 @@ def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: Extra
     return [key for key in options.statistics_from if store.features(key).identity["teacher"]["weights_sha256"] in weights]
 
 
-def work_order(
-    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, chosen: Mapping[str, str]
-) -> WorkOrder:
-    """What each worker is told; `chosen` are the devices that the user placed teachers on. Raises `BadInput` for one that is not there."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = torch.get_num_threads() if options.workers == 0 else 1
-    share = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
-    rendering = max(1, min(_MOST_RENDER_THREADS, share - 1)) if device == "cuda" else 1
-    return WorkOrder(
-        store.url,
-        views.key,
-        tuple(specs.values()),
-        device,
-        threads,
-        options.batch_size,
-        render_threads=rendering,
-        gpus=options.num_gpus,
-        normalisation=options.normalisation,
-        devices=place(list(specs), device, options.num_gpus, {name: where for name, where in chosen.items() if name in specs}),
-        compile=options.compile,
-    )
-
-
-def _worker_count(order: WorkOrder, options: ExtractOptions) -> int | None:
-    """One worker a GPU; on CPUs one a core, because single-threaded teachers side by side beat threads inside one; None on a cluster."""
-    if options.workers is not None or options.address is not None:
-        return options.workers
-    import torch
-
-    return int(torch.cuda.device_count() / order.gpus) if order.device == "cuda" else torch.get_num_threads()
-
-
 def _plan(
     store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], normalisation: Normalisation, options: ExtractOptions
 ) -> _Plan:
@@ -230,7 +194,7 @@ def complete(
         return 0
     try:
         held = leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event)
-        with workers(work_order(store, views, specs, options), 0, None) as crew, held:
+        with workers(work_order(store, views, specs, options, {}), 0, None) as crew, held:
             return len(list(_compute(crew, plan, options, on_event)))
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
