@@ -8,7 +8,6 @@ One try a call: retries are `remote.persist`'s.
 
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 _PIECE_BYTES = 1 << 20
@@ -66,7 +65,12 @@ class WholeObjects:
             raise OSError(f"the body ended {missing:,} bytes early")
 
 
-@lru_cache(maxsize=16)
+_made: dict[int, WholeObjects] = {}
+
+
 def whole_objects(filesystem: Any) -> WholeObjects:
-    """One client for all stores behind a file system, which fsspec shares too: making one takes longer than fetching a shard."""
-    return WholeObjects(filesystem)
+    """One client for all stores behind a file system, which fsspec shares too: making one takes longer than fetching a shard.
+
+    By the object and not by fsspec's equality: two that are made with the same words under another endpoint in the environment are equal.
+    """
+    return _made.setdefault(id(filesystem), WholeObjects(filesystem))  # holds the file system, so that its number is not given again

@@ -53,7 +53,7 @@ def test_photos_that_are_gone_become_a_note_and_the_rest_stands(
     small_store: tuple[str, FeatureReader], trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, reader = small_store
-    monkeypatch.setattr(type(reader.views.dataset), "read_image_bytes", gone(reader))
+    monkeypatch.setattr(type(reader.views.dataset), "_bytes_at", gone(reader))
     arguments = [str(trained), "--store", url, "--features", reader.key, "--out", str(tmp_path / "report.html"), "--json"]
     assert main(["report", *arguments]) == 0
     notes = result(capsys)["notes"]
@@ -66,11 +66,10 @@ def test_photos_that_are_gone_become_a_note_and_the_rest_stands(
 
 def gone(reader: FeatureReader) -> Callable[..., bytes]:
     """The way an image is read when its source has been moved away."""
-    read = type(reader.views.dataset).read_image_bytes
+    read = type(reader.views.dataset)._bytes_at
 
-    def reads(dataset: Any, index: int) -> bytes:
-        dataset.source = "/moved/away"
-        return read(dataset, index)
+    def reads(dataset: Any, place: str, row: Any) -> bytes:
+        return read(dataset, "/moved/away", row)
 
     return reads
 
