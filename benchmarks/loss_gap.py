@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.train import initial_student
 from eupe_pipeline.jobs.train_data import open_features
 from eupe_pipeline.storage.indexing import build_index

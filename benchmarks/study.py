@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 from eupe_pipeline.jobs.evaluate import EvaluationSize, knn_of_model
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.train import train
 from eupe_pipeline.pipeline.cifar import unpack
 from eupe_pipeline.pipeline.fetch import fetch_demo

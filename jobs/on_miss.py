@@ -16,7 +16,8 @@ from ..storage.features import FeatureReader
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec
 from ..teachers.spec import TeacherSpec
-from .extract import ExtractOptions, TeacherRequest, complete, extract_features
+from .extract import complete, extract_features
+from .extract_options import ExtractOptions, TeacherRequest
 from .summary import OnEvent
 from .train_data import over
 from .upkeep import teacher_of

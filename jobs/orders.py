@@ -2,24 +2,21 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from ..teachers.spec import TeacherSpec
+from .extract_options import ExtractOptions
 from .placement import place
 from .shard_work import WorkOrder
-
-if TYPE_CHECKING:
-    from .extract import ExtractOptions
 
 _MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a second and thread
 
 
 def work_order(
-    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: "ExtractOptions", chosen: Mapping[str, str]
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, chosen: Mapping[str, str]
 ) -> WorkOrder:
     """What each worker is told; `chosen` are the devices that the user placed teachers on. Raises `BadInput` for one that is not there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,7 +38,7 @@ def work_order(
     )
 
 
-def worker_count(order: WorkOrder, options: "ExtractOptions") -> int | None:
+def worker_count(order: WorkOrder, options: ExtractOptions) -> int | None:
     """One worker a GPU; on CPUs one a core, because single-threaded teachers side by side beat threads inside one; None on a cluster."""
     if options.workers is not None or options.address is not None:
         return options.workers

@@ -24,7 +24,8 @@ from ..teachers.registry import load_teacher
 from ..teachers.spec import TeacherSpec
 from .batch_size import SizedTeacher
 from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need
-from .extract import ExtractOptions, layout_of, resolve_request
+from .extract import layout_of, resolve_request
+from .extract_options import ExtractOptions
 
 _PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
 _STUDENT_BATCH = {"cpu": 4, "cuda": 128}

@@ -37,8 +37,8 @@ from .canaries import check_canary
 from .placement import gpu_use
 from .rendering import FreshViews, RenderedBatch, RenderedShard, input_of
 from .shard_report import ShardReport
-from .stored_tokens import StoredTokens, stored_tokens
-from .transfers import Arriving, busy_seconds, compute
+from .stored_tokens import stored_tokens
+from .transfers import Arriving, StoredTokens, busy_seconds, compute
 
 TASKS_AT_ONCE = 2  # one with the teachers, one being written or rendering its first batch
 

@@ -7,7 +7,6 @@ Axes: B views, H × W the teacher's grid, h × w the stored one, T tokens of a v
 """
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +15,7 @@ from ..storage.layout import FeatureLayout
 from ..storage.sampling import Positions
 from ..student.losses import upsample
 from ..teachers.tokens import Tokens
-from .transfers import to_device
-
-
-class StoredTokens(NamedTuple):
-    """Class tokens (B, D) or None, and the patch tokens that are stored: (B, H, W, D), or (B, T, D) of a sampled set."""
-
-    cls_BD: Tensor | None
-    patch: Tensor
+from .transfers import StoredTokens, to_device
 
 
 def stored_tokens(tokens: Tokens, layout: FeatureLayout, position_BT: Positions | None) -> StoredTokens:

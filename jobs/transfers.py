@@ -10,27 +10,31 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .stored_tokens import StoredTokens
+
+class StoredTokens(NamedTuple):
+    """Class tokens (B, D) or None, and the patch tokens that are stored: (B, H, W, D), or (B, T, D) of a sampled set."""
+
+    cls_BD: Tensor | None
+    patch: Tensor
 
 
 @dataclass
 class Arriving:
     """Tokens on their way to the host."""
 
-    tokens: "StoredTokens"
+    tokens: StoredTokens
     """On the host; valid after `wait`."""
     device: torch.device
     _seconds: float = 0.0
     _computed: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
     _arrived: torch.cuda.Event | None = None
 
-    def wait(self) -> "StoredTokens":
+    def wait(self) -> StoredTokens:
         """The tokens, when they are there."""
         if self._arrived is not None:
             self._arrived.synchronize()
@@ -60,7 +64,7 @@ def to_device(pixels: Tensor, device: torch.device) -> Tensor:
     return moved
 
 
-def compute(work: Callable[[], "StoredTokens"], device: torch.device) -> Arriving:
+def compute(work: Callable[[], StoredTokens], device: torch.device) -> Arriving:
     """Do a forward on its device and send its tokens to the host; raises what the work raises."""
     if device.type != "cuda":
         started = time.perf_counter()
@@ -89,7 +93,7 @@ def _sent(tokens: Tensor, stream: torch.cuda.Stream) -> Tensor:
     return host
 
 
-def busy_seconds(batch: "list[Arriving]") -> float:
+def busy_seconds(batch: list[Arriving]) -> float:
     """How long the devices computed one batch: devices work side by side, teachers on one device in turn."""
     by_device: dict[torch.device, float] = {}
     for one in batch:

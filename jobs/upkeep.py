@@ -24,7 +24,7 @@ from ..teachers.photometric import as_seen
 from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.spec import TeacherSpec
 from ..teachers.teacher import Teacher
-from .extract import TeacherRequest
+from .extract_options import TeacherRequest
 from .pool import workers
 from .shard_work import WorkOrder
 from .statistics import sample_rows

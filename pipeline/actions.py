@@ -12,7 +12,7 @@ from ..storage.errors import BadInput
 from .progress import OnEvent
 
 if TYPE_CHECKING:
-    from ..jobs.extract import TeacherRequest
+    from ..jobs.extract_options import TeacherRequest
 
 ViewKind = Literal["random_resized_crop", "center"]
 
@@ -42,7 +42,8 @@ def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, 
             photometric: str = "none", pixels_px: int | None = None,
             **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Extract teachers' tokens; `values` are the further fields of jobs.extract.ExtractOptions. Raises BadInput."""
-    from ..jobs.extract import ExtractOptions, extract_features
+    from ..jobs.extract import extract_features
+    from ..jobs.extract_options import ExtractOptions
     from ..storage.views import StoredPixels, ViewSpec
 
     requests = _teacher_requests(teachers, teacher_sizes, weights, teacher_devices)
@@ -53,7 +54,7 @@ def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, 
 
 def _teacher_requests(teachers: Sequence[str], sizes: Mapping[str, int], weights: Mapping[str, str],
                       devices: Mapping[str, str] = MappingProxyType({})) -> "tuple[TeacherRequest, ...]":  # fmt: skip
-    from ..jobs.extract import TeacherRequest
+    from ..jobs.extract_options import TeacherRequest
 
     for option, named in (("--teacher-size", sizes), ("--weights", weights), ("--teacher-device", devices)):
         stray = sorted(set(named) - set(teachers))
@@ -68,7 +69,7 @@ def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mappi
          pixels_px: int | None = None, **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Say what an extraction would cost; `extraction` are further fields of ExtractOptions, `values` of jobs.plan.PlanOptions."""
     from ..jobs.cost_model import Prices
-    from ..jobs.extract import ExtractOptions
+    from ..jobs.extract_options import ExtractOptions
     from ..jobs.plan import PlanOptions, plan_extraction
     from ..storage.views import StoredPixels, ViewSpec
 
@@ -79,7 +80,7 @@ def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mappi
 
 
 def _request(teacher: str | None, weights: Path | None) -> Any:
-    from ..jobs.extract import TeacherRequest
+    from ..jobs.extract_options import TeacherRequest
 
     if weights is not None and teacher is None:
         raise BadInput("--weights needs --teacher: which teacher's weights are they?")

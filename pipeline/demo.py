@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..jobs.evaluate import EvaluationSize, knn_of_features, knn_of_model
-from ..jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from ..jobs.extract import extract_features
+from ..jobs.extract_options import ExtractOptions, TeacherRequest
 from ..jobs.ray_session import ray_session
 from ..jobs.train import train
 from ..storage.atomic import write_atomically

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jobs.extract import TeacherRequest
+from ..jobs.extract_options import TeacherRequest
 from ..jobs.live_cost import live_teacher_cost
 from ..storage.dataset import ImageDataset
 from ..storage.store import FeatureStore

@@ -11,7 +11,8 @@ import secrets
 import sys
 from typing import Any
 
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.storage.views import ViewSpec
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}

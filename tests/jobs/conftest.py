@@ -10,7 +10,7 @@ from unittest import mock
 import fsspec
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import ViewSpec

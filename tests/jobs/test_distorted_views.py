@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.jobs.evaluate import read_embeddings
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.train import train
 from eupe_pipeline.jobs.train_plan import plan_training
 from eupe_pipeline.jobs.upkeep import fidelity, repair_features

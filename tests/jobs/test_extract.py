@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.jobs.extract import TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import TeacherRequest
 from eupe_pipeline.jobs.pool import InProcess, workers
 from eupe_pipeline.jobs.shard_work import ShardWorker, WorkOrder
 from eupe_pipeline.jobs.train_data import refuse_random_weights

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.extract import ExtractOptions, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions
 from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.on_miss import fill_missing
 from eupe_pipeline.pipeline.cli import cli
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from eupe_pipeline.jobs.extract import TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import TeacherRequest
 from eupe_pipeline.jobs.placement import gpu_use, place
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.storage.indexing import build_index

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.extract import TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import TeacherRequest
 from eupe_pipeline.jobs.shard_work import SampleMoments
 from eupe_pipeline.jobs.statistics import _InOrder, sample_rows
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch

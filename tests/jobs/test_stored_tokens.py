@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.stored_tokens import resampled, stored_tokens, weights
 from eupe_pipeline.jobs.upkeep import fidelity, repair_features
 from eupe_pipeline.pipeline.cli import main

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.train import train
 from eupe_pipeline.jobs.train_data import cached_targets, joined_views, open_parts, run_order
 from eupe_pipeline.pipeline.training import train as train_command

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from eupe_pipeline.jobs.stored_tokens import StoredTokens
-from eupe_pipeline.jobs.transfers import Arriving, busy_seconds, compute, to_device
+from eupe_pipeline.jobs.transfers import Arriving, StoredTokens, busy_seconds, compute, to_device
 from eupe_pipeline.teachers.canary import canary_images
 from eupe_pipeline.teachers.registry import load_teacher
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.extract import ExtractOptions, TeacherRequest, extract_features
+from eupe_pipeline.jobs.extract import extract_features
+from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.upkeep import fidelity, repair_features, teacher_of
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.features import FeatureReader
