@@ -61,16 +61,37 @@ def amount(value: float, unit: str = "") -> str:
 def as_progress(event: Event) -> dict[str, Any] | None:
     """Return stage, done, total, unit and a rate in words of a progress or trainer's event; None for other kinds."""
     if event.get("event") == "step":
-        rate = f"{amount(event['images_per_s'], 'images')}/s" if event.get("images_per_s") else ""
-        loss = f"loss {event['loss']:.4f}" if event.get("loss") is not None else ""
-        words = ", ".join(part for part in (loss, rate) if part)
         stage = event.get("stage", "train")
-        return {"stage": stage, "done": event["step"], "total": event["steps"], "unit": "", "rate": words}
+        return {"stage": stage, "done": event["step"], "total": event["steps"], "unit": "", "rate": ", ".join(_of_step(event))}
     if event.get("event") == "progress":
         unit = event.get("unit", "rows")
-        rate = f"{amount(event['rate'], unit)}/s" if event.get("rate") else ""
-        return {"stage": event["stage"], "done": event["done"], "total": event.get("total"), "unit": unit, "rate": rate}
+        words = ", ".join(_of_work(event, unit))
+        return {"stage": event["stage"], "done": event["done"], "total": event.get("total"), "unit": unit, "rate": words}
     return None
+
+
+def _of_step(event: Event) -> Iterator[str]:
+    """A step in words: the loss, each teacher's terms of it, images a second, the share of the time that the data was waited for."""
+    if event.get("loss") is not None:
+        each = [f"{name} {term} {value:.3f}" for name, terms in event.get("losses", {}).items() for term, value in terms.items()]
+        yield f"loss {event['loss']:.4f}" + (f" ({', '.join(each)})" if each else "")
+    if event.get("images_per_s"):
+        yield f"{amount(event['images_per_s'], 'images')}/s"
+    if event.get("wait_share") is not None:
+        yield f"{100 * event['wait_share']:.1f} % waiting"
+
+
+def _of_work(event: Event, unit: str) -> Iterator[str]:
+    """The rates of some work, how busy the GPUs are, and what went wrong so far."""
+    if event.get("rate"):
+        yield f"{amount(event['rate'], unit)}/s"
+    if event.get("bytes_per_s"):
+        yield f"{amount(event['bytes_per_s'], 'bytes')}/s"
+    if event.get("gpu_use") is not None:
+        yield f"GPU {100 * event['gpu_use']:.0f} %"
+    for what, word in (("failed", "failed"), ("retries", "retried")):
+        if event.get(what):
+            yield f"{event[what]:,} {word}"
 
 
 def counts(shown: Mapping[str, Any]) -> str:

@@ -46,6 +46,20 @@ def test_a_line_says_counts_share_rate_and_time_left() -> None:
     assert shown[1] == "extract: 25/100 (25 %), 50 images/s, 30 s left"
 
 
+def test_a_line_of_an_extraction_says_bytes_gpu_use_and_what_went_wrong() -> None:
+    event = progress(20, 100, bytes_per_s=3_000_000.0, gpu_use=0.934, failed=2, retries=1)
+    assert lines_of([(0, event)]) == ["extract: 20/100 (20 %), 50 images/s, 3.0 MB/s, GPU 93 %, 2 failed, 1 retried"]
+    quiet = progress(20, 100, bytes_per_s=0.0, failed=0, retries=0)
+    assert lines_of([(0, quiet)]) == ["extract: 20/100 (20 %), 50 images/s"]
+
+
+def test_a_trainers_step_says_each_teachers_terms_and_the_wait_for_data() -> None:
+    losses = {"lite0": {"cls": 0.5, "patch": 0.25}, "sam": {"patch": 0.125}}
+    event = {"event": "step", "step": 3, "steps": 9, "loss": 0.875, "losses": losses, "images_per_s": 40.0, "wait_share": 0.013}
+    (line,) = lines_of([(0, event)])
+    assert line.endswith("loss 0.8750 (lite0 cls 0.500, lite0 patch 0.250, sam patch 0.125), 40 images/s, 1.3 % waiting")
+
+
 def test_a_trainers_step_shows_loss_rate_and_its_own_estimate() -> None:
     assert lines_of([(0, STEP)]) == ["stage2: 30/120 (25 %), loss 1.2500, 1,410 images/s, 3 min 20 s left"]
 
