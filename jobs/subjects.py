@@ -72,7 +72,7 @@ def open_subject(
         return open_cached(name, store, out)
     known = {key.split("@")[0] for key in store.list_features()} if store is not None else set()
     place = f" with features in {store.url}" if store is not None else ""
-    raise unknown_name(f"run, exported folder, checkpoint or teacher{place}:", name, [*known, *TEACHERS])
+    raise unknown_name(f"run, exported folder, checkpoint or teacher{place}", name, [*known, *TEACHERS])
 
 
 def open_model(name: str, size_px: int | None = None, weights: Path | None = None, out: Path | None = None) -> Model:

@@ -35,7 +35,7 @@ class Interrupted(EupeError):
 
 def unknown_name(kind: str, got: str, known: Iterable[str]) -> BadInput:
     """The error for a name that is not in a list of choices: names the nearest one and lists them all."""
-    names = sorted(known)
+    names = sorted(set(known))
     nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
     guess = f"; did you mean {nearest[0]!r}?" if nearest else "."
     return BadInput(f"unknown {kind} {got!r}{guess} Known: {', '.join(names) or 'none yet'}")
