@@ -6,9 +6,9 @@ views an image; 1, 2, 4, 8 cached views; the paper's stage ablations (each stage
 A small study on two cores ranks little: what differs by less than the seeds do is called so.
 
 Each result is appended to a file as soon as it is there; run again, the study does what is missing, then writes its table. A result takes
-20 to 110 s of one core (`live` and `8 views` most), all of them some 35 minutes of processor time: 20 minutes on two quiet cores.
+40 to 400 s of one core (`live` most), all of them some 70 minutes of processor time: 38 minutes on two cores.
 
-    python -m benchmarks.study [--jobs 2] [--images 2000] [--steps 400] [--seeds 3] [--arms live int8 …] [--folder runs/study]
+    python -m benchmarks.study [--jobs 2] [--images 2000] [--steps 1000] [--seeds 3] [--arms live int8 …] [--folder runs/study]
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Scale:
 
     images: int = 2000
     test_images: int = 2000
-    steps: int = 400
+    steps: int = 1000
     batch_size: int = 32
 
 

@@ -1,7 +1,7 @@
 """The study's results at rest, and the table that people read: mean, spread, and what a difference is worth.
 
-An arm is compared with its reference seed by seed, because seeds share weights, order and views: the mean of the paired differences, and
-twice its standard error as the line between a difference and noise. With three seeds that is a rough line, and the table says so.
+The spread of one student from seed to seed is pooled over all arms, because three seeds alone say little of it. A difference of two arms'
+means counts when it is larger than chance makes any one of the table's differences in one study of twenty (95 %, divided by their number).
 """
 
 import json
@@ -20,9 +20,9 @@ _TEXT = """# What caching costs, and what stages give
 
 kNN accuracy (paper's protocol, k = 10, class token) of small students on {test_images:,} of CIFAR-10's test photos, taught on {images:,}
 training photos by EfficientNet-Lite0 at 128 px: ViT, width 96, depth 4, 64 px, {steps} steps of {batch_size} views a stage. Mean and
-standard deviation over seeds, each with its own weights, order and views; `int8` is also `2 views` and the ablation `2 only`. A
-difference is the mean over seeds of arm less reference, and is called noise below twice its standard error. With {seeds} seeds that is a
-rough line, and students this small on photos this few rank little: read it as "nothing breaks", not as the paper's ablation.
+standard deviation over seeds, each with its own weights, order and views; `int8` is also `2 views` and the ablation `2 only`. The spread
+pooled over all arms is {pooled:.2f}: with {seeds} seeds a difference of two means is noise below {line:.1f} points (95 % for all rows
+together). Students this small on photos this few rank little: read it as "what breaks", not as the paper's ablation.
 
 | arm | kNN % | spread | against | difference | |
 |---|---|---|---|---|---|
@@ -62,19 +62,23 @@ def by_arm(rows: Sequence[Row], order: Sequence[str]) -> dict[str, dict[int, flo
     return found
 
 
-def difference(arm: Mapping[int, float], reference: Mapping[int, float]) -> tuple[float, float]:
-    """Mean of the paired differences and its standard error (NaN for fewer than two pairs)."""
-    pairs = [arm[seed] - reference[seed] for seed in arm if seed in reference]
-    if len(pairs) < 2:
-        return (pairs[0] if pairs else math.nan), math.nan
-    return statistics.mean(pairs), statistics.stdev(pairs) / math.sqrt(len(pairs))
+def pooled_spread(arms: Mapping[str, Mapping[int, float]]) -> float:
+    """The standard deviation from seed to seed, from all arms that have several seeds; NaN when none has."""
+    variances = [statistics.variance(one.values()) for one in arms.values() if len(one) > 1]
+    return math.sqrt(statistics.mean(variances)) if variances else math.nan
 
 
-def verdict(mean: float, error: float) -> str:
+def line_of_noise(spread: float, first: int, second: int, comparisons: int) -> float:
+    """The largest difference of two means, over so many seeds each, that chance gives in 95 % of tables with so many comparisons."""
+    error = spread * math.sqrt(1 / first + 1 / second)
+    return statistics.NormalDist().inv_cdf(1 - 0.05 / (2 * comparisons)) * error
+
+
+def verdict(difference: float, line: float) -> str:
     """In a word."""
-    if math.isnan(mean) or math.isnan(error):
+    if math.isnan(line):
         return "one seed"
-    return "noise" if abs(mean) <= 2 * error else "helps" if mean > 0 else "hurts"
+    return "noise" if abs(difference) <= line else "helps" if difference > 0 else "hurts"
 
 
 def table_row(name: str, arms: Mapping[str, Mapping[int, float]]) -> str:
@@ -85,8 +89,9 @@ def table_row(name: str, arms: Mapping[str, Mapping[int, float]]) -> str:
     line = f"| {name} | {statistics.mean(values):.2f} | {spread} |"
     if against == name or against not in arms:
         return f"{line} | | |"
-    mean, error = difference(arms[name], arms[against])
-    return f"{line} {against} | {mean:+.2f} | {verdict(mean, error)} |"
+    difference = statistics.mean(values) - statistics.mean(arms[against].values())
+    line_at = line_of_noise(pooled_spread(arms), len(values), len(arms[against]), len(arms) - 1)
+    return f"{line} {against} | {difference:+.2f} | {verdict(difference, line_at)} |"
 
 
 def write_table(rows: Sequence[Row], order: Sequence[str], out: Path) -> None:
@@ -94,9 +99,12 @@ def write_table(rows: Sequence[Row], order: Sequence[str], out: Path) -> None:
     if not rows:
         raise ValueError("no results to show")
     arms = by_arm(rows, order)
+    seeds, pooled = max(len(one) for one in arms.values()), pooled_spread(arms)
     known: dict[str, Any] = {
         **rows[0].scale,
-        "seeds": max(len(one) for one in arms.values()),
+        "seeds": seeds,
+        "pooled": pooled,
+        "line": line_of_noise(pooled, seeds, seeds, max(1, len(arms) - 1)),
         "rows": "\n".join(table_row(name, arms) for name in arms),
         "machine": "{cpu}, {cores} cores, Python {python}".format(**machine()),
         "hours": sum(row.seconds for row in rows) / 3600,
