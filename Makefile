@@ -43,6 +43,7 @@ $(BENCH)/.installed: $(STAMP)
 	grep -E '^(torch|torchvision|timm|ray|pyarrow|zarr|fsspec|s3fs|aiobotocore|botocore|boto3|moto)==' constraints.txt > $(BENCH)/constraints.txt
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c $(BENCH)/constraints.txt -e '.[bench]' \
 	  || echo "bench-store: the peers could not be installed; those that are missing are skipped"
+	$(BENCH)/bin/python -m pip uninstall --quiet --yes xxhash  # mosaicml-streaming's is older and half as fast: our reader takes .venv's
 	@touch $@
 
 bench-store: $(BENCH)/.installed ## the store against raw system calls, against its peers, on S3, at 1.7e9 images

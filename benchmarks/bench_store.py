@@ -1,8 +1,8 @@
 """The feature store against raw system calls and against its peers, on the same rows and bytes, interleaved (BENCHMARKS.md, bench-store).
 
-Reading: 256 random rows of 256 × 1280 fp16 (655,360 bytes each) into one preallocated batch, on one thread. Raw is `preadv` row by row of the
-same bytes in the same files; "raw, one file" has them in one file without checksums between, which this kernel's page cache copies a sixth
-faster. Warm: everything in the page cache. Cold: the cache of the files is dropped before each read.
+Reading: 256 random rows of 256 × 1280 fp16 (655,360 bytes each) into one preallocated batch, on one thread. Raw is `preadv` row by row of
+the same bytes in the same files; "raw, one file" has them in one file without checksums between, which this kernel's page cache copies a
+tenth faster. Warm: everything in the page cache. Cold: the cache of the files is dropped before each read.
 
 Writing: three shards of 128 rows one after another through `FeatureReader.commit_shard`, which is what extraction calls: checked,
 checksummed, hashed, and a commit record each (two files, four fsyncs a shard). Raw is one file a shard: `write` of the same token bytes,
