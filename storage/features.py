@@ -143,6 +143,10 @@ class FeatureReader:
         self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check)
         return target
 
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Say which rows will be read soon: from a remote store with a shard cache their shards are fetched in the background."""
+        self.group.expect(rows, self.group.specs)
+
     def read_cls(self, rows: NDArray[np.int64]) -> NDArray[np.floating]:
         """Class tokens (n, D) alone; raises `BadInput` when the teacher has none."""
         if self.cls_dim is None:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals, sweep
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+from .read_ahead import Fetchers
 from .remote import RemoteObjects, check_limit
 
 _IOV_MAX = 1024
@@ -30,6 +31,9 @@ class OpenObject(Protocol):
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Fill the buffers, one after another, from `offset`; raises `CacheDamaged` when the object ends before."""
 
+    def renew(self) -> None:
+        """It will be read soon: a copy that may be dropped is made the newest, or made again."""
+
     def close(self) -> None:
         """Release it."""
 
@@ -38,7 +42,7 @@ class Objects(Protocol):
     """Named byte strings below one root; a key is a relative path with slashes."""
 
     url: str
-    ahead: int  # how many shards to open before they are asked for, when shards are read in order
+    fetchers: Fetchers | None  # who opens shards before they are asked for; None where opening costs nothing or fetches nothing
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """All bytes; raises FileNotFoundError, `StoreUnavailable`, and `CacheDamaged` when there are more than the limit."""
@@ -155,6 +159,9 @@ class _LocalFile:
             if wanted:
                 pending = after(pending, got)
 
+    def renew(self) -> None:
+        """It is there as long as its store."""
+
     def close(self) -> None:
         _DESCRIPTORS.forget(self._path)
 
@@ -174,7 +181,7 @@ def after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
 class LocalObjects:
     """`Objects` in a folder of this machine or of a shared file system that has hard links."""
 
-    ahead = 0
+    fetchers: Fetchers | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root

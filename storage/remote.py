@@ -18,6 +18,7 @@ import xxhash
 
 from .atomic import Content, refusals
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+from .read_ahead import Fetchers
 from .s3_get import WholeObjects, whole_objects
 
 TRIES = 6
@@ -71,6 +72,9 @@ class _RemoteObject:
             buffer[:] = data[start : start + len(buffer)]
             start += len(buffer)
 
+    def renew(self) -> None:
+        """There is no copy."""
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -78,7 +82,7 @@ class _RemoteObject:
 class RemoteObjects:
     """`Objects` below an fsspec URL."""
 
-    ahead = 0
+    fetchers: Fetchers | None = None
 
     def __init__(self, url: str) -> None:
         if "@" in url.partition("://")[2].partition("/")[0]:
@@ -110,18 +114,17 @@ class RemoteObjects:
             raise StoreUnavailable(f"cannot {verb} {key} below {self.url}: {error}") from error
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
-        """One whole GET, after a HEAD when there is a limit."""
-        if limit_bytes is not None:
-            size = self._call("find", key, lambda: int(self._filesystem.size(self._path(key))))
-            check_limit(key, size, limit_bytes)
-            return self._call("read", key, lambda: bytes(self._filesystem.cat_file(self._path(key))))
-        return self._call("read", key, lambda: b"".join(bytes(piece) for piece in self._pieces(key)))
+        """One whole GET; with a limit, an object above it is refused before its first byte."""
+        return self._call("read", key, lambda: b"".join(bytes(piece) for piece in self._pieces(key, limit_bytes)))
 
-    def _pieces(self, key: str) -> Iterable[memoryview]:
+    def _pieces(self, key: str, limit_bytes: int | None = None) -> Iterable[memoryview]:
         """A whole object in pieces, each to be used before the next one is taken."""
-        if self._whole is None:
-            return [memoryview(self._filesystem.cat_file(self._path(key)))]
-        return self._whole.pieces(self._path(key))
+        path = self._path(key)
+        if self._whole is not None:
+            return self._whole.pieces(path, lambda size: check_limit(key, size, limit_bytes))
+        if limit_bytes is not None:
+            check_limit(key, int(self._filesystem.size(path)), limit_bytes)
+        return [memoryview(self._filesystem.cat_file(path))]
 
     def save(self, key: str, path: Path) -> str:
         """One whole GET into a local file, hashed on its way; returns the xxh3 (128 bits) of what came."""
@@ -193,7 +196,7 @@ class RemoteObjects:
             return
 
 
-def check_limit(key: str, size: int, limit_bytes: int) -> None:
+def check_limit(key: str, size: int, limit_bytes: int | None) -> None:
     """Raise `CacheDamaged` for a file that is larger than any of ours can be."""
-    if size > limit_bytes:
+    if limit_bytes is not None and size > limit_bytes:
         raise CacheDamaged(f"{key} has {size:,} bytes, no such file of ours has more than {limit_bytes:,}; it was altered")

@@ -7,7 +7,7 @@ One try a call: retries are `remote.persist`'s.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _PIECE_BYTES = 1 << 20
@@ -43,8 +43,8 @@ class WholeObjects:
                 )
             return self._client
 
-    def pieces(self, path: str) -> Iterator[memoryview]:
-        """The bytes of `bucket/key` in order; each piece is overwritten by the next.
+    def pieces(self, path: str, accept: Callable[[int], None] = lambda size: None) -> Iterator[memoryview]:
+        """The bytes of `bucket/key` in order; each piece is overwritten by the next. `accept` may refuse an object by its size.
 
         Raises FileNotFoundError, PermissionError, and OSError when the body ends early.
         """
@@ -56,8 +56,10 @@ class WholeObjects:
             reply = self._connected().get_object(Bucket=bucket, Key=key)
         except ClientError as error:
             raise translate_boto_error(error) from error
-        memory, missing = memoryview(bytearray(_PIECE_BYTES)), int(reply["ContentLength"])
+        missing = int(reply["ContentLength"])
         with reply["Body"] as body:
+            accept(missing)
+            memory = memoryview(bytearray(min(missing, _PIECE_BYTES)))
             while count := body.readinto(memory):
                 missing -= count
                 yield memory[:count]

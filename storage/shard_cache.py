@@ -3,8 +3,9 @@
 An epoch in shard order wants one GET a shard, not one a row. A copy is named by the xxh3 that the shard's record gives, so it is verified
 once, while it comes, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. Copies are not
 fsynced; one from before the machine's last start is hashed again before it is used. One process downloads while others wait for its lock,
-and readers that go from shard to shard have the next two fetched while they read (`ShardedGroup.read`). The copies that were used longest
-ago go first when the folder is over its limit; one that is gone while it is open is fetched again. Records and metadata are not cached.
+and readers that go from shard to shard, or say what they will read, have it fetched while they read (`read_ahead`). The copies that were
+used longest ago go first when the folder is over its limit; one that is gone while it is open is fetched again. Records and metadata are
+not cached.
 """
 
 import fcntl
@@ -18,11 +19,13 @@ from pathlib import Path
 from .atomic import TEMPORARY_PREFIX, Content, make_folder, sweep
 from .errors import CacheDamaged
 from .objects import LocalObjects, OpenObject, Vanished
+from .read_ahead import Fetchers
 from .remote import RemoteObjects
 from .zarr_format import xxh3_128
 
 DEFAULT_LIMIT_BYTES = 100 << 30
 _LOCK = ".lock-"
+_CONNECTIONS = 8  # S3 gives one some 50 to 100 MB/s
 
 
 def _started() -> float:
@@ -33,13 +36,12 @@ def _started() -> float:
 class CachedObjects:
     """`Objects` that opens expected contents from local copies, and passes everything else on."""
 
-    ahead = 2
-
     def __init__(self, remote: RemoteObjects, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         make_folder(folder)
         sweep(folder)
         self.remote, self.folder, self.limit_bytes = remote, folder, limit_bytes
         self.url = remote.url
+        self.fetchers: Fetchers | None = Fetchers(_CONNECTIONS, limit_bytes // 4)
         self._local = LocalObjects(folder)
 
     def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
@@ -138,6 +140,12 @@ class _CachedObject:
         except Vanished:
             self._copy = self._cache.fetched(self._key, self._wanted)
             self._copy.read_into(buffers, offset)
+
+    def renew(self) -> None:
+        try:
+            os.utime(self._cache.folder / self._wanted)
+        except FileNotFoundError:
+            self._copy = self._cache.fetched(self._key, self._wanted)
 
     def close(self) -> None:
         self._copy.close()

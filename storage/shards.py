@@ -22,6 +22,7 @@ from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record
 from .errors import CacheDamaged
 from .ledger import LEDGER_SHARDS, Ledgers
 from .objects import Objects
+from .read_ahead import ReadAhead
 from .rows import OpenArray, Place, check_out, flat_bytes, read_rows, refuse_blank_rows
 from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index, xxh3_128
 
@@ -42,7 +43,8 @@ class ShardedGroup:
         self._lock = threading.Lock()
         self._records: dict[int, Record] = {}
         self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
-        self._ahead = _ReadAhead(self, objects.ahead) if objects.ahead else None
+        fetchers, shard_bytes = objects.fetchers, sum(spec.row_bytes for spec in specs) * self.shard_rows
+        self._ahead = ReadAhead(self._fetch, fetchers, self.shards, shard_bytes) if fetchers else None
 
     def shard_span(self, shard: int) -> tuple[int, int]:
         """The rows [first, last) of a shard."""
@@ -161,6 +163,16 @@ class ShardedGroup:
         offsets = memoryview(index[:, 0].astype(np.uint64))  # type: ignore[arg-type]  # numpy's stubs do not say that arrays are buffers
         return OpenArray(spec, file, offsets, memoryview(entry.chunk_hashes()), where)  # type: ignore[arg-type]
 
+    def expect(self, rows: NDArray[np.int64], names: Iterable[str]) -> None:
+        """Say which rows will be read soon: where shards are kept as local copies, theirs are fetched in the background."""
+        if self._ahead is not None:
+            self._ahead.expect(np.unique(rows // self.shard_rows).tolist(), tuple(names))
+
+    def _fetch(self, shard: int, names: Iterable[str]) -> None:
+        """Open a shard that will be read soon, and keep what is at hand of it from being dropped."""
+        for array in self._open_shard(shard, names).values():
+            array.file.renew()
+
     def read(self, rows: NDArray[np.int64], names: Iterable[str], out: Mapping[str, NDArray[Any]], *, check: bool = True) -> None:
         """Fill `out[name]` (n, …) with the given rows, in their order; raises `CacheDamaged` naming the shard."""
         targets = {name: out[name] for name in names}
@@ -168,9 +180,10 @@ class ShardedGroup:
             check_out(self.specs[name], array, len(rows))
         flat = {name: flat_bytes(array) for name, array in targets.items()}
         for shard, places in by_shard(rows, self.shard_rows):
-            opened = self._open_shard(shard, flat)
             if self._ahead is not None:
                 self._ahead.after(shard, tuple(flat))
+                self._ahead.settle(shard)
+            opened = self._open_shard(shard, flat)
             for name, memory in flat.items():
                 read_rows(opened[name], places, memory, check)
         for name, array in targets.items():
@@ -222,28 +235,6 @@ class ShardedGroup:
             array.file.close()
             if xxh3_128([self.objects.read(f"{self.prefix}/{entry.key}")]) != entry.xxh3_128:
                 raise CacheDamaged(f"{array.where} is damaged: xxh3 differs from its record; run `eupe-pipeline features repair`")
-
-
-class _ReadAhead:
-    """Opens the next shards of a group in the background, which fetches them, while shards are read one after another."""
-
-    def __init__(self, group: ShardedGroup, ahead: int) -> None:
-        self._group, self._ahead = group, ahead
-        self._pool = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")  # one receives while another writes
-        self._lock = threading.Lock()
-        self._last = self._asked = -1
-
-    def after(self, shard: int, names: Sequence[str]) -> None:
-        """These arrays of a shard are being read now: ask for those of the shards behind it, when it came behind the one before."""
-        with self._lock:
-            last, self._last = self._last, shard
-            if shard != last + 1:
-                self._asked = self._asked if shard == last else shard
-                return
-            first = max(self._asked, shard) + 1
-            self._asked = min(shard + self._ahead, self._group.shards - 1)
-            for following in range(first, self._asked + 1):
-                self._pool.submit(self._group._open_shard, following, names)  # an error comes again when the shard is read
 
 
 def by_shard(rows: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[Place]]]:

@@ -187,6 +187,10 @@ class ViewSet:
             out.photometric[here], out.digest[here] = views.photometric[local], views.digest[local]
         return out
 
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Say which rows, with their pixels where there are any, will be read soon; as `FeatureReader.expect`."""
+        self.group.expect(rows, self.group.specs)
+
     def read_pixels(self, rows: NDArray[np.int64], out: Pixels | None = None) -> Pixels:
         """Stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
 

@@ -62,6 +62,10 @@ class FollowedOrder:
         rows = self.order.batch(step, batch_size).row_B
         return all(self._has(reader, shard) for reader, shard in self._needed(rows))
 
+    def reach(self, batch_size: int) -> int:
+        """As the order behind."""
+        return self.order.reach(batch_size)
+
     def _needed(self, rows: Int64s) -> list[tuple[FeatureReader, int]]:
         needed = []
         for part, _, local in self._numbering.split(rows):

@@ -93,6 +93,11 @@ class JoinedViews:
             out.photometric[here], out.digest[here] = found.photometric, found.digest
         return out
 
+    def expect(self, rows: Int64s) -> None:
+        """As `ViewSet.expect`."""
+        for part, _, local in self.numbering.split(rows):
+            self.parts[part].expect(local)
+
     def read_pixels(self, rows: Int64s, out: Pixels) -> Pixels:
         """Stored pixels of any rows, into `out`; raises as `ViewSet.read_pixels` does."""
         for part, here, local in self.numbering.split(rows):
@@ -123,6 +128,11 @@ class JoinedTargets:
     def allocate(self, batch_size: int) -> Memory:
         """Memory that fits every dataset's rows."""
         return self._first.allocate(batch_size)
+
+    def expect(self, rows_b: Int64s) -> None:
+        """Each dataset's rows to its source."""
+        for part, _, local in self.numbering.split(rows_b):
+            self._sources[part].expect(local)
 
     def fill(self, rows_b: Int64s, memory: Memory, start: int) -> None:
         """Rows that follow each other in one dataset go to its source together."""

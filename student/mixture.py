@@ -89,6 +89,10 @@ class MixedOrder:
         """Always: what is in the store at the start is all there is."""
         return True
 
+    def reach(self, batch_size: int) -> int:
+        """Of the dataset whose window spans the most steps, those of the others between."""
+        return max(int(order.reach(batch_size) / self.mixture.shares[name]) for name, order in self.orders.items())
+
     def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
         """What one rank sees in a step, all of it of the step's dataset."""
         name, places = self.mixture.places(self.orders, step, batch_size, rank, ranks)

@@ -116,6 +116,9 @@ class BatchOrder(Protocol):
     def ready(self, step: int, batch_size: int) -> bool:
         """Whether everything that a step reads is in the store."""
 
+    def reach(self, batch_size: int) -> int:
+        """How many steps before its use a step's shards are worth fetching; 0 where no step shares its shards with its neighbours."""
+
     def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
         """What one rank sees in a step."""
 
@@ -161,6 +164,10 @@ class Order:
     def ready(self, step: int, batch_size: int) -> bool:
         """Always: what is in the store at the start is all there is."""
         return True
+
+    def reach(self, batch_size: int) -> int:
+        """0: a step's images lie anywhere."""
+        return 0
 
     def _images(self, epoch: int, within: Int64s) -> Int64s:
         """The images at positions of an epoch."""

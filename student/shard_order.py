@@ -5,7 +5,7 @@ shards that a keyed permutation picks, and a second one shuffles the images with
 windows fit into the shard cache. Like the global order it is a pure function of (seed, position) in O(excluded) memory, and every image
 that is not excluded stands in each epoch exactly once: absent images leave holes in the sequence of places, whose positions the inverse
 permutations give. Price: neighbours in time share windows, so a batch is less random than globally; and with K views an image, a shard's
-bytes are fetched in each of the K epochs. Ranks on several machines each fetch the shards of their spans.
+bytes are fetched in each of the K epochs, a window ahead of their use. Ranks on several machines each fetch the shards of their spans.
 """
 
 from dataclasses import dataclass, field
@@ -27,6 +27,10 @@ class ShardOrder(Order):
     def shards(self) -> int:
         """Shards of the dataset, the last of which may be short."""
         return -(-self.images // self.images_per_shard)
+
+    def reach(self, batch_size: int) -> int:
+        """The steps of one window: while one is read, the next one is fetched."""
+        return -(-min(self.window_shards, self.shards) * self.images_per_shard // batch_size)
 
     def _images(self, epoch: int, within: Int64s) -> Int64s:
         return self._at(epoch, passing_over(self._absent(epoch), within))

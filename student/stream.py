@@ -102,6 +102,7 @@ class Stream:
     ) -> None:
         self.views, self.source, self.order, self.student_rendering = views, source, order, student_rendering
         self.global_batch, self.ranks, self.threads, self.pin = batch_size, ranks, threads, pin
+        self._reach = order.reach(batch_size)
         start, stop = ranks.span(batch_size)
         self.batch_size = stop - start
         self._slots = [self._allocate() for _ in range(prefetch + 1)]
@@ -124,12 +125,16 @@ class Stream:
         free = deque(self._slots)
         pending: deque[tuple[_Slot, Batch, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="stream")
+        for near in range(first, min(first + self._reach, last)):
+            self._expect(near)
         try:
             step = first
             while True:
                 while free and step < last and (not pending or self.order.ready(step, self.global_batch)):
                     slot = free.popleft()
                     pending.append((slot, *self._submit(pool, slot, step)))
+                    if step + self._reach < last:
+                        self._expect(step + self._reach)
                     step += 1
                 if not pending:
                     return
@@ -142,6 +147,13 @@ class Stream:
                 free.append(slot)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _expect(self, step: int) -> None:
+        """Have a step's shards fetched in the background, where its order knows them early enough."""
+        if self._reach and self.order.ready(step, self.global_batch):
+            rows_B = self.order.batch(step, self.global_batch, self.ranks.number, self.ranks.count).row_B
+            self.source.expect(rows_B)
+            self.views.expect(rows_B)
 
     def _submit(self, pool: ThreadPoolExecutor, slot: _Slot, step: int) -> tuple[Batch, list[Future[None]]]:
         plan = self.plan(step)

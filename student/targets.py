@@ -50,6 +50,9 @@ class TargetSource(Protocol):
     def allocate(self, batch_size: int) -> Memory:
         """Host memory for one batch, by name."""
 
+    def expect(self, rows_b: NDArray[np.int64]) -> None:
+        """These rows will be asked for soon."""
+
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
         """Put the targets of some feature rows at places [start, start + b) of a batch's memory."""
 
@@ -80,6 +83,11 @@ class CachedTargets:
             arrays = reader.empty(batch_size)._asdict()
             memory |= {f"{name}/{part}": torch.from_numpy(array) for part, array in arrays.items() if array is not None}
         return memory
+
+    def expect(self, rows_b: NDArray[np.int64]) -> None:
+        """Have the shards of a remote store fetched in the background."""
+        for reader in self.readers.values():
+            reader.expect(rows_b)
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
         """Read checked rows straight into the batch."""
@@ -146,6 +154,9 @@ class LiveTargets:
     def allocate(self, batch_size: int) -> Memory:
         """Nothing: pixels are the stream's."""
         return {}
+
+    def expect(self, rows_b: NDArray[np.int64]) -> None:
+        """Nothing to fetch."""
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
         """Nothing to read."""
