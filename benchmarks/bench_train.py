@@ -33,8 +33,8 @@ from eupe_pipeline.student.learner import Learner
 from eupe_pipeline.student.models import Student, TargetSpec
 from eupe_pipeline.student.order import Order
 from eupe_pipeline.student.run import RunFolder, save_model
-from eupe_pipeline.student.stream import STUDENT, Batch, Stream
-from eupe_pipeline.student.targets import CachedTargets, LiveTargets, Rendering, TargetSource
+from eupe_pipeline.student.stream import Batch, Stream
+from eupe_pipeline.student.targets import STUDENT, CachedTargets, LiveTargets, Rendering, TargetSource
 from eupe_pipeline.student.trainer import Trainer
 from eupe_pipeline.teachers.encoders import build_encoder
 from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
@@ -142,7 +142,14 @@ def bench_stream(
     order = Order(len(dataset), views.views_per_image, 0)
     source, raw = CachedTargets({"bench": reader}), RawTokens(folder / "raw", reader)
     stream = Stream(
-        views, source, order, lambda step: Rendering(STUDENT, SIZE_PX, "bicubic"), batch_size=batch, threads=threads, prefetch=2
+        views,
+        source,
+        order,
+        lambda step: Rendering(STUDENT, SIZE_PX, "bicubic"),
+        batch_size=batch,
+        threads=threads,
+        slots=3,
+        largest_px={STUDENT: SIZE_PX},
     )
     pixels, tokens = np.empty((batch, SIZE_PX, SIZE_PX, 3), np.uint8), memoryview(bytearray(batch * raw.row_bytes))
     all_views = views.read(np.arange(reader.rows))
@@ -212,7 +219,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/bench-train.json"))
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-train-", dir=options.folder))
-    run = RunConfig(10**6, options.batch, prefetch_batches=2, reader_threads=options.threads)
+    run = RunConfig(10**6, options.batch, reader_threads=options.threads)
     recipe = replace(TrainRecipe(device="cpu"), student=StudentConfig(options.student, {}, (SIZE_PX,)), run=run)
     try:
         reader = make_store(folder, options.images, (16, 16), 768)

@@ -125,7 +125,7 @@ def bench_training(folder: Path, size: TrainingSize, device: str) -> tuple[dict[
     """Figures (with `ideal`, what cached over live can be), and the seconds of a step that they were made of."""
     spec = proxy_spec(size)
     reader = make_store(folder, size.images, spec.grid, spec.patch_dim)
-    run = RunConfig(10**6, size.batch, prefetch_batches=3, reader_threads=size.threads)
+    run = RunConfig(10**6, size.batch, reader_threads=size.threads)
     recipe = replace(TrainRecipe(device=device), student=StudentConfig(size.student, {}, (size.size_px,)), run=run)
     live = LiveTargets({"bench": load_teacher(spec, device)}, {"bench": unit_statistics(spec.patch_dim)})
     sources: dict[str, TargetSource] = {

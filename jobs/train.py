@@ -24,6 +24,7 @@ from ..student.devices import Choice, choose_device, choose_devices, choose_prec
 from ..student.draws import step_seed
 from ..student.learner import Learner
 from ..student.models import Student, TargetSpec
+from ..student.prefetch import prefetch_of
 from ..student.ranks import ALONE, Ranks
 from ..student.run import RunFolder, load_model, save_model
 from ..student.sampled import refuse_other_grids
@@ -84,6 +85,7 @@ def train(
             source = _target_source(recipe, parts, [str(proxy)] if proxy is not None else live_teachers, device.value)
             if ranks.first:
                 check_start(store, parts, source)
+            prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
             runs = student_runs(recipe, students, home)
             for own, _ in runs.values():
                 refuse_other_grids(own, source.specs)

@@ -20,9 +20,10 @@ from ..storage.viewset import ViewSet
 from ..student.config import TrainRecipe
 from ..student.models import Student, TargetSpec, count_parameters
 from ..student.order import rank_span
+from ..student.prefetch import slot_bytes, slots_within
 from ..student.ranks import Ranks
 from ..student.sampled import refuse_other_grids
-from ..student.targets import CachedTargets
+from ..student.targets import STUDENT, CachedTargets, Memory
 from ..teachers.regularity import set_recompute
 from .train import initial_student, student_runs
 from .train_data import Part, cached_targets, open_parts
@@ -108,18 +109,27 @@ def kept_bytes(student: Student, recipe: TrainRecipe) -> int:
     return sum(nbytes for address, nbytes in storages.items() if address not in own)
 
 
-def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, int]:
-    """Host memory of the batches that are made ahead, and the de-quantised targets of one part on the device."""
+def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, Any]:
+    """Host memory of a rank's batches, which `run.prefetch_megabytes` bounds, and the de-quantised targets of one part on the device."""
     start, stop = ranks.span(recipe.run.batch_size)
-    one = CachedTargets(readers).allocate(1)
-    pixel_bytes = sum(3 * size * size for size in (*recipe.student.sizes_px, *recipe.teacher.sizes_px))
-    image_bytes = pixel_bytes + sum(tensor.nbytes for tensor in one.values())
+    memory = slot_bytes(stop - start, _memory_of_one(recipe, readers), _largest_inputs(recipe, readers))
     floats = sum((reader.cls_dim or 0) + math.prod(reader.layout.token_shape) * reader.patch_dim for reader in readers.values())
     part = -(-(stop - start) // recipe.run.accumulate)
     return {
-        "host_bytes": (recipe.run.prefetch_batches + 1) * (stop - start) * image_bytes,
+        "prefetch": slots_within(recipe.run.prefetch_megabytes, memory).described(),
         "targets_device_bytes": part * floats * _FP32_BYTES,
     }
+
+
+def _memory_of_one(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> Memory:
+    return CachedTargets(readers).allocate(1) if recipe.teacher.source == "cached" else {}
+
+
+def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, int]:
+    """As the sources say it, of teachers that are not loaded: a live one's own size is in its feature set's identity."""
+    live = readers if recipe.teacher.source == "live" else {}
+    own = {name: int(one.identity["teacher"]["preprocessing"]["size_px"]) for name, one in live.items()}
+    return {STUDENT: max(recipe.student.sizes_px), **{name: max(recipe.teacher.sizes_px, default=side) for name, side in own.items()}}
 
 
 def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:

@@ -116,7 +116,9 @@ def said(event: Event) -> str | None:
     kind = event.get("event")
     if kind == "start":
         counts_of = f"{event['parameters']:,} parameters, {event['images']:,} images, pixels from {event['pixels']}"
-        return f"step {event['step']:,} of {event['steps']:,}: {counts_of}, device {event['device']}, precision {event['precision']}"
+        made_ahead = f", {event['prefetch']}" if "prefetch" in event else ""
+        chosen = f"device {event['device']}, precision {event['precision']}{made_ahead}"
+        return f"step {event['step']:,} of {event['steps']:,}: {counts_of}, {chosen}"
     if kind not in ("note", "warning"):
         return None
     return f"warning: {event['text']}" if kind == "warning" else str(event["text"])

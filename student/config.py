@@ -23,7 +23,7 @@ OPERATIONAL = (  # the last three change a run's rounding, as another number of 
     "run.keep_checkpoints",
     "run.keep_best",
     "run.log_every",
-    "run.prefetch_batches",
+    "run.prefetch_megabytes",
     "run.reader_threads",
     "run.accumulate",
     "run.recompute_activations",
@@ -204,8 +204,8 @@ class RunConfig:
     """Whether the best checkpoint stays as well and becomes `best/model`: by evaluations where there are any, else by the smoothed loss."""
     log_every: int = 10
     """Steps between lines of metrics."""
-    prefetch_batches: int = 4
-    """Batches that may be ready before the step that uses them."""
+    prefetch_megabytes: int = 4096
+    """Host memory of a rank for its batches, the one in use and those made ahead of it (ours); two have to fit."""
     reader_threads: int = 2
     """Threads that decode, crop and read targets."""
     accumulate: int = 1

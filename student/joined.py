@@ -125,6 +125,10 @@ class JoinedTargets:
         """Those of the sources."""
         return self._first.renderings(step)
 
+    def largest_px(self) -> Mapping[str, int]:
+        """Those of the sources."""
+        return self._first.largest_px()
+
     def allocate(self, batch_size: int) -> Memory:
         """Memory that fits every dataset's rows."""
         return self._first.allocate(batch_size)

@@ -1,21 +1,22 @@
 """Batches of pixels and targets, built by threads straight into preallocated memory.
 
 A step's pixels are read or made at every input that is wanted (the student's, and live teachers'; `pixels` says how); its cached tokens
-are read into the same batch. A fixed number of batches exists (`prefetch + 1`), so memory is bounded; each is split among the threads,
-which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the views' photometric parameters cross
-to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so starting at any step resumes exactly.
+are read into the same batch. A fixed number of equal batches exists (`prefetch` says how many fit), so memory is bounded; each is split
+among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the views'
+photometric parameters cross to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so starting
+at any step resumes exactly.
 """
 
 import itertools
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..storage.views import PHOTOMETRIC_PARAMETERS
 from ..teachers.photometric import as_seen
@@ -23,9 +24,7 @@ from .joined import AnyViews
 from .order import BatchOrder, Places
 from .pixels import fill_pixels
 from .ranks import ALONE, Ranks
-from .targets import Memory, Rendering, TargetSource
-
-STUDENT = "student"
+from .targets import STUDENT, Memory, Rendering, TargetSource
 
 
 class Plan(NamedTuple):
@@ -62,29 +61,27 @@ def as_all_see(mode: str, tensors: Memory) -> Memory:
     return seen
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Slot:
-    """Memory of one batch, reused; pixel buffers are made once for each (key, size)."""
+    """Memory of one batch, reused; a model's pixels lie in one buffer, which is as large as its largest input."""
 
     batch_size: int
     fixed: Memory
-    pin: bool
-    pixels: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    pixels: Memory
 
     def tensors(self, renderings: Sequence[Rendering]) -> Memory:
         found = dict(self.fixed)
         for key, size_px, _ in renderings:
-            if (key, size_px) not in self.pixels:
-                shape = (self.batch_size, size_px, size_px, 3)
-                self.pixels[key, size_px] = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
-            found[f"pixels/{key}"] = self.pixels[key, size_px]
+            shape = (self.batch_size, size_px, size_px, 3)
+            found[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
         return found
 
 
 class Stream:
     """Iterates over the batches of steps [first, last); a batch is valid until the next one is asked for.
 
-    `batch_size` is the whole step's; each of several ranks builds its span of it.
+    `batch_size` is the whole step's; each of several ranks builds its span of it. `largest_px` has the largest input of the student and of
+    each live teacher, `slots` says how many batches there are: one in use, the others made ahead.
     """
 
     def __init__(
@@ -95,8 +92,9 @@ class Stream:
         student_rendering: Callable[[int], Rendering],
         *,
         batch_size: int,
+        largest_px: Mapping[str, int],
+        slots: int = 5,
         threads: int = 2,
-        prefetch: int = 4,
         pin: bool = False,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -105,12 +103,14 @@ class Stream:
         self._reach = order.reach(batch_size)
         start, stop = ranks.span(batch_size)
         self.batch_size = stop - start
-        self._slots = [self._allocate() for _ in range(prefetch + 1)]
+        self._slots = [self._allocate(largest_px) for _ in range(slots)]
 
-    def _allocate(self) -> _Slot:
+    def _allocate(self, largest_px: Mapping[str, int]) -> _Slot:
         fixed = self.source.allocate(self.batch_size)
         fixed["photometric"] = torch.zeros(self.batch_size, PHOTOMETRIC_PARAMETERS)
-        return _Slot(self.batch_size, {name: one.pin_memory() if self.pin else one for name, one in fixed.items()}, self.pin)
+        sizes = {key: 3 * self.batch_size * side**2 for key, side in largest_px.items()}
+        pixels = {key: torch.empty(count, dtype=torch.uint8, pin_memory=self.pin) for key, count in sizes.items()}
+        return _Slot(self.batch_size, {name: one.pin_memory() if self.pin else one for name, one in fixed.items()}, pixels)
 
     def plan(self, step: int) -> Plan:
         """What a step uses on this rank: a pure function of the step."""

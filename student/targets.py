@@ -25,6 +25,7 @@ from .draws import choose_size
 from .models import TargetSpec
 from .sampled import SampledTokens
 
+STUDENT = "student"  # the key of the student's own pixels; teachers' names stand beside it
 Memory = dict[str, Tensor]
 Targets = Mapping[str, Tokens | SampledTokens]
 
@@ -46,6 +47,9 @@ class TargetSource(Protocol):
 
     def renderings(self, step: int) -> Sequence[Rendering]:
         """The pixels that this source wants of each view of a step."""
+
+    def largest_px(self) -> Mapping[str, int]:
+        """The largest input, over all steps, of each model that wants pixels."""
 
     def allocate(self, batch_size: int) -> Memory:
         """Host memory for one batch, by name."""
@@ -75,6 +79,10 @@ class CachedTargets:
     def renderings(self, step: int) -> Sequence[Rendering]:
         """None: the teachers have seen these views already."""
         return ()
+
+    def largest_px(self) -> Mapping[str, int]:
+        """None either."""
+        return {}
 
     def allocate(self, batch_size: int) -> Memory:
         """Memory in the stored types: `<teacher>/cls`, `<teacher>/patch`, `<teacher>/scale`, `<teacher>/position`."""
@@ -150,6 +158,10 @@ class LiveTargets:
         return [
             Rendering(name, self.size_px(name, step), teacher.spec.preprocessing.interpolation) for name, teacher in self.teachers.items()
         ]
+
+    def largest_px(self) -> Mapping[str, int]:
+        """Each teacher's own size, or the largest of those that are drawn."""
+        return {name: max(self.sizes_px, default=one.spec.preprocessing.size_px) for name, one in self.teachers.items()}
 
     def allocate(self, batch_size: int) -> Memory:
         """Nothing: pixels are the stream's."""

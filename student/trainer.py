@@ -29,8 +29,9 @@ from .learner import Event, Learner, OnEvent
 from .models import count_parameters
 from .order import BatchOrder
 from .pixels import Input, origin
-from .stream import STUDENT, Batch, Stream, as_all_see
-from .targets import Rendering, Targets, TargetSource
+from .prefetch import largest_inputs, prefetch_of
+from .stream import Batch, Stream, as_all_see
+from .targets import STUDENT, Rendering, Targets, TargetSource
 
 
 @dataclass
@@ -73,9 +74,11 @@ class Trainer:
         self.on_event = on_event if self.ranks.first else lambda event: None
         self.interpolation = _common_input(self.learners)
         run = self.recipe.run
+        self.prefetch = prefetch_of(self.recipe, source, self.ranks)
         self.stream = Stream(
             views, source, order, self._student_rendering, batch_size=run.batch_size, threads=run.reader_threads,
-            prefetch=run.prefetch_batches, pin=self.device.startswith("cuda"), ranks=self.ranks,
+            largest_px=largest_inputs(self.recipe, source), slots=self.prefetch.slots, pin=self.device.startswith("cuda"),
+            ranks=self.ranks,
         )  # fmt: skip
         self.views, self.dataset = views, views.dataset
         self.clock = Clock()
@@ -121,6 +124,7 @@ class Trainer:
             "device": f"{learner.device.value}  # {learner.device.why}",
             "precision": f"{learner.precision.value}  # {learner.precision.why}",
             "ranks": self.ranks.count,
+            "prefetch": self.prefetch.why(),
             "pixels": origin(self.views, self._inputs()),
             "photometric": self.views.spec.photometric,
             "images": self.order.epoch_length,
@@ -244,6 +248,7 @@ class Trainer:
             "device": learner.device._asdict(),
             "precision": learner.precision._asdict(),
             "ranks": self.ranks.count,
+            "prefetch": self.prefetch.described(),
             "model": str(learner.folder.model),
             **learner.best(),
         }

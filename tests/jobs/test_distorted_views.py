@@ -35,7 +35,7 @@ RECIPE = TrainRecipe(
     student=StudentConfig("vit-mini", {"depth": 1, "layer_scale": 0.5}, (SIZE_PX,)),
     adapter=AdapterConfig(32),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_share=0.1),
-    run=RunConfig(20, 6, checkpoint_every=20, log_every=1, prefetch_batches=2, reader_threads=2),
+    run=RunConfig(20, 6, checkpoint_every=20, log_every=1, reader_threads=2),
 )
 MODES = ("none", "teacher_same", "student_only")
 

@@ -34,7 +34,7 @@ RECIPE = TrainRecipe(
     student=StudentConfig("vit-mini", {"depth": 1, "layer_scale": 0.5}, (24,)),
     adapter=AdapterConfig(32),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_share=0.1),
-    run=RunConfig(STEPS, 6, checkpoint_every=3, log_every=1, prefetch_batches=2, reader_threads=2),
+    run=RunConfig(STEPS, 6, checkpoint_every=3, log_every=1, reader_threads=2),
 )
 LIVE = replace(RECIPE, teacher=TeacherConfig("live"))
 
@@ -79,6 +79,9 @@ def test_a_run_writes_model_metrics_events_and_summary(tiny_store: Any, tmp_path
     assert summary["images_per_s"] > 0
     assert 0 <= summary["wait_share"] <= 1
     assert (seen[0]["event"], seen[-1]["event"]) == ("start", "end")
+    assert seen[0]["prefetch"] == "64 batches of 0.0 MB  # 64 at most"
+    batch_bytes = 6 * (2 * 2 * 48 * 4 + 48 * 4 + 24 * 24 * 3 + 32)
+    assert summary["prefetch"] == {"batches": 64, "batch_bytes": batch_bytes, "bytes": 64 * batch_bytes, "limit_bytes": 4096 * 10**6}
 
 
 def test_the_loss_falls(tiny_store: Any, tmp_path: Path) -> None:
@@ -168,8 +171,15 @@ def test_threads_and_logging_may_change_between_resumes(tiny_store: Any, tmp_pat
     run(tiny_store, RECIPE, tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(tiny_store, RECIPE, tmp_path / "run", on_event=interrupt_after(4))
-    run(tiny_store, replace(RECIPE, run=replace(RECIPE.run, reader_threads=5, prefetch_batches=1)), tmp_path / "run")
+    run(tiny_store, replace(RECIPE, run=replace(RECIPE.run, reader_threads=5, prefetch_megabytes=1)), tmp_path / "run")
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_bound_on_memory_that_cannot_be_kept_is_refused_before_the_run_s_folder_exists(tiny_store: Any, tmp_path: Path) -> None:
+    large = replace(RECIPE, run=replace(RECIPE.run, batch_size=400, prefetch_megabytes=1))
+    with pytest.raises(BadInput, match=r"prefetch_megabytes = 1 is too little: a batch of this run takes 1\.1 MB .* set it to 3 or more"):
+        run(tiny_store, large, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_begun_on_other_targets_is_refused_by_field(tiny_store: Any, tmp_path: Path) -> None:

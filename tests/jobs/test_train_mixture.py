@@ -17,8 +17,8 @@ from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import ViewSpec, render
 from eupe_pipeline.student.config import DataConfig
-from eupe_pipeline.student.stream import STUDENT, Stream
-from eupe_pipeline.student.targets import Rendering
+from eupe_pipeline.student.stream import Stream
+from eupe_pipeline.student.targets import STUDENT, Rendering
 
 from ..conftest import write_images
 from .test_train import RECIPE, interrupt_after, losses
@@ -55,7 +55,8 @@ def run(store: FeatureStore, out: Path, **more: Any) -> dict[str, Any]:
 def test_each_batch_is_all_of_one_dataset_with_its_own_pixels_and_tokens(mixed: FeatureStore) -> None:
     parts = open_parts(mixed, ["teacher"], "", SHARES)
     views, order = joined_views(parts), run_order(MIXED, parts, mixed, None)
-    stream = Stream(views, cached_targets(parts), order, lambda step: Rendering(STUDENT, 16, "bicubic"), batch_size=BATCH)
+    drawn = Rendering(STUDENT, 16, "bicubic")
+    stream = Stream(views, cached_targets(parts), order, lambda step: drawn, batch_size=BATCH, largest_px={STUDENT: 16})
     of_few = 0
     for batch in stream.batches(0, 40):
         rows = batch.plan.places.row_B

@@ -24,7 +24,7 @@ RECIPE = TrainRecipe(
     student=StudentConfig("vit-mini", {}, (32,)),
     adapter=AdapterConfig(32),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_share=0.1),
-    run=RunConfig(STEPS, 6, checkpoint_every=2, log_every=1, prefetch_batches=2, reader_threads=2),
+    run=RunConfig(STEPS, 6, checkpoint_every=2, log_every=1, reader_threads=2),
 )
 BOTH = ("vit-mini", "convnext-mini")
 

@@ -25,7 +25,7 @@ RECIPE = TrainRecipe(
     student=StudentConfig("vit-mini", {"depth": 1, "layer_scale": 0.5}, (24,)),
     adapter=AdapterConfig(32),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_share=0.1),
-    run=RunConfig(STEPS, 6, checkpoint_every=3, log_every=1, prefetch_batches=2, reader_threads=1),
+    run=RunConfig(STEPS, 6, checkpoint_every=3, log_every=1, reader_threads=1),
 )
 
 

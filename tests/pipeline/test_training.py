@@ -72,6 +72,13 @@ class TestDryRun:
     def test_its_parameters_are_the_runs(self, tiny_store: Any, tmp_path: Path) -> None:
         plan, summary = go(tiny_store, tmp_path / "run", dry_run=True), go(tiny_store, tmp_path / "run")
         assert plan["students"]["vit-mini"]["parameters"] == summary["parameters"]
+        assert plan["batch"]["prefetch"] == summary["prefetch"]
+
+    def test_live_teachers_pixels_count_and_the_tokens_they_replace_do_not(self, tiny_store: Any, tmp_path: Path) -> None:
+        live = {"targets": "live", "live_teachers": [str(tiny_store.teacher_run)]}
+        plan, summary = go(tiny_store, tmp_path / "run", dry_run=True, **live), go(tiny_store, tmp_path / "run", **live)
+        assert plan["batch"]["prefetch"] == summary["prefetch"]
+        assert summary["prefetch"]["batch_bytes"] == 6 * (3 * 24**2 + 3 * 16**2 + 32)
 
     def test_shares_parts_and_recomputing_lower_the_memory(self, tiny_store: Any, tmp_path: Path) -> None:
         def cost(workers: int, *settings: str) -> dict[str, int]:

@@ -11,8 +11,8 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import StoredPixels, ViewSpec, cut, pixel_digest, render, resize
 from eupe_pipeline.storage.viewset import ViewSet
 from eupe_pipeline.student.pixels import are_stored, fill_pixels, origin
-from eupe_pipeline.student.stream import STUDENT, as_all_see
-from eupe_pipeline.student.targets import Rendering
+from eupe_pipeline.student.stream import as_all_see
+from eupe_pipeline.student.targets import STUDENT, Rendering
 from eupe_pipeline.teachers.photometric import apply_photometric
 
 ROWS = np.array([5, 40, 6])

@@ -7,8 +7,8 @@ import pytest
 from eupe_pipeline.storage.errors import CacheMismatch
 from eupe_pipeline.storage.views import render
 from eupe_pipeline.student.order import Order
-from eupe_pipeline.student.stream import STUDENT, Stream
-from eupe_pipeline.student.targets import CachedTargets, LiveTargets, Rendering, TargetSource
+from eupe_pipeline.student.stream import Stream
+from eupe_pipeline.student.targets import STUDENT, CachedTargets, LiveTargets, Rendering, TargetSource
 
 BATCH = 7
 
@@ -18,8 +18,9 @@ def make(tiny: Any, source: TargetSource | None = None, sizes: tuple[int, ...] =
     order = Order(len(reader.views.dataset), reader.views.views_per_image, 11)
     found = source if source is not None else CachedTargets({"t": reader})
     return Stream(
-        reader.views, found, order, lambda step: Rendering(STUDENT, sizes[step % len(sizes)], "bicubic"), batch_size=BATCH, **options
-    )
+        reader.views, found, order, lambda step: Rendering(STUDENT, sizes[step % len(sizes)], "bicubic"), batch_size=BATCH,
+        largest_px={STUDENT: max(sizes), **found.largest_px()}, **options,
+    )  # fmt: skip
 
 
 def snapshot(stream: Stream, first: int, last: int) -> list[dict[str, Any]]:
@@ -38,10 +39,10 @@ def test_each_place_holds_its_own_view_and_tokens(tiny_store: Any) -> None:
             assert np.array_equal(batch.tensors["pixels/student"][n].numpy(), expected)
 
 
-@pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (3, 2), (16, 5)])
-def test_threads_and_prefetch_change_nothing(tiny_store: Any, threads: int, prefetch: int) -> None:
+@pytest.mark.parametrize(("threads", "slots"), [(1, 2), (3, 3), (16, 6)])
+def test_threads_and_prefetch_change_nothing(tiny_store: Any, threads: int, slots: int) -> None:
     one = snapshot(make(tiny_store), 0, 6)
-    other = snapshot(make(tiny_store, threads=threads, prefetch=prefetch), 0, 6)
+    other = snapshot(make(tiny_store, threads=threads, slots=slots), 0, 6)
     for a, b in zip(one, other, strict=True):
         assert all(np.array_equal(a[name], b[name]) for name in a)
 
@@ -71,7 +72,7 @@ def test_live_teachers_get_their_own_rendering_of_the_same_crop(tiny_store: Any)
 
 
 def test_memory_is_reused(tiny_store: Any) -> None:
-    stream = make(tiny_store, prefetch=2)
+    stream = make(tiny_store, slots=3)
     addresses = {batch.tensors["t/patch"].data_ptr() for batch in stream.batches(0, 12)}
     assert len(addresses) == 3
 
