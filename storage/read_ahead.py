@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 
 from .errors import EupeError
@@ -63,7 +64,7 @@ class ReadAhead:
         with self._lock:
             for shard in shards:
                 if shard not in self._coming:
-                    self._coming[shard] = self._fetchers.submit(lambda shard=shard: self._open(shard, names))
+                    self._coming[shard] = self._fetchers.submit(partial(self._open, shard, names))
 
     def _open(self, shard: int, names: Sequence[str]) -> None:
         try:

@@ -78,13 +78,14 @@ def test_a_reader_waits_for_the_thread_that_is_at_its_shard() -> None:
     reading = ahead(remote)
     reading.expect([1], ("patch",))
     remote.await_begun(1)
-    settled = threading.Event()
-    waiting = threading.Thread(target=lambda: (reading.settle(1), settled.set()))
+    waiting = threading.Thread(target=reading.settle, args=(1,))
     waiting.start()
-    assert not settled.wait(0.05)
+    waiting.join(0.05)
+    assert waiting.is_alive()
     remote.gate.set()
     waiting.join(PATIENCE_S)
-    assert settled.is_set() and remote.opened == [1]
+    assert not waiting.is_alive()
+    assert remote.opened == [1]
 
 
 def test_an_error_ends_neither_the_thread_nor_the_reader() -> None:

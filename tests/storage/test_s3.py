@@ -253,7 +253,8 @@ def test_rows_that_are_expected_are_at_hand_when_they_are_read_even_when_their_c
         cached.group._ahead.settle(4)
         fetched = shard_gets(server)
         np.testing.assert_array_equal(cached.read(np.array([33, 9])).patch, local.features.read(np.array([33, 9])).patch)
-        assert shard_gets(server) == fetched and len(fetched) == len(set(fetched))
+        assert shard_gets(server) == fetched
+        assert len(fetched) == len(set(fetched))
         for path in (tmp_path / "cache").iterdir():
             path.unlink()  # as another process's `_make_room` does
 

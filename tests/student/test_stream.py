@@ -7,6 +7,8 @@ import pytest
 from eupe_pipeline.storage.errors import CacheMismatch
 from eupe_pipeline.storage.views import render
 from eupe_pipeline.student.order import Order
+from eupe_pipeline.student.ranks import Ranks
+from eupe_pipeline.student.shard_order import ShardOrder
 from eupe_pipeline.student.stream import Stream
 from eupe_pipeline.student.targets import STUDENT, CachedTargets, LiveTargets, Rendering, TargetSource
 
@@ -21,6 +23,21 @@ def make(tiny: Any, source: TargetSource | None = None, sizes: tuple[int, ...] =
         reader.views, found, order, lambda step: Rendering(STUDENT, sizes[step % len(sizes)], "bicubic"), batch_size=BATCH,
         largest_px={STUDENT: max(sizes), **found.largest_px()}, **options,
     )  # fmt: skip
+
+
+class Watched(CachedTargets):
+    """Remembers in which order rows were announced (True) and asked for (False)."""
+
+    def __init__(self, readers: Any) -> None:
+        super().__init__(readers)
+        self.seen: list[tuple[bool, list[int]]] = []
+
+    def expect(self, rows_b: Any) -> None:
+        self.seen.append((True, rows_b.tolist()))
+
+    def fill(self, rows_b: Any, memory: Any, start: int) -> None:
+        self.seen.append((False, rows_b.tolist()))
+        super().fill(rows_b, memory, start)
 
 
 def snapshot(stream: Stream, first: int, last: int) -> list[dict[str, Any]]:
@@ -116,3 +133,29 @@ def test_leaving_early_stops_the_threads(tiny_store: Any) -> None:
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("stream")]
+
+
+@pytest.mark.parametrize("ranks", [Ranks(), Ranks(1, 2)])
+def test_shards_are_announced_a_window_before_they_are_read(tiny_store: Any, ranks: Ranks) -> None:
+    reader = tiny_store.features()
+    source = Watched({"t": reader})
+    order = ShardOrder(24, 2, 11, images_per_shard=8, window_shards=1)
+    stream = Stream(
+        reader.views, source, order, lambda step: Rendering(STUDENT, 16, "bicubic"), batch_size=4, largest_px={STUDENT: 16}, threads=1,
+        slots=2, ranks=ranks,
+    )  # fmt: skip
+    assert order.reach(4) == 2
+    list(stream.batches(3, 15))
+    read = [rows for announced, rows in source.seen if not announced]
+    assert read == [rows for announced, rows in source.seen if announced], "all of it, in order, and nothing else"
+    steps = -1
+    for at, (announced, _) in enumerate(source.seen):
+        steps += not announced
+        if not announced:
+            assert sum(announced for announced, _ in source.seen[:at]) >= min(steps + order.reach(4), 12)
+
+
+def test_a_global_order_announces_nothing(tiny_store: Any) -> None:
+    source = Watched({"t": tiny_store.features()})
+    list(make(tiny_store, source).batches(0, 4))
+    assert not [rows for announced, rows in source.seen if announced]
