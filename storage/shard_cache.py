@@ -25,7 +25,7 @@ from .zarr_format import xxh3_128
 
 DEFAULT_LIMIT_BYTES = 100 << 30
 _LOCK = ".lock-"
-_CONNECTIONS = 8  # S3 gives one some 50 to 100 MB/s
+CONNECTIONS = 8  # S3 gives one some 50 to 100 MB/s
 
 
 def _started() -> float:
@@ -41,7 +41,7 @@ class CachedObjects:
         sweep(folder)
         self.remote, self.folder, self.limit_bytes = remote, folder, limit_bytes
         self.url = remote.url
-        self.fetchers: Fetchers | None = Fetchers(_CONNECTIONS, limit_bytes // 4)
+        self.fetchers: Fetchers | None = Fetchers(CONNECTIONS, limit_bytes // 4)
         self._local = LocalObjects(folder)
 
     def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
@@ -92,6 +92,7 @@ class CachedObjects:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """One process at a time; the lock falls with its holder, however that ends."""
+        make_folder(self.folder)  # somebody may have emptied the cache
         descriptor = os.open(self.folder / f"{_LOCK}{name[:2]}", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
