@@ -32,6 +32,7 @@ from .identity import canonical_json, digest, short
 from .named import damage, read_identity_file
 from .objects import LocalObjects, Objects
 from .places import places
+from .selection import only_ids
 from .sources import read_bytes
 
 ROW_GROUP = 16_384
@@ -149,6 +150,9 @@ class ImageDataset:
     def __len__(self) -> int:
         return self._count
 
+    def __repr__(self) -> str:
+        return f"ImageDataset({self.key!r}, {self._count} images, {len(self.label_names)} labels)"
+
     @property
     def sources(self) -> list[str]:
         """Every place where the images lie, as far as somebody has said: the first one, then the copies that were indexed."""
@@ -205,7 +209,8 @@ class ImageDataset:
 
         The index is read group by group until all are found: seconds for a hundred million images, and no memory.
         """
-        wanted = pa.array(ids, pa.string()).unique()
+        asked = pa.array(only_ids(ids), pa.string())
+        wanted = asked.unique()
         found = np.full(len(wanted), -1, np.int64)
         for number in range(-(-self._count // ROW_GROUP)):
             places = np.asarray(pc.index_in(self._group(number).column("id"), value_set=wanted).fill_null(-1))
@@ -216,7 +221,7 @@ class ImageDataset:
         if (found < 0).any():
             missing = str(wanted[int(np.flatnonzero(found < 0)[0])])
             raise BadInput(f"{self.key} has no image {missing!r}; its first is {self.row(0).id!r}, `.ids(start, stop)` lists them")
-        chosen: NDArray[np.int64] = found[np.asarray(pc.index_in(pa.array(ids, pa.string()), value_set=wanted))]
+        chosen: NDArray[np.int64] = found[np.asarray(pc.index_in(asked, value_set=wanted))]
         return chosen
 
     def read_image_bytes(self, index: int) -> bytes:

@@ -5,6 +5,7 @@
 object against its record on the way and commits each shard in the target as a writer does, so that it can be killed and run again.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,13 +14,14 @@ from .commit import record_key
 from .errors import BadInput, CacheDamaged
 from .features import FeatureReader
 from .identity import ids_digest
-from .leases import refuse_leased
+from .leases import drop_expired, refuse_leased
 from .objects import Objects
 from .shards import ShardedGroup
 from .store import FeatureStore
 from .viewset import ViewSet
 from .zarr_format import xxh3_128
 
+_OURS = re.compile(r"c(\.\d+)+|\d+\.(json|parquet|records)|zarr\.json")  # files, so that nobody asks an object store about each
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 
@@ -83,7 +85,7 @@ def _below(objects: Objects, prefix: str) -> Iterator[str]:
     """Every object below a prefix."""
     for name in objects.names(prefix):
         key = f"{prefix}/{name}"
-        if objects.size(key) is None or objects.names(key):
+        if not _OURS.fullmatch(name) and (objects.size(key) is None or objects.names(key)):
             yield from _below(objects, key)
         else:
             yield key
@@ -99,7 +101,9 @@ def _deletion_order(key: str) -> tuple[int, str]:
     return (3 if parts[-1] == "zarr.json" else 2), key
 
 
-def prune(store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], float] = time.time) -> list[str]:
+def prune(
+    store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], float] = time.time, on_event: OnEvent = _silent
+) -> list[str]:
     """Delete a feature set; returns the objects that go, or with `dry_run` would go, in order.
 
     Also finishes a deletion that was killed. Raises `BadInput` for an unknown key and while somebody holds a lease.
@@ -116,6 +120,8 @@ def prune(store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], f
         store.objects.remove(name)
         if place == 0:
             _restore_when_leased(store, key, name, held, clock)
+        on_event({"event": "progress", "stage": f"prune {key}", "done": place + 1, "total": len(going), "unit": "files"})
+    drop_expired(store.objects, key, clock)
     store.objects.sweep(f"features/{key}")
     store.objects.drop_empty(f"features/{key}")
     return going

@@ -23,6 +23,9 @@ from .errors import BadInput
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
+_UNREAD_ENDINGS = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef")  # counted, not passed over in silence
+_COMPRESSED_ENDINGS = (".tgz", ".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
 
 @dataclass(frozen=True)
 class SourceImage:
@@ -93,7 +96,9 @@ def walk(filesystem: Any, root: str, path: str) -> Iterator[SourceImage | Skippe
         yield from _walk_parquet(filesystem, full, path)
     elif ending in IMAGE_ENDINGS:
         yield _one_file(filesystem, full, path)
-    elif ending in (".tgz", ".gz", ".zip"):
+    elif ending in _UNREAD_ENDINGS:
+        yield Skipped(path, f"{ending} images are not read here; convert it, for example to PNG")
+    elif ending in _COMPRESSED_ENDINGS:
         yield Skipped(path, "compressed archives cannot be read in place; unpack it or store a plain .tar")
 
 
@@ -147,7 +152,11 @@ def _walk_tar(filesystem: Any, full: str, path: str) -> Iterator[SourceImage | S
                     pending, stem, label = [], here, None
                 data = archive.extractfile(member)
                 assert data is not None
-                if name.suffix.lower() in IMAGE_ENDINGS:
+                if name.suffix.lower() in _UNREAD_ENDINGS:
+                    yield Skipped(
+                        f"{path}/{member.name}", f"{name.suffix.lower()} images are not read here; convert them, for example to PNG"
+                    )
+                elif name.suffix.lower() in IMAGE_ENDINGS:
                     pending.append(SourceImage(f"{path}/{member.name}", path, "tar", member.offset_data, data.read(), None))
                 else:
                     label = _sidecar_label(name.suffix.lower(), data.read(1 << 20)) or label

@@ -38,12 +38,12 @@ class FeatureStore:
         self.objects, self.url = objects, objects.url
 
     @classmethod
-    def open(cls, url: str, *, shard_cache: Path | None = None, shard_cache_bytes: int = DEFAULT_LIMIT_BYTES) -> "FeatureStore":
+    def open(cls, url: str | Path, *, shard_cache: Path | None = None, shard_cache_bytes: int = DEFAULT_LIMIT_BYTES) -> "FeatureStore":
         """An existing store; raises `BadInput` when there is none at `url`.
 
         With a `shard_cache` folder, shards of a remote store are fetched whole and kept there, up to `shard_cache_bytes`.
         """
-        objects = open_objects(url)
+        objects = open_objects(str(url))
         if shard_cache is not None and isinstance(objects, RemoteObjects):
             objects = CachedObjects(objects, shard_cache, shard_cache_bytes)
         try:
@@ -60,9 +60,9 @@ class FeatureStore:
         return cls(objects)
 
     @classmethod
-    def create(cls, url: str) -> "FeatureStore":
+    def create(cls, url: str | Path) -> "FeatureStore":
         """The store at `url`, made when there is none; raises `BadInput` for a folder that holds other things."""
-        objects = open_objects(url, make=True)
+        objects = open_objects(str(url), make=True)
         if objects.size(MARKER) is None:
             strangers = objects.names("")
             if strangers:
@@ -72,6 +72,9 @@ class FeatureStore:
                 )
             objects.create(MARKER, [canonical_json({"format": FORMAT, "kind": "eupe-pipeline store"})])
         return cls.open(url)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({self.url!r})"
 
     def list_datasets(self) -> list[str]:
         """Keys of the datasets."""
@@ -124,9 +127,13 @@ class FeatureStore:
         """The checked identity of a feature set, without opening it."""
         return read_identity(self.objects, f"features/{key}", "features")
 
+    def features_key(self, name: str) -> str:
+        """The key of a feature set by name or key, without opening it; raises `BadInput` when it is unknown or ambiguous."""
+        return self._resolve("features", name)
+
     def features(self, name: str) -> FeatureReader:
         """A feature set by name or key; raises `BadInput` when it is unknown or ambiguous."""
-        key = self._resolve("features", name)
+        key = self.features_key(name)
         identity = self.features_identity(key)
         return FeatureReader(self.objects, key, self._views_of(str(identity.get("views"))), identity)
 

@@ -164,6 +164,21 @@ def test_a_compressed_archive_is_left_out_with_advice(tmp_path: Path) -> None:
     assert "plain .tar" in skipped[0].reason
 
 
+@pytest.mark.parametrize("ending", [".avif", ".HEIC", ".jxl"])
+def test_images_of_formats_that_are_not_read_are_counted(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"photo{ending}").write_bytes(b"..")
+    (tmp_path / "notes.txt").write_bytes(b"not a sample")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in ((f"one{ending}", b".."), ("two.png", picture(1)), ("two.cls", b"3")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    images, skipped = walked(tmp_path)
+    assert [(image.image_id, image.label) for image in images] == [("a.tar/two.png", "3")]
+    assert [item.name for item in skipped] == [f"a.tar/one{ending}", f"photo{ending}"]
+    assert all("are not read here" in item.reason for item in skipped)
+
+
 def hugging_face(path: Path, images: list[bytes | None], labels: list[Any] | None = None, name: str = "image") -> None:
     columns: dict[str, Any] = {name: [None if data is None else {"bytes": data, "path": "x.png"} for data in images]}
     if labels is not None:
