@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage.copying import copy_features
 from ..storage.errors import BadInput, CacheDamaged
-from ..storage.maintenance import copy_features, prune, verify
+from ..storage.maintenance import prune, verify
 from ..storage.statistics import STD_FLOOR, Statistics
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
@@ -176,7 +177,12 @@ def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) ->
 
 def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent) -> dict[str, Any]:
     """Copy one feature set with its views and dataset to another store, verified; run again, it copies what is missing."""
-    reader = copy_features(FeatureStore.open(store), key, FeatureStore.create(target), on_event)
+    from ..jobs.reading_leases import leases
+
+    opened = FeatureStore.open(store)
+    whole = opened.features_key(key)
+    with leases(opened, [whole], "cp", on_event):
+        reader = copy_features(opened, whole, FeatureStore.create(target), on_event)
     return {"key": reader.key, "store": target, "complete": reader.complete, "bytes": reader.stored_bytes()}
 
 

@@ -119,9 +119,9 @@ class ImageDataset:
             self._count = int(described["images"])
             self.skipped: dict[str, str] = dict(described["skipped"])
             self.content_sha256: str = described["content_sha256"]
-            self._part_sha256: list[str] = list(described["index_sha256"])
-            if self._count < 1 or len(self._part_sha256) != -(-self._count // PART_IMAGES):
-                raise ValueError(f"{self._count} images in {len(self._part_sha256)} parts")
+            self.index_sha256: list[str] = list(described["index_sha256"])
+            if self._count < 1 or len(self.index_sha256) != -(-self._count // PART_IMAGES):
+                raise ValueError(f"{self._count} images in {len(self.index_sha256)} parts")
         if key != f"{self.name}@{short(self.digest)}":
             raise CacheDamaged(f"{self._prefix} holds the dataset {self.name}@{short(self.digest)}; was a folder renamed?")
         self._lock = threading.Lock()
@@ -136,7 +136,7 @@ class ImageDataset:
                 data = self._objects.read(where)
             except FileNotFoundError as error:
                 raise CacheDamaged(f"{where} is missing; index the source again") from error
-            if hashlib.sha256(data).hexdigest() != self._part_sha256[number]:
+            if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
                 raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; index the source again")
             with damage(where):
                 if isinstance(self._objects, LocalObjects):  # mapped, not held

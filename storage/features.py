@@ -138,8 +138,8 @@ class FeatureReader:
     def read(self, which: Asked, out: TokenRows | None = None, *, check: bool = True) -> TokenRows:
         """The given rows, or all views of the images of the given ids, in their order, into `out` when given.
 
-        Rows and ids may come as an array, a list or a range (`selection`). Raises `BadInput` for rows outside and unknown ids, `CacheDamaged`
-        naming the shard for damage.
+        Rows and ids may come as an array, a list or a range (`selection`). Raises `BadInput` for rows outside and unknown ids,
+        `CacheDamaged` naming the shard for damage.
         """
         asked = rows_or_ids(which)
         rows = only_rows(self.rows_of(asked) if isinstance(asked, list) else asked, self.rows, self.key)

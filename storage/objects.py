@@ -7,6 +7,7 @@ without its cache of listings, because another process may have committed since 
 
 import contextlib
 import os
+import re
 import resource
 import stat
 import threading
@@ -20,6 +21,8 @@ from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from .remote import RemoteObjects, check_limit
 
 _IOV_MAX = 1024
+_A_FILE = re.compile(r"c(\.\d+)+|\d+\.(json|parquet|records)|zarr\.json")  # by its name, so that nobody asks an object store about each
+_HALF_URL = re.compile(r"[a-z][a-z0-9+]+:/[^/]")
 
 
 class OpenObject(Protocol):
@@ -234,8 +237,20 @@ class LocalObjects:
             fsync_folder(path.parent)
 
 
+def below(objects: Objects, prefix: str) -> Iterator[str]:
+    """Every object below a prefix."""
+    for name in objects.names(prefix):
+        key = f"{prefix}/{name}"
+        if not _A_FILE.fullmatch(name) and (objects.size(key) is None or objects.names(key)):
+            yield from below(objects, key)
+        else:
+            yield key
+
+
 def open_objects(url: str, *, make: bool = False) -> Objects:
     """The objects below a path or URL; `make` creates a missing local folder. Raises `BadInput` for an unusable URL."""
+    if _HALF_URL.match(url):  # what is left of a URL that went through a path
+        raise BadInput(f"{url!r} is neither a folder nor a URL; did you mean {url.replace(':/', '://', 1)!r}?")
     if "://" not in url or url.startswith("file://"):
         root = Path(url.removeprefix("file://")).expanduser().absolute()
         if root.exists() and not root.is_dir():

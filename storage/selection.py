@@ -1,7 +1,7 @@
 """Which rows or images a caller asks for: whatever a notebook hands over becomes row numbers or ids, or an error that says what to give.
 
-Numbers may come as an integer array or tensor, a list or a range, ids as a list or an array of strings. A mask is refused: taken for numbers,
-its False and True would be rows 0 and 1. So are one id alone (it is a sequence of letters) and fractions.
+Numbers may come as an integer array or tensor, a list or a range, ids as a list or an array of strings. A mask is refused: taken for
+numbers, its False and True would be rows 0 and 1. So are one id alone (it is a sequence of letters) and fractions.
 """
 
 from collections.abc import Iterable, Sequence

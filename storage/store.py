@@ -150,16 +150,34 @@ class FeatureStore:
         """The statistics that were frozen for this teacher, these views and this sample, None when there are none."""
         key = _statistics_key(name, measured_on)
         try:
-            data = self.objects.read(key, MAX_STATISTICS_BYTES)
+            found = self._read_statistics(key)
         except FileNotFoundError:
             return None
         with damage(key):
+            if found[0] != measured_on:
+                raise ValueError("it was measured on something else; remove it to measure the statistics again")
+        return found[1]
+
+    def _read_statistics(self, key: str) -> tuple[dict[str, Any], Statistics]:
+        """What they were measured on, and the statistics; raises FileNotFoundError and `CacheDamaged`."""
+        data = self.objects.read(key, MAX_STATISTICS_BYTES)
+        with damage(key):
             body = json.loads(data)
             claimed = body.pop("digest")
-            if claimed != digest(body) or body["measured_on"] != measured_on or canonical_json({**body, "digest": claimed}) != data:
+            if claimed != digest(body) or canonical_json({**body, "digest": claimed}) != data:
                 raise ValueError("its own digest differs; remove it to measure the statistics again")
             arrays = {array: np.frombuffer(base64.b64decode(raw), "<f4").astype(np.float32) for array, raw in body["arrays"].items()}
-            return Statistics.from_arrays(arrays, body["count"])
+            return body["measured_on"], Statistics.from_arrays(arrays, body["count"])
+
+    def keys_of_statistics(self, statistics: Statistics) -> list[str]:
+        """Where statistics with these values are kept, under whatever they were measured on."""
+        keys = [f"statistics/{name}" for name in self.objects.names("statistics")]
+        return [key for key in keys if self._read_statistics(key)[1].digest == statistics.digest]
+
+
+def canary_key(teacher_identity: dict[str, Any]) -> str:
+    """Where a teacher's canary lies in a store."""
+    return f"canaries/{digest(teacher_identity)}.json"
 
 
 def _statistics_key(name: str, measured_on: dict[str, Any]) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eupe_pipeline.storage import remote
+from eupe_pipeline.storage.copying import copy_features
 from eupe_pipeline.storage.errors import BadInput, EupeError, StoreUnavailable
-from eupe_pipeline.storage.maintenance import copy_features
 from eupe_pipeline.storage.objects import open_objects
 from eupe_pipeline.storage.remote import TRIES, RemoteObjects
 from eupe_pipeline.storage.store import FeatureStore
