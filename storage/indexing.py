@@ -31,6 +31,7 @@ from .named import check_name, damage
 from .objects import Objects
 from .places import add_place
 from .sources import Skipped, SourceImage, list_files, open_source, walk
+from .urls import is_url
 
 MAX_BAD_SHARE = 0.001
 _THREADS = 4
@@ -111,7 +112,7 @@ def build_index(
 ) -> ImageDataset:
     """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source."""
     check_name("dataset", name)
-    source = source if "://" in source else str(Path(source).expanduser().absolute())
+    source = source if is_url(source) else str(Path(source).expanduser().absolute())
     with IndexRows() as rows:
         index = _Index(rows)
         for results, done, total in examined(source):

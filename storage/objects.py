@@ -19,10 +19,10 @@ from typing import Protocol
 from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals, sweep
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from .remote import RemoteObjects, check_limit
+from .urls import is_url
 
 _IOV_MAX = 1024
 _A_FILE = re.compile(r"c(\.\d+)+|\d+\.(json|parquet|records)|zarr\.json")  # by its name, so that nobody asks an object store about each
-_HALF_URL = re.compile(r"[a-z][a-z0-9+]+:/[^/]")
 
 
 class OpenObject(Protocol):
@@ -249,9 +249,7 @@ def below(objects: Objects, prefix: str) -> Iterator[str]:
 
 def open_objects(url: str, *, make: bool = False) -> Objects:
     """The objects below a path or URL; `make` creates a missing local folder. Raises `BadInput` for an unusable URL."""
-    if _HALF_URL.match(url):  # what is left of a URL that went through a path
-        raise BadInput(f"{url!r} is neither a folder nor a URL; did you mean {url.replace(':/', '://', 1)!r}?")
-    if "://" not in url or url.startswith("file://"):
+    if not is_url(url) or url.startswith("file://"):
         root = Path(url.removeprefix("file://")).expanduser().absolute()
         if root.exists() and not root.is_dir():
             raise BadInput(f"{url} is a file; a store is a folder or a URL like s3://bucket/folder")
