@@ -8,22 +8,16 @@ that computes differently, a broken device, a teacher that was built wrongly. Th
 
 import base64
 import json
-from typing import Any
 
 import numpy as np
 
 from ..storage.errors import CacheDamaged, CacheMismatch
 from ..storage.identity import canonical_json, digest
-from ..storage.store import FeatureStore
+from ..storage.store import FeatureStore, canary_key
 from ..teachers.canary import Features, canary, compare
 from ..teachers.teacher import Teacher
 
 _MAX_BYTES = 16 << 20
-
-
-def canary_key(teacher_identity: dict[str, Any]) -> str:
-    """Where a teacher's canary lies in a store."""
-    return f"canaries/{digest(teacher_identity)}.json"
 
 
 def check_canary(store: FeatureStore, teacher: Teacher) -> float:

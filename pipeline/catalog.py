@@ -6,14 +6,16 @@ the storage room's; here they get words.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.errors import BadInput
-from ..storage.maintenance import copy_features, prune, verify
+from ..storage.copying import copy_features
+from ..storage.errors import BadInput, CacheDamaged
+from ..storage.maintenance import prune, verify
 from ..storage.statistics import STD_FLOOR, Statistics
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
@@ -23,33 +25,57 @@ _NAMED_CHANNELS = 16
 
 
 def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
-    """Return every dataset, view set and feature set with its size and how much of it is there."""
+    """Return every dataset, view set and feature set with its size and how much of it is there.
+
+    Those that cannot be opened, because they were altered or never finished, stand under "unreadable", each with the reason.
+    """
     opened = FeatureStore.open(store)
-    datasets, views, features = {}, {}, {}
-    for key in opened.list_datasets():
-        dataset = opened.dataset(key)
-        datasets[key] = {"images": len(dataset), "labels": len(dataset.label_names)}
-    for key in opened.list_view_sets():
-        view_set = opened.view_set(key)
-        views[key] = {
-            "dataset": view_set.dataset.key,
-            "kind": view_set.spec.kind,
-            "views_per_image": view_set.views_per_image,
-            "photometric": view_set.spec.photometric,
-            "pixels": _pixels(view_set),
-        }
-    for key in opened.list_features():
-        reader = opened.features(key)
-        missing = len(reader.missing_shards())
-        features[key] = {
-            "views": reader.views.key,
-            "rows": reader.rows,
-            "codec": reader.codec,
-            "tokens": math.prod(reader.layout.token_shape),
-            "bytes": reader.stored_bytes(),
-            "shards": f"{reader.shards - missing} of {reader.shards}",
-        }
-    return {"store": opened.url, "datasets": datasets, "views": views, "features": features}
+    unreadable: dict[str, str] = {}
+
+    def listed(kind: str, keys: list[str], row: Callable[[FeatureStore, str], dict[str, Any]]) -> dict[str, Any]:
+        rows = {}
+        for key in keys:
+            try:
+                rows[key] = row(opened, key)
+            except CacheDamaged as error:  # one unfinished or damaged set must not hide the others
+                unreadable[f"{kind}/{key}"] = str(error)
+        return rows
+
+    found: dict[str, Any] = {
+        "datasets": listed("datasets", opened.list_datasets(), _dataset_row),
+        "views": listed("views", opened.list_view_sets(), _views_row),
+        "features": listed("features", opened.list_features(), _features_row),
+    }
+    return {"store": opened.url, **found, **({"unreadable": unreadable} if unreadable else {})}
+
+
+def _dataset_row(store: FeatureStore, key: str) -> dict[str, Any]:
+    dataset = store.dataset(key)
+    return {"images": len(dataset), "labels": len(dataset.label_names)}
+
+
+def _views_row(store: FeatureStore, key: str) -> dict[str, Any]:
+    view_set = store.view_set(key)
+    return {
+        "dataset": view_set.dataset.key,
+        "kind": view_set.spec.kind,
+        "views_per_image": view_set.views_per_image,
+        "photometric": view_set.spec.photometric,
+        "pixels": _pixels(view_set),
+    }
+
+
+def _features_row(store: FeatureStore, key: str) -> dict[str, Any]:
+    reader = store.features(key)
+    missing = len(reader.missing_shards())
+    return {
+        "views": reader.views.key,
+        "rows": reader.rows,
+        "codec": reader.codec,
+        "tokens": math.prod(reader.layout.token_shape),
+        "bytes": reader.stored_bytes(),
+        "shards": f"{reader.shards - missing} of {reader.shards}",
+    }
 
 
 def _pixels(views: ViewSet) -> str | None:
@@ -119,6 +145,7 @@ def _spread(values: NDArray[np.float32]) -> dict[str, float]:
 def verify_features(*, key: str, store: str, on_event: OnEvent, subset: str = "1/1") -> dict[str, Any]:
     """Return {verified shards, missing shards, damaged: {shard: what is wrong}} of one feature set; `subset` k/n checks a part of it.
 
+    All figures are of that part, so that those of the n parts add up to those of the whole.
     Its views are checked with it, since students train on them and on their pixels: `views_damaged`.
     """
     reader = FeatureStore.open(store).features(key)
@@ -128,12 +155,12 @@ def verify_features(*, key: str, store: str, on_event: OnEvent, subset: str = "1
     damaged, of_views = (verify(one, (int(number), int(parts)), on_event) for one in (reader, reader.views))
     for one in (*damaged, *of_views):
         on_event({"event": "warning", "text": one.reason})
-    missing = reader.missing_shards()
-    checked = len([shard for shard in range(reader.shards) if shard % int(parts) == int(number) - 1]) - len(missing)
+    missing = [shard for shard in reader.missing_shards() if shard % int(parts) == int(number) - 1]
+    in_part = len(range(int(number) - 1, reader.shards, int(parts)))
     found = {str(one.shard): one.reason for one in damaged}
     return {
         "key": reader.key,
-        "verified": max(checked, 0) - len(found),
+        "verified": in_part - len(missing) - len(found),
         "missing_shards": missing,
         "damaged": found,
         "views_damaged": {str(one.shard): one.reason for one in of_views},
@@ -143,14 +170,19 @@ def verify_features(*, key: str, store: str, on_event: OnEvent, subset: str = "1
 def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:
     """Delete one feature set, or say what would go; refused while a run holds a lease on it."""
     opened = FeatureStore.open(store)
-    whole = opened.features(key).key if "@" not in key else key
-    removed = prune(opened, whole, dry_run=dry_run)
+    whole = opened.features_key(key)
+    removed = prune(opened, whole, dry_run=dry_run, on_event=on_event)
     return {"key": whole, "dry_run": dry_run, "objects": len(removed)}
 
 
 def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent) -> dict[str, Any]:
     """Copy one feature set with its views and dataset to another store, verified; run again, it copies what is missing."""
-    reader = copy_features(FeatureStore.open(store), key, FeatureStore.create(target), on_event)
+    from ..jobs.reading_leases import leases
+
+    opened = FeatureStore.open(store)
+    whole = opened.features_key(key)
+    with leases(opened, [whole], "cp", on_event):
+        reader = copy_features(opened, whole, FeatureStore.create(target), on_event)
     return {"key": reader.key, "store": target, "complete": reader.complete, "bytes": reader.stored_bytes()}
 
 

@@ -32,6 +32,7 @@ from .identity import canonical_json, digest, short
 from .named import damage, read_identity_file
 from .objects import LocalObjects, Objects
 from .places import places
+from .selection import only_ids
 from .sources import read_bytes
 
 ROW_GROUP = 16_384
@@ -118,9 +119,9 @@ class ImageDataset:
             self._count = int(described["images"])
             self.skipped: dict[str, str] = dict(described["skipped"])
             self.content_sha256: str = described["content_sha256"]
-            self._part_sha256: list[str] = list(described["index_sha256"])
-            if self._count < 1 or len(self._part_sha256) != -(-self._count // PART_IMAGES):
-                raise ValueError(f"{self._count} images in {len(self._part_sha256)} parts")
+            self.index_sha256: list[str] = list(described["index_sha256"])
+            if self._count < 1 or len(self.index_sha256) != -(-self._count // PART_IMAGES):
+                raise ValueError(f"{self._count} images in {len(self.index_sha256)} parts")
         if key != f"{self.name}@{short(self.digest)}":
             raise CacheDamaged(f"{self._prefix} holds the dataset {self.name}@{short(self.digest)}; was a folder renamed?")
         self._lock = threading.Lock()
@@ -135,7 +136,7 @@ class ImageDataset:
                 data = self._objects.read(where)
             except FileNotFoundError as error:
                 raise CacheDamaged(f"{where} is missing; index the source again") from error
-            if hashlib.sha256(data).hexdigest() != self._part_sha256[number]:
+            if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
                 raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; index the source again")
             with damage(where):
                 if isinstance(self._objects, LocalObjects):  # mapped, not held
@@ -148,6 +149,9 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return self._count
+
+    def __repr__(self) -> str:
+        return f"ImageDataset({self.key!r}, {self._count} images, {len(self.label_names)} labels)"
 
     @property
     def sources(self) -> list[str]:
@@ -205,7 +209,8 @@ class ImageDataset:
 
         The index is read group by group until all are found: seconds for a hundred million images, and no memory.
         """
-        wanted = pa.array(ids, pa.string()).unique()
+        asked = pa.array(only_ids(ids), pa.string())
+        wanted = asked.unique()
         found = np.full(len(wanted), -1, np.int64)
         for number in range(-(-self._count // ROW_GROUP)):
             places = np.asarray(pc.index_in(self._group(number).column("id"), value_set=wanted).fill_null(-1))
@@ -216,7 +221,7 @@ class ImageDataset:
         if (found < 0).any():
             missing = str(wanted[int(np.flatnonzero(found < 0)[0])])
             raise BadInput(f"{self.key} has no image {missing!r}; its first is {self.row(0).id!r}, `.ids(start, stop)` lists them")
-        chosen: NDArray[np.int64] = found[np.asarray(pc.index_in(pa.array(ids, pa.string()), value_set=wanted))]
+        chosen: NDArray[np.int64] = found[np.asarray(pc.index_in(asked, value_set=wanted))]
         return chosen
 
     def read_image_bytes(self, index: int) -> bytes:

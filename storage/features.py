@@ -26,6 +26,7 @@ from .named import MAX_IDENTITY_BYTES, check_metadata, check_name, create_named,
 from .objects import Objects
 from .rows import check_out
 from .sampling import Positions, draw_positions, first_bad_row
+from .selection import Asked, only_rows, rows_or_ids
 from .shards import ShardedGroup
 from .statistics import Statistics
 from .viewset import ViewSet
@@ -76,13 +77,17 @@ class FeatureReader:
             specs = self.layout.specs(views)
             if identity["views"] != views.digest:
                 raise ValueError("it names other views")
+            normalised = identity["statistics"]
         self.codec, self.grid = self.layout.codec, self.layout.grid
         self.cls_dim, self.patch_dim = self.layout.cls_dim, self.layout.patch_dim
         self.group = ShardedGroup(objects, f"features/{key}", self.digest, specs)
         self.rows, self.shards = self.group.rows, self.group.shards
-        self.statistics = _read_statistics(objects, f"features/{key}", identity["statistics"])
+        self.statistics = _read_statistics(objects, f"features/{key}", normalised)
         check_metadata(objects, f"features/{key}", _metadata(identity, specs, self.statistics))
         self._objects = objects
+
+    def __repr__(self) -> str:
+        return f"FeatureReader({self.key!r}, {self.rows} rows, {self.codec}, grid {self.grid[0]}×{self.grid[1]})"
 
     @classmethod
     def create(cls, objects: Objects, name: str, views: ViewSet, identity: dict[str, Any], statistics: Statistics) -> "FeatureReader":
@@ -130,14 +135,14 @@ class FeatureReader:
         """The images whose tokens these are: ids, labels, sizes, pixels."""
         return self.views.dataset
 
-    def read(self, which: NDArray[np.int64] | Sequence[str], out: TokenRows | None = None, *, check: bool = True) -> TokenRows:
+    def read(self, which: Asked, out: TokenRows | None = None, *, check: bool = True) -> TokenRows:
         """The given rows, or all views of the images of the given ids, in their order, into `out` when given.
 
-        Raises `BadInput` for rows outside and unknown ids, `CacheDamaged` naming the shard for damage.
+        Rows and ids may come as an array, a list or a range (`selection`). Raises `BadInput` for rows outside and unknown ids,
+        `CacheDamaged` naming the shard for damage.
         """
-        rows = which if isinstance(which, np.ndarray) else self.rows_of(which)
-        if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
-            raise BadInput(f"rows {rows.min()} to {rows.max()} of {self.key}, which has {self.rows}")
+        asked = rows_or_ids(which)
+        rows = only_rows(self.rows_of(asked) if isinstance(asked, list) else asked, self.rows, self.key)
         target = self.empty(len(rows)) if out is None else out
         arrays = _named(target)
         self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check)
@@ -147,12 +152,13 @@ class FeatureReader:
         """Say which rows will be read soon: from a remote store with a shard cache their shards are fetched in the background."""
         self.group.expect(rows, self.group.specs)
 
-    def read_cls(self, rows: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Class tokens (n, D) alone; raises `BadInput` when the teacher has none."""
+    def read_cls(self, rows: NDArray[Any] | Sequence[int]) -> NDArray[np.floating]:
+        """Class tokens (n, D) alone; raises `BadInput` when the teacher has none, and for rows outside."""
         if self.cls_dim is None:
             raise BadInput(f"{self.key} has no class tokens: its teacher has none")
-        out = np.empty((len(rows), self.cls_dim), self.group.specs["cls"].dtype)
-        self.group.read(rows, ["cls"], {"cls": out})
+        chosen = only_rows(rows, self.rows, self.key)
+        out = np.empty((len(chosen), self.cls_dim), self.group.specs["cls"].dtype)
+        self.group.read(chosen, ["cls"], {"cls": out})
         return out
 
     def decode(self, tokens: TokenRows, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

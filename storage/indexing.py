@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from .named import check_name, damage
 from .objects import Objects
 from .places import add_place
 from .sources import Skipped, SourceImage, list_files, open_source, walk
+from .urls import is_url
 
 MAX_BAD_SHARE = 0.001
 _THREADS = 4
@@ -51,6 +53,17 @@ class _Index:
             return
         number = -1 if label is None else self.labels.setdefault(label, len(self.labels))
         self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
+
+    @property
+    def seen(self) -> int:
+        """Samples that were found, usable or not."""
+        return self.rows.count + len(self.skipped)
+
+    @property
+    def first_skipped(self) -> str:
+        """The first few that were left out, and why."""
+        named = "; ".join(f"{name}: {reason}" for name, reason in islice(self.skipped.items(), 5))
+        return named + ("; …" if len(self.skipped) > 5 else "")
 
     def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
         """Label names in their final order (numbers as numbers), and the final number of each number by first sight; the last is of −1."""
@@ -99,7 +112,7 @@ def build_index(
 ) -> ImageDataset:
     """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source."""
     check_name("dataset", name)
-    source = source if "://" in source else str(Path(source).expanduser().absolute())
+    source = source if is_url(source) else str(Path(source).expanduser().absolute())
     with IndexRows() as rows:
         index = _Index(rows)
         for results, done, total in examined(source):
@@ -107,12 +120,17 @@ def build_index(
                 index.add(item, label)
             on_event({"event": "progress", "stage": f"index {name}", "done": done, "total": total, "unit": "files", "images": rows.count})
         _check_yield(index, source, max_bad_share)
-        return ImageDataset(objects, _publish(objects, source, name, index))
+        if index.skipped:
+            on_event(
+                {"event": "warning", "text": f"left out of {name}: {len(index.skipped)} of {index.seen} samples ({index.first_skipped})"}
+            )
+        dataset = ImageDataset(objects, _publish(objects, source, name, index))
+        dataset.skipped = index.skipped  # of this walk: where the dataset stood already, others may have been left out then
+        return dataset
 
 
 def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
-    seen = index.rows.count + len(index.skipped)
-    named = "; ".join(f"{name}: {reason}" for name, reason in list(index.skipped.items())[:5])
+    seen, named = index.seen, index.first_skipped
     if not index.rows.count:
         raise BadInput(
             f"no image was found in {source}" + (f" ({named})" if named else "") + "; give a folder of images, .tar or .parquet files"
@@ -120,7 +138,7 @@ def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
     if len(index.skipped) > max_bad_share * seen:
         raise BadInput(
             f"{len(index.skipped)} of {seen} samples in {source} are not usable images, more than the limit of {max_bad_share:.2%} "
-            f"({named}{'; …' if len(index.skipped) > 5 else ''}); mend the source or raise --max-bad-share"
+            f"({named}); mend the source or raise --max-bad-share"
         )
 
 

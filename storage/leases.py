@@ -6,6 +6,7 @@ A renewal is a new file with a later expiry; the old one is removed after it. Cl
 and renew every ten minutes. Nothing else in the store depends on a clock.
 """
 
+import math
 import re
 import secrets
 import time
@@ -50,14 +51,31 @@ class Lease:
         self.release()
 
 
+def _expiries(objects: Objects, key: str) -> list[int]:
+    found = (_NAME.fullmatch(name) for name in objects.names(f"leases/{key}"))
+    return [int(match[2]) for match in found if match is not None]
+
+
 def holders(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> list[str]:
     """Who holds a lease on a set that has not run out."""
     found = (_NAME.fullmatch(name) for name in objects.names(f"leases/{key}"))
     return sorted({match[1] for match in found if match is not None and int(match[2]) > clock()})
 
 
+def drop_expired(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> None:
+    """Remove the leases on a set that have run out: those of runs that were killed."""
+    for name in objects.names(f"leases/{key}"):
+        match = _NAME.fullmatch(name)
+        if match is not None and int(match[2]) <= clock():
+            objects.remove(f"leases/{key}/{name}")
+
+
 def refuse_leased(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> None:
     """Raise `BadInput` that names the holders when somebody reads the set."""
     named = holders(objects, key, clock)
     if named:
-        raise BadInput(f"{key} is being read by {', '.join(named)}; stop those runs, or wait until their leases have run out")
+        minutes = math.ceil((max(_expiries(objects, key)) - clock()) / 60)
+        raise BadInput(
+            f"{key} is being read by {', '.join(named)}; stop those runs, or wait until their leases have run out (in {minutes} min at the "
+            "latest, unless they are renewed)"
+        )

@@ -7,6 +7,7 @@ without its cache of listings, because another process may have committed since 
 
 import contextlib
 import os
+import re
 import resource
 import stat
 import threading
@@ -19,8 +20,10 @@ from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder,
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from .read_ahead import Fetchers
 from .remote import RemoteObjects, check_limit
+from .urls import is_url
 
 _IOV_MAX = 1024
+_A_FILE = re.compile(r"c(\.\d+)+|\d+\.(json|parquet|records)|zarr\.json")  # by its name, so that nobody asks an object store about each
 
 
 class OpenObject(Protocol):
@@ -241,9 +244,19 @@ class LocalObjects:
             fsync_folder(path.parent)
 
 
+def below(objects: Objects, prefix: str) -> Iterator[str]:
+    """Every object below a prefix."""
+    for name in objects.names(prefix):
+        key = f"{prefix}/{name}"
+        if not _A_FILE.fullmatch(name) and (objects.size(key) is None or objects.names(key)):
+            yield from below(objects, key)
+        else:
+            yield key
+
+
 def open_objects(url: str, *, make: bool = False) -> Objects:
     """The objects below a path or URL; `make` creates a missing local folder. Raises `BadInput` for an unusable URL."""
-    if "://" not in url or url.startswith("file://"):
+    if not is_url(url) or url.startswith("file://"):
         root = Path(url.removeprefix("file://")).expanduser().absolute()
         if root.exists() and not root.is_dir():
             raise BadInput(f"{url} is a file; a store is a folder or a URL like s3://bucket/folder")

@@ -17,9 +17,10 @@ import fsspec
 import xxhash
 
 from .atomic import Content, refusals
-from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+from .errors import CacheDamaged, EupeError, StoreUnavailable
 from .read_ahead import Fetchers
 from .s3_get import WholeObjects, whole_objects
+from .urls import refuse_secrets
 
 TRIES = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
@@ -85,12 +86,7 @@ class RemoteObjects:
     fetchers: Fetchers | None = None
 
     def __init__(self, url: str) -> None:
-        if "@" in url.partition("://")[2].partition("/")[0]:
-            raise BadInput("the store's URL holds credentials; leave them out and set AWS_PROFILE or AWS_ACCESS_KEY_ID and so on")
-        if "?" in url or "#" in url:  # a signed URL; s3fs would take it for a key, and errors and records would repeat the signature
-            raise BadInput(
-                "the store's URL has a query or a fragment; give s3://bucket/folder alone, and credentials through the environment"
-            )
+        refuse_secrets("store", url)
         self.url = url
         self._filesystem, self._root = fsspec.url_to_fs(url, **(_S3_OPTIONS if url.startswith("s3:") else {}))
         self._whole: WholeObjects | None = None

@@ -6,7 +6,6 @@ devices, sparse and duplicate members, names that climb out, and files over the 
 tars are refused: their members have no offset.
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -15,13 +14,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .decode import MAX_FILE_BYTES
 from .errors import BadInput
+from .parquet_source import parquet_row, parquet_rows
+from .urls import refuse_secrets
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+_UNREAD_ENDINGS = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef")  # counted, not passed over in silence
+_COMPRESSED_ENDINGS = (".tgz", ".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Skipped:
 
 
 def open_source(url: str) -> tuple[Any, str]:
-    """The fsspec file system and the path of a source; raises `BadInput` when there is nothing."""
+    """The fsspec file system and the path of a source; raises `BadInput` when there is nothing, and for a URL with secrets."""
+    refuse_secrets("source", url)
     try:
         filesystem, root = fsspec.url_to_fs(url)
         if not filesystem.exists(root):
@@ -57,12 +60,19 @@ def open_source(url: str) -> tuple[Any, str]:
     return filesystem, root.rstrip("/")
 
 
+def _is_file(filesystem: Any, root: str) -> bool:
+    """Whether the source is one file. To HTTP every address is a file, those of listings too, so there its ending decides."""
+    if root.startswith(("http://", "https://")):
+        return PurePosixPath(root).suffix.lower() in (*IMAGE_ENDINGS, *_UNREAD_ENDINGS, *_COMPRESSED_ENDINGS, ".tar", ".parquet")
+    return bool(filesystem.isfile(root))
+
+
 def list_files(filesystem: Any, root: str) -> list[str]:
     """Paths below the source, relative to it and sorted; a single file is its own source (its folder is the root).
 
     Raises `BadInput` where a file lies inside another: ids would not be unique.
     """
-    if filesystem.isfile(root):
+    if _is_file(filesystem, root):
         return [root.rsplit("/", 1)[-1]]
     found = [str(path)[len(root) :].lstrip("/") for path in filesystem.find(root)]
     files = sorted(path for path in found if not any(part.startswith(".") for part in PurePosixPath(path).parts))
@@ -86,14 +96,16 @@ def bad_name(name: str) -> str | None:
 def walk(filesystem: Any, root: str, path: str) -> Iterator[SourceImage | Skipped]:
     """The images of one file of a source: itself, a tar's members, or a Parquet file's rows."""
     ending = PurePosixPath(path).suffix.lower()
-    full = root if filesystem.isfile(root) else f"{root}/{path}"
+    full = root if _is_file(filesystem, root) else f"{root}/{path}"
     if ending == ".tar":
         yield from _walk_tar(filesystem, full, path)
     elif ending == ".parquet":
         yield from _walk_parquet(filesystem, full, path)
     elif ending in IMAGE_ENDINGS:
         yield _one_file(filesystem, full, path)
-    elif ending in (".tgz", ".gz", ".zip"):
+    elif ending in _UNREAD_ENDINGS:
+        yield Skipped(path, f"{ending} images are not read here; convert it, for example to PNG")
+    elif ending in _COMPRESSED_ENDINGS:
         yield Skipped(path, "compressed archives cannot be read in place; unpack it or store a plain .tar")
 
 
@@ -147,7 +159,11 @@ def _walk_tar(filesystem: Any, full: str, path: str) -> Iterator[SourceImage | S
                     pending, stem, label = [], here, None
                 data = archive.extractfile(member)
                 assert data is not None
-                if name.suffix.lower() in IMAGE_ENDINGS:
+                if name.suffix.lower() in _UNREAD_ENDINGS:
+                    yield Skipped(
+                        f"{path}/{member.name}", f"{name.suffix.lower()} images are not read here; convert them, for example to PNG"
+                    )
+                elif name.suffix.lower() in IMAGE_ENDINGS:
                     pending.append(SourceImage(f"{path}/{member.name}", path, "tar", member.offset_data, data.read(), None))
                 else:
                     label = _sidecar_label(name.suffix.lower(), data.read(1 << 20)) or label
@@ -181,59 +197,20 @@ def _label_text(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())[:200]
 
 
-def parquet_columns(schema_names: list[str], path: str) -> tuple[str, str | None]:
-    """The image and label columns of a Parquet file in the Hugging Face layout; raises `BadInput` naming the columns."""
-    image = next((name for name in ("image", "img", "jpg", "png") if name in schema_names), None)
-    if image is None:
-        raise BadInput(f"{path} has no column named image, img, jpg or png; it has {', '.join(schema_names)}")
-    return image, next((name for name in ("label", "labels", "fine_label", "cls") if name in schema_names), None)
-
-
-def parquet_bytes(cell: Any) -> bytes | None:
-    """The bytes in an image cell: raw binary, or the Hugging Face struct {bytes, path}."""
-    value = cell.get("bytes") if isinstance(cell, dict) else cell
-    return value if isinstance(value, bytes) else None
-
-
 def _walk_parquet(filesystem: Any, full: str, path: str) -> Iterator[SourceImage | Skipped]:
-    with filesystem.open(full, "rb") as file:
-        try:
-            parquet = pq.ParquetFile(file)
-            image_column, label_column = parquet_columns(parquet.schema_arrow.names, path)
-            columns = [image_column] + ([label_column] if label_column else [])
-            row = 0
-            for batch in parquet.iter_batches(batch_size=256, columns=columns):
-                for cells in batch.to_pylist():
-                    data, label = parquet_bytes(cells[image_column]), cells.get(label_column) if label_column else None
-                    name = f"{path}/{row}"
-                    text = None if label is None else _label_text(str(label))
-                    yield (Skipped(name, "no image bytes") if data is None else SourceImage(name, path, "parquet", row, data, text))
-                    row += 1
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path} is not a readable Parquet file ({error})") from error
+    for row, (data, label) in enumerate(parquet_rows(filesystem, full, path)):
+        name, text = f"{path}/{row}", None if label is None else _label_text(str(label))
+        yield Skipped(name, "no image bytes") if data is None else SourceImage(name, path, "parquet", row, data, text)
 
 
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
     """The bytes of one indexed image; raises FileNotFoundError or OSError when the place is gone."""
     filesystem, root = fsspec.url_to_fs(url)
     root = root.rstrip("/")
-    full = root if PurePosixPath(root).name == path and filesystem.isfile(root) else f"{root}/{path}"
+    full = root if PurePosixPath(root).name == path and _is_file(filesystem, root) else f"{root}/{path}"
     if container == "parquet":
-        return _parquet_row(filesystem, full, offset)
+        return parquet_row(filesystem, full, offset)
     if container == "file":
         return bytes(filesystem.cat_file(full))
-    return bytes(filesystem.cat_file(full, start=offset, end=offset + length))
-
-
-def _parquet_row(filesystem: Any, full: str, row: int) -> bytes:
-    with filesystem.open(full, "rb") as file:
-        parquet = pq.ParquetFile(io.BytesIO(file.read()) if filesystem.protocol == "memory" else file)
-        image_column, _ = parquet_columns(parquet.schema_arrow.names, full)
-        first = 0
-        for group in range(parquet.num_row_groups):
-            count = parquet.metadata.row_group(group).num_rows
-            if row < first + count:
-                cell = parquet.read_row_group(group, columns=[image_column]).column(0)[row - first].as_py()
-                return parquet_bytes(cell) or b""
-            first += count
-    raise OSError(f"{full} has no row {row}")
+    data = bytes(filesystem.cat_file(full, start=offset, end=offset + length))
+    return data if len(data) <= length else data[offset : offset + length]  # a web server may answer a range with the whole file

@@ -38,12 +38,12 @@ class FeatureStore:
         self.objects, self.url = objects, objects.url
 
     @classmethod
-    def open(cls, url: str, *, shard_cache: Path | None = None, shard_cache_bytes: int = DEFAULT_LIMIT_BYTES) -> "FeatureStore":
+    def open(cls, url: str | Path, *, shard_cache: Path | None = None, shard_cache_bytes: int = DEFAULT_LIMIT_BYTES) -> "FeatureStore":
         """An existing store; raises `BadInput` when there is none at `url`.
 
         With a `shard_cache` folder, shards of a remote store are fetched whole and kept there, up to `shard_cache_bytes`.
         """
-        objects = open_objects(url)
+        objects = open_objects(str(url))
         if shard_cache is not None and isinstance(objects, RemoteObjects):
             objects = CachedObjects(objects, shard_cache, shard_cache_bytes)
         try:
@@ -60,9 +60,9 @@ class FeatureStore:
         return cls(objects)
 
     @classmethod
-    def create(cls, url: str) -> "FeatureStore":
+    def create(cls, url: str | Path) -> "FeatureStore":
         """The store at `url`, made when there is none; raises `BadInput` for a folder that holds other things."""
-        objects = open_objects(url, make=True)
+        objects = open_objects(str(url), make=True)
         if objects.size(MARKER) is None:
             strangers = objects.names("")
             if strangers:
@@ -72,6 +72,9 @@ class FeatureStore:
                 )
             objects.create(MARKER, [canonical_json({"format": FORMAT, "kind": "eupe-pipeline store"})])
         return cls.open(url)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({self.url!r})"
 
     def list_datasets(self) -> list[str]:
         """Keys of the datasets."""
@@ -124,9 +127,13 @@ class FeatureStore:
         """The checked identity of a feature set, without opening it."""
         return read_identity(self.objects, f"features/{key}", "features")
 
+    def features_key(self, name: str) -> str:
+        """The key of a feature set by name or key, without opening it; raises `BadInput` when it is unknown or ambiguous."""
+        return self._resolve("features", name)
+
     def features(self, name: str) -> FeatureReader:
         """A feature set by name or key; raises `BadInput` when it is unknown or ambiguous."""
-        key = self._resolve("features", name)
+        key = self.features_key(name)
         identity = self.features_identity(key)
         return FeatureReader(self.objects, key, self._views_of(str(identity.get("views"))), identity)
 
@@ -143,16 +150,34 @@ class FeatureStore:
         """The statistics that were frozen for this teacher, these views and this sample, None when there are none."""
         key = _statistics_key(name, measured_on)
         try:
-            data = self.objects.read(key, MAX_STATISTICS_BYTES)
+            found = self._read_statistics(key)
         except FileNotFoundError:
             return None
         with damage(key):
+            if found[0] != measured_on:
+                raise ValueError("it was measured on something else; remove it to measure the statistics again")
+        return found[1]
+
+    def _read_statistics(self, key: str) -> tuple[dict[str, Any], Statistics]:
+        """What they were measured on, and the statistics; raises FileNotFoundError and `CacheDamaged`."""
+        data = self.objects.read(key, MAX_STATISTICS_BYTES)
+        with damage(key):
             body = json.loads(data)
             claimed = body.pop("digest")
-            if claimed != digest(body) or body["measured_on"] != measured_on or canonical_json({**body, "digest": claimed}) != data:
+            if claimed != digest(body) or canonical_json({**body, "digest": claimed}) != data:
                 raise ValueError("its own digest differs; remove it to measure the statistics again")
             arrays = {array: np.frombuffer(base64.b64decode(raw), "<f4").astype(np.float32) for array, raw in body["arrays"].items()}
-            return Statistics.from_arrays(arrays, body["count"])
+            return body["measured_on"], Statistics.from_arrays(arrays, body["count"])
+
+    def keys_of_statistics(self, statistics: Statistics) -> list[str]:
+        """Where statistics with these values are kept, under whatever they were measured on."""
+        keys = [f"statistics/{name}" for name in self.objects.names("statistics")]
+        return [key for key in keys if self._read_statistics(key)[1].digest == statistics.digest]
+
+
+def canary_key(teacher_identity: dict[str, Any]) -> str:
+    """Where a teacher's canary lies in a store."""
+    return f"canaries/{digest(teacher_identity)}.json"
 
 
 def _statistics_key(name: str, measured_on: dict[str, Any]) -> str:

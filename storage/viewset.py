@@ -13,7 +13,7 @@ codecs save half of their bytes and are read some fifty times slower (docs/decis
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from .identity import digest, ids_digest, short
 from .named import check_metadata, create_named, damage
 from .objects import Objects
 from .photometric import COLUMNS, UNITS
+from .selection import only_rows
 from .shards import ShardedGroup
 from .views import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, empty_views
 from .zarr_format import ArraySpec, group_metadata
@@ -116,6 +117,9 @@ class ViewSet:
         create_named(objects, f"views/{key}", "views", identity, _metadata(identity, _specs(identity)))
         return cls(objects, key, dataset, identity)
 
+    def __repr__(self) -> str:
+        return f"ViewSet({self.key!r}, {self.views_per_image} views of each of {len(self.dataset)} images)"
+
     def shard_images(self, shard: int) -> tuple[int, int]:
         """The images [first, last) of a shard."""
         return shard * self.images_per_shard, min((shard + 1) * self.images_per_shard, len(self.dataset))
@@ -171,10 +175,9 @@ class ViewSet:
                 self._kept.popitem(last=False)
         return views
 
-    def read(self, rows: NDArray[np.int64]) -> Views:
+    def read(self, which: NDArray[Any] | Sequence[int]) -> Views:
         """The committed views of any rows, in their order; raises `BadInput` for a shard that has none yet."""
-        shard_rows = self.group.shard_rows
-        self._check_rows(rows)
+        shard_rows, rows = self.group.shard_rows, only_rows(which, self.rows, f"views/{self.key}")
         out = empty_views(len(rows))
         shards = rows // shard_rows
         for shard in np.unique(shards).tolist():
@@ -191,22 +194,17 @@ class ViewSet:
         """Say which rows, with their pixels where there are any, will be read soon; as `FeatureReader.expect`."""
         self.group.expect(rows, self.group.specs)
 
-    def read_pixels(self, rows: NDArray[np.int64], out: Pixels | None = None) -> Pixels:
+    def read_pixels(self, which: NDArray[Any] | Sequence[int], out: Pixels | None = None) -> Pixels:
         """Stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
 
         Raises `BadInput` where the views store none, `CacheDamaged` for damage and for rows of failed images.
         """
         if self.spec.pixels is None:
             raise BadInput(f"views/{self.key} store no pixels; extract-features --pixels PX makes views that do")
-        self._check_rows(rows)
-        side = self.spec.pixels.size_px
+        rows, side = only_rows(which, self.rows, f"views/{self.key}"), self.spec.pixels.size_px
         target = np.empty((len(rows), side, side, 3), np.uint8) if out is None else out
         self.group.read(rows, [PIXELS], {PIXELS: target})
         return target
-
-    def _check_rows(self, rows: NDArray[np.int64]) -> None:
-        if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
-            raise BadInput(f"rows {rows.min()} to {rows.max()} of views/{self.key}, which has {self.rows}")
 
     def stored_bytes(self) -> int:
         """Bytes of the committed shards' objects, pixels included, from their records."""

@@ -11,6 +11,7 @@ Axes: n samples, H × W grid or T sampled tokens, D channels.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,12 @@ class StoredViews(Dataset[Sample]):
     Raises `BadInput` for feature sets over different views or the same teacher twice.
     """
 
-    def __init__(self, store_url: str, features: Sequence[str], size_px: int | None = None, interpolation: str = "bicubic") -> None:
-        self.store_url, self.size_px, self.interpolation = store_url, size_px, interpolation
+    def __init__(
+        self, store_url: str | Path, features: Sequence[str] | str, size_px: int | None = None, interpolation: str = "bicubic"
+    ) -> None:
+        self.store_url, self.size_px, self.interpolation = str(store_url), size_px, interpolation
         store = FeatureStore.open(store_url)
-        self.keys = [store.features(name).key for name in features]
+        self.keys = [store.features(name).key for name in ([features] if isinstance(features, str) else features)]
         self._readers: dict[str, FeatureReader] | None = None
         readers = self.readers()
         if len(readers) < len(self.keys) or not self.keys:
@@ -45,8 +48,9 @@ class StoredViews(Dataset[Sample]):
         if len({reader.views.key for reader in readers.values()}) > 1:
             listed = ", ".join(f"{reader.key} over {reader.views.key}" for reader in readers.values())
             raise BadInput(f"feature sets of one dataset share their views, got {listed}; extract them together")
-        failed = [reader.failed_rows() for reader in readers.values()]
-        self.rows: NDArray[np.int64] = np.setdiff1d(np.arange(next(iter(readers.values())).rows), np.concatenate(failed))
+        failed = np.unique(np.concatenate([reader.failed_rows() for reader in readers.values()]))
+        self._count = next(iter(readers.values())).rows - len(failed)
+        self._usable_before: NDArray[np.int64] = failed - np.arange(len(failed))  # each failed row: how many usable ones come before it
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": None}
@@ -59,14 +63,23 @@ class StoredViews(Dataset[Sample]):
         return self._readers
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self._count
+
+    def rows_at(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows (n,) of some indices, negative ones from the end; raises IndexError. No array of all rows is held."""
+        places = np.asarray(indices, np.int64)
+        if len(places) and not (-self._count <= places.min() and places.max() < self._count):
+            raise IndexError(f"indices {places.min()} to {places.max()} of {self._count} samples")
+        places = np.where(places < 0, places + self._count, places)
+        rows: NDArray[np.int64] = places + np.searchsorted(self._usable_before, places, side="right")
+        return rows
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """The samples of some indices, from one read of each feature set; torch's `DataLoader` asks so."""
-        rows = self.rows[np.asarray(indices, np.int64)]
+        rows = self.rows_at(indices)
         readers = self.readers()
         views = next(iter(readers.values())).views
         images, numbers = np.divmod(rows, views.views_per_image)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.jobs.canaries import canary_key, check_canary
+from eupe_pipeline.jobs.canaries import check_canary
 from eupe_pipeline.storage.errors import CacheDamaged, CacheMismatch
-from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.store import FeatureStore, canary_key
 from eupe_pipeline.teachers.registry import load_teacher
 from eupe_pipeline.teachers.teacher import Teacher
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from eupe_pipeline.jobs.train import train
+from eupe_pipeline.storage.copying import copy_features
 from eupe_pipeline.storage.leases import holders
-from eupe_pipeline.storage.maintenance import copy_features
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.config import DataConfig
 

@@ -49,6 +49,24 @@ def test_a_store_is_listed_with_how_much_of_each_set_is_there(small_store: Store
     assert 0 < listed["bytes"] <= on_disk
 
 
+def test_an_unfinished_or_altered_set_is_named_and_hides_no_other(small_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    url, reader = small_store
+    unfinished = Path(url, "features", "half@0123456789ab")
+    unfinished.mkdir()
+    (unfinished / "zarr.json").write_text("{}")
+    found = list_store(store=url, on_event=Events())
+    assert reader.key in found["features"]
+    assert list(found["unreadable"]) == ["features/half@0123456789ab"]
+    identity = Path(url, "features", reader.key, "identity.json")
+    identity.write_bytes(identity.read_bytes()[:-1])
+    found = list_store(store=url, on_event=Events())
+    assert "identity.json is damaged" in found["unreadable"][f"features/{reader.key}"]
+    assert reader.views.key in found["views"]
+    assert main(["features", "ls", "--store", url]) == 0
+    assert "unreadable" in capsys.readouterr().out
+    assert prune_features(key="tiny-int8", store=url, dry_run=True, on_event=Events())["objects"] > 0
+
+
 def test_one_set_is_shown_with_its_identity_and_what_is_missing(small_store: Store) -> None:
     url, reader = small_store
     shown = show_features(key="tiny-int8", store=url, on_event=Events())
@@ -143,6 +161,7 @@ def test_a_check_by_instalments_covers_every_shard_once(small_store: Store) -> N
     url, _ = small_store
     parts = [verify_features(key="tiny-int8", store=url, subset=f"{part}/2", on_event=Events()) for part in (1, 2)]
     assert sum(len(part["damaged"]) for part in parts) == 0
+    assert [(part["verified"], part["missing_shards"]) for part in parts] == [(1, [2]), (1, [])]
     with pytest.raises(BadInput, match="k/n"):
         verify_features(key="tiny-int8", store=url, subset="half", on_event=Events())
 
@@ -151,8 +170,10 @@ def test_pruning_says_what_would_go_and_then_removes_it(small_store: Store) -> N
     url, reader = small_store
     told = prune_features(key=reader.key, store=url, dry_run=True, on_event=Events())
     assert reader.key in list_store(store=url, on_event=Events())["features"]
-    done = prune_features(key=reader.key, store=url, dry_run=False, on_event=Events())
+    events = Events()
+    done = prune_features(key=reader.key, store=url, dry_run=False, on_event=events)
     assert done["objects"] == told["objects"] > 0
+    assert [event["done"] for event in events] == list(range(1, done["objects"] + 1))
     assert reader.key not in list_store(store=url, on_event=Events())["features"]
 
 

@@ -18,6 +18,7 @@ from eupe_pipeline.storage.commit import Record
 from eupe_pipeline.storage.dataset import ImageDataset
 from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, TokenRows, features_identity
 from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.phis import hadamard
 from eupe_pipeline.storage.sampling import at_positions
 from eupe_pipeline.storage.statistics import Statistics
 from eupe_pipeline.storage.store import FeatureStore
@@ -114,11 +115,13 @@ def with_features(
     name: str = "made-up",
     tokens_per_view: int | None = None,
     resampled_from: tuple[int, int] | None = None,
+    phis: bool = False,
 ) -> Made:
-    """The same store with another, empty feature set."""
+    """The same store with another, empty feature set; with PHI-S its matrices are as exact on any machine as Hadamard's are."""
     values = np.linspace(0.5, 1.5, PATCH_DIM, dtype=np.float32)
     cls_values = None if cls_dim is None else np.linspace(0.5, 1.5, cls_dim, dtype=np.float32)
-    statistics = Statistics(cls_values, cls_values, values, values, 8)
+    matrices = [np.float32(0.5) * hadamard(dim).astype(np.float32) for dim in (CLS_DIM, PATCH_DIM)] if phis else []
+    statistics = Statistics(cls_values, cls_values, values, values, 8, *matrices)
     layout = FeatureLayout(cls_dim, PATCH_DIM, GRID, codec, tokens_per_view, resampled_from)
     identity = features_identity({"architecture": "made up", "weights_sha256": "0" * 64}, made.views, statistics, {}, layout)
     return made._replace(features=FeatureReader.create(made.store.objects, name, made.views, identity, statistics))

@@ -216,6 +216,16 @@ def test_few_broken_images_are_counted_and_named_and_many_stop_the_run(store: Fe
     verify_source(found)
 
 
+def test_what_was_left_out_is_said_although_the_dataset_stands_already(store: FeatureStore, photos: Path) -> None:
+    whole, events = build_index(store.objects, str(photos), "photos"), list[dict[str, object]]()
+    (photos / "class0/empty.png").write_bytes(b"")
+    again = build_index(store.objects, str(photos), "photos", max_bad_share=0.1, on_event=events.append)
+    assert again.key == whole.key
+    assert list(again.skipped) == ["class0/empty.png"]
+    (warning,) = [str(event["text"]) for event in events if event["event"] == "warning"]
+    assert "1 of 13 samples (class0/empty.png: not an image" in warning
+
+
 @pytest.mark.parametrize("content", ["nothing", "text", "empty tar"])
 def test_a_source_without_images_is_refused(store: FeatureStore, tmp_path: Path, content: str) -> None:
     (tmp_path / "source").mkdir()

@@ -168,3 +168,22 @@ def test_a_worker_stays_below_a_gigabyte_on_the_largest_image_that_is_allowed() 
     data = png(7000, 7000, bytes(7000 * (1 + 3 * 7000)))
     done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
     assert int(done.stdout) < 1_000_000
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_of_sixteen_bits_the_upper_eight_are_taken(kind: str) -> None:
+    levels = (np.arange(1200).reshape(30, 40) * 54).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, kind)
+    pixels = decode_image(buffer.getvalue(), where="x")
+    np.testing.assert_array_equal(pixels, np.repeat((levels >> 8).astype(np.uint8)[..., None], 3, axis=2))
+    assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_known_range_are_refused_by_their_header(dtype: type) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ones((3, 4), dtype)).save(buffer, "TIFF")
+    for read in (decode_image, image_size_hw):
+        with pytest.raises(BadImage, match="whose range no file says"):
+            read(buffer.getvalue(), where="x")

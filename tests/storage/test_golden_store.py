@@ -18,7 +18,7 @@ from eupe_pipeline.storage.views import StoredPixels, ViewSpec
 from eupe_pipeline.storage.viewset import ViewSet
 from numpy.typing import NDArray
 
-from .made_up_store import Made, commit, drawn_with_digests, files, raw_tokens, tokens, with_features
+from .made_up_store import CLS_DIM, Made, commit, drawn_with_digests, files, raw_tokens, tokens, with_features
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_store"
 DISTORTED = ViewSpec(views_per_image=2, seed=7, photometric="teacher_same")
@@ -26,6 +26,8 @@ PIXELS = ViewSpec(views_per_image=2, seed=42, pixels=StoredPixels(8))
 CODECS = ("fp16", "fp32", "int4", "int8")
 LESS = {"less-int4": ("int4", None, (4, 3)), "less-int8": ("int8", 4, (4, 3)), "sampled": ("fp32", 5, None)}
 """Sets that store less than the teacher's grid: codec, tokens a view, grid that was resampled."""
+OTHERS = ("compacted", "no-cls", "phi-s")
+"""An int8 set whose records are in a ledger, one of a teacher without class tokens, an fp16 one normalised by PHI-S."""
 
 
 def made_up_pixels(views: ViewSet, shard: int) -> NDArray[np.uint8]:
@@ -57,6 +59,7 @@ def write(folder: Path) -> Made:
         made = with_features(made, codec, name=name, tokens_per_view=tokens_per_view, resampled_from=own)
         for shard in range(views.shards):
             commit(made, shard)
+    made = write_others(made)
     distorted = ViewSet.create(store.objects, dataset, DISTORTED, images_per_shard=2)
     for shard in range(distorted.shards):
         distorted.commit_shard(shard, drawn_with_digests(distorted, shard), {})
@@ -64,6 +67,19 @@ def write(folder: Path) -> Made:
     for shard in range(pixels.shards):
         failed = {dataset.ids(1, 2)[0]: "made to fail"} if shard == 0 else {}
         pixels.commit_shard(shard, drawn_with_digests(pixels, shard), failed, made_up_pixels(pixels, shard))
+    return made
+
+
+def write_others(made: Made) -> Made:
+    """The sets of OTHERS, and the statistics of the last as an extraction keeps them."""
+    for name in OTHERS:
+        cls_dim, codec = (None if name == "no-cls" else CLS_DIM), ("fp16" if name == "phi-s" else "int8")
+        made = with_features(made, codec, cls_dim, name, phis=name == "phi-s")
+        for shard in range(made.views.shards):
+            commit(made, shard)
+        if name == "compacted":
+            made.features.group.compact()
+    made.store.keep_statistics("phi-s", {"teacher": "made up", "views": made.views.digest}, made.features.statistics)
     return made
 
 
@@ -75,7 +91,7 @@ def frozen_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_todays_reader_reads_the_golden_store() -> None:
     store = FeatureStore.open(str(GOLDEN / "written"))
-    assert [key.split("@")[0] for key in store.list_features()] == sorted([*CODECS, *LESS])
+    assert [key.split("@")[0] for key in store.list_features()] == sorted([*CODECS, *LESS, *OTHERS])
     for codec in CODECS:
         features = store.features(codec)
         assert features.complete
@@ -94,6 +110,21 @@ def test_todays_reader_reads_the_golden_store() -> None:
     np.testing.assert_array_equal(pixels.read_pixels(rows), wanted[rows])
     assert store.features("fp16").failed_rows().tolist() == [2, 3]
     assert store.dataset("golden").label_names == ["class0", "class1", "class2"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_todays_reader_reads_the_other_golden_sets(name: str) -> None:
+    store = FeatureStore.open(str(GOLDEN / "written"))
+    features = store.features(name)
+    assert features.complete
+    assert (features.group.uncompacted() == []) == (name == "compacted")
+    assert (features.cls_dim is None) == (name == "no-cls")
+    assert features.statistics.method == ("PHI-S" if name == "phi-s" else "mean and std")
+    found, wanted = features.read(np.arange(6)), np.concatenate([raw_tokens(features, shard)[1] for shard in range(2)])
+    np.testing.assert_allclose(features.decode(found), wanted, atol=3e-2)
+    kept = store.kept_statistics("phi-s", {"teacher": "made up", "views": features.views.digest})
+    assert kept is not None
+    assert kept.digest == store.features("phi-s").statistics.digest
 
 
 @pytest.mark.parametrize("name", LESS)
@@ -115,7 +146,11 @@ def test_todays_writer_makes_the_golden_store_to_the_byte(tmp_path: Path) -> Non
     """The Parquet library's own bytes are no part of the format; everything else is."""
     made = write(tmp_path / "store")
     ours, golden = (
-        {str(path.relative_to(root)): path.read_bytes() for path in files(root) if "datasets" not in path.parts}
+        {
+            str(path.relative_to(root)): path.read_bytes()
+            for path in files(root)
+            if path.suffix != ".parquet" and path.parent.parent.name != "datasets"
+        }
         for root in (made.folder, GOLDEN / "written")
     )
     assert ours.keys() == golden.keys()

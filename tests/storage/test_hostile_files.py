@@ -83,7 +83,7 @@ def test_files_that_are_not_json_of_ours_are_damage(data: bytes, copied: Callabl
         FeatureStore.open(str(made.folder))
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 @pytest.mark.parametrize("kind", ["features", "views"])
 def test_absurd_identities_with_right_digests_give_our_errors(kind: str, copied: Callable[[], Made], count: int) -> None:
     made = copied()

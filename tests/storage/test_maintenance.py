@@ -10,7 +10,7 @@ import pytest
 from eupe_pipeline.storage import ledger, maintenance, shards
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.leases import Lease, holders
-from eupe_pipeline.storage.maintenance import copy_features, prune, repair, verify
+from eupe_pipeline.storage.maintenance import prune, repair, verify
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..fault_log import Trials
@@ -161,29 +161,6 @@ def test_a_reader_that_comes_during_a_prune_keeps_its_set(copied: Callable[[], M
         prune(made.store, made.features.key, dry_run=False)
     taken[0].release()
     assert contents(made.folder) == before
-
-
-def test_a_copy_is_equal_can_be_resumed_and_never_spreads_damage(copied: Callable[[], Made], tmp_path: Path) -> None:
-    made = copied()
-    target = FeatureStore.create(str(tmp_path / "target"))
-    victim = made.folder / "features" / made.features.key / "patch/c.3.0.0.0"
-    good = victim.read_bytes()
-    victim.write_bytes(good[:50] + bytes([good[50] ^ 1]) + good[51:])
-    with pytest.raises(CacheDamaged, match="shard 3"):
-        copy_features(made.store, made.features.key, target)
-    assert target.features(made.features.key).group.committed() == {0, 1, 2}
-    victim.write_bytes(good)
-    copied_set = copy_features(reopen(made).store, made.features.key, target)
-    assert copied_set.complete
-    assert contents(tmp_path / "target") == contents(made.folder)
-    copy_features(made.store, made.features.key, target)
-
-
-def test_a_copy_to_memory_reads_the_same(pristine: Made) -> None:
-    target = FeatureStore.create("memory://copy")
-    copy_features(pristine.store, pristine.features.key, target)
-    found = target.features(pristine.features.key)
-    assert same(everything(pristine._replace(store=target, features=found, views=found.views)), everything(pristine))
 
 
 @pytest.fixture

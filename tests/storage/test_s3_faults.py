@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eupe_pipeline.storage import remote
+from eupe_pipeline.storage.copying import copy_features
 from eupe_pipeline.storage.errors import BadInput, EupeError, StoreUnavailable
-from eupe_pipeline.storage.maintenance import copy_features
 from eupe_pipeline.storage.objects import open_objects
 from eupe_pipeline.storage.remote import TRIES, RemoteObjects
 from eupe_pipeline.storage.store import FeatureStore
@@ -54,7 +54,7 @@ def random_faults(random: np.random.Generator, size: int) -> list[Fault]:
     return [kinds[random.integers(len(kinds))] for _ in range(count)]
 
 
-@pytest.mark.parametrize("times", [70, pytest.param(930, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [70, pytest.param(930, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_reading_under_random_faults_is_right_or_our_error(s3: tuple[FaultyServer, str], tmp_path: Path, times: int) -> None:
     server, url = s3
     made, random = on_s3(build(tmp_path, images=16), url), np.random.default_rng(times)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorstore
 from eupe_pipeline.storage.codec import CODECS
+from eupe_pipeline.storage.copying import copy_features
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged
-from eupe_pipeline.storage.maintenance import copy_features, prune, repair, verify
+from eupe_pipeline.storage.maintenance import prune, repair, verify
 from eupe_pipeline.storage.sampling import at_positions
 from eupe_pipeline.storage.store import FeatureStore
 

@@ -1,8 +1,11 @@
 """Folders, tars and Parquet files, in good order and hostile (FAULTS 21)."""
 
+import functools
+import http.server
 import io
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from eupe_pipeline.storage import sources
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.storage.sources import Skipped, SourceImage, list_files, open_source, read_bytes, walk
+from eupe_pipeline.storage.urls import is_url
 from PIL import Image
 
 from ..fault_log import Trials
@@ -164,6 +168,21 @@ def test_a_compressed_archive_is_left_out_with_advice(tmp_path: Path) -> None:
     assert "plain .tar" in skipped[0].reason
 
 
+@pytest.mark.parametrize("ending", [".avif", ".HEIC", ".jxl"])
+def test_images_of_formats_that_are_not_read_are_counted(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"photo{ending}").write_bytes(b"..")
+    (tmp_path / "notes.txt").write_bytes(b"not a sample")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in ((f"one{ending}", b".."), ("two.png", picture(1)), ("two.cls", b"3")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    images, skipped = walked(tmp_path)
+    assert [(image.image_id, image.label) for image in images] == [("a.tar/two.png", "3")]
+    assert [item.name for item in skipped] == [f"a.tar/one{ending}", f"photo{ending}"]
+    assert all("are not read here" in item.reason for item in skipped)
+
+
 def hugging_face(path: Path, images: list[bytes | None], labels: list[Any] | None = None, name: str = "image") -> None:
     columns: dict[str, Any] = {name: [None if data is None else {"bytes": data, "path": "x.png"} for data in images]}
     if labels is not None:
@@ -226,3 +245,53 @@ def test_an_image_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
     images, skipped = walked(tmp_path)
     assert [image.image_id for image in images] == ["a.png"]
     assert len(skipped) == 2
+
+
+class _Listing(http.server.SimpleHTTPRequestHandler):
+    """A web server that lists folders and, like this one, knows no ranges."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The URL of a web server over `tmp_path`."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Listing, directory=str(tmp_path))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/a.tar", "/b.parquet", "/c.png"])
+def test_sources_on_a_web_server_are_read_in_place(tmp_path: Path, web: str, ending: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for n in range(3):
+            member = tarfile.TarInfo(f"{n}.png")
+            member.size = len(picture(n))
+            archive.addfile(member, io.BytesIO(picture(n)))
+    hugging_face(tmp_path / "b.parquet", [picture(4), picture(5)])
+    (tmp_path / "c.png").write_bytes(picture(6))
+    filesystem, root = open_source(web + ending)
+    found = [image for path in list_files(filesystem, root) for image in walk(filesystem, root, path)]
+    assert len(found) == {"": 6, "/": 6, "/a.tar": 3, "/b.parquet": 2, "/c.png": 1}[ending]
+    for image in found:
+        assert isinstance(image, SourceImage)
+        assert read_bytes(web + ending, image.path, image.container, image.offset, len(image.data)) == image.data
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://KEY:hunter2@bucket/x", "https://me:hunter2@host/x", "https://host/x.tar?sig=hunter2", "zip://x::s3://KEY:hunter2@bucket/y"],
+)
+def test_a_source_with_secrets_in_its_url_is_refused_without_repeating_them(url: str) -> None:
+    with pytest.raises(BadInput, match="environment") as refused:
+        open_source(url)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_is_left_of_a_url_is_no_folder() -> None:
+    with pytest.raises(BadInput, match=r"did you mean 's3://bucket/x'"):
+        is_url("s3:/bucket/x")

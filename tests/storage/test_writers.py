@@ -87,7 +87,7 @@ def kill_some(writers: Writers, made: Made, seeds: Sequence[int], random: np.ran
     return -signal.SIGKILL in writers.wait()
 
 
-@pytest.mark.parametrize("seed", [4, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(5, 29))])
+@pytest.mark.parametrize("seed", [4, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(5, 30))])
 def test_killed_writers_leave_whole_shards_or_none_and_the_work_can_be_finished(writers: Writers, quick_disk: Path, seed: int) -> None:
     made, random, seen = plan(quick_disk, images=240), np.random.default_rng(seed), []
     killed = 0

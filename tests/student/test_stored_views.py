@@ -85,3 +85,14 @@ def test_the_readmes_notebook_lines_run(tiny_store: Any, monkeypatch: pytest.Mon
     exec(code, found)
     assert found["patch"].shape[0] == 16
     assert len(found["samples"]) == 48
+
+
+def test_indices_skip_failed_rows_without_an_array_of_all_rows(tiny_store: Any) -> None:
+    data, reader = views_of(tiny_store, "tiny-gaps"), tiny_store.features("tiny-gaps")
+    usable = np.setdiff1d(np.arange(reader.rows), reader.failed_rows())
+    np.testing.assert_array_equal(data.rows_at(range(len(data))), usable)
+    np.testing.assert_array_equal(data.rows_at([-1, -len(data)]), usable[[-1, 0]])
+    assert all(array.size <= 2 for array in vars(data).values() if isinstance(array, np.ndarray))
+    for outside in (len(data), -len(data) - 1):
+        with pytest.raises(IndexError, match="46 samples"):
+            data[outside]

@@ -1,0 +1,31 @@
+"""What a URL of a store or of a source may be: no secrets in it, because URLs stand in identities, records, logs and errors.
+
+Errors of this file never repeat a URL that holds one. Credentials come through the environment, as every client library reads them.
+"""
+
+import re
+
+from .errors import BadInput
+
+_HALF = re.compile(r"[a-z][a-z0-9+]+:/[^/]")
+_ADVICE = "credentials come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.netrc and so on)"
+
+
+def is_url(place: str) -> bool:
+    """Whether this is a URL, and not a path; raises `BadInput` for what is left of a URL that went through a path."""
+    if _HALF.match(place):
+        raise BadInput(f"{place!r} is neither a folder nor a URL; did you mean {place.replace(':/', '://', 1)!r}?")
+    return "://" in place
+
+
+def refuse_secrets(what: str, url: str) -> None:
+    """Raise `BadInput` for a URL with a user or a password, a query or a fragment; chained URLs (`a://x::b://y`) part by part.
+
+    A signed URL's signature is in its query, and it runs out while what was recorded stays.
+    """
+    for part in url.split("::"):
+        scheme, separator, rest = part.partition("://")
+        if separator and "@" in rest.partition("/")[0]:
+            raise BadInput(f"the {what}'s URL holds credentials; leave them out: {_ADVICE}")
+        if separator and scheme != "file" and ("?" in rest or "#" in rest):
+            raise BadInput(f"the {what}'s URL has a query or a fragment; give the address alone: {_ADVICE}")
