@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput
-from . import torchvision_guard
 from .architectures import Options, canonical, facts
+from .light_timm import import_timm
 from .preprocessing import Preprocessing
 from .tokens import Tokens
 
-torchvision_guard.install()
+import_timm()
 
-from timm.layers import LayerNorm  # noqa: E402 - only after the guard
+from timm.layers import LayerNorm  # noqa: E402 - only after import_timm
 from timm.models.convnext import ConvNeXt  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
 

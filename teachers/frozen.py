@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput
-from . import torchvision_guard
 from .architectures import Options
 from .encoders import Encoder
 from .fusion import fuse_batch_norms
 from .keras_resnet50 import STRIDE_PX, KerasResNet50
+from .light_timm import import_timm
 from .preprocessing import Preprocessing
 from .tokens import Tokens
 
-torchvision_guard.install()
+import_timm()
 
-import timm  # noqa: E402 - only after the guard
+import timm  # noqa: E402 - only after import_timm
 
 KERAS_CHANNELS = 2048
 KERAS_PREPROCESSING = Preprocessing(224, "bicubic", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0), 1.0, "bgr")

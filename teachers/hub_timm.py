@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput
-from . import torchvision_guard
 from .architectures import CONVNEXT, VIT, Options, canonical
+from .light_timm import import_timm
 from .official import PREFIX, Imported, with_unit_scales
 from .preprocessing import Preprocessing
 from .tokens import Tokens
 
-torchvision_guard.install()
+import_timm()
 
-import timm  # noqa: E402 - only after the guard
+import timm  # noqa: E402 - only after import_timm
 from timm.models.convnext import ConvNeXt  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
 

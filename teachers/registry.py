@@ -9,6 +9,7 @@ packages and serve the demonstration.
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from ..storage.errors import BadInput, unknown_name
 from ..storage.identity import file_sha256
 from .architectures import Options, canonical, facts
+from .empty_build import build_empty
 from .encoders import Encoder, build_encoder
 from .frozen import (
     KERAS_CHANNELS,
@@ -149,21 +151,35 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return _frozen(spec, _BUILDERS[spec.architecture["name"]](spec.architecture).eval(), device)
-    found = file_sha256(_existing(spec.weights_path, spec.name, "the file that was resolved"))
-    if found != spec.weights_sha256:
-        raise BadInput(
-            f"the weights of {spec.name} changed since they were resolved: {spec.weights_path} has sha256 {found[:12]}…, "
-            f"expected {spec.weights_sha256[:12]}…; resolve the teacher again, or put the former file back"
-        )
+    path = _existing(spec.weights_path, spec.name, "the file that was resolved")
+    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as beside:  # it leaves the interpreter to the build
+        found = beside.submit(file_sha256, path)
+        try:
+            encoder = _loaded(spec)
+        finally:  # a file that changed is the reason for whatever else was wrong with it
+            _refuse_changed(spec, found.result())
+    return _frozen(spec, encoder, device)
+
+
+def _loaded(spec: TeacherSpec) -> Encoder:
+    """Built without random weights, and every one of them loaded."""
     if spec.architecture["name"] == "hf":
-        return _frozen(spec, load_hf(spec.architecture, spec.weights_path), device)
-    encoder = _BUILDERS[spec.architecture["name"]](spec.architecture).eval()
+        return load_hf(spec.architecture, spec.weights_path)
+    encoder = build_empty(lambda: _BUILDERS[spec.architecture["name"]](spec.architecture).eval())
     if isinstance(encoder, FrozenEncoder):  # published files name the backbone's tensors, a run's name the encoder's
         load_strictly(encoder.backbone, spec.weights_path)
         encoder.fuse()
     else:
         load_strictly(encoder, spec.weights_path)
-    return _frozen(spec, encoder, device)
+    return encoder
+
+
+def _refuse_changed(spec: TeacherSpec, found: str) -> None:
+    if found != spec.weights_sha256:
+        raise BadInput(
+            f"the weights of {spec.name} changed since they were resolved: {spec.weights_path} has sha256 {found[:12]}…, "
+            f"expected {spec.weights_sha256[:12]}…; resolve the teacher again, or put the former file back"
+        )
 
 
 def _frozen(spec: TeacherSpec, encoder: Encoder, device: torch.device | str) -> Teacher:
