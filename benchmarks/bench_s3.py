@@ -19,15 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from eupe_pipeline.storage.copying import copy_features
 from eupe_pipeline.storage.features import FeatureReader, TokenRows
-from eupe_pipeline.storage.maintenance import copy_features
 from eupe_pipeline.storage.objects import open_objects
 from eupe_pipeline.storage.s3_get import whole_objects
 from eupe_pipeline.storage.shard_cache import CONNECTIONS
@@ -106,8 +105,8 @@ def main() -> None:
             fresh = [opened(folder / f"cache{number}", features.key) for number in range(options.rounds + 1)]
             open_seconds = (time.perf_counter() - start) / len(fresh)
 
-            def whole_get(key: str) -> None:
-                deque(whole.pieces(f"bench/store/{key}"), maxlen=0)
+            def whole_get(key: str) -> int:
+                return sum(len(piece) for piece in whole.pieces(f"bench/store/{key}"))
 
             connections = ThreadPoolExecutor(CONNECTIONS)
             contestants = {

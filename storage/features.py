@@ -135,17 +135,17 @@ class FeatureReader:
         """The images whose tokens these are: ids, labels, sizes, pixels."""
         return self.views.dataset
 
-    def read(self, which: Asked, out: TokenRows | None = None, *, check: bool = True) -> TokenRows:
+    def read(self, which: Asked, out: TokenRows | None = None, *, check: bool = True, threads: int | None = None) -> TokenRows:
         """The given rows, or all views of the images of the given ids, in their order, into `out` when given.
 
-        Rows and ids may come as an array, a list or a range (`selection`). Raises `BadInput` for rows outside and unknown ids,
-        `CacheDamaged` naming the shard for damage.
+        Rows and ids may come as an array, a list or a range (`selection`). Large reads take several threads, at most `threads`. Raises
+        `BadInput` for rows outside and unknown ids, `CacheDamaged` naming the shard for damage.
         """
         asked = rows_or_ids(which)
         rows = only_rows(self.rows_of(asked) if isinstance(asked, list) else asked, self.rows, self.key)
         target = self.empty(len(rows)) if out is None else out
         arrays = _named(target)
-        self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check)
+        self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check, threads=threads)
         return target
 
     def expect(self, rows: NDArray[np.int64]) -> None:

@@ -19,6 +19,7 @@ from typing import Protocol
 from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals, sweep
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from .read_ahead import Fetchers
+from .reading_threads import LOCAL
 from .remote import RemoteObjects, check_limit
 from .urls import is_url
 
@@ -45,6 +46,7 @@ class Objects(Protocol):
     """Named byte strings below one root; a key is a relative path with slashes."""
 
     url: str
+    at_once: int  # how many reads are worth making at a time
     fetchers: Fetchers | None  # who opens shards before they are asked for; None where opening costs nothing or fetches nothing
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
@@ -184,6 +186,7 @@ def after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
 class LocalObjects:
     """`Objects` in a folder of this machine or of a shared file system that has hard links."""
 
+    at_once = LOCAL
     fetchers: Fetchers | None = None
 
     def __init__(self, root: Path) -> None:

@@ -19,6 +19,7 @@ import xxhash
 from .atomic import Content, refusals
 from .errors import CacheDamaged, EupeError, StoreUnavailable
 from .read_ahead import Fetchers
+from .reading_threads import MOST
 from .s3_get import WholeObjects, whole_objects
 from .urls import refuse_secrets
 
@@ -83,6 +84,7 @@ class _RemoteObject:
 class RemoteObjects:
     """`Objects` below an fsspec URL."""
 
+    at_once = MOST
     fetchers: Fetchers | None = None
 
     def __init__(self, url: str) -> None:

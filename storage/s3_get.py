@@ -6,6 +6,7 @@ with, so that credentials, profiles and endpoints are found in one and the same 
 One try a call: retries are `remote.persist`'s.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,7 @@ class WholeObjects:
         self._filesystem = filesystem
         self._lock = threading.Lock()
         self._client: Any = None
+        self._process = -1
 
     def _connected(self) -> Any:
         """The client, made at the first use: it costs a tenth of a second."""
@@ -29,7 +31,7 @@ class WholeObjects:
         from botocore.config import Config
 
         with self._lock:
-            if self._client is None:
+            if self._process != os.getpid():  # a fork shares its parent's connections
                 given = self._filesystem
                 signature = {"signature_version": UNSIGNED} if given.anon else {}
                 self._client = botocore.session.Session(profile=given.kwargs.get("profile")).create_client(
@@ -41,6 +43,7 @@ class WholeObjects:
                     aws_session_token=given.token,
                     region_name=given.client_kwargs.get("region_name"),
                 )
+                self._process = os.getpid()
             return self._client
 
     def pieces(self, path: str, accept: Callable[[int], None] = lambda size: None) -> Iterator[memoryview]:

@@ -20,6 +20,7 @@ from .atomic import TEMPORARY_PREFIX, Content, make_folder, sweep
 from .errors import CacheDamaged
 from .objects import LocalObjects, OpenObject, Vanished
 from .read_ahead import Fetchers
+from .reading_threads import LOCAL
 from .remote import RemoteObjects
 from .zarr_format import xxh3_128
 
@@ -35,6 +36,8 @@ def _started() -> float:
 
 class CachedObjects:
     """`Objects` that opens expected contents from local copies, and passes everything else on."""
+
+    at_once = LOCAL
 
     def __init__(self, remote: RemoteObjects, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         make_folder(folder)

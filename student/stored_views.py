@@ -10,6 +10,7 @@ without the copy from a worker's memory, and decodes on the device.
 Axes: n samples, H × W grid or T sampled tokens, D channels.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class StoredViews(Dataset[Sample]):
         self.store_url, self.size_px, self.interpolation = str(store_url), size_px, interpolation
         store = FeatureStore.open(store_url)
         self.keys = [store.features(name).key for name in ([features] if isinstance(features, str) else features)]
-        self._readers: dict[str, FeatureReader] | None = None
+        self._readers: tuple[int, dict[str, FeatureReader]] = (-1, {})
         readers = self.readers()
         if len(readers) < len(self.keys) or not self.keys:
             raise BadInput(f"name each teacher's feature set once, got {list(features)}")
@@ -53,14 +54,14 @@ class StoredViews(Dataset[Sample]):
         self._usable_before: NDArray[np.int64] = failed - np.arange(len(failed))  # each failed row: how many usable ones come before it
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": None}
+        return {**self.__dict__, "_readers": (-1, {})}
 
     def readers(self) -> dict[str, FeatureReader]:
         """The feature sets by teacher, opened when this process first needs them."""
-        if self._readers is None:
+        if self._readers[0] != os.getpid():  # a forked DataLoader worker has its parent's locks, but not its threads and connections
             store = FeatureStore.open(self.store_url)
-            self._readers = {reader.name: reader for reader in map(store.features, self.keys)}
-        return self._readers
+            self._readers = os.getpid(), {reader.name: reader for reader in map(store.features, self.keys)}
+        return self._readers[1]
 
     def __len__(self) -> int:
         return self._count

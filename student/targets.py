@@ -98,11 +98,11 @@ class CachedTargets:
             reader.expect(rows_b)
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
-        """Read checked rows straight into the batch."""
+        """Read checked rows straight into the batch; the caller has threads of its own."""
         for name, reader in self.readers.items():
             window = slice(start, start + len(rows_b))
             cls, scale, position = (_window(memory.get(f"{name}/{part}"), window) for part in ("cls", "scale", "position"))
-            reader.read(rows_b, out=TokenRows(cls, memory[f"{name}/patch"][window].numpy(), scale, position))
+            reader.read(rows_b, out=TokenRows(cls, memory[f"{name}/patch"][window].numpy(), scale, position), threads=1)
 
     def resolve(self, tensors: Mapping[str, Tensor]) -> Targets:
         """De-quantise on the device."""
