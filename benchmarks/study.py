@@ -5,8 +5,9 @@ students, steps and batches, and each seed draws weights, order and views anew. 
 views an image; 1, 2, 4, 8 cached views; the paper's stage ablations (each stage has all the steps). `int8` is also `2 views` and `2 only`.
 A small study on two cores ranks little: what differs by less than the seeds do is called so.
 
-Each result is appended to a file as soon as it is there; run again, the study does what is missing, then writes its table. A result takes
-40 to 400 s of one core (`live` most), all of them some 70 minutes of processor time: 38 minutes on two cores.
+Each result is appended to a file as soon as it is there; run again, the study does what is missing, then writes its table above what
+people wrote of it ("What it says" stays: read it against the new figures). A result takes 40 to 400 s of one core (`live` most), all of
+them some 70 minutes of processor time: 38 minutes on two cores.
 
     python -m benchmarks.study [--jobs 2] [--images 2000] [--steps 1000] [--seeds 3] [--arms live int8 …] [--folder runs/study]
 """
@@ -15,11 +16,10 @@ import argparse
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from eupe_pipeline.storage.views import ViewSpec
 from eupe_pipeline.student.config import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TeacherConfig, TrainRecipe
 
 from .study_table import Row, read_rows, write_table
+from .workers import workers
 
 TEACHER, TEACHER_PX, SIZE_PX = "efficientnet-lite0", 128, 64
 STUDENT = StudentConfig("vit", {"width": 96, "depth": 4, "heads": 3, "layer_scale": 1.0, "patch_px": 16}, (SIZE_PX,))
@@ -160,7 +161,7 @@ def main() -> None:
     arms = options.arms or list(Study(options.folder, scale).arms)
     known = {(row.arm, row.seed) for row in read_rows(results, asdict(scale))}
     todo = [(arm, seed) for seed in range(options.seeds) for arm in arms if (arm, seed) not in known]
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with workers(options.jobs) as pool:
         running = [pool.submit(measure, options.folder, scale, arm, seed) for arm, seed in todo]
         for done, future in enumerate(as_completed(running), start=1):
             row = future.result()

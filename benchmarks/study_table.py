@@ -16,6 +16,7 @@ from .figures import machine
 
 REFERENCE = "int8"
 _AGAINST = {"fp32": "live", "fp16": "live", "int8": "live", "stages 1-2-3": "stages 1-2"}
+_BY_HAND = "\n## What it says\n"
 _TEXT = """# What caching costs, and what stages give
 
 kNN accuracy (paper's protocol, k = 10, class token) of small students on {test_images:,} of CIFAR-10's test photos, taught on {images:,}
@@ -95,7 +96,7 @@ def table_row(name: str, arms: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def write_table(rows: Sequence[Row], order: Sequence[str], out: Path) -> None:
-    """Write the Markdown page; raises ValueError for no rows."""
+    """Write the Markdown page, and below it what stands there from "What it says" on; raises ValueError for no rows."""
     if not rows:
         raise ValueError("no results to show")
     arms = by_arm(rows, order)
@@ -109,4 +110,5 @@ def write_table(rows: Sequence[Row], order: Sequence[str], out: Path) -> None:
         "machine": "{cpu}, {cores} cores, Python {python}".format(**machine()),
         "hours": sum(row.seconds for row in rows) / 3600,
     }
-    out.write_text(_TEXT.format(**known))
+    _, heading, words = out.read_text().partition(_BY_HAND) if out.is_file() else ("", "", "")
+    out.write_text(_TEXT.format(**known) + heading + words)

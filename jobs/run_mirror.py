@@ -1,39 +1,37 @@
-"""A run whose folder is a URL: it trains in a local copy, which is put into the object store at the start, each checkpoint and the end.
+"""A run whose folder is a URL: it trains in a local copy, which goes up into the object store beside the training (`run_uploads`).
 
     s3://bucket/run/
-      run-id.json                       created exclusively by the first push: a second run begun there is refused
+      run-id.json                       created exclusively before the first step: a second run begun there is refused
       recipe.json  identities.json  metrics.jsonl  tensorboard/  summary.json (last of all)
       checkpoints/step-0001000/…        files first, then manifest.json with their sizes and sha256
       model/  initial/model/  …         the same
 
-A folder of tensors exists when its manifest does, and goes manifest first. On another machine the run is fetched, verified and goes on;
-where the local copy of the same run is ahead (the network was down), it stays. Price: a local disk that holds the checkpoints, each file
-once in memory on its way, and an upload within the step that makes a checkpoint. A push that fails in the middle of a run is a warning,
-and the next checkpoint brings everything up to date; at the end it is an error.
+A folder of tensors exists when its manifest does, and goes manifest first, when all that is newer is there. On another machine the run is
+fetched, verified and goes on; where the local copy of the same run is ahead (it was stopped before its upload ended), it stays. Price: a
+local disk that holds the checkpoints, and each file once in memory on its way.
 """
 
 import contextlib
-import json
+import hashlib
+import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ..storage.atomic import TEMPORARY_PREFIX, make_folder, replace_folder, write_atomically
-from ..storage.errors import BadInput, CacheDamaged, StoreUnavailable
-from ..storage.identity import canonical_json, digest, file_sha256, short
+from ..storage.atomic import TEMPORARY_PREFIX, replace_folder, write_atomically
+from ..storage.errors import BadInput
+from ..storage.identity import canonical_json, digest, short
 from ..storage.objects import Objects, open_objects
 from ..student.ranks import Ranks
 from ..teachers.weights import weights_folder
+from .run_copies import MANIFEST, RUN_ID, Manifest, RunCopy
+from .run_uploads import OnEvent, uploading
 
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
-Manifest = dict[str, dict[str, Any]]
-MANIFEST = "manifest.json"
-_ID, _LAST = "run-id.json", "summary.json"
+_LAST = "summary.json"
 _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put as a whole
-_PUSH_AT = ("start", "checkpoint", "end")
 
 
 def is_url(out: Path | str) -> bool:
@@ -48,142 +46,149 @@ def local_copy(url: str) -> Path:
 
 @contextlib.contextmanager
 def mirrored(url: str, ranks: Ranks, on_event: OnEvent) -> Iterator[tuple[Path, OnEvent]]:
-    """The local copy, up to date, and the callback that pushes it; every rank of a run calls this."""
+    """The local copy, up to date, and the callback that has it put up; every rank of a run calls this.
+
+    A block that ends well waits for the upload; one that ends in an error says what is not up yet.
+    """
     mirror = RunMirror(open_objects(url), local_copy(url))
     if ranks.first:
         mirror.pull()
     ranks.wait()
     if not ranks.first:  # on another machine; beside the first rank there is nothing to do
         mirror.pull()
-    yield mirror.home, mirror.pushing(on_event) if ranks.first else on_event
+        yield mirror.home, on_event
+        return
+    with uploading(mirror, on_event) as told:
+        yield mirror.home, told
 
 
 class RunMirror:
-    """One run's folder `home` and the objects that are its copy."""
+    """One run's folder `home` and the objects that are its copy; one thread at a time pushes."""
 
     def __init__(self, objects: Objects, home: Path) -> None:
-        self.objects, self.home = objects, home
+        self.objects, self.home, self.copy = objects, home, RunCopy(objects)
+        self.url = objects.url
+        self._claimed = False
         self._id_file = home.with_name(f"{home.name}.id")
+        self._up: dict[str, Manifest] = {}
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._described: dict[str, tuple[tuple[int, int], Manifest]] = {}
 
     def pull(self) -> None:
         """Make the local copy what the store holds, unless it is the same run and further; raises `CacheDamaged`, `StoreUnavailable`."""
-        there, here = self._remote_id(), self._id_file.read_text() if self._id_file.is_file() else None
+        there, here = self.copy.run_id(), self._id_file.read_text() if self._id_file.is_file() else None
         if there is not None and there == here and self._newest_here() >= self._newest_there():
             return
+        self._id_file.unlink(missing_ok=True)  # from here to the end, a kill leaves no copy of any run
         shutil.rmtree(self.home, ignore_errors=True)
-        make_folder(self.home.parent)
-        write_atomically(self._id_file, (there or secrets.token_hex(8)).encode())
         if there is not None:
-            self._fetch("")
+            with replace_folder(self.home) as temporary:
+                self.copy.fetch(temporary)
+        write_atomically(self._id_file, (there or secrets.token_hex(8)).encode())
 
-    def pushing(self, on_event: OnEvent) -> OnEvent:
-        """The callback that puts the run into the store after the trainer's events that call for it."""
+    def claim(self) -> None:
+        """Make the URL this run's; raises `BadInput` when another run was begun there."""
+        if self._claimed:
+            return
+        own = self._id_file.read_text()
+        if not self.objects.create(RUN_ID, [canonical_json({"id": own})]) and self.copy.run_id() != own:
+            raise BadInput(f"another run was begun in {self.objects.url} meanwhile; give a new URL for this one")
+        self._claimed = True
 
-        def told(event: Event) -> None:
-            on_event(event)
-            if event["event"] in _PUSH_AT:
-                try:
-                    self.push()
-                except StoreUnavailable as error:
-                    if event["event"] == "end":
-                        raise
-                    on_event({"event": "warning", "text": f"{error}; the run goes on, the next checkpoint is put with this one"})
+    def push(self, go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Put what the store lacks: single files, whole folders in order, then what is gone here is removed there, the summary last.
 
-        return told
-
-    def push(self) -> None:
-        """Put what the store lacks: whole folders first, then single files, then what is gone here is removed there."""
-        self._claim()
-        folders = {path.parent.relative_to(self.home).as_posix() for mark in _MARKS for path in self.home.rglob(mark)}
-        folders = {name for name in folders if TEMPORARY_PREFIX not in name}
-        for name in sorted(folders):
-            self._put_folder(name)
-        singles = [path for path in self.home.rglob("*") if path.is_file() and path.parent.relative_to(self.home).as_posix() not in folders]
-        singles = [path for path in singles if TEMPORARY_PREFIX not in path.as_posix()]
-        for path in sorted(singles, key=lambda path: path.name == _LAST):
-            self._replace(path.relative_to(self.home).as_posix(), path.read_bytes())
-        for name in self._folders_there(""):
+        The records go first, so that a checkpoint that is up has its metrics. False when it was told not to go on, or when a folder was
+        replaced or removed meanwhile: nothing is removed there then, and another push is due.
+        """
+        self.claim()
+        singles, folders = self._files_here()
+        for key in sorted(set(singles) - {_LAST}):
+            self._put_single(key)
+        for name in folders:
+            if not (go_on() and self._put_folder(name, go_on)):
+                return False
+        for name in self.copy.folders():
             if name not in folders:
                 self._remove_folder(name)
+        if _LAST in singles:
+            self._put_single(_LAST)
+        return True
 
-    def _claim(self) -> None:
-        own = self._id_file.read_text()
-        if not self.objects.create(_ID, [canonical_json({"id": own})]) and self._remote_id() != own:
-            raise BadInput(f"another run was begun in {self.objects.url} meanwhile; give a new URL for this one")
+    def missing(self) -> list[str]:
+        """Folders of tensors that are here and, as far as this object knows, not up; asks nobody."""
+        return [name for name in self._files_here()[1] if name not in self._up]
 
-    def _remote_id(self) -> str | None:
-        try:
-            return str(json.loads(self.objects.read(_ID))["id"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CacheDamaged(f"{self.objects.url}/{_ID} is damaged ({error}); use a new URL for this run") from error
+    def _files_here(self) -> tuple[list[str], list[str]]:
+        """Single files, and whole folders in their order: checkpoints by step, then the rest."""
+        singles, folders = [], []
+        for root, below, names in os.walk(self.home):
+            below[:] = [name for name in below if not name.startswith(TEMPORARY_PREFIX)]
+            own = Path(root).relative_to(self.home).as_posix()
+            if set(names) & set(_MARKS):
+                folders.append(own)
+            else:
+                singles += [f"{own}/{name}".removeprefix("./") for name in names if not name.startswith(TEMPORARY_PREFIX)]
+        return singles, sorted(folders, key=lambda name: ("step-" not in name, name))
 
-    def _put_folder(self, name: str) -> None:
-        files = sorted(path for path in (self.home / name).iterdir() if path.is_file())
-        manifest = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
-        if self._manifest(name) == manifest:
-            return
-        self.objects.remove(f"{name}/{MANIFEST}")
-        for path in files:
-            self._replace(f"{name}/{path.name}", path.read_bytes())
+    def _put_single(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            status = (self.home / key).stat()
+            mark = (status.st_size, status.st_mtime_ns)
+            if self._sent.get(key) != mark:
+                self.objects.replace(key, (self.home / key).read_bytes())
+                self._sent[key] = mark
+
+    def _put_folder(self, name: str, go_on: Callable[[], bool]) -> bool:
+        """Files first, manifest last, from open files: what the trainer removes meanwhile is put all the same, or not at all."""
+        with contextlib.ExitStack() as stack:
+            try:
+                mark, files = _opened(self.home / name, stack)
+            except FileNotFoundError:
+                return False
+            known = self._described.get(name)
+            manifest = known[1] if known is not None and known[0] == mark else _manifest_of(files)
+            self._described[name] = (mark, manifest)
+            if self._up.get(name, None) == manifest or self.copy.manifest(name) == manifest:
+                self._up[name] = manifest
+                return True
+            self._up.pop(name, None)
+            self.objects.remove(f"{name}/{MANIFEST}")
+            for file, opened in files.items():
+                if not go_on():
+                    return False
+                opened.seek(0)
+                self.objects.replace(f"{name}/{file}", opened.read())
         self.objects.create(f"{name}/{MANIFEST}", [canonical_json({"files": manifest})])
-
-    def _replace(self, key: str, data: bytes) -> None:
-        """Nobody reads what has no manifest, and the single files are records for people: no need for one step."""
-        if not self.objects.create(key, [data]) and (self.objects.size(key) != len(data) or self.objects.read(key) != data):
-            self.objects.remove(key)
-            self.objects.create(key, [data])
+        self._up[name] = manifest
+        return True
 
     def _remove_folder(self, name: str) -> None:
         self.objects.remove(f"{name}/{MANIFEST}")
         for file in self.objects.names(name):
             self.objects.remove(f"{name}/{file}")
-
-    def _manifest(self, name: str) -> Manifest | None:
-        try:
-            return dict(json.loads(self.objects.read(f"{name}/{MANIFEST}"))["files"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CacheDamaged(f"{self.objects.url}/{name}/{MANIFEST} is damaged ({error}); remove it to leave that folder out") from error
-
-    def _folders_there(self, prefix: str) -> list[str]:
-        """Whole folders of the store, by path; a folder whose push was cut short is not among them."""
-        names = self.objects.names(prefix)
-        if MANIFEST in names:
-            return [prefix]
-        below = [f"{prefix}/{name}".lstrip("/") for name in names if "." not in name]
-        return [found for name in below for found in self._folders_there(name)]
-
-    def _fetch(self, prefix: str) -> None:
-        """Everything below a prefix: whole folders verified against their manifests, single files as they are."""
-        names = self.objects.names(prefix)
-        if MANIFEST in names:
-            self._fetch_folder(prefix)
-            return
-        if prefix.rpartition("/")[2].startswith("step-") or prefix.endswith("model"):
-            return  # a push that was cut short
-        for name in names:
-            key = f"{prefix}/{name}".lstrip("/")
-            if "." not in name:
-                self._fetch(key)
-            elif key != _ID:
-                write_atomically(self.home / key, self.objects.read(key))
-
-    def _fetch_folder(self, name: str) -> None:
-        with replace_folder(self.home / name) as temporary:
-            for file, described in (self._manifest(name) or {}).items():
-                if Path(file).name != file:
-                    raise CacheDamaged(f"{self.objects.url}/{name}/{MANIFEST} names {file!r}, which is no file of that folder")
-                (temporary / file).write_bytes(self.objects.read(f"{name}/{file}", int(described["bytes"])))
-                if file_sha256(temporary / file) != described["sha256"]:
-                    raise CacheDamaged(
-                        f"{self.objects.url}/{name}/{file} differs from its manifest; remove {name}/{MANIFEST} there to leave it out"
-                    )
+        self._up.pop(name, None)
 
     def _newest_here(self) -> str:
-        return max((path.name for path in self.home.rglob("step-*") if TEMPORARY_PREFIX not in path.name), default="")
+        return max((name.rpartition("/")[2] for name in self._files_here()[1] if "step-" in name), default="")
 
     def _newest_there(self) -> str:
-        return max((name.rpartition("/")[2] for name in self._folders_there("") if "step-" in name), default="")
+        return max((name.rpartition("/")[2] for name in self.copy.folders() if "step-" in name), default="")
+
+
+def _opened(folder: Path, stack: contextlib.ExitStack) -> tuple[tuple[int, int], Mapping[str, BufferedReader]]:
+    """Every file of a folder, open, and the folder's mark; raises FileNotFoundError when it was replaced or removed meanwhile."""
+    before = folder.stat()
+    files = {path.name: stack.enter_context(path.open("rb")) for path in sorted(folder.iterdir()) if path.is_file()}
+    after = folder.stat()
+    if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+        raise FileNotFoundError(folder)
+    return (after.st_ino, after.st_mtime_ns), files
+
+
+def _manifest_of(files: Mapping[str, BufferedReader]) -> Manifest:
+    described: dict[str, dict[str, Any]] = {}
+    for name, file in files.items():
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        described[name] = {"bytes": os.fstat(file.fileno()).st_size, "sha256": sha256}
+    return described

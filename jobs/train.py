@@ -36,6 +36,7 @@ from ..teachers.regularity import set_drop_path, set_recompute
 from ..teachers.teacher import Teacher
 from .reading_leases import leases
 from .run_mirror import is_url, mirrored
+from .run_source import fetch_once, run_at_hand
 from .start_checks import check_pixels, check_teachers
 from .train_data import Part, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
 from .watch import Watch, watching
@@ -50,7 +51,7 @@ def train(
     *,
     data: str = "",
     out: Path | str,
-    proxy: Path | None = None,
+    proxy: Path | str | None = None,
     live_teachers: Sequence[str] = (),
     students: Sequence[str] = (),
     on_event: OnEvent = lambda event: None,
@@ -64,7 +65,7 @@ def train(
     """Train into `out`, a folder or a URL, and return the summary; with `already: True` and at once when that run is finished.
 
     `features` are names or keys of feature sets over the dataset `data`, or over those of `recipe.data.shares`. With `teacher.source =
-    "live"`, `live_teachers` names the teacher of each feature set in the same order, or `proxy` is the run folder behind the only one: the
+    "live"`, `live_teachers` names the teacher of each feature set in the same order, or `proxy` is the run behind the only one: the
     sets then give views and statistics. With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds
     theirs under `students`. `watch` evaluates them while they train. With `follow_s`, shards that are missing are waited for, so many
     seconds after the last one came.
@@ -82,11 +83,13 @@ def train(
         with claims:
             device = choose_device(recipe.device)
             use_tensor_cores(device.value)
-            source = _target_source(recipe, parts, [str(proxy)] if proxy is not None else live_teachers, device.value)
+            live = [str(proxy)] if proxy is not None else list(live_teachers)
+            runs = student_runs(recipe, students, home)
+            fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
+            source = _target_source(recipe, parts, live, device.value)
             if ranks.first:
                 check_start(store, parts, source)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
-            runs = student_runs(recipe, students, home)
             for own, _ in runs.values():
                 refuse_other_grids(own, source.specs)
             summaries = begin_runs(runs, source, parts, origins or {}, ranks, told)
@@ -175,7 +178,7 @@ def _learner(
 ) -> Learner:
     student = initial_student(recipe, source.specs)
     if recipe.student.init_from:
-        load_model(student, Path(recipe.student.init_from), statistics)
+        load_model(student, run_at_hand(recipe.student.init_from), statistics)
     elif ranks.first and not folder.initial.exists():
         save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
     precision = choose_precision(recipe.precision, device.value)
@@ -221,8 +224,9 @@ def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live_teachers: Se
 def open_live_teacher(reader: FeatureReader, name_or_run: str, device: str) -> Teacher:
     """The loaded teacher whose tokens a feature set holds; raises `CacheMismatch` naming each field in which it is another."""
     recorded = reader.identity["teacher"]
+    found = str(run_at_hand(name_or_run)) if is_url(name_or_run) else name_or_run
     spec = resolve_teacher(
-        name_or_run, size_px=recorded["preprocessing"]["size_px"], precision=recorded["precision"]
+        found, size_px=recorded["preprocessing"]["size_px"], precision=recorded["precision"]
     )  # fmt: skip
     if lines := differing_fields(spec.identity(), recorded):
         raise CacheMismatch(f"{name_or_run} is not the teacher that made {reader.key}: {'; '.join(lines)}")
@@ -233,7 +237,7 @@ def _initial_identity(recipe: TrainRecipe) -> dict[str, str] | None:
     """What a run starts from, by content; None for random weights."""
     if not recipe.student.init_from:
         return None
-    model = Path(recipe.student.init_from) / "model"
+    model = run_at_hand(recipe.student.init_from) / "model"
     names = ("backbone.safetensors", "adapters.safetensors")
     for name in names:
         if not (model / name).is_file():

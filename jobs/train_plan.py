@@ -22,7 +22,7 @@ from ..student.models import Student, TargetSpec, count_parameters
 from ..student.order import rank_span
 from ..student.prefetch import slot_bytes, slots_within
 from ..student.ranks import Ranks
-from ..student.sampled import refuse_other_grids
+from ..student.sampled import SampledTokens, at_places, refuse_other_grids
 from ..student.targets import STUDENT, CachedTargets, Memory
 from ..teachers.regularity import set_recompute
 from .train import initial_student, student_runs
@@ -80,7 +80,7 @@ def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ra
         state_bytes += parameters * _FP32_BYTES
     start, stop = ranks.span(recipe.run.batch_size)
     part = -(-(stop - start) // recipe.run.accumulate)
-    activation_bytes = part * kept_bytes(student, recipe)
+    activation_bytes = part * kept_bytes(student, recipe, specs)
     return {
         "parameters": parameters,
         "backbone_parameters": count_parameters(student.encoder),
@@ -90,7 +90,7 @@ def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ra
     }
 
 
-def kept_bytes(student: Student, recipe: TrainRecipe) -> int:
+def kept_bytes(student: Student, recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> int:
     """Bytes that autograd keeps of one image at the largest input size, weights left out; the student is on the meta device."""
     size_px = max(recipe.student.sizes_px)
     own = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
@@ -103,8 +103,9 @@ def kept_bytes(student: Student, recipe: TrainRecipe) -> int:
     set_recompute(student.encoder, recipe.run.recompute_activations)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         tokens = student.encoder(torch.empty(1, 3, size_px, size_px, device="meta"))
-        for heads in student.adapters:
-            heads(tokens)
+        for heads, spec in zip(student.adapters, specs.values(), strict=True):
+            places = None if spec.tokens is None else torch.empty(1, spec.tokens, dtype=torch.int64, device="meta")
+            heads(tokens if places is None else at_places(tokens, SampledTokens(None, places, places, spec.grid)))
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
     return sum(nbytes for address, nbytes in storages.items() if address not in own)
 

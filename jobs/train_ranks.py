@@ -45,7 +45,7 @@ class TrainOrder:
     features: Sequence[str]
     data: str
     out: Path | str
-    proxy: Path | None = None
+    proxy: Path | str | None = None
     live_teachers: Sequence[str] = ()
     students: Sequence[str] = ()
     origins: Mapping[str, str] = field(default_factory=dict)

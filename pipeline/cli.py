@@ -75,9 +75,9 @@ def place(context: click.Context, option: click.Parameter, value: str) -> tuple[
     return int(words[0]), int(words[1])
 
 
-def folder_or_url(context: click.Context, option: click.Parameter, value: str) -> Path | str:
+def folder_or_url(context: click.Context, option: click.Parameter, value: str | None) -> Path | str | None:
     """Return a path, or a URL such as s3://… as it is; a path would lose one of its slashes."""
-    return value if "://" in value else Path(value)
+    return value if value is None or "://" in value else Path(value)
 
 
 def count_or_auto(context: click.Context, option: click.Parameter, value: str) -> int | None:
@@ -225,7 +225,7 @@ def plan(as_json: bool, **values: Any) -> None:
     click.option("--recipe", default=None, help="Recipe's name or TOML file; default: eupe-stageN."),
     SETTINGS,
     click.option("--out", required=True, callback=folder_or_url, metavar="FOLDER|URL", help="Run's folder; a run found there resumes."),
-    click.option("--proxy", type=FOLDER, default=None, help="Stage 3: the proxy's run, used live."),
+    click.option("--proxy", default=None, callback=folder_or_url, metavar="RUN|URL", help="Stage 3: the proxy's run, used live."),
     click.option("--targets", type=click.Choice(["cached", "live"]), default=None, help="Read targets or compute them; default: recipe's."),
     click.option("--teacher", "live_teachers", multiple=True, help="Live targets: teacher of each --features, in order; repeatable."),
     click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequence[str], recipe: str | None,
-          settings: Sequence[str], out: Path | str, proxy: Path | None, dry_run: bool, on_event: OnEvent, targets: str | None = None,
+          settings: Sequence[str], out: Path | str, proxy: Path | str | None, dry_run: bool, on_event: OnEvent, targets: str | None = None,
           live_teachers: Sequence[str] = (), students: Sequence[str] = (), workers: int = 0, address: str | None = None,
           allow_random_weights: bool = False, follow_minutes: float | None = None,
           shard_cache: Path | None = None, on_miss: str = "refuse", new_views: int = 1,
@@ -99,7 +99,7 @@ def watch_of(evaluation: str | None, every: int, data: str | None, images: int) 
     return None if evaluation is None or data is None else Watch(evaluation, every, data, images)
 
 
-def check_live_teachers(resolved: ResolvedRecipe, features: Sequence[str], proxy: Path | None, live_teachers: Sequence[str]) -> None:
+def check_live_teachers(resolved: ResolvedRecipe, features: Sequence[str], proxy: Path | str | None, live_teachers: Sequence[str]) -> None:
     """Raise BadInput unless live targets have their teachers, and cached ones none."""
     live = resolved.recipe.teacher.source == "live"
     if proxy is not None and live_teachers:

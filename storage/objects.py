@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals, sweep
+from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals, sweep, write_atomically
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from .read_ahead import Fetchers
 from .reading_threads import LOCAL
@@ -63,6 +63,9 @@ class Objects(Protocol):
 
     def create(self, key: str, content: Content) -> bool:
         """Publish the content, all of which is made, unless the key exists; True when this call created it. Raises `StoreUnavailable`."""
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Put an object whether or not the key exists; readers find the old one or the new one. For records of runs, never for a store."""
 
     def remove(self, key: str) -> None:
         """Remove one object; no error when it is gone already."""
@@ -226,6 +229,10 @@ class LocalObjects:
     def create(self, key: str, content: Content) -> bool:
         """Write, fsync, hard link, fsync the folder."""
         return create_exclusively(self.root / key, content)
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write, fsync, rename, fsync the folder."""
+        write_atomically(self.root / key, data)
 
     def drop_empty(self, prefix: str) -> None:
         """Remove what folders are left below a prefix from which every object was removed."""

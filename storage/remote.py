@@ -179,6 +179,10 @@ class RemoteObjects:
             return False
         return True
 
+    def replace(self, key: str, data: bytes) -> None:
+        """One put."""
+        self._call("replace", key, lambda: self._filesystem.pipe_file(self._path(key), data))
+
     def drop_empty(self, prefix: str) -> None:
         """There are no folders."""
 

@@ -119,6 +119,10 @@ class CachedObjects:
         """As the store behind."""
         return self.remote.create(key, content)
 
+    def replace(self, key: str, data: bytes) -> None:
+        """As the store behind."""
+        self.remote.replace(key, data)
+
     def drop_empty(self, prefix: str) -> None:
         """As the store behind."""
         self.remote.drop_empty(prefix)

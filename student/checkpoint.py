@@ -13,7 +13,6 @@ state. `step` counts finished optimiser steps.
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..storage.atomic import refusals, replace_folder
+from ..storage.atomic import refusals, remove_folder, replace_folder
 from ..storage.errors import BadInput, CacheDamaged
 from .ranks import ALONE, Ranks
 from .sharding import like, whole
@@ -113,7 +112,7 @@ def save_checkpoint(
         best = best_checkpoint(folder) if keep_best else None
         for old in list_checkpoints(folder)[:-keep]:
             if old != best:
-                shutil.rmtree(old)
+                remove_folder(old)
     ranks.wait()
     return final
 

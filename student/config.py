@@ -69,7 +69,7 @@ class StudentConfig:
     sizes_px: tuple[int, ...] = (256,)
     """Input sizes; one is drawn for each step."""
     init_from: str = ""
-    """Run folder whose backbone and adapters this run starts from; empty for random weights."""
+    """Run whose backbone and adapters this run starts from, a folder or the URL it was trained to; empty for random weights."""
     drop_path: float = 0.0
     """Largest probability that a residual branch is left out of a sample, rising with depth (paper: none)."""
     ema: float = 0.0

@@ -26,6 +26,7 @@ from .models import Student
 from .optimizers import build_optimizer, set_learning_rate
 from .ranks import ALONE, Ranks
 from .run import Metrics, RunFolder, save_model
+from .sampled import SampledTokens
 from .schedule import learning_rate
 from .sharding import exchanging, gradient_norm, spread
 from .targets import Targets
@@ -106,7 +107,7 @@ class Learner:
         self.student.train()
         exchanging(self._spread, last)
         with computing(self.device.value, self.precision.value):
-            predicted = self.forward(pixels_BHWC)
+            predicted = self.forward(pixels_BHWC, {name: one for name, one in targets.items() if isinstance(one, SampledTokens)})
         dropped = dropped_teachers(self.recipe.seed, step, list(targets), self.recipe.teacher.drop_probability)
         loss, terms = distillation_loss(predicted, targets, self.recipe.loss, self.recipe.teacher.weights, dropped)
         with attending(self.device.value):

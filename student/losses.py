@@ -17,7 +17,7 @@ from torch.nn import functional
 from ..storage.errors import BadInput
 from ..teachers.tokens import Tokens
 from .config import LossConfig, TeacherWeights
-from .sampled import SampledTokens, at_positions
+from .sampled import SampledTokens
 
 _COSINE_EPS = 1e-8
 
@@ -69,7 +69,7 @@ def _bicubic_matrix(small: int, large: int, device: torch.device, dtype: torch.d
 
 
 def distillation_loss(
-    student: Mapping[str, Tokens],
+    student: Mapping[str, Tokens | SampledTokens],
     targets: Mapping[str, Tokens | SampledTokens],
     config: LossConfig,
     weights: Mapping[str, TeacherWeights],
@@ -81,24 +81,26 @@ def distillation_loss(
     that its adapters still have a gradient (ranks that exchange gradients wait for each).
     """
     terms: dict[str, dict[str, Tensor]] = {}
-    total = torch.zeros((), device=next(iter(student.values())).patch_BHWD.device)
+    total: Tensor | float = 0.0
     for name, target in targets.items():
         weight = weights.get(name, TeacherWeights())
         terms[name] = teacher_terms(student[name], target, config)
         for term, value in terms[name].items():
             total = total + (0.0 if name in dropped else getattr(weight, term)) * value
-    return total, terms
+    return torch.as_tensor(total), terms
 
 
-def teacher_terms(student: Tokens, target: Tokens | SampledTokens, config: LossConfig) -> dict[str, Tensor]:
-    """The unweighted terms of one teacher; of sampled targets the patch term is over their places."""
+def teacher_terms(student: Tokens | SampledTokens, target: Tokens | SampledTokens, config: LossConfig) -> dict[str, Tensor]:
+    """The unweighted terms of one teacher; both are sampled at the same places, or neither; raises `BadInput` for one alone."""
     terms: dict[str, Tensor] = {}
     if target.cls_BD is not None and student.cls_BD is not None:
         terms["cls"] = cls_loss(student.cls_BD, target.cls_BD)
-    if isinstance(target, SampledTokens):
-        terms["patch"] = patch_loss(at_positions(student.patch_BHWD, target), target.patch_BTD, config)
-    else:
+    if isinstance(target, SampledTokens) and isinstance(student, SampledTokens):
+        terms["patch"] = patch_loss(student.patch_BTD, target.patch_BTD, config)
+    elif isinstance(target, Tokens) and isinstance(student, Tokens):
         terms["patch"] = patch_loss(*align_grids(student.patch_BHWD, target.patch_BHWD), config)
+    else:
+        raise BadInput("a teacher's sampled tokens are compared with the student's at the same places: take those with `at_places`")
     return terms
 
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ..teachers.encoders import Encoder
 from ..teachers.tokens import Tokens
+from .sampled import SampledTokens, at_places
+
+NONE_SAMPLED: Mapping[str, SampledTokens] = {}
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,11 @@ class TeacherHeads(nn.Module):
         self.cls = Adapter(in_dim, width, spec.cls_dim) if spec.cls_dim is not None else None
         self.patch = Adapter(in_dim, width, spec.patch_dim)
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """The student's tokens in the teacher's normalised space."""
+    def forward(self, tokens: Tokens | SampledTokens) -> Tokens | SampledTokens:
+        """The student's tokens, all or some, in the teacher's normalised space."""
         cls_BD = self.cls(tokens.cls_BD) if self.cls is not None else None
+        if isinstance(tokens, SampledTokens):
+            return tokens._replace(cls_BD=cls_BD, patch_BTD=self.patch(tokens.patch_BTD))
         return Tokens(cls_BD, self.patch(tokens.patch_BHWD))
 
 
@@ -62,10 +67,11 @@ class Student(nn.Module):
         self.teacher_names = list(teachers)
         self.adapters = nn.ModuleList([TeacherHeads(encoder.width, width, spec) for spec in teachers.values()])
 
-    def forward(self, pixels_BHWC: Tensor) -> dict[str, Tokens]:
-        """uint8 pixels (B, H, W, C) of any valid size → predicted tokens by teacher."""
+    def forward(self, pixels_BHWC: Tensor, sampled: Mapping[str, SampledTokens] = NONE_SAMPLED) -> dict[str, Tokens | SampledTokens]:
+        """uint8 pixels (B, H, W, C) of any valid size → predicted tokens by teacher, at the places of those whose targets are sampled."""
         tokens: Tokens = self.encoder(self.encoder.preprocessing.apply(pixels_BHWC))
-        return {name: heads(tokens) for name, heads in zip(self.teacher_names, self.adapters, strict=True)}
+        heads_of = dict(zip(self.teacher_names, self.adapters, strict=True))
+        return {name: heads(at_places(tokens, sampled[name]) if name in sampled else tokens) for name, heads in heads_of.items()}
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -103,6 +103,8 @@ def test_a_dry_run_counts_the_bytes_of_the_stored_tokens(kept: Any) -> None:
     plans = {name: plan_training(SHORT, store, [keys[name]], data="photos") for name in ("dense", "some")}
     view = {name: plan["reading"]["target_bytes_a_view"] for name, plan in plans.items()}
     assert view == {"dense": 4 * (16 * 48 + 48), "some": 4 * (6 * 48 + 48) + 2 * 6}
+    memory = {name: plan["students"]["vit-mini"]["activation_bytes"] for name, plan in plans.items()}
+    assert memory["some"] < memory["dense"]  # adapters compute the stored tokens alone
     assert plans["some"]["batch"]["targets_device_bytes"] < 0.5 * plans["dense"]["batch"]["targets_device_bytes"]
 
 

@@ -9,8 +9,8 @@ from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.storage.sampling import draw_positions
 from eupe_pipeline.student.config import LossConfig, StudentConfig, TrainRecipe
 from eupe_pipeline.student.losses import distillation_loss, patch_loss, teacher_terms
-from eupe_pipeline.student.models import TargetSpec
-from eupe_pipeline.student.sampled import SampledTokens, at_positions, refuse_other_grids
+from eupe_pipeline.student.models import TargetSpec, TeacherHeads
+from eupe_pipeline.student.sampled import SampledTokens, at_places, refuse_other_grids
 from eupe_pipeline.teachers.tokens import Tokens
 from torch import Tensor
 
@@ -32,12 +32,13 @@ def sampled(teacher_BHWD: Tensor, position_BT: Tensor) -> SampledTokens:
 
 
 def loss_at(student: Tensor, teacher: Tensor, position_BT: Tensor) -> Tensor:
-    return teacher_terms(Tokens(None, student), sampled(teacher, position_BT), LossConfig())["patch"]
+    target = sampled(teacher, position_BT)
+    return teacher_terms(at_places(Tokens(None, student), target), target, LossConfig())["patch"]
 
 
 def test_the_student_s_tokens_are_taken_where_the_places_say() -> None:
     student, teacher = made()
-    found = at_positions(student, sampled(teacher, torch.tensor([[0, 5], [1, 2], [3, 4]], dtype=torch.uint16)))
+    found = at_places(Tokens(None, student), sampled(teacher, torch.tensor([[0, 5], [1, 2], [3, 4]], dtype=torch.uint16))).patch_BTD
     assert torch.equal(found[1], torch.stack([student[1, 0, 1], student[1, 0, 2]]))
     assert torch.equal(found[2], torch.stack([student[2, 1, 0], student[2, 1, 1]]))
 
@@ -77,18 +78,44 @@ def test_all_places_give_the_dense_loss_and_gradient_to_the_bit() -> None:
 
 def test_teachers_with_and_without_sampling_share_a_total() -> None:
     student, teacher = made()
-    predicted = {name: Tokens(torch.ones(3, 2), student) for name in "ab"}
     some = sampled(teacher, torch.tensor([[0, 5], [1, 2], [3, 4]], dtype=torch.uint16))._replace(cls_BD=torch.ones(3, 2))
+    tokens = Tokens(torch.ones(3, 2), student)
+    predicted: dict[str, Tokens | SampledTokens] = {"a": at_places(tokens, some), "b": tokens}
     total, terms = distillation_loss(predicted, {"a": some, "b": Tokens(None, teacher)}, LossConfig(), {})
     assert [set(terms[name]) for name in "ab"] == [{"cls", "patch"}, {"patch"}]
     assert total.item() == pytest.approx(sum(value.item() for each in terms.values() for value in each.values()), rel=1e-6)
+
+
+def test_what_is_taken_before_the_adapter_is_what_was_taken_behind_it() -> None:
+    """In float64, tokens and every gradient, because an adapter sees each token by itself."""
+    student, teacher = (one.double() for one in made(images=4))
+    target = sampled(teacher, torch.tensor([[0, 5], [1, 2], [3, 4], [2, 5]], dtype=torch.uint16))
+    heads = TeacherHeads(7, 16, TargetSpec(7, 7, GRID, 2)).double()
+    tokens = Tokens(student.mean((1, 2)), student)
+    seen: list[int] = []
+    heads.patch.register_forward_pre_hook(lambda module, given: seen.append(given[0].numel() // 7))
+    before, behind = heads(at_places(tokens, target)), at_places(heads(tokens), target)
+    assert seen == [4 * 2, 4 * 6]
+    torch.testing.assert_close(before, behind, rtol=1e-12, atol=1e-12)
+    wanted = [tokens.patch_BHWD, *heads.parameters()]
+    target = target._replace(cls_BD=torch.ones(4, 7))
+    losses = [torch.stack(list(teacher_terms(one, target, LossConfig()).values())).sum() for one in (before, behind)]
+    gradients = [torch.autograd.grad(loss, wanted) for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_sampled_tokens_are_not_compared_with_a_whole_grid() -> None:
+    student, teacher = made()
+    target = sampled(teacher, torch.zeros(3, 1, dtype=torch.uint16))
+    with pytest.raises(BadInput, match="take those with `at_places`"):
+        teacher_terms(Tokens(None, student), target, LossConfig())
 
 
 def test_a_student_of_another_grid_is_refused() -> None:
     _, teacher = made()
     target = sampled(teacher, torch.zeros(3, 1, dtype=torch.uint16))
     with pytest.raises(BadInput, match=r"grid of 3×3, the feature set holds sampled tokens of a grid of 2×3"):
-        at_positions(torch.zeros(3, 3, 3, 7), target)
+        at_places(Tokens(None, torch.zeros(3, 3, 3, 7)), target)
 
 
 def test_grids_are_compared_at_every_size_before_anything_is_built() -> None:
