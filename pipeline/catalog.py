@@ -189,4 +189,8 @@ def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent) ->
 def compact_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
     """Put the commit records of full spans of shards into ledgers, for the set and its views."""
     reader = FeatureStore.open(store).features(key)
-    return {"key": reader.key, "ledgers": {"features": reader.group.compact(), "views": reader.views.group.compact()}}
+    ledgers = {}
+    for kind, one in (("features", reader), ("views", reader.views)):
+        told = {"event": "progress", "stage": f"compact {kind}/{one.key}", "total": one.shards, "unit": "shards"}
+        ledgers[kind] = one.group.compact(lambda shard, told=told: on_event({**told, "done": shard + 1}))
+    return {"key": reader.key, "ledgers": ledgers}
