@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from eupe_pipeline.storage.copying import copy_features
 from eupe_pipeline.storage.features import FeatureReader, TokenRows
-from eupe_pipeline.storage.maintenance import copy_features
 from eupe_pipeline.storage.objects import open_objects
 from eupe_pipeline.storage.s3_get import whole_objects
 from eupe_pipeline.storage.store import FeatureStore
