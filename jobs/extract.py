@@ -55,7 +55,7 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     Raises `BadInput` for what the user must change, `CacheMismatch` for images or teachers that changed, and `Interrupted` when it was
     stopped with its state kept.
     """
-    store = FeatureStore.open(store_url)
+    store = FeatureStore.open(store_url).imagined() if options.dry_run else FeatureStore.open(store_url)
     dataset = store.dataset(options.data)
     specs = [resolve_request(request, options) for request in options.teachers]
     if len({spec.name for spec in specs}) != len(specs):

@@ -7,6 +7,7 @@ the storage room's; here they get words.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,14 @@ def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent) ->
     return {"key": reader.key, "store": target, "complete": reader.complete, "bytes": reader.stored_bytes()}
 
 
+def _told(on_event: OnEvent, stage: str, total: int, shard: int) -> None:
+    on_event({"event": "progress", "stage": stage, "done": shard + 1, "total": total, "unit": "shards"})
+
+
 def compact_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
     """Put the commit records of full spans of shards into ledgers, for the set and its views."""
     reader = FeatureStore.open(store).features(key)
-    return {"key": reader.key, "ledgers": {"features": reader.group.compact(), "views": reader.views.group.compact()}}
+    ledgers = {}
+    for kind, group in (("features", reader.group), ("views", reader.views.group)):
+        ledgers[kind] = group.compact(partial(_told, on_event, f"compact {group.prefix}", group.shards))
+    return {"key": reader.key, "ledgers": ledgers}

@@ -111,10 +111,9 @@ class FeatureReader:
         """The rows of images that failed, in order; they have no tokens."""
         rows: list[int] = []
         views_per_image = self.views.views_per_image
-        for shard in sorted({*self.group.uncompacted(), *self.group.ledgers.totals()[1]}):
-            record = self.group.record(shard)
-            if record is not None and record.failed:
-                first, last = self.views.shard_images(shard)
+        for record in self.group.records(sorted({*self.group.uncompacted(), *self.group.ledgers.totals()[1]})):
+            if record.failed:
+                first, last = self.views.shard_images(record.shard)
                 for place, image_id in enumerate(self.views.dataset.ids(first, last), start=first):
                     if image_id in record.failed:
                         rows += range(place * views_per_image, (place + 1) * views_per_image)

@@ -12,24 +12,27 @@ checked when it is read; a record costs one read, and nothing holds them all.
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .commit import MAX_RECORD_BYTES, parse_record, record_key
+from .commit import MAX_RECORD_BYTES, parse_record, record_key, shard_of
 from .errors import CacheDamaged
 from .named import damage
 from .objects import Objects, OpenObject
 
 LEDGER_SHARDS = 65_536
+_AT_ONCE, _BLOCK = 16, 256
 _KEPT_LEDGERS = 64  # 2 MB each
 MAX_INDEX_BYTES = 64 << 20
 _FIELDS: dict[str, pa.DataType] = {"offset": pa.int64(), "length": pa.int64(), "bytes": pa.int64(), "failed": pa.int64()}
 SCHEMA = pa.schema(_FIELDS)
+Result = TypeVar("Result")
 
 
 class _Ledger(NamedTuple):
@@ -38,6 +41,13 @@ class _Ledger(NamedTuple):
     lengths: NDArray[np.int64]
     sizes: NDArray[np.int64]
     failed: NDArray[np.int64]
+
+
+def _by_blocks(pool: ThreadPoolExecutor, work: Callable[[int], Result], shards: Sequence[int]) -> Iterator[tuple[int, Result]]:
+    """(shard, result) in order; what is under way is bounded, so that stopping early wastes little."""
+    for start in range(0, len(shards), _BLOCK):
+        block = shards[start : start + _BLOCK]
+        yield from zip(block, pool.map(work, block), strict=True)
 
 
 class Ledgers:
@@ -125,28 +135,41 @@ class Ledgers:
                 raise ValueError("a record outside of its file")
         return opened
 
-    def compact(self, number: int, group_digest: str) -> bool:
-        """Put the JSON records of a span into a ledger, then remove them; False when a shard of the span has none yet."""
+    def compact(self, number: int, group_digest: str, on_shard: Callable[[int], None] = lambda shard: None) -> bool:
+        """Put the JSON records of a span into a ledger, then remove them; False when a shard of the span has none yet.
+
+        `on_shard` hears of each shard whose record was read. Several are read and removed at once: to an object store each is a request.
+        """
         first, last = self.span(number)
-        if self._objects.size(self.key(number)) is None:
-            records: list[bytes] = []
-            sizes, failed = [], []
-            for shard in range(first, last):
-                where = f"{self._prefix}/{record_key(shard)}"
-                try:
-                    data = self._objects.read(where, MAX_RECORD_BYTES)
-                except FileNotFoundError:
-                    return False
-                record = parse_record(data, where=where, group=group_digest, shard=shard)
-                records.append(data)
-                sizes.append(sum(entry.bytes for entry in record.objects.values()))
-                failed.append(len(record.failed))
-            self.publish(number, records, sizes, failed)
-        self._known = None
-        for shard in range(first, last):
-            if self._objects.size(f"{self._prefix}/discarded/{shard:06d}") is None:
-                self._objects.remove(f"{self._prefix}/{record_key(shard)}")
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="compact") as pool:
+            if self._objects.size(self.key(number)) is None:
+                records: list[bytes] = []
+                sizes, failed = [], []
+                for shard, data in _by_blocks(pool, self._json_record, range(first, last)):
+                    if data is None:
+                        return False
+                    record = parse_record(data, where=f"{self._prefix}/{record_key(shard)}", group=group_digest, shard=shard)
+                    records.append(data)
+                    sizes.append(sum(entry.bytes for entry in record.objects.values()))
+                    failed.append(len(record.failed))
+                    on_shard(shard)
+                self.publish(number, records, sizes, failed)
+            self._known = None
+            listed = {shard_of(name) for name in self._objects.names(f"{self._prefix}/commits")}
+            kept = {int(name) for name in self._objects.names(f"{self._prefix}/discarded") if name.isdecimal()}
+            going = listed - kept
+            for _ in _by_blocks(pool, self._remove_json_record, [shard for shard in range(first, last) if shard in going]):
+                pass
         return True
+
+    def _json_record(self, shard: int) -> bytes | None:
+        try:
+            return self._objects.read(f"{self._prefix}/{record_key(shard)}", MAX_RECORD_BYTES)
+        except FileNotFoundError:
+            return None
+
+    def _remove_json_record(self, shard: int) -> None:
+        self._objects.remove(f"{self._prefix}/{record_key(shard)}")
 
     def publish(self, number: int, records: Sequence[bytes], sizes: Sequence[int], failed: Sequence[int]) -> None:
         """Write a ledger's records, then its index; a ledger exists when its index does."""

@@ -19,6 +19,7 @@ from .errors import BadInput
 
 _KEPT_BYTES = 512 << 20
 Cell = bytes | None
+Column = Any  # pa.ChunkedArray, whose stubs want an element type
 
 
 def parquet_columns(schema_names: list[str], path: str) -> tuple[str, str | None]:
@@ -54,9 +55,9 @@ class _RowGroups:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit, self._lock = limit_bytes, threading.Lock()
-        self._kept: OrderedDict[tuple[Any, ...], Future[pa.ChunkedArray]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Future[Column]] = OrderedDict()
 
-    def get(self, key: tuple[Any, ...], parquet: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray:
+    def get(self, key: tuple[Any, ...], parquet: pq.ParquetFile, group: int, column: str) -> Column:
         """The column of one row group."""
         with self._lock:
             future, mine = self._kept.get(key), key not in self._kept

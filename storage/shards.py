@@ -8,7 +8,7 @@ last and exclusively, decides. Views and features are both such groups.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -30,6 +30,7 @@ from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index, xxh3_12
 
 _PART_BYTES = 2 << 20  # worth a thread of its own: 150 µs of reading
 _KEPT_RECORDS = 4096
+_RECORDS_AT_ONCE, _BLOCK = 16, 1024
 _KEPT_CHUNKS = 1 << 21  # offsets and checksums of open shards, 12 bytes each an array
 
 
@@ -82,10 +83,17 @@ class ShardedGroup:
             data = compacted
         record = parse_record(data, where=key, group=self.group_digest, shard=shard)
         self._check_shape(record, key)
-        if len(self._records) >= _KEPT_RECORDS:
-            self._records.pop(next(iter(self._records)), None)
-        self._records[shard] = record
+        with self._lock:  # between `iter` and `next` another thread may add one
+            if len(self._records) >= _KEPT_RECORDS:
+                self._records.pop(next(iter(self._records)), None)
+            self._records[shard] = record
         return record
+
+    def records(self, shards: Sequence[int]) -> Iterator[Record]:
+        """The records of those shards that are committed, in order; several are read at once, since an object store takes its time."""
+        with ThreadPoolExecutor(_RECORDS_AT_ONCE, thread_name_prefix="records") as pool:
+            for start in range(0, len(shards), _BLOCK):
+                yield from (one for one in pool.map(self.record, shards[start : start + _BLOCK]) if one is not None)
 
     def _check_shape(self, record: Record, where: str) -> None:
         """Refuse a record whose parts are not this set's: rows, arrays, their keys, the number of checksums."""
@@ -221,13 +229,15 @@ class ShardedGroup:
 
     def stored_bytes(self) -> int:
         """Bytes of the committed shards' objects, from their records."""
-        records = (self.record(shard) for shard in self.uncompacted())
-        own = sum(entry.bytes for record in records if record is not None for entry in record.objects.values())
+        own = sum(entry.bytes for record in self.records(self.uncompacted()) for entry in record.objects.values())
         return own + self.ledgers.totals()[0]
 
-    def compact(self) -> int:
-        """Move the records of every complete span of 65,536 shards into its ledger; returns how many ledgers there are then."""
-        done = [self.ledgers.compact(number, self.group_digest) for number in range(-(-self.shards // LEDGER_SHARDS))]
+    def compact(self, on_shard: Callable[[int], None] = lambda shard: None) -> int:
+        """Move the records of every complete span of 65,536 shards into its ledger; returns how many ledgers there are then.
+
+        `on_shard` hears of each shard whose record was read.
+        """
+        done = [self.ledgers.compact(number, self.group_digest, on_shard) for number in range(-(-self.shards // LEDGER_SHARDS))]
         return sum(done)
 
     def discard(self, shard: int) -> None:

@@ -64,9 +64,13 @@ def test_a_second_run_finds_everything_there(photos: Any, events: Any) -> None:
 
 def test_a_dry_run_tells_the_size_and_writes_no_tokens(photos: Any) -> None:
     store, options, _ = photos
+    before = {path: path.read_bytes() for path in Path(store.url).rglob("*") if path.is_file()}
     plan = extract_features(store.url, replace(options, dry_run=True))
     assert plan["shards_missing"] == 3
+    assert {path: path.read_bytes() for path in Path(store.url).rglob("*") if path.is_file()} == before
     real = extract_features(store.url, options)
+    other = extract_features(store.url, replace(options, dry_run=True, codec="fp16"))["features"]["teacher"]
+    assert other not in store.list_features()
     tokens_bytes = plan["bytes_expected"]["teacher"]
     assert tokens_bytes < real["bytes_committed"] < 1.1 * tokens_bytes + 4096
     assert extract_features(store.url, replace(options, dry_run=True))["shards_missing"] == 0

@@ -1,6 +1,7 @@
 """The catalogue says what is there, what is missing, and which shard is damaged; it never writes."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,12 @@ def test_a_copy_in_another_store_is_the_same_set(small_store: Store, tmp_path: P
 def test_an_incomplete_span_is_not_compacted(small_store: Store) -> None:
     url, reader = small_store
     assert compact_features(key=reader.key, store=url, on_event=Events())["ledgers"]["features"] == 0
+
+
+def test_compacting_tells_how_far_it_is(tiny_store: Any, tmp_path: Path) -> None:
+    shutil.copytree(tiny_store.store.url, tmp_path / "store")
+    events, url = Events(), str(tmp_path / "store")
+    found = compact_features(key="tiny-int8", store=url, on_event=events)
+    assert found["ledgers"] == {"features": 1, "views": 1}
+    assert [(event["done"], event["total"]) for event in events] == [(1, 3), (2, 3), (3, 3)] * 2
+    assert show_features(key="tiny-int8", store=url, on_event=Events())["complete"]

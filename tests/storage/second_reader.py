@@ -177,7 +177,12 @@ def read_set(store: Path, key: str) -> Set:
     described, images = read_dataset(by_digest(store / "datasets", view_identity["dataset"]))
     assert (described["digest"], described["images"]) == (view_identity["dataset"], view_identity["images"])
     ids, k, a_shard = [row["id"] for row in images], view_identity["views"]["views_per_image"], view_identity["images_per_shard"]
-    drawn = {"crop": ("<i4", (4,)), "flip": ("?", (1,)), "photometric": ("<f4", (8,)), "pixel_digest": ("u1", (16,))}
+    drawn: dict[str, tuple[str, tuple[int, ...]]] = {
+        "crop": ("<i4", (4,)),
+        "flip": ("?", (1,)),
+        "photometric": ("<f4", (8,)),
+        "pixel_digest": ("u1", (16,)),
+    }
     arrays, parts, failed = stored_types(identity["layout"]), dict[str, list[Array]](), []
     for shard in range(-(-len(ids) // a_shard)):
         here = ids[shard * a_shard : (shard + 1) * a_shard]
@@ -192,7 +197,7 @@ def read_set(store: Path, key: str) -> Set:
             parts.setdefault(name, []).append(rows)
         failed += [(shard * a_shard + n) * k + v for n, image_id in enumerate(here) if image_id in record["failed"] for v in range(k)]
     whole = {name: np.concatenate(pieces) for name, pieces in parts.items()}
-    tokens = {name: whole[name] for name in ("cls", "patch_position") if name in whole}
+    tokens: dict[str, Array] = {name: whole[name] for name in ("cls", "patch_position") if name in whole}
     tokens["patch"] = decoded(identity["layout"]["codec"], whole["patch"], whole.get("patch_scale"))
     sizes = [(row["height"], row["width"]) for row in images]
     found = read_statistics(group / "statistics", identity["statistics"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def test_ids_may_come_in_any_form(pristine: Made, form: Callable[[list[str]], li
 
 
 def test_nothing_is_nothing(pristine: Made) -> None:
-    for which in ([], (), np.array([]), range(0)):
+    nothing: list[Any] = [[], (), np.array([]), range(0)]
+    for which in nothing:
         assert len(pristine.features.read(which).patch) == 0
 
 

@@ -1,11 +1,13 @@
 """Publish once, read any rows: equality with what was written, in any order, from several threads, into the caller's memory."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from eupe_pipeline.storage import shards
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, TokenRows, features_identity
 from eupe_pipeline.storage.phis import Covariance
@@ -208,3 +210,16 @@ def test_a_record_for_other_images_is_not_taken_for_ours(tmp_path: Path) -> None
     arrays = dict(zip(("cls", "patch", "patch_scale"), tokens(made.features, 0)[:3], strict=True))
     with pytest.raises(CacheDamaged, match="committed for other images"):
         made.features.group.publish(ours, arrays, np.ones(8, np.bool_))  # type: ignore[arg-type]
+
+
+def test_threads_that_read_more_records_than_are_kept_do_not_trip_over_each_other(pristine: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_KEPT_RECORDS", 2)
+    group, before = reopen(pristine).features.group, sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            numbers = [record.shard for record in pool.map(group.record, [n % 5 for n in range(2000)]) if record is not None]
+    finally:
+        sys.setswitchinterval(before)
+    assert numbers == [n % 5 for n in range(2000)]
+    assert [record.shard for record in group.records([3, 1, 4])] == [3, 1, 4]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from eupe_pipeline.storage.copying import copy_features
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged
-from eupe_pipeline.storage.maintenance import copy_features, repair, verify
+from eupe_pipeline.storage.maintenance import repair, verify
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import StoredPixels, ViewSpec, render
 from eupe_pipeline.storage.viewset import ViewSet
