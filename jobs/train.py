@@ -25,7 +25,7 @@ from ..student.draws import step_seed
 from ..student.learner import Learner
 from ..student.models import Student, TargetSpec
 from ..student.ranks import ALONE, Ranks
-from ..student.run import RunFolder, load_model, save_model
+from ..student.run import RunFolder, held, load_model, save_model
 from ..student.sampled import refuse_other_grids
 from ..student.targets import LiveTargets, TargetSource
 from ..student.trainer import Trainer
@@ -77,14 +77,14 @@ def train(
         parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, allow_random_weights)
+        runs = student_runs(recipe, students, home)
         claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
-        with claims:
+        with claims, held([folder for _, folder in runs.values()] if ranks.first else []):
             device = choose_device(recipe.device)
             use_tensor_cores(device.value)
             source = _target_source(recipe, parts, [str(proxy)] if proxy is not None else live_teachers, device.value)
             if ranks.first:
                 check_start(store, parts, source)
-            runs = student_runs(recipe, students, home)
             for own, _ in runs.values():
                 refuse_other_grids(own, source.specs)
             summaries = begin_runs(runs, source, parts, origins or {}, ranks, told)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from .decode import MAX_FILE_BYTES
 from .errors import BadInput
+from .remote import lacks_credentials, no_credentials
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -54,6 +55,10 @@ def open_source(url: str) -> tuple[Any, str]:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"the source {url} cannot be read: {error}") from error
+    except Exception as error:  # botocore's errors have no common base with ours
+        if lacks_credentials(error):
+            raise no_credentials(url, error) from error
+        raise
     return filesystem, root.rstrip("/")
 
 
