@@ -164,3 +164,10 @@ def test_other_images_under_a_known_name_are_kept_beside_it_with_a_warning(
     assert main(arguments) == 0
     first, second = FeatureStore.open(str(tmp_path / "store")).list_datasets()
     assert f"also names {first}" in (err := capsys.readouterr().err) or f"also names {second}" in err
+
+
+def test_a_dry_run_leaves_the_store_as_it_was(mistaken: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = standing(Path(mistaken["store"]))
+    assert main(shlex.split(f"{EXTRACT} --views 2 --seed 77 --dry-run".format(**mistaken))) == 0
+    assert "shards_missing: 1" in capsys.readouterr().out
+    assert standing(Path(mistaken["store"])) == before
