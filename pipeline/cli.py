@@ -38,6 +38,7 @@ else:
     examination, drawing, training_runs = map(_Later, ("doctor", "pictures", "runs"))
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+EXTRAS = {**dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "eupe-pipeline[export]"), "executorch": "eupe-pipeline[executorch]"}
 LARGEST_PX = 8192  # of an input: beyond, one picture's tokens fill any memory
 STOPPED = "stopped; everything finished so far is kept, the same command goes on from there"
 
@@ -56,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eupe-pipeline: {STOPPED}", file=sys.stderr)
     except EupeError as error:
         print(f"eupe-pipeline: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == __package__.partition(".")[0]:
+            raise
+        wanted = EXTRAS.get(package, package)
+        print(f"eupe-pipeline: this needs the package {package}, which is not installed; run: pip install '{wanted}'", file=sys.stderr)
+    except MemoryError as error:
+        print(f"eupe-pipeline: out of memory ({error}); take a smaller --size or --batch-size, or fewer workers", file=sys.stderr)
     return 2
 
 

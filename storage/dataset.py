@@ -205,7 +205,12 @@ class ImageDataset:
 
         The index is read group by group until all are found: seconds for a hundred million images, and no memory.
         """
-        wanted = pa.array(ids, pa.string()).unique()
+        try:
+            wanted = pa.array(ids, pa.string()).unique()
+        except TypeError as error:
+            raise BadInput(
+                f"image ids are strings, as `.ids(start, stop)` lists them; rows go as a numpy array of int64 ({error})"
+            ) from error
         found = np.full(len(wanted), -1, np.int64)
         for number in range(-(-self._count // ROW_GROUP)):
             places = np.asarray(pc.index_in(self._group(number).column("id"), value_set=wanted).fill_null(-1))
