@@ -13,6 +13,7 @@ from typing import Any
 
 from ..storage.errors import BadInput, Interrupted
 from ..storage.features import FeatureLayout, FeatureReader, features_identity
+from ..storage.rehearsal import Rehearsal
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from ..student.devices import choose_device, choose_precision
@@ -55,11 +56,13 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     Raises `BadInput` for what the user must change, `CacheMismatch` for images or teachers that changed, and `Interrupted` when it was
     stopped with its state kept.
     """
-    store = FeatureStore.open(store_url).imagined() if options.dry_run else FeatureStore.open(store_url)
+    store = FeatureStore.open(store_url)
+    if options.dry_run:
+        store = FeatureStore(Rehearsal(store.objects))
     dataset = store.dataset(options.data)
     specs = [resolve_request(request, options) for request in options.teachers]
     if len({spec.name for spec in specs}) != len(specs):
-        raise BadInput("each teacher can be named once in an extraction")
+        raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}

@@ -105,8 +105,8 @@ class Split:
 def open_data(store: FeatureStore, name: str, on_event: OnEvent = lambda event: None) -> ImageDataset:
     """A dataset of the store by name or key, or a source that is indexed into it under its folder's name."""
     source = name if "://" in name else str(Path(name).expanduser().absolute())
-    if "://" not in name and not Path(source).exists():
-        return store.dataset(name)
+    if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not ("://" in name or Path(source).exists()):
+        return store.dataset(name)  # also where a folder of the same name lies here: `./photos` means the folder
     for key in store.list_datasets():
         if (dataset := store.dataset(key)).source == source:
             on_event({"event": "note", "text": f"{name} is indexed as {key}; `index` takes in what has changed since"})

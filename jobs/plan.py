@@ -43,8 +43,10 @@ class PlanOptions:
     prices: Prices = field(default_factory=Prices)
 
     def __post_init__(self) -> None:
-        if min(self.epochs_of_a_run, self.batches) <= 0 or (self.student_images_per_s is not None and self.student_images_per_s <= 0):
-            raise BadInput("epochs of a run, batches and the student's rate must be above 0")
+        values = {"epochs of a run": self.epochs_of_a_run, "batches": self.batches, "the student's rate": self.student_images_per_s}
+        bad = [f"{what} {value}" for what, value in values.items() if value is not None and not value > 0]
+        if bad:
+            raise BadInput(f"these must be above 0: {', '.join(bad)}")
 
 
 def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions) -> dict[str, Any]:

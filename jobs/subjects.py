@@ -150,9 +150,13 @@ def cached_features_of(store: FeatureStore, teacher: str, dataset_digest: str) -
         found = ", ".join(reader.key for reader in readers) or "none"
         raise BadInput(
             f"an evaluation of cached tokens needs one complete feature set of {teacher} over each dataset; over dataset "
-            f"@{dataset_digest[:12]} there are {len(readers)}: {found}. Extract it, or give one by its key"
+            f"{_key_of(store, dataset_digest)} there are {len(readers)}: {found}. Extract it, or give one by its key"
         )
     return readers[0].key
+
+
+def _key_of(store: FeatureStore, dataset_digest: str) -> str:
+    return next((key for key in store.list_datasets() if key.endswith(f"@{short(dataset_digest)}")), f"@{short(dataset_digest)}")
 
 
 def evaluation_home() -> Path:

@@ -26,7 +26,7 @@ from ..student.learner import Learner
 from ..student.models import Student, TargetSpec
 from ..student.prefetch import prefetch_of
 from ..student.ranks import ALONE, Ranks
-from ..student.run import RunFolder, load_model, save_model
+from ..student.run import RunFolder, held, load_model, save_model
 from ..student.sampled import refuse_other_grids
 from ..student.targets import LiveTargets, TargetSource
 from ..student.trainer import Trainer
@@ -79,12 +79,12 @@ def train(
         parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, allow_random_weights)
+        runs = student_runs(recipe, students, home)
         claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
-        with claims:
+        with claims, held([folder for _, folder in runs.values()] if ranks.first else []):
             device = choose_device(recipe.device)
             use_tensor_cores(device.value)
             live = [str(proxy)] if proxy is not None else list(live_teachers)
-            runs = student_runs(recipe, students, home)
             fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
             source = _target_source(recipe, parts, live, device.value)
             if ranks.first:

@@ -33,7 +33,12 @@ def index(*, source: str, store: str, name: str, max_bad_share: float, on_event:
             )
         verify_source(indexed, on_event, place)
         return {"dataset": indexed.key, "images": len(indexed), "source": place, "unchanged": True}
-    dataset = build_index(FeatureStore.create(store).objects, source, name, max_bad_share=max_bad_share, on_event=on_event)
+    opened = FeatureStore.create(store)
+    dataset = build_index(opened.objects, source, name, max_bad_share=max_bad_share, on_event=on_event)
+    others = [key for key in opened.list_datasets() if key.partition("@")[0] == name and key != dataset.key]
+    if others:
+        text = f"{name} also names {', '.join(others)} of other images, which stay: say {dataset.key} for this one, or take another --name"
+        on_event({"event": "warning", "text": text})
     return {"dataset": dataset.key, "images": len(dataset), "labels": len(dataset.label_names), "skipped": dataset.skipped}
 
 

@@ -10,14 +10,36 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..storage.errors import BadInput, EupeError
 
+if TYPE_CHECKING:
+    from . import actions, catalog, evaluations, page_contents, training
+    from . import doctor as examination
+    from . import pictures as drawing
+    from . import runs as training_runs
+else:
+
+    class _Later:
+        """A module of this folder that is imported when something of it is used."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(import_module(f".{self._name}", __package__), attribute)
+
+    actions, catalog, evaluations, page_contents, training = map(_Later, ("actions", "catalog", "evaluations", "page_contents", "training"))
+    examination, drawing, training_runs = map(_Later, ("doctor", "pictures", "runs"))
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+EXTRAS = {**dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "eupe-pipeline[export]"), "executorch": "eupe-pipeline[executorch]"}
+LARGEST_PX = 8192  # of an input: beyond, one picture's tokens fill any memory
 STOPPED = "stopped; everything finished so far is kept, the same command goes on from there"
 
 
@@ -35,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eupe-pipeline: {STOPPED}", file=sys.stderr)
     except EupeError as error:
         print(f"eupe-pipeline: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == __package__.partition(".")[0]:
+            raise
+        wanted = EXTRAS.get(package, package)
+        print(f"eupe-pipeline: this needs the package {package}, which is not installed; run: pip install '{wanted}'", file=sys.stderr)
+    except MemoryError as error:
+        print(f"eupe-pipeline: out of memory ({error}); take a smaller --size or --batch-size, or fewer workers", file=sys.stderr)
     return 2
 
 
@@ -43,10 +73,20 @@ def run(action: Callable[..., Mapping[str, Any]], as_json: bool, /, **values: An
     from .progress import reporter
     from .wording import readable
 
+    refuse_boundless(click.get_current_context())
     with reporter(as_json=as_json) as on_event:
-        result = action(**values, on_event=on_event)
-    print(json.dumps({**result, "event": "result"}, default=str) if as_json else readable(result), flush=True)
+        result = {**action(**values, on_event=on_event), "event": "result"}
+    shown = {key: value for key, value in result.items() if key != "event"}
+    print(json.dumps(result, default=str) if as_json else readable(shown), flush=True)
     return result
+
+
+def refuse_boundless(context: click.Context) -> None:
+    """Raise click's usage error for an option that is nan, infinite, or a number beyond what is exact: ranges let those pass."""
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        if isinstance(value, (int, float)) and not abs(value) <= 2**53:
+            raise click.BadParameter(f"{value} is not a number that can be counted with", context, option)
 
 
 def pairs(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -54,16 +94,21 @@ def pairs(context: click.Context, option: click.Parameter, values: Sequence[str]
     split = [word.rpartition("=") for word in values]
     bad = [word for word, (name, _, value) in zip(values, split, strict=True) if not name or not value]
     if bad:
-        raise click.BadParameter(f"{bad[0]!r} is not NAME=VALUE", context, option)
+        raise click.BadParameter(f"{bad[0]!r} is not {option.make_metavar(context)}", context, option)
+    names = [name for name, _, _ in split]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise click.BadParameter(f"{twice[0]!r} has several values; give it one", context, option)
     return {name: value for name, _, value in split}
 
 
 def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, int]:
     """Return repeated NAME=PIXELS words as a dict."""
     found = pairs(context, option, values)
-    bad = [f"{name}={value}" for name, value in found.items() if not value.isdecimal()]
+    bad = [f"{name}={value}" for name, value in found.items() if not value.isdecimal() or not 1 <= int(value) <= LARGEST_PX]
     if bad:
-        raise click.BadParameter(f"{bad[0]!r} is not NAME=PIXELS", context, option)
+        metavar = option.make_metavar(context)
+        raise click.BadParameter(f"{bad[0]!r} is not {metavar} with 1 to {LARGEST_PX:,} px", context, option)
     return {name: int(value) for name, value in found.items()}
 
 
@@ -78,6 +123,13 @@ def place(context: click.Context, option: click.Parameter, value: str) -> tuple[
 def folder_or_url(context: click.Context, option: click.Parameter, value: str | None) -> Path | str | None:
     """Return a path, or a URL such as s3://… as it is; a path would lose one of its slashes."""
     return value if value is None or "://" in value else Path(value)
+
+
+def png_file(context: click.Context, option: click.Parameter, value: Path) -> Path:
+    """Return the path of a PNG to be; another ending would promise another format."""
+    if value.suffix.lower() != ".png":
+        raise click.BadParameter(f"{str(value)!r} does not end in .png, and a PNG is what will be written", context, option)
+    return value
 
 
 def count_or_auto(context: click.Context, option: click.Parameter, value: str) -> int | None:
@@ -110,7 +162,15 @@ def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
+def input_size(default: str) -> Callable[[Command], Command]:
+    """Return the option --size, an input's side in pixels; `default` says what it is without."""
+    return click.option("--size", "size_px", type=click.IntRange(1, LARGEST_PX), default=None, metavar="PX",
+                        help=f"Input size; default: {default}.")  # fmt: skip
+
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+PLACE = click.Path(path_type=Path)
 STORE = click.option("--store", required=True, metavar="URL", help="Feature store: a folder or an fsspec URL such as s3://….")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON lines on stdout.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -121,12 +181,18 @@ SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
 
 
 TEACHER = click.option("--teacher", default=None, help="The teacher that made the set, or its run's folder; default: by the set's name.")
-WEIGHTS_FILE = click.option(
-    "--weights", type=click.Path(path_type=Path), default=None, help="Its weight file; default: the weights folder."
-)
+WEIGHTS_FILE = click.option("--weights", type=PLACE, default=None, help="Its weight file; default: the weights folder.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class InOrder(click.Group):
+    """Commands are listed in the order in which they are used, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands as they stand in this file."""
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="eupe-pipeline")
 def cli() -> None:
     """Run large frozen vision teachers once; share their features among any number of student runs."""
@@ -142,8 +208,6 @@ def cli() -> None:
 )  # fmt: skip
 def index(as_json: bool, **values: Any) -> None:
     """Index the images of SOURCE where they lie: a folder tree, WebDataset tars, or Parquet files with image bytes."""
-    from . import actions
-
     run(actions.index, as_json, **values)
 
 
@@ -188,8 +252,6 @@ PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), def
 )  # fmt: skip
 def extract_features(as_json: bool, **values: Any) -> None:
     """Run frozen teachers over a dataset once and keep their normalised tokens; run again, it does only what is missing."""
-    from . import actions
-
     run(actions.extract, as_json, **values)
 
 
@@ -210,8 +272,6 @@ EXTRACTION = ("codec", "tokens_per_view", "grid", "images_per_shard", "batch_siz
 )  # fmt: skip
 def plan(as_json: bool, **values: Any) -> None:
     """Say what an extraction costs in bytes, device hours and money, and after how many epochs it pays: a few batches are measured."""
-    from . import actions
-
     extraction = {name: values.pop(name) for name in EXTRACTION}
     run(actions.plan, as_json, extraction=extraction, **values)
 
@@ -245,8 +305,6 @@ def plan(as_json: bool, **values: Any) -> None:
 )  # fmt: skip
 def train(as_json: bool, **values: Any) -> None:
     """Distil cached features into a student; run again with the same values, it resumes at the last checkpoint."""
-    from . import training
-
     run(training.train, as_json, **values)
 
 
@@ -257,10 +315,10 @@ def evaluate() -> None:
 
 ANY_STORE = click.option("--store", default=None, metavar="URL", help="Feature store; default: one below $EUPE_PIPELINE_HOME.")
 RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
-INPUT_SIZE = click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the model's.")
+INPUT_SIZE = input_size("the model's")
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 SEED = click.option("--seed", type=int, default=0, show_default=True)
-EVALUATED_WEIGHTS = click.option("--weights", type=click.Path(path_type=Path), default=None, help="A named teacher's weight file.")
+EVALUATED_WEIGHTS = click.option("--weights", type=PLACE, default=None, help="A named teacher's weight file.")
 CLASSIFIED = (
     ANY_STORE,
     click.option("--data", default=None, metavar="DIR", help="Folder with train/ and val/, each with a folder a class."),
@@ -281,8 +339,6 @@ CLASSIFIED = (
 @options(*CLASSIFIED)
 def knn(as_json: bool, **values: Any) -> None:
     """Classify by nearest neighbours. MODEL: a run's folder, an exported folder, a teacher, or a feature set (read, not computed)."""
-    from . import evaluations
-
     run(evaluations.knn, as_json, **values)
 
 
@@ -291,13 +347,11 @@ def knn(as_json: bool, **values: Any) -> None:
 @options(*CLASSIFIED, SEED)
 def linear(as_json: bool, **values: Any) -> None:
     """Fit a linear probe on MODEL's class tokens (L-BFGS; its regularisation chosen on a tenth of the training images)."""
-    from . import evaluations
-
     run(evaluations.linear, as_json, **values)
 
 
 DENSE_DATA = click.option("--data", type=FOLDER, required=True, metavar="DIR", help="The dataset's folder, in its published layout.")
-DENSE_SIDE = click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input side; default: official.")
+DENSE_SIDE = input_size("the official protocol's")
 HEAD = (
     DENSE_DATA,
     click.option("--steps", type=click.IntRange(2), default=None, help="Of the head's training; default: the official schedule."),
@@ -318,8 +372,6 @@ HEAD = (
 )
 def segmentation(as_json: bool, **values: Any) -> None:
     """Train a linear head on MODEL's patch tokens and measure mIoU: ADE20k's layout, or images/ and masks/."""
-    from . import evaluations
-
     run(evaluations.segmentation, as_json, **values)
 
 
@@ -332,8 +384,6 @@ def segmentation(as_json: bool, **values: Any) -> None:
 )
 def depth(as_json: bool, **values: Any) -> None:
     """Train a linear head over bins on MODEL's patch tokens and measure depth: NYUv2's layout, or images/ and depth/."""
-    from . import evaluations
-
     run(evaluations.depth, as_json, **values)
 
 
@@ -345,8 +395,6 @@ def depth(as_json: bool, **values: Any) -> None:
 )  # fmt: skip
 def correspondence(as_json: bool, **values: Any) -> None:
     """Find keypoints again by MODEL's patch tokens, without training: SPair-71k's layout, PCK@0.1."""
-    from . import evaluations
-
     run(evaluations.correspondence, as_json, **values)
 
 
@@ -356,7 +404,7 @@ def correspondence(as_json: bool, **values: Any) -> None:
     ANY_STORE,
     click.option("--data", "test_set", required=True, help="Dataset of the store, folder or Parquet files that is classified."),
     click.option("--text", type=FOLDER, required=True, metavar="DIR", help="Text tower: a transformers or open_clip folder."),
-    click.option("--classes", type=click.Path(dir_okay=False, path_type=Path), default=None, metavar="TOML", help="Names and templates."),
+    click.option("--classes", type=FILE, default=None, metavar="TOML", help="Names and templates."),
     click.option("--teacher", default=None, help="The teacher whose space the text tower shares; with a student's adapters."),
     click.option("--proxy", type=FOLDER, default=None, help="The proxy's run, when MODEL was taught by one."),
     click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
@@ -367,8 +415,6 @@ def correspondence(as_json: bool, **values: Any) -> None:
 )  # fmt: skip
 def zero_shot(as_json: bool, **values: Any) -> None:
     """Classify by descriptions in a text tower's space, which a student reaches through its adapters and their statistics."""
-    from . import evaluations
-
     run(evaluations.zero_shot, as_json, **values)
 
 
@@ -381,20 +427,14 @@ def features() -> None:
 @options(STORE, JSON)
 def features_ls(as_json: bool, **values: Any) -> None:
     """List datasets, views and feature sets."""
-    from . import catalog
-
     run(catalog.list_store, as_json, **values)
 
 
 @features.command("show")
 @click.argument("key")
-@options(
-    STORE, click.option("--html", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write a page to look at."), JSON
-)
+@options(STORE, click.option("--html", type=FILE, default=None, help="Write a page to look at."), JSON)
 def features_show(as_json: bool, **values: Any) -> None:
     """Show one feature set: rows, bytes, what is missing, its statistics, its identity; --html: its views and tokens as well."""
-    from . import catalog
-
     run(catalog.show_features, as_json, **values)
 
 
@@ -403,8 +443,6 @@ def features_show(as_json: bool, **values: Any) -> None:
 @options(STORE, click.option("--subset", default="1/1", show_default=True, metavar="K/N", help="Check the K-th of N parts."), JSON)
 def features_verify(as_json: bool, **values: Any) -> int:
     """Read every committed byte of a feature set and its views against their records; exit status 1 when a shard is damaged."""
-    from . import catalog
-
     found = run(catalog.verify_features, as_json, **values)
     return 1 if found["damaged"] or found["views_damaged"] else 0
 
@@ -414,8 +452,6 @@ def features_verify(as_json: bool, **values: Any) -> int:
 @options(STORE, TEACHER, WEIGHTS_FILE, DRY_RUN, JSON)
 def features_repair(as_json: bool, **values: Any) -> None:
     """Take out the damaged shards of a feature set and extract just those again."""
-    from . import actions
-
     run(actions.repair, as_json, **values)
 
 
@@ -424,8 +460,6 @@ def features_repair(as_json: bool, **values: Any) -> None:
 @options(STORE, TEACHER, WEIGHTS_FILE, click.option("--sample", type=click.IntRange(1), default=64, show_default=True), JSON)
 def features_fidelity(as_json: bool, **values: Any) -> None:
     """Compare stored tokens with a fresh forward pass over a sample of views: mean, 1st percentile and least cosine."""
-    from . import actions
-
     run(actions.fidelity, as_json, **values)
 
 
@@ -434,8 +468,6 @@ def features_fidelity(as_json: bool, **values: Any) -> None:
 @options(STORE, DRY_RUN, JSON)
 def features_prune(as_json: bool, **values: Any) -> None:
     """Delete one feature set (KEY with its digest); refused while a run reads it."""
-    from . import catalog
-
     run(catalog.prune_features, as_json, **values)
 
 
@@ -444,8 +476,6 @@ def features_prune(as_json: bool, **values: Any) -> None:
 @options(STORE, click.option("--to", "target", required=True, metavar="URL", help="The other store, made when absent."), JSON)
 def features_cp(as_json: bool, **values: Any) -> None:
     """Copy a feature set with its views and dataset index to another store, verified and resumable."""
-    from . import catalog
-
     run(catalog.copy_feature_set, as_json, **values)
 
 
@@ -454,8 +484,6 @@ def features_cp(as_json: bool, **values: Any) -> None:
 @options(STORE, JSON)
 def features_compact(as_json: bool, **values: Any) -> None:
     """Put commit records into ledgers, so that a set of millions of shards opens in seconds."""
-    from . import catalog
-
     run(catalog.compact_features, as_json, **values)
 
 
@@ -469,9 +497,7 @@ def runs() -> None:
 @options(JSON)
 def runs_ls(as_json: bool, **values: Any) -> None:
     """List the training runs below FOLDER."""
-    from . import runs as found
-
-    run(found.list_runs, as_json, **values)
+    run(training_runs.list_runs, as_json, **values)
 
 
 @runs.command("show")
@@ -479,8 +505,6 @@ def runs_ls(as_json: bool, **values: Any) -> None:
 @options(JSON)
 def runs_show(as_json: bool, **values: Any) -> None:
     """Show one run: how far it is, its losses, what it learns from, its recipe."""
-    from . import runs as training_runs
-
     run(training_runs.show_run, as_json, **values)
 
 
@@ -489,8 +513,6 @@ def runs_show(as_json: bool, **values: Any) -> None:
 @options(JSON)
 def runs_compare(as_json: bool, **values: Any) -> None:
     """Compare runs: results side by side, and the recipe values in which they differ."""
-    from . import runs as training_runs
-
     run(training_runs.compare_runs, as_json, **values)
 
 
@@ -503,8 +525,6 @@ def recipe() -> None:
 @options(JSON)
 def recipe_ls(as_json: bool) -> None:
     """List the recipes that come with the package."""
-    from . import actions
-
     run(actions.list_recipe_names, as_json)
 
 
@@ -513,8 +533,6 @@ def recipe_ls(as_json: bool) -> None:
 @options(click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."), SETTINGS, JSON)
 def recipe_show(as_json: bool, **values: Any) -> None:
     """Print each value of a recipe (NAME or a TOML file) with its origin: the paper's, ours and why, a file, --set, default."""
-    from . import actions
-
     run(actions.show_recipe, as_json, **values)
 
 
@@ -523,11 +541,11 @@ def pictures() -> None:
     """Draw what encoders see, as PNG; `report` has the same in a page."""
 
 
-IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
-PNG = click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE.png", help="Where it goes.")
+IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=PLACE)
+PNG = click.option("--out", type=FILE, required=True, callback=png_file, metavar="FILE.png", help="Where it goes.")
 MODELS = (
     click.option("--model", "models", multiple=True, required=True, metavar="NAME", help="Teacher's name or a run's folder; repeatable."),
-    click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: each model's own."),
+    input_size("each model's own"),
     click.option("--model-size", "model_sizes", multiple=True, callback=sizes, metavar="NAME=PX", help="Another size for one model."),
     click.option("--weights", multiple=True, callback=pairs, metavar="NAME=PATH", help="A model's weight file; repeatable."),
 )
@@ -538,8 +556,6 @@ MODELS = (
 @options(*MODELS, click.option("--foreground", is_flag=True, help="Leave the background black; guessed from the tokens."), PNG, JSON)
 def pictures_pca(as_json: bool, **values: Any) -> None:
     """Patch tokens of several encoders side by side: their three strongest directions as colours, one basis an encoder."""
-    from . import pictures as drawing
-
     run(drawing.pca, as_json, **values)
 
 
@@ -548,8 +564,6 @@ def pictures_pca(as_json: bool, **values: Any) -> None:
 @options(*MODELS, click.option("--patch", callback=place, required=True, metavar="ROW,COL", help="In the first model's grid."), PNG, JSON)
 def pictures_similarity(as_json: bool, **values: Any) -> None:
     """How alike every patch is to the named one, by cosine, for several encoders side by side."""
-    from . import pictures as drawing
-
     run(drawing.similarity, as_json, **values)
 
 
@@ -563,8 +577,6 @@ def pictures_similarity(as_json: bool, **values: Any) -> None:
 )  # fmt: skip
 def pictures_neighbours(as_json: bool, **values: Any) -> None:
     """Nearest neighbours by the cached class tokens of feature set KEY, with cosine distances."""
-    from . import pictures as drawing
-
     run(drawing.neighbours, as_json, **values)
 
 
@@ -574,55 +586,47 @@ def pictures_neighbours(as_json: bool, **values: Any) -> None:
     click.option("--store", default=None, metavar="URL", help="Feature store: adds its health, neighbours, photos for the pictures."),
     click.option("--features", multiple=True, metavar="KEY", help="Feature set; repeatable; default: those the runs learnt from."),
     click.option("--verify", is_flag=True, help="Read every byte of the feature sets and report damage."),
-    click.option("--image", "images", multiple=True, type=click.Path(path_type=Path), help="Photo for the pictures; repeatable."),
+    click.option("--image", "images", multiple=True, type=PLACE, help="Photo for the pictures; repeatable."),
     click.option("--query", "queries", multiple=True, metavar="ID", help="Image whose neighbours are shown; repeatable."),
     click.option("--model", "models", multiple=True, metavar="NAME", help="Another encoder beside the runs; repeatable."),
     *MODELS[1:],
     click.option("--foreground", is_flag=True, help="Leave the pictures' background black; guessed from the tokens."),
-    click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the page goes."), JSON,
+    click.option("--out", type=FILE, required=True, help="Where the page goes."), JSON,
 )  # fmt: skip
 def report(as_json: bool, **values: Any) -> None:
     """Write one self-contained HTML page about training RUNS, or about feature sets."""
-    from . import page_contents
-
     run(page_contents.report, as_json, **values)
 
 
 @cli.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("run_folder", metavar="RUN", type=FOLDER)
 @options(
     click.option("--format", "formats", multiple=True, required=True,
                  type=click.Choice(["eupe", "timm", "transformers", "onnx", "executorch"]), help="Repeatable."),
-    click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Gets one folder a format."),
-    click.option("--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the run's own."),
+    click.option("--out", type=FOLDER, required=True, help="Gets one folder a format."),
+    input_size("the run's own"),
     click.option("--adapters", is_flag=True, help="Also the adapters, with the statistics that --store holds (zero-shot)."),
     click.option("--store", default=None, metavar="URL", help="Feature store of the training; with --adapters."),
-    click.option("--proxy", type=click.Path(file_okay=False, path_type=Path), default=None,
+    click.option("--proxy", type=FOLDER, default=None,
                  help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
-    click.option("--evaluation", "evaluations", multiple=True, type=click.Path(dir_okay=False, path_type=Path),
+    click.option("--evaluation", "evaluations", multiple=True, type=FILE,
                  help="Another JSON result for the model card, beside those in RUN's evaluations; repeatable."),
     JSON,
 )  # fmt: skip
 def export(as_json: bool, run_folder: Path, **values: Any) -> None:
     """Write RUN's student in the formats that people deploy, each with a model card, checksums and a usage example."""
-    from . import actions
-
     run(actions.export, as_json, run=run_folder, **values)
 
 
 @cli.command("import-weights")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=PLACE)
 @options(
-    click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="A run's folder: a teacher, or a start."),
-    click.option(
-        "--size", "size_px", type=click.IntRange(1), default=None, metavar="PX", help="Input size; default: the checkpoint's own."
-    ),
+    click.option("--out", type=FOLDER, required=True, help="A run's folder: a teacher, or a start."),
+    input_size("the checkpoint's own"),
     JSON,
 )
 def import_weights(as_json: bool, **values: Any) -> None:
     """Take in a published student: SOURCE is an official EUPE .pth or .safetensors, a timm or a transformers folder."""
-    from . import actions
-
     run(actions.import_weights, as_json, **values)
 
 
@@ -632,7 +636,7 @@ def benchmark() -> None:
 
 
 @benchmark.command()
-@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("folder", metavar="DIR", type=FOLDER)
 @options(
     click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of every runtime."),
     click.option("--warmup", type=click.IntRange(0), default=10, show_default=True, help="Calls before the first that counts."),
@@ -642,8 +646,6 @@ def benchmark() -> None:
 )
 def latency(as_json: bool, **values: Any) -> None:
     """Time one picture in each runtime of an export's DIR: eager, torch.compile, ONNX Runtime, ExecuTorch."""
-    from . import actions
-
     run(actions.latency, as_json, **values)
 
 
@@ -656,8 +658,6 @@ def latency(as_json: bool, **values: Any) -> None:
 )
 def demo(as_json: bool, out: Path, store: str | None, fetch_only: bool) -> None:
     """Go from real photos and real teachers to a report, in minutes on two cores."""
-    from . import actions
-
     run(actions.demo, as_json, out=out, store=store or str(out / "store"), fetch_only=fetch_only)
 
 
@@ -665,8 +665,6 @@ def demo(as_json: bool, out: Path, store: str | None, fetch_only: bool) -> None:
 @options(click.option("--folder", type=FOLDER, default=Path(), help="Where the disk is measured."), JSON)
 def doctor(as_json: bool, folder: Path) -> None:
     """Print versions, devices, memory, disk rate, and known traps with their cure."""
-    from . import doctor as examination
-
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder; --folder names an existing one whose disk is to be measured")
     run(examination.examine, as_json, folder=folder)

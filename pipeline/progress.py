@@ -55,7 +55,9 @@ def bars(console: Console) -> Progress:
 
 def amount(value: float, unit: str = "") -> str:
     """Return a count with thousands separated; bytes as megabytes."""
-    return f"{value / 1e6:,.1f} MB" if unit == "bytes" else f"{value:,.0f} {unit}".rstrip()
+    if unit == "bytes":
+        return f"{value / 1e6:,.1f} MB"
+    return f"{value:,.{1 if 0 < value < 9.95 and value % 1 else 0}f} {unit}".rstrip()
 
 
 def as_progress(event: Event) -> dict[str, Any] | None:
@@ -115,7 +117,9 @@ def said(event: Event) -> str | None:
     """Return the text of a note, of a warning with its mark, of a run's start with what was chosen and why; None for other kinds."""
     kind = event.get("event")
     if kind == "start":
-        counts_of = f"{event['parameters']:,} parameters, {event['images']:,} images, pixels from {event['pixels']}"
+        often = event.get("batch_size", 0) / max(1, event["images"])
+        repeated = f" (each {often:.1f} times in a batch of {event['batch_size']:,})" if often > 1 else ""
+        counts_of = f"{event['parameters']:,} parameters, {event['images']:,} images{repeated}, pixels from {event['pixels']}"
         made_ahead = f", {event['prefetch']}" if "prefetch" in event else ""
         chosen = f"device {event['device']}, precision {event['precision']}{made_ahead}"
         return f"step {event['step']:,} of {event['steps']:,}: {counts_of}, {chosen}"

@@ -77,8 +77,10 @@ def stage_table(name: str, document: Table, stage: int | None) -> Table:
     """Return the table of one stage, `stage` filled in; raises BadInput when the file does not hold it."""
     stages = stages_of(document)
     if not stages:
-        if stage is not None and document.get("stage") != stage:
-            raise BadInput(f"recipe {name} is for stage {document.get('stage')}, asked for stage {stage}")
+        if stage is not None and "stage" not in document:
+            raise BadInput(f"recipe {name} does not say its stage: write `stage = {stage}` at its top, or `[stage{stage}]` tables")
+        if stage is not None and document["stage"] != stage:
+            raise BadInput(f"recipe {name} is for stage {document['stage']}, asked for stage {stage}")
         return dict(document)
     if stage not in stages:
         raise BadInput(f"recipe {name} holds stages {', '.join(map(str, stages))}; asked for {stage or 'none'}: pass --stage")

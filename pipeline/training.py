@@ -106,8 +106,13 @@ def check_live_teachers(resolved: ResolvedRecipe, features: Sequence[str], proxy
         raise BadInput("--proxy and --teacher both name live teachers; give --teacher alone, one for each --features")
     if live_teachers and len(live_teachers) != len(features):
         raise BadInput(f"{len(features)} --features need {len(features)} --teacher in the same order, got {len(live_teachers)}")
-    if (proxy is not None or bool(live_teachers)) != live:
+    if live and proxy is None and not live_teachers:
         raise BadInput(
-            f"the recipe's teacher.source is {resolved.recipe.teacher.source!r}: --proxy names the run whose model is the live teacher (or "
-            "--teacher the teacher of each --features), and is given with 'live' and only then"
+            "the recipe's targets are live (teacher.source = 'live'), and no teacher was named: give --proxy RUN, the run whose model made "
+            "the --features, or a --teacher for each of them"
+        )
+    if not live and (proxy is not None or live_teachers):
+        raise BadInput(
+            "the recipe's targets are cached (teacher.source = 'cached') and need no live teacher: leave --proxy and --teacher out, or say "
+            "--targets live"
         )

@@ -6,6 +6,7 @@ would otherwise be silent. Ranges are the dataclass's own business, in `__post_i
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,8 @@ def convert(value: object, kind: Any, *, where: str, key: str, root: type) -> An
         return convert(value, kind, where=where, key=key, root=root)
     if origin is typing.Literal and value in inner:
         return value
+    if isinstance(value, float) and not math.isfinite(value):  # what JSON cannot hold, no run can record
+        raise BadInput(f"{where}: {key} is {value!r}, wanted {describe(kind)}, and never nan or inf")
     if kind is float and type(value) in (int, float):
         return float(typing.cast(float, value))
     if kind in (Any, object) or (origin is None and type(value) is kind):
@@ -87,11 +90,11 @@ def issubclass_safely(kind: object, above: type) -> bool:
 def describe(kind: Any) -> str:
     """Return an annotation as a reader of TOML understands it."""
     if typing.get_origin(kind) is tuple:
-        return f"a list of {describe(typing.get_args(kind)[0])}"
+        return f"a list, each of it {describe(typing.get_args(kind)[0])}"
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(repr(one) for one in typing.get_args(kind))
     if dataclasses.is_dataclass(kind) or issubclass_safely(typing.get_origin(kind), Mapping):
         return "a table"
-    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}.get(
+    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string", "Any": "a value"}.get(
         getattr(kind, "__name__", ""), str(kind)
     )

@@ -1,5 +1,5 @@
 """A command's result as readable text: nested tables become indented lines, lists of like tables become columns, under their
-names where they hold figures.
+names where they hold figures; what is empty is none.
 
 For people only; scripts take --json. Recipes print three aligned columns: key, value, origin.
 """
@@ -19,8 +19,9 @@ def entry(key: str, value: Any, depth: int) -> list[str]:
     pad = "  " * depth
     if isinstance(value, Mapping) and value:
         alike = [one for one in value.values() if isinstance(one, Mapping)]
-        if len(alike) == len(value) and len({tuple(one) for one in alike}) == 1 and all(map(flat, alike)):
-            heads = [] if any(isinstance(cell, str) for one in alike for cell in one.values()) else [("", *map(str, alike[0]))]
+        if len(alike) == len(value) and len({tuple(one) for one in alike}) == 1 and alike[0] and all(map(flat, alike)):
+            figures = any(isinstance(cell, (int, float)) for one in alike for cell in one.values())
+            heads = [("", *map(str, alike[0]))] if figures and tuple(alike[0]) != ("value", "origin") else []
             return [f"{pad}{key}", *columns([*heads, *((name, *map(word, one.values())) for name, one in value.items())], pad + "  ")]
         return [f"{pad}{key}", *(line for name, one in value.items() for line in entry(str(name), one, depth + 1))]
     if isinstance(value, (list, tuple)) and value and not all(isinstance(one, (int, float)) for one in value):
@@ -44,6 +45,8 @@ def word(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, (Mapping, Sequence)) and not isinstance(value, str):
+        if not value:
+            return "none"
         return json.dumps(value, default=str)
     return str(value)
 

@@ -32,6 +32,9 @@ _REFUSED = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EEXIST: "a file of that name is in the way",
+    errno.EISDIR: "a folder of that name is in the way",
+    errno.ENOENT: "nothing can be made at this place",
+    errno.EINVAL: "this file system refuses such a name",
     errno.EOPNOTSUPP: "the file system has no hard links, which a store needs to publish files without replacing any",
 }
 
@@ -46,9 +49,11 @@ def refusals(path: Path, needed_bytes: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
+        short_of_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        needed = f" ({needed_bytes:,} bytes were needed for this file)" if short_of_room else ""
         raise StoreUnavailable(
-            f"cannot write {path}: {_REFUSED[error.errno]}. {needed_bytes:,} bytes were needed for this file; "
-            "nothing that was committed is lost. Make room or permission there, then run the same command again."
+            f"cannot write {path}: {_REFUSED[error.errno]}{needed}. Nothing that was committed is lost. "
+            "Make room or permission there or name another place, then run the same command again."
         ) from error
 
 
@@ -156,7 +161,10 @@ def replace_folder(final: Path) -> Iterator[Path]:
         with refusals(final, 0):
             temporary.mkdir()
         yield temporary
+        readers = temporary.stat().st_mode & 0o666  # safetensors writes files that nobody else may read, whatever the umask says
         for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(readers)
             _fsync_path(file)
         fsync_folder(temporary)
         old = temporary.with_name(f"{temporary.name[:190]}-old")

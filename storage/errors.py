@@ -36,6 +36,7 @@ class Interrupted(EupeError):
 def unknown_name(kind: str, got: str, known: Iterable[str]) -> BadInput:
     """The error for a name that is not in a list of choices: names the nearest one and lists them all."""
     names = sorted(set(known))
-    nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
-    guess = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    said = {name.split("@")[0]: name for name in reversed(names)}  # nobody types a digest from memory
+    nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5) or difflib.get_close_matches(got, said, n=1, cutoff=0.5)
+    guess = f"; did you mean {said.get(nearest[0], nearest[0])!r}?" if nearest else "."
     return BadInput(f"unknown {kind} {got!r}{guess} Known: {', '.join(names) or 'none yet'}")

@@ -31,6 +31,7 @@ from .named import check_name, damage
 from .objects import Objects
 from .places import add_place
 from .sources import Skipped, SourceImage, list_files, open_source, walk
+from .store import MARKER
 from .urls import is_url
 
 MAX_BAD_SHARE = 0.001
@@ -89,6 +90,9 @@ def examined(url: str) -> Iterator[tuple[list[tuple[ImageRow | Skipped, str | No
     """Results of each file of the source in order, with the number of files done and in all."""
     filesystem, root = open_source(url)
     files = list_files(filesystem, root)
+    store = next((path for path in files if path.rsplit("/", 1)[-1] == MARKER), None)
+    if store is not None:
+        raise BadInput(f"{url} holds a feature store ({store}), whose own files are no images of yours; keep the two in folders apart")
 
     def one(path: str) -> list[tuple[ImageRow | Skipped, str | None]]:
         return [_examine(found) for found in walk(filesystem, root, path)]

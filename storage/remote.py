@@ -27,6 +27,7 @@ TRIES = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 _FINAL_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOSYS, errno.EPERM}
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError", "TokenRetrievalError")
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "config_kwargs": {"retries": {"total_max_attempts": 1}, "read_timeout": 60, "connect_timeout": 10},
@@ -35,9 +36,22 @@ _S3_OPTIONS: dict[str, Any] = {
 Result = TypeVar("Result")
 
 
+def lacks_credentials(error: Exception) -> bool:
+    """Whether nothing was sent because this machine has no credentials; botocore's own classes, which other stores do without."""
+    return type(error).__name__ in _NO_CREDENTIALS
+
+
+def no_credentials(url: str, error: Exception) -> StoreUnavailable:
+    """The error for a URL that this machine has no credentials for."""
+    return StoreUnavailable(
+        f"no credentials for {url} ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and AWS_ENDPOINT_URL for "
+        "a service other than Amazon's"
+    )
+
+
 def _is_final(error: Exception) -> bool:
     """Whether trying again cannot help."""
-    if isinstance(error, _FINAL):
+    if isinstance(error, _FINAL) or lacks_credentials(error):
         return True
     return isinstance(error, OSError) and error.errno in _FINAL_NUMBERS
 
@@ -110,6 +124,10 @@ class RemoteObjects:
             if isinstance(error, (EupeError, FileNotFoundError, FileExistsError)):
                 raise
             raise StoreUnavailable(f"cannot {verb} {key} below {self.url}: {error}") from error
+        except Exception as error:
+            if lacks_credentials(error):
+                raise no_credentials(self.url, error) from error
+            raise
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """One whole GET; with a limit, an object above it is refused before its first byte."""

@@ -18,6 +18,7 @@ import fsspec
 from .decode import MAX_FILE_BYTES
 from .errors import BadInput
 from .parquet_source import parquet_row, parquet_rows
+from .remote import lacks_credentials, no_credentials
 from .urls import refuse_secrets
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
@@ -57,6 +58,10 @@ def open_source(url: str) -> tuple[Any, str]:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"the source {url} cannot be read: {error}") from error
+    except Exception as error:  # botocore's errors have no common base with ours
+        if lacks_credentials(error):
+            raise no_credentials(url, error) from error
+        raise
     return filesystem, root.rstrip("/")
 
 

@@ -19,7 +19,6 @@ from .dataset import ImageDataset
 from .errors import BadInput, CacheDamaged, unknown_name
 from .features import FeatureReader
 from .identity import canonical_json, digest, short
-from .imagined import ImaginedObjects
 from .named import MAX_IDENTITY_BYTES, damage, read_identity
 from .objects import Objects, open_objects
 from .remote import RemoteObjects
@@ -76,10 +75,6 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         return f"FeatureStore({self.url!r})"
-
-    def imagined(self) -> "FeatureStore":
-        """This store for a dry run: what is written to it is remembered and never reaches it."""
-        return FeatureStore(ImaginedObjects(self.objects))
 
     def list_datasets(self) -> list[str]:
         """Keys of the datasets."""

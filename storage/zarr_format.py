@@ -18,7 +18,7 @@ import xxhash
 from crc32c import crc32c as _crc32c
 from numpy.typing import NDArray
 
-from .errors import CacheDamaged
+from .errors import BadInput, CacheDamaged
 from .large_files import Streamed
 
 MISSING = 2**64 - 1
@@ -76,7 +76,10 @@ class ArraySpec:
 
     def __post_init__(self) -> None:
         if self.row_bytes > MAX_ROW_BYTES or not 0 < self.chunk_rows <= self.shard_rows <= MAX_SHARD_ROWS:
-            raise ValueError(f"{self.name}: rows of {self.row_bytes:,} bytes, {self.shard_rows:,} a shard are beyond this format's limits")
+            raise BadInput(
+                f"{self.name}: rows of {self.row_bytes:,} bytes, {self.shard_rows:,} a shard are beyond this format's limits of "
+                f"{MAX_ROW_BYTES:,} and {MAX_SHARD_ROWS:,}; take smaller inputs, fewer tokens or smaller shards"
+            )
 
     @property
     def fill_value(self) -> Any:

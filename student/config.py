@@ -30,6 +30,8 @@ OPERATIONAL = (  # the last three change a run's rounding, as another number of 
     "run.parallel",
 )
 
+_MOST = {"prefetch_batches": 1024, "reader_threads": 1024}  # beyond, the memory or the threads of no machine suffice
+
 
 def _check(holds: bool, key: str, got: object, expected: str) -> None:
     if not holds:
@@ -218,7 +220,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check_choice("way to train in parallel", self.parallel, PARALLEL)
         for name, value in dataclasses.asdict(self).items():
-            _check(not isinstance(value, int) or isinstance(value, bool) or 1 <= value < 2**40, f"run.{name}", value, "at least 1")
+            most = _MOST.get(name, 2**40)
+            whole = not isinstance(value, int) or isinstance(value, bool)
+            _check(whole or 1 <= value <= most, f"run.{name}", value, f"1 to {most:,}")
         _check(self.accumulate <= self.batch_size, "run.accumulate", self.accumulate, "at most run.batch_size")
 
 

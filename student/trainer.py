@@ -128,6 +128,7 @@ class Trainer:
             "pixels": origin(self.views, self._inputs()),
             "photometric": self.views.spec.photometric,
             "images": self.order.epoch_length,
+            "batch_size": self.recipe.run.batch_size,
             "excluded_images": len(self.order.excluded),
         }
 

@@ -42,7 +42,10 @@ def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{where} is refused: it is not a checkpoint of plain tensors ({error})") from error
+        kind = type(error).__name__  # torch's own text advises to load it unsafely
+        raise BadInput(
+            f"{where} is refused: it is not a checkpoint of plain tensors ({kind}); give a .pth of tensors or .safetensors"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadInput(f"{where} is not a flat state dict of tensors; take the state dict out of it first")
     return {str(name): tensor for name, tensor in state.items()}

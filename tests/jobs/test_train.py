@@ -184,7 +184,7 @@ def test_a_bound_on_memory_that_cannot_be_kept_is_refused_before_the_run_s_folde
 
 def test_a_run_begun_on_other_targets_is_refused_by_field(tiny_store: Any, tmp_path: Path) -> None:
     run(tiny_store, RECIPE, tmp_path / "run")
-    with pytest.raises(CacheMismatch, match="another identities"):
+    with pytest.raises(CacheMismatch, match="learns from something else"):
         run(tiny_store, RECIPE, tmp_path / "run", ("tiny-int8",))
 
 

@@ -78,7 +78,8 @@ def test_an_index_shows_readable_text_on_stdout_and_progress_on_stderr(photos: P
     (["doctor", "--folder", "{tmp}/nothing"], "is not a folder"),
     (["train", "--stage", "2", "--store", "{tmp}/store", "--data", "d", "--features", "f", "--out", "{tmp}/o", "--set", "seed=x"],
      "seed is 'x', wanted a whole number"),
-    (["train", "--stage", "3", "--store", "{tmp}/store", "--data", "d", "--features", "f", "--out", "{tmp}/o"], "--proxy names the run"),
+    (["train", "--stage", "3", "--store", "{tmp}/store", "--data", "d", "--features", "f", "--out", "{tmp}/o"],
+     "give --proxy RUN, the run whose model made"),
     (["extract-features", "--store", "{tmp}/store", "--data", "d", "--teacher", "a", "--teacher-size", "b=64"],
      "--teacher-size names 'b', which is not among the teachers"),
     (["evaluate", "knn", "m", "--store", "{tmp}/empty", "--train", "a", "--test", "b"], "is not a feature store"),
@@ -97,8 +98,8 @@ def test_what_the_user_can_mend_is_said_on_stderr_with_status_two(
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a:64"], "'a:64' is not NAME=VALUE"),
-    (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a=big"], "'a=big' is not NAME=PIXELS"),
+    (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a:64"], "'a:64' is not TEACHER=PX"),
+    (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a=big"], "is not TEACHER=PX with 1 to 8,192"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--grid", "16"], "'16' is not ROWSxCOLUMNS, such as 16x16"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--grid", "0x4"], "'0x4' is not ROWSxCOLUMNS"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--codec", "zip"], "'zip' is not one of 'fp32', 'fp16', 'int8'"),
@@ -202,3 +203,28 @@ def test_a_real_interrupt_of_a_real_process_ends_with_status_two_and_no_tracebac
     assert (process.returncode, out) == (2, "")
     assert "is kept" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("error", "says"), [
+    (ModuleNotFoundError("No module named 'onnx'", name="onnx.reference"), "run: pip install 'eupe-pipeline[export]'"),
+    (ModuleNotFoundError("No module named 'sklearn'", name="sklearn"), "the package sklearn, which is not installed"),
+    (MemoryError("Unable to allocate 237. TiB"), "out of memory (Unable to allocate 237. TiB); take a smaller --size"),
+])  # fmt: skip
+def test_a_missing_package_and_too_little_memory_are_said(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def fail(**values: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(actions, "list_recipe_names", fail)
+    assert main(["recipe", "ls"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_module_of_our_own_that_is_missing_is_no_word_to_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**values: Any) -> None:
+        raise ModuleNotFoundError("No module named 'eupe_pipeline.gone'", name="eupe_pipeline.gone")
+
+    monkeypatch.setattr(actions, "list_recipe_names", fail)
+    with pytest.raises(ModuleNotFoundError):
+        main(["recipe", "ls"])

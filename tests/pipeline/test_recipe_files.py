@@ -94,7 +94,7 @@ def test_an_origin_of_a_table_holds_for_all_that_the_file_sets_in_it(tmp_path: P
     ('stage = 2\n[origins]\nseed = "paper"\n', r"\[origins\] speaks of seed, which the file does not set"),
     ('stage = 2\n[origins]\nstage = "mine"\n', "the origin of stage is 'mine'"),
     ('stage = 2\n[origins]\nstage = "ours:"\n', "the origin of stage is 'ours:'"),
-    ("stage = 2\n[run]\nsteps = 0\n", "at least 1"),
+    ("stage = 2\n[run]\nsteps = 0\n", "expected 1 to"),
     ('stage = 2\n[run]\nsteps = "5"\n', "run.steps is '5', wanted a whole number"),
 ])  # fmt: skip
 def test_a_broken_file_is_refused_with_its_fault(tmp_path: Path, text: str, says: str) -> None:

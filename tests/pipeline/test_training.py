@@ -36,8 +36,8 @@ def test_live_teachers_of_several_feature_sets_are_given_in_order(tiny_store: An
 
 
 @pytest.mark.parametrize(("more", "says"), [
-    ({"targets": "live"}, "--proxy names the run"),
-    ({"live_teachers": ["x"]}, "--proxy names the run"),
+    ({"targets": "live"}, "give --proxy RUN"),
+    ({"live_teachers": ["x"]}, "need no live teacher"),
     ({"targets": "live", "live_teachers": ["x"], "proxy": Path("y")}, "give --teacher alone"),
     ({"address": "auto"}, "give --workers as well"),
 ])  # fmt: skip

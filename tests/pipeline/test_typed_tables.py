@@ -73,7 +73,7 @@ def test_a_missing_key_is_named() -> None:
         ({"count": "3"}, "count is '3', wanted a whole number"),
         ({"count": 1, "on": 1}, "on is 1, wanted true or false"),
         ({"count": 1, "name": 2}, "name is 2, wanted a string"),
-        ({"count": 1, "sizes": 64}, "sizes is 64, wanted a list of a whole number"),
+        ({"count": 1, "sizes": 64}, "sizes is 64, wanted a list, each of it a whole number"),
         ({"count": 1, "sizes": [64, "a"]}, "sizes is 'a', wanted a whole number"),
         ({"count": 1, "inner": 3}, "inner is 3, wanted a table"),
         ({"count": 1, "inner": {"mode": "c"}}, r"inner\.mode is 'c', wanted 'a' or 'b'"),
@@ -97,7 +97,7 @@ def test_known_keys_are_dotted() -> None:
 
 
 def test_a_type_is_described_in_the_words_of_toml() -> None:
-    assert describe(tuple[float, ...]) == "a list of a number"
+    assert describe(tuple[float, ...]) == "a list, each of it a number"
     assert describe(Mapping[str, int]) == "a table"
 
 

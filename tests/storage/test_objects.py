@@ -1,4 +1,4 @@
-"""The contract of a place for objects: one class of tests that the local, the in-memory and the imagined one run."""
+"""The contract of a place for objects: one class of tests that the local and the in-memory one both run."""
 
 import os
 import uuid
@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
-from eupe_pipeline.storage.imagined import ImaginedObjects
 from eupe_pipeline.storage.objects import LocalObjects, Objects, after, open_objects
 
 
-@pytest.fixture(params=["local", "memory", "imagined"])
+@pytest.fixture(params=["local", "memory"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    real = open_objects(f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path))
-    return ImaginedObjects(real) if request.param == "imagined" else real
+    return open_objects(str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
 class TestObjects:
@@ -68,20 +66,6 @@ class TestObjects:
         assert objects.read("a", 10) == b"0123456789"
         with pytest.raises(CacheDamaged, match="10 bytes"):
             objects.read("a", 9)
-
-
-def test_what_is_imagined_hides_and_never_touches_what_is_there(tmp_path: Path) -> None:
-    real = LocalObjects(tmp_path)
-    for key in ("a", "x/b"):
-        assert real.create(key, [b"there"])
-    imagined = ImaginedObjects(real)
-    assert not imagined.create("a", [b"other"])
-    imagined.remove("a")
-    imagined.remove("x/b")
-    assert imagined.create("a", [b"new"])
-    assert imagined.create("x/c", [b"new"])
-    assert (imagined.read("a"), imagined.names(""), imagined.names("x"), imagined.size("x/b")) == (b"new", ["a", "x"], ["c"], None)
-    assert (real.read("a"), real.names(""), real.names("x")) == (b"there", ["a", "x"], ["b"])
 
 
 def test_unfinished_files_are_not_listed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, CacheMismatch
 from eupe_pipeline.student.config import TrainRecipe
 from eupe_pipeline.student.models import Student, TargetSpec
-from eupe_pipeline.student.run import Metrics, RunFolder, load_model, read_metrics, save_model
+from eupe_pipeline.student.run import Metrics, RunFolder, held, load_model, read_metrics, save_model
 from eupe_pipeline.teachers.encoders import build_encoder
 from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
 
@@ -86,8 +86,26 @@ def test_recipe_and_identities_are_recorded_with_origins(tmp_path: Path) -> None
     folder.begin(TrainRecipe(), {"seed": "default"}, {"targets": {"t": "a@1"}})
     folder.begin(TrainRecipe(), {"seed": "default"}, {"targets": {"t": "a@1"}})
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["origins"] == {"seed": "default"}
+    (tmp_path / "run" / "metrics.jsonl").touch()
     with pytest.raises(CacheMismatch, match=r"targets\.t: got 'a@2', wanted 'a@1'"):
         folder.begin(TrainRecipe(), {}, {"targets": {"t": "a@2"}})
+
+
+def test_a_run_that_was_refused_before_its_first_step_is_begun_anew(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(TrainRecipe(seed=1), {}, {"targets": {"t": "a@1"}})
+    save_model(student(), folder.initial, size_px=16, targets={})
+    folder.begin(TrainRecipe(seed=2), {}, {"targets": {"t": "a@2"}})
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["seed"] == 2
+    assert not folder.initial.exists()
+
+
+def test_one_process_trains_in_a_folder_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with held([folder]), pytest.raises(BadInput, match="another process is training in"), held([folder], patience_s=0.0):
+        pass
+    with held([folder]):
+        pass
 
 
 def test_a_run_is_finished_when_its_summary_stands(tmp_path: Path) -> None:
