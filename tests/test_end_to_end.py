@@ -142,8 +142,9 @@ def test_the_commands_of_the_readme_walk_from_images_to_a_student(
     command(capsys, *extract, "--teacher", str(tmp_path / "proxy"))
     two = command(capsys, *train, "--stage", "2", "--features", "proxy", "--out", str(tmp_path / "student"))
     assert two["already"] is False
-    knn = command(capsys, "evaluate", "knn", str(tmp_path / "student"), "--store", store, "--train", "photos", "--test", "photos")
-    assert (knn["train_images"], knn["test_images"]) == (96, 96)
+    command(capsys, "index", str(demo[0] / "data" / "test-40"), "--store", store, "--name", "unseen")
+    knn = command(capsys, "evaluate", "knn", str(tmp_path / "student"), "--store", store, "--train", "photos", "--test", "unseen")
+    assert (knn["train_images"], knn["test_images"]) == (96, 40)
     listed = command(capsys, "features", "ls", "--store", store)
     assert {key.split("@")[0] for key in listed["features"]} == {"efficientnet-lite0", "proxy", "student-pooled"}
     assert command(capsys, "features", "verify", "efficientnet-lite0", "--store", store)
