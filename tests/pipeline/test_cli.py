@@ -99,7 +99,8 @@ def test_what_the_user_can_mend_is_said_on_stderr_with_status_two(
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a:64"], "'a:64' is not TEACHER=PX"),
-    (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a=big"], "is not TEACHER=PX with 1 to 8,192 px"),
+    (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a=big"],
+     "is not TEACHER=PX with 1 to 8,192 px"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--grid", "16"], "'16' is not ROWSxCOLUMNS, such as 16x16"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--grid", "0x4"], "'0x4' is not ROWSxCOLUMNS"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--codec", "zip"], "'zip' is not one of 'fp32', 'fp16', 'int8'"),
