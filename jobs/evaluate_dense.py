@@ -9,30 +9,36 @@ loop reports the best of them, so they are all kept.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ..storage.atomic import make_folder, write_atomically
-from ..storage.dense_pairs import Pair
+from ..storage.decode import Pixels
+from ..storage.dense_pairs import Pair, pairs_digest
 from ..storage.errors import BadInput
 from ..student.dense_head import DenseHead, HeadRecipe
 from ..student.devices import choose_device
 from ..student.draws import bits64, step_seed
 from ..student.evaluation_record import PARTIAL, record_path
-from ..student.head_training import Batch, HeadTraining
+from ..student.head_training import HeadTraining
 from ..student.order import KeyedPermutation
 from ..teachers.teacher import Teacher
+from .dense_tokens import patch_tokens, stacked
 from .evaluate import evaluated
 from .labelled_features import OnEvent
 from .subjects import Model, open_model
 
 PARTIAL_HEAD = ".partial.safetensors"
-Target = TypeVar("Target")
+READ_THREADS = 2
+Batch = tuple[Pixels, list[tuple[int, int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,20 +63,47 @@ class DenseOptions:
 
 
 @dataclass(frozen=True)
-class DenseEvaluation(Generic[Batch]):
-    """One dense evaluation, ready to run."""
+class DenseEvaluation:
+    """One dense evaluation, ready to run. Axes: B pictures, K outputs."""
 
     name: str
     recipe: HeadRecipe
     outputs: int
     dropout: float
-    make_batch: Callable[[int], Batch]
-    """Pixels and targets of a step, made in a thread."""
-    loss_of: Callable[[Teacher, DenseHead, Batch, int], torch.Tensor]
+    pairs: Mapping[str, Sequence[Pair]]
+    """Pictures with what is to be found in them, of `train` and `val`."""
+    draw: Callable[[Pair, np.random.Generator], tuple[Pixels, NDArray[Any]]]
+    """A training view (h, w, 3) and its target (h, w); called in threads."""
+    loss_of: Callable[[Tensor, Tensor, int], Tensor]
+    """Of logits (B, K, h, w), targets (B, H, W) and the step."""
     measure: Callable[[Teacher, DenseHead], dict[str, Any]]
     """Results with the head as it is, in eval mode."""
+    fill: float = 0
+    """The target where a picture is smaller than its batch."""
+    size_hw: tuple[int, int] | None = None
+    """Of every batch; None: its largest picture's."""
     best: str | None = None
     """A figure of which the highest of all measurements is given too."""
+
+    def batch(self, seed: int, step: int) -> Batch:
+        """Pixels (B, H, W, 3) of a step's drawn views, the size of each picture in them, and their targets."""
+
+        def one(numbered: tuple[int, int]) -> tuple[Pixels, NDArray[Any]]:
+            place, number = numbered
+            return self.draw(self.pairs["train"][number], _generator(seed, step, place))
+
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            views = list(pool.map(one, enumerate(_places(step, self.recipe.batch_size, len(self.pairs["train"]), seed))))
+        pixels, sizes = stacked([picture for picture, _ in views], self.size_hw)
+        targets = np.full(pixels.shape[:3], self.fill, views[0][1].dtype)
+        for place, (_, target) in enumerate(views):
+            targets[place, : target.shape[0], : target.shape[1]] = target
+        return pixels, sizes, torch.from_numpy(targets)
+
+    def loss(self, teacher: Teacher, head: DenseHead, batch: Batch, step: int) -> Tensor:
+        """The loss of a batch with the head as it is."""
+        pixels, sizes, targets = batch
+        return self.loss_of(head(patch_tokens(teacher, pixels, sizes)), targets.to(teacher.device), step)
 
 
 def open_dense_model(name: str, options: DenseOptions) -> Model:
@@ -81,9 +114,16 @@ def open_dense_model(name: str, options: DenseOptions) -> Model:
 
 
 def run_dense(
-    evaluation: DenseEvaluation[Batch], model: Model, protocol: dict[str, Any], options: DenseOptions, on_event: OnEvent
+    evaluation: DenseEvaluation, model: Model, protocol: dict[str, Any], options: DenseOptions, on_event: OnEvent
 ) -> dict[str, Any]:
-    """Results of the last step with `by_step`; from the record when there is one, going on from the partial files otherwise."""
+    """Results of the last step with `by_step`; from the record when there is one, going on from the partial files otherwise.
+
+    With `dry_run` only the protocol and the folder that would keep the result.
+    """
+    data = {split: {"pictures": len(several), "digest": pairs_digest(several)} for split, several in evaluation.pairs.items()}
+    protocol = {"data": data, "layers": "last, normed patch tokens", **protocol}
+    if options.dry_run:
+        return {"dry_run": True, "model": model.name, "folder": str(model.folder), "protocol": protocol}
     whole = {**protocol, "seed": options.seed, "evaluate_every": options.evaluate_every}
     path = record_path(model.folder, evaluation.name, {**whole, "model": model.identity})
     progress, head_file = path.with_suffix(PARTIAL), path.with_suffix(PARTIAL_HEAD)
@@ -99,13 +139,14 @@ def run_dense(
 
 
 def _train_and_measure(
-    evaluation: DenseEvaluation[Batch], teacher: Teacher, head_file: Path, progress: Path, options: DenseOptions, on_event: OnEvent
+    evaluation: DenseEvaluation, teacher: Teacher, head_file: Path, progress: Path, options: DenseOptions, on_event: OnEvent
 ) -> dict[str, Any]:
     torch.manual_seed(step_seed(options.seed, -1))
     head = DenseHead(teacher.spec.patch_dim, evaluation.outputs, evaluation.dropout).to(teacher.device)
     training = HeadTraining(
-        head, evaluation.recipe, head_file, seed=options.seed, make_batch=evaluation.make_batch, on_event=on_event,
-        loss_of=lambda head, batch, step: evaluation.loss_of(teacher, head, batch, step),
+        head, evaluation.recipe, head_file, seed=options.seed, on_event=on_event,
+        make_batch=lambda step: evaluation.batch(options.seed, step),
+        loss_of=lambda head, batch, step: evaluation.loss(teacher, head, batch, step),
     )  # fmt: skip
     by_step: dict[str, Any] = json.loads(progress.read_text()) if progress.is_file() else {}
     for stop in _stops(evaluation.recipe.steps, options.evaluate_every):
@@ -125,13 +166,19 @@ def _stops(steps: int, every: int) -> list[int]:
     return sorted({*range(every, steps, every), steps})
 
 
-def places_of(step: int, batch_size: int, count: int, seed: int) -> list[int]:
+def refuse_other_size(pair: Pair, target: NDArray[Any], picture: Pixels) -> None:
+    """Raise `BadInput` unless a mask or depth map (H, W) has its picture's size."""
+    if target.shape != picture.shape[:2]:
+        raise BadInput(f"{pair.target} has {target.shape} pixels and its picture {picture.shape[:2]}; both must be of one size")
+
+
+def _places(step: int, batch_size: int, count: int, seed: int) -> list[int]:
     """Which pictures a step sees: epochs of keyed permutations, nothing dropped."""
     places = range(step * batch_size, (step + 1) * batch_size)
     return [int(KeyedPermutation(count, seed, "dense", place // count)(np.array([place % count]))[0]) for place in places]
 
 
-def generator_of(seed: int, step: int, place: int) -> np.random.Generator:
+def _generator(seed: int, step: int, place: int) -> np.random.Generator:
     """What draws the view of one picture of a step."""
     return np.random.Generator(np.random.Philox(bits64(seed, "dense view", step, place)))
 

@@ -4,16 +4,13 @@ See `student.depth` for the protocol and `storage.dense_pairs` for the layouts. 
 that are listed in NYU's files, and to others when asked for.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..storage.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, pairs_digest, read_depth, read_picture
+from ..storage.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, read_depth, read_picture
 from ..storage.errors import BadInput
 from ..student.dense_head import NYU_RECIPE, DenseHead, HeadRecipe
 from ..student.depth import (
@@ -29,12 +26,8 @@ from ..student.depth import (
 )
 from ..teachers.teacher import Teacher
 from .dense_tokens import patch_tokens, stacked
-from .evaluate_dense import DenseEvaluation, DenseOptions, generator_of, open_dense_model, places_of, run_dense, said_progress
+from .evaluate_dense import DenseEvaluation, DenseOptions, open_dense_model, refuse_other_size, run_dense, said_progress
 from .labelled_features import OnEvent
-
-_THREADS = 2
-
-Batch = tuple[Pixels, list[tuple[int, int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,16 +54,13 @@ def evaluate_depth(
     subject = open_dense_model(model, options)
     pairs = {split: depth_pairs(data, split) for split in ("train", "val")}
     protocol = {
-        "data": {split: {"pictures": len(several), "digest": pairs_digest(several)} for split, several in pairs.items()},
-        "bins": BINS, "per_metre": own.per_metre, "layers": "last, normed patch tokens", "mirrored_too": True,
-        "head": {"dropout": 0.0, "batch_norm": True, **recipe.identity()}, "view": asdict(view),
+        "bins": BINS, "per_metre": own.per_metre, "mirrored_too": True, "view": asdict(view),
+        "head": {"dropout": 0.0, "batch_norm": True, **recipe.identity()},
     }  # fmt: skip
-    if options.dry_run:
-        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
     evaluation = DenseEvaluation(
-        "depth", recipe, BINS, 0.0,
-        make_batch=lambda step: _batch(pairs["train"], own.per_metre, view, recipe, options.seed, step),
-        loss_of=lambda teacher, head, batch, step: _loss(teacher, head, batch, step, view),
+        "depth", recipe, BINS, 0.0, pairs,
+        draw=lambda pair, generator: training_view(*_read(pair, own.per_metre), view, generator),
+        loss_of=lambda logits_BKHW, depth_BHW, step: training_depth_loss(logits_BKHW, depth_BHW[:, None], view, step),
         measure=lambda teacher, head: _measure(teacher, head, pairs["val"], own.per_metre, view, on_event),
     )  # fmt: skip
     return run_dense(evaluation, subject, protocol, options, on_event)
@@ -78,28 +68,8 @@ def evaluate_depth(
 
 def _read(pair: Pair, per_metre: float) -> tuple[Pixels, Metres]:
     picture, depth_m = read_picture(pair.picture), read_depth(pair.target, per_metre)
-    if picture.shape[:2] != depth_m.shape:
-        raise BadInput(f"{pair.target} has {depth_m.shape} pixels and its picture {picture.shape[:2]}; both must be of one size")
+    refuse_other_size(pair, depth_m, picture)
     return picture, depth_m
-
-
-def _batch(pairs: list[Pair], per_metre: float, view: DepthView, recipe: HeadRecipe, seed: int, step: int) -> Batch:
-    def one(numbered: tuple[int, int]) -> tuple[Pixels, Metres]:
-        place, number = numbered
-        return training_view(*_read(pairs[number], per_metre), view, generator_of(seed, step, place))
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        drawn = list(pool.map(one, enumerate(places_of(step, recipe.batch_size, len(pairs), seed))))
-    pixels, sizes = stacked([picture for picture, _ in drawn])
-    depth = np.zeros((len(drawn), 1, *pixels.shape[1:3]), np.float32)
-    for place, (_, own) in enumerate(drawn):
-        depth[place, 0, : own.shape[0], : own.shape[1]] = own
-    return pixels, sizes, torch.from_numpy(depth)
-
-
-def _loss(teacher: Teacher, head: DenseHead, batch: Batch, step: int, view: DepthView) -> Tensor:
-    pixels, sizes, depth_B1HW = batch
-    return training_depth_loss(head(patch_tokens(teacher, pixels, sizes)), depth_B1HW.to(teacher.device), view, step)
 
 
 def _measure(teacher: Teacher, head: DenseHead, pairs: list[Pair], per_metre: float, view: DepthView, on_event: OnEvent) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..storage.dense_pairs import Pair, pairs_digest, read_classes, read_picture, segmentation_pairs
+from ..storage.dense_pairs import Pair, read_classes, read_picture, segmentation_pairs
 from ..storage.errors import BadInput
 from ..student.dense_head import ADE20K_RECIPE, DenseHead, HeadRecipe
 from ..student.segmentation import (
@@ -33,14 +32,19 @@ from ..student.segmentation import (
 )
 from ..teachers.teacher import Teacher
 from .dense_tokens import patch_tokens, stacked
-from .evaluate_dense import DenseEvaluation, DenseOptions, generator_of, open_dense_model, places_of, run_dense, said_progress
+from .evaluate_dense import (
+    READ_THREADS,
+    DenseEvaluation,
+    DenseOptions,
+    open_dense_model,
+    refuse_other_size,
+    run_dense,
+    said_progress,
+)
 from .labelled_features import OnEvent
 
 ADE20K = "ADEChallengeData2016"
 _DROPOUT = 0.1
-_THREADS = 2
-
-Batch = tuple[Pixels, list[tuple[int, int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,14 @@ def evaluate_segmentation(
     masks = _Masks(data.resolve().name == ADE20K if own.zero_is_ignored is None else own.zero_is_ignored, own.ignore)
     classes = own.classes or _count_classes(pairs["train"], masks)
     protocol = {
-        "data": {split: {"pictures": len(several), "digest": pairs_digest(several)} for split, several in pairs.items()},
-        "classes": classes, "zero_is_ignored": masks.zero_is_ignored, "ignore": own.ignore, "layers": "last, normed patch tokens",
-        "head": {"dropout": _DROPOUT, "batch_norm": True, **recipe.identity()}, "view": asdict(view),
+        "classes": classes, "zero_is_ignored": masks.zero_is_ignored, "ignore": own.ignore, "view": asdict(view),
+        "head": {"dropout": _DROPOUT, "batch_norm": True, **recipe.identity()},
     }  # fmt: skip
-    if options.dry_run:
-        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
     evaluation = DenseEvaluation(
-        "segmentation", recipe, classes, _DROPOUT,
-        make_batch=lambda step: _batch(pairs["train"], masks, view, recipe, options.seed, step),
-        loss_of=_loss,
+        "segmentation", recipe, classes, _DROPOUT, pairs, fill=IGNORE, size_hw=(view.size_px, view.size_px), best="miou",
+        draw=lambda pair, generator: training_view(*_read(pair, masks, classes), view, generator),
+        loss_of=lambda logits_BKHW, masks_BHW, step: segmentation_loss(logits_BKHW, masks_BHW),
         measure=lambda teacher, head: _measure(teacher, head, pairs["val"], masks, classes, view, on_event),
-        best="miou",
     )  # fmt: skip
     return run_dense(evaluation, subject, protocol, options, on_event)
 
@@ -89,17 +89,15 @@ class _Masks:
     zero_is_ignored: bool
     ignore: int
 
-    def read(self, pair: Pair, size: tuple[int, ...] | None = None) -> Mask:
-        """Classes from 0 and IGNORE; raises `BadInput` when the mask has not its picture's size."""
+    def read(self, pair: Pair) -> Mask:
+        """Classes from 0 and IGNORE."""
         stored = read_classes(pair.target)
-        if size is not None and stored.shape != size:
-            raise BadInput(f"{pair.target} has {stored.shape} pixels and its picture {size}; masks are as large as their pictures")
         mask = np.where(stored == self.ignore, IGNORE, stored)
         return without_zero(mask) if self.zero_is_ignored else mask
 
 
 def _count_classes(pairs: list[Pair], masks: _Masks) -> int:
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         largest = max(pool.map(lambda pair: int(np.where((mask := masks.read(pair)) == IGNORE, -1, mask).max()), pairs))
     if not 1 <= largest < IGNORE:
         raise BadInput(
@@ -108,30 +106,12 @@ def _count_classes(pairs: list[Pair], masks: _Masks) -> int:
     return largest + 1
 
 
-def _read(pair: Pair, masks: _Masks) -> tuple[Pixels, Mask]:
-    picture = read_picture(pair.picture)
-    return picture, masks.read(pair, picture.shape[:2])
-
-
-def _batch(pairs: list[Pair], masks: _Masks, view: SegmentationView, recipe: HeadRecipe, seed: int, step: int) -> Batch:
-    """Pixels and masks (B, size, size), padded where a picture is smaller."""
-
-    def one(numbered: tuple[int, int]) -> tuple[Pixels, Mask]:
-        place, number = numbered
-        return training_view(*_read(pairs[number], masks), view, generator_of(seed, step, place))
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        drawn = list(pool.map(one, enumerate(places_of(step, recipe.batch_size, len(pairs), seed))))
-    pixels, sizes = stacked([picture for picture, _ in drawn], (view.size_px, view.size_px))
-    targets = np.full(pixels.shape[:3], IGNORE, np.int64)
-    for place, (_, mask) in enumerate(drawn):
-        targets[place, : mask.shape[0], : mask.shape[1]] = mask
-    return pixels, sizes, torch.from_numpy(targets)
-
-
-def _loss(teacher: Teacher, head: DenseHead, batch: Batch, step: int) -> Tensor:
-    pixels, sizes, masks_BHW = batch
-    return segmentation_loss(head(patch_tokens(teacher, pixels, sizes)), masks_BHW.to(teacher.device))
+def _read(pair: Pair, masks: _Masks, classes: int) -> tuple[Pixels, Mask]:
+    picture, mask = read_picture(pair.picture), masks.read(pair)
+    refuse_other_size(pair, mask, picture)
+    if (mask[mask != IGNORE] >= classes).any():
+        raise BadInput(f"{pair.target} holds class {int(mask[mask != IGNORE].max())}, and there are {classes}; say --classes")
+    return picture, mask
 
 
 def _measure(
@@ -144,9 +124,7 @@ def _measure(
         return functional.interpolate(logits, window.shape[:2], mode="bilinear")[0].cpu()
 
     for done, pair in enumerate(pairs, start=1):
-        picture, mask = _read(pair, masks)
-        if (mask[mask != IGNORE] >= classes).any():
-            raise BadInput(f"{pair.target} holds class {int(mask[mask != IGNORE].max())}, and there are {classes}; say --classes")
+        picture, mask = _read(pair, masks, classes)
         logits = slide(resize_shorter(picture, view.size_px), predict, view.size_px, view.stride_px)
         confusion.add(mask, classes_at(logits, *mask.shape))
         say(done)

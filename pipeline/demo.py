@@ -32,7 +32,6 @@ from .progress import OnEvent
 from .report import write_report
 
 TRAIN, TEST = "cifar10", "cifar10-test"
-Summary = Mapping[str, Any]
 
 
 class Demo:

@@ -195,6 +195,8 @@ class RemoteObjects:
             self._call("create", key, lambda: self._filesystem.pipe_file(self._path(key), data, mode="create"))
         except FileExistsError:
             return False
+        except FileNotFoundError as error:  # of an object that is to be made: the bucket
+            raise StoreUnavailable(f"cannot create {key} below {self.url}: {error}; make the bucket first, or mend its name") from error
         return True
 
     def replace(self, key: str, data: bytes) -> None:

@@ -30,7 +30,7 @@ OPERATIONAL = (  # the last three change a run's rounding, as another number of 
     "run.parallel",
 )
 
-_MOST = {"prefetch_batches": 1024, "reader_threads": 1024}  # beyond, the memory or the threads of no machine suffice
+_MOST = {"reader_threads": 1024}  # beyond, the threads of no machine suffice
 
 
 def _check(holds: bool, key: str, got: object, expected: str) -> None:

@@ -17,13 +17,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ..storage.decode import Pixels
+
 BINS = 256
 _EPS = 1e-3
 _FRAME = (45, 472, 43, 608)  # rows and columns of a 480 × 640 picture inside its white frame
 _EIGEN = (45, 471, 41, 601)
 _VARIANCE_FROM_STEP = 100
 
-Pixels = NDArray[np.uint8]
+
 Metres = NDArray[np.float32]
 
 

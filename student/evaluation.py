@@ -42,23 +42,6 @@ class Knn(NamedTuple):
     official: dict[int, float]
 
 
-def knn_paper(train_ND: Floats, train_labels: Labels, test_ND: Floats, test_labels: Labels, k: int = PAPER_K) -> float:
-    """Percent of test images whose majority label among the k nearest is right; raises `BadInput` without k images."""
-    return knn(train_ND, train_labels, test_ND, test_labels, k=k, ks=()).paper
-
-
-def knn_official(
-    train_ND: Floats,
-    train_labels: Labels,
-    test_ND: Floats,
-    test_labels: Labels,
-    ks: Sequence[int] = OFFICIAL_KS,
-    temperature: float = OFFICIAL_TEMPERATURE,
-) -> dict[int, float]:
-    """Percent right for each k with softmax-weighted votes; ks beyond the training set are left out."""
-    return knn(train_ND, train_labels, test_ND, test_labels, k=1, ks=ks, temperature=temperature).official
-
-
 def knn(
     train_ND: Floats,
     train_labels: Labels,
@@ -71,7 +54,10 @@ def knn(
     device: str = "cpu",
     on_done: Callable[[int], None] = lambda done: None,
 ) -> Knn:
-    """Both protocols from one search on `device`; `on_done` hears how many test images are done. Raises as `knn_paper` does."""
+    """Both protocols from one search on `device`; `on_done` hears how many test images are done.
+
+    Raises `BadInput` with fewer than k training images; ks beyond them are left out.
+    """
     usable = [one for one in ks if one <= len(train_ND)]
     paper, right, done = 0, dict.fromkeys(usable, 0), 0
     classes = int(train_labels.max()) + 1 if len(train_labels) else 0

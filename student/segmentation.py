@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ..storage.decode import Pixels
 from ..teachers.photometric import hue, saturation
 
 IGNORE = 255
 _CLASSES_AT_ONCE = 16
 
-Pixels = NDArray[np.uint8]
+
 Mask = NDArray[np.int64]
 
 

@@ -102,8 +102,10 @@ def test_masks_of_another_size_and_unknown_classes_are_refused_by_name(oracle: P
     draw_pictures(oracle / "data", 1, "val", shift=40)
     with pytest.raises(BadInput, match="holds class 43, and there are 4"):
         evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=2), OWN)
+    with pytest.raises(BadInput, match=r"holds class 3, and there are 3; say --classes"):
+        evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=2), replace(OWN, classes=3))
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(oracle / "data" / "annotations" / "train" / "0.png")
-    with pytest.raises(BadInput, match="masks are as large as their pictures"):
+    with pytest.raises(BadInput, match="both must be of one size"):
         evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=3), OWN)
 
 

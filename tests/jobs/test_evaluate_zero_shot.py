@@ -20,7 +20,7 @@ from eupe_pipeline.teachers.tokens import Tokens
 from torch.nn import functional
 
 from ..student.test_adapter_chain import run_of
-from ..teachers.tiny_clip import write_clip
+from ..teachers.tiny_clip import write_clip, write_siglip
 
 TEXTS = """
 templates = ["a photo of a {}.", "a drawing of a {}."]
@@ -59,6 +59,23 @@ def test_a_clip_model_classifies_as_transformers_does(store: FeatureStore, tmp_p
     right = float((logits.argmax(dim=1).numpy() == dataset.labels()).mean())
     assert result["top1"] == pytest.approx(100 * right)
     assert (result["top5"], result["test_images"], result["classes"]) == (100.0, 24, 3)
+
+
+def test_a_siglip_model_classifies_by_the_librarys_own_logits(store: FeatureStore, tmp_path: Path) -> None:
+    folder = tmp_path / "siglip"
+    model, texts = write_siglip(folder), ["a photo of a red thing.", "a photo of a blue.", "a photo of a green."]
+    (tmp_path / "one.toml").write_text(
+        'templates = ["a photo of a {}."]\n[classes]\nclass0 = "red thing"\nclass1 = "blue"\nclass2 = "green"\n'
+    )
+    result = evaluate_zero_shot(f"hf:{folder}", store, "photos", ZeroShotOptions(folder, tmp_path / "one.toml"))
+    dataset, teacher = store.dataset("photos"), load_teacher(resolve_teacher(f"hf:{folder}"))
+    pixels = torch.from_numpy(next(center_batches(dataset, np.arange(24), teacher, WHOLE)))
+    with torch.no_grad():
+        logits = model(
+            input_ids=load_text_tower(folder).tokenize(texts), pixel_values=(pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        ).logits_per_image
+    assert result["top1"] == pytest.approx(100 * float((logits.argmax(dim=1).numpy() == dataset.labels()).mean()))
+    assert result["classes"] == 3
 
 
 def test_a_student_goes_through_its_adapters_and_statistics(tiny_store: Any, store: FeatureStore, tmp_path: Path) -> None:

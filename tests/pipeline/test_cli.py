@@ -99,7 +99,8 @@ def test_what_the_user_can_mend_is_said_on_stderr_with_status_two(
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a:64"], "'a:64' is not TEACHER=PX"),
-    (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a=big"], "is not TEACHER=PX with 1 to 8,192"),
+    (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--teacher-size", "a=big"],
+     "is not TEACHER=PX with 1 to 8,192 px"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--grid", "16"], "'16' is not ROWSxCOLUMNS, such as 16x16"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--grid", "0x4"], "'0x4' is not ROWSxCOLUMNS"),
     (["extract-features", "--store", "s", "--data", "d", "--teacher", "a", "--codec", "zip"], "'zip' is not one of 'fp32', 'fp16', 'int8'"),
@@ -192,12 +193,12 @@ def test_ctrl_c_says_that_everything_finished_is_kept(monkeypatch: pytest.Monkey
 
 
 def test_a_real_interrupt_of_a_real_process_ends_with_status_two_and_no_traceback(photos: Path, tmp_path: Path) -> None:
-    for n in range(4000):
+    for n in range(20_000):
         os.link(photos / "cat" / "0.png", photos / "cat" / f"same-{n}.png")
     command = [sys.executable, "-m", "eupe_pipeline.pipeline", "index", str(photos), "--store", str(tmp_path / "store"), "--name", "pets"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert "index pets: 1/4,009" in process.stderr.readline()  # at work for certain
+    assert "index pets: 1/20,009" in process.stderr.readline()  # at work for certain
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (2, "")

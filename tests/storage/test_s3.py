@@ -96,6 +96,11 @@ def test_a_body_that_is_cut_anywhere_is_read_again(s3: tuple[FaultyServer, Remot
         trials.note("healed", 2)
 
 
+def test_a_bucket_that_is_not_there_is_said(s3: tuple[FaultyServer, RemoteObjects]) -> None:
+    with pytest.raises(StoreUnavailable, match="make the bucket first"):
+        RemoteObjects("s3://no-such-bucket/store").create("x", [b"1"])
+
+
 def test_giving_up_names_the_key_and_the_tries_and_no_secret(s3: tuple[FaultyServer, RemoteObjects]) -> None:
     server, objects = s3
     for verb, method in (("read", "GET"), ("create", "PUT")):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput
-from eupe_pipeline.student.evaluation import embed, knn, knn_official, knn_paper
+from eupe_pipeline.student.evaluation import embed, knn
 from eupe_pipeline.teachers.tokens import Tokens
 from numpy.typing import NDArray
 
@@ -27,6 +27,16 @@ def clouds(seed: int, count: int) -> tuple[Floats, Labels]:
     generator = np.random.default_rng(seed)
     truth = generator.integers(0, 4, count)
     return (np.eye(4, 12)[truth] + generator.normal(0, 0.45, (count, 12))).astype(np.float32), truth
+
+
+def knn_paper(bank: Floats, bank_labels: Labels, queries: Floats, truth: Labels, k: int = 10) -> float:
+    return knn(bank, bank_labels, queries, truth, k=k, ks=()).paper
+
+
+def knn_official(
+    bank: Floats, bank_labels: Labels, queries: Floats, truth: Labels, ks: tuple[int, ...] = (10, 20, 100, 200), temperature: float = 0.07
+) -> dict[int, float]:
+    return knn(bank, bank_labels, queries, truth, k=1, ks=ks, temperature=temperature).official
 
 
 def test_the_majority_of_the_nearest_wins() -> None:

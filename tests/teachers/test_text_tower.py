@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.teachers.text_tower import load_text_tower
 
-from .tiny_clip import write_clip, write_open_clip
+from .tiny_clip import CONTEXT, write_clip, write_open_clip, write_siglip
 
 TEXTS = ["a photo of a red thing.", "Blue", "a drawing of a green thing . . . . . . ."]
 
@@ -29,6 +30,20 @@ def test_a_folder_of_transformers_gives_its_text_features(clip: tuple[Path, Any]
     torch.testing.assert_close(tower.embed(TEXTS), wanted, atol=1e-5, rtol=1e-5)
     assert tower.image_projection is not None
     torch.testing.assert_close(tower.image_projection, model.visual_projection.weight.detach())
+
+
+def test_siglips_text_features_are_the_librarys_own(tmp_path: Path) -> None:
+    model, tower = write_siglip(tmp_path), load_text_tower(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    lower = [text.lower() for text in TEXTS]
+    ids = tokenizer(lower, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")["input_ids"]
+    assert torch.equal(tower.tokenize(lower), ids)
+    with torch.no_grad():
+        wanted = model.get_text_features(input_ids=ids)
+    torch.testing.assert_close(tower.embed(TEXTS), getattr(wanted, "pooler_output", wanted), atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(tower.embed(TEXTS)[0], tower.embed(TEXTS)[1], atol=1e-2)
+    images = torch.randn(3, 24)
+    assert tower.project(images, "attention pool") is images
 
 
 @pytest.mark.parametrize("prefix", ["", "text."])

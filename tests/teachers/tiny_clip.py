@@ -51,6 +51,23 @@ def write_clip(folder: Path, vision_width: int = 32) -> Any:
     return model
 
 
+def write_siglip(folder: Path) -> Any:
+    """The same for SigLIP, whose text is its last place, padding or not, and whose images have no projection; returns the model."""
+    torch.manual_seed(1)
+    shape = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**shape, "vocab_size": len(WORDS), "max_position_embeddings": CONTEXT, "pad_token_id": 0, "eos_token_id": WORDS.index("<end>")}
+    config = transformers.SiglipConfig(text_config=text, vision_config={**shape, "image_size": 16, "patch_size": 8})
+    model = transformers.SiglipModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    prep = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(prep))
+    return model
+
+
 def write_open_clip(folder: Path, model: Any, prefix: str = "") -> None:
     """The same model in open_clip's layout."""
     folder.mkdir(parents=True)
