@@ -15,6 +15,7 @@
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,14 @@ class RunFolder:
         return dict(_read_json(path)) if path.is_file() else None
 
     def begin(self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any]) -> None:
-        """Record recipe and identities; raises `CacheMismatch` naming each field in which a run that stands there differs."""
+        """Record recipe and identities; raises `CacheMismatch` naming each field in which a run that stands there differs.
+
+        A run that has not finished a step has nothing to protect: whoever mends what stopped it begins anew in the same folder.
+        """
         plain = json.loads(json.dumps(identities))
-        if (self.out / "recipe.json").is_file():
+        if (self.out / "recipe.json").is_file() and not self.has_steps():
+            shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was
+        elif (self.out / "recipe.json").is_file():
             recorded = _read_json(self.out / "recipe.json")
             self._refuse_other("recipe", recipe.decisive(), recorded["decisive"])
             self._refuse_other("identities", plain, _read_json(self.out / "identities.json"))
@@ -69,6 +75,10 @@ class RunFolder:
         _write_json(self.out / "identities.json", plain)
         described = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": dict(origins)}
         _write_json(self.out / "recipe.json", described)
+
+    def has_steps(self) -> bool:
+        """Whether anything was trained here: a checkpoint, a logged step, or a summary."""
+        return (self.out / "summary.json").is_file() or bool(read_metrics(self.out)) or any(self.checkpoints.glob("step-*"))
 
     def _refuse_other(self, what: str, got: dict[str, Any], wanted: dict[str, Any]) -> None:
         if lines := differing_fields(got, wanted):
