@@ -80,6 +80,11 @@ def folder_or_url(context: click.Context, option: click.Parameter, value: str | 
     return value if value is None or "://" in value else Path(value)
 
 
+def folders_or_urls(context: click.Context, option: click.Parameter, values: Sequence[str]) -> list[Path | str | None]:
+    """Return each as `folder_or_url` does."""
+    return [folder_or_url(context, option, value) for value in values]
+
+
 def count_or_auto(context: click.Context, option: click.Parameter, value: str) -> int | None:
     """Return a count of at least 1, None for "auto"."""
     if value == "auto":
@@ -465,17 +470,17 @@ def runs() -> None:
 
 
 @runs.command("ls")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", callback=folder_or_url, metavar="FOLDER|URL")
 @options(JSON)
 def runs_ls(as_json: bool, **values: Any) -> None:
-    """List the training runs below FOLDER."""
+    """List the training runs at or below a folder or a URL."""
     from . import runs as found
 
     run(found.list_runs, as_json, **values)
 
 
 @runs.command("show")
-@click.argument("out", type=FOLDER)
+@click.argument("out", callback=folder_or_url, metavar="RUN|URL")
 @options(JSON)
 def runs_show(as_json: bool, **values: Any) -> None:
     """Show one run: how far it is, its losses, what it learns from, its recipe."""
@@ -485,7 +490,7 @@ def runs_show(as_json: bool, **values: Any) -> None:
 
 
 @runs.command("compare")
-@click.argument("outs", nargs=-1, required=True, type=FOLDER)
+@click.argument("outs", nargs=-1, required=True, callback=folders_or_urls, metavar="RUN|URL...")
 @options(JSON)
 def runs_compare(as_json: bool, **values: Any) -> None:
     """Compare runs: results side by side, and the recipe values in which they differ."""
