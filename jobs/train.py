@@ -26,7 +26,7 @@ from ..student.learner import Learner
 from ..student.models import Student, TargetSpec
 from ..student.prefetch import prefetch_of
 from ..student.ranks import ALONE, Ranks
-from ..student.run import RunFolder, held, load_model, save_model
+from ..student.run import RunFolder, load_model, save_model
 from ..student.sampled import refuse_other_grids
 from ..student.targets import LiveTargets, TargetSource
 from ..student.trainer import Trainer
@@ -35,6 +35,7 @@ from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.regularity import set_drop_path, set_recompute
 from ..teachers.teacher import Teacher
 from .reading_leases import leases
+from .run_lock import alone_in
 from .run_mirror import is_url, mirrored
 from .run_source import fetch_once, run_at_hand
 from .start_checks import check_pixels, check_teachers
@@ -79,12 +80,12 @@ def train(
         parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, allow_random_weights)
-        runs = student_runs(recipe, students, home)
         claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
-        with claims, held([folder for _, folder in runs.values()] if ranks.first else []):
+        with claims, contextlib.ExitStack() as held:
             device = choose_device(recipe.device)
             use_tensor_cores(device.value)
             live = [str(proxy)] if proxy is not None else list(live_teachers)
+            runs = student_runs(recipe, students, home)
             fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
             source = _target_source(recipe, parts, live, device.value)
             if ranks.first:
@@ -92,6 +93,8 @@ def train(
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
             for own, _ in runs.values():
                 refuse_other_grids(own, source.specs)
+            if ranks.first:
+                held.enter_context(alone_in(home))
             summaries = begin_runs(runs, source, parts, origins or {}, ranks, told)
             open_runs = {name: run for name, run in runs.items() if name not in summaries}
             if open_runs:

@@ -132,6 +132,11 @@ def png_file(context: click.Context, option: click.Parameter, value: Path) -> Pa
     return value
 
 
+def folders_or_urls(context: click.Context, option: click.Parameter, values: Sequence[str]) -> list[Path | str | None]:
+    """Return each as `folder_or_url` does."""
+    return [folder_or_url(context, option, value) for value in values]
+
+
 def count_or_auto(context: click.Context, option: click.Parameter, value: str) -> int | None:
     """Return a count of at least 1, None for "auto"."""
     if value == "auto":
@@ -493,15 +498,15 @@ def runs() -> None:
 
 
 @runs.command("ls")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", callback=folder_or_url, metavar="FOLDER|URL")
 @options(JSON)
 def runs_ls(as_json: bool, **values: Any) -> None:
-    """List the training runs below FOLDER."""
+    """List the training runs at or below a folder or a URL."""
     run(training_runs.list_runs, as_json, **values)
 
 
 @runs.command("show")
-@click.argument("out", type=FOLDER)
+@click.argument("out", callback=folder_or_url, metavar="RUN|URL")
 @options(JSON)
 def runs_show(as_json: bool, **values: Any) -> None:
     """Show one run: how far it is, its losses, what it learns from, its recipe."""
@@ -509,7 +514,7 @@ def runs_show(as_json: bool, **values: Any) -> None:
 
 
 @runs.command("compare")
-@click.argument("outs", nargs=-1, required=True, type=FOLDER)
+@click.argument("outs", nargs=-1, required=True, callback=folders_or_urls, metavar="RUN|URL...")
 @options(JSON)
 def runs_compare(as_json: bool, **values: Any) -> None:
     """Compare runs: results side by side, and the recipe values in which they differ."""

@@ -20,6 +20,7 @@ from .typed_tables import build, leaves
 
 FOLDER = Path(__file__).parent / "recipes"
 Table = dict[str, Any]
+WHOLE = ("student.options", "teacher.weights", "data.shares")  # mappings whose keys are the user's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,8 @@ def load_recipe(source: str, *, stage: int | None = None, settings: Sequence[str
     name, document = read_document(source)
     table, origins = extended(name, stage_table(name, document, stage))
     overrides = [parse_setting(text) for text in settings]
-    for override in overrides:
+    for text, override in zip(settings, overrides, strict=True):
+        clear_whole(table, text.partition("=")[0].strip())
         lay_over(table, override)
     recipe = build(TrainRecipe, table, where=f"recipe {name}")
     set_keys = [key for override in overrides for key, _ in leaves(override)]
@@ -126,6 +128,16 @@ def lay_over(table: Table, override: Mapping[str, Any]) -> None:
             lay_over(table[key], value)
         else:
             table[key] = value
+
+
+def clear_whole(table: Table, key: str) -> None:
+    """Empty a table that is one value where a setting gives all of it: `--set student.options={}` takes the file's options away.
+
+    `student.options.depth=4` changes one option, `student.options={depth = 4}` means these options and no others.
+    """
+    name, _, inner = key.partition(".")
+    if key in WHOLE and isinstance(table.get(name), Mapping):
+        table[name] = {**table[name], inner: {}}
 
 
 def nearest_table(key: str, among: Mapping[str, str]) -> str | None:

@@ -4,8 +4,9 @@ Reading only, from recipe.json, identities.json, metrics.jsonl and summary.json,
 store are told apart by their recipes; a run that was begun on other targets is another comparison, and says so.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,51 @@ from .typed_tables import leaves
 ABSENT = "-"
 
 
-def list_runs(*, folder: Path, on_event: OnEvent) -> dict[str, Any]:
-    """Return a row for each run at or below a folder, by its path from there."""
-    found = sorted(path.parent for path in folder.rglob("recipe.json") if (path.parent / "identities.json").is_file())
-    return {"runs": {str(run.relative_to(folder)): row(run) for run in found}}
+def list_runs(*, folder: Path | str, on_event: OnEvent) -> dict[str, Any]:
+    """Return a row for each run at or below a folder or a URL, by its path from there; raises BadInput for what is neither."""
+    with at_hand(folder) as here:
+        if not here.is_dir():
+            raise BadInput(f"{folder} is not a folder")
+        found = sorted(path.parent for path in here.rglob("recipe.json") if (path.parent / "identities.json").is_file())
+        return {"runs": {str(run.relative_to(here)): row(run) for run in found}}
 
 
-def show_run(*, out: Path, on_event: OnEvent) -> dict[str, Any]:
+def show_run(*, out: Path | str, on_event: OnEvent) -> dict[str, Any]:
     """Return one run's state, last losses, targets and recipe; raises BadInput when it is not one."""
-    record = read_run(out)
-    last: dict[str, Any] = next((line for line in reversed(record.metrics) if "loss" in line), {})
-    recipe = {key: {"value": value, "origin": record.origins.get(key, "not recorded")} for key, value in leaves(record.recipe)}
-    return {"run": str(out), **row(out), "losses": last.get("losses", {}), "targets": targets(out), "recipe": recipe}
+    with at_hand(out) as here:
+        record = read_run(here)
+        last: dict[str, Any] = next((line for line in reversed(record.metrics) if "loss" in line), {})
+        recipe = {key: {"value": value, "origin": record.origins.get(key, "not recorded")} for key, value in leaves(record.recipe)}
+        return {"run": str(out), **row(here), "losses": last.get("losses", {}), "targets": targets(here), "recipe": recipe}
 
 
-def compare_runs(*, outs: Sequence[Path], on_event: OnEvent) -> dict[str, Any]:
+def compare_runs(*, outs: Sequence[Path | str], on_event: OnEvent) -> dict[str, Any]:
     """Return the runs' rows and each recipe value that is not the same in all; raises BadInput for one name twice."""
     names = [str(out) for out in outs]
     if len(set(names)) < len(names):
         raise BadInput(f"a run is named twice: {', '.join(names)}")
-    records = {name: read_run(out) for name, out in zip(names, outs, strict=True)}
-    flat = {name: dict(leaves(record.recipe)) | {"targets": targets(Path(name))} for name, record in records.items()}
-    keys = dict.fromkeys(key for table in flat.values() for key in table)
-    differing = {key: {name: table.get(key, ABSENT) for name, table in flat.items()} for key in keys}
-    return {
-        "runs": {name: row(Path(name)) for name in names},
-        "differing": {key: values for key, values in differing.items() if len({json.dumps(one) for one in values.values()}) > 1},
-    }
+    with contextlib.ExitStack() as stack:
+        here = {name: stack.enter_context(at_hand(out)) for name, out in zip(names, outs, strict=True)}
+        records = {name: read_run(run) for name, run in here.items()}
+        flat = {name: dict(leaves(record.recipe)) | {"targets": targets(here[name])} for name, record in records.items()}
+        keys = dict.fromkeys(key for table in flat.values() for key in table)
+        differing = {key: {name: table.get(key, ABSENT) for name, table in flat.items()} for key in keys}
+        return {
+            "runs": {name: row(run) for name, run in here.items()},
+            "differing": {key: values for key, values in differing.items() if len({json.dumps(one) for one in values.values()}) > 1},
+        }
+
+
+@contextlib.contextmanager
+def at_hand(run: Path | str) -> Iterator[Path]:
+    """Give a folder as it is, and of a URL the records of the runs at or below it; raises BadInput when there are none."""
+    if "://" not in str(run):
+        yield Path(run)
+        return
+    from ..jobs.run_records import records_below
+
+    with records_below(str(run)) as folder:
+        yield folder
 
 
 def row(out: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ state. `step` counts finished optimiser steps.
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..storage.atomic import refusals, remove_folder, replace_folder
+from ..storage.atomic import TEMPORARY_PREFIX, refusals, remove_folder, replace_folder
 from ..storage.errors import BadInput, CacheDamaged
 from .ranks import ALONE, Ranks
 from .sharding import like, whole
+from .versions import code_digest, versions
 
 _PREFIX = "step-"
 FORMAT = 1
@@ -44,6 +46,12 @@ class Checkpoint:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first; temporary ones are not among them."""
     return sorted(folder.glob(f"{_PREFIX}[0-9]*")) if folder.is_dir() else []
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left: a checkpoint half written or half removed, as large as a whole one. One writer at a time."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -107,7 +115,7 @@ def save_checkpoint(
         with refusals(final, needed_bytes), replace_folder(final) as temporary:
             for name, tensors in files.items():
                 _save(tensors, temporary / f"{name}.safetensors")
-            description = {**described, "step": step, "format": FORMAT, "torch": torch.__version__}
+            description = {**described, "step": step, "format": FORMAT, "versions": {**versions(), "code": code_digest()}}
             (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1, sort_keys=True))
         best = best_checkpoint(folder) if keep_best else None
         for old in list_checkpoints(folder)[:-keep]:

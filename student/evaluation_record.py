@@ -10,15 +10,13 @@ the versions of torch and of this package stand in the record for people.
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..storage.atomic import make_folder, write_atomically
 from ..storage.errors import CacheDamaged
 from ..storage.identity import digest, short
+from .versions import versions
 
 FOLDER = "evaluations"
 PARTIAL = ".partial.json"  # what an evaluation has done so far
@@ -43,7 +41,7 @@ def keep_record(folder: Path, evaluation: str, protocol: Mapping[str, Any], resu
         "protocol": _plain(protocol),
         "results": _plain(results),
         "seconds": round(seconds, 3),
-        "versions": {"torch": torch.__version__, "eupe-pipeline": _own_version()},
+        "versions": versions(),
     }
     make_folder(path.parent)
     write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False).encode())
@@ -68,10 +66,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError) as error:
         raise CacheDamaged(f"{path} is not the record of an evaluation ({error}); remove it and evaluate again") from error
     return record
-
-
-def _own_version() -> str:
-    try:
-        return version("eupe-pipeline")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "not installed"

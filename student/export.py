@@ -25,6 +25,7 @@ from ..storage.atomic import replace_folder
 from ..storage.errors import BadInput, unknown_name
 from ..storage.identity import file_sha256
 from ..storage.store import FeatureStore
+from ..teachers.architectures import TIMM_STUDENT
 from ..teachers.licences import Terms
 from ..teachers.official import from_official, to_official
 from .adapter_chain import write_chain
@@ -82,7 +83,12 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
 
 
 def _need_plain(trained: Trained) -> None:
-    prep = trained.preprocessing
+    prep, architecture = trained.preprocessing, trained.architecture
+    if architecture["name"] == TIMM_STUDENT:
+        raise BadInput(
+            f"a student of a timm shape is not exported; {trained.run}/model/backbone.safetensors holds its tensors under timm's own names "
+            f"behind `backbone.`, for timm.create_model({architecture['model']!r}, num_classes=0)"
+        )
     if (prep.pixel_scale, prep.channel_order) != (255.0, "rgb"):
         raise BadInput(
             f"the formats hold RGB pictures divided by 255; this student wants {prep.channel_order} divided by {prep.pixel_scale:g}"

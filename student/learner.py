@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput, EupeError
-from .checkpoint import best_checkpoint, latest_checkpoint, load_best, restore, save_checkpoint
+from .checkpoint import best_checkpoint, latest_checkpoint, load_best, restore, save_checkpoint, sweep
 from .config import TrainRecipe
 from .devices import Choice, attending, computing
 from .draws import dropped_teachers, step_seed
@@ -97,6 +97,8 @@ class Learner:
             self.done = checkpoint.step
             score = checkpoint.described.get("score", {})
             self.smoothed_loss, self.evaluation = score.get("loss", 0.0), score.get("evaluation")
+        if self.ranks.first:
+            sweep(self.folder.checkpoints)
         self.ranks.wait()  # the first rank's metrics must not move before all have read the checkpoint
         if self.ranks.first:
             self.metrics = Metrics(self.folder.out, self.done)

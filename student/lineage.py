@@ -42,7 +42,7 @@ def hub_name(architecture: Options) -> str | None:
     """The official student of this shape; values that only matter in training do not count."""
     shape = {**architecture, **dict.fromkeys(_ONLY_INITIAL)}
     for name in ARCHITECTURES:
-        official = name.startswith("eupe_") and architecture["layer_scale"] is not None
+        official = name.startswith("eupe_") and architecture.get("layer_scale") is not None
         if official and {**canonical(name), **dict.fromkeys(_ONLY_INITIAL)} == shape:
             return name
     return None

@@ -40,7 +40,7 @@ class Prefetch:
     def why(self) -> str:
         """In one line, with the reason."""
         bound = f"run.prefetch_megabytes = {self.limit_bytes // _MEGABYTE}"
-        most = f"{MOST_SLOTS} at most" if self.slots == MOST_SLOTS else bound
+        most = "the most that are made ahead" if self.slots == MOST_SLOTS else bound
         return f"{self.slots} batches of {self.slot_bytes / _MEGABYTE:,.1f} MB  # {most}"
 
 

@@ -14,14 +14,9 @@
 `model/` is what evaluation, extraction and later stages read.
 """
 
-import contextlib
-import errno
-import fcntl
 import json
-import os
 import shutil
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +62,11 @@ class RunFolder:
     def begin(self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any]) -> None:
         """Record recipe and identities; raises `CacheMismatch` naming each field in which a run that stands there differs.
 
-        A run that was refused before its first step has no metrics and nothing to keep: the corrected command begins it anew.
+        A run that has not finished a step has nothing to protect: whoever mends what stopped it begins anew in the same folder.
         """
         plain = json.loads(json.dumps(identities))
-        if (self.out / "recipe.json").is_file() and not (self.out / "metrics.jsonl").exists() and self.finished() is None:
-            shutil.rmtree(self.initial.parent, ignore_errors=True)
+        if (self.out / "recipe.json").is_file() and not self.has_steps():
+            shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was
         elif (self.out / "recipe.json").is_file():
             recorded = _read_json(self.out / "recipe.json")
             self._refuse_other("with another recipe", recipe.decisive(), recorded["decisive"])
@@ -83,6 +78,10 @@ class RunFolder:
         described = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": dict(origins)}
         _write_json(self.out / "recipe.json", described)
 
+    def has_steps(self) -> bool:
+        """Whether anything was trained here: a checkpoint, a logged step, or a summary."""
+        return (self.out / "summary.json").is_file() or bool(read_metrics(self.out)) or any(self.checkpoints.glob("step-*"))
+
     def _refuse_other(self, what: str, got: dict[str, Any], wanted: dict[str, Any]) -> None:
         if lines := [line if len(line) < _LONG else f"{line[:_LONG]}…" for line in differing_fields(got, wanted)]:
             raise CacheMismatch(f"{self.out} holds a run {what}: {'; '.join(lines)}. Use the values it was begun with, or a new folder")
@@ -90,36 +89,6 @@ class RunFolder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary: from now on the run is finished."""
         _write_json(self.out / "summary.json", dict(summary))
-
-
-@contextlib.contextmanager
-def held(folders: Sequence[RunFolder], patience_s: float = 10.0) -> Iterator[None]:
-    """Keep other processes of this machine out of the folders, which are made; raises `BadInput` while another one trains there.
-
-    The system lets go of what a killed process held; the patience is for one that is being killed.
-    """
-    with contextlib.ExitStack() as stack:
-        for out in (folder.out for folder in folders):
-            make_folder(out)
-            descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-            stack.callback(os.close, descriptor)
-            given_up = time.monotonic() + patience_s
-            while not _locked(descriptor):
-                if time.monotonic() > given_up:
-                    raise BadInput(f"another process is training in {out}; wait for it or stop it, or give a new folder for this run")
-                time.sleep(0.1)
-        yield
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # a file system without locks: two runs at once are the user's to avoid
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-    return True
 
 
 class Metrics:

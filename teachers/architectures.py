@@ -2,8 +2,9 @@
 
 A name stands for a full set of options of one of two families, `vit` and `convnext`. `canonical` turns a name, or a mapping
 of a name and the options to change, into that full set: what a run's model.json holds and what goes into an identity, so
-that two names for one shape are one thing. The values are the official hub models' (arXiv 2603.22387); the proxy's
-dimensions are ours (the paper gives only its size), and so are the siblings. Nothing here builds a module.
+that two names for one shape are one thing. `timm:NAME` is any ViT or ConvNeXt of timm (`timm_students`). The values are the
+official hub models' (arXiv 2603.22387); the proxy's dimensions are ours (the paper gives only its size), and so are the
+siblings. Nothing here builds a module.
 """
 
 from collections.abc import Mapping
@@ -55,6 +56,7 @@ ARCHITECTURES: dict[str, Options] = {
     "convnext-mini": {**CONVNEXT, "depths": [1, 1, 2, 1], "widths": [16, 24, 32, 48], "layer_scale": 0.1},
 }  # fmt: skip
 CONVNEXT_STRIDE_PX = 32
+TIMM_STUDENT = "timm-student"  # the record of a student that was named `timm:NAME`
 
 
 class Facts(NamedTuple):
@@ -74,8 +76,12 @@ def canonical(architecture: str | Mapping[str, Any]) -> Options:
     name = changes.pop("name", None)
     if name is None:
         raise BadInput(f"an architecture needs a name, one of {sorted(ARCHITECTURES)}; got {dict(changes)!r}")
+    if name == TIMM_STUDENT or str(name).startswith("timm:"):
+        from .timm_students import timm_student  # builds modules, though on no memory
+
+        return timm_student(name, changes)
     if name not in ARCHITECTURES:
-        raise unknown_name("architecture", str(name), ARCHITECTURES)
+        raise unknown_name("architecture", str(name), (*ARCHITECTURES, "timm:NAME"))
     base = ARCHITECTURES[name]
     for key in changes:
         if key not in base:
@@ -87,6 +93,8 @@ def canonical(architecture: str | Mapping[str, Any]) -> Options:
 def facts(architecture: str | Mapping[str, Any]) -> Facts:
     """Width, stride and kind of class token of an architecture; raises as `canonical` does."""
     full = canonical(architecture)
+    if full["name"] == TIMM_STUDENT:
+        return Facts(full["width"], full["stride_px"], full["cls"])
     if full["name"] == "vit":
         return Facts(full["width"], full["patch_px"], "class token")
     return Facts(full["widths"][-1], CONVNEXT_STRIDE_PX, "normed mean of patch tokens")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput
-from .architectures import Options, canonical, facts
+from .architectures import TIMM_STUDENT, Options, canonical, facts
 from .light_timm import import_timm
 from .preprocessing import Preprocessing
 from .tokens import Tokens
@@ -132,6 +132,10 @@ _FAMILIES: dict[str, tuple[type[Encoder], Callable[[Options], nn.Module]]] = {
 def build_encoder(architecture: str | Mapping[str, Any]) -> Encoder:
     """A randomly initialised encoder, in training mode; raises BadInput on unknown names, options and bad values."""
     options = canonical(architecture)
+    if options["name"] == TIMM_STUDENT:
+        from .timm_students import build_timm_student  # which builds on this file
+
+        return build_timm_student(options)
     encoder, backbone = _FAMILIES[options["name"]]
     width, stride_px, cls = facts(options)
     prep = Preprocessing(size_px=NATIVE_SIZE_PX)

@@ -18,7 +18,7 @@ import torch
 
 from ..storage.errors import BadInput, unknown_name
 from ..storage.identity import file_sha256
-from .architectures import Options, canonical, facts
+from .architectures import TIMM_STUDENT, Options, canonical, facts
 from .empty_build import build_empty
 from .encoders import Encoder, build_encoder
 from .frozen import (
@@ -111,6 +111,7 @@ TEACHERS: dict[str, TeacherDefinition] = {
 _BUILDERS: dict[str, Callable[[Options], Encoder]] = {
     "vit": build_encoder,
     "convnext": build_encoder,
+    TIMM_STUDENT: build_encoder,
     "timm": build_timm,
     "keras-resnet50": build_keras_resnet50,
 }

@@ -79,7 +79,7 @@ def test_a_run_writes_model_metrics_events_and_summary(tiny_store: Any, tmp_path
     assert summary["images_per_s"] > 0
     assert 0 <= summary["wait_share"] <= 1
     assert (seen[0]["event"], seen[-1]["event"]) == ("start", "end")
-    assert seen[0]["prefetch"] == "64 batches of 0.0 MB  # 64 at most"
+    assert seen[0]["prefetch"] == "64 batches of 0.0 MB  # the most that are made ahead"
     batch_bytes = 6 * (2 * 2 * 48 * 4 + 48 * 4 + 24 * 24 * 3 + 32)
     assert summary["prefetch"] == {"batches": 64, "batch_bytes": batch_bytes, "bytes": 64 * batch_bytes, "limit_bytes": 4096 * 10**6}
 

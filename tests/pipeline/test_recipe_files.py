@@ -165,3 +165,16 @@ def test_a_recipe_extends_another_and_each_value_keeps_its_origin(tmp_path: Path
 def test_a_recipe_that_extends_an_extending_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="extend that one"):
         load_recipe(write(tmp_path, '[stage2]\nextends = "2-only"\n'), stage=2)
+
+
+def test_a_mapping_that_is_set_as_a_whole_replaces_the_files_and_a_key_of_it_does_not() -> None:
+    one = load_recipe("demo", stage=1, settings=["student.options.depth=4"]).recipe.student.options
+    assert one["depth"] == 4
+    assert one["width"] == 192
+    assert load_recipe("demo", stage=1, settings=["student.options={depth = 4}"]).recipe.student.options == {"depth": 4}
+    none = load_recipe("demo", stage=1, settings=["student.options={}"])
+    assert none.recipe.student.options == {}
+    assert (
+        load_recipe("demo", stage=1, settings=["run={steps = 4}"]).recipe.run.batch_size
+        == load_recipe("demo", stage=1).recipe.run.batch_size
+    )

@@ -1,15 +1,18 @@
 """Checkpoints: whole or absent, bit-exact, refused by name when damaged, and never one too many."""
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
-from eupe_pipeline.student.checkpoint import latest_checkpoint, list_checkpoints, load_best, restore, save_checkpoint
+from eupe_pipeline.student.checkpoint import latest_checkpoint, list_checkpoints, load_best, restore, save_checkpoint, sweep
 from eupe_pipeline.student.config import OptimizerConfig
 from eupe_pipeline.student.optimizers import build_optimizer
+from eupe_pipeline.student.versions import code_digest, versions
 from torch import nn
 
 
@@ -151,3 +154,25 @@ def test_the_librarys_own_disk_full_error_is_understood(monkeypatch: pytest.Monk
 
     assert _as_os_error(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")).errno == 28
     assert _as_os_error(RuntimeError("something else")).errno is None
+
+
+def test_a_checkpoint_says_which_code_made_it(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    folder = save_checkpoint(tmp_path, 1, model, torch.optim.AdamW(model.parameters()), {"recipe": {}, "identities": {}}, keep=1)
+    described = json.loads((folder / "checkpoint.json").read_text())
+    assert described["versions"] == {**versions(), "code": code_digest()}
+    assert re.fullmatch(r"[0-9a-f]{12}", code_digest())
+
+
+def test_a_checkpoint_that_goes_is_gone_at_once_for_who_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill while its files are being removed must not leave a folder that looks like a checkpoint."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **more: None)  # the process dies here
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, model, optimizer, {}, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002"]
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) > 1
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000002"]

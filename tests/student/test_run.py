@@ -1,14 +1,15 @@
 """A run's folder: metrics without repeats, models that load back strictly, mismatches named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged, CacheMismatch
-from eupe_pipeline.student.config import TrainRecipe
+from eupe_pipeline.student.config import StudentConfig, TrainRecipe
 from eupe_pipeline.student.models import Student, TargetSpec
-from eupe_pipeline.student.run import Metrics, RunFolder, held, load_model, read_metrics, save_model
+from eupe_pipeline.student.run import Metrics, RunFolder, load_model, read_metrics, save_model
 from eupe_pipeline.teachers.encoders import build_encoder
 from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
 
@@ -86,7 +87,7 @@ def test_recipe_and_identities_are_recorded_with_origins(tmp_path: Path) -> None
     folder.begin(TrainRecipe(), {"seed": "default"}, {"targets": {"t": "a@1"}})
     folder.begin(TrainRecipe(), {"seed": "default"}, {"targets": {"t": "a@1"}})
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["origins"] == {"seed": "default"}
-    (tmp_path / "run" / "metrics.jsonl").touch()
+    (folder.checkpoints / "step-0000001").mkdir(parents=True)
     with pytest.raises(CacheMismatch, match=r"targets\.t: got 'a@2', wanted 'a@1'"):
         folder.begin(TrainRecipe(), {}, {"targets": {"t": "a@2"}})
 
@@ -100,16 +101,24 @@ def test_a_run_that_was_refused_before_its_first_step_is_begun_anew(tmp_path: Pa
     assert not folder.initial.exists()
 
 
-def test_one_process_trains_in_a_folder_at_a_time(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    with held([folder]), pytest.raises(BadInput, match="another process is training in"), held([folder], patience_s=0.0):
-        pass
-    with held([folder]):
-        pass
-
-
 def test_a_run_is_finished_when_its_summary_stands(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.finished() is None
     folder.finish({"steps": 3})
     assert folder.finished() == {"steps": 3}
+
+
+def test_a_run_that_never_took_a_step_gives_way_to_the_mended_one(tmp_path: Path) -> None:
+    folder, mistyped = RunFolder(tmp_path / "run"), replace(TrainRecipe(), student=StudentConfig("eupe_vitt1"))
+    folder.begin(mistyped, {}, {"targets": 1})
+    (folder.initial).mkdir(parents=True)
+    folder.begin(TrainRecipe(), {}, {"targets": 2})
+    assert not folder.initial.exists()
+    assert json.loads((folder.out / "recipe.json").read_text())["recipe"]["student"]["architecture"] == "eupe_vitt16"
+    metrics = Metrics(folder.out, 0)
+    metrics.write({"step": 1, "loss": 1.0})
+    metrics.close()
+    with pytest.raises(CacheMismatch, match=r"student\.architecture: got 'eupe_vitt1', wanted 'eupe_vitt16'"):
+        folder.begin(mistyped, {}, {"targets": 2})
+    with pytest.raises(CacheMismatch, match="another identities"):
+        folder.begin(TrainRecipe(), {}, {"targets": 1})
