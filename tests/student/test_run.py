@@ -120,5 +120,5 @@ def test_a_run_that_never_took_a_step_gives_way_to_the_mended_one(tmp_path: Path
     metrics.close()
     with pytest.raises(CacheMismatch, match=r"student\.architecture: got 'eupe_vitt1', wanted 'eupe_vitt16'"):
         folder.begin(mistyped, {}, {"targets": 2})
-    with pytest.raises(CacheMismatch, match="another identities"):
+    with pytest.raises(CacheMismatch, match="learns from something else: targets: got 1, wanted 2"):
         folder.begin(TrainRecipe(), {}, {"targets": 1})
