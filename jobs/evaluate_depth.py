@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..storage.decode import Pixels
 from ..storage.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, read_depth, read_picture
 from ..storage.errors import BadInput
 from ..student.dense_head import NYU_RECIPE, DenseHead, HeadRecipe
@@ -17,7 +18,6 @@ from ..student.depth import (
     BINS,
     DepthView,
     Metres,
-    Pixels,
     depth_metrics,
     measured,
     predicted_depth,

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
+from ..storage.decode import Pixels
 from ..storage.dense_pairs import Pair, read_classes, read_picture, segmentation_pairs
 from ..storage.errors import BadInput
 from ..student.dense_head import ADE20K_RECIPE, DenseHead, HeadRecipe
@@ -21,7 +22,6 @@ from ..student.segmentation import (
     IGNORE,
     Confusion,
     Mask,
-    Pixels,
     SegmentationView,
     classes_at,
     resize_shorter,
