@@ -60,8 +60,8 @@ def refuse_silence(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
     except (OSError, OverflowError) as error:
         raise BadInput(
-            f"no Ray cluster answers at {address} ({error}); start one there (`ray start --head --port {port}`), mend the address, or leave "
-            "--address out"
+            f"no Ray cluster answers at {address} ({error}); start one there (`ray start --head --port {port}`), mend the address, or "
+            "leave --address out"
         ) from error
 
 
