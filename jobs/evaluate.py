@@ -64,8 +64,8 @@ def splits_of(
     """The training and the test split of an evaluation."""
     train, test = (open_data(store, name, on_event) for name in (train_set, test_set))
     if train.digest == test.digest:
-        memory = f"{train.key} is both learnt from and tested on, which measures memory: each image finds itself"
-        on_event({"event": "warning", "text": memory})
+        text = f"{train.key} is both learnt from and tested on, which measures memory as well; give --test another dataset"
+        on_event({"event": "warning", "text": text})
     return (
         Split(subject, store, train, size, size.train_images, "train"),
         Split(subject, store, test, size, size.test_images, "test"),

@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from ..storage.errors import BadInput
 
 LOOPBACK = "127.0.0.1"
+_ANSWER_S = 5.0
 _CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves the address that "auto" means
 
 
@@ -30,6 +32,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     refuse_open_ports(address, os.environ)
+    refuse_silence(address)
     import ray
 
     if ray.is_initialized():
@@ -46,6 +49,20 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         yield ray
     finally:
         ray.shutdown()
+
+
+def refuse_silence(address: str | None) -> None:
+    """Raise `BadInput` unless something answers at HOST:PORT within seconds: Ray itself tries for minutes, without a word."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(
+            f"no Ray cluster answers at {address} ({error}); start one there (`ray start --head --port {port}`), mend the address, or "
+            "leave --address out"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -212,7 +212,7 @@ def cli() -> None:
     BAD_SHARE, JSON,
 )  # fmt: skip
 def index(as_json: bool, **values: Any) -> None:
-    """Index the images of SOURCE where they lie: a folder tree, WebDataset tars, or Parquet files with image bytes."""
+    """Index images where they lie. SOURCE is a folder tree, WebDataset tars, or Parquet files with image bytes."""
     run(actions.index, as_json, **values)
 
 
@@ -256,7 +256,7 @@ PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), def
     BAD_SHARE, DRY_RUN, JSON,
 )  # fmt: skip
 def extract_features(as_json: bool, **values: Any) -> None:
-    """Run frozen teachers over a dataset once and keep their normalised tokens; run again, it does only what is missing."""
+    """Run teachers once and keep their tokens. Run again, it does only what is missing."""
     run(actions.extract, as_json, **values)
 
 
@@ -276,7 +276,7 @@ EXTRACTION = ("codec", "tokens_per_view", "grid", "images_per_shard", "batch_siz
     JSON,
 )  # fmt: skip
 def plan(as_json: bool, **values: Any) -> None:
-    """Say what an extraction costs in bytes, device hours and money, and after how many epochs it pays: a few batches are measured."""
+    """Say what an extraction costs, and when it pays. Bytes, device hours and money, from a few measured batches."""
     extraction = {name: values.pop(name) for name in EXTRACTION}
     run(actions.plan, as_json, extraction=extraction, **values)
 
@@ -309,7 +309,7 @@ def plan(as_json: bool, **values: Any) -> None:
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(as_json: bool, **values: Any) -> None:
-    """Distil cached features into a student; run again with the same values, it resumes at the last checkpoint."""
+    """Distil cached tokens into a student. Run again with the same values, it resumes at the last checkpoint."""
     run(training.train, as_json, **values)
 
 
@@ -351,7 +351,7 @@ def knn(as_json: bool, **values: Any) -> None:
 @click.argument("model")
 @options(*CLASSIFIED, SEED)
 def linear(as_json: bool, **values: Any) -> None:
-    """Fit a linear probe on MODEL's class tokens (L-BFGS; its regularisation chosen on a tenth of the training images)."""
+    """Fit a linear probe on MODEL's class tokens. L-BFGS; its strength is chosen on a tenth of the training images."""
     run(evaluations.linear, as_json, **values)
 
 
@@ -376,7 +376,7 @@ HEAD = (
     click.option("--ignore-index", "ignore", type=int, default=255, show_default=True, help="Value of masks that means nothing."),
 )
 def segmentation(as_json: bool, **values: Any) -> None:
-    """Train a linear head on MODEL's patch tokens and measure mIoU: ADE20k's layout, or images/ and masks/."""
+    """Train a linear head on patch tokens, measure mIoU. ADE20k's layout, or images/ and masks/."""
     run(evaluations.segmentation, as_json, **values)
 
 
@@ -388,7 +388,7 @@ def segmentation(as_json: bool, **values: Any) -> None:
     click.option("--per-metre", type=click.FloatRange(0, min_open=True), default=1000.0, show_default=True, help="Units of a PNG in 1 m."),
 )
 def depth(as_json: bool, **values: Any) -> None:
-    """Train a linear head over bins on MODEL's patch tokens and measure depth: NYUv2's layout, or images/ and depth/."""
+    """Train a linear head on patch tokens, measure depth. NYUv2's layout, or images/ and depth/."""
     run(evaluations.depth, as_json, **values)
 
 
@@ -399,7 +399,7 @@ def depth(as_json: bool, **values: Any) -> None:
     DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
 def correspondence(as_json: bool, **values: Any) -> None:
-    """Find keypoints again by MODEL's patch tokens, without training: SPair-71k's layout, PCK@0.1."""
+    """Find keypoints again by patch tokens, untrained. SPair-71k's layout, PCK@0.1."""
     run(evaluations.correspondence, as_json, **values)
 
 
@@ -419,7 +419,7 @@ def correspondence(as_json: bool, **values: Any) -> None:
     DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
 def zero_shot(as_json: bool, **values: Any) -> None:
-    """Classify by descriptions in a text tower's space, which a student reaches through its adapters and their statistics."""
+    """Classify by descriptions of the classes. In a text tower's space, which a student reaches through its adapters."""
     run(evaluations.zero_shot, as_json, **values)
 
 
@@ -439,7 +439,7 @@ def features_ls(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, click.option("--html", type=FILE, default=None, help="Write a page to look at."), JSON)
 def features_show(as_json: bool, **values: Any) -> None:
-    """Show one feature set: rows, bytes, what is missing, its statistics, its identity; --html: its views and tokens as well."""
+    """Show one feature set. Rows, bytes, what is missing, its statistics, its identity; --html: its views and tokens as well."""
     run(catalog.show_features, as_json, **values)
 
 
@@ -447,7 +447,7 @@ def features_show(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, click.option("--subset", default="1/1", show_default=True, metavar="K/N", help="Check the K-th of N parts."), JSON)
 def features_verify(as_json: bool, **values: Any) -> int:
-    """Read every committed byte of a feature set and its views against their records; exit status 1 when a shard is damaged."""
+    """Check every byte of a feature set and its views. Against their records; exit status 1 when a shard is damaged."""
     found = run(catalog.verify_features, as_json, **values)
     return 1 if found["damaged"] or found["views_damaged"] else 0
 
@@ -456,7 +456,7 @@ def features_verify(as_json: bool, **values: Any) -> int:
 @click.argument("key")
 @options(STORE, TEACHER, WEIGHTS_FILE, DRY_RUN, JSON)
 def features_repair(as_json: bool, **values: Any) -> None:
-    """Take out the damaged shards of a feature set and extract just those again."""
+    """Extract damaged shards again, and no other."""
     run(actions.repair, as_json, **values)
 
 
@@ -464,7 +464,7 @@ def features_repair(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, TEACHER, WEIGHTS_FILE, click.option("--sample", type=click.IntRange(1), default=64, show_default=True), JSON)
 def features_fidelity(as_json: bool, **values: Any) -> None:
-    """Compare stored tokens with a fresh forward pass over a sample of views: mean, 1st percentile and least cosine."""
+    """Compare stored tokens with fresh ones. A sample of views: mean, 1st percentile and least cosine."""
     run(actions.fidelity, as_json, **values)
 
 
@@ -472,7 +472,7 @@ def features_fidelity(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, DRY_RUN, JSON)
 def features_prune(as_json: bool, **values: Any) -> None:
-    """Delete one feature set (KEY with its digest); refused while a run reads it."""
+    """Delete one feature set, KEY with its digest. Refused while a run reads it."""
     run(catalog.prune_features, as_json, **values)
 
 
@@ -480,7 +480,7 @@ def features_prune(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, click.option("--to", "target", required=True, metavar="URL", help="The other store, made when absent."), JSON)
 def features_cp(as_json: bool, **values: Any) -> None:
-    """Copy a feature set with its views and dataset index to another store, verified and resumable."""
+    """Copy a feature set to another store. With its views and dataset index; verified and resumable."""
     run(catalog.copy_feature_set, as_json, **values)
 
 
@@ -488,13 +488,13 @@ def features_cp(as_json: bool, **values: Any) -> None:
 @click.argument("key")
 @options(STORE, JSON)
 def features_compact(as_json: bool, **values: Any) -> None:
-    """Put commit records into ledgers, so that a set of millions of shards opens in seconds."""
+    """Put commit records into ledgers. A set of millions of shards then opens in seconds."""
     run(catalog.compact_features, as_json, **values)
 
 
 @cli.group()
 def runs() -> None:
-    """Look at training runs, or at many students of one cache."""
+    """Look at training runs, and compare them."""
 
 
 @runs.command("ls")
@@ -509,7 +509,7 @@ def runs_ls(as_json: bool, **values: Any) -> None:
 @click.argument("out", callback=folder_or_url, metavar="RUN|URL")
 @options(JSON)
 def runs_show(as_json: bool, **values: Any) -> None:
-    """Show one run: how far it is, its losses, what it learns from, its recipe."""
+    """Show one run. How far it is, its losses, what it learns from, its recipe."""
     run(training_runs.show_run, as_json, **values)
 
 
@@ -517,7 +517,7 @@ def runs_show(as_json: bool, **values: Any) -> None:
 @click.argument("outs", nargs=-1, required=True, callback=folders_or_urls, metavar="RUN|URL...")
 @options(JSON)
 def runs_compare(as_json: bool, **values: Any) -> None:
-    """Compare runs: results side by side, and the recipe values in which they differ."""
+    """Compare runs side by side. Their results, and the recipe values in which they differ."""
     run(training_runs.compare_runs, as_json, **values)
 
 
@@ -537,13 +537,13 @@ def recipe_ls(as_json: bool) -> None:
 @click.argument("name")
 @options(click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."), SETTINGS, JSON)
 def recipe_show(as_json: bool, **values: Any) -> None:
-    """Print each value of a recipe (NAME or a TOML file) with its origin: the paper's, ours and why, a file, --set, default."""
+    """Print each value of a recipe with its origin. NAME or a TOML file; the paper's, ours and why, a file, --set, default."""
     run(actions.show_recipe, as_json, **values)
 
 
 @cli.group()
 def pictures() -> None:
-    """Draw what encoders see, as PNG; `report` has the same in a page."""
+    """Draw what encoders see, as PNG. `report` has the same in a page."""
 
 
 IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=PLACE)
@@ -560,7 +560,7 @@ MODELS = (
 @IMAGES
 @options(*MODELS, click.option("--foreground", is_flag=True, help="Leave the background black; guessed from the tokens."), PNG, JSON)
 def pictures_pca(as_json: bool, **values: Any) -> None:
-    """Patch tokens of several encoders side by side: their three strongest directions as colours, one basis an encoder."""
+    """Patch tokens of several encoders as colours. Side by side: their three strongest directions as colours, one basis an encoder."""
     run(drawing.pca, as_json, **values)
 
 
@@ -568,7 +568,7 @@ def pictures_pca(as_json: bool, **values: Any) -> None:
 @IMAGES
 @options(*MODELS, click.option("--patch", callback=place, required=True, metavar="ROW,COL", help="In the first model's grid."), PNG, JSON)
 def pictures_similarity(as_json: bool, **values: Any) -> None:
-    """How alike every patch is to the named one, by cosine, for several encoders side by side."""
+    """How alike every patch is to the named one. By cosine, for several encoders side by side."""
     run(drawing.similarity, as_json, **values)
 
 
@@ -581,7 +581,7 @@ def pictures_similarity(as_json: bool, **values: Any) -> None:
     PNG, JSON,
 )  # fmt: skip
 def pictures_neighbours(as_json: bool, **values: Any) -> None:
-    """Nearest neighbours by the cached class tokens of feature set KEY, with cosine distances."""
+    """Nearest neighbours by cached class tokens. Those of feature set KEY, with cosine distances."""
     run(drawing.neighbours, as_json, **values)
 
 
@@ -599,7 +599,7 @@ def pictures_neighbours(as_json: bool, **values: Any) -> None:
     click.option("--out", type=FILE, required=True, help="Where the page goes."), JSON,
 )  # fmt: skip
 def report(as_json: bool, **values: Any) -> None:
-    """Write one self-contained HTML page about training RUNS, or about feature sets."""
+    """Write one HTML page about runs or feature sets. It needs no other file and no script."""
     run(page_contents.report, as_json, **values)
 
 
@@ -619,7 +619,7 @@ def report(as_json: bool, **values: Any) -> None:
     JSON,
 )  # fmt: skip
 def export(as_json: bool, run_folder: Path, **values: Any) -> None:
-    """Write RUN's student in the formats that people deploy, each with a model card, checksums and a usage example."""
+    """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
     run(actions.export, as_json, run=run_folder, **values)
 
 
@@ -631,7 +631,7 @@ def export(as_json: bool, run_folder: Path, **values: Any) -> None:
     JSON,
 )
 def import_weights(as_json: bool, **values: Any) -> None:
-    """Take in a published student: SOURCE is an official EUPE .pth or .safetensors, a timm or a transformers folder."""
+    """Take in a published student. SOURCE is an official EUPE .pth or .safetensors, a timm or a transformers folder."""
     run(actions.import_weights, as_json, **values)
 
 
@@ -650,7 +650,7 @@ def benchmark() -> None:
     JSON,
 )
 def latency(as_json: bool, **values: Any) -> None:
-    """Time one picture in each runtime of an export's DIR: eager, torch.compile, ONNX Runtime, ExecuTorch."""
+    """Time one picture in each runtime of an export. Those of DIR: eager, torch.compile, ONNX Runtime, ExecuTorch."""
     run(actions.latency, as_json, **values)
 
 
@@ -662,14 +662,14 @@ def latency(as_json: bool, **values: Any) -> None:
     JSON,
 )
 def demo(as_json: bool, out: Path, store: str | None, fetch_only: bool) -> None:
-    """Go from real photos and real teachers to a report, in minutes on two cores."""
+    """Go from photos and teachers to a report, in minutes."""
     run(actions.demo, as_json, out=out, store=store or str(out / "store"), fetch_only=fetch_only)
 
 
 @cli.command()
 @options(click.option("--folder", type=FOLDER, default=Path(), help="Where the disk is measured."), JSON)
 def doctor(as_json: bool, folder: Path) -> None:
-    """Print versions, devices, memory, disk rate, and known traps with their cure."""
+    """Print versions, devices, weights, traps and cures."""
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder; --folder names an existing one whose disk is to be measured")
     run(examination.examine, as_json, folder=folder)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from eupe_pipeline.jobs.ray_session import has_token, is_loopback, refuse_open_ports
+from eupe_pipeline.jobs.ray_session import has_token, is_loopback, ray_session, refuse_open_ports
 from eupe_pipeline.storage.errors import BadInput
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}
@@ -56,3 +56,9 @@ def test_a_mode_without_a_token_is_no_token_and_a_token_without_the_mode_neither
     (tmp_path / ".ray" / "auth_token").write_text("x")
     assert has_token({**home, "RAY_AUTH_MODE": "token"})
     assert not has_token({**home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_that_nothing_answers_at_is_said_within_seconds(address: str) -> None:
+    with pytest.raises(BadInput, match="no Ray cluster answers at"), ray_session(address):
+        pass

@@ -49,6 +49,13 @@ def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
     assert "Usage: eupe-pipeline" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("group", [[], *([one] for one in ("evaluate", "features", "runs", "recipe", "pictures", "benchmark"))])
+def test_no_commands_line_in_a_list_is_cut_at_80_columns(group: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*group, "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.split("Commands:")[1]
+
+
 def test_a_folder_of_photos_is_indexed_and_indexed_again_to_the_same_key(photos: Path, tmp_path: Path, capsys: Capture) -> None:
     arguments = ["index", str(photos), "--store", str(tmp_path / "store"), "--name", "pets", "--json"]
     assert main(arguments) == 0

@@ -165,6 +165,11 @@ def test_other_images_under_a_known_name_are_kept_beside_it_with_a_warning(
     assert f"also names {first}" in (err := capsys.readouterr().err) or f"also names {second}" in err
 
 
+def test_testing_on_what_was_learnt_from_is_said(mistaken: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(f"{KNN} --train photos --test photos --dry-run --out {tmp_path}/results".format(**mistaken))) == 0
+    assert "is both learnt from and tested on, which measures memory as well" in capsys.readouterr().err
+
+
 def test_a_dry_run_leaves_the_store_as_it_was(mistaken: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     before = standing(Path(mistaken["store"]))
     assert main(shlex.split(f"{EXTRACT} --views 2 --seed 77 --dry-run".format(**mistaken))) == 0
