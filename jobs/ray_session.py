@@ -18,7 +18,7 @@ from typing import Any
 from ..storage.errors import BadInput
 
 LOOPBACK = "127.0.0.1"
-_ANSWER_S = 5.0
+_ANSWERS_S = 10.0
 _CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves the address that "auto" means
 
 
@@ -32,7 +32,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     refuse_open_ports(address, os.environ)
-    refuse_silence(address)
+    refuse_silence(address, os.environ)
     import ray
 
     if ray.is_initialized():
@@ -48,30 +48,22 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         refuse_open_ports(ray.get_runtime_context().gcs_address if address else None, os.environ)
         yield ray
     finally:
-        ray.shutdown()
-
-
-def refuse_silence(address: str | None) -> None:
-    """Raise `BadInput` unless something answers at HOST:PORT within seconds: Ray itself tries for minutes, without a word."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        raise BadInput(
-            f"no Ray cluster answers at {address} ({error}); start one there (`ray start --head --port {port}`), mend the address, or "
-            "leave --address out"
-        ) from error
+        with _own_sigterm():
+            ray.shutdown()
 
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Put back the handler of SIGTERM that Ray replaces: its own leaves without a word and with another exit status."""
+    """Put back the handler of SIGTERM that Ray replaces at its start and, behind Python's back, takes away at its end.
+
+    Ray's own leaves without a word and with another exit status; without any, a training that follows would die without its checkpoint.
+    """
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread() and before is not None:
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def refuse_open_ports(address: str | None, environment: Mapping[str, str]) -> None:
@@ -82,6 +74,20 @@ def refuse_open_ports(address: str | None, environment: Mapping[str, str]) -> No
         f"the Ray cluster at {address} listens beyond this machine, and whoever reaches its ports runs code in it: set RAY_AUTH_MODE=token "
         "and a token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or `ray get-auth-token --generate`) on every node and here, then run this again"
     )
+
+
+def refuse_silence(address: str | None, environment: Mapping[str, str]) -> None:
+    """Raise `BadInput` when nothing listens at a cluster's address: Ray itself would ask again for longer than ten minutes."""
+    host, _, port = ("" if address is None else _meant(address, environment)).rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():  # none, or a form that Ray knows
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_S).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(
+            f"no Ray cluster answers at {address} ({error}): start one there with `ray start --head`, or leave --address out, "
+            "and one is started on this machine"
+        ) from error
 
 
 def _meant(address: str, environment: Mapping[str, str]) -> str:
