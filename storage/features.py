@@ -81,6 +81,7 @@ class FeatureReader:
         self.codec, self.grid = self.layout.codec, self.layout.grid
         self.cls_dim, self.patch_dim = self.layout.cls_dim, self.layout.patch_dim
         self.group = ShardedGroup(objects, f"features/{key}", self.digest, specs)
+        self.group.check_opened = self._check_views
         self.rows, self.shards = self.group.rows, self.group.shards
         self.statistics = _read_statistics(objects, f"features/{key}", normalised)
         check_metadata(objects, f"features/{key}", _metadata(identity, specs, self.statistics))
@@ -96,6 +97,17 @@ class FeatureReader:
         files = _metadata(identity, FeatureLayout.from_identity(identity["layout"]).specs(views), statistics)
         create_named(objects, f"features/{key}", "features", identity, files)
         return cls(objects, key, views, identity)
+
+    def _check_views(self, record: Record) -> None:
+        """Refuse tokens of other images or of other views than those that stand beside them now; raises `CacheDamaged`."""
+        of_views = self.views.group.record(record.shard)
+        if of_views is None and not record.views_record:
+            return
+        if of_views is None or record.image_ids_sha256 != of_views.image_ids_sha256 or record.views_record not in ("", of_views.digest):
+            raise CacheDamaged(
+                f"shard {record.shard} of features/{self.key} was made from other views than those that are committed now; "
+                "run `eupe-pipeline features verify`, then `features repair`"
+            )
 
     @property
     def complete(self) -> bool:

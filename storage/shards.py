@@ -44,6 +44,8 @@ class ShardedGroup:
         self.rows, self.shard_rows = first.shape[0], first.shard_rows
         self.shards = -(-self.rows // self.shard_rows)
         self.ledgers = Ledgers(objects, prefix, self.shards)
+        self.check_opened: Callable[[Record], None] = lambda record: None
+        """What else must hold of a record before rows of its shard are read; raises `CacheDamaged`."""
         self._lock = threading.Lock()
         self._records: dict[int, Record] = {}
         self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
@@ -150,6 +152,7 @@ class ShardedGroup:
             raise CacheDamaged(
                 f"shard {shard} of {self.prefix} is not committed; run the same `extract-features` command again to complete it"
             )
+        self.check_opened(record)
         opened = {name: self._open_array(self.specs[name], record) for name in names if name not in known}
         with self._lock:
             opened = self._open[shard] = {**opened, **self._open.get(shard, {})}

@@ -94,7 +94,8 @@ def main() -> int:
     rows = {str(number): {"fault": FAULTS[number][0], "wanted": wanted[number], **found} for number, found in sorted(sums.items())}
     command = " ".join(["python tools/fault_table.py", *["--long"] * long, *given])
     kept = RESULTS / f"faults{'-long' * long}.json"
-    kept.write_text(json.dumps({"command": command, "seconds": seconds, **totals, "rows": rows}, indent=1) + "\n")
+    if sums:  # nothing was even collected: the last results stay
+        kept.write_text(json.dumps({"command": command, "seconds": seconds, **totals, "rows": rows}, indent=1) + "\n")
     return status or int(totals["short"] > 0)
 
 

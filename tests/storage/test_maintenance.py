@@ -65,6 +65,11 @@ def test_a_shard_from_other_views_is_found(copied: Callable[[], Made]) -> None:
     made.features.commit_shard(2, tokens(made.features, 2), {}, "0" * 64)
     (found,) = verify(reopen(made).features)
     assert (found.shard, found.reason) == (2, "it was made from other views than those that are committed now")
+    with pytest.raises(CacheDamaged, match=r"shard 2 of .* was made from other views"):
+        reopen(made).features.read(np.array([16]))
+    made.views.group.discard(1)
+    with pytest.raises(CacheDamaged, match=r"shard 1 of .* was made from other views"):
+        reopen(made).features.read(np.array([8]))
 
 
 def test_views_are_verified_and_redrawn_to_the_same_bytes(copied: Callable[[], Made]) -> None:

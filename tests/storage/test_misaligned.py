@@ -76,6 +76,8 @@ def test_a_record_of_other_images_is_found(copied: Callable[[], Made]) -> None:
             made.store.objects.remove(key)
             made.store.objects.create(key, [other.to_bytes()])
             assert [found.reason for found in verify(reopen(made).features) if found.shard == shard] == ["its record is of other images"]
+            with pytest.raises(CacheDamaged, match=f"shard {shard} of .* other views"):
+                reopen(made).features.read(np.array([8 * shard]))
             trials.note("detected")
 
 
