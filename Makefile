@@ -9,7 +9,7 @@ BENCH := .venv-bench
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store check format pins demo bench-extract bench-train bench-gpu study clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-gpu study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ bench-store: $(BENCH)/.installed ## the store against raw system calls, against 
 	$(BENCH)/bin/python -m benchmarks.bench_codec
 	$(BENCH)/bin/python -m benchmarks.bench_s3
 	$(BENCH)/bin/python -m benchmarks.bench_scale
+
+bench-cli: venv ## cold start, and a listing of 100 feature sets: docs/results/bench-cli.json
+	$(BIN)/python -m benchmarks.bench_cli
 
 check: venv ## style, types (source and tests), layer rules
 	$(BIN)/ruff check .

@@ -36,8 +36,9 @@ class OpenArray:
 def check_out(spec: ArraySpec, out: NDArray[Any], count: int) -> None:
     """Refuse memory that rows of this array cannot be read into; raises `BadInput`."""
     if out.shape != (count, *spec.shape[1:]) or out.dtype != spec.dtype or not out.flags.c_contiguous or not out.flags.writeable:
+        flaws = ("" if out.flags.c_contiguous else ", not contiguous") + ("" if out.flags.writeable else ", read-only")
         raise BadInput(
-            f"out for {spec.name} must be writable, C-contiguous {spec.dtype}{(count, *spec.shape[1:])}, got {out.dtype}{out.shape}"
+            f"out for {spec.name} must be writable, C-contiguous {spec.dtype}{(count, *spec.shape[1:])}, got {out.dtype}{out.shape}{flaws}"
         )
 
 

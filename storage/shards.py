@@ -93,6 +93,9 @@ class ShardedGroup:
 
     def records(self, shards: Sequence[int]) -> Iterator[Record]:
         """The records of those shards that are committed, in order; several are read at once, since an object store takes its time."""
+        if len(shards) <= _RECORDS_AT_ONCE:  # threads cost more than so few gain on a disk
+            yield from (one for one in map(self.record, shards) if one is not None)
+            return
         with ThreadPoolExecutor(_RECORDS_AT_ONCE, thread_name_prefix="records") as pool:
             for start in range(0, len(shards), _BLOCK):
                 yield from (one for one in pool.map(self.record, shards[start : start + _BLOCK]) if one is not None)

@@ -222,4 +222,5 @@ def test_threads_that_read_more_records_than_are_kept_do_not_trip_over_each_othe
     finally:
         sys.setswitchinterval(before)
     assert numbers == [n % 5 for n in range(2000)]
-    assert [record.shard for record in group.records([3, 1, 4])] == [3, 1, 4]
+    for several in ([3, 1, 4], [n % 5 for n in range(40)]):
+        assert [record.shard for record in group.records(several)] == several
