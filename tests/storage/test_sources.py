@@ -282,6 +282,7 @@ def test_sources_on_a_web_server_are_read_in_place(tmp_path: Path, web: str, end
         assert read_bytes(web + ending, image.path, image.container, image.offset, len(image.data)) == image.data
 
 
+@pytest.mark.fault(27, "detected")
 @pytest.mark.parametrize(
     "url",
     ["s3://KEY:hunter2@bucket/x", "https://me:hunter2@host/x", "https://host/x.tar?sig=hunter2", "zip://x::s3://KEY:hunter2@bucket/y"],
