@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..storage.errors import CacheMismatch
+from ..storage.errors import BadInput, CacheMismatch
 from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields
 from ..storage.maintenance import repair, verify
@@ -27,11 +27,11 @@ from ..teachers.teacher import Teacher
 from .extract_options import TeacherRequest
 from .pool import workers
 from .shard_work import WorkOrder
-from .statistics import sample_rows
 from .stored_tokens import stored_tokens
 
 OnEvent = Callable[[dict[str, Any]], None]
 _BATCH = 32
+_SEED = 0xF1DE
 
 
 def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> TeacherSpec:
@@ -66,11 +66,18 @@ def repair_features(
 
 
 def fidelity(store_url: str, key: str, *, teacher: TeacherRequest | None = None, sample: int = 64) -> dict[str, Any]:
-    """Cosine of stored against fresh tokens over `sample` views: mean, 1st percentile and least, for class and patch tokens."""
+    """Cosine of stored against fresh tokens over `sample` views: mean, 1st percentile and least, for class and patch tokens.
+
+    Of a set that is not complete, the views that are there; raises `BadInput` where none of the sampled ones is.
+    """
     reader = FeatureStore.open(store_url).features(key)
     spec = teacher_of(reader, teacher)
+    chosen = np.sort(np.random.Generator(np.random.Philox(key=_SEED)).choice(reader.rows, min(sample, reader.rows), replace=False))
+    there = chosen[reader.group.committed_mask()[chosen // reader.group.shard_rows]]
+    rows = np.setdiff1d(there, reader.failed_rows())
+    if not len(rows):
+        raise BadInput(f"none of {len(chosen)} sampled views of {reader.key} is stored yet; extract it first, or give a larger --sample")
     loaded = load_teacher(spec, choose_device("auto").value)
-    rows = np.setdiff1d(sample_rows(reader.rows, sample), reader.failed_rows())
     stored = reader.read(rows)
     cls_nD, patch = _fresh(reader, loaded, rows, stored.position)
     result: dict[str, Any] = {"key": reader.key, "codec": reader.codec, "views": len(rows)}
