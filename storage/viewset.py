@@ -111,9 +111,10 @@ class ViewSet:
 
     @classmethod
     def create(cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> "ViewSet":
-        """The set of views of this identity, made when the store does not have it yet."""
+        """The set of views of this identity, made when the store does not have it yet, also under another name of the same images."""
         identity = views_identity(dataset, spec, images_per_shard)
-        key = f"{dataset.name}@{short(digest(identity))}"
+        suffix = f"@{short(digest(identity))}"
+        key = next((name for name in objects.names("views") if name.endswith(suffix)), f"{dataset.name}{suffix}")
         create_named(objects, f"views/{key}", "views", identity, _metadata(identity, _specs(identity)))
         return cls(objects, key, dataset, identity)
 
