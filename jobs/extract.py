@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..storage.dataset import ImageDataset
 from ..storage.errors import BadInput, Interrupted
 from ..storage.features import FeatureLayout, FeatureReader, features_identity
 from ..storage.rehearsal import Rehearsal
@@ -19,6 +20,7 @@ from ..storage.viewset import ViewSet
 from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
+from .dry_run import dry_summary, planned_views
 from .extract_options import ExtractOptions, TeacherRequest
 from .orders import work_order, worker_count
 from .pool import Workers, workers
@@ -64,6 +66,8 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
+    if options.dry_run:
+        return _dry_run(store, dataset, {spec.name: spec for spec in specs}, options)
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
@@ -75,14 +79,11 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
 def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
     """All teachers that are loaded at the same time."""
     started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
-    borrowed = _borrowed(store, specs, options)
-    normalisation = Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
+    normalisation = _normalisation(store, views, specs, options)
     if not normalisation.missing:
         plan = _plan(store, views, specs, normalisation, options)
-        if not plan.missing or options.dry_run:
-            return _summary(plan, [], 0, 0, time.perf_counter() - started, options)
-    elif options.dry_run:
-        return _dry_summary(views, specs, normalisation.missing, options)
+        if not plan.missing:
+            return _summary(plan, [], 0, 0, time.perf_counter() - started)
     count = worker_count(order, options)
     try:
         with workers(order, count, options.address) as crew:
@@ -92,10 +93,22 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
             with leases(store, [reader.key for reader in plan.readers.values()], EXTRACTION, on_event):
                 reports = list(_compute(crew, plan, options, on_event))
             spent = time.perf_counter() - computing
-            summary = _summary(plan, reports, crew.retries, count or crew.most, spent, options)
+            summary = _summary(plan, reports, crew.retries, count or crew.most, spent)
             return {**summary, "seconds": time.perf_counter() - started}
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
+
+
+def _dry_run(store: FeatureStore, dataset: ImageDataset, specs: dict[str, TeacherSpec], options: ExtractOptions) -> dict[str, Any]:
+    """What a run would do; the store stays as it is."""
+    with planned_views(store, lambda place: ViewSet.create(place, dataset, options.views, options.images_per_shard)) as (views, place):
+        layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
+        return dry_summary(store, views, place, layouts, _normalisation(store, views, specs, options))
+
+
+def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> Normalisation:
+    borrowed = _borrowed(store, specs, options)
+    return Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
 
 
 def resolve_request(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
@@ -182,8 +195,9 @@ def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEv
         failed |= report.failed
         event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
         rate = written / max(time.perf_counter() - started, 1e-9)
+        rates = {"images_per_s": event["rate"] / plan.views.views_per_image, "bytes_per_s": rate}
         use = {} if report.gpu_use is None else {"gpu_use": report.gpu_use}
-        on_event({**event, "failed": len(failed), "bytes": report.bytes, "bytes_per_s": rate, "retries": crew.retries, **use})
+        on_event({**event, **rates, "failed": len(failed), "bytes": report.bytes, "retries": crew.retries, **use})
         _check_failures(failed, plan, options)
         yield report
 
@@ -198,38 +212,21 @@ def _check_failures(failed: dict[str, str], plan: _Plan, options: ExtractOptions
         )
 
 
-def _summary(
-    plan: _Plan, reports: list[ShardReport], retries: int, workers: int, seconds: float, options: ExtractOptions
-) -> dict[str, Any]:
+def _summary(plan: _Plan, reports: list[ShardReport], retries: int, workers: int, seconds: float) -> dict[str, Any]:
+    failed = plan.failed
     return {
         "event": "summary",
-        "dry_run": options.dry_run,
+        "dry_run": False,
         "features": {name: reader.key for name, reader in plan.readers.items()},
         "views": plan.views.key,
+        "images": len(plan.views.dataset),
+        "images_failed": len(failed),
         "rows": plan.views.rows,
         "shards": plan.views.shards,
         "shards_missing": len(plan.missing) - len(reports),
-        "failed": plan.failed,
+        "failed": failed,
         "retries": retries,
         "seconds": seconds,
         "bytes": {name: reader.stored_bytes() for name, reader in plan.readers.items()},
         **work_done(reports, workers, seconds),
-    }
-
-
-def _dry_summary(views: ViewSet, specs: dict[str, TeacherSpec], unmeasured: list[str], options: ExtractOptions) -> dict[str, Any]:
-    """What a run would do, before any statistics exist: sizes follow from the shapes."""
-    sizes = {}
-    for name, spec in specs.items():
-        sizes[name] = views.rows * layout_of(spec, options).view_bytes
-    return {
-        "event": "summary",
-        "dry_run": options.dry_run,
-        "views": views.key,
-        "views_bytes_expected": views.rows * sum(array.row_bytes for array in views.group.specs.values()),
-        "rows": views.rows,
-        "shards": views.shards,
-        "shards_missing": views.shards,
-        "statistics_missing": unmeasured,
-        "bytes_expected": sizes,
     }

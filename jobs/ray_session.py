@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from ..storage.errors import BadInput
 
 LOOPBACK = "127.0.0.1"
+_ANSWERS_S = 10.0
 _CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` leaves the address that "auto" means
 
 
@@ -30,6 +32,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     refuse_open_ports(address, os.environ)
+    refuse_silence(address, os.environ)
     import ray
 
     if ray.is_initialized():
@@ -65,6 +68,20 @@ def refuse_open_ports(address: str | None, environment: Mapping[str, str]) -> No
         f"the Ray cluster at {address} listens beyond this machine, and whoever reaches its ports runs code in it: set RAY_AUTH_MODE=token "
         "and a token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or `ray get-auth-token --generate`) on every node and here, then run this again"
     )
+
+
+def refuse_silence(address: str | None, environment: Mapping[str, str]) -> None:
+    """Raise `BadInput` when nothing listens at a cluster's address: Ray itself would ask again for longer than ten minutes."""
+    host, _, port = ("" if address is None else _meant(address, environment)).rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():  # none, or a form that Ray knows
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_S).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(
+            f"no Ray cluster answers at {address} ({error}): start one there with `ray start --head`, or leave --address out, "
+            "and one is started on this machine"
+        ) from error
 
 
 def _meant(address: str, environment: Mapping[str, str]) -> str:

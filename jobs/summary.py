@@ -46,17 +46,30 @@ def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> d
 
 
 def together(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One summary of several extractions over the same views, one after another: counts and tables add up."""
+    """One summary of several extractions over the same views, one after another: counts and tables add up, shares are of the whole time."""
     first, *rest = parts
     whole = dict(first)
     for part in rest:
-        whole = {key: _added(whole.get(key), part.get(key), key) for key in {**whole, **part}}
+        shares = {key: _over_both(whole, part, key) for key in ("shares_of_time", "gpu_use") if whole.get(key) or part.get(key)}
+        whole = {key: _added(whole.get(key), part.get(key), key) for key in {**whole, **part}} | shares
     if whole.get("views_done"):
         whole["views_per_second"] = whole["views_done"] / whole["seconds"]
+    if "failed" in whole:  # an image may have failed for each teacher
+        whole["images_failed"] = len(whole["failed"])
     return whole
 
 
-_SAME = ("event", "dry_run", "views", "rows", "shards")
+def _over_both(left: Mapping[str, Any], right: Mapping[str, Any], key: str) -> Any:
+    """Shares of two times as shares of both; one that did nothing has no say."""
+    if not left.get(key) or not right.get(key):
+        return left.get(key) or right.get(key)
+    weight = left["seconds"] / (left["seconds"] + right["seconds"])
+    if isinstance(left[key], Mapping):
+        return {name: weight * left[key][name] + (1 - weight) * right[key][name] for name in left[key]}
+    return weight * left[key] + (1 - weight) * right[key]
+
+
+_SAME = ("event", "dry_run", "views", "images", "rows", "shards", "shares_of_time", "gpu_use")
 
 
 def _added(left: Any, right: Any, key: str) -> Any:

@@ -62,18 +62,28 @@ def test_a_second_run_finds_everything_there(photos: Any, events: Any) -> None:
     assert (second["views_done"], second["shards_missing"], seen) == (0, 0, [])
 
 
-def test_a_dry_run_tells_the_size_and_writes_no_tokens(photos: Any) -> None:
-    store, options, _ = photos
-    before = {path: path.read_bytes() for path in Path(store.url).rglob("*") if path.is_file()}
-    plan = extract_features(store.url, replace(options, dry_run=True))
-    assert plan["shards_missing"] == 3
-    assert {path: path.read_bytes() for path in Path(store.url).rglob("*") if path.is_file()} == before
+def test_a_dry_run_tells_what_is_missing_and_leaves_the_store_as_it_is(photos: Any) -> None:
+    store, options, root = photos
+
+    def dry(**changes: Any) -> dict[str, Any]:
+        before = sorted(path for path in (root / "store").rglob("*"))
+        found = extract_features(store.url, replace(options, dry_run=True, **changes))
+        assert sorted(path for path in (root / "store").rglob("*")) == before
+        return found
+
+    plan = dry()
+    assert (plan["shards_missing"], plan["statistics_missing"], plan["features"]) == (3, ["teacher"], {"teacher": None})
     real = extract_features(store.url, options)
-    other = extract_features(store.url, replace(options, dry_run=True, codec="fp16"))["features"]["teacher"]
-    assert other not in store.list_features()
-    tokens_bytes = plan["bytes_expected"]["teacher"]
-    assert tokens_bytes < real["bytes_committed"] < 1.1 * tokens_bytes + 4096
-    assert extract_features(store.url, replace(options, dry_run=True))["shards_missing"] == 0
+    assert plan["views"] == real["views"]
+    expected = plan["bytes_expected"]["teacher"] + plan["views_bytes_expected"]
+    assert plan["bytes_expected"]["teacher"] < real["bytes_committed"] < 1.1 * expected + 4096
+    done = dry()
+    assert (done["shards_missing"], done["bytes_expected"], done["features"]) == (0, {"teacher": 0}, real["features"])
+    other = dry(codec="int8")
+    assert (other["shards_missing"], other["views_bytes_expected"], other["statistics_missing"]) == (3, 0, [])
+    assert other["features"]["teacher"] not in store.list_features()
+    assert next((root / "store" / "features").glob("*/commits/000001.json")).unlink() is None
+    assert (dry()["shards_missing"], dry()["bytes_expected"]["teacher"] * 3) == (1, plan["bytes_expected"]["teacher"])
 
 
 @pytest.mark.parametrize("finished", [1, 2])

@@ -1,9 +1,10 @@
 """Ray's ports: loopback unless told, and beyond it only with a token."""
 
+import socket
 from pathlib import Path
 
 import pytest
-from eupe_pipeline.jobs.ray_session import has_token, is_loopback, refuse_open_ports
+from eupe_pipeline.jobs.ray_session import has_token, is_loopback, ray_session, refuse_open_ports, refuse_silence
 from eupe_pipeline.storage.errors import BadInput
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}
@@ -56,3 +57,16 @@ def test_a_mode_without_a_token_is_no_token_and_a_token_without_the_mode_neither
     (tmp_path / ".ray" / "auth_token").write_text("x")
     assert has_token({**home, "RAY_AUTH_MODE": "token"})
     assert not has_token({**home, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "absent")})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
+def test_a_cluster_that_is_not_there_is_said_to_be_so_at_once(address: str) -> None:
+    with pytest.raises(BadInput, match=r"no Ray cluster answers at .*:1 .*ray start --head"), ray_session(address):
+        pass
+
+
+def test_what_listens_is_left_to_ray() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        refuse_silence(f"127.0.0.1:{server.getsockname()[1]}", {})
+    refuse_silence(None, {})
+    refuse_silence("auto", {"RAY_ADDRESS": ""})

@@ -63,3 +63,14 @@ def test_progress_counts_only_fresh_work_for_its_rate() -> None:
     assert event["rate"] == pytest.approx(10.0, rel=0.05)
     assert event["seconds_left"] == pytest.approx(4.0, rel=0.05)
     assert progress("extract", 0, 100, "views", time.perf_counter(), 0)["seconds_left"] is None
+
+
+def test_shares_of_extractions_one_after_another_are_of_the_whole_time_and_an_image_fails_once() -> None:
+    parts = [
+        {"seconds": 1.0, "shares_of_time": {"forward": 0.8, "wait": 0.2}, "failed": {"a": "broken"}, "images_failed": 1, "gpu_use": 0.5},
+        {"seconds": 3.0, "shares_of_time": {"forward": 0.4, "wait": 0.6}, "failed": {"a": "broken"}, "images_failed": 1, "gpu_use": 0.9},
+        {"seconds": 9.0, "shares_of_time": {}, "failed": {}, "images_failed": 0},
+    ]
+    whole = together(parts)
+    assert whole["shares_of_time"] == pytest.approx({"forward": 0.5, "wait": 0.5})
+    assert (whole["gpu_use"], whole["images_failed"], whole["seconds"]) == (pytest.approx(0.8), 1, 13.0)
