@@ -16,6 +16,7 @@ from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from .statistics import Normalisation
 
+
 @contextlib.contextmanager
 def planned_views(store: FeatureStore, make: Callable[[Objects], ViewSet]) -> Iterator[tuple[ViewSet, Objects]]:
     """The views that `make` makes in a place: the store's own where it has them, else those of a place that goes away; and that place."""

@@ -154,6 +154,15 @@ def import_weights(*, source: Path, out: Path, size_px: int | None, on_event: On
     return import_published(source, out, size_px)
 
 
+def convert_weights(*, source: Path, out: Path, on_event: OnEvent) -> dict[str, Any]:
+    """Turn a PyTorch checkpoint of plain tensors into a safetensors file; says the sha256 that feature sets will be named by."""
+    from ..storage.identity import file_sha256
+    from ..teachers.convert import convert_checkpoint
+
+    convert_checkpoint(source, out)
+    return {"weights": str(out), "bytes": out.stat().st_size, "sha256": file_sha256(out)}
+
+
 def latency(*, folder: Path, on_event: OnEvent, **options: Any) -> dict[str, Any]:
     """Measure an export folder's latency; `options`: student.latency.LatencyOptions' fields."""
     from ..student.latency import LatencyOptions

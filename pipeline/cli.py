@@ -635,6 +635,16 @@ def import_weights(as_json: bool, **values: Any) -> None:
     run(actions.import_weights, as_json, **values)
 
 
+@cli.command("convert-weights")
+@click.argument("source", type=click.Path(path_type=Path))
+@options(click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The safetensors file to write."), JSON)
+def convert_weights(as_json: bool, **values: Any) -> None:
+    """Turn a teacher's .pt or .pth, SOURCE, into safetensors without running anything from it: a flat state dict of plain tensors."""
+    from . import actions
+
+    run(actions.convert_weights, as_json, **values)
+
+
 @cli.group()
 def benchmark() -> None:
     """Measure how fast things are on this machine."""

@@ -6,6 +6,7 @@ prefix tokens (or a convolutional map moved to B, H, W, D). Position embeddings 
 model can (`dynamic_size`). Models are built whole, head included, because a strict load wants every published tensor.
 """
 
+import difflib
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -139,7 +140,9 @@ def _create(model: str, *, dynamic: bool) -> nn.Module:
     try:
         backbone: nn.Module = timm.create_model(model, pretrained=False, **options)
     except RuntimeError as error:
-        near = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:5]) or "see timm.list_models()"
+        name, known = model.split(".")[0], timm.list_models()
+        alike = [one for one in known if name in one] or difflib.get_close_matches(name, known, n=5)
+        near = ", ".join(alike[:5]) or "none, see timm.list_models()"
         raise BadInput(f"timm has no model {model!r} ({error}); near: {near}") from error
     return backbone
 

@@ -18,7 +18,7 @@ import torch
 
 from ..storage.errors import BadInput, unknown_name
 from ..storage.identity import file_sha256
-from .architectures import TIMM_STUDENT, Options, canonical, facts
+from .architectures import ARCHITECTURES, TIMM_STUDENT, Options, canonical, facts
 from .empty_build import build_empty
 from .encoders import Encoder, build_encoder
 from .frozen import (
@@ -31,12 +31,12 @@ from .frozen import (
     timm_architecture,
 )
 from .hf import HF_FILES, HF_PREFIX, inspect_hf, load_hf
-from .hub import fetch, is_repository, local_weights
+from .hub import HUB_PREFIX, fetch, is_repository, local_weights
 from .keras_resnet50 import STRIDE_PX
 from .preprocessing import CLIP_MEAN, CLIP_STD, HALF, Preprocessing
 from .spec import RANDOM_WEIGHTS, TeacherSpec
 from .teacher import Teacher
-from .weights import load_strictly, weights_folder
+from .weights import check_format, load_strictly, weights_folder
 
 TIMM_PREFIX = "timm:"
 MODEL_FILE = Path("model") / "model.json"
@@ -201,6 +201,11 @@ def _resolve_named(name: str, weights: Path | None, precision: str, allow_random
         definition = _timm_definition(name.removeprefix(TIMM_PREFIX))
     elif name in TEACHERS:
         definition = TEACHERS[name]
+    elif name in ARCHITECTURES:
+        raise BadInput(
+            f"{name} is an architecture and not yet a teacher: take a published checkpoint of it in with "
+            "`eupe-pipeline import-weights FILE --out RUN` (or train one), and give RUN as the teacher"
+        )
     else:
         raise unknown_name("teacher", name, [*TEACHERS, f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "the folder of a finished run"])
     path = weights or weights_folder() / f"{definition.weights_name}.safetensors"
@@ -258,6 +263,8 @@ def _spec(
 ) -> TeacherSpec:  # fmt: skip
     if prep.size_px % stride_px:
         raise BadInput(f"teacher {name}: {prep.size_px} px is not a multiple of its stride of {stride_px} px")
+    if not at_random:
+        check_format(path)
     side = prep.size_px // stride_px
     return TeacherSpec(
         name, architecture, path, RANDOM_WEIGHTS if at_random else file_sha256(path), prep, cls, cls_dim, width, (side, side), precision
@@ -268,6 +275,6 @@ def _existing(path: Path, name: str, source: str) -> Path:
     if not path.is_file():
         raise BadInput(
             f"the weights of teacher {name} are missing: {path} is not a file. They are never replaced by random ones. "
-            f"Put a safetensors file there, or name one with `weights` (a path, or hub:OWNER/NAME@COMMIT). Source: {source}."
+            f"Put a safetensors file there, or name one with --weights {name}=PATH (or ={HUB_PREFIX}OWNER/NAME@COMMIT). Source: {source}."
         )
     return path

@@ -5,11 +5,12 @@ conversion first (`convert.py`). A load is strict both ways: a missing key would
 an unexpected key means another architecture. The price of strictness is that a file with extra heads must be trimmed first.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -34,14 +35,26 @@ def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU; raises BadInput when it is absent or is not one."""
-    try:
+    with _safetensors(path):
         return load_file(path)
+
+
+def check_format(path: Path) -> None:
+    """Look at the header alone; raises BadInput when the file is absent or no safetensors file, before anything is spent on it."""
+    with _safetensors(path), safe_open(path, "pt"):
+        pass
+
+
+@contextlib.contextmanager
+def _safetensors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise BadInput(f"the weight file {path} is not there") from error
     except (SafetensorError, OSError) as error:
         raise BadInput(
             f"{path} is not a safetensors file ({error}); a PyTorch checkpoint (.pth, .pt) must be converted first: "
-            "`eupe_pipeline.teachers.convert.convert_checkpoint(source, out)`"
+            f"`eupe-pipeline convert-weights {path} --out {path.with_suffix('.safetensors')}`"
         ) from error
 
 

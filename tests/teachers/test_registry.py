@@ -46,6 +46,10 @@ class TestResolve:
             resolve_teacher("keras-resnet5")
         assert all(name in str(caught.value) for name in (*TEACHERS, "timm:NAME"))
 
+    def test_a_student_s_architecture_says_how_it_becomes_a_teacher(self) -> None:
+        with pytest.raises(BadInput, match=r"eupe_vitb16 is an architecture.*import-weights FILE --out RUN"):
+            resolve_teacher("eupe_vitb16")
+
     @pytest.mark.fault(17, "detected")
     @pytest.mark.parametrize("name", [*TEACHERS, f"timm:{SMALL_VIT}"])
     def test_missing_weights_are_never_replaced_by_random_ones(self, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
