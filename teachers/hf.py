@@ -3,14 +3,17 @@
 Published names differ from transformers' own names by version, so transformers loads the file; what it reports as missing, unexpected or
 misshapen is an error here, since it would go on with random tensors. Of a checkpoint with two towers (CLIP, SigLIP) the vision tower is
 taken and the named rest is left out by rule. Patch tokens have passed the final norm in every family, as timm's have. SigLIP 2 of fixed
-size calls itself `siglip`; its NaFlex form, which takes patches instead of images, is not supported, nor is a checkpoint in several files.
+size calls itself `siglip`; its NaFlex form (`siglip2`) gets a square image's patches, as many as its processor allows. A checkpoint in
+several files is not supported.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -38,6 +41,8 @@ class Family(NamedTuple):
     """What serves as class token."""
     two_towers: bool = False
     """Whether the config and the checkpoint may hold a text tower beside it."""
+    takes_patches: bool = False
+    """Whether it wants patches and the grid's shape in the place of an image."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -45,9 +50,10 @@ FAMILIES: dict[str, Family] = {
     "dinov2": Family("Dinov2Model", "class token"),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", "class token"),
     "siglip_vision_model": Family("SiglipVisionModel", "attention pool", True),
+    "siglip2_vision_model": Family("Siglip2VisionModel", "attention pool", True, True),
     "clip_vision_model": Family("CLIPVisionModel", "class token", True),
 }
-_VISION_OF = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}
+_VISION_OF = {"siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model", "clip": "clip_vision_model"}
 
 
 class HfEncoder(FrozenEncoder):
@@ -56,14 +62,29 @@ class HfEncoder(FrozenEncoder):
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
         """cls (B, D), patch (B, H, W, D)."""
         kind, backbone = self.architecture["model_type"], cast(Any, self.backbone)
-        resample = {"interpolate_pos_encoding": True} if FAMILIES[kind].two_towers else {}
-        found = backbone(pixel_values=pixels_BCHW, **resample)
+        if FAMILIES[kind].takes_patches:
+            found = backbone(**_patches(pixels_BCHW, grid))
+        else:
+            resample = {"interpolate_pos_encoding": True} if FAMILIES[kind].two_towers else {}
+            found = backbone(pixel_values=pixels_BCHW, **resample)
         states: Tensor = found.last_hidden_state
         if kind == "clip_vision_model":
             states = getattr(backbone, "vision_model", backbone).post_layernorm(states)
         count = grid[0] * grid[1]
         patch_BHWD = states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
         return Tokens(found.pooler_output if self.cls == "attention pool" else states[:, 0], patch_BHWD)
+
+
+def _patches(pixels_BCHW: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """What a NaFlex model takes: patches (B, N, p·p·C), none of them masked, and each image's grid (B, 2)."""
+    images, channels, height, width = pixels_BCHW.shape
+    rows, columns = grid
+    cut = pixels_BCHW.reshape(images, channels, rows, height // rows, columns, width // columns).permute(0, 2, 4, 3, 5, 1)
+    patches_BNP = cut.reshape(images, rows * columns, -1)
+    shapes = pixels_BCHW.new_tensor([grid] * images, dtype=torch.int64)
+    return {
+        "pixel_values": patches_BNP, "pixel_attention_mask": shapes.new_ones((images, rows * columns)), "spatial_shapes": shapes,
+    }  # fmt: skip
 
 
 class HfFacts(NamedTuple):
@@ -101,7 +122,6 @@ def inspect_hf(folder: Path) -> HfFacts:
 
 def load_hf(architecture: Options, weights: Path) -> HfEncoder:
     """The tower with the weights of its folder; raises `BadInput` when the file does not fill the model exactly."""
-    import torch
     import transformers
 
     transformers.logging.set_verbosity_error()  # what it would warn of is an error below
@@ -137,7 +157,8 @@ def _full_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def _preprocessing(record: dict[str, Any]) -> Preprocessing:
     crop = record.get("crop_size") if record.get("do_center_crop") else None
-    size = crop or record["size"]
+    naflex = "max_num_patches" in record
+    size = record["patch_size"] * math.isqrt(record["max_num_patches"]) if naflex else crop or record["size"]
     sides = {size} if isinstance(size, int) else {int(value) for value in size.values()}
     if len(sides) != 1:
         raise ValueError(f"the input is not square: {size}")

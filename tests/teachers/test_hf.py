@@ -22,6 +22,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "dinov2": {},
     "dinov2_with_registers": {"num_register_tokens": 4},
     "siglip_vision_model": {"intermediate_size": 192},
+    "siglip2_vision_model": {"intermediate_size": 192, "num_patches": 16},
     "clip_vision_model": {"intermediate_size": 192},
 }
 RECORD = {
@@ -47,6 +48,21 @@ def pixels(n: int = 2, size_px: int = 32) -> Tensor:
     return torch.from_numpy(canary_images(n, size_px))
 
 
+def inputs(kind: str, pixels_BCHW: Tensor) -> dict[str, Tensor]:
+    """What transformers' own processor would hand over."""
+    if kind != "siglip2_vision_model":
+        return {"pixel_values": pixels_BCHW}
+    from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+
+    patches = torch.stack([convert_image_to_patches(image, 8) for image in pixels_BCHW])
+    count = patches.shape[1]
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": torch.ones(len(patches), count, dtype=torch.int64),
+        "spatial_shapes": torch.tensor([[int(count**0.5)] * 2] * len(patches)),
+    }
+
+
 @pytest.fixture(params=sorted(FAMILIES))
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return save(tmp_path / "model", small_model(str(request.param)))
@@ -59,7 +75,7 @@ class TestEveryFamily:
         model = small_model(kind)
         x = teacher.spec.preprocessing.apply(pixels())
         with torch.no_grad():
-            expected = model(pixel_values=x)
+            expected = model(**inputs(kind, x))
         cls_BD, patch_BHWD = teacher(pixels())
         assert patch_BHWD.shape == (2, 4, 4, 48)
         torch.testing.assert_close(cls_BD, expected.pooler_output, rtol=0, atol=2e-6)
@@ -103,18 +119,19 @@ def with_format(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
-@pytest.mark.parametrize("whole", ["ClipModel", "SiglipModel"])
+@pytest.mark.parametrize("whole", ["ClipModel", "SiglipModel", "Siglip2Model"])
 def test_of_a_checkpoint_with_two_towers_the_vision_tower_is_taken(whole: str, tmp_path: Path) -> None:
     import transformers
 
     torch.manual_seed(4)
-    name = {"ClipModel": "CLIP", "SiglipModel": "Siglip"}[whole]
+    name = {"ClipModel": "CLIP", "SiglipModel": "Siglip", "Siglip2Model": "Siglip2"}[whole]
     text = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 96, "vocab_size": 99}
-    config = getattr(transformers, f"{name}Config")(vision_config={**SMALL, "intermediate_size": 96}, text_config=text)
+    config = getattr(transformers, f"{name}Config")(vision_config={**SMALL, "intermediate_size": 96, "num_patches": 16}, text_config=text)
     model = getattr(transformers, f"{name}Model")(config).eval()
     teacher = load_teacher(resolve_teacher(f"hf:{save(tmp_path / 'both', model)}"))
     with torch.no_grad():
-        expected = model.vision_model(pixel_values=teacher.spec.preprocessing.apply(pixels()))
+        kind = teacher.spec.architecture["model_type"]
+        expected = model.vision_model(**inputs(kind, teacher.spec.preprocessing.apply(pixels())))
     torch.testing.assert_close(teacher(pixels()).cls_BD, expected.pooler_output, rtol=0, atol=2e-6)
 
 
@@ -137,6 +154,15 @@ def test_a_folder_that_is_no_model_is_refused(damage: dict[str, Any], says: str,
             (folder / name).write_text(json.dumps(record))
     with pytest.raises(BadInput, match=says):
         resolve_teacher(f"hf:{folder}")
+
+
+def test_a_processor_that_counts_patches_means_the_square_of_so_many(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", small_model("siglip2_vision_model"))
+    counted = {key: value for key, value in RECORD.items() if key != "size"} | {"patch_size": 8, "max_num_patches": 27, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(counted))
+    spec = resolve_teacher(f"hf:{folder}")
+    assert (spec.preprocessing.size_px, spec.preprocessing.interpolation, spec.grid) == (40, "bilinear", (5, 5))
+    assert load_teacher(spec)(pixels(1, 40)).patch_BHWD.shape == (1, 5, 5, 48)
 
 
 def test_weights_beside_the_folder_are_refused(tmp_path: Path) -> None:
