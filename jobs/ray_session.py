@@ -48,16 +48,22 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         refuse_open_ports(ray.get_runtime_context().gcs_address if address else None, os.environ)
         yield ray
     finally:
-        ray.shutdown()
+        with _own_sigterm():
+            ray.shutdown()
 
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Put back the handler of SIGTERM that Ray replaces: its own leaves without a word and with another exit status."""
+    """Put back the handler of SIGTERM that Ray replaces at its start and, behind Python's back, takes away at its end.
+
+    Ray's own leaves without a word and with another exit status; without any, a training that follows would die without its checkpoint.
+    """
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread() and before is not None:
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def refuse_open_ports(address: str | None, environment: Mapping[str, str]) -> None:

@@ -1,6 +1,8 @@
 """Ray's ports: loopback unless told, and beyond it only with a token."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,21 @@ def test_what_listens_is_left_to_ray() -> None:
         refuse_silence(f"127.0.0.1:{server.getsockname()[1]}", {})
     refuse_silence(None, {})
     refuse_silence("auto", {"RAY_ADDRESS": ""})
+
+
+def test_a_stop_is_ours_inside_a_session_and_after_it() -> None:
+    script = (
+        "import signal\n"
+        "from eupe_pipeline.jobs.ray_session import ray_session\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "def stopped():\n"
+        "    try:\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "    except KeyboardInterrupt:\n"
+        "        return True\n"
+        "with ray_session(None, 1):\n"
+        "    inside = stopped()\n"
+        "print(inside, stopped())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr
