@@ -191,7 +191,8 @@ def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEv
     done = total - sum(last - first for first, last in spans)
     failed, started, fresh, written = plan.failed, time.perf_counter(), 0, 0
     for _, report in crew.run([("do_shard", (shard, keys)) for shard, keys in plan.missing.items()]):
-        done, fresh, written = done + report.views, fresh + report.views, written + report.bytes
+        done, written = done + report.views, written + report.bytes
+        fresh += 0 if report.found else report.views
         failed |= report.failed
         event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
         rate = written / max(time.perf_counter() - started, 1e-9)

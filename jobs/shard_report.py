@@ -5,8 +5,10 @@ Times are by phase and overlap: `forward` is the device's own, `wait` what the t
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from ..storage.commit import Record
 
 
 @dataclass
@@ -21,6 +23,14 @@ class ShardReport:
     batch_sizes: dict[str, int] = field(default_factory=dict)
     backoffs: int = 0
     gpu_use: float | None = None  # share of the last moment
+    found: bool = False  # another driver had committed it meanwhile: nothing was computed
+
+    def of_records(self, records: Iterable[Record | None]) -> "ShardReport":
+        """This report, of a shard that another driver has committed: its failures, and nothing spent."""
+        self.found = True
+        for record in records:
+            self.failed |= {} if record is None else record.failed
+        return self
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:

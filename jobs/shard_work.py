@@ -181,6 +181,8 @@ class ShardWorker:
             for name, reader in readers.items()
             if reader.group.record(shard) is None
         }
+        if committed is not None and not targets:
+            return report.of_records([reader.group.record(shard) for reader in readers.values()])
         fresh = FreshViews.of(self.views, report.views) if committed is None else None
         inputs = {input_of(self._spec(name)) for name in targets}
         views_per_batch = max((self.teachers[name].views for name in targets), default=1)

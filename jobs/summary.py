@@ -26,7 +26,7 @@ def progress(stage: str, done: int, total: int, unit: str, started: float, fresh
 
 def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> dict[str, Any]:
     """Counts and times over finished shards; `seconds` of wall time in which `workers` computed them."""
-    views = sum(report.views for report in reports)
+    views = sum(report.views for report in reports if not report.found)
     by_phase = {phase: sum(report.seconds.get(phase, 0.0) for report in reports) for phase in PHASES}
     sizes: dict[str, int] = {}
     gpu = [report.gpu_use for report in reports if report.gpu_use is not None]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eupe_pipeline.jobs import extract
 from eupe_pipeline.jobs.extract import extract_features
 from eupe_pipeline.jobs.extract_options import TeacherRequest
 from eupe_pipeline.jobs.pool import InProcess, workers
@@ -354,3 +355,22 @@ def test_tokens_of_random_weights_are_trained_on_only_when_that_is_said_again(
     with pytest.raises(BadInput, match="random weights; --allow-random-weights"):
         refuse_random_weights([store.features(key)], allowed=False)
     refuse_random_weights([store.features(key)], allowed=True)
+
+
+def test_a_shard_that_another_driver_has_committed_meanwhile_costs_nothing(photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, options, root = photos
+    break_image(root)
+    build_index(store.objects, str(root / "images"), "broken")
+    options = replace(options, data="broken", max_bad_share=0.1)
+    plan_of = extract._plan
+
+    def other_first(*arguments: Any) -> Any:
+        plan = plan_of(*arguments)
+        monkeypatch.setattr(extract, "_plan", plan_of)
+        extract_features(store.url, options)
+        return plan
+
+    monkeypatch.setattr(extract, "_plan", other_first)
+    late = extract_features(store.url, options)
+    assert (late["views_done"], late["bytes_committed"], late["shards_missing"]) == (0, 0, 0)
+    assert (list(late["failed"]), late["worker_seconds"]["forward"]) == (["class1/004.png"], 0.0)
