@@ -5,7 +5,7 @@ measured on a fixed sample of views and frozen first. Then each missing shard is
 the same command goes on after a kill, and says in seconds when nothing is missing.
 """
 
-import secrets
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,14 +174,12 @@ def _missing(readers: dict[str, FeatureReader]) -> dict[int, dict[str, str]]:
     for name, reader in readers.items():
         for shard in reader.missing_shards():
             missing.setdefault(shard, {})[name] = reader.key
-    return _from_anywhere(missing)
+    return _shuffled(missing)
 
 
-def _from_anywhere(missing: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:
-    """The shards in ascending order from a random one on, and around: two drivers on one plan meet late instead of at every shard."""
-    shards = sorted(missing)
-    first = secrets.randbelow(len(shards)) if shards else 0
-    return {shard: missing[shard] for shard in (*shards[first:], *shards[:first])}
+def _shuffled(missing: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:
+    """The shards in a random order: of two drivers on one plan that both went upwards, one catches up and then does all with the other."""
+    return {shard: missing[shard] for shard in random.SystemRandom().sample(sorted(missing), len(missing))}
 
 
 def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEvent) -> Iterator[ShardReport]:
