@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..storage.dataset import ImageDataset
 from ..storage.errors import BadInput, Interrupted
 from ..storage.features import FeatureLayout, FeatureReader, features_identity
 from ..storage.rehearsal import Rehearsal
@@ -20,7 +19,7 @@ from ..storage.viewset import ViewSet
 from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
-from .dry_run import dry_summary, planned_views
+from .dry_run import dry_summary
 from .extract_options import ExtractOptions, TeacherRequest
 from .orders import work_order, worker_count
 from .pool import Workers, workers
@@ -66,9 +65,9 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
-    if options.dry_run:
-        return _dry_run(store, dataset, {spec.name: spec for spec in specs}, options)
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
+    if options.dry_run:
+        return _dry_run(store, views, {spec.name: spec for spec in specs}, options)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
@@ -99,11 +98,9 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
 
 
-def _dry_run(store: FeatureStore, dataset: ImageDataset, specs: dict[str, TeacherSpec], options: ExtractOptions) -> dict[str, Any]:
-    """What a run would do; the store stays as it is."""
-    with planned_views(store, lambda place: ViewSet.create(place, dataset, options.views, options.images_per_shard)) as (views, place):
-        layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
-        return dry_summary(store, views, place, layouts, _normalisation(store, views, specs, options))
+def _dry_run(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> dict[str, Any]:
+    layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
+    return dry_summary(store, views, layouts, _normalisation(store, views, specs, options))
 
 
 def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> Normalisation:
