@@ -1,39 +1,28 @@
 """What an extraction would do, and nothing done: not even the names of what it would make are left in the store.
 
-Keys follow from identities. So what the store lacks is made in a temporary folder, to learn its key and its size. A feature set's key
-holds its statistics; where those are still to be measured the key is not known yet, and sizes follow from the shapes.
+Keys follow from identities: what the store lacks is made in a rehearsal of it (`storage.rehearsal`), to learn its key and its size. A
+feature set's key holds its statistics; where those are still to be measured it is not known yet, and sizes follow from the shapes.
 """
 
-import contextlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..storage.features import FeatureReader, features_identity
 from ..storage.layout import FeatureLayout
-from ..storage.objects import Objects
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from .statistics import Normalisation
 
 
-@contextlib.contextmanager
-def planned_views(store: FeatureStore, make: Callable[[Objects], ViewSet]) -> Iterator[tuple[ViewSet, Objects]]:
-    """The views that `make` makes in a place: the store's own where it has them, else those of a place that goes away; and that place."""
-    with tempfile.TemporaryDirectory(prefix="eupe-dry-run-") as folder:
-        scratch = FeatureStore.create(folder).objects
-        views = make(scratch)
-        yield (store.view_set(views.key) if views.key in store.list_view_sets() else views), scratch
+def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, FeatureLayout], normalisation: Normalisation) -> dict[str, Any]:
+    """Shards that a run would do, the bytes that it would write, by teacher, and the statistics that it would measure first.
 
-
-def dry_summary(
-    store: FeatureStore, views: ViewSet, scratch: Objects, layouts: Mapping[str, FeatureLayout], normalisation: Normalisation
-) -> dict[str, Any]:
-    """Shards that a run would do, the bytes that it would write, by teacher, and the statistics that it would measure first."""
+    `store` is a rehearsal of the real one.
+    """
     missing: dict[str, set[int]] = {}
     keys: dict[str, str | None] = {}
     for name, layout in layouts.items():
-        keys[name], missing[name] = _missing(store, views, scratch, name, layout, normalisation)
+        keys[name], missing[name] = _missing(store, views, name, layout, normalisation)
     shards = set().union(*missing.values())
     return {
         "event": "summary",
@@ -51,16 +40,14 @@ def dry_summary(
 
 
 def _missing(
-    store: FeatureStore, views: ViewSet, scratch: Objects, name: str, layout: FeatureLayout, normalisation: Normalisation
+    store: FeatureStore, views: ViewSet, name: str, layout: FeatureLayout, normalisation: Normalisation
 ) -> tuple[str | None, set[int]]:
     """A teacher's key, where it is known already, and its shards without a record."""
     known = normalisation.known.get(name)
     if known is None:
         return None, set(range(views.shards))
     identity = features_identity(normalisation.specs[name].identity(), views, known, normalisation.sampling[name], layout)
-    reader = FeatureReader.create(scratch, name, views, identity, known)
-    if reader.key in store.list_features():
-        reader = store.features(reader.key)
+    reader = FeatureReader.create(store.objects, name, views, identity, known)
     return reader.key, set(reader.missing_shards())
 
 

@@ -5,21 +5,21 @@ measured on a fixed sample of views and frozen first. Then each missing shard is
 the same command goes on after a kill, and says in seconds when nothing is missing.
 """
 
-import secrets
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..storage.dataset import ImageDataset
 from ..storage.errors import BadInput, Interrupted
 from ..storage.features import FeatureLayout, FeatureReader, features_identity
+from ..storage.rehearsal import Rehearsal
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from ..student.devices import choose_device, choose_precision
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
-from .dry_run import dry_summary, planned_views
+from .dry_run import dry_summary
 from .extract_options import ExtractOptions, TeacherRequest
 from .orders import work_order, worker_count
 from .pool import Workers, workers
@@ -58,14 +58,16 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     stopped with its state kept.
     """
     store = FeatureStore.open(store_url)
+    if options.dry_run:
+        store = FeatureStore(Rehearsal(store.objects))
     dataset = store.dataset(options.data)
     specs = [resolve_request(request, options) for request in options.teachers]
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
-    if options.dry_run:
-        return _dry_run(store, dataset, {spec.name: spec for spec in specs}, options)
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
+    if options.dry_run:
+        return _dry_run(store, views, {spec.name: spec for spec in specs}, options)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
@@ -96,11 +98,9 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
 
 
-def _dry_run(store: FeatureStore, dataset: ImageDataset, specs: dict[str, TeacherSpec], options: ExtractOptions) -> dict[str, Any]:
-    """What a run would do; the store stays as it is."""
-    with planned_views(store, lambda place: ViewSet.create(place, dataset, options.views, options.images_per_shard)) as (views, place):
-        layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
-        return dry_summary(store, views, place, layouts, _normalisation(store, views, specs, options))
+def _dry_run(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> dict[str, Any]:
+    layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
+    return dry_summary(store, views, layouts, _normalisation(store, views, specs, options))
 
 
 def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> Normalisation:
@@ -171,14 +171,12 @@ def _missing(readers: dict[str, FeatureReader]) -> dict[int, dict[str, str]]:
     for name, reader in readers.items():
         for shard in reader.missing_shards():
             missing.setdefault(shard, {})[name] = reader.key
-    return _from_anywhere(missing)
+    return _shuffled(missing)
 
 
-def _from_anywhere(missing: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:
-    """The shards in ascending order from a random one on, and around: two drivers on one plan meet late instead of at every shard."""
-    shards = sorted(missing)
-    first = secrets.randbelow(len(shards)) if shards else 0
-    return {shard: missing[shard] for shard in (*shards[first:], *shards[:first])}
+def _shuffled(missing: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:
+    """The shards in a random order: of two drivers on one plan that both went upwards, one catches up and then does all with the other."""
+    return {shard: missing[shard] for shard in random.SystemRandom().sample(sorted(missing), len(missing))}
 
 
 def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEvent) -> Iterator[ShardReport]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.storage.indexing import build_index
 from eupe_pipeline.storage.photometric import MODES
 from eupe_pipeline.storage.views import ViewSpec, cut, pixel_digest
 from eupe_pipeline.storage.viewset import ViewSet
@@ -50,6 +51,16 @@ def test_any_rows_are_read_in_their_order(pristine: Made, rows: list[int]) -> No
     np.testing.assert_array_equal(some.flip, whole.flip[picked])
     np.testing.assert_array_equal(some.photometric, whole.photometric[picked])
     np.testing.assert_array_equal(some.digest, whole.digest[picked])
+
+
+def test_the_same_images_under_another_name_have_the_same_views(tmp_path: Path) -> None:
+    made = plan(tmp_path, images=6)
+    other = build_index(made.store.objects, made.dataset.source, "other")
+    assert other.key != made.dataset.key
+    again = ViewSet.create(made.store.objects, other, made.views.spec, made.views.images_per_shard)
+    assert again.key == made.views.key
+    assert again.dataset.key == other.key
+    assert len(made.store.list_view_sets()) == 1
 
 
 def test_digests_are_those_of_the_images_pixels(pristine: Made) -> None:

@@ -1,0 +1,57 @@
+"""A store in which nothing is made: a dry run goes the real way, and what it would create stays in this process's memory.
+
+Reads find what was created here first, then what the store behind holds. Only for what is small, identities and metadata; nothing can be
+removed through it.
+"""
+
+from .atomic import Content
+from .errors import BadInput
+from .objects import Objects, OpenObject
+
+
+class Rehearsal:
+    """`Objects` over others, which stay as they are."""
+
+    def __init__(self, behind: Objects) -> None:
+        self._behind, self.url, self.at_once, self.fetchers = behind, behind.url, behind.at_once, behind.fetchers
+        self._made: dict[str, bytes] = {}
+
+    def read(self, key: str, limit_bytes: int | None = None) -> bytes:
+        """What was made here, or what is behind."""
+        return self._made[key] if key in self._made else self._behind.read(key, limit_bytes)
+
+    def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
+        """Open what is behind; what was made here is read whole."""
+        return self._behind.open(key, xxh3_128)
+
+    def size(self, key: str) -> int | None:
+        """Length in bytes, here or behind."""
+        return len(self._made[key]) if key in self._made else self._behind.size(key)
+
+    def names(self, prefix: str) -> list[str]:
+        """Names below a prefix, here and behind."""
+        start = f"{prefix.rstrip('/')}/"
+        here = {key.removeprefix(start).partition("/")[0] for key in self._made if key.startswith(start)}
+        return sorted(here | set(self._behind.names(prefix)))
+
+    def create(self, key: str, content: Content) -> bool:
+        """Keep the content here unless the key exists."""
+        if self.size(key) is not None:
+            return False
+        self._made[key] = b"".join(content)
+        return True
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Keep it here, in the place of what is behind."""
+        self._made[key] = data
+
+    def remove(self, key: str) -> None:
+        """Raise `BadInput`: a rehearsal takes nothing away."""
+        raise BadInput(f"a dry run would remove {key}; run the command without --dry-run")
+
+    def drop_empty(self, prefix: str) -> None:
+        """Nothing was made that could be empty."""
+
+    def sweep(self, prefix: str) -> int:
+        """Nothing was left here."""
+        return 0
