@@ -229,7 +229,7 @@ def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> 
     summary = extract_features(store.url, replace(options, images_per_shard=2, workers=2), kill_one)
     assert killed
     assert summary["retries"] >= 1
-    assert summary["views_done"] == 48
+    assert summary["views_done"] in (44, 48)  # 44 when it had committed a shard before it could say so
     keys = summary["features"]["teacher"], expected["features"]["teacher"]
     for ours, theirs in zip(tokens(store, keys[0]), tokens(alone, keys[1]), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)  # other batches, other rounding
@@ -256,7 +256,7 @@ def test_however_often_workers_are_killed_every_view_is_stored_once(photos: Any,
                     os.kill(fresh[0], signal.SIGKILL)
 
             summary = extract_features(again.url, replace(options, images_per_shard=1, workers=2), kill)
-            assert summary["views_done"] == 48
+            assert 48 - 2 * len(killed) <= summary["views_done"] <= 48  # what a worker committed with its last breath is found, not done
             for ours, theirs in zip(tokens(again, summary["features"]["teacher"]), wanted, strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=1e-4)
             trials.note("healed", len(killed))
