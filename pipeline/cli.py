@@ -639,7 +639,10 @@ def import_weights(as_json: bool, **values: Any) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @options(click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The safetensors file to write."), JSON)
 def convert_weights(as_json: bool, **values: Any) -> None:
-    """Turn a teacher's .pt or .pth, SOURCE, into safetensors without running anything from it: a flat state dict of plain tensors."""
+    """Turn a teacher's .pt into safetensors.
+
+    SOURCE (.pt or .pth) is a flat state dict of plain tensors; nothing from it is run.
+    """
     from . import actions
 
     run(actions.convert_weights, as_json, **values)
