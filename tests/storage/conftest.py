@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+import fsspec
 import pytest
 from eupe_pipeline.storage.remote import RemoteObjects
 
@@ -55,6 +56,7 @@ def s3_server() -> Iterator[FaultyServer]:
 def server(s3_server: FaultyServer) -> Iterator[FaultyServer]:
     """The server, with the environment that leads to it and a bucket."""
     with mock.patch.dict(os.environ, {**SECRETS, "AWS_ENDPOINT_URL": s3_server.url, "AWS_DEFAULT_REGION": "us-east-1"}):
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # of what was connected under another environment
         filesystem = RemoteObjects("s3://bucket")._filesystem
         if not filesystem.exists("bucket"):
             filesystem.mkdir("bucket")

@@ -234,7 +234,7 @@ def test_the_next_shards_are_fetched_while_a_reader_goes_from_shard_to_shard(
     fetched = shard_gets(server)
     assert len(fetched) == len(set(fetched))
     records = [path for method, path in server.seen if "/commits/" in path]
-    assert len(records) == len(set(records)) == 4, "one request a record"
+    assert len(records) == len(set(records)) == 8, "one request a record, the tokens' and the views'"
 
 
 def wait_for(met: Callable[[], bool]) -> None:
