@@ -19,7 +19,7 @@ from typing import Protocol
 from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals, sweep, write_atomically
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from .read_ahead import Fetchers
-from .reading_threads import LOCAL
+from .reading_threads import threads_for_files
 from .remote import RemoteObjects, check_limit
 from .urls import is_url
 
@@ -46,8 +46,10 @@ class Objects(Protocol):
     """Named byte strings below one root; a key is a relative path with slashes."""
 
     url: str
-    at_once: int  # how many reads are worth making at a time
     fetchers: Fetchers | None  # who opens shards before they are asked for; None where opening costs nothing or fetches nothing
+
+    def threads_for(self, size: int) -> int:
+        """How many threads pay for reading so many bytes of open objects."""
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """All bytes; raises FileNotFoundError, `StoreUnavailable`, and `CacheDamaged` when there are more than the limit."""
@@ -189,12 +191,15 @@ def after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
 class LocalObjects:
     """`Objects` in a folder of this machine or of a shared file system that has hard links."""
 
-    at_once = LOCAL
     fetchers: Fetchers | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
+
+    def threads_for(self, size: int) -> int:
+        """A few, when there is enough to copy."""
+        return threads_for_files(size)
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """All bytes of the file."""

@@ -9,9 +9,15 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 MOST = 16  # round trips to an object store at a time
-LOCAL = min(4, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2
+_FILES = min(4, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2
+_PART_BYTES = 2 << 20  # worth a thread of its own: 150 µs of reading
 
 _pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def threads_for_files(size: int) -> int:
+    """How many threads pay for `size` bytes of local files: one a processor, four at most."""
+    return min(_FILES, size // _PART_BYTES) or 1
 
 
 def side_by_side(parts: Iterable[Callable[[], None]]) -> None:

@@ -13,8 +13,12 @@ class Rehearsal:
     """`Objects` over others, which stay as they are."""
 
     def __init__(self, behind: Objects) -> None:
-        self._behind, self.url, self.at_once, self.fetchers = behind, behind.url, behind.at_once, behind.fetchers
+        self._behind, self.url, self.fetchers = behind, behind.url, behind.fetchers
         self._made: dict[str, bytes] = {}
+
+    def threads_for(self, size: int) -> int:
+        """As for what is behind."""
+        return self._behind.threads_for(size)
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """What was made here, or what is behind."""

@@ -98,7 +98,6 @@ class _RemoteObject:
 class RemoteObjects:
     """`Objects` below an fsspec URL."""
 
-    at_once = MOST
     fetchers: Fetchers | None = None
 
     def __init__(self, url: str) -> None:
@@ -128,6 +127,10 @@ class RemoteObjects:
             if lacks_credentials(error):
                 raise no_credentials(self.url, error) from error
             raise
+
+    def threads_for(self, size: int) -> int:
+        """Many: each row is a round trip."""
+        return MOST
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """One whole GET; with a limit, an object above it is refused before its first byte."""

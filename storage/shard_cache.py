@@ -20,7 +20,6 @@ from .atomic import TEMPORARY_PREFIX, Content, make_folder, sweep
 from .errors import CacheDamaged
 from .objects import LocalObjects, OpenObject, Vanished
 from .read_ahead import Fetchers
-from .reading_threads import LOCAL
 from .remote import RemoteObjects
 from .zarr_format import xxh3_128
 
@@ -36,8 +35,6 @@ def _started() -> float:
 
 class CachedObjects:
     """`Objects` that opens expected contents from local copies, and passes everything else on."""
-
-    at_once = LOCAL
 
     def __init__(self, remote: RemoteObjects, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         make_folder(folder)
@@ -102,6 +99,10 @@ class CachedObjects:
             yield
         finally:
             os.close(descriptor)
+
+    def threads_for(self, size: int) -> int:
+        """As for the copies."""
+        return self._local.threads_for(size)
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """As the store behind."""

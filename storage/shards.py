@@ -28,7 +28,6 @@ from .reading_threads import side_by_side
 from .rows import OpenArray, Place, check_out, flat_bytes, read_rows, refuse_blank_rows
 from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index, xxh3_128
 
-_PART_BYTES = 2 << 20  # worth a thread of its own: 150 µs of reading
 _KEPT_RECORDS = 4096
 _RECORDS_AT_ONCE, _BLOCK = 16, 1024
 _KEPT_CHUNKS = 1 << 21  # offsets and checksums of open shards, 12 bytes each an array
@@ -211,7 +210,7 @@ class ShardedGroup:
         if self._ahead is not None:
             for shard in np.unique(rows // self.shard_rows).tolist():
                 self._ahead.after(shard, tuple(flat))
-        parts = min(threads or self.objects.at_once, len(rows), sum(map(len, flat.values())) // _PART_BYTES) or 1
+        parts = min(threads or self.objects.threads_for(sum(map(len, flat.values()))), len(rows)) or 1
         side_by_side(partial(self._read_part, rows, part, flat, check) for part in np.array_split(order, parts))
         for name, array in targets.items():
             if self.specs[name].chunk_rows > 1:

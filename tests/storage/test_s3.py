@@ -244,6 +244,25 @@ def wait_for(met: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def test_round_trips_are_made_side_by_side(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
+    server, objects = s3
+    local = build(tmp_path / "local", images=20)
+    remote = reopen_remote(fully_committed(local, objects)).features
+    rows = np.arange(0, 40, 4)
+    remote.read(rows)  # opens the shards
+    server.seen.clear()
+    remote.read(rows)
+    gets, seconds = [method for method, _ in server.seen], []
+    assert len(gets) >= 20
+    for threads in (1, None):
+        server.fail("GET", *[Fault(stall_s=0.1)] * len(gets))
+        start = time.perf_counter()
+        found = remote.read(rows, threads=threads)
+        seconds.append(time.perf_counter() - start)
+        np.testing.assert_array_equal(found.patch, local.features.read(rows).patch)
+    assert seconds[1] < seconds[0] / 2, seconds
+
+
 def test_rows_that_are_expected_are_at_hand_when_they_are_read_even_when_their_copies_were_dropped(
     s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path
 ) -> None:
