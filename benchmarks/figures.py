@@ -53,7 +53,7 @@ def report(results: Mapping[str, float], targets: Targets, details: Mapping[str,
     """Print `RESULT name value target` a figure, and keep everything in a JSON file."""
     for name, value in results.items():
         sign, wanted = targets.get(name, ("", float("nan")))
-        print(f"RESULT {name} {value:.4g} {sign}{wanted:g}" if sign else f"RESULT {name} {value:.4g} -")
+        print(f"RESULT {name} {value:.6g} {sign}{wanted:g}" if sign else f"RESULT {name} {value:.6g} -")
     to.parent.mkdir(parents=True, exist_ok=True)
     rows = {name: {"value": value, "target": "".join(map(str, targets.get(name, ("-",))))} for name, value in results.items()}
     to.write_text(json.dumps({"machine": machine(), "figures": rows, **details}, indent=1) + "\n")

@@ -22,6 +22,7 @@ from ..storage.features import FeatureReader
 from ..storage.indexing import build_index
 from ..storage.photometric import SEEN_BY
 from ..storage.store import FeatureStore
+from ..storage.urls import is_url
 from ..storage.views import ViewSpec, draw, render
 from ..student.codes import mean_patch
 from ..student.devices import choose_device
@@ -104,8 +105,8 @@ class Split:
 
 def open_data(store: FeatureStore, name: str, on_event: OnEvent = lambda event: None) -> ImageDataset:
     """A dataset of the store by name or key, or a source that is indexed into it under its folder's name."""
-    source = name if "://" in name else str(Path(name).expanduser().absolute())
-    if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not ("://" in name or Path(source).exists()):
+    source = name if is_url(name) else str(Path(name).expanduser().absolute())
+    if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(name) or Path(source).exists()):
         return store.dataset(name)  # also where a folder of the same name lies here: `./photos` means the folder
     for key in store.list_datasets():
         if (dataset := store.dataset(key)).source == source:

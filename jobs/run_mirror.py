@@ -34,11 +34,6 @@ _LAST = "summary.json"
 _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put as a whole
 
 
-def is_url(out: Path | str) -> bool:
-    """Whether a run's folder lies in an object store."""
-    return "://" in str(out)
-
-
 def local_copy(url: str) -> Path:
     """Where the copy of a run at a URL lies on this machine."""
     return weights_folder().parent / "runs" / short(digest(url))

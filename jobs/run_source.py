@@ -12,6 +12,7 @@ from ..storage.atomic import write_atomically
 from ..storage.errors import BadInput
 from ..storage.identity import digest, file_sha256, short
 from ..storage.objects import open_objects
+from ..storage.urls import is_url
 from ..student.ranks import Ranks
 from ..teachers.weights import weights_folder
 from .run_copies import Manifest, RunCopy
@@ -26,7 +27,7 @@ def run_at_hand(run: Path | str) -> Path:
     Raises `BadInput` for a URL without a finished run, `CacheDamaged` for a file that differs from its manifest, `StoreUnavailable`.
     """
     url = str(run).rstrip("/")
-    if "://" not in url:
+    if not is_url(url):
         return Path(run)
     copy = RunCopy(open_objects(url))
     manifest = copy.manifest(_MODEL)
@@ -44,7 +45,7 @@ def run_at_hand(run: Path | str) -> Path:
 
 def fetch_once(runs: Iterable[str], ranks: Ranks) -> None:
     """Have the first rank fetch the runs that are URLs, so that the others of its machine find them."""
-    remote = [run for run in runs if "://" in run]
+    remote = [run for run in runs if is_url(run)]
     if ranks.first:
         for run in remote:
             run_at_hand(run)

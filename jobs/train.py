@@ -19,6 +19,7 @@ from ..storage.errors import BadInput, CacheMismatch
 from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields, file_sha256
 from ..storage.store import FeatureStore
+from ..storage.urls import is_url
 from ..student.config import TrainRecipe
 from ..student.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
 from ..student.draws import step_seed
@@ -36,7 +37,7 @@ from ..teachers.regularity import set_drop_path, set_recompute
 from ..teachers.teacher import Teacher
 from .reading_leases import leases
 from .run_lock import alone_in
-from .run_mirror import is_url, mirrored
+from .run_mirror import mirrored
 from .run_source import fetch_once, run_at_hand
 from .start_checks import check_pixels, check_teachers
 from .train_data import Part, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
@@ -114,7 +115,7 @@ def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event:
     """The recipe with its order of images decided and recorded: shards at a time for a store behind a URL, global otherwise."""
     data = replace(recipe.data, replace_failed=recipe.data.replace_failed or follow)
     if data.order == "auto":
-        remote = "://" in store.url
+        remote = is_url(store.url)
         data = replace(data, order="shards" if remote else "global")
         if remote:
             on_event({"event": "note", "text": "data.order: shards  # auto: one request a shard is cheaper than one a view"})

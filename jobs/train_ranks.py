@@ -21,11 +21,12 @@ from typing import Any
 
 from ..storage.errors import EupeError
 from ..storage.store import FeatureStore
+from ..storage.urls import is_url
 from ..student.config import TrainRecipe
 from ..student.order import rank_span
 from ..student.ranks import Ranks
 from .ray_session import ray_session
-from .run_mirror import is_url, local_copy
+from .run_mirror import local_copy
 from .train import train
 from .train_data import open_parts
 from .watch import Watch

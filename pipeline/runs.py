@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.errors import BadInput
+from ..storage.urls import is_url
 from .progress import OnEvent
 from .run_folder import RunRecord, read_run
 from .typed_tables import leaves
@@ -56,7 +57,7 @@ def compare_runs(*, outs: Sequence[Path | str], on_event: OnEvent) -> dict[str, 
 @contextlib.contextmanager
 def at_hand(run: Path | str) -> Iterator[Path]:
     """Give a folder as it is, and of a URL the records of the runs at or below it; raises BadInput when there are none."""
-    if "://" not in str(run):
+    if not is_url(run):
         yield Path(run)
         return
     from ..jobs.run_records import records_below

@@ -79,8 +79,7 @@ class FeatureReader:
             normalised = identity["statistics"]
         self.codec, self.grid = self.layout.codec, self.layout.grid
         self.cls_dim, self.patch_dim = self.layout.cls_dim, self.layout.patch_dim
-        self.group = ShardedGroup(objects, f"features/{key}", self.digest, specs)
-        self.group.check_opened = self._check_views
+        self.group = ShardedGroup(objects, f"features/{key}", self.digest, specs, self._check_views)
         self.rows, self.shards = self.group.rows, self.group.shards
         self.statistics = _read_statistics(objects, f"features/{key}", normalised)
         check_metadata(objects, f"features/{key}", _metadata(identity, specs, self.statistics))

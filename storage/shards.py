@@ -36,15 +36,22 @@ _KEPT_CHUNKS = 1 << 21  # offsets and checksums of open shards, 12 bytes each an
 class ShardedGroup:
     """Arrays that share rows, shards and records, below one prefix of a store."""
 
-    def __init__(self, objects: Objects, prefix: str, group_digest: str, specs: Sequence[ArraySpec]) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        prefix: str,
+        group_digest: str,
+        specs: Sequence[ArraySpec],
+        check_opened: Callable[[Record], None] = lambda record: None,
+    ) -> None:
+        """`check_opened` raises `CacheDamaged` when something else than the record forbids reading rows of its shard."""
         self.objects, self.prefix, self.group_digest = objects, prefix, group_digest
         self.specs = {spec.name: spec for spec in specs}
         first = specs[0]
         self.rows, self.shard_rows = first.shape[0], first.shard_rows
         self.shards = -(-self.rows // self.shard_rows)
         self.ledgers = Ledgers(objects, prefix, self.shards)
-        self.check_opened: Callable[[Record], None] = lambda record: None
-        """What else must hold of a record before rows of its shard are read; raises `CacheDamaged`."""
+        self._check_opened = check_opened
         self._lock = threading.Lock()
         self._records: dict[int, Record] = {}
         self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
@@ -154,7 +161,7 @@ class ShardedGroup:
             raise CacheDamaged(
                 f"shard {shard} of {self.prefix} is not committed; run the same `extract-features` command again to complete it"
             )
-        self.check_opened(record)
+        self._check_opened(record)
         opened = {name: self._open_array(self.specs[name], record) for name in names if name not in known}
         with self._lock:
             opened = self._open[shard] = {**opened, **self._open.get(shard, {})}
@@ -211,10 +218,29 @@ class ShardedGroup:
             for shard in np.unique(rows // self.shard_rows).tolist():
                 self._ahead.after(shard, tuple(flat))
         parts = min(threads or self.objects.threads_for(sum(map(len, flat.values()))), len(rows)) or 1
-        side_by_side(partial(self._read_part, rows, part, flat, check) for part in np.array_split(order, parts))
+        side_by_side(partial(self._read_part, rows, part, arrays, check) for part, arrays in self._parts(rows, order, flat, parts))
         for name, array in targets.items():
             if self.specs[name].chunk_rows > 1:
                 refuse_blank_rows(name, array, self.prefix)
+
+    def _parts(
+        self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: dict[str, memoryview], parts: int
+    ) -> Iterator[tuple[NDArray[np.int64], dict[str, memoryview]]]:
+        """What each thread reads: which positions of which arrays. Only arrays of one row a chunk are cut within a shard.
+
+        A chunk that rows share would else be read by each of the threads that want one of them.
+        """
+        if parts == 1:
+            yield order, flat
+            return
+        alone = {name: memory for name, memory in flat.items() if self.specs[name].chunk_rows == 1}
+        shared = {name: memory for name, memory in flat.items() if name not in alone}
+        if alone:
+            yield from ((part, alone) for part in np.array_split(order, parts))
+        if shared:
+            shards = np.split(order, np.flatnonzero(np.diff(rows[order] // self.shard_rows)) + 1)
+            for some in np.array_split(np.arange(len(shards)), min(parts, len(shards))):
+                yield np.concatenate([shards[n] for n in some]), shared
 
     def _read_part(self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: Mapping[str, memoryview], check: bool) -> None:
         """The rows at some positions, which `order` gives sorted by row."""

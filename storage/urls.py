@@ -4,6 +4,7 @@ Errors of this file never repeat a URL that holds one. Credentials come through 
 """
 
 import re
+from pathlib import Path
 
 from .errors import BadInput
 
@@ -11,9 +12,9 @@ _HALF = re.compile(r"[a-z][a-z0-9+]+:/[^/]")
 _ADVICE = "credentials come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.netrc and so on)"
 
 
-def is_url(place: str) -> bool:
+def is_url(place: Path | str) -> bool:
     """Whether this is a URL, and not a path; raises `BadInput` for what is left of a URL that went through a path."""
-    if _HALF.match(place):
+    if _HALF.match(place := str(place)):
         raise BadInput(f"{place!r} is neither a folder nor a URL; did you mean {place.replace(':/', '://', 1)!r}?")
     return "://" in place
 
