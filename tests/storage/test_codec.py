@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from eupe_pipeline.storage.codec import CODECS, code_dtype, decode, encode, has_scale
 from eupe_pipeline.storage.errors import BadInput
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ def test_int8_misses_by_at_most_half_the_distance_to_the_next_code(patch: NDArra
 
 
 @settings(max_examples=50)
+@example(np.full((1, 2, 2, 384), 1e-6, np.float32))
 @given(arrays(np.float32, (1, 2, 2, 384), elements=st.floats(-100, 100, width=32, allow_subnormal=False)))
 def test_int8_scales_each_group_of_128_channels_by_its_own_largest(patch: NDArray[np.float32]) -> None:
     codes, scale = encode(patch, "int8")
@@ -46,7 +47,7 @@ def test_int8_scales_each_group_of_128_channels_by_its_own_largest(patch: NDArra
     assert scale.shape == (1, 2, 2, 3)
     largest = np.abs(patch).reshape(1, 2, 2, 3, 128).max(-1)
     assert (scale >= largest).all()
-    assert (scale <= np.maximum(largest * 1.002, 1e-7)).all()
+    assert (scale <= largest * 1.002 + 6e-8).all()  # fp16's steps: a thousandth, and below 6e-5 no finer than 6e-8
     moved = patch.copy()
     moved[..., :128] = 0.0  # what stands in one group changes no code of another
     np.testing.assert_array_equal(encode(moved, "int8").codes[..., 128:], codes[..., 128:])
