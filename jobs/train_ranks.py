@@ -6,20 +6,18 @@ whole group again, three times at most, and it goes on from the newest checkpoin
 text and ends the run without retries. What ranks and caller say to each other goes through one small actor, the board.
 """
 
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ..storage.errors import EupeError
+from ..storage.stop_signals import on_stop
 from ..storage.store import FeatureStore
 from ..storage.urls import is_url
 from ..student.config import TrainRecipe
@@ -100,8 +98,9 @@ def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEven
     scratch = out.parent / f".{out.name}.ray"
     group = _Group(order, workers, board, scratch)
     results: list[Any] = []
+    stop = threading.Event()
     try:
-        with _stop_signals() as stop:
+        with on_stop(stop.set):
             group.start()
             while True:
                 running = group.is_alive()
@@ -213,22 +212,3 @@ def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callabl
         ranks=ranks, stop_asked=stop_asked, allow_random_weights=order.allow_random_weights, follow_s=order.follow_s,
         watch=order.watch,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; outside the main thread signals are left alone."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

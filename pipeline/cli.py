@@ -2,13 +2,13 @@
 
 Nothing heavy is imported before a command runs (torch, ray and timm cost seconds; `--help` has 0.3 s). Results go to stdout, progress to
 stderr; with --json every event and then the result are JSON lines on stdout. Exit status: 0 done, 1 a check found damage, 2 the
-user can mend it (bad input, a store that is not there, a full disk, Ctrl-C: what was done is kept, the same command goes on).
+user can mend it (bad input, a store that is not there, a full disk, Ctrl-C: what was done is kept, the same command goes on), 3 done, but
+the result could not be written to standard output.
 """
 
+import errno
 import json
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..storage.errors import BadInput, EupeError
+from ..storage.stop_signals import interrupt_on_stop
+from .streams import lasting_streams
 
 if TYPE_CHECKING:
     from . import actions, catalog, evaluations, page_contents, training
@@ -45,13 +47,22 @@ STOPPED = "stopped; everything finished so far is kept, the same command goes on
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status and never raises what the user can mend."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop keeps state as Ctrl-C does
+    with lasting_streams() as output:
+        interrupt_on_stop()  # a scheduler's stop and a closed terminal keep state as Ctrl-C does
+        status = _status(arguments)
+        output.flush()
+        if status == 0 and output.lost is not None and output.lost.errno != errno.EPIPE:  # `| head` has read what it wanted
+            print(f"eupe-pipeline: done, but the result could not be written to standard output ({output.lost.strerror})", file=sys.stderr)
+            return 3
+        return status
+
+
+def _status(arguments: Sequence[str] | None) -> int:
     try:
         status = cli.main(arguments, prog_name="eupe-pipeline", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
-        error.show()
+        error.show(sys.stderr)
         return error.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
         print(f"eupe-pipeline: {STOPPED}", file=sys.stderr)
@@ -65,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eupe-pipeline: this needs the package {package}, which is not installed; run: pip install '{wanted}'", file=sys.stderr)
     except MemoryError as error:
         print(f"eupe-pipeline: out of memory ({error}); take a smaller --size or --batch-size, or fewer workers", file=sys.stderr)
+    except UnicodeEncodeError as error:
+        name = ascii(error.object)
+        print(f"eupe-pipeline: {name} has bytes that are not UTF-8, which cannot be recorded here; rename it", file=sys.stderr)
     return 2
 
 

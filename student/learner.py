@@ -139,9 +139,11 @@ class Learner:
     def _refuse_non_finite(self, step: int, values: Mapping[str, Tensor], image_ids: Callable[[], str]) -> None:
         for name, value in values.items():
             if not math.isfinite(float(value)):
+                kept = f" and the state after step {step} is kept: the same command tries this step again" if step else ""
                 raise TrainingDiverged(
-                    f"the {name} is {float(value)} at step {step + 1}; the weights were not changed. Images of this batch: "
+                    f"the {name} is {float(value)} at step {step + 1}; the weights were not changed{kept}. Images of this batch: "
                     f"{image_ids()}, … Lower optimizer.learning_rate or optimizer.clip_norm, or set precision = 'fp32'"
+                    f"{', with another --out' if step else ''}"
                 )
 
     def losses(self) -> Event:

@@ -1,19 +1,18 @@
 """The training loop, the same for all three stages, for cached and live targets, and for one student or several on one stream.
 
 A step is a pure function of (recipe, weights, optimiser state, step): its batch, its input sizes, its learning rate and the seed of torch's
-generators all follow from the step's number, so a run that is stopped anywhere and run again gives bit-equal losses on a CPU. SIGTERM and
-SIGINT end the step in hand, write a checkpoint and raise `Interrupted`. Images are read and targets made once for all students; a student
-whose checkpoint is ahead of the others' waits until they have caught up. Price: one wait for the device a step, to look at the loss.
+generators all follow from the step's number, so a run that is stopped anywhere and run again gives bit-equal losses on a CPU. A stop
+signal ends the step in hand, writes a checkpoint and raises `Interrupted`; a step that diverges leaves a checkpoint of the step before.
+Images are read and targets made once for all students; a student whose checkpoint is ahead of the others' waits until they have caught
+up. Price: one wait for the device a step, to look at the loss.
 """
 
 import contextlib
 import itertools
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,12 @@ import torch
 from torch import Tensor
 
 from ..storage.errors import BadInput, Interrupted
+from ..storage.stop_signals import on_stop
 from .config import TrainRecipe
 from .draws import choose_size
 from .following import POLL_S, FollowedOrder
 from .joined import AnyViews
-from .learner import Event, Learner, OnEvent
+from .learner import Event, Learner, OnEvent, TrainingDiverged
 from .models import count_parameters
 from .order import BatchOrder
 from .pixels import Input, origin
@@ -101,7 +101,7 @@ class Trainer:
         try:
             for learner in self.learners:
                 self.on_event({"event": "start", **self._named(learner), **self._start(learner)})
-            with self._signals():
+            with on_stop(self._stop.set):
                 self._loop(first, self.recipe.run.steps)
         finally:
             for learner in self.learners:
@@ -142,13 +142,21 @@ class Trainer:
                 self._await(step, steps)
                 batch = next(batches)
                 self.clock.waited += time.perf_counter() - asked
-                learners = self.step(batch)
+                learners = self._step_or_keep(batch)
                 self.clock.steps += 1
                 done = step + 1
                 self._call_after_step(learners, done)
                 if done % self.recipe.run.log_every == 0 or done == steps:
                     self._log(learners, batch, done, steps)
                 self._keep(learners, done, steps)
+
+    def _step_or_keep(self, batch: Batch) -> list[Learner]:
+        """One step; where it diverges, what was learnt before it is kept in checkpoints before `TrainingDiverged` goes on."""
+        try:
+            return self.step(batch)
+        except TrainingDiverged:
+            self._save([learner for learner in self.learners if learner.done], batch.plan.step)
+            raise
 
     def _call_after_step(self, learners: Sequence[Learner], done: int) -> None:
         """What is done between steps and is no training (evaluations); its time is left out of the run's clock."""
@@ -253,23 +261,6 @@ class Trainer:
             "model": str(learner.folder.model),
             **learner.best(),
         }
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT end the run after the step in hand; outside the main thread they are left alone."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._stop.set()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _common_input(learners: Sequence[Learner]) -> str:
