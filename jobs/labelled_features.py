@@ -21,6 +21,7 @@ from ..storage.errors import BadInput
 from ..storage.features import FeatureReader
 from ..storage.indexing import build_index
 from ..storage.photometric import SEEN_BY
+from ..storage.places import canonical_source
 from ..storage.store import FeatureStore
 from ..storage.urls import is_url
 from ..storage.views import ViewSpec, draw, render
@@ -105,11 +106,11 @@ class Split:
 
 def open_data(store: FeatureStore, name: str, on_event: OnEvent = lambda event: None) -> ImageDataset:
     """A dataset of the store by name or key, or a source that is indexed into it under its folder's name."""
-    source = name if is_url(name) else str(Path(name).expanduser().absolute())
-    if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(name) or Path(source).exists()):
+    source = canonical_source(name)
+    if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(source) or Path(source).exists()):
         return store.dataset(name)  # also where a folder of the same name lies here: `./photos` means the folder
     for key in store.list_datasets():
-        if (dataset := store.dataset(key)).source == source:
+        if canonical_source((dataset := store.dataset(key)).source) == source:
             on_event({"event": "note", "text": f"{name} is indexed as {key}; `index` takes in what has changed since"})
             return dataset
     parts = [part for part in Path(source).parts[-2:] if part not in ("/", "")]

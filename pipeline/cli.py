@@ -209,6 +209,7 @@ def cli() -> None:
     STORE,
     click.option("--name", required=True, help="What the dataset is called."),
     click.option("--verify", is_flag=True, help="Only compare the source with the index that is there, image by image."),
+    click.option("--dense-targets", is_flag=True, help="Take files such as 1.seg.png or 1.depth.png beside 1.jpg as images too."),
     BAD_SHARE, JSON,
 )  # fmt: skip
 def index(as_json: bool, **values: Any) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from .decode import BadImage, Pixels, decode_image, image_size_hw
 from .errors import BadInput
-from .sources import IMAGE_ENDINGS
+from .image_kinds import IMAGE_ENDINGS
 
 SPLITS: dict[str, tuple[str, ...]] = {"train": ("training", "train"), "val": ("validation", "val", "test")}
 _PICTURES, _CLASSES, _DEPTHS = ("images", "rgb"), ("annotations", "masks", "labels"), ("depth", "depths")

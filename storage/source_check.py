@@ -7,10 +7,9 @@ and also those that reading cannot notice: images added, or files reordered. It 
 from collections.abc import Callable, Iterator
 from itertools import islice, zip_longest
 
-from .dataset import ImageDataset
+from .dataset import ImageDataset, ImageRow
 from .errors import BadInput, CacheMismatch
 from .indexing import Event, examined
-from .sources import Skipped
 
 _SHOWN = 5
 _BLOCK = 4096
@@ -41,8 +40,8 @@ def _indexed(dataset: ImageDataset) -> Iterator[Image]:
 
 
 def _walked(dataset: ImageDataset, source: str, on_event: OnEvent) -> Iterator[Image]:
-    for results, done, total in examined(source):
-        yield from ((item.id, item.sha256) for item, _ in results if not isinstance(item, Skipped))
+    for results, done, total in examined(source, dataset.has_targets):
+        yield from ((item.id, item.sha256) for item, _ in results if isinstance(item, ImageRow))
         on_event({"event": "progress", "stage": f"verify {dataset.name}", "done": done, "total": total, "unit": "files"})
 
 
