@@ -16,6 +16,8 @@ _NO_FILES = "pipes, sockets and devices"
 
 def list_folder(root: str) -> list[str]:
     """Paths below a folder that are no folders to look into, relative to it, in no order; raises `BadInput` naming a folder."""
+    if not os.path.isdir(root):
+        raise BadInput(f"the source {shown(root)} is neither a folder nor a file, so it is not opened; give one of the two")
     found: list[str] = []
     waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while waiting:

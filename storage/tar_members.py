@@ -106,10 +106,12 @@ class TarMembers:
                 if header.size < 0:
                     raise _Altered("a negative size")
                 if header.type in _PAX:
-                    found = pax_records(self._extension(header.size))
-                    (self._global if header.type == tarfile.XGLTYPE else records).update(found)
+                    records_of = self._global if header.type == tarfile.XGLTYPE else records
+                    records_of.update(pax_records(self._extension(header.size)))
                 elif header.type in _LONG_NAMES:
                     name = self._extension(header.size).rstrip(b"\0")
+                    if not name:
+                        raise _Altered("a long name of no letters")
                     long_name = name if header.type == tarfile.GNUTYPE_LONGNAME else long_name
                 else:
                     self._skip_sparse_map(block if header.type == tarfile.GNUTYPE_SPARSE else b"")
@@ -180,7 +182,7 @@ def _number(digits: bytes) -> int:
 def pax_records(data: bytes) -> dict[str, bytes]:
     """The records `LENGTH KEY=VALUE\\n` of a PAX header; raises `_Altered` where the lengths do not lead from one to the next."""
     records: dict[str, bytes] = {}
-    while data.strip(b"\0"):
+    while data:
         digits, space, _ = data.partition(b" ")
         if not space or not digits.isdigit() or len(digits) > 8 or not len(digits) + 3 < int(digits) <= len(data):
             raise _Altered("a PAX record without a length")
