@@ -22,7 +22,9 @@ from PIL import Image
 
 from .decode import BadImage, Pixels, decode_image, image_size_hw
 from .errors import BadInput
-from .image_kinds import IMAGE_ENDINGS
+from .folder_source import list_folder
+from .found import is_hidden
+from .image_kinds import IMAGE_ENDINGS, ending_of
 
 SPLITS: dict[str, tuple[str, ...]] = {"train": ("training", "train"), "val": ("validation", "val", "test")}
 _PICTURES, _CLASSES, _DEPTHS = ("images", "rgb"), ("annotations", "masks", "labels"), ("depth", "depths")
@@ -64,7 +66,7 @@ def _folders(root: Path, split: str, names: Sequence[str], endings: Sequence[str
     if not whole and not split_names:
         raise BadInput(f"{pictures} has no folder {' or '.join(SPLITS[split])}")
     base = pictures if whole else pictures / split_names[0]
-    found = sorted(path for path in base.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    found = sorted(base / path for path in list_folder(str(base)) if ending_of(path) in IMAGE_ENDINGS and not is_hidden(path))
     if whole:
         found = [path for path in found if (_number(path.relative_to(base).as_posix()) % _HELD_OUT == 0) == (split == "val")]
     pairs = [_pair(path, path.relative_to(pictures), targets, endings) for path in found]
@@ -149,6 +151,8 @@ def _raw(path: Path) -> NDArray[np.generic]:
 
 
 def _bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise BadInput(f"{path} cannot be read (it is no regular file)")
     try:
         return path.read_bytes()
     except OSError as error:

@@ -6,7 +6,7 @@ something else are known by their endings: a camera's raw file is a TIFF to its 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from .decode import MAX_FILE_BYTES
@@ -78,8 +78,15 @@ def split_name(name: str) -> tuple[str, str, str]:
     return str(path.parent / stem), middle, last.lower()
 
 
-def targets_among(images: Iterable[str]) -> set[str]:
-    """Those names (`1.seg.png`, `1.depth.png`) of one sample that are targets of dense tasks, when another one (`1.jpg`) is its image."""
-    names = list(images)
-    targets = {name for name in names if split_name(name)[1].rpartition(".")[2].lower() in _TARGETS}
-    return targets if len(targets) < len(names) else set()
+def targets_among(images: Sequence[str]) -> set[str]:
+    """Those names (`1.seg.png`, `1.depth.png`) that are targets of dense tasks, because their sample has another image (`1.jpg`)."""
+    targets = {name: split_name(name)[0] for name in images if name.count(".") > 1 and _is_target(name)}
+    if not targets:
+        return set()
+    keys = set(targets.values())
+    with_image = {key for name in images if name not in targets and (key := split_name(name)[0]) in keys}
+    return {name for name, key in targets.items() if key in with_image}
+
+
+def _is_target(name: str) -> bool:
+    return split_name(name)[1].rpartition(".")[2].lower() in _TARGETS

@@ -26,7 +26,7 @@ from .decode import BadImage, image_size_hw
 from .errors import BadInput, CacheDamaged
 from .found import LeftOut, Skipped, SourceImage, TarEnd, shown
 from .identity import short
-from .image_kinds import IMAGE_ENDINGS, ending_of, split_name, targets_among
+from .image_kinds import IMAGE_ENDINGS, ending_of, targets_among
 from .index_rows import IndexRows, rows_of
 from .left_out import LeftOutCounts
 from .named import check_name, damage
@@ -109,15 +109,6 @@ def _settled(item: ImageRow | Skipped | LeftOut, label: str | None, end: TarEnd)
     return (LeftOut(name, _TARGETS), None) if name in end.targets else (item, end.labels.get(name, label))
 
 
-def _targets_of_folders(files: list[str]) -> set[str]:
-    """Files such as `1.seg.png` beside `1.jpg` in one folder."""
-    samples: dict[str, list[str]] = {}
-    for path in files:
-        if ending_of(path) in IMAGE_ENDINGS:
-            samples.setdefault(split_name(path)[0], []).append(path)
-    return {name for names in samples.values() if len(names) > 1 for name in targets_among(names)}
-
-
 def examined(url: str, dense_targets: bool = False) -> Iterator[tuple[list[Result], int, int]]:
     """Results of each file of the source in order, with the number of files done and in all."""
     filesystem, root = open_source(url)
@@ -125,7 +116,7 @@ def examined(url: str, dense_targets: bool = False) -> Iterator[tuple[list[Resul
     store = next((path for path in files if path.rsplit("/", 1)[-1] == MARKER), None)
     if store is not None:
         raise BadInput(f"{url} holds a feature store ({store}), whose own files are no images of yours; keep the two in folders apart")
-    targets = set() if dense_targets else _targets_of_folders(files)
+    targets = set() if dense_targets else targets_among([path for path in files if ending_of(path) in IMAGE_ENDINGS])
 
     def one(path: str) -> list[Result]:
         return [(LeftOut(shown(path), _TARGETS), None)] if path in targets else _results(filesystem, root, path, dense_targets)

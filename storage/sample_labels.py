@@ -73,7 +73,7 @@ class Samples:
     def settle(self) -> Iterator[LeftOut | TarEnd]:
         """Give every image its label, and yield the labels that are left; raises `BadInput` where names or labels do not fit."""
         found: dict[str, str] = {}
-        targets = {name for images in self._images.values() for name in targets_among(images)}
+        targets = targets_among([name for images in self._images.values() for name in images])
         for key, labels in self._labels.items():
             images = self._images.get(key, [])
             photos = [name for name in images if name not in targets]

@@ -66,7 +66,8 @@ def list_files(filesystem: Any, root: str) -> list[str]:
         return [root.rsplit("/", 1)[-1]]
     if isinstance(filesystem, LocalFileSystem):
         return sorted(list_folder(root or "/"))
-    files = sorted(str(path)[len(root) :].lstrip("/") for path in filesystem.find(root))
+    found = (str(path)[len(root) :].lstrip("/") for path in filesystem.find(root))
+    files = sorted(path for path in found if path and not path.endswith("/"))  # an object store may mark folders by objects
     there = set(files)
     for path in files:  # an object store may hold both `a.tar` and `a.tar/x.png`
         inside = next((str(parent) for parent in PurePosixPath(path).parents if str(parent) in there), None)
