@@ -19,7 +19,7 @@ HEAD_BYTES = 256  # enough for the start of every format below, comments of a PP
 COMPRESSED_ENDINGS = (".tgz", ".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 _UNREAD_ENDINGS = (
-    *(".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".pfm", ".exr", ".hdr", ".tga", ".dds", ".pcx", ".qoi"),
+    *(".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".tga", ".dds", ".pcx", ".qoi"),
     *(".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".dcr"),
     *(".kdc", ".erf", ".mef", ".mos", ".rwl", ".x3f"),
 )

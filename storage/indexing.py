@@ -121,13 +121,16 @@ def examined(url: str, dense_targets: bool = False) -> Iterator[tuple[list[Resul
     def one(path: str) -> list[Result]:
         return [(LeftOut(shown(path), _TARGETS), None)] if path in targets else _results(filesystem, root, path, dense_targets)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
         ahead = deque(pool.submit(one, path) for path in files[:_AHEAD])
         for number in range(1, len(files) + 1):
             results = ahead.popleft().result()
             if number + _AHEAD <= len(files):
                 ahead.append(pool.submit(one, files[number + _AHEAD - 1]))
             yield results, number, len(files)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error is said without reading the tars behind it
 
 
 def build_index(

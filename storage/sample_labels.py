@@ -1,9 +1,9 @@
 """Which label belongs to which image of a WebDataset tar.
 
 The files of one sample have one key: the name up to the first dot of its last part (`a/1` of `a/1.seg.png`), wherever they stand in the
-tar. `1.cls`, `1.label` or `1.json` (its "label", or its "cls") label every image of `1`; `1.left.cls` belongs to the image `1.left.png`
-alone. So a name with a dot of its own (`photo.0000.png`) makes one sample of a whole tar; where that gives several images several labels,
-it is refused rather than guessed. Held are names and labels, never bytes. A label that cannot be used is counted and said.
+tar. `1.cls`, `1.label` or `1.json` (its "label", or its "cls") label every image of `1`; `1.left.cls` belongs to `1.left.png` alone. So a
+name with a dot of its own (`photo.0000.png`) makes one sample of a whole tar; where that gives several images several labels, it is
+refused rather than guessed. Held are names and labels, never bytes. A label that cannot be used is counted and said.
 """
 
 import json
@@ -92,7 +92,8 @@ class Samples:
         if not middle:
             return True
         if len(photos) == 1:
-            return split_name(photos[0])[1] == middle
+            _, own, ending = split_name(photos[0])
+            return middle in (own, f"{own}.{ending}".lstrip("."))  # `1.left.cls` or `1.left.png.cls`
         members = list(dict.fromkeys(one.member for one in labels))
         raise BadInput(
             f"{self._path}: {_named(photos)} and {_named(members)} are one sample, {key!r}, because a name is split at its first dot, as "

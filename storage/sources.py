@@ -68,6 +68,8 @@ def list_files(filesystem: Any, root: str) -> list[str]:
         return sorted(list_folder(root or "/"))
     found = (str(path)[len(root) :].lstrip("/") for path in filesystem.find(root))
     files = sorted(path for path in found if path and not path.endswith("/"))  # an object store may mark folders by objects
+    if root.startswith(("http://", "https://")):
+        files = [path for path in files if "?" not in path]  # a listing's own links, such as those that sort it
     there = set(files)
     for path in files:  # an object store may hold both `a.tar` and `a.tar/x.png`
         inside = next((str(parent) for parent in PurePosixPath(path).parents if str(parent) in there), None)

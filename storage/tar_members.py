@@ -117,7 +117,8 @@ class TarMembers:
                     self._skip_sparse_map(block if header.type == tarfile.GNUTYPE_SPARSE else b"")
                     return self._member(header, block, long_name, {**self._global, **records})
             except (tarfile.HeaderError, _Altered) as error:
-                raise self._damaged(f"a header was altered ({error})", start) from error
+                what = f"a header was altered ({error})" if start else f"it does not begin as a tar does ({error}); is it compressed"
+                raise self._damaged(what, start) from error
 
     def _extension(self, size: int) -> bytes:
         """The bytes of a long name or of PAX records."""

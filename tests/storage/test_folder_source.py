@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,27 @@ def store(tmp_path: Path) -> FeatureStore:
     return FeatureStore.create(str(tmp_path / "store"))
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def write_photos(folder: Path) -> Path:
     """Two classes; what links lead to lies beside the source."""
     for name in ("photos/cat/1.png", "photos/dog/2.png", "elsewhere/3.png", "elsewhere/deep/4.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(picture(int(Path(name).stem)))
-    return tmp_path / "photos"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(picture(int(Path(name).stem)))
+    return folder / "photos"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter and write to, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="eupe-tests-") as name:
+        os.chmod(name, 0o777)
+        if not all(parent.stat().st_mode & 0o001 for parent in Path(name).parents):
+            pytest.skip("the folder for temporary files is closed to other users")
+        yield Path(name)
 
 
 Labels = dict[str, str | None]
@@ -286,24 +301,21 @@ def as_nobody(store: Path, source: Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.fault
 @pytest.mark.parametrize("what", ["folder", "linked folder", "folder above a link", "image", "tar", "table", "text"])
-def test_what_may_not_be_read_is_named(tmp_path: Path, photos: Path, what: str) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    (tmp_path / "open").mkdir(mode=0o777)
-    (tmp_path / "open").chmod(0o777)
+def test_what_may_not_be_read_is_named(open_folder: Path, what: str) -> None:
+    photos = write_photos(open_folder)
     names = {"folder": "dog", "linked folder": "bird", "folder above a link": "bird", "image": "cat/9.png"}
     name = names.get(what, {"tar": "a.tar", "table": "a.parquet", "text": "notes"}.get(what, ""))
     if "link" in what:
         link(photos, name, "../elsewhere" if what == "linked folder" else "../elsewhere/deep")
-        (tmp_path / "elsewhere").chmod(0)
+        (open_folder / "elsewhere").chmod(0)
     elif what == "folder":
         (photos / name).chmod(0)
     else:
         (photos / name).write_bytes(picture(1))
         (photos / name).chmod(0)
     with Trials(29) as trials:
-        done = as_nobody(tmp_path / "open/store", photos)
-        (tmp_path / "elsewhere").chmod(0o755)
+        done = as_nobody(open_folder / "store", photos)
+        (open_folder / "elsewhere").chmod(0o755)
         (photos / "dog").chmod(0o755)
         assert done.returncode == 2, done.stdout + done.stderr
         assert "Traceback" not in done.stderr

@@ -44,6 +44,10 @@ LEGAL: dict[str, tuple[dict[str, bytes], dict[str, str | None]]] = {
     ),
     "two images, no label": ({"a.0.png": P[1], "a.1.png": P[2], "a.txt": b"hello"}, {"a.0.png": None, "a.1.png": None}),
     "a dotted name of its own": ({"photo.0000.png": P[1], "photo.0000.cls": b"3"}, {"photo.0000.png": "3"}),
+    "a label named after the whole file": (
+        {"1.png": P[1], "1.png.cls": b"3", "2.l.png": P[2], "2.l.png.cls": b"4"},
+        {"1.png": "3", "2.l.png": "4"},
+    ),
     "folders with dots": ({"v1.2/1.png": P[1], "v1.2/1.cls": b"3", "v1.3/1.png": P[2]}, {"v1.2/1.png": "3", "v1.3/1.png": None}),
     "a folder written in two ways": ({"./1.png": P[1], "1.cls": b"3"}, {"./1.png": "3"}),
     "no dot at all": ({"0001": P[1], "0001.cls": b"3"}, {"0001": "3"}),
