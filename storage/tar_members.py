@@ -138,7 +138,7 @@ class TarMembers:
         """The member of a header and of its extensions; raises `_Altered` where the two disagree."""
         own = block[:100].split(b"\0")[0]
         name, size = header.name, header.size
-        written = long_name if long_name is not None else records.get("path")
+        written = long_name if long_name is not None else records.get("GNU.sparse.name", records.get("path"))
         if written is not None:
             name = written.decode("utf-8", "surrogateescape")
             spellings = (written, name.encode("ascii", "replace"))

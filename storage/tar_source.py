@@ -23,6 +23,7 @@ from .image_kinds import (
 from .sample_labels import LABEL_ENDINGS, MAX_LABEL_BYTES, Samples
 from .tar_members import Member, TarMembers
 
+_NO_SAMPLES = (b"5", b"D", b"V")  # a folder, a folder of an incremental dump, the label of a volume
 _ARCHIVE_ENDINGS = (".tar", ".parquet", *COMPRESSED_ENDINGS)
 
 
@@ -32,7 +33,7 @@ def walk_tar(filesystem: Any, full: str, path: str) -> Iterator[Found]:
     with filesystem.open(full, "rb") as file:
         archive = TarMembers(file, path)
         for member in archive:
-            if member.kind != b"5":  # a folder
+            if member.kind not in _NO_SAMPLES:
                 yield from _member(archive, member, path, samples, seen)
     yield from samples.settle()
 

@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -234,6 +236,36 @@ def test_old_tars_sparse_maps_global_records_and_large_sizes_are_understood() ->
         ("1.png", 1, False),
     ]
     assert data[found[3].offset : found[3].offset + 1] == b"y"
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs GNU tar")
+@pytest.mark.parametrize("format", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+def test_what_gnu_tar_writes_is_read_as_the_standard_library_reads_it(tmp_path: Path, format: str) -> None:
+    """Long names, prefixes, links, holes, labels, and folders of an incremental dump: the same members at the same bytes."""
+    deep = tmp_path / "src" / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    for name in ("plain.png", "é" * 40 + ".png", f"{deep.name[:9]}.png"):
+        (tmp_path / "src" / name).write_bytes(picture(1))
+    (deep / "x.png").write_bytes(picture(2))
+    (tmp_path / "src" / ("z" * 150 + ".png")).write_bytes(picture(3))
+    with (tmp_path / "src/holes.png").open("wb") as file:
+        for place in range(0, 4_000_000, 200_000):
+            file.seek(place)
+            file.write(bytes([1]) * 4096)
+    (tmp_path / "src/link.png").symlink_to("plain.png")
+    (tmp_path / "src/hard.png").hardlink_to(tmp_path / "src/plain.png")
+    more = {"gnu": ["-S", f"--listed-incremental={tmp_path / 'snapshot'}"], "oldgnu": ["-S", "-Va label"], "posix": ["-S"]}.get(format, [])
+    command = ["tar", f"--format={format}", "-cf", str(tmp_path / "a.tar"), *more, "-C", str(tmp_path / "src"), "."]
+    subprocess.run(command, check="gnu" in format or format == "posix", capture_output=True)  # the others leave long names out, and say so
+    data = (tmp_path / "a.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        wanted = [(member.name.rstrip("/"), member.type, member.issparse(), member.offset_data) for member in archive]
+    found = [(member.name.rstrip("/"), member.kind, member.is_sparse, member.offset) for member in TarMembers(io.BytesIO(data), "a.tar")]
+    assert len(found) > 5
+    assert any(member[2] for member in found) == (format not in ("v7", "ustar"))
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert mine[:3] == theirs[:3]
+        assert mine[2] or mine[3] == theirs[3]
 
 
 def summed(block: bytes) -> bytes:
