@@ -24,9 +24,18 @@ def _silent(event: Event) -> None:
 def source_differences(dataset: ImageDataset, on_event: OnEvent = _silent, source: str | None = None) -> list[str]:
     """One line for each image that was replaced, removed, added or moved to another place in the order since it was indexed.
 
-    Index and source (the dataset's own, or another place) are walked side by side; from the first difference on, both are held in memory.
+    An index that does not say whether it took the targets of dense tasks for images is unchanged when either reading fits it.
     """
-    indexed, walked = _indexed(dataset), _walked(dataset, source or dataset.source, on_event)
+    place = source or dataset.source
+    lines = _differences(dataset, _walked(dataset, place, dataset.has_targets, on_event))
+    if lines and dataset.has_targets and not _differences(dataset, _walked(dataset, place, False, on_event)):
+        return []
+    return lines
+
+
+def _differences(dataset: ImageDataset, walked: Iterator[Image]) -> list[str]:
+    """Index and source are walked side by side; from the first difference on, both are held in memory."""
+    indexed = _indexed(dataset)
     for there, here in zip_longest(indexed, walked):
         if there != here:
             return _compared([one for one in (there, *indexed) if one], [one for one in (here, *walked) if one])
@@ -39,8 +48,8 @@ def _indexed(dataset: ImageDataset) -> Iterator[Image]:
         yield from zip(dataset.ids(start, stop), dataset.sha256s(start, stop), strict=True)
 
 
-def _walked(dataset: ImageDataset, source: str, on_event: OnEvent) -> Iterator[Image]:
-    for results, done, total in examined(source, dataset.has_targets):
+def _walked(dataset: ImageDataset, source: str, dense_targets: bool, on_event: OnEvent) -> Iterator[Image]:
+    for results, done, total in examined(source, dense_targets):
         yield from ((item.id, item.sha256) for item, _ in results if isinstance(item, ImageRow))
         on_event({"event": "progress", "stage": f"verify {dataset.name}", "done": done, "total": total, "unit": "files"})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.storage.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.source_check import verify_source
 from eupe_pipeline.storage.store import FeatureStore
 
@@ -252,6 +252,16 @@ def test_targets_beside_an_image_are_no_training_images_unless_asked(store: Feat
     dataset, labels = indexed(asked, photos, dense_targets=True)
     assert labels == BOTH | {"cat/1.seg.png": "cat", "cat/1.depth.png": "cat", "dog/3.mask.png": "dog"}
     verify_source(dataset)
+
+
+def test_targets_that_came_later_change_nothing(store: FeatureStore, photos: Path) -> None:
+    first, _ = indexed(store, photos)
+    (photos / "cat/1.seg.png").write_bytes(picture(8))
+    assert indexed(store, photos)[0].key == first.key
+    verify_source(store.dataset("x"))
+    (photos / "cat/5.png").write_bytes(picture(5))
+    with pytest.raises(CacheMismatch, match=r"cat/5\.png was added"):
+        verify_source(store.dataset("x"))
 
 
 BAD_NAMES = ["new\nline", "\x1b[31m", os.fsdecode(b"caf\xe9"), "tab\t"]
