@@ -24,6 +24,7 @@ from ..student.zero_shot import classified, classifier, percent_right, read_desc
 from ..teachers.registry import TEACHERS
 from ..teachers.text_tower import TextTower, load_text_tower
 from ..teachers.tokens import Tokens
+from .class_checks import refuse_one_class
 from .evaluate import evaluated
 from .labelled_features import WHOLE, EvaluationSize, OnEvent, Split, open_data
 from .subjects import CachedModel, Model, open_subject
@@ -84,6 +85,7 @@ def evaluate_zero_shot(
     split = Split(subject, store, open_data(store, data, on_event), options.size, options.size.test_images, "test")
     tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes)
     labels, way = split.dataset.label_names, _way(subject, store, options)
+    refuse_one_class(split.dataset, labels)
     texts = {label: descriptions.texts(label) for label in labels}
     protocol = {
         "test": split.protocol(), "text_tower": tower.identity, "texts_digest": digest(texts), "templates": list(descriptions.templates),

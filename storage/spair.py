@@ -4,7 +4,8 @@
                                                    trg_bndbox [x1, y1, x2, y2]
     ROOT/JPEGImages/<category>/<imname>
 
-Every pair of a split is read; the digest covers the annotations' bytes and those of the pictures that they name.
+Every pair of a split is read; the digest covers the annotations' bytes and those of the pictures that they name. A sample of each category
+is drawn by the pairs' names: the same everywhere, and independent of which others there are.
 """
 
 import hashlib
@@ -64,6 +65,15 @@ def _pair(root: Path, path: Path) -> KeypointPair:
         if not picture.is_file():
             raise BadInput(f"{path.name} names {picture}, which is not there")
     return pair
+
+
+def sample_pairs(pairs: Sequence[KeypointPair], per_category: int) -> list[KeypointPair]:
+    """At most so many pairs of each category, those whose names have the lowest sha256, in their given order."""
+    kept: set[str] = set()
+    for category in {pair.category for pair in pairs}:
+        names = sorted((pair.id for pair in pairs if pair.category == category), key=lambda name: hashlib.sha256(name.encode()).digest())
+        kept.update(names[:per_category])
+    return [pair for pair in pairs if pair.id in kept]
 
 
 def pairs_digest(root: Path, split: str, pairs: Sequence[KeypointPair]) -> str:

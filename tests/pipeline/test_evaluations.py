@@ -33,13 +33,13 @@ def told(capture: Capture, *words: object) -> dict[str, Any]:
 
 
 def test_neighbours_and_probe_take_datasets_or_a_folder_of_both(folder: Path, tiny_store: Any, capsys: Capture) -> None:
-    sets = ("--store", folder / "store", "--train", "photos", "--test", "photos")
+    sets = ("--store", folder / "store", "--train", "photos", "--test", "photos", "--allow-overlap")
     assert told(capsys, "knn", folder / "run", *sets)["train_images"] == 24
     cached = told(capsys, "knn", "tiny-teacher", *sets, "--test-images", 5, "--out", folder / "out")
     assert (cached["test_images"], Path(cached["record"]).parent.parent) == (5, folder / "out")
     for split in ("train", "val"):
         shutil.copytree(tiny_store.teacher_run.parent / "images", folder / "data" / split)
-    result = told(capsys, "linear", folder / "run", "--data", folder / "data")
+    result = told(capsys, "linear", folder / "run", "--data", folder / "data", "--allow-overlap")
     assert result["classes"] == 3
     assert (folder / "home" / "evaluations" / "store" / "eupe-store.json").is_file()
     with pytest.raises(BadInput, match="and not both"):
