@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..storage.errors import BadInput
 from ..teachers.encoders import ConvNextEncoder, Encoder
 from ..teachers.teacher import Teacher
 
@@ -71,4 +72,6 @@ def patch_tokens(teacher: Teacher, pixels_BHWC: Pixels, sizes: Sequence[tuple[in
     grid = x_BCHW.shape[2] // stride, x_BCHW.shape[3] // stride
     with torch.autocast(teacher.device.type, torch.bfloat16, enabled=teacher.spec.precision == "bf16"):
         patch_BHWD = teacher.encoder.tokens(x_BCHW.contiguous(memory_format=torch.channels_last), grid).patch_BHWD
+    if not bool(torch.isfinite(patch_BHWD).all()):  # an argmax over NaN is class 0: a figure without a meaning
+        raise BadInput(f"{teacher.spec.name} gives tokens that are not finite, of which a figure would mean nothing; look at its weights")
     return patch_BHWD.float()

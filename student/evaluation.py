@@ -137,7 +137,10 @@ class _Bank(NamedTuple):
 
 
 def embed(model: Callable[[Tensor], Tokens], batches: Iterable[NDArray[np.uint8]]) -> Embeddings:
-    """Features of uint8 image batches (B, H, W, 3) in order, by a frozen model that takes such pixels (a `Teacher` does)."""
+    """Features of uint8 image batches (B, H, W, 3) in order, by a frozen model that takes such pixels (a `Teacher` does).
+
+    Raises `BadInput` for no image, and for NaN or infinite features: neighbours of those are found, and mean nothing.
+    """
     classes, patches = [], []
     for pixels_BHWC in batches:
         with torch.no_grad():
@@ -147,4 +150,7 @@ def embed(model: Callable[[Tensor], Tokens], batches: Iterable[NDArray[np.uint8]
         patches.append(tokens.patch_BHWD.float().mean(dim=(1, 2)).cpu())
     if not patches:
         raise BadInput("there is no image to embed")
-    return Embeddings(torch.cat(classes).numpy() if classes else None, torch.cat(patches).numpy())
+    found = Embeddings(torch.cat(classes).numpy() if classes else None, torch.cat(patches).numpy())
+    if not all(np.isfinite(features_ND).all() for features_ND in found if features_ND is not None):
+        raise BadInput("the model gives features that are not finite, of which a figure would mean nothing; look at its weights")
+    return found

@@ -63,6 +63,14 @@ def test_dense_evaluations_run_a_real_student(folder: Path, capsys: Capture) -> 
     assert told(capsys, "depth", *common)["rmse"] > 0
     assert sorted(path.name.split("-")[0] for path in (folder / "run" / "evaluations").iterdir()) == ["depth", "segmentation"]
     assert told(capsys, "segmentation", *common)["already"]
+    for path in (folder / "dense" / "masks").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) * np.uint8(255)).save(path)
+    binary = told(capsys, "segmentation", *common, "--ignore-index", "none", "--protocol", "ours")
+    assert [value is not None for value in (binary["iou_by_class"][0], binary["iou_by_class"][255])] == [True, True]
+    assert main(["evaluate", "segmentation", *map(str, common)]) == 2
+    assert "if the ignored value is a class, say --ignore-index none" in capsys.readouterr().err
+    assert main(["evaluate", "segmentation", *map(str, common), "--ignore-index", "nothing"]) == 2
+    assert "neither a whole number nor the word none" in capsys.readouterr().err
 
 
 def test_zero_shot_says_what_it_would_do(folder: Path, capsys: Capture) -> None:

@@ -158,3 +158,12 @@ def test_embedding_keeps_the_order_and_averages_patches() -> None:
 def test_nothing_to_embed_is_refused() -> None:
     with pytest.raises(BadInput, match="no image"):
         embed(lambda pixels: Tokens(None, pixels), [])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_give_no_figure(value: float) -> None:
+    def model(pixels: torch.Tensor) -> Tokens:
+        return Tokens(torch.full((len(pixels), 3), value), torch.ones(len(pixels), 1, 1, 3))
+
+    with pytest.raises(BadInput, match="not finite"):
+        embed(model, [np.zeros((2, 2, 2, 3), np.uint8)])
