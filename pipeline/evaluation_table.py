@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.errors import CacheDamaged
-from .knn_names import named_as_today
+from ..student.knn_names import record_named_as_today
 from .typed_tables import leaves
 
 
@@ -73,7 +73,7 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
                 raise ValueError("it lacks evaluation or results")
         except (OSError, ValueError, AttributeError) as error:
             raise CacheDamaged(f"{path} is not the record of an evaluation ({error}); remove it and evaluate again") from error
-        found.append(record)
+        found.append(record_named_as_today(record))
     return found
 
 
@@ -92,8 +92,7 @@ def data_of(record: Mapping[str, Any]) -> str:
 
 def headline(record: Mapping[str, Any]) -> Figure:
     """Return the figure that stands for a record: the known one, else its first number; of the official segmentation its best, as there."""
-    results = named_as_today(record["results"]) if record["evaluation"] == "knn" else record["results"]
-    values = {name: one for name, one in leaves(results) if isinstance(one, int | float) and not isinstance(one, bool)}
+    values = {name: one for name, one in leaves(record["results"]) if isinstance(one, int | float) and not isinstance(one, bool)}
     column = COLUMNS.get(record["evaluation"], Column(record["evaluation"], "", ".4g", ()))
     keys = ("best_miou", *column.keys) if record.get("protocol", {}).get("name") == "official" else column.keys
     known = [key for key in keys if key in values] or list(values)[:1]

@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from ..storage.atomic import write_atomically
+from ..student.knn_names import named_as_today
 from .evaluation_table import COLUMNS, details, evaluation_rows
-from .knn_names import named_as_today
 from .neighbours import Gallery
 from .pca import PcaPicture
 from .picture_sections import gallery_rows, picture_strips, similarity_strips

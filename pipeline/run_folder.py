@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.errors import BadInput
+from ..student.knn_names import named_as_today
 from ..student.run import read_metrics
 from .charts import Series
-from .knn_names import named_as_today
 from .typed_tables import leaves
 
 MOST_FIGURES = 4

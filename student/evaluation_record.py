@@ -17,6 +17,7 @@ from typing import Any
 from ..storage.atomic import make_folder, write_atomically
 from ..storage.errors import BadInput, CacheDamaged
 from ..storage.identity import digest, short
+from .knn_names import record_named_as_today
 from .versions import versions
 
 FOLDER = "evaluations"
@@ -71,7 +72,7 @@ def _not_finite(value: Any, name: str = "") -> list[str]:
 
 def evaluations_of(folder: Path) -> list[dict[str, Any]]:
     """Every record of a model's folder, by file name; [] when nobody has evaluated it."""
-    return [_read(path) for path in sorted((folder / FOLDER).glob("*.json")) if not path.name.endswith(PARTIAL)]
+    return [record_named_as_today(_read(path)) for path in sorted((folder / FOLDER).glob("*.json")) if not path.name.endswith(PARTIAL)]
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
