@@ -57,6 +57,8 @@ def _pair(root: Path, path: Path) -> KeypointPair:
         box = [float(value) for value in said["trg_bndbox"]]
         if len(source) != len(target) or not len(source) or len(box) != 4:
             raise ValueError("its keypoints or its box are not whole")
+        if not all(np.isfinite(points).all() for points in (source, target, np.array(box))) or max(box[2] - box[0], box[3] - box[1]) <= 0:
+            raise ValueError("a keypoint is not a number, or its box is empty: nothing could be near enough")
         files = pictures / said["src_imname"], pictures / said["trg_imname"]
         pair = KeypointPair(path.stem, said["category"], files[0], files[1], source, target, (box[0], box[1], box[2], box[3]))
     except (OSError, ValueError, KeyError, TypeError) as error:
