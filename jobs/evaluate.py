@@ -7,7 +7,7 @@ that decides it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..student.devices import choose_device
 from ..student.evaluation import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ..student.evaluation import knn as nearest_neighbours
 from ..student.evaluation_record import keep_record, kept_record, record_path
+from ..student.lineage import read_record
 from ..teachers.registry import load_teacher, resolve_teacher
 from .class_checks import check_classes
 from .labelled_features import (
@@ -33,7 +34,7 @@ from .labelled_features import (
     read_embeddings,
     sample_images,
 )
-from .overlap import check_overlap, digests_of
+from .overlap import check_overlap, digests_of, shared_places
 from .subjects import CachedModel, Model, cached_features_of, open_subject
 
 __all__ = [
@@ -82,11 +83,26 @@ def splits_of(
 def images_in_both(train: Split, test: Split, on_event: OnEvent) -> int:
     """How many of the test images are training images as well; `BadInput` for more than a few, unless the user allows them."""
     images = test.images
+    digests = list(digests_of(test.dataset, images.tolist()))
+    say_distilled_on(test, digests, on_event)
     return check_overlap(
-        digests_of(train.dataset, train.images.tolist()), list(digests_of(test.dataset, images.tolist())),
+        digests_of(train.dataset, train.images.tolist()), digests,
         lambda place: test.dataset.row(int(images[place])).id, where=f"{train.dataset.key} is learnt from, {test.dataset.key} tested on",
         allowed=test.size.allow_overlap, on_event=on_event,
     )  # fmt: skip
+
+
+def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -> None:
+    """Say how many of the tested images the evaluated run was distilled on, as far as this store holds its views.
+
+    It never saw their labels, so that is no refusal; it saw the images, which a figure on new ones would not have in common.
+    """
+    recorded = read_record(Path(test.subject.name), "identities.json").get("views", []) if isinstance(test.subject, Model) else []
+    datasets = [test.store.view_set(key).dataset for key in recorded if key in test.store.list_view_sets()]
+    if seen := shared_places((digest for one in datasets for digest in digests_of(one)), digests):
+        names = ", ".join(one.key for one in datasets)
+        text = f"{len(seen):,} of {len(digests):,} test images are among those that {test.subject.name} was distilled on ({names})"
+        on_event({"event": "note", "text": f"{text}; it never saw their labels"})
 
 
 def evaluate_knn(

@@ -156,6 +156,16 @@ def test_an_evaluation_while_training_refuses_images_that_are_trained_on(sets: S
     assert watched(sets, "clean", "clean")["steps"] == 2
 
 
+def test_images_that_the_run_was_distilled_on_are_said(sets: Sets, events: Any) -> None:
+    seen, on_event = events
+    recipe = replace(RECIPE, run=replace(RECIPE.run, steps=2))
+    train(recipe, sets.store, ["tiny-teacher"], data="photos", out=sets.root / "runs" / "student")
+    train_set, test_set = str(fresh(sets.root / "new", 12)), str(with_copies(sets, 12, 5))
+    size = EvaluationSize(allow_overlap=True)  # the fresh ones are equal
+    evaluate_knn(str(sets.root / "runs" / "student"), sets.store, train_set, test_set, size=size, on_event=on_event)
+    assert any("5 of 17 test images are among those that" in event.get("text", "") for event in seen)
+
+
 def test_copies_inside_the_evaluated_set_are_no_neighbours_of_themselves(sets: Sets, events: Any) -> None:
     seen, on_event = events
     folder = fresh(sets.root / "twice", 24, seed=6)

@@ -129,7 +129,7 @@ def test_full_cifar_10_takes_less_than_a_minute_for_each_feature() -> None:
     started = time.perf_counter()
     found = knn(features[:50_000], truth[:50_000], features[50_000:], truth[50_000:])
     assert time.perf_counter() - started < 60
-    assert found.paper > 50
+    assert found.ours > 50
 
 
 def test_fewer_training_images_than_k_all_vote_and_none_are_refused() -> None:
