@@ -52,6 +52,8 @@ class EvaluationSize:
     """Share of the shorter side that the centre crop keeps (0.875 is the official resize 256 → crop 224)."""
     batch_size: int = 128
     device: str = "auto"
+    allow_overlap: bool = False
+    """Test images that are also learnt from are said instead of refused."""
 
 
 WHOLE = EvaluationSize()
@@ -86,6 +88,17 @@ class Split:
         prep = self.subject.spec.preprocessing
         view = {"crop": "center", "fraction": self.size.crop_fraction, "size_px": prep.size_px, "interpolation": prep.interpolation}
         return {**images, "view": view}
+
+    @property
+    def size_px(self) -> int:
+        """Side of the model's input."""
+        size_px: int = self.subject.identity["preprocessing"]["size_px"]
+        return size_px
+
+    @property
+    def images(self) -> Int64s:
+        """Which images of the dataset it takes, rising."""
+        return sample_images(self.dataset, self.limit, self.purpose)
 
     def features(self, classes: list[str], on_event: OnEvent) -> LabelledSplit:
         """Compute or read them; images without tokens are left out."""
