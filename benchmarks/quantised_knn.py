@@ -50,12 +50,12 @@ def main() -> None:
     bank, queries = store.dataset(given.train), store.dataset(given.test)
     chosen = sample_images(bank, given.train_images, "train"), sample_images(queries, given.test_images, "test")
     labels = bank.labels()[chosen[0]], labels_as(queries, bank.label_names)[chosen[1]]
-    sys.stdout.write("| | kNN, paper's protocol | official, k = 10 | official, k = 20 | mean patch, paper's |\n|---|---|---|---|---|\n")
+    sys.stdout.write("| | kNN, our protocol | official, k = 10 | official, k = 20 | mean patch, ours |\n|---|---|---|---|---|\n")
     for name, model in models.items():
         embedded = [embed_images(model, one, images, EvaluationSize()) for one, images in zip((bank, queries), chosen, strict=True)]
         found: dict[str, Any] = compare(embedded[0], labels[0], embedded[1], labels[1])
         cls = found["cls"]
-        cells = [cls["paper"], cls["official"]["10"], cls["official"]["20"], found["mean_patch"]["paper"]]
+        cells = [cls["ours"], cls["official"]["10"], cls["official"]["20"], found["mean_patch"]["ours"]]
         sys.stdout.write(f"| {name} | {' | '.join(f'{one:.1f}' for one in cells)} |\n")
         sys.stdout.flush()
 

@@ -111,7 +111,7 @@ class Study:
         return str(out)
 
     def _knn(self, run: str) -> float:
-        return float(knn_of_model(self.store, run, "train", "test", EvaluationSize())["cls"]["paper"])
+        return float(knn_of_model(self.store, run, "train", "test", EvaluationSize())["cls"]["ours"])
 
     def _direct(self, seed: int, codec: str = "int8", views: int = 2, live: bool = False, **more: Any) -> float:
         """Teacher to student at one resolution."""

@@ -19,7 +19,7 @@ _AGAINST = {"fp32": "live", "fp16": "live", "int8": "live", "stages 1-2-3": "sta
 _BY_HAND = "\n## What it says\n"
 _TEXT = """# What caching costs, and what stages give
 
-kNN accuracy (paper's protocol, k = 10, class token) of small students on {test_images:,} of CIFAR-10's test photos, taught on {images:,}
+kNN accuracy (our protocol, k = 10, class token) of small students on {test_images:,} of CIFAR-10's test photos, taught on {images:,}
 training photos by EfficientNet-Lite0 at 128 px: ViT, width 96, depth 4, 64 px, {steps} steps of {batch_size} views a stage. Mean and
 standard deviation over seeds, each with its own weights, order and views; `int8` is also `2 views` and the ablation `2 only`. The spread
 pooled over all arms is {pooled:.2f}: with {seeds} seeds a difference of two means is noise below {line:.1f} points (95 % for all rows

@@ -1,12 +1,13 @@
 """k-nearest-neighbour evaluation: of a run, an export or a teacher over two datasets, or of two cached feature sets.
 
-Both protocols and both features (class token and mean patch token) come out of one pass. A model sees the centre crop at its own input
-size, or at `size_px`. A limit takes a keyed random sample of the images, the same for every model, so that sorted folders do not give one
-class only. `evaluate_knn` is what the command does: it keeps its result under the digest of everything that decides it.
+All three protocols (paper, official, ours) and both features (class token and mean patch token) come out of one pass. A model sees the
+centre crop at its own input size, or at `size_px`. A limit takes a keyed random sample of the images, the same for every model, so that
+sorted folders do not give one class only. `evaluate_knn` is what the command does: it keeps its result under the digest of everything
+that decides it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from ..storage.errors import CacheMismatch
 from ..storage.features import FeatureReader
 from ..storage.store import FeatureStore
 from ..student.devices import choose_device
-from ..student.evaluation import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, Embeddings
+from ..student.evaluation import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ..student.evaluation import knn as nearest_neighbours
 from ..student.evaluation_record import keep_record, kept_record, record_path
+from ..student.lineage import read_record
 from ..teachers.registry import load_teacher, resolve_teacher
+from .class_checks import check_classes
 from .labelled_features import (
     WHOLE,
     EvaluationSize,
@@ -31,12 +34,20 @@ from .labelled_features import (
     read_embeddings,
     sample_images,
 )
+from .overlap import check_overlap, digests_of, shared_places
 from .subjects import CachedModel, Model, cached_features_of, open_subject
 
 __all__ = [
     "EvaluationSize", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features", "knn_of_model",
     "labels_as", "mean_patch_name", "read_embeddings", "sample_images", "splits_of",
 ]  # fmt: skip
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "paper": {"k": PAPER_K, "distance": "L2", "normalised": False, "votes": "majority"},
+    "official": {"ks": list(OFFICIAL_KS), "temperature": OFFICIAL_TEMPERATURE},
+    "ours": {"k": PAPER_K, "distance": "cosine", "votes": "majority"},
+}  # of kNN; a record without "ours" is older, and what it calls "paper" is ours
 
 
 def evaluated(
@@ -61,15 +72,37 @@ def evaluated(
 def splits_of(
     subject: Model | CachedModel, store: FeatureStore, train_set: str, test_set: str, size: EvaluationSize, on_event: OnEvent
 ) -> tuple[Split, Split]:
-    """The training and the test split of an evaluation."""
+    """The training and the test split of an evaluation; raises `BadInput` for classes or images that cannot give a figure."""
     train, test = (open_data(store, name, on_event) for name in (train_set, test_set))
-    if train.digest == test.digest:
-        text = f"{train.key} is both learnt from and tested on, which measures memory as well; give --test another dataset"
-        on_event({"event": "warning", "text": text})
-    return (
-        Split(subject, store, train, size, size.train_images, "train"),
-        Split(subject, store, test, size, size.test_images, "test"),
-    )
+    train_split = Split(subject, store, train, size, size.train_images, "train")
+    test_split = Split(subject, store, test, size, size.test_images, "test")
+    check_classes(train_split, test_split, on_event)
+    return train_split, test_split
+
+
+def images_in_both(train: Split, test: Split, on_event: OnEvent) -> int:
+    """How many of the test images are training images as well; `BadInput` for more than a few, unless the user allows them."""
+    images = test.images
+    digests = list(digests_of(test.dataset, images.tolist()))
+    say_distilled_on(test, digests, on_event)
+    return check_overlap(
+        digests_of(train.dataset, train.images.tolist()), digests,
+        lambda place: test.dataset.row(int(images[place])).id, where=f"{train.dataset.key} is learnt from, {test.dataset.key} tested on",
+        allowed=test.size.allow_overlap, on_event=on_event,
+    )  # fmt: skip
+
+
+def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -> None:
+    """Say how many of the tested images the evaluated run was distilled on, as far as this store holds its views.
+
+    It never saw their labels, so that is no refusal; it saw the images, which a figure on new ones would not have in common.
+    """
+    recorded = read_record(Path(test.subject.name), "identities.json").get("views", []) if isinstance(test.subject, Model) else []
+    datasets = [test.store.view_set(key).dataset for key in recorded if key in test.store.list_view_sets()]
+    if seen := shared_places((digest for one in datasets for digest in digests_of(one)), digests):
+        names = ", ".join(one.key for one in datasets)
+        text = f"{len(seen):,} of {len(digests):,} test images are among those that {test.subject.name} was distilled on ({names})"
+        on_event({"event": "note", "text": f"{text}; it never saw their labels"})
 
 
 def evaluate_knn(
@@ -79,8 +112,8 @@ def evaluate_knn(
     """kNN of `model` (see `open_subject`) with neighbours from one dataset and questions from the other, kept in its folder."""
     subject = open_subject(model, store, size_px=size.size_px, weights=weights, out=out)
     train, test = splits_of(subject, store, train_set, test_set, size, on_event)
-    official = {"ks": list(OFFICIAL_KS), "temperature": OFFICIAL_TEMPERATURE}
-    protocol = {"train": train.protocol(), "test": test.protocol(), "paper": {"k": PAPER_K}, "official": official}
+    in_both = images_in_both(train, test, on_event)
+    protocol = {"train": train.protocol(), "test": test.protocol(), **PROTOCOLS}
     if dry_run:
         return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
 
@@ -92,10 +125,16 @@ def evaluate_knn(
         if isinstance(subject, CachedModel):
             readers = [subject.over(split.dataset.digest) for split in (train, test)]
             found[mean_patch_name(*readers)] = found.pop("mean_patch")
-            return {"train": readers[0].key, "test": readers[1].key, **found}
-        return {"size_px": subject.spec.preprocessing.size_px, **found}
+            found = {"train": readers[0].key, "test": readers[1].key, **found}
+        return {"size_px": test.size_px, **differences(test.size_px), "test_images_in_train": in_both, **found}
 
     return evaluated("knn", subject, protocol, compute, on_event)
+
+
+def differences(size_px: int) -> dict[str, list[str]]:
+    """In what a run's input differs from the paper's, which classifies at 224 px; {} when it does not."""
+    said = f"the input is {size_px} px, the paper's {PAPER_SIZE_PX}; --size {PAPER_SIZE_PX} measures as it does"
+    return {} if size_px == PAPER_SIZE_PX else {"differs_from_paper": [said]}
 
 
 def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
@@ -137,8 +176,11 @@ def compare(
     bank: Embeddings, bank_labels: Int64s, queries: Embeddings, query_labels: Int64s, *, device: str = "cpu",
     on_event: OnEvent = lambda event: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """`{"cls": {"paper": %, "official": {"10": %, …}}, "mean_patch": {…}, "train_images": N, "test_images": N}`."""
+    """`{"cls": {"paper": %, "ours": %, "official": {"10": %, …}}, "mean_patch": {…}, "train_images": N, "test_images": N}`."""
     result: dict[str, Any] = {"train_images": len(bank_labels), "test_images": len(query_labels)}
+    if cut := [k for k in sorted({PAPER_K, *OFFICIAL_KS}) if k > len(bank_labels)]:
+        words = f"k of {', '.join(map(str, cut))} is above the {len(bank_labels)} training images and becomes {len(bank_labels)}"
+        on_event({"event": "note", "text": f"{words}, as in the official code"})
     pairs = {"cls": (bank.cls_ND, queries.cls_ND), "mean_patch": (bank.mean_patch_ND, queries.mean_patch_ND)}
     for feature, (train_ND, test_ND) in pairs.items():
         if train_ND is None or test_ND is None:
@@ -149,5 +191,5 @@ def compare(
             on_event({**shown, "done": done})
 
         found = nearest_neighbours(train_ND, bank_labels, test_ND, query_labels, device=device, on_done=said)
-        result[feature] = {"paper": found.paper, "official": {str(k): percent for k, percent in found.official.items()}}
+        result[feature] = found.figures()
     return result

@@ -22,20 +22,22 @@ from torch import Tensor
 
 from ..storage.atomic import make_folder, write_atomically
 from ..storage.decode import Pixels
-from ..storage.dense_pairs import Pair, pairs_digest
-from ..storage.errors import BadInput
+from ..storage.dense_pairs import Pair, pairs_digest, picture_digests
+from ..storage.errors import BadInput, unknown_name
 from ..student.dense_head import DenseHead, HeadRecipe
 from ..student.devices import choose_device
 from ..student.draws import bits64, step_seed
-from ..student.evaluation_record import PARTIAL, record_path
+from ..student.evaluation_record import PARTIAL, as_json, record_path
 from ..student.head_training import HeadTraining
 from ..student.order import KeyedPermutation
 from ..teachers.teacher import Teacher
-from .dense_tokens import patch_tokens, stacked
+from .dense_tokens import patch_tokens, stacked, training_mode
 from .evaluate import evaluated
 from .labelled_features import OnEvent
+from .overlap import check_overlap
 from .subjects import Model, open_model
 
+PROTOCOLS = ("official", "ours")
 PARTIAL_HEAD = ".partial.safetensors"
 READ_THREADS = 2
 Batch = tuple[Pixels, list[tuple[int, int]], Tensor]
@@ -45,6 +47,8 @@ Batch = tuple[Pixels, list[tuple[int, int]], Tensor]
 class DenseOptions:
     """How a dense evaluation is run; None: the official value."""
 
+    protocol: str = "official"
+    """official, as the published evaluation code does it, or ours."""
     steps: int | None = None
     """Of the head; the schedule is shortened with them."""
     batch_size: int | None = None
@@ -55,6 +59,17 @@ class DenseOptions:
     weights: Path | None = None
     out: Path | None = None
     dry_run: bool = False
+    allow_overlap: bool = False
+    """Validation pictures that are also learnt from are said instead of refused."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise unknown_name("protocol of a dense evaluation", self.protocol, PROTOCOLS)
+
+    @property
+    def official(self) -> bool:
+        """Whether the official code's arithmetic is followed."""
+        return self.protocol == "official"
 
     def recipe(self, official: HeadRecipe) -> HeadRecipe:
         """The head's recipe with these values."""
@@ -82,6 +97,10 @@ class DenseEvaluation:
     """The target where a picture is smaller than its batch."""
     size_hw: tuple[int, int] | None = None
     """Of every batch; None: its largest picture's."""
+    encoder_trains: Callable[[int], bool] = lambda step: False
+    """Whether the encoder is in training mode at a step of the head's training; it is frozen all the same."""
+    padding_px: Callable[[Teacher], int] = lambda teacher: teacher.encoder.stride_px
+    """Of what the sides of an input are made a multiple."""
     best: str | None = None
     """A figure of which the highest of all measurements is given too."""
 
@@ -103,7 +122,9 @@ class DenseEvaluation:
     def loss(self, teacher: Teacher, head: DenseHead, batch: Batch, step: int) -> Tensor:
         """The loss of a batch with the head as it is."""
         pixels, sizes, targets = batch
-        return self.loss_of(head(patch_tokens(teacher, pixels, sizes)), targets.to(teacher.device), step)
+        with training_mode(teacher.encoder, self.encoder_trains(step)):
+            tokens_BHWD = patch_tokens(teacher, pixels, sizes, self.padding_px(teacher))
+        return self.loss_of(head(tokens_BHWD), targets.to(teacher.device), step)
 
 
 def open_dense_model(name: str, options: DenseOptions) -> Model:
@@ -120,7 +141,13 @@ def run_dense(
 
     With `dry_run` only the protocol and the folder that would keep the result.
     """
-    data = {split: {"pictures": len(several), "digest": pairs_digest(several)} for split, several in evaluation.pairs.items()}
+    pictures = {split: picture_digests(several) for split, several in evaluation.pairs.items()}
+    digests = {split: pairs_digest(several, pictures[split]) for split, several in evaluation.pairs.items()}
+    data = {split: {"pictures": len(found), "digest": digests[split]} for split, found in pictures.items()}
+    in_both = check_overlap(
+        pictures["train"], pictures["val"], lambda place: evaluation.pairs["val"][place].id, where="training and validation split",
+        allowed=options.allow_overlap, on_event=on_event,
+    )  # fmt: skip
     protocol = {"data": data, "layers": "last, normed patch tokens", **protocol}
     if options.dry_run:
         return {"dry_run": True, "model": model.name, "folder": str(model.folder), "protocol": protocol}
@@ -133,7 +160,7 @@ def run_dense(
         found = _train_and_measure(evaluation, teacher, head_file, progress, options, on_event)
         for file in (progress, head_file):
             file.unlink(missing_ok=True)
-        return found
+        return {**differences(evaluation.recipe, options), "test_images_in_train": in_both, **found}
 
     return evaluated(evaluation.name, model, whole, compute, on_event)
 
@@ -156,10 +183,18 @@ def _train_and_measure(
             with torch.no_grad():
                 by_step[str(stop)] = evaluation.measure(teacher, head)
             make_folder(progress.parent)
-            write_atomically(progress, json.dumps(by_step).encode())
+            write_atomically(progress, as_json(by_step, evaluation.name))
             on_event({"event": "evaluation", "step": stop, evaluation.name: by_step[str(stop)]})
     best = {} if evaluation.best is None else {f"best_{evaluation.best}": max(one[evaluation.best] for one in by_step.values())}
     return {**by_step[str(evaluation.recipe.steps)], **best, "by_step": by_step}
+
+
+def differences(recipe: HeadRecipe, options: DenseOptions) -> dict[str, list[str]]:
+    """In what the user's values differ from the official ones; {} when nothing does, or when the protocol is ours anyway."""
+    changed = {"steps": options.steps, "batch_size": options.batch_size, "size_px": options.size_px}
+    said = [f"{name} is {value}" for name, value in changed.items() if value is not None]
+    said += [f"evaluate_every is {options.evaluate_every}"] if options.evaluate_every != DenseOptions.evaluate_every else []
+    return {"differs_from_official": said} if options.official and said else {}
 
 
 def _stops(steps: int, every: int) -> list[int]:

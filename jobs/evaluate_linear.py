@@ -17,9 +17,9 @@ from ..storage.atomic import make_folder, write_atomically
 from ..storage.errors import BadInput
 from ..storage.store import FeatureStore
 from ..student.devices import choose_device
-from ..student.evaluation_record import PARTIAL, record_path
+from ..student.evaluation_record import PARTIAL, as_json, record_path
 from ..student.linear_probe import POWERS, VALIDATION_SHARE, fit, sweep
-from .evaluate import evaluated, splits_of
+from .evaluate import evaluated, images_in_both, splits_of
 from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, OnEvent
 from .subjects import open_subject
 
@@ -32,6 +32,7 @@ def evaluate_linear(
     """Top-1 accuracy in percent on the test set, the chosen C, and validation accuracy by C; kept in the model's folder."""
     subject = open_subject(model, store, size_px=size.size_px, weights=weights, out=out)
     train, test = splits_of(subject, store, train_set, test_set, size, on_event)
+    in_both = images_in_both(train, test, on_event)
     feature = "cls" if subject.identity["cls_dim"] is not None else "mean_patch"
     protocol = {
         "train": train.protocol(), "test": test.protocol(), "feature": feature, "powers_of_c": list(powers), "seed": seed,
@@ -45,7 +46,8 @@ def evaluate_linear(
         names, device = train.dataset.label_names, choose_device(size.device).value
         bank, queries = (_tensors(split.features(names, on_event), feature, device) for split in (train, test))
         result = _probe(bank, queries, len(names), powers, seed, partial, on_event)
-        return {"train_images": len(bank[1]), "test_images": len(queries[1]), "classes": len(names), "feature": feature, **result}
+        counts = {"train_images": len(bank[1]), "test_images": len(queries[1]), "test_images_in_train": in_both, "classes": len(names)}
+        return {**counts, "feature": feature, **result}
 
     return evaluated("linear", subject, protocol, compute, on_event)
 
@@ -66,7 +68,7 @@ def _probe(
 ) -> dict[str, Any]:
     def keep(accuracies: dict[str, float]) -> None:
         make_folder(partial.parent)
-        write_atomically(partial, json.dumps(accuracies).encode())
+        write_atomically(partial, as_json(accuracies, "linear probe"))
         on_event({"event": "progress", "stage": "linear probe", "done": len(accuracies), "total": len(powers), "unit": "fits"})
 
     known = json.loads(partial.read_text()) if partial.is_file() else {}

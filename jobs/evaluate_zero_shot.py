@@ -24,8 +24,10 @@ from ..student.zero_shot import classified, classifier, percent_right, read_desc
 from ..teachers.registry import TEACHERS
 from ..teachers.text_tower import TextTower, load_text_tower
 from ..teachers.tokens import Tokens
-from .evaluate import evaluated
+from .class_checks import refuse_one_class
+from .evaluate import evaluated, say_distilled_on
 from .labelled_features import WHOLE, EvaluationSize, OnEvent, Split, open_data
+from .overlap import digests_of
 from .subjects import CachedModel, Model, open_subject
 
 _MAPPED_AT_ONCE = 1024
@@ -84,6 +86,8 @@ def evaluate_zero_shot(
     split = Split(subject, store, open_data(store, data, on_event), options.size, options.size.test_images, "test")
     tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes)
     labels, way = split.dataset.label_names, _way(subject, store, options)
+    refuse_one_class(split.dataset, labels)
+    say_distilled_on(split, list(digests_of(split.dataset, split.images.tolist())), on_event)
     texts = {label: descriptions.texts(label) for label in labels}
     protocol = {
         "test": split.protocol(), "text_tower": tower.identity, "texts_digest": digest(texts), "templates": list(descriptions.templates),

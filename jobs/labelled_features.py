@@ -21,6 +21,7 @@ from ..storage.errors import BadInput
 from ..storage.features import FeatureReader
 from ..storage.indexing import build_index
 from ..storage.photometric import SEEN_BY
+from ..storage.places import canonical_source
 from ..storage.store import FeatureStore
 from ..storage.urls import is_url
 from ..storage.views import ViewSpec, draw, render
@@ -51,6 +52,8 @@ class EvaluationSize:
     """Share of the shorter side that the centre crop keeps (0.875 is the official resize 256 → crop 224)."""
     batch_size: int = 128
     device: str = "auto"
+    allow_overlap: bool = False
+    """Test images that are also learnt from are said instead of refused."""
 
 
 WHOLE = EvaluationSize()
@@ -86,6 +89,17 @@ class Split:
         view = {"crop": "center", "fraction": self.size.crop_fraction, "size_px": prep.size_px, "interpolation": prep.interpolation}
         return {**images, "view": view}
 
+    @property
+    def size_px(self) -> int:
+        """Side of the model's input."""
+        size_px: int = self.subject.identity["preprocessing"]["size_px"]
+        return size_px
+
+    @property
+    def images(self) -> Int64s:
+        """Which images of the dataset it takes, rising."""
+        return sample_images(self.dataset, self.limit, self.purpose)
+
     def features(self, classes: list[str], on_event: OnEvent) -> LabelledSplit:
         """Compute or read them; images without tokens are left out."""
         if isinstance(self.subject, CachedModel):
@@ -105,11 +119,11 @@ class Split:
 
 def open_data(store: FeatureStore, name: str, on_event: OnEvent = lambda event: None) -> ImageDataset:
     """A dataset of the store by name or key, or a source that is indexed into it under its folder's name."""
-    source = name if is_url(name) else str(Path(name).expanduser().absolute())
-    if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(name) or Path(source).exists()):
+    source = canonical_source(name)
+    if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(source) or Path(source).exists()):
         return store.dataset(name)  # also where a folder of the same name lies here: `./photos` means the folder
     for key in store.list_datasets():
-        if (dataset := store.dataset(key)).source == source:
+        if canonical_source((dataset := store.dataset(key)).source) == source:
             on_event({"event": "note", "text": f"{name} is indexed as {key}; `index` takes in what has changed since"})
             return dataset
     parts = [part for part in Path(source).parts[-2:] if part not in ("/", "")]

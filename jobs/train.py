@@ -101,7 +101,7 @@ def train(
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
                 order = run_order(recipe, parts, store, follow_s)
-                after_step = watching(watch, store, learners[0], told)
+                after_step = watching(watch, store, learners[0], [part.views.dataset for part in parts], told)
                 trained = Trainer(
                     learners, source, joined_views(parts), order, on_event=told, stop_asked=stop_asked, after_step=after_step
                 ).train()

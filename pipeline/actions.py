@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 ViewKind = Literal["random_resized_crop", "center"]
 
 
-def index(*, source: str, store: str, name: str, max_bad_share: float, on_event: OnEvent, verify: bool = False) -> dict[str, Any]:
+def index(*, source: str, store: str, name: str, max_bad_share: float, on_event: OnEvent, verify: bool = False,
+          dense_targets: bool = False) -> dict[str, Any]:  # fmt: skip
     """Index a source into the store, which is made when absent; with `verify` only compare it with the index that is there."""
     from ..storage.indexing import build_index
+    from ..storage.places import canonical_source
     from ..storage.source_check import verify_source
     from ..storage.store import FeatureStore
 
     if verify:
         indexed = FeatureStore.open(store).dataset(name)
-        place = next((known for known in indexed.sources if known in (source, str(Path(source).expanduser().absolute()))), None)
+        place = next((known for known in indexed.sources if canonical_source(known) == canonical_source(source)), None)
         if place is None:
             raise BadInput(
                 f"{indexed.key} was indexed from {', '.join(indexed.sources)}, not from {source}; "
@@ -34,12 +36,13 @@ def index(*, source: str, store: str, name: str, max_bad_share: float, on_event:
         verify_source(indexed, on_event, place)
         return {"dataset": indexed.key, "images": len(indexed), "source": place, "unchanged": True}
     opened = FeatureStore.create(store)
-    dataset = build_index(opened.objects, source, name, max_bad_share=max_bad_share, on_event=on_event)
+    dataset = build_index(opened.objects, source, name, max_bad_share=max_bad_share, dense_targets=dense_targets, on_event=on_event)
     others = [key for key in opened.list_datasets() if key.partition("@")[0] == name and key != dataset.key]
     if others:
         text = f"{name} also names {', '.join(others)} of other images, which stay: say {dataset.key} for this one, or take another --name"
         on_event({"event": "warning", "text": text})
-    return {"dataset": dataset.key, "images": len(dataset), "labels": len(dataset.label_names), "skipped": dataset.skipped}
+    counts = {"images": len(dataset), "labels": len(dataset.label_names)}
+    return {"dataset": dataset.key, **counts, "skipped": dataset.skipped, "left_out": dataset.left_out}
 
 
 def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str],

@@ -134,6 +134,16 @@ def place(context: click.Context, option: click.Parameter, value: str) -> tuple[
     return int(words[0]), int(words[1])
 
 
+def number_or_none(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """Return a whole number, or None for the word none."""
+    if value == "none":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a whole number nor the word none", context, option) from None
+
+
 def folder_or_url(context: click.Context, option: click.Parameter, value: str | None) -> Path | str | None:
     """Return a path, or a URL such as s3://… as it is; a path would lose one of its slashes."""
     return value if value is None or "://" in value else Path(value)
@@ -223,6 +233,7 @@ def cli() -> None:
     STORE,
     click.option("--name", required=True, help="What the dataset is called."),
     click.option("--verify", is_flag=True, help="Only compare the source with the index that is there, image by image."),
+    click.option("--dense-targets", is_flag=True, help="Take files such as 1.seg.png or 1.depth.png beside 1.jpg as images too."),
     BAD_SHARE, JSON,
 )  # fmt: skip
 def index(as_json: bool, **values: Any) -> None:
@@ -320,6 +331,7 @@ def plan(as_json: bool, **values: Any) -> None:
     click.option("--every", type=click.IntRange(1), default=2000, show_default=True, help="Steps between two of these."),
     click.option("--evaluate-data", default=None, metavar="NAME", help="Labelled dataset that is not trained on, for --evaluate."),
     click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True, help="Of it; half are the neighbours."),
+    click.option("--allow-overlap", is_flag=True, help="Evaluate on images that are trained on as well; say it instead of refusing."),
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(as_json: bool, **values: Any) -> None:
@@ -335,6 +347,7 @@ def evaluate() -> None:
 ANY_STORE = click.option("--store", default=None, metavar="URL", help="Feature store; default: one below $EUPE_PIPELINE_HOME.")
 RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
 INPUT_SIZE = input_size("the model's")
+OVERLAP = click.option("--allow-overlap", is_flag=True, help="Test on images that are learnt from as well; say it instead of refusing.")
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 SEED = click.option("--seed", type=int, default=0, show_default=True)
 EVALUATED_WEIGHTS = click.option("--weights", type=PLACE, default=None, help="A named teacher's weight file.")
@@ -349,7 +362,7 @@ CLASSIFIED = (
     click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
                  help="Of the shorter side; 0.875 is the official code's resize to 256 and crop to 224."),
     click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
-    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    OVERLAP, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
 
 
@@ -370,14 +383,16 @@ def linear(as_json: bool, **values: Any) -> None:
 
 
 DENSE_DATA = click.option("--data", type=FOLDER, required=True, metavar="DIR", help="The dataset's folder, in its published layout.")
-DENSE_SIDE = input_size("the official protocol's")
+DENSE_SIDE = input_size("the protocol's")
 HEAD = (
     DENSE_DATA,
+    click.option("--protocol", type=click.Choice(["official", "ours"]), default="official", show_default=True,
+                 help="The official code's arithmetic, or ours; docs/evaluations.md lists the differences."),
     click.option("--steps", type=click.IntRange(2), default=None, help="Of the head's training; default: the official schedule."),
     click.option("--batch-size", type=click.IntRange(2), default=None, help="Pictures of a step; default: 16, the official."),
     DENSE_SIDE,
     click.option("--evaluate-every", type=click.IntRange(1), default=5000, show_default=True, help="Steps between measurements."),
-    SEED, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    OVERLAP, SEED, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
 
 
@@ -385,10 +400,12 @@ HEAD = (
 @click.argument("model")
 @options(
     *HEAD,
+    click.option("--dataset", type=click.Choice(["ade20k", "other"]), default=None, help="Default: known by what the folder holds."),
     click.option("--classes", type=click.IntRange(2), default=None, help="Number of classes; default: as in the training masks."),
     click.option("--zero-ignored/--zero-counts", "zero_is_ignored", default=None, help="Is class 0 nothing? Default: for ADE20k."),
-    click.option("--ignore-index", "ignore", type=int, default=255, show_default=True, help="Value of masks that means nothing."),
-)
+    click.option("--ignore-index", "ignore", default="255", show_default=True, callback=number_or_none, metavar="VALUE|none",
+                 help="Value of masks that means nothing; none: every value is a class."),
+)  # fmt: skip
 def segmentation(as_json: bool, **values: Any) -> None:
     """Train a linear head on patch tokens, measure mIoU. ADE20k's layout, or images/ and masks/."""
     run(evaluations.segmentation, as_json, **values)
@@ -409,7 +426,11 @@ def depth(as_json: bool, **values: Any) -> None:
 @evaluate.command()
 @click.argument("model")
 @options(
-    DENSE_DATA, DENSE_SIDE, click.option("--split", type=click.Choice(["trn", "val", "test"]), default="test", show_default=True),
+    DENSE_DATA, DENSE_SIDE,
+    click.option("--protocol", type=click.Choice(["paper", "ours"]), default="ours", show_default=True,
+                 help="paper: 100 pairs a category, 448 px for patches of 14 px; ours: all pairs at 512 px."),
+    click.option("--pairs-per-category", type=click.IntRange(1), default=None, help="Take so many of each; default: the protocol's."),
+    click.option("--split", type=click.Choice(["trn", "val", "test"]), default="test", show_default=True),
     DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
 def correspondence(as_json: bool, **values: Any) -> None:

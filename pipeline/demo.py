@@ -165,8 +165,8 @@ class Demo:
     def _results(self, features: Mapping[str, str], knn: Mapping[str, Any]) -> dict[str, Any]:
         readers = {key: self.store.features(key) for key in features.values()}
         sets = {key: {"bytes": one.stored_bytes(), "rows": one.rows, "codec": one.codec} for key, one in readers.items()}
-        untrained = max(knn["random"][feature]["paper"] for feature in ("cls", "mean_patch"))
-        gained = knn["stage2"]["cls"]["paper"] - untrained
+        untrained = max(knn["random"][feature]["ours"] for feature in ("cls", "mean_patch"))
+        gained = knn["stage2"]["cls"]["ours"] - untrained
         return {
             "title": "Demonstration on CIFAR-10",
             "knn": knn,
@@ -174,7 +174,7 @@ class Demo:
             "feature_sets": sets,
             "live": live_comparison(self.store, self.recipe, self.steps, self._teacher_requests(), self._stage(1)),
             "facts": {
-                "Student after stage 2": f"{knn['stage2']['cls']['paper']:.1f} % kNN, {gained:+.1f} points over the better feature of "
+                "Student after stage 2": f"{knn['stage2']['cls']['ours']:.1f} % kNN, {gained:+.1f} points over the better feature of "
                 "the untrained student",
                 "Machine": f"{os.cpu_count()} cores, {self._devices()}",
                 "Data": f"{self.recipe.data.train_images:,} training and {self.recipe.data.test_images:,} test photos of CIFAR-10",

@@ -3,7 +3,8 @@
     RUN/evaluations/<evaluation>-<digest12>.json      {"evaluation", "protocol", "results", "seconds", …}
 
 The paper's numbers are its ViT-B students' on its own data; the table says which data each figure is from, because a figure of another
-dataset is no comparison. A record that cannot be read is an error: a missing row would look like an evaluation that nobody made.
+dataset is no comparison, and which protocol a figure is by where that is not the one of the paper's row. A record that cannot be read is
+an error: a missing row would look like an evaluation that nobody made.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.errors import CacheDamaged
+from ..student.knn_names import record_named_as_today
 from .typed_tables import leaves
 
 
@@ -29,9 +31,11 @@ class Column:
 
 
 PAPER_ROWS = ("stage 2 only", "stages 1, 2", "stages 1, 3", "stages 1, 2, 3")
+NAMED_PROTOCOLS = ("segmentation", "depth", "correspondence")  # a record of these without a name is by our protocol
 # EUPE (arXiv 2603.22387), ViT-B students; keys in order of preference
 COLUMNS = {
-    "knn": Column("kNN", "%", ".1f", ("cls.paper", "mean_patch.paper"), "ImageNet-1k", (84.0, 84.0, 84.3, 84.1)),
+    "knn": Column("kNN", "%", ".1f", ("cls.paper", "mean_patch.paper", "cls.ours", "mean_patch.ours"), "ImageNet-1k",
+                  (84.0, 84.0, 84.3, 84.1)),
     "linear": Column("linear probe", "%", ".1f", ("top1",)),
     "zero-shot": Column("zero-shot", "%", ".1f", ("top1", "accuracy")),
     "segmentation": Column("segmentation, mIoU", "%", ".1f", ("miou", "mean_iou", "mIoU"), "ADE20k", (41.9, 43.3, 52.0, 52.4)),
@@ -69,7 +73,7 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
                 raise ValueError("it lacks evaluation or results")
         except (OSError, ValueError, AttributeError) as error:
             raise CacheDamaged(f"{path} is not the record of an evaluation ({error}); remove it and evaluate again") from error
-        found.append(record)
+        found.append(record_named_as_today(record))
     return found
 
 
@@ -87,13 +91,24 @@ def data_of(record: Mapping[str, Any]) -> str:
 
 
 def headline(record: Mapping[str, Any]) -> Figure:
-    """Return the figure that stands for a record: the known one, else its first number."""
+    """Return the figure that stands for a record: the known one, else its first number; of the official segmentation its best, as there."""
     values = {name: one for name, one in leaves(record["results"]) if isinstance(one, int | float) and not isinstance(one, bool)}
     column = COLUMNS.get(record["evaluation"], Column(record["evaluation"], "", ".4g", ()))
-    known = [key for key in column.keys if key in values] or list(values)[:1]
+    keys = ("best_miou", *column.keys) if record.get("protocol", {}).get("name") == "official" else column.keys
+    known = [key for key in keys if key in values] or list(values)[:1]
     text = f"{values[known[0]]:{column.form}} {column.unit}".strip() if known else "no figure"
     tokens = "mean patch token" if known and known[0].startswith("mean_patch") else ""
-    return Figure(text, ", ".join(part for part in (data_of(record), tokens) if part))
+    return Figure(text, ", ".join(part for part in (data_of(record), tokens, *deviations(record, known[:1])) if part))
+
+
+def deviations(record: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """Return in what a figure (under `keys`) is measured otherwise than the paper's row of its column: by our protocol, at another size."""
+    kind, results = record["evaluation"], record["results"]
+    ours = kind in NAMED_PROTOCOLS and "name" not in record.get("protocol", {})
+    ours = ours or (kind == "knn" and any(key.endswith(".ours") for key in keys))
+    if ours:
+        return ["our protocol"]
+    return [word for known in ("differs_from_paper", "differs_from_official") for word in results.get(known, [])]
 
 
 def evaluation_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[EvaluationRow]:

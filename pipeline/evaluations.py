@@ -24,7 +24,7 @@ def datasets_of(data: str | None, train_set: str | None, test_set: str | None) -
 
 def knn(*, model: str, store: str | None, data: str | None = None, train_set: str | None, test_set: str | None, weights: Path | None = None,
         out: Path | None = None, dry_run: bool = False, on_event: OnEvent, **size: Any) -> Mapping[str, Any]:  # fmt: skip
-    """Return the model's kNN accuracies in percent, by the paper's protocol and the official code's; `size`: EvaluationSize's fields."""
+    """Return the model's kNN accuracies in percent, by the paper's protocol, the official one and ours; `size`: EvaluationSize's fields."""
     from ..jobs.evaluate import EvaluationSize, evaluate_knn
     from ..jobs.labelled_features import open_store
 
@@ -48,13 +48,13 @@ def linear(*, model: str, store: str | None, data: str | None, train_set: str | 
     )  # fmt: skip
 
 
-def segmentation(*, model: str, data: Path, classes: int | None, zero_is_ignored: bool | None, ignore: int, on_event: OnEvent,
-                 **values: Any) -> Mapping[str, Any]:  # fmt: skip
+def segmentation(*, model: str, data: Path, classes: int | None, zero_is_ignored: bool | None, ignore: int | None,
+                 dataset: str | None = None, on_event: OnEvent, **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Return mIoU and pixel accuracy in percent; `values`: DenseOptions' fields."""
     from ..jobs.evaluate_dense import DenseOptions
     from ..jobs.evaluate_segmentation import SegmentationOptions, evaluate_segmentation
 
-    own = SegmentationOptions(classes, zero_is_ignored, ignore)
+    own = SegmentationOptions(classes, zero_is_ignored, ignore, dataset)
     return evaluate_segmentation(model, data, DenseOptions(**values), own, on_event)
 
 
@@ -66,12 +66,15 @@ def depth(*, model: str, data: Path, nyu_crops: bool | None, per_metre: float, o
     return evaluate_depth(model, data, DenseOptions(**values), DepthOptions(nyu_crops, per_metre), on_event)
 
 
-def correspondence(*, model: str, data: Path, split: str, on_event: OnEvent, **values: Any) -> Mapping[str, Any]:
+def correspondence(*, model: str, data: Path, split: str, protocol: str = "ours", pairs_per_category: int | None = None,
+                   on_event: OnEvent, **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Return PCK in percent by category; `values`: DenseOptions' fields."""
     from ..jobs.evaluate_correspondence import evaluate_correspondence
     from ..jobs.evaluate_dense import DenseOptions
 
-    return evaluate_correspondence(model, data, DenseOptions(**values), split=split, on_event=on_event)
+    return evaluate_correspondence(
+        model, data, DenseOptions(**values), split=split, protocol=protocol, pairs_per_category=pairs_per_category, on_event=on_event
+    )
 
 
 def zero_shot(*, model: str, store: str | None, test_set: str, text: Path, classes: Path | None, teacher: str | None, proxy: Path | None,

@@ -4,9 +4,10 @@ Everything is inline (curves, pictures, one style sheet), nothing is fetched and
 on a phone, dark or light. Each section appears only when its figures exist; what was asked for and could not be shown is said in `notes`.
 The page prints figures, it computes none but ratios.
 
-`results` holds (all optional): knn {random, stage2, stage3, proxy, teachers {name: …}} where each entry is {"paper": percent, "official":
-{k: percent}}, alone or under "cls" and "mean_patch"; steps {name: {seconds, rows, rows_per_s}}; feature_sets {key: {bytes, rows, codec}};
-live {name: {cached_s, live_s, basis}} (what the targets of the run cost from the cache and would have cost live); facts {label: text}.
+`results` holds (all optional): knn {random, stage2, stage3, proxy, teachers {name: …}} where each entry is {"ours": percent, "paper":
+percent, "official": {k: percent}}, alone or under "cls" and "mean_patch"; steps {name: {seconds, rows, rows_per_s}}; feature_sets {key:
+{bytes, rows, codec}}; live {name: {cached_s, live_s, basis}} (what the targets of the run cost from the cache and would have cost live);
+facts {label: text}.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from ..storage.atomic import write_atomically
+from ..student.knn_names import named_as_today
 from .evaluation_table import COLUMNS, details, evaluation_rows
 from .neighbours import Gallery
 from .pca import PcaPicture
@@ -63,8 +65,9 @@ class KnnRow:
     model: str
     token: str
     kind: str  # "student", "proxy" or "teacher": picks the bar's colour
-    paper: float | None
+    ours: float | None
     official: dict[int, float]
+    paper: float | None = None
 
 
 def knn_rows(knn: Mapping[str, Any]) -> list[KnnRow]:
@@ -79,9 +82,10 @@ def knn_rows(knn: Mapping[str, Any]) -> list[KnnRow]:
 
 def token_rows(model: str, kind: str, entry: Mapping[str, Any]) -> list[KnnRow]:
     """Return the lines of one model, one for each token that was evaluated."""
-    by_token = {token: entry[token] for token in TOKEN_WORDS if token in entry} or {"cls": entry}
+    today = named_as_today(entry)
+    by_token = {token: today[token] for token in TOKEN_WORDS if token in today} or {"cls": today}
     return [
-        KnnRow(model, TOKEN_WORDS[token], kind, one.get("paper"), {int(k): v for k, v in one.get("official", {}).items()})
+        KnnRow(model, TOKEN_WORDS[token], kind, one.get("ours"), {int(k): v for k, v in one.get("official", {}).items()}, one.get("paper"))
         for token, one in by_token.items()
     ]
 
@@ -112,12 +116,12 @@ def health_tiles(health: Sequence[Health]) -> list[tuple[str, str, str]]:
 def tiles(results: Mapping[str, Any], rows: Sequence[KnnRow]) -> list[tuple[str, str, str]]:
     """Return the page's first figures as (figure, what it is, compared with what)."""
     found = []
-    student = [row for row in rows if row.kind == "student" and row.paper is not None]
+    student = [row for row in rows if row.kind == "student" and row.ours is not None]
     trained = [row for row in student if row.model != MODEL_WORDS["random"] and row.token == TOKEN_WORDS["cls"]]
     if trained:
-        untrained = [row.paper for row in student if row.model == MODEL_WORDS["random"] and row.paper is not None]
+        untrained = [row.ours for row in student if row.model == MODEL_WORDS["random"] and row.ours is not None]
         against = f"untrained {max(untrained):.1f} %" if untrained else "k = 10, class token"
-        found.append((f"{trained[-1].paper:.1f} %", f"kNN of the {trained[-1].model}", against))
+        found.append((f"{trained[-1].ours:.1f} %", f"kNN of the {trained[-1].model}", against))
     live = results.get("live", {})
     if live:
         cached_s, live_s = (sum(one[key] for one in live.values()) for key in ("cached_s", "live_s"))

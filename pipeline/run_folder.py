@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.errors import BadInput
+from ..student.knn_names import named_as_today
 from ..student.run import read_metrics
 from .charts import Series
 from .typed_tables import leaves
 
 MOST_FIGURES = 4
-HEADLINES = ("paper", "top1", "mIoU", "miou", "rmse", "pck")  # a protocol's last word for the figure that people quote
+HEADLINES = ("ours", "top1", "mIoU", "miou", "rmse", "pck")  # a protocol's last word for the figure that people quote
 WORDS = {"knn": "kNN", "knn_average": "kNN of the moving average", "cls": "class token", "mean_patch": "mean patch token"}
 
 
@@ -56,7 +57,7 @@ class RunRecord:
         """Return the figures of evaluations during training over the steps: each protocol's headline values, at most MOST_FIGURES."""
         found: dict[str, list[tuple[float, float]]] = {}
         for one in self.evaluations:
-            for name, value in leaves({name: table for name, table in one.items() if isinstance(table, Mapping)}):
+            for name, value in leaves({name: named_as_today(table) for name, table in one.items() if isinstance(table, Mapping)}):
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     words = ", ".join(WORDS.get(part, part.replace("_", " ")) for part in name.split("."))
                     found.setdefault(words, []).append((one["step"], float(value)))

@@ -24,7 +24,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
           allow_random_weights: bool = False, follow_minutes: float | None = None,
           shard_cache: Path | None = None, on_miss: str = "refuse", new_views: int = 1,
           evaluation: str | None = None, every: int = 2000, evaluate_data: str | None = None,
-          evaluate_images: int = 2000) -> Mapping[str, Any]:  # fmt: skip
+          evaluate_images: int = 2000, allow_overlap: bool = False) -> Mapping[str, Any]:  # fmt: skip
     """Run or resume one stage of distillation; with `dry_run` only say what it would need. Raises BadInput.
 
     `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some.
@@ -44,7 +44,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
     cache = shard_cache or weights_folder().parent / "shards"
     opened = FeatureStore.open(store, shard_cache=cache)
     follow_s = None if follow_minutes is None else 60 * follow_minutes
-    watch = watch_of(evaluation, every, evaluate_data, evaluate_images)
+    watch = watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap)
     if dry_run:
         from ..jobs.train_plan import plan_training
 
@@ -90,13 +90,13 @@ def student_setting(students: Sequence[str]) -> list[str]:
     return [f"student.architecture={students[0]}"] if len(students) == 1 else []
 
 
-def watch_of(evaluation: str | None, every: int, data: str | None, images: int) -> "Watch | None":
+def watch_of(evaluation: str | None, every: int, data: str | None, images: int, allow_overlap: bool = False) -> "Watch | None":
     """The evaluation that goes on beside the training, None when none was asked for; raises BadInput for half of one."""
     from ..jobs.watch import Watch
 
     if (evaluation is None) != (data is None):
         raise BadInput("--evaluate and --evaluate-data go together: which evaluation, and on which labelled dataset that is not trained on")
-    return None if evaluation is None or data is None else Watch(evaluation, every, data, images)
+    return None if evaluation is None or data is None else Watch(evaluation, every, data, images, allow_overlap)
 
 
 def check_live_teachers(resolved: ResolvedRecipe, features: Sequence[str], proxy: Path | str | None, live_teachers: Sequence[str]) -> None:

@@ -99,7 +99,8 @@ def read_description(objects: Objects, prefix: str) -> dict[str, Any]:
         if dataset_digest(described["content_sha256"], described["labels"]) != described["digest"]:
             raise ValueError("its labels or contents are not those of its digest")
         texts = [described["source"], *described["labels"], *described["index_sha256"], *described["skipped"].values()]
-        if not all(type(text) is str for text in texts) or type(described["images"]) is not int:
+        numbers = [described["images"], *described.get("left_out", {}).values()]
+        if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
             raise ValueError("a value of another type")
     return described
 
@@ -117,7 +118,9 @@ class ImageDataset:
             self._place = self.source
             self.label_names: list[str] = list(described["labels"])
             self._count = int(described["images"])
-            self.skipped: dict[str, str] = dict(described["skipped"])
+            self.skipped: dict[str, str] = dict(described["skipped"])  # the first few; indexes of before had them all
+            self.left_out: dict[str, int] = dict(described.get("left_out", {}))
+            self.has_targets = not described.get("without_targets", False)
             self.content_sha256: str = described["content_sha256"]
             self.index_sha256: list[str] = list(described["index_sha256"])
             if self._count < 1 or len(self.index_sha256) != -(-self._count // PART_IMAGES):

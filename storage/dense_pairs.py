@@ -7,12 +7,16 @@
     ROOT/nyu_train.txt  nyu_test.txt         NYUv2: a line a picture, `RGB DEPTH FOCAL`, paths below ROOT, ROOT/sync or ROOT/nyu
 
 A target has its picture's name. Masks are images with one channel (palette, 8 or 16 bits) whose values are the classes; depth is a 16-bit
-PNG in units of 1/`per_metre` m, 0 for nothing measured, or a `.npy` in metres. The digest of a split covers every byte of it.
+PNG in units of 1/`per_metre` m, 0 for nothing measured, or a `.npy` in metres. The digest of a split covers every byte of it. A dataset is
+known by what it holds and never by its folder's name, which people change: ADE20k by its list of classes or its pictures' names, NYUv2 by
+its lists of files.
 """
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,13 +26,18 @@ from PIL import Image
 
 from .decode import BadImage, Pixels, decode_image, image_size_hw
 from .errors import BadInput
-from .sources import IMAGE_ENDINGS
+from .folder_source import list_folder
+from .found import is_hidden
+from .image_kinds import IMAGE_ENDINGS, ending_of
 
 SPLITS: dict[str, tuple[str, ...]] = {"train": ("training", "train"), "val": ("validation", "val", "test")}
 _PICTURES, _CLASSES, _DEPTHS = ("images", "rgb"), ("annotations", "masks", "labels"), ("depth", "depths")
 _NYU_PREFIXES = ("", "sync", "nyu", "nyu2_train", "nyu2_test")
+_NYU_LISTS = {"train": "nyu_train.txt", "val": "nyu_test.txt"}
 _HELD_OUT = 5
 NYU_PER_METRE = 1000.0
+ADE20K_CLASSES = 150
+_ADE20K_LIST, _ADE20K_PICTURE = "objectInfo150.txt", re.compile(r"ADE_(train|val|test)_\d{8}")
 
 
 class Pair(NamedTuple):
@@ -44,9 +53,19 @@ def segmentation_pairs(root: Path, split: str) -> list[Pair]:
     return _folders(root, split, _CLASSES, (".png", *IMAGE_ENDINGS))
 
 
+def is_ade20k(root: Path, pairs: Sequence[Pair]) -> bool:
+    """Whether these are ADE20k's 150 classes: its list of them lies in `root`, or every picture has one of its names."""
+    return (root / _ADE20K_LIST).is_file() or all(_ADE20K_PICTURE.fullmatch(Path(pair.id).stem) for pair in pairs)
+
+
+def is_nyu(root: Path) -> bool:
+    """Whether NYUv2's list of training files lies in `root`."""
+    return (root / _NYU_LISTS["train"]).is_file()
+
+
 def depth_pairs(root: Path, split: str) -> list[Pair]:
     """As `segmentation_pairs`, for depth, NYUv2's lists of files included."""
-    listed = root / ("nyu_train.txt" if split == "train" else "nyu_test.txt")
+    listed = root / _NYU_LISTS[split]
     return _listed(root, listed) if listed.is_file() else _folders(root, split, _DEPTHS, (".png", ".npy"))
 
 
@@ -64,7 +83,7 @@ def _folders(root: Path, split: str, names: Sequence[str], endings: Sequence[str
     if not whole and not split_names:
         raise BadInput(f"{pictures} has no folder {' or '.join(SPLITS[split])}")
     base = pictures if whole else pictures / split_names[0]
-    found = sorted(path for path in base.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    found = sorted(base / path for path in list_folder(str(base)) if ending_of(path) in IMAGE_ENDINGS and not is_hidden(path))
     if whole:
         found = [path for path in found if (_number(path.relative_to(base).as_posix()) % _HELD_OUT == 0) == (split == "val")]
     pairs = [_pair(path, path.relative_to(pictures), targets, endings) for path in found]
@@ -97,13 +116,16 @@ def _listed(root: Path, listed: Path) -> list[Pair]:
     raise BadInput(f"the first picture of {listed}, {rows[0][0]}, is not below {root} nor its folders {', '.join(_NYU_PREFIXES[1:])}")
 
 
-def pairs_digest(pairs: Sequence[Pair]) -> str:
-    """sha256 over ids and the contents of every picture and target."""
+def picture_digests(pairs: Sequence[Pair]) -> list[bytes]:
+    """sha256 of each picture's bytes."""
+    return [hashlib.sha256(_bytes(pair.picture)).digest() for pair in pairs]
+
+
+def pairs_digest(pairs: Sequence[Pair], pictures: Sequence[bytes] | None = None) -> str:
+    """sha256 over ids and the contents of every picture and target; `pictures` are the pictures' digests, when they are known."""
     hasher = hashlib.sha256()
-    for pair in pairs:
-        hasher.update(pair.id.encode() + b"\0")
-        for path in (pair.picture, pair.target):
-            hasher.update(hashlib.sha256(_bytes(path)).digest())
+    for pair, picture in zip(pairs, pictures or picture_digests(pairs), strict=True):
+        hasher.update(pair.id.encode() + b"\0" + picture + hashlib.sha256(_bytes(pair.target)).digest())
     return hasher.hexdigest()
 
 
@@ -120,8 +142,42 @@ def read_classes(path: Path) -> NDArray[np.int64]:
     return values.astype(np.int64)
 
 
+class MaskValues(NamedTuple):
+    """What the masks of a split hold."""
+
+    pixels: dict[int, int]
+    """Pixels by value, over all masks."""
+    example: dict[int, Path]
+    """The first mask with each value."""
+
+
+def mask_values(pairs: Sequence[Pair], threads: int) -> MaskValues:
+    """Every value that the masks of a split hold; each mask is decoded once. Raises `BadImage`."""
+    pixels, example = dict[int, int](), dict[int, Path]()
+    with ThreadPoolExecutor(threads, thread_name_prefix="masks") as pool:
+        for pair, (values, counts) in zip(pairs, pool.map(lambda pair: _counted(read_classes(pair.target)), pairs), strict=True):
+            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+                pixels[value] = pixels.get(value, 0) + count
+                example.setdefault(value, pair.target)
+    return MaskValues(pixels, example)
+
+
+def _counted(mask: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The values of a mask, which has 8 or 16 bits, and how many pixels have each."""
+    counts = np.bincount(mask.ravel())
+    values = np.flatnonzero(counts)
+    return values, counts[values]
+
+
 def read_depth(path: Path, per_metre: float = NYU_PER_METRE) -> NDArray[np.float32]:
     """Metres (H, W), 0 where nothing was measured; `per_metre` is the unit of PNGs. Raises `BadImage`."""
+    metres = _stored_metres(path, per_metre)
+    if metres.min(initial=0.0) < 0:  # its logarithm is none: the head would learn NaN
+        raise BadImage(f"{path}: depth of {metres.min():.6g} m; where nothing was measured it is 0, never negative")
+    return metres
+
+
+def _stored_metres(path: Path, per_metre: float) -> NDArray[np.float32]:
     if path.suffix.lower() != ".npy":
         values = _raw(path)
         if values.ndim != 2:
@@ -149,6 +205,8 @@ def _raw(path: Path) -> NDArray[np.generic]:
 
 
 def _bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise BadInput(f"{path} cannot be read (it is no regular file)")
     try:
         return path.read_bytes()
     except OSError as error:

@@ -2,7 +2,7 @@
 
 Files of the source are walked in order by a few threads at once (hashing and header reading release the interpreter lock); the order of the
 index does not depend on them. Rows wait on disk (`index_rows`): memory holds the names of the files and the rows of eight files, however
-many images there are. A file that is not an image is left out, counted and named; above the limit (0.1 % by default) the run stops,
+many images there are. Whatever is left out is counted and said (`left_out`); above a limit of broken images (0.1 %) the run stops,
 because a source that is broken in a thousandth of its files is rarely the one that was meant. The same content found at another place
 is the same dataset, which notes the place (`places`).
 """
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,19 +24,23 @@ from numpy.typing import NDArray
 from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, part_name
 from .decode import BadImage, image_size_hw
 from .errors import BadInput, CacheDamaged
+from .found import LeftOut, Skipped, SourceImage, TarEnd, shown
 from .identity import short
+from .image_kinds import IMAGE_ENDINGS, ending_of, targets_among
 from .index_rows import IndexRows, rows_of
+from .left_out import LeftOutCounts
 from .named import check_name, damage
 from .objects import Objects
-from .places import add_place
-from .sources import Skipped, SourceImage, list_files, open_source, walk
+from .places import add_place, canonical_source
+from .sources import list_files, open_source, walk
 from .store import MARKER
-from .urls import is_url
 
 MAX_BAD_SHARE = 0.001
 _THREADS = 4
 _AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
+_TARGETS = "targets of dense tasks (.seg.png, .depth.png and so on) beside their image; --dense-targets takes them as images"
 Event = dict[str, Any]
+Result = tuple[ImageRow | Skipped | LeftOut, str | None]  # with the label of an image
 
 
 @dataclass
@@ -46,11 +49,11 @@ class _Index:
 
     rows: IndexRows
     labels: dict[str, int] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
 
-    def add(self, item: "ImageRow | Skipped", label: str | None) -> None:
-        if isinstance(item, Skipped):
-            self.skipped[item.name] = item.reason
+    def add(self, item: ImageRow | Skipped | LeftOut, label: str | None) -> None:
+        if not isinstance(item, ImageRow):
+            self.left_out.add(item)
             return
         number = -1 if label is None else self.labels.setdefault(label, len(self.labels))
         self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
@@ -58,13 +61,13 @@ class _Index:
     @property
     def seen(self) -> int:
         """Samples that were found, usable or not."""
-        return self.rows.count + len(self.skipped)
+        return self.rows.count + self.left_out.broken
 
     @property
     def first_skipped(self) -> str:
         """The first few that were left out, and why."""
-        named = "; ".join(f"{name}: {reason}" for name, reason in islice(self.skipped.items(), 5))
-        return named + ("; …" if len(self.skipped) > 5 else "")
+        named = "; ".join(f"{name}: {reason}" for name, reason in islice(self.left_out.first_broken.items(), 5))
+        return named + ("; …" if self.left_out.broken > 5 else "")
 
     def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
         """Label names in their final order (numbers as numbers), and the final number of each number by first sight; the last is of −1."""
@@ -74,36 +77,60 @@ class _Index:
         return names, numbers
 
 
-def _examine(found: SourceImage | Skipped) -> tuple[ImageRow | Skipped, str | None]:
-    if isinstance(found, Skipped):
-        return found, None
+def _examine(found: SourceImage) -> ImageRow | Skipped:
     try:
         height, width = image_size_hw(found.data, where=found.image_id)
     except BadImage as error:
-        return Skipped(found.image_id, str(error).removeprefix(f"{found.image_id}: ")), None
+        return Skipped(found.image_id, str(error).removeprefix(f"{found.image_id}: "))
     sha256, length = hashlib.sha256(found.data).digest(), len(found.data)
-    row = ImageRow(found.image_id, found.path, found.container, found.offset, length, sha256, height, width, -1)
-    return row, found.label
+    return ImageRow(found.image_id, found.path, found.container, found.offset, length, sha256, height, width, -1)
 
 
-def examined(url: str) -> Iterator[tuple[list[tuple[ImageRow | Skipped, str | None]], int, int]]:
+def _results(filesystem: Any, root: str, path: str, dense_targets: bool) -> list[Result]:
+    """What one file of the source holds, each image examined as it comes; a tar's labels and targets are known at its end."""
+    results: list[Result] = []
+    end = TarEnd()
+    for found in walk(filesystem, root, path):
+        if isinstance(found, TarEnd):
+            end = found
+        elif isinstance(found, SourceImage):
+            results.append((_examine(found), found.label))
+        else:
+            results.append((found, None))
+    if dense_targets:
+        end = TarEnd(end.labels)
+    return [_settled(item, label, end) for item, label in results]
+
+
+def _settled(item: ImageRow | Skipped | LeftOut, label: str | None, end: TarEnd) -> Result:
+    if isinstance(item, LeftOut):
+        return item, None
+    name = item.id if isinstance(item, ImageRow) else item.name
+    return (LeftOut(name, _TARGETS), None) if name in end.targets else (item, end.labels.get(name, label))
+
+
+def examined(url: str, dense_targets: bool = False) -> Iterator[tuple[list[Result], int, int]]:
     """Results of each file of the source in order, with the number of files done and in all."""
     filesystem, root = open_source(url)
     files = list_files(filesystem, root)
     store = next((path for path in files if path.rsplit("/", 1)[-1] == MARKER), None)
     if store is not None:
         raise BadInput(f"{url} holds a feature store ({store}), whose own files are no images of yours; keep the two in folders apart")
+    targets = set() if dense_targets else targets_among([path for path in files if ending_of(path) in IMAGE_ENDINGS])
 
-    def one(path: str) -> list[tuple[ImageRow | Skipped, str | None]]:
-        return [_examine(found) for found in walk(filesystem, root, path)]
+    def one(path: str) -> list[Result]:
+        return [(LeftOut(shown(path), _TARGETS), None)] if path in targets else _results(filesystem, root, path, dense_targets)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
         ahead = deque(pool.submit(one, path) for path in files[:_AHEAD])
         for number in range(1, len(files) + 1):
             results = ahead.popleft().result()
             if number + _AHEAD <= len(files):
                 ahead.append(pool.submit(one, files[number + _AHEAD - 1]))
             yield results, number, len(files)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error is said without reading the tars behind it
 
 
 def build_index(
@@ -112,37 +139,51 @@ def build_index(
     name: str,
     *,
     max_bad_share: float = MAX_BAD_SHARE,
+    dense_targets: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> ImageDataset:
-    """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source."""
+    """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source.
+
+    Files such as `1.seg.png` beside `1.jpg` are no training images, unless `dense_targets` takes them.
+    """
     check_name("dataset", name)
-    source = source if is_url(source) else str(Path(source).expanduser().absolute())
+    source = canonical_source(source)
     with IndexRows() as rows:
         index = _Index(rows)
-        for results, done, total in examined(source):
+        for results, done, total in examined(source, dense_targets):
             for item, label in results:
                 index.add(item, label)
             on_event({"event": "progress", "stage": f"index {name}", "done": done, "total": total, "unit": "files", "images": rows.count})
         _check_yield(index, source, max_bad_share)
-        if index.skipped:
-            on_event(
-                {"event": "warning", "text": f"left out of {name}: {len(index.skipped)} of {index.seen} samples ({index.first_skipped})"}
-            )
+        _say_what_is_left_out(index, name, on_event)
         dataset = ImageDataset(objects, _publish(objects, source, name, index))
-        dataset.skipped = index.skipped  # of this walk: where the dataset stood already, others may have been left out then
+        # Of this walk: where the dataset stood already, others may have been left out then.
+        dataset.skipped, dataset.left_out = index.left_out.first, dict(index.left_out.counts)
         return dataset
 
 
+def _say_what_is_left_out(index: _Index, name: str, on_event: Callable[[Event], None]) -> None:
+    """A line of all lost samples, and a line for each kind of what is left out."""
+    left_out = index.left_out
+    if left_out.broken:
+        text = f"left out of {name}: {left_out.broken:,} of {index.seen:,} samples ({index.first_skipped})"
+        on_event({"event": "warning", "text": text})
+    for line, is_warning in left_out.lines():
+        on_event({"event": "warning" if is_warning else "note", "text": f"left out of {name}: {line}"})
+
+
 def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
-    seen, named = index.seen, index.first_skipped
+    seen, broken = index.seen, index.left_out.broken
     if not index.rows.count:
+        broken_ones = [index.first_skipped] if broken else []
+        lines = "; ".join([*broken_ones, *(line for line, _ in index.left_out.lines()[:5])])
         raise BadInput(
-            f"no image was found in {source}" + (f" ({named})" if named else "") + "; give a folder of images, .tar or .parquet files"
+            f"no image was found in {source}" + (f" ({lines})" if lines else "") + "; give a folder of images, .tar or .parquet files"
         )
-    if len(index.skipped) > max_bad_share * seen:
+    if broken > max_bad_share * seen:
         raise BadInput(
-            f"{len(index.skipped)} of {seen} samples in {source} are not usable images, more than the limit of {max_bad_share:.2%} "
-            f"({named}); mend the source or raise --max-bad-share"
+            f"{broken} of {seen} samples in {source} are not usable images, more than the limit of {max_bad_share:.2%} "
+            f"({index.first_skipped}); mend the source or raise --max-bad-share"
         )
 
 
@@ -165,10 +206,14 @@ def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
         "source": source,
         "images": index.rows.count,
         "labels": labels,
-        "skipped": index.skipped,
+        "skipped": index.left_out.first,
         "content_sha256": hasher.hexdigest(),
         "index_sha256": parts,
     }
+    if index.left_out.counts:
+        described["left_out"] = dict(index.left_out.counts)
+    if _TARGETS in index.left_out.counts:
+        described["without_targets"] = True
     objects.create(f"datasets/{key}/identity.json", [describe(described)])
     return key
 

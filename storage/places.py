@@ -9,6 +9,7 @@ archive that was packed anew has its members at other offsets, and is refused wi
 """
 
 import json
+import os
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -18,15 +19,35 @@ from .errors import BadInput
 from .identity import canonical_json, digest, short
 from .named import damage
 from .objects import Objects
+from .urls import is_url
 
 MAX_PLACE_BYTES = 1 << 20
+_SAME_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 _PLACE_COLUMNS = ["path", "container", "offset", "length"]
+
+
+def canonical_source(source: str) -> str:
+    """One spelling for all of a source's: an absolute path without `.`, `..` or a last slash for what lies here, else a URL without one.
+
+    Links stay as they are written, because they may lead elsewhere tomorrow. Raises `BadInput` for a path that is no text.
+    """
+    scheme, separator, rest = source.partition("://")
+    if is_url(source) and scheme.lower() not in ("file", "local"):
+        known = _SAME_SCHEMES.get(scheme.lower(), scheme.lower())
+        return source if "::" in source else f"{known}://{rest.rstrip('/') or rest[:1]}"
+    as_written = os.path.join(os.getcwd(), os.path.expanduser(rest if separator else source))
+    path = os.path.normpath(as_written)
+    if os.path.realpath(path) != os.path.realpath(as_written):  # `link/..` is not the folder that the link lies in
+        path = as_written.rstrip("/")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in path):
+        raise BadInput(f"the source's path {path!a} has bytes that are not UTF-8; rename it, or index a link to it with another name")
+    return "/" + path.lstrip("/")
 
 
 def add_place(objects: Objects, key: str, source: str, tables: Iterable[pa.Table]) -> bool:
     """Note that a dataset's images lie at `source` too; whether that is new. Raises `BadInput` when they lie there in another way."""
     described = json.loads(objects.read(f"datasets/{key}/identity.json"))
-    if source == described["source"] or source in places(objects, key):
+    if canonical_source(source) in {canonical_source(known) for known in (described["source"], *places(objects, key))}:
         return False
     for number, table in enumerate(tables):
         where = f"datasets/{key}/index.{number}.parquet" if number else f"datasets/{key}/index.parquet"

@@ -7,10 +7,9 @@ and also those that reading cannot notice: images added, or files reordered. It 
 from collections.abc import Callable, Iterator
 from itertools import islice, zip_longest
 
-from .dataset import ImageDataset
+from .dataset import ImageDataset, ImageRow
 from .errors import BadInput, CacheMismatch
 from .indexing import Event, examined
-from .sources import Skipped
 
 _SHOWN = 5
 _BLOCK = 4096
@@ -25,9 +24,18 @@ def _silent(event: Event) -> None:
 def source_differences(dataset: ImageDataset, on_event: OnEvent = _silent, source: str | None = None) -> list[str]:
     """One line for each image that was replaced, removed, added or moved to another place in the order since it was indexed.
 
-    Index and source (the dataset's own, or another place) are walked side by side; from the first difference on, both are held in memory.
+    An index that does not say whether it took the targets of dense tasks for images is unchanged when either reading fits it.
     """
-    indexed, walked = _indexed(dataset), _walked(dataset, source or dataset.source, on_event)
+    place = source or dataset.source
+    lines = _differences(dataset, _walked(dataset, place, dataset.has_targets, on_event))
+    if lines and dataset.has_targets and not _differences(dataset, _walked(dataset, place, False, on_event)):
+        return []
+    return lines
+
+
+def _differences(dataset: ImageDataset, walked: Iterator[Image]) -> list[str]:
+    """Index and source are walked side by side; from the first difference on, both are held in memory."""
+    indexed = _indexed(dataset)
     for there, here in zip_longest(indexed, walked):
         if there != here:
             return _compared([one for one in (there, *indexed) if one], [one for one in (here, *walked) if one])
@@ -40,9 +48,9 @@ def _indexed(dataset: ImageDataset) -> Iterator[Image]:
         yield from zip(dataset.ids(start, stop), dataset.sha256s(start, stop), strict=True)
 
 
-def _walked(dataset: ImageDataset, source: str, on_event: OnEvent) -> Iterator[Image]:
-    for results, done, total in examined(source):
-        yield from ((item.id, item.sha256) for item, _ in results if not isinstance(item, Skipped))
+def _walked(dataset: ImageDataset, source: str, dense_targets: bool, on_event: OnEvent) -> Iterator[Image]:
+    for results, done, total in examined(source, dense_targets):
+        yield from ((item.id, item.sha256) for item, _ in results if isinstance(item, ImageRow))
         on_event({"event": "progress", "stage": f"verify {dataset.name}", "done": done, "total": total, "unit": "files"})
 
 

@@ -4,7 +4,8 @@
                                                    trg_bndbox [x1, y1, x2, y2]
     ROOT/JPEGImages/<category>/<imname>
 
-Every pair of a split is read; the digest covers the annotations' bytes and those of the pictures that they name.
+Every pair of a split is read; the digest covers the annotations' bytes and those of the pictures that they name. A sample of each category
+is drawn by the pairs' names: the same everywhere, and independent of which others there are.
 """
 
 import hashlib
@@ -56,6 +57,8 @@ def _pair(root: Path, path: Path) -> KeypointPair:
         box = [float(value) for value in said["trg_bndbox"]]
         if len(source) != len(target) or not len(source) or len(box) != 4:
             raise ValueError("its keypoints or its box are not whole")
+        if not all(np.isfinite(points).all() for points in (source, target, np.array(box))) or max(box[2] - box[0], box[3] - box[1]) <= 0:
+            raise ValueError("a keypoint is not a number, or its box is empty: nothing could be near enough")
         files = pictures / said["src_imname"], pictures / said["trg_imname"]
         pair = KeypointPair(path.stem, said["category"], files[0], files[1], source, target, (box[0], box[1], box[2], box[3]))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -64,6 +67,15 @@ def _pair(root: Path, path: Path) -> KeypointPair:
         if not picture.is_file():
             raise BadInput(f"{path.name} names {picture}, which is not there")
     return pair
+
+
+def sample_pairs(pairs: Sequence[KeypointPair], per_category: int) -> list[KeypointPair]:
+    """At most so many pairs of each category, those whose names have the lowest sha256, in their given order."""
+    kept: set[str] = set()
+    for category in {pair.category for pair in pairs}:
+        names = sorted((pair.id for pair in pairs if pair.category == category), key=lambda name: hashlib.sha256(name.encode()).digest())
+        kept.update(names[:per_category])
+    return [pair for pair in pairs if pair.id in kept]
 
 
 def pairs_digest(root: Path, split: str, pairs: Sequence[KeypointPair]) -> str:

@@ -51,7 +51,12 @@ def depth_of(logits_BKHW: Tensor, view: DepthView) -> Tensor:
 
 
 def log_loss(predicted_m: Tensor, truth_m: Tensor, step: int) -> Tensor:
-    """√(0.15 mean(g)² + var(g)) of g = log(predicted + ε) − log(truth + ε) over valid pixels (1-D both); no variance in the first steps."""
+    """√(0.15 mean(g)² + var(g)) of g = log(predicted + ε) − log(truth + ε) over valid pixels (1-D both); no variance in the first steps.
+
+    0 without two valid pixels, where mean or variance would be NaN and the head lost.
+    """
+    if len(truth_m) < 2:
+        return predicted_m.sum() * 0.0
     g = torch.log(predicted_m + _EPS) - torch.log(truth_m + _EPS)
     total = 0.15 * g.mean().square() + (g.var() if step >= _VARIANCE_FROM_STEP else 0.0)
     return total.abs() if float(total.detach()) <= 0 else total.sqrt()

@@ -9,13 +9,15 @@ the versions of torch and of this package stand in the record for people.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..storage.atomic import make_folder, write_atomically
-from ..storage.errors import CacheDamaged
+from ..storage.errors import BadInput, CacheDamaged
 from ..storage.identity import digest, short
+from .knn_names import record_named_as_today
 from .versions import versions
 
 FOLDER = "evaluations"
@@ -39,18 +41,38 @@ def keep_record(folder: Path, evaluation: str, protocol: Mapping[str, Any], resu
     record = {
         "evaluation": evaluation,
         "protocol": _plain(protocol),
-        "results": _plain(results),
+        "results": json.loads(as_json(results, evaluation)),
         "seconds": round(seconds, 3),
         "versions": versions(),
     }
     make_folder(path.parent)
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return record
+
+
+def as_json(figures: Mapping[str, Any], evaluation: str) -> bytes:
+    """Figures as JSON; raises `BadInput` that names the first one that is no number."""
+    try:
+        return json.dumps(figures, allow_nan=False).encode()
+    except ValueError as error:
+        name = next(iter(_not_finite(figures)), "a figure")
+        raise BadInput(
+            f"{evaluation}: {name} is not a number, so nothing was measured and nothing is kept; look at the labels and the weights"
+        ) from error
+
+
+def _not_finite(value: Any, name: str = "") -> list[str]:
+    """Dotted names of the NaN and infinite numbers."""
+    if isinstance(value, Mapping):
+        return [found for key, one in value.items() for found in _not_finite(one, f"{name}.{key}".lstrip("."))]
+    if isinstance(value, list | tuple):
+        return [found for place, one in enumerate(value) for found in _not_finite(one, f"{name}.{place}")]
+    return [name] if isinstance(value, float) and not math.isfinite(value) else []
 
 
 def evaluations_of(folder: Path) -> list[dict[str, Any]]:
     """Every record of a model's folder, by file name; [] when nobody has evaluated it."""
-    return [_read(path) for path in sorted((folder / FOLDER).glob("*.json")) if not path.name.endswith(PARTIAL)]
+    return [record_named_as_today(_read(path)) for path in sorted((folder / FOLDER).glob("*.json")) if not path.name.endswith(PARTIAL)]
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A step is a function of (seed, step) and what the head has become: batches come 
 stopped and trained on is the head that was never stopped. Batches are made by threads while the encoder works. Axes as in `dense_head`.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..storage.atomic import make_folder, write_atomically
-from ..storage.errors import CacheDamaged
+from ..storage.errors import BadInput, CacheDamaged
 from .dense_head import DenseHead, HeadRecipe, build_optimizer, set_schedule
 from .draws import step_seed
 
@@ -65,6 +66,8 @@ class HeadTraining(Generic[Batch]):
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.last_loss, self.done = float(loss.detach()), step + 1
+        if not math.isfinite(self.last_loss):  # before the state is kept, and before a figure is made of it
+            raise BadInput(f"the head's loss is {self.last_loss} at step {step}, so it learns nothing; look at the labels and the model")
 
     def _say(self, steps_per_s: float) -> None:
         self.on_event(

@@ -65,6 +65,5 @@ def _knn(encoder: Encoder, held_out: HeldOut, device: str, precision: str) -> di
     result = {}
     for name, features_ND in (("cls", embedded.cls_ND), ("mean_patch", embedded.mean_patch_ND)):
         if features_ND is not None:
-            found = knn(features_ND[:bank], labels[:bank], features_ND[bank:], labels[bank:], device=device)
-            result[name] = {"paper": found.paper, "official": {str(k): value for k, value in found.official.items()}}
+            result[name] = knn(features_ND[:bank], labels[:bank], features_ND[bank:], labels[bank:], device=device).figures()
     return result

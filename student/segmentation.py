@@ -4,7 +4,10 @@ Training (EUPE's config-ade20k-linear): shorter side 512 × a factor in [0.5, 2]
 quarters (ten tries), mirror, brightness, contrast, saturation and hue; cross-entropy on logits upsampled to the mask. Inference: shorter
 side 512, windows of 512 px every 341 px whose logits are averaged, then upsampled to the mask. The official loop also measures every
 5,000 steps and reports the best on the validation set; both numbers are given here, because the best was chosen on what it is measured
-on. Pictures are uint8 numpy arrays (H, W, 3), masks int (H, W). Axes: B images, K classes.
+on. Two protocols: `official` is the official code's arithmetic (its loss is averaged over all pixels, those that are ignored or padded too,
+and masks are resized by torch's "nearest", which takes the pixel at the corner); `ours` averages over the pixels that count and resizes by
+Pillow's, which takes the pixel at the centre. Pictures are uint8 numpy arrays (H, W, 3), masks int (H, W) with classes from 0 and IGNORE,
+which is no value that a stored mask can have. Axes: B images, K classes.
 """
 
 from collections.abc import Callable
@@ -19,9 +22,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..storage.decode import Pixels
+from ..storage.errors import BadInput
 from ..teachers.photometric import hue, saturation
 
-IGNORE = 255
+IGNORE = -1
+STORED_IGNORE = 255  # what most datasets store for "nothing"; only the user's --ignore-index is ever read as that
+PROTOCOLS = ("official", "ours")
 _CLASSES_AT_ONCE = 16
 
 
@@ -43,23 +49,42 @@ class SegmentationView:
 
 def resize_shorter(picture: Pixels, side_px: int, *, nearest: bool = False) -> Pixels:
     """A picture (H, W, 3) or mask (H, W) with its shorter side at `side_px`, bilinear and antialiased, or nearest."""
-    height, width = picture.shape[:2]
-    longer = int(side_px * max(height, width) / min(height, width) + 0.5)
-    size = (side_px, longer) if height > width else (longer, side_px)
+    height, width = resized_hw(picture.shape[0], picture.shape[1], side_px)
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     values = picture if not nearest else picture.astype(np.int32)
-    return np.asarray(Image.fromarray(values).resize(size, method))
+    return np.asarray(Image.fromarray(values).resize((width, height), method))
 
 
-def without_zero(mask: Mask, ignore: int = IGNORE) -> Mask:
-    """A mask whose class 0 is ignored and whose other classes are one less (ADE20k counts from 1)."""
-    return np.where((mask == 0) | (mask == ignore), ignore, mask - 1)
+def resized_hw(height: int, width: int, side_px: int) -> tuple[int, int]:
+    """Height and width with the shorter one at `side_px`."""
+    longer = int(side_px * max(height, width) / min(height, width) + 0.5)
+    return (longer, side_px) if height > width else (side_px, longer)
 
 
-def training_view(picture: Pixels, mask: Mask, view: SegmentationView, generator: np.random.Generator) -> tuple[Pixels, Mask]:
+def resize_mask(mask: Mask, side_px: int, protocol: str) -> Mask:
+    """A mask with its shorter side at `side_px`, of the size that `resize_shorter` gives its picture."""
+    if protocol == "ours":
+        return resize_shorter(mask, side_px, nearest=True).astype(np.int64)  # type: ignore[arg-type]
+    height, width = resized_hw(mask.shape[0], mask.shape[1], side_px)
+    values = torch.from_numpy(np.ascontiguousarray(mask))[None, None].float()  # exact: classes are far below 2²⁴
+    resized: Mask = functional.interpolate(values, (height, width), mode="nearest")[0, 0].numpy().astype(np.int64)
+    return resized
+
+
+def classes_of(stored: Mask, ignore: int | None, zero_is_ignored: bool) -> Mask:
+    """Classes from 0 and IGNORE of a mask as stored; with `zero_is_ignored` its classes count from 1 (ADE20k's do)."""
+    nothing = np.zeros(stored.shape, np.bool_) if ignore is None else stored == ignore
+    if zero_is_ignored:
+        return np.where(nothing | (stored == 0), IGNORE, stored - 1)
+    return np.where(nothing, IGNORE, stored)
+
+
+def training_view(
+    picture: Pixels, mask: Mask, view: SegmentationView, generator: np.random.Generator, protocol: str = "ours"
+) -> tuple[Pixels, Mask]:
     """A drawn crop of both, at most `size_px` a side (smaller where the resized picture is)."""
     side = int(view.size_px * generator.uniform(*view.scale))
-    picture, mask = resize_shorter(picture, side), resize_shorter(mask, side, nearest=True).astype(np.int64)  # type: ignore[arg-type]
+    picture, mask = resize_shorter(picture, side), resize_mask(mask, side, protocol)
     box = _drawn_box(mask, view, generator)
     picture, mask = picture[box], mask[box]
     if generator.random() < view.flip_probability:
@@ -99,11 +124,14 @@ def _clipped(x: NDArray[Any]) -> Pixels:
     return clipped
 
 
-def segmentation_loss(logits_BKHW: Tensor, masks_BHW: Tensor) -> Tensor:
-    """Mean cross-entropy over the pixels that count, logits upsampled to the masks."""
-    return functional.cross_entropy(
-        functional.interpolate(logits_BKHW, masks_BHW.shape[1:], mode="bilinear"), masks_BHW, ignore_index=IGNORE
-    )
+def segmentation_loss(logits_BKHW: Tensor, masks_BHW: Tensor, protocol: str = "ours") -> Tensor:
+    """Cross-entropy of logits upsampled to the masks: its mean over all pixels, ignored ones as 0 (official), or over those that count.
+
+    0 for a batch in which nothing counts, where a plain mean would be NaN and the head lost.
+    """
+    upsampled = functional.interpolate(logits_BKHW, masks_BHW.shape[1:], mode="bilinear")
+    counted = masks_BHW.numel() if protocol == "official" else max(1, int((masks_BHW != IGNORE).sum()))
+    return functional.cross_entropy(upsampled, masks_BHW, ignore_index=IGNORE, reduction="sum") / counted
 
 
 def window_starts(side_px: int, window_px: int, stride_px: int) -> list[int]:
@@ -151,7 +179,12 @@ class Confusion:
         self.counts += np.bincount(truth[kept] * classes + predicted[kept], minlength=classes**2).reshape(classes, classes)
 
     def metrics(self) -> dict[str, Any]:
-        """mIoU, pixel accuracy, mean class accuracy in percent, and IoU by class (None where a class never occurs)."""
+        """mIoU, pixel accuracy, mean class accuracy in percent, and IoU by class (None where a class never occurs).
+
+        Raises `BadInput` when no pixel was counted: there is nothing to be right about.
+        """
+        if not self.counts.any():
+            raise BadInput("no pixel of the validation masks counts, so there is no mIoU; look at --ignore-index and the masks")
         hit, truth, predicted = self.counts.diagonal().astype(float), self.counts.sum(axis=1), self.counts.sum(axis=0)
         union = truth + predicted - hit
         with np.errstate(invalid="ignore"):

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class Evaluable:
     home: Path
 
     def knn(self, model: object, **more: Any) -> dict[str, Any]:
-        return evaluate_knn(str(model), self.store, "photos", "photos", **more)
+        size = replace(more.pop("size", EvaluationSize()), allow_overlap=True)
+        return evaluate_knn(str(model), self.store, "photos", "photos", size=size, **more)
 
 
 @pytest.fixture
@@ -56,12 +57,15 @@ def copied(tiny_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_run_is_evaluated_by_both_protocols_and_both_features(copied: Evaluable, events: Any) -> None:
     seen, on_event = events
     result = copied.knn(copied.run, on_event=on_event)
-    assert set(result["cls"]) == {"paper", "official"}
-    assert set(result["mean_patch"]["official"]) == {"10", "20"}
+    assert set(result["cls"]) == {"paper", "official", "ours"}
+    assert set(result["mean_patch"]["official"]) == {"10", "20", "24"}
     assert 0 <= result["cls"]["paper"] <= 100
     assert (result["train_images"], result["test_images"], result["size_px"]) == (24, 24, 16)
     assert [event["event"] for event in seen[:2]] == ["warning", "knn"]
-    assert "is both learnt from and tested on" in seen[0]["text"]
+    assert "24 of 24 test images are also learnt from" in seen[0]["text"]
+    assert result["test_images_in_train"] == 24
+    assert result["differs_from_paper"] == ["the input is 16 px, the paper's 224; --size 224 measures as it does"]
+    assert "k of 100, 200 is above the 24 training images" in next(event["text"] for event in seen if event["event"] == "note")
 
 
 def test_results_land_in_the_runs_folder_with_the_protocol_and_are_found_again(copied: Evaluable, events: Any) -> None:
@@ -189,11 +193,13 @@ def test_permuted_labels_fall_to_chance() -> None:
     assert compare(bank, labels[:1000], queries, labels[1000:])["cls"]["paper"] > 80
     permuted = compare(bank, generator.permutation(labels[:1000]), queries, labels[1000:])
     assert 18 < permuted["cls"]["paper"] < 32
+    assert 18 < permuted["cls"]["ours"] < 32
     assert 18 < permuted["cls"]["official"]["200"] < 32
 
 
 def test_a_linear_probe_learns_what_neighbours_see_and_keeps_its_sweep(copied: Evaluable) -> None:
-    result = evaluate_linear(str(copied.run), copied.store, "photos", "photos", powers=(-2.0, 0.0, 2.0))
+    size = EvaluationSize(allow_overlap=True)
+    result = evaluate_linear(str(copied.run), copied.store, "photos", "photos", powers=(-2.0, 0.0, 2.0), size=size)
     assert result["top1"] > 60
     assert set(result["validation_by_power"]) == {"-2", "0", "2"}
     assert [record["evaluation"] for record in evaluations_of(copied.run)] == ["linear"]
@@ -212,7 +218,7 @@ def test_folders_of_images_are_indexed_once(copied: Evaluable, tiny_store: Any, 
     for split in ("train", "val"):
         shutil.copytree(tiny_store.teacher_run.parent / "images", copied.home / "data" / split)
     train, val = split_folders(str(copied.home / "data"))
-    result = evaluate_knn(str(copied.run), copied.store, train, val)
+    result = evaluate_knn(str(copied.run), copied.store, train, val, size=EvaluationSize(allow_overlap=True))
     assert result["cls"] == copied.knn(copied.run)["cls"]
     assert open_data(copied.store, train, on_event).digest == copied.store.dataset("photos").digest
     assert "is indexed as data-train@" in seen[0]["text"]

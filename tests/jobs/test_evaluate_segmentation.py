@@ -104,6 +104,7 @@ def test_masks_of_another_size_and_unknown_classes_are_refused_by_name(oracle: P
         evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=2), OWN)
     with pytest.raises(BadInput, match=r"holds class 3, and there are 3; say --classes"):
         evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=2), replace(OWN, classes=3))
+    draw_pictures(oracle / "data", 1, "val")
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(oracle / "data" / "annotations" / "train" / "0.png")
     with pytest.raises(BadInput, match="both must be of one size"):
         evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=3), OWN)

@@ -16,20 +16,41 @@ from eupe_pipeline.pipeline.evaluation_table import (
     read_evaluations,
 )
 from eupe_pipeline.storage.errors import CacheDamaged
+from eupe_pipeline.student.knn_names import record_named_as_today
 
 KNN: dict[str, Any] = {
     "evaluation": "knn",
     "protocol": {"test": {"dataset": "pets-test@0123456789ab", "images": 30}, "paper": {"k": 10}},
-    "results": {"test_images": 30, "cls": {"paper": 61.25, "official": {"10": 60.0}}, "mean_patch": {"paper": 50.0}},
-}
-DEPTH: dict[str, Any] = {"evaluation": "depth", "protocol": {"test": "/data/nyu"}, "results": {"abs_rel": 0.2, "rmse": 0.5014}}
+    "results": {
+        "test_images": 30, "cls": {"paper": 61.25, "ours": 63.0, "official": {"10": 60.0}}, "mean_patch": {"paper": 50.0, "ours": 51.0},
+    },
+}  # fmt: skip
+OLD_KNN: dict[str, Any] = {**KNN, "results": {"cls": {"paper": 63.0, "official": {"10": 60.0}}, "mean_patch": {"paper": 51.0}}}
+DEPTH: dict[str, Any] = {
+    "evaluation": "depth", "protocol": {"name": "official", "test": "/data/nyu"}, "results": {"abs_rel": 0.2, "rmse": 0.5014},
+}  # fmt: skip
 
 
 def test_a_headline_is_the_figure_people_quote_with_its_data() -> None:
     assert headline(KNN) == Figure("61.2 %", "pets-test")
     assert headline(DEPTH) == Figure("0.501 m", "nyu")
-    without_cls = {**KNN, "results": {"mean_patch": {"paper": 50.0}}}
+    without_cls = {**KNN, "results": {"mean_patch": {"paper": 50.0, "ours": 51.0}}}
     assert headline(without_cls) == Figure("50.0 %", "pets-test, mean patch token")
+
+
+def test_a_figure_that_is_not_by_the_papers_protocol_says_so() -> None:
+    assert headline(record_named_as_today(OLD_KNN)) == Figure(
+        "63.0 %", "pets-test, our protocol"
+    )  # it was called the paper's and never was
+    differing = {**KNN, "results": {**KNN["results"], "differs_from_paper": ["the input is 128 px"]}}
+    assert headline(differing) == Figure("61.2 %", "pets-test, the input is 128 px")
+    masks = {"evaluation": "segmentation", "protocol": {"name": "official"}, "results": {"miou": 40.0, "best_miou": 41.0}}
+    assert headline(masks) == Figure("41.0 %", "")  # the official loop reports the best of its measurements
+    assert headline({**masks, "protocol": {}}) == Figure("40.0 %", "our protocol")
+    assert headline({**masks, "results": {"best_miou": 41.0, "differs_from_official": ["steps is 9"]}}) == Figure("41.0 %", "steps is 9")
+    pairs = {"evaluation": "correspondence", "protocol": {}, "results": {"pck": 50.0}}
+    assert headline(pairs) == Figure("50.0 %", "our protocol")
+    assert headline({**pairs, "protocol": {"name": "paper"}}) == Figure("50.0 %", "")
 
 
 @pytest.mark.parametrize(("protocol", "words"), [

@@ -33,13 +33,13 @@ def told(capture: Capture, *words: object) -> dict[str, Any]:
 
 
 def test_neighbours_and_probe_take_datasets_or_a_folder_of_both(folder: Path, tiny_store: Any, capsys: Capture) -> None:
-    sets = ("--store", folder / "store", "--train", "photos", "--test", "photos")
+    sets = ("--store", folder / "store", "--train", "photos", "--test", "photos", "--allow-overlap")
     assert told(capsys, "knn", folder / "run", *sets)["train_images"] == 24
     cached = told(capsys, "knn", "tiny-teacher", *sets, "--test-images", 5, "--out", folder / "out")
     assert (cached["test_images"], Path(cached["record"]).parent.parent) == (5, folder / "out")
     for split in ("train", "val"):
         shutil.copytree(tiny_store.teacher_run.parent / "images", folder / "data" / split)
-    result = told(capsys, "linear", folder / "run", "--data", folder / "data")
+    result = told(capsys, "linear", folder / "run", "--data", folder / "data", "--allow-overlap")
     assert result["classes"] == 3
     assert (folder / "home" / "evaluations" / "store" / "eupe-store.json").is_file()
     with pytest.raises(BadInput, match="and not both"):
@@ -63,6 +63,14 @@ def test_dense_evaluations_run_a_real_student(folder: Path, capsys: Capture) -> 
     assert told(capsys, "depth", *common)["rmse"] > 0
     assert sorted(path.name.split("-")[0] for path in (folder / "run" / "evaluations").iterdir()) == ["depth", "segmentation"]
     assert told(capsys, "segmentation", *common)["already"]
+    for path in (folder / "dense" / "masks").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) * np.uint8(255)).save(path)
+    binary = told(capsys, "segmentation", *common, "--ignore-index", "none", "--protocol", "ours")
+    assert [value is not None for value in (binary["iou_by_class"][0], binary["iou_by_class"][255])] == [True, True]
+    assert main(["evaluate", "segmentation", *map(str, common)]) == 2
+    assert "if the ignored value is a class, say --ignore-index none" in capsys.readouterr().err
+    assert main(["evaluate", "segmentation", *map(str, common), "--ignore-index", "nothing"]) == 2
+    assert "neither a whole number nor the word none" in capsys.readouterr().err
 
 
 def test_zero_shot_says_what_it_would_do(folder: Path, capsys: Capture) -> None:

@@ -165,9 +165,14 @@ def test_other_images_under_a_known_name_are_kept_beside_it_with_a_warning(
     assert f"also names {first}" in (err := capsys.readouterr().err) or f"also names {second}" in err
 
 
-def test_testing_on_what_was_learnt_from_is_said(mistaken: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(shlex.split(f"{KNN} --train photos --test photos --dry-run --out {tmp_path}/results".format(**mistaken))) == 0
-    assert "is both learnt from and tested on, which measures memory as well" in capsys.readouterr().err
+def test_testing_on_what_was_learnt_from_is_refused_unless_it_is_meant(
+    mistaken: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(f"{KNN} --train photos --test photos --dry-run --out {tmp_path}/results".format(**mistaken))
+    assert main(words) == 2
+    assert "24 of 24 test images are also learnt from" in capsys.readouterr().err
+    assert main([*words, "--allow-overlap"]) == 0
+    assert "the figure measures memory as well" in capsys.readouterr().err
 
 
 def test_a_dry_run_leaves_the_store_as_it_was(mistaken: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def test_names_from_data_cannot_become_markup(made_run: Callable[..., Path], dra
 
 def test_an_entry_without_tokens_is_the_class_token() -> None:
     (row,) = knn_rows({"proxy": {"paper": 5.0, "official": {"10": 6.0}}})
-    assert (row.model, row.token, row.kind, row.paper, row.official) == ("proxy", "class token", "proxy", 5.0, {10: 6.0})
+    assert (row.model, row.token, row.kind, row.ours, row.official) == ("proxy", "class token", "proxy", 5.0, {10: 6.0})
 
 
 def test_a_folder_that_is_no_run_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

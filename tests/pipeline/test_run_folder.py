@@ -56,7 +56,8 @@ def test_evaluations_while_training_are_curves_of_their_own_and_no_steps(made_ru
     run = read_run(folder)
     assert len(run.metrics) == 2
     series = {one.label: one.points for one in run.evaluation_series()}
-    assert series == {"kNN, class token, paper": [(2, 30.0), (4, 40.0)], "kNN, mean patch token, paper": [(2, 25.0), (4, 35.0)]}
+    # Without "ours" beside it, what such a line calls "paper" was measured by our protocol.
+    assert series == {"kNN, class token, ours": [(2, 30.0), (4, 40.0)], "kNN, mean patch token, ours": [(2, 25.0), (4, 35.0)]}
     assert [len(one.points) for one in run.metric_series("images_per_s", "rate")] == [2]
     assert run.metric_series("never", "x") == []
 

@@ -55,7 +55,7 @@ def test_one_student_is_a_recipe_value_and_several_have_a_run_each(tiny_store: A
 
 
 def test_a_student_is_measured_on_the_way_when_asked(tiny_store: Any, tmp_path: Path) -> None:
-    go(tiny_store, tmp_path / "run", evaluation="knn", every=2, evaluate_data="photos", evaluate_images=24)
+    go(tiny_store, tmp_path / "run", evaluation="knn", every=2, evaluate_data="photos", evaluate_images=24, allow_overlap=True)
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "knn" in line] == [2, 4]
     arguments = ["train", "--stage", "2", "--store", tiny_store.store.url, "--data", "photos", "--features", "tiny-teacher", "--out", "x"]
     assert main([*arguments, "--recipe", "1-2", "--evaluate", "knn"]) == 2

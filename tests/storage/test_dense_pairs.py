@@ -1,5 +1,6 @@
 """Layouts of pictures with masks or depth, and what is read from them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,16 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         segmentation_pairs(tmp_path, "train")
     with pytest.raises(BadInput, match="no folder validation or val or test"):
         segmentation_pairs(tmp_path, "val")
+
+
+def test_pictures_behind_links_are_found_and_pipes_are_not_opened(tmp_path: Path) -> None:
+    pair(tmp_path / "elsewhere", "training/deep/a")
+    for kind in ("images", "annotations"):
+        (tmp_path / kind / "training").mkdir(parents=True)
+        (tmp_path / kind / "training/linked").symlink_to(tmp_path / "elsewhere" / kind / "training/deep")
+    (only,) = segmentation_pairs(tmp_path, "train")
+    assert only.id == "training/linked/a.jpg"
+    os.mkfifo(tmp_path / "images/training/pipe.jpg")
+    save(tmp_path / "annotations/training/pipe.png", np.zeros((4, 6), np.uint8))
+    with pytest.raises(BadInput, match=r"pipe\.jpg cannot be read"):
+        pairs_digest(segmentation_pairs(tmp_path, "train"))

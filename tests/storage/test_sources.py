@@ -6,6 +6,7 @@ import io
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from eupe_pipeline.storage import sources
+from eupe_pipeline.storage import image_kinds
 from eupe_pipeline.storage.errors import BadInput
-from eupe_pipeline.storage.sources import Skipped, SourceImage, list_files, open_source, read_bytes, walk
+from eupe_pipeline.storage.found import Skipped, SourceImage, TarEnd
+from eupe_pipeline.storage.sources import list_files, open_source, read_bytes, walk
 from eupe_pipeline.storage.urls import is_url
 from PIL import Image
 
@@ -39,7 +41,9 @@ def add(archive: tarfile.TarFile, name: str, data: bytes = b"", **fields: Any) -
 def walked(folder: Path) -> tuple[list[SourceImage], list[Skipped]]:
     filesystem, root = open_source(str(folder))
     found = [item for path in list_files(filesystem, root) for item in walk(filesystem, root, path)]
-    return [item for item in found if isinstance(item, SourceImage)], [item for item in found if isinstance(item, Skipped)]
+    labels = {name: label for item in found if isinstance(item, TarEnd) for name, label in item.labels.items()}
+    images = [replace(item, label=labels.get(item.image_id, item.label)) for item in found if isinstance(item, SourceImage)]
+    return images, [item for item in found if isinstance(item, Skipped)]
 
 
 def test_a_folder_tree_is_labelled_by_its_folders_in_a_fixed_order(tmp_path: Path) -> None:
@@ -121,7 +125,7 @@ def test_hostile_members_are_counted_and_nothing_is_written(kind: str, tmp_path:
 
 @pytest.mark.fault(21, "detected")
 def test_a_member_that_claims_to_be_huge_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(image_kinds, "MAX_FILE_BYTES", 1000)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, "big.png", bytes(1001))
         add(archive, "good.png", picture())
@@ -275,7 +279,8 @@ def test_sources_on_a_web_server_are_read_in_place(tmp_path: Path, web: str, end
     hugging_face(tmp_path / "b.parquet", [picture(4), picture(5)])
     (tmp_path / "c.png").write_bytes(picture(6))
     filesystem, root = open_source(web + ending)
-    found = [image for path in list_files(filesystem, root) for image in walk(filesystem, root, path)]
+    items = [item for path in list_files(filesystem, root) for item in walk(filesystem, root, path)]
+    found = [image for image in items if not isinstance(image, TarEnd)]
     assert len(found) == {"": 6, "/": 6, "/a.tar": 3, "/b.parquet": 2, "/c.png": 1}[ending]
     for image in found:
         assert isinstance(image, SourceImage)

@@ -44,6 +44,8 @@ def test_the_digest_covers_annotations_and_pictures(tmp_path: Path) -> None:
     ({"trg_kps": [[1, 2]]}, "not whole"),
     ({"src_kps": [], "trg_kps": []}, "not whole"),
     ({"trg_bndbox": [1, 2]}, "not whole"),
+    ({"trg_kps": [[1, float("nan")], [3, 4]]}, "a keypoint is not a number"),
+    ({"trg_bndbox": [5, 5, 5, 5]}, "its box is empty"),
     ({"trg_imname": "c.jpg"}, "is not there"),
     ({"src_kps": None}, "not the annotation of a pair"),
 ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""kNN by both protocols: by hand, against a plain loop, and what is refused."""
+"""kNN by its three protocols: by hand, against a plain loop, and what is refused."""
 
 import time
 
@@ -29,6 +29,10 @@ def clouds(seed: int, count: int) -> tuple[Floats, Labels]:
     return (np.eye(4, 12)[truth] + generator.normal(0, 0.45, (count, 12))).astype(np.float32), truth
 
 
+def knn_ours(bank: Floats, bank_labels: Labels, queries: Floats, truth: Labels, k: int = 10) -> float:
+    return knn(bank, bank_labels, queries, truth, k=k, ks=()).ours
+
+
 def knn_paper(bank: Floats, bank_labels: Labels, queries: Floats, truth: Labels, k: int = 10) -> float:
     return knn(bank, bank_labels, queries, truth, k=k, ks=()).paper
 
@@ -51,9 +55,28 @@ def test_a_tie_goes_to_the_nearest() -> None:
     assert knn_paper(bank, bank_labels, directions(18), labels(0), k=2) == 100.0
 
 
-def test_length_does_not_matter() -> None:
+def test_length_matters_to_the_papers_distance_and_not_to_ours() -> None:
     bank = directions(0, 90) * np.array([[100.0], [0.01]], np.float32)
-    assert knn_paper(bank, labels(0, 1), directions(60), labels(1), k=1) == 100.0
+    assert knn_ours(bank, labels(0, 1), directions(60), labels(1), k=1) == 100.0
+    assert knn_ours(bank, labels(0, 1), directions(30), labels(0), k=1) == 100.0
+    assert knn_paper(bank, labels(0, 1), directions(30), labels(1), k=1) == 100.0
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_the_papers_protocol_equals_a_plain_loop_over_l2_distances(offset: float) -> None:
+    generator = np.random.default_rng(3)
+    (bank, bank_labels), (queries, truth) = clouds(1, 300), clouds(2, 200)
+    bank, queries = (one * generator.uniform(0.2, 3, (len(one), 1)).astype(np.float32) + np.float32(offset) for one in (bank, queries))
+    right = 0
+    for query, label in zip(queries, truth, strict=True):
+        nearest = np.argsort(np.linalg.norm(bank.astype(np.float64) - query, axis=1))[:10]
+        counts = np.bincount(bank_labels[nearest], minlength=4) + [  # a tie: the nearer in the sum of ranks
+            0.01 * (10 - np.flatnonzero(bank_labels[nearest] == one)).sum() / 10 for one in range(4)
+        ]
+        right += int(counts.argmax() == label)
+    found = knn(bank, bank_labels, queries, truth)
+    assert found.paper == pytest.approx(100.0 * right / len(queries))
+    assert found.paper != found.ours or not offset
 
 
 def test_official_votes_are_weighted_by_similarity() -> None:
@@ -79,9 +102,13 @@ def test_the_official_protocol_equals_a_plain_loop(k: int) -> None:
     assert knn_official(bank, bank_labels, queries, truth, ks=(k,))[k] == pytest.approx(loop_official(bank, bank_labels, queries, truth, k))
 
 
-def test_ks_beyond_the_training_set_are_left_out() -> None:
+def test_ks_beyond_the_training_set_become_its_size_once_as_in_the_official_code() -> None:
     (bank, bank_labels), (queries, truth) = clouds(1, 50), clouds(2, 20)
-    assert list(knn_official(bank, bank_labels, queries, truth)) == [10, 20]
+    found = knn_official(bank, bank_labels, queries, truth)
+    assert list(found) == [10, 20, 50]
+    for k in found:
+        assert found[k] == pytest.approx(loop_official(bank, bank_labels, queries, truth, k))
+    assert list(knn_official(bank[:6], bank_labels[:6], queries, truth)) == [6]
 
 
 def test_both_protocols_of_one_search_are_those_of_two_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,12 +129,13 @@ def test_full_cifar_10_takes_less_than_a_minute_for_each_feature() -> None:
     started = time.perf_counter()
     found = knn(features[:50_000], truth[:50_000], features[50_000:], truth[50_000:])
     assert time.perf_counter() - started < 60
-    assert found.paper > 50
+    assert found.ours > 50
 
 
-def test_too_few_training_images_are_refused() -> None:
-    with pytest.raises(BadInput, match="k = 10"):
-        knn_paper(directions(0, 1), labels(0, 1), directions(0), labels(0))
+def test_fewer_training_images_than_k_all_vote_and_none_are_refused() -> None:
+    assert knn_paper(directions(0, 1, 2), labels(0, 1, 1), directions(0), labels(1)) == 100.0
+    with pytest.raises(BadInput, match="needs training images and test images, got 0 and 1"):
+        knn_paper(directions(), labels(), directions(0), labels(0))
 
 
 def test_images_without_a_label_are_refused() -> None:
@@ -130,3 +158,12 @@ def test_embedding_keeps_the_order_and_averages_patches() -> None:
 def test_nothing_to_embed_is_refused() -> None:
     with pytest.raises(BadInput, match="no image"):
         embed(lambda pixels: Tokens(None, pixels), [])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_give_no_figure(value: float) -> None:
+    def model(pixels: torch.Tensor) -> Tokens:
+        return Tokens(torch.full((len(pixels), 3), value), torch.ones(len(pixels), 1, 1, 3))
+
+    with pytest.raises(BadInput, match="not finite"):
+        embed(model, [np.zeros((2, 2, 2, 3), np.uint8)])

@@ -3,18 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.student.segmentation import (
     IGNORE,
+    PROTOCOLS,
     Confusion,
     SegmentationView,
     classes_at,
+    classes_of,
     distorted,
+    resize_mask,
     resize_shorter,
     segmentation_loss,
     slide,
     training_view,
     window_starts,
-    without_zero,
 )
 from torch.nn import functional
 
@@ -101,4 +104,42 @@ def test_colours_change_and_stay_bytes() -> None:
 
 
 def test_ade20k_counts_from_one() -> None:
-    assert without_zero(np.array([[0, 1, 150, 255]])).tolist() == [[255, 0, 149, 255]]
+    assert classes_of(np.array([[0, 1, 150, 255]]), 255, zero_is_ignored=True).tolist() == [[IGNORE, 0, 149, IGNORE]]
+
+
+@pytest.mark.parametrize(("ignore", "wanted"), [(255, [0, 7, IGNORE]), (7, [0, IGNORE, 255]), (0, [IGNORE, 7, 255]), (None, [0, 7, 255])])
+def test_only_the_value_that_the_user_names_is_ignored(ignore: int | None, wanted: list[int]) -> None:
+    assert classes_of(np.array([[0, 7, 255]]), ignore, zero_is_ignored=False).tolist() == [wanted]
+
+
+def test_the_official_loss_averages_over_ignored_pixels_too_and_ours_over_those_that_count() -> None:
+    logits, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    masks[:, :6] = IGNORE
+    summed = float(functional.cross_entropy(logits[:, :, 6:], masks[:, 6:], reduction="sum"))
+    assert float(segmentation_loss(logits, masks, "official")) == pytest.approx(summed / (2 * 8 * 8), rel=1e-5)
+    assert float(segmentation_loss(logits, masks, "ours")) == pytest.approx(summed / (2 * 2 * 8), rel=1e-5)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_batch_in_which_nothing_counts_teaches_nothing_and_is_no_nan(protocol: str) -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 8, 8), IGNORE), protocol)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_official_masks_are_resized_by_torchs_nearest_and_ours_by_pillows() -> None:
+    mask = np.arange(5)[None].repeat(5, axis=0)
+    assert resize_mask(mask, 3, "official")[0].tolist() == [0, 1, 3]  # the floor of place × 5/3: the corner
+    assert resize_mask(mask, 3, "ours")[0].tolist() == [0, 2, 4]  # the centre
+    mask[:] = IGNORE
+    assert {*resize_mask(mask, 7, "official").ravel(), *resize_mask(mask, 7, "ours").ravel()} == {IGNORE}
+
+
+def test_without_a_counted_pixel_there_are_no_metrics() -> None:
+    confusion = Confusion(3)
+    confusion.add(np.full((2, 2), IGNORE), np.zeros((2, 2), np.int64))
+    with pytest.raises(BadInput, match="no pixel of the validation masks counts"):
+        confusion.metrics()
