@@ -67,7 +67,7 @@ class Objects(Protocol):
         """Publish the content, all of which is made, unless the key exists; True when this call created it. Raises `StoreUnavailable`."""
 
     def replace(self, key: str, data: bytes) -> None:
-        """Put an object whether or not the key exists; readers find the old one or the new one. For records of runs, never for a store."""
+        """Put an object whether or not the key exists; readers find the old or the new one. For runs; of a store only `mending`."""
 
     def remove(self, key: str) -> None:
         """Remove one object; no error when it is gone already."""
