@@ -13,10 +13,10 @@ from .errors import CacheDamaged, EupeError
 from .examiner import ITSELF, Examiner, ToExtract
 from .features import FeatureReader
 from .findings import Kind
-from .healing import damaged_arrays, from_rows, heal_views
+from .healing import damaged_arrays, from_rows, heal_views, standing_record
 from .identity import ids_digest
 from .ledger_salvage import damaged_ledgers, salvage_ledger
-from .mending import held, put, unflipped
+from .mending import held, put, reason, unflipped
 from .shards import ShardedGroup
 from .viewset import ViewSet
 
@@ -93,13 +93,8 @@ def _stranger(one: ViewSet | FeatureReader, record: Record, indexed: bool) -> st
     if indexed and record.image_ids_sha256 != ids_digest(views.dataset.ids(*views.shard_images(record.shard))):
         return "is of other images"
     if isinstance(one, FeatureReader) and record.views_record:
-        try:
-            of_views = views.group.record(record.shard)
-        except CacheDamaged:
-            return ""  # said of the views; once they are whole this is looked at again
-        if of_views is None:
-            return ""
-        if of_views.digest != record.views_record:
+        of_views = standing_record(views.group, record.shard)  # one that is damaged is said of the views
+        if of_views is not None and of_views.digest != record.views_record:
             return "was made from other views than those that are committed now"
     return ""
 
@@ -116,9 +111,15 @@ def _record(examiner: Examiner, group: ShardedGroup, shard: int) -> tuple[Record
             return None, flaw
     if data is not None:
         try:
-            return group.parse(shard, data), ""
+            record = group.parse(shard, data)
         except CacheDamaged as error:
-            flaw = str(error)
+            flaw = reason(error)
+        else:
+            if compacted not in (None, data):  # a compaction would take the ledger's for the truth and remove this one
+                group.ledgers.discard(shard)
+                mark = f"{group.prefix}/discarded/{shard:06d}"
+                examiner.found("ledger", mark, "is missing, and its ledger holds an older record", "the record in commits/")
+            return record, ""
     for candidate, source in _left_of(group, shard, data, compacted):
         if candidate is not None and (record := _parsed(group, shard, candidate)) is not None:
             group.ledgers.discard(shard)

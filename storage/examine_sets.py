@@ -17,7 +17,7 @@ from .features import FeatureReader, features_metadata, read_statistics
 from .identities import lost_features_identity, lost_views_identity
 from .identity import digest, short
 from .layout import FeatureLayout
-from .mending import held, set_aside, unflipped
+from .mending import held, put, set_aside, unflipped
 from .named import MAX_IDENTITY_BYTES, parse_identity
 from .statistics import Statistics
 from .store import MAX_STATISTICS_BYTES, canary_key, pack_kept_statistics, parse_kept_statistics, statistics_key
@@ -150,6 +150,9 @@ def _examine_kept(examiner: Examiner, reader: FeatureReader) -> None:
     if expected is not None:
         where, wanted = expected
         check = partial(_check_kept, where=where)
+        if held(examiner.objects, where, MAX_STATISTICS_BYTES)[1] == "is missing":  # only another extraction would look for it
+            put(examiner.objects, where, wanted)
+            examiner.found("statistics", where, "is missing", f"the statistics of features/{reader.key}", unfinished=True)
         examiner.file("statistics", where, check, [(wanted, f"the statistics of features/{reader.key}")], lambda: "", MAX_STATISTICS_BYTES)
 
 
@@ -160,11 +163,14 @@ def _check_kept(data: bytes, where: str) -> None:
 
 
 def _examine_canary(examiner: Examiner, reader: FeatureReader) -> None:
-    """A canary that is not there is none: the next worker records it."""
+    """One that is not there is no damage: it goes with no feature set, and the next worker records it. Pooled sets have none."""
     where = canary_key(reader.identity["teacher"])
-    if held(examiner.objects, where, MAX_CANARY_BYTES)[1] == "is missing" or where in examiner.canaries:
+    if where in examiner.canaries or "pooled" in reader.identity["statistics"]:
         return
-    if examiner.file("canary", where, partial(parse_canary, where=where), [], lambda: examiner.repair, MAX_CANARY_BYTES) is None:
+    if held(examiner.objects, where, MAX_CANARY_BYTES)[1] == "is missing":
+        lost = examiner.found("canary", where, "is missing", "its teacher", examiner.repair, unfinished=True)
+        examiner.canaries[where] = (reader, lost)
+    elif examiner.file("canary", where, partial(parse_canary, where=where), [], lambda: examiner.repair, MAX_CANARY_BYTES) is None:
         lost = examiner.findings[-1]
         examiner.settle(lost, mended=False, way_out=examiner.repair, source="its teacher")
         examiner.canaries[where] = (reader, examiner.findings[-1])

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from .adopt import alike
 from .commit import ObjectRecord, Record, record_key
 from .decode import BadImage
-from .errors import CacheDamaged, CacheMismatch
+from .errors import CacheDamaged, CacheMismatch, StoreUnavailable
 from .identity import ids_digest
 from .mending import held, put, unflipped
 from .shards import ShardedGroup
+from .urls import is_url
 from .views import cut, pixel_digest, resize
 from .viewset import PIXELS, ViewSet
 from .zarr_format import CRC_BYTES, ArraySpec, ShardObject, build_shard, crc32c, xxh3_64, xxh3_128
@@ -55,6 +56,10 @@ def standing_record(group: ShardedGroup, shard: int) -> Record | None:
     try:
         return group.record(shard)
     except CacheDamaged:
+        return None
+    except StoreUnavailable:
+        if is_url(group.objects.url):  # the network, not the store
+            raise
         return None
 
 

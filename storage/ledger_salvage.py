@@ -13,7 +13,7 @@ import numpy as np
 from .commit import MAX_RECORD_BYTES, Record, parse_record, record_key
 from .errors import CacheDamaged
 from .ledger import index_bytes
-from .mending import held, put
+from .mending import held, put, reason
 from .shards import ShardedGroup
 
 _START = b'{"digest":"'  # of every record in canonical JSON; cannot stand within a string, whose quotes are escaped
@@ -39,7 +39,7 @@ def damaged_ledgers(group: ShardedGroup) -> dict[int, tuple[str, str]]:
                 group.ledgers.forget(number)
                 group.ledgers.opened(number)
             except CacheDamaged as error:
-                found[number] = ledgers.key(number), str(error)
+                found[number] = ledgers.key(number), reason(error)
         if number not in found and (displaced := _displaced(group, number)):
             found[number] = ledgers.key(number), f"does not say where {displaced} of its records lie"
     return found

@@ -5,6 +5,7 @@ by bytes that they vouch for: those are whole before the old ones go, in one ato
 moment leaves the damaged file or the whole one. Whatever lies in the place of a file (a folder) is moved aside, not deleted.
 """
 
+import re
 import secrets
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ def held(objects: Objects, key: str, limit_bytes: int | None = None) -> tuple[by
     except FileNotFoundError:
         return None, "is missing"
     except CacheDamaged as error:
-        return None, f"cannot be one of ours ({error})"
+        return None, f"cannot be one of ours ({reason(error)})"
     except StoreUnavailable as error:
         if is_url(objects.url):  # the network is no damage of the store
             raise
@@ -40,8 +41,13 @@ def flaw_of(objects: Objects, key: str, check: Check, limit_bytes: int | None = 
         try:
             check(data)
         except CacheDamaged as error:
-            return data, str(error)
+            return data, reason(error)
     return data, flaw
+
+
+def reason(error: Exception) -> str:
+    """What an error says has happened, without its advice: whoever examines a store gives that with each finding."""
+    return re.sub(r"[;,:]? *(run|remove it|index the source)\b.*`.*", "", str(error), flags=re.S)
 
 
 def unflipped(data: bytes | None, check: Check) -> bytes | None:
