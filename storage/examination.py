@@ -46,8 +46,7 @@ def examine(examiner: Examiner, key: str | None = None) -> dict[str, FeatureRead
             continue
         of_views = views.get(str(identity.get("views")))
         if of_views is None:
-            text = f"cannot be judged before the views @{short(str(identity.get('views')))} are whole"
-            examiner.found("identity", f"features/{one}", text, "", f"mend those first, then {examiner.repair}")
+            _without_views(examiner, one, f"@{short(str(identity.get('views')))}")
             continue
         reader = examine_features(examiner, one, identity, of_views)
         if reader is not None:
@@ -59,8 +58,18 @@ def examine(examiner: Examiner, key: str | None = None) -> dict[str, FeatureRead
     return readers
 
 
+def _without_views(examiner: Examiner, key: str, wanted: str) -> None:
+    if any(one.endswith(wanted) for one in examiner.store.list_view_sets()):
+        way_out = "the views first, as is said of them"
+    else:
+        way_out = "they are not in the store: run the same `eupe-pipeline extract-features` again that made the set, with the same options"
+    examiner.found("identity", f"features/{key}", f"cannot be judged without its views {wanted}", "", way_out)
+
+
 def _marker(examiner: Examiner) -> None:
     flaw = marker_flaw(examiner.objects)
+    if not flaw and held(examiner.objects, MARKER)[0] != MARKER_BYTES:
+        flaw = "is not what the format says"
     if flaw:
         put(examiner.objects, MARKER, MARKER_BYTES)
         examiner.found("marker", MARKER, flaw, "the format's definition")
@@ -89,8 +98,13 @@ def _views(examiner: Examiner, key: str, datasets: dict[str, ImageDataset]) -> V
         return None
     dataset = next((one for one in datasets.values() if one.digest == identity.get("dataset")), None)
     if dataset is None:
-        text = f"cannot be judged before the dataset @{short(str(identity.get('dataset')))} is whole"
-        examiner.found("identity", f"views/{key}", text, "", f"mend that first, then {examiner.repair}")
+        wanted = f"@{short(str(identity.get('dataset')))}"
+        if any(one.endswith(wanted) for one in examiner.store.list_datasets()):
+            way_out = "the dataset first, as is said of it"
+        else:
+            again = examiner.command("index", "SOURCE", "--name", key.rpartition("@")[0])
+            way_out = f"it is not in the store: run {again}, where SOURCE is the place where its images lie"
+        examiner.found("identity", f"views/{key}", f"cannot be judged without its dataset {wanted}", "", way_out)
         return None
     return examine_views(examiner, key, identity, dataset)
 

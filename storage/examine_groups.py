@@ -121,11 +121,11 @@ def _record(examiner: Examiner, group: ShardedGroup, shard: int) -> tuple[Record
                 examiner.found("ledger", mark, "is missing, and its ledger holds an older record", "the record in commits/")
             return record, ""
     for candidate, source in _left_of(group, shard, data, compacted):
-        if candidate is not None and (record := _parsed(group, shard, candidate)) is not None:
+        if candidate is not None and (found := _parsed(group, shard, candidate)) is not None:
             group.ledgers.discard(shard)
             put(examiner.objects, where, candidate)
             examiner.found("record", where, flaw, source, shard=shard)
-            return record, flaw
+            return found, flaw
     return None, flaw
 
 

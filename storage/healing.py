@@ -30,6 +30,7 @@ from .viewset import PIXELS, ViewSet
 from .zarr_format import CRC_BYTES, ArraySpec, ShardObject, build_shard, crc32c, xxh3_64, xxh3_128
 
 Present = NDArray[np.bool_]
+Chunks = list[memoryview | None]
 
 
 @dataclass(frozen=True)
@@ -105,26 +106,47 @@ def heal(
     """
     standing = standing_record(group, fresh.shard) if trust else None
     if standing is not None and standing.failed.keys() != fresh.failed.keys():
-        differ = sorted(standing.failed.keys() ^ fresh.failed.keys())
-        raise CacheMismatch(
-            f"shard {fresh.shard} of {group.prefix}: the images that fail are not those of its record: {', '.join(differ[:5])}"
-        )
-    bad = {} if standing is None else damaged_arrays(group, standing)
-    objects, entries = {}, {}
-    for name, spec in group.specs.items():
-        if standing is not None and name not in bad:
-            entries[name] = standing.objects[name]
-            continue
-        where = f"{group.prefix}/{spec.key(fresh.shard)}"
-        built = build_shard(spec, arrays[name], present[name] if isinstance(present, Mapping) else present)
-        data, _ = held(group.objects, where)
-        mixed = ShardObject(spec, _mixed(spec, None if standing is None else standing.objects[name], data, built, where))
+        named = ", ".join(sorted(standing.failed.keys() ^ fresh.failed.keys())[:5])
+        raise CacheMismatch(f"shard {fresh.shard} of {group.prefix}: the images that fail now are not those of its record: {named}")
+    touched = _touched(group, standing)
+    built = {
+        name: build_shard(group.specs[name], arrays[name], present[name] if isinstance(present, Mapping) else present) for name in touched
+    }
+    held_bytes = {name: held(group.objects, f"{group.prefix}/{group.specs[name].key(fresh.shard)}")[0] for name in touched}
+    kept: dict[str, Chunks] = {name: [None] * len(built[name].chunks) for name in touched}
+    if trust:
+        kept = {name: _kept(group, name, standing, held_bytes[name], built[name]) for name in touched}
+    _one_forward_a_row(group, kept)
+    objects, entries = {}, {} if standing is None else dict(standing.objects)
+    for name in touched:
+        spec, chunks = group.specs[name], [old if old is not None else new for old, new in zip(kept[name], built[name].chunks, strict=True)]
+        mixed = ShardObject(spec, chunks)
         whole = b"".join(mixed)
         entries[name] = ObjectRecord.of(spec.key(fresh.shard), mixed.size, mixed.hashes())
-        if whole != data:
+        if whole != held_bytes[name]:
             objects[name] = whole
     record = replace(standing or fresh, objects=entries)
     return Healed(objects, record, record != standing)
+
+
+def _touched(group: ShardedGroup, standing: Record | None) -> list[str]:
+    """The arrays that may change: the damaged ones, and those whose rows belong to rows of theirs."""
+    bad = set(group.specs) if standing is None else set(damaged_arrays(group, standing))
+    return [name for name in group.specs if name in bad or (name in _joint(group) and bad & _joint(group))]
+
+
+def _joint(group: ShardedGroup) -> set[str]:
+    """Arrays of one row a chunk that a teacher's forward gives together: codes and their scales."""
+    return {name for name, spec in group.specs.items() if spec.inexact and spec.chunk_rows == 1}
+
+
+def _one_forward_a_row(group: ShardedGroup, kept: Mapping[str, Chunks]) -> None:
+    """Where a row of codes or of scales is made anew, so is the other: two machines' rounding must not meet in one value."""
+    joint = [kept[name] for name in kept.keys() & _joint(group)]
+    for n in range(len(joint[0]) if joint else 0):
+        if any(chunks[n] is None for chunks in joint):
+            for chunks in joint:
+                chunks[n] = None
 
 
 def _places(spec: ArraySpec, missing: Present) -> list[int | None]:
@@ -133,40 +155,38 @@ def _places(spec: ArraySpec, missing: Present) -> list[int | None]:
     return [None if gone else int(rank[n]) * step for n, gone in enumerate(missing.tolist())]
 
 
-def _whole_rows(spec: ArraySpec, entry: ObjectRecord, data: bytes | None) -> list[memoryview | None]:
+def _whole_rows(spec: ArraySpec, entry: ObjectRecord, data: bytes | None) -> Chunks:
     """The chunks that match their hash in the record; None for those that do not, and for those that do not exist."""
     hashes, memory = entry.chunk_hashes(), memoryview(data or b"")
-    kept: list[memoryview | None] = []
+    kept: Chunks = []
     for n, begin in enumerate(_places(spec, hashes == 0)):
         chunk = None if begin is None else memory[begin : begin + spec.chunk_bytes]
         kept.append(chunk if chunk is not None and len(chunk) == spec.chunk_bytes and xxh3_64(chunk) == hashes[n] else None)
     return kept
 
 
-def _mixed(spec: ArraySpec, entry: ObjectRecord | None, data: bytes | None, fresh: ShardObject, where: str) -> list[memoryview | None]:
-    """What is whole of an object, and fresh chunks in the place of the rest."""
-    chunks = list(fresh.chunks)
-    hashes = None if entry is None else entry.chunk_hashes()
-    if hashes is not None and ((hashes == 0) != fresh.missing).any():
+def _kept(group: ShardedGroup, name: str, standing: Record | None, data: bytes | None, fresh: ShardObject) -> Chunks:
+    """What is whole of an object, and stays; None for the chunks that are made anew, and for those that do not exist."""
+    spec, where = group.specs[name], f"{group.prefix}/{name}"
+    if standing is None:
+        sound = _sound_chunks(spec, fresh.missing, data)
+        return [old if old is not None and new is not None and alike(spec, old, new) else None
+                for old, new in zip(sound, fresh.chunks, strict=True)]  # fmt: skip
+    hashes = standing.objects[name].chunk_hashes()
+    if ((hashes == 0) != fresh.missing).any():
         raise CacheMismatch(f"{where}: other images have rows now than when it was committed")
-    kept = _sound_chunks(spec, fresh.missing, data) if entry is None else _whole_rows(spec, entry, data)
+    kept = _whole_rows(spec, standing.objects[name], data)
     for n, (old, new) in enumerate(zip(kept, fresh.chunks, strict=True)):
-        if new is None:
-            continue
-        if hashes is not None and not spec.inexact and xxh3_64(new) != hashes[n]:
+        if new is not None and not spec.inexact and xxh3_64(new) != hashes[n]:
             raise CacheMismatch(f"{where}: chunk {n} made anew is not what was committed; restore the image library and the images of then")
-        if old is None:
-            continue
-        if alike(spec, old, new):
-            chunks[n] = old
-        elif hashes is not None:
+        if new is not None and old is not None and not alike(spec, old, new):
             raise CacheMismatch(f"{where}: chunk {n} is whole, and what is computed now differs from it: another teacher, or other images")
-    return chunks
+    return kept
 
 
-def _sound_chunks(spec: ArraySpec, missing: Present, data: bytes | None) -> list[memoryview | None]:
+def _sound_chunks(spec: ArraySpec, missing: Present, data: bytes | None) -> Chunks:
     """The chunks whose own checksum holds, of an object that no record describes."""
-    memory, kept = memoryview(data or b""), list[memoryview | None]()
+    memory, kept = memoryview(data or b""), Chunks()
     for begin in _places(spec, missing):
         end = (begin or 0) + spec.chunk_bytes
         sound = begin is not None and crc32c(memory[begin:end]).to_bytes(CRC_BYTES, "little") == memory[end : end + CRC_BYTES]

@@ -30,9 +30,9 @@ def damaged_ledgers(group: ShardedGroup) -> dict[int, tuple[str, str]]:
         index, flaw = held(group.objects, ledgers.key(number))
         if index is None and flaw == "is missing" and len(_beside(group, number)) == last - first:
             continue  # a compaction that was killed; the next one goes on
-        for key in (ledgers.key(number), ledgers.records_key(number)):
+        for key, none in ((ledgers.key(number), ""), (ledgers.records_key(number), "is empty")):  # all of them may be lost, and said so
             _, flaw = held(group.objects, key)
-            if flaw:
+            if flaw and flaw != none:
                 found[number] = key, flaw
         if number not in found:
             try:

@@ -26,7 +26,7 @@ from ..fault_log import Trials
 STEPS = 4
 MAY_CHANGE = r"^leases/|/places/|/discarded/|\.(records|parquet)$|^datasets/[^/]*/identity"
 """Set aside, a mark without content, a ledger whose lost records lie in `commits` now, another place of the same images."""
-EXTRACT = "extract-features --data photos --views 2 --seed {seed} --images-per-shard 4 --statistics-batches 2 --workers 0 --teacher TEACHER"
+EXTRACT = "extract-features --data photos --views 2 --seed {seed} --statistics-batches 2 --workers 0 --teacher TEACHER"
 Capture = pytest.CaptureFixture[str]
 
 
