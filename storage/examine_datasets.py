@@ -10,15 +10,16 @@ from typing import Any
 
 from .dataset import ImageDataset, parse_description, part_name
 from .errors import CacheDamaged, EupeError
-from .examiner import ITSELF, Examiner
+from .examiner import Examiner
 from .findings import Kind
 from .identity import short
 from .indexing import restore_index
-from .mending import Check, held, set_aside, unflipped
+from .mending import Check, held, set_aside
 from .named import MAX_IDENTITY_BYTES
 from .places import MAX_PLACE_BYTES, parse_place
 
 IMAGES = "the images"
+Made = Iterator[tuple[bytes | None, str]]
 
 
 def examine_dataset(examiner: Examiner, key: str) -> tuple[ImageDataset | None, bool]:
@@ -26,7 +27,7 @@ def examine_dataset(examiner: Examiner, key: str) -> tuple[ImageDataset | None, 
     prefix = f"datasets/{key}"
     where, check = f"{prefix}/identity.json", partial(parse_description, prefix=prefix)
     sources = [*_places(examiner, key), *_named_in(examiner, where)]
-    data = _file(examiner, "identity", key, where, check, sources, MAX_IDENTITY_BYTES)
+    data = _file(examiner, "identity", key, where, check, sources, _restored(examiner, key, sources, where), MAX_IDENTITY_BYTES)
     if data is None:
         return None, False
     described = parse_description(data, prefix)
@@ -35,16 +36,11 @@ def examine_dataset(examiner: Examiner, key: str) -> tuple[ImageDataset | None, 
 
 
 def _file(
-    examiner: Examiner, kind: Kind, key: str, where: str, check: Check, sources: list[str], limit_bytes: int | None = None
+    examiner: Examiner, kind: Kind, key: str, where: str, check: Check, sources: list[str], made: Made, limit_bytes: int | None = None
 ) -> bytes | None:
     """A dataset's file, from one walk over its images where nothing else is left of it."""
     known = ", ".join(dict.fromkeys(sources))
-
-    def made() -> Iterator[tuple[bytes | None, str]]:
-        yield unflipped(held(examiner.objects, where, limit_bytes)[0], check), ITSELF
-        yield from _restored(examiner, key, sources, where)
-
-    data = examiner.file(kind, where, check, made(), lambda: _index_it(examiner, key, known), limit_bytes)
+    data = examiner.file(kind, where, check, made, lambda: _index_it(examiner, key, known), limit_bytes)
     if data is None and known and not examiner.images:
         examiner.settle(examiner.findings[-1], mended=False, way_out=examiner.repair, source=f"{IMAGES} at {known}")
     return data
@@ -52,18 +48,22 @@ def _file(
 
 def _part_is_whole(examiner: Examiner, key: str, number: int, described: dict[str, Any], sources: list[str]) -> bool:
     where, prefix = f"datasets/{key}/{part_name(number)}", f"datasets/{key}"
+    wanted, places = {described["index_sha256"][number]}, [described["source"], *sources]
 
     def check(data: bytes) -> None:
-        now = described
-        with contextlib.suppress(CacheDamaged):  # written again by another version of Arrow, it is named anew
-            now = parse_description(examiner.objects.read(f"{prefix}/identity.json"), prefix)
-        if hashlib.sha256(data).hexdigest() != now["index_sha256"][number]:
+        if hashlib.sha256(data).hexdigest() not in wanted:
             raise CacheDamaged("is damaged: sha256 differs from identity.json")
 
-    return _file(examiner, "index", key, where, check, [described["source"], *sources]) is not None
+    def made() -> Made:
+        for restored in _restored(examiner, key, places, where):
+            now = parse_description(examiner.objects.read(f"{prefix}/identity.json"), prefix)
+            wanted.add(now["index_sha256"][number])  # written again by another version of Arrow, it is named anew
+            yield restored
+
+    return _file(examiner, "index", key, where, check, places, made()) is not None
 
 
-def _restored(examiner: Examiner, key: str, sources: list[str], where: str) -> Iterator[tuple[bytes | None, str]]:
+def _restored(examiner: Examiner, key: str, sources: list[str], where: str) -> Made:
     """A dataset's file after its images were walked again, at the first place where they lie; one walk restores all of its files."""
     if not examiner.images:
         return

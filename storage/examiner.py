@@ -5,7 +5,7 @@ examines the store itself, and may read images (`images`); what it makes is prov
 are put in place only where `acting`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
@@ -84,7 +84,7 @@ class Examiner:
         data, flaw = flaw_of(self.objects, where, check, limit_bytes)
         if not flaw:
             return data
-        for candidate, source in chain(made, _tried(data, check)):  # one after the other: what comes late may cost a walk over images
+        for candidate, source in chain([(unflipped(data, check), ITSELF)], made):  # `made` last: it may cost a walk over images
             if candidate is not None and _passes(check, candidate):
                 put(self.objects, where, candidate)
                 self.found(kind, where, flaw, source)
@@ -101,10 +101,6 @@ class Examiner:
         """Replace a finding by what came of it."""
         place = next(n for n, other in enumerate(self.findings) if other is one)
         self.findings[place] = replace(one, mended=mended, way_out=way_out, source=one.source if source is None else source)
-
-
-def _tried(data: bytes | None, check: Check) -> Iterator[tuple[bytes | None, str]]:
-    yield unflipped(data, check), ITSELF
 
 
 def _passes(check: Check, data: bytes) -> bool:

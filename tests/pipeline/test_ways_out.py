@@ -28,6 +28,7 @@ MAY_CHANGE = r"^leases/|/places/|/discarded/|\.(records|parquet)$|^datasets/[^/]
 """Set aside, a mark without content, a ledger whose lost records lie in `commits` now, another place of the same images."""
 EXTRACT = "extract-features --data photos --views 2 --seed {seed} --statistics-batches 2 --workers 0 --teacher TEACHER"
 Capture = pytest.CaptureFixture[str]
+Damage = Callable[[Path, np.random.Generator], None]
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,14 @@ def unreadable(path: Path, random: np.random.Generator) -> None:
     path.mkdir()
 
 
-DAMAGES = (flip, missing, empty, unreadable)
+def overwritten(path: Path, random: np.random.Generator) -> None:
+    """Sixteen other bytes somewhere: too many to be undone by trial."""
+    data, start = bytearray(path.read_bytes()), int(random.integers(max(1, path.stat().st_size - 16)))
+    data[start : start + 16] = random.bytes(len(data[start : start + 16]))
+    path.write_bytes(data)
+
+
+DAMAGES = [flip, missing, empty, unreadable, pytest.param(overwritten, marks=pytest.mark.long)]
 
 
 def run(line: str, whole: Whole, capsys: Capture) -> tuple[int, str]:
@@ -138,9 +146,13 @@ def run(line: str, whole: Whole, capsys: Capture) -> tuple[int, str]:
     return status, printed.out + printed.err
 
 
+class Circle(AssertionError):
+    """The advice leads to where it was given before."""
+
+
 def followed(whole: Whole, capsys: Capture) -> str:
     """Follow the advice until `verify` has none, at most `STEPS` times; "whole", or what cannot be. Fails on a circle."""
-    seen, verify = set(), f"features verify --store {shlex.quote(str(whole.folder))}"
+    seen, verify = set[tuple[str, str]](), f"features verify --store {shlex.quote(str(whole.folder))}"
     for _ in range(STEPS + 1):
         status, printed = run(verify, whole, capsys)
         advice = re.findall(r"`eupe-pipeline ([^`]+)`", printed)
@@ -148,12 +160,14 @@ def followed(whole: Whole, capsys: Capture) -> str:
             return "whole"
         for line in advice[:1]:
             state = (hashlib.sha256(repr(sorted(contents(whole.folder).items())).encode()).hexdigest(), line)
-            assert state not in seen, f"circle: {line} again, after {printed}"
+            if state in seen:
+                raise Circle(f"{line} again, after {printed}")
             seen.add(state)
             status, printed = run(line, whole, capsys)
             while further := re.findall(r"`eupe-pipeline ([^`]+)`", printed):  # what is left, and what helps
                 state = (state[0], further[0])
-                assert state not in seen, f"circle: {further[0]} again, after {printed}"
+                if state in seen:
+                    raise Circle(f"{further[0]} again, after {printed}")
                 seen.add(state)
                 status, printed = run(further[0], whole, capsys)
     raise AssertionError(f"not whole after {STEPS} steps: {printed}")
@@ -174,11 +188,15 @@ def try_one(
     damage(whole.folder / name, random)
     try:
         assert reading(whole) != "silent", (name, damage.__name__)
-        followed(whole, capsys)
+        try:
+            followed(whole, capsys)
+        except Circle:
+            return "circle"
         assert values(whole.folder, whole.key) == whole.values, (name, damage.__name__)
         now = contents(whole.folder)
         changed = {one for one, data in whole.files.items() if now.get(one) != data}
-        assert changed <= ({name} if re.search(MAY_CHANGE, name) else set()), (name, damage.__name__)
+        allowed = {name, name.replace(".records", ".parquet")} if re.search(MAY_CHANGE, name) else set()
+        assert changed <= allowed, (name, damage.__name__)
     finally:
         whole.restore()
     return "healed"
@@ -186,9 +204,7 @@ def try_one(
 
 @pytest.mark.fault
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damage_of_every_file_has_a_way_out_that_works(
-    plain: Whole, damage: Callable[[Path, np.random.Generator], None], capsys: Capture
-) -> None:
+def test_every_damage_of_every_file_has_a_way_out_that_works(plain: Whole, damage: Damage, capsys: Capture) -> None:
     random = np.random.default_rng(28)
     with Trials(28) as trials:
         for name in sorted(plain.files):
@@ -198,9 +214,7 @@ def test_every_damage_of_every_file_has_a_way_out_that_works(
 @pytest.mark.fault
 @pytest.mark.usefixtures("small_ledgers")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damage_of_ledgers_and_of_what_they_shadow_has_one(
-    tiny_store: Any, tmp_path: Path, damage: Callable[[Path, np.random.Generator], None], capsys: Capture
-) -> None:
+def test_every_damage_of_ledgers_and_of_what_they_shadow_has_one(tiny_store: Any, tmp_path: Path, damage: Damage, capsys: Capture) -> None:
     compacted, random = made(tmp_path, tiny_store, compacted=True), np.random.default_rng(29)
     names = [name for name in sorted(compacted.files) if name.split("/")[2:3] and name.split("/")[2] in ("ledgers", "commits", "discarded")]
     assert len(names) == 6
