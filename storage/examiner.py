@@ -14,7 +14,7 @@ from .errors import CacheDamaged
 from .features import FeatureReader
 from .findings import Finding, Kind, command
 from .healing import Healed
-from .mending import Check, flaw_of, put, unflipped
+from .mending import Check, flaw_of, held, put, unflipped
 from .shards import ShardedGroup
 from .store import FeatureStore
 
@@ -86,7 +86,8 @@ class Examiner:
             return data
         for candidate, source in chain([(unflipped(data, check), ITSELF)], made):  # `made` last: it may cost a walk over images
             if candidate is not None and _passes(check, candidate):
-                put(self.objects, where, candidate)
+                if held(self.objects, where)[0] != candidate:  # a walk over images has put it there already
+                    put(self.objects, where, candidate)
                 self.found(kind, where, flaw, source)
                 return candidate
         self.found(kind, where, flaw, "", otherwise())
