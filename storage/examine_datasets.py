@@ -68,10 +68,9 @@ def _restored(examiner: Examiner, key: str, sources: list[str], where: str) -> M
     if not examiner.images:
         return
     for source in dict.fromkeys(sources):
-        with contextlib.suppress(EupeError, OSError):
-            if restore_index(examiner.objects, key, source, examiner.on_event):
-                yield examiner.objects.read(where), f"{IMAGES} at {source}"
-                return
+        with contextlib.suppress(EupeError, OSError):  # also of what comes after the index, such as a damaged place
+            restore_index(examiner.objects, key, source, examiner.on_event)
+        yield held(examiner.objects, where)[0], f"{IMAGES} at {source}"
 
 
 def _index_it(examiner: Examiner, key: str, known: str) -> str:
