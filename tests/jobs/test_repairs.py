@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from eupe_pipeline.jobs.extract import extract_features
 from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
+from eupe_pipeline.jobs.pooled_features import pooled_features
+from eupe_pipeline.jobs.shard_work import ShardWorker
+from eupe_pipeline.jobs.subjects import open_model
 from eupe_pipeline.jobs.upkeep import repair_features
 from eupe_pipeline.pipeline.cli import main
 from eupe_pipeline.storage import ledger, shards
@@ -266,3 +269,54 @@ def test_indexing_the_source_again_puts_a_damaged_index_and_identity_right(extra
                 extracted.path(name).write_bytes(data)
             assert main(["index", str(extracted.images), "--store", str(extracted.folder), "--name", "photos"]) == 0
             assert extracted.contents() == before
+
+
+def test_what_evaluations_keep_is_made_again_as_means(template: Extracted, tmp_path: Path) -> None:
+    shutil.copytree(template.folder, tmp_path / "store")
+    store, model = FeatureStore.open(tmp_path / "store"), open_model(str(template.teacher))
+    made = pooled_features(
+        store, store.dataset("photos"), model, device="cpu", crop_fraction=1.0, batch_size=8, on_event=lambda event: None
+    )  # fmt: skip
+    right, path = made.read(np.arange(made.rows)).patch, tmp_path / f"store/features/{made.key}/patch/c.0.0.0.0"
+    before = path.read_bytes()
+    data = bytearray(before)
+    data[5], data[900] = data[5] ^ 9, data[900] ^ 9
+    path.write_bytes(data)
+    result = repair_features(str(tmp_path / "store"), made.key, teacher=TeacherRequest(str(template.teacher)))
+    assert (result["repaired"], result["left"]) == ([0], [])
+    fresh = FeatureStore.open(tmp_path / "store").features(made.key).read(np.arange(made.rows)).patch
+    np.testing.assert_allclose(fresh.astype(np.float32), right.astype(np.float32), rtol=1e-4, atol=1e-5)
+
+
+def test_one_set_is_mended_alone_and_the_whole_store_at_once(extracted: Extracted, capsys: Capture) -> None:
+    """Two sets of one teacher over the same views: damage of the other is none of the first's."""
+    request = (TeacherRequest(str(extracted.teacher)),)
+    options = ExtractOptions("photos", request, ViewSpec(views_per_image=2, seed=3), 4, "fp16", statistics_batches=3, workers=0)
+    other = extract_features(str(extracted.folder), options)["features"]["teacher"]
+    before = extracted.contents()
+    extracted.spoil("{features}/patch/c.1.0.0.0")
+    extracted.spoil(f"features/{other}/patch/c.3.0.0.0")
+    extracted.path(f"features/{other}/zarr.json").write_bytes(b"")
+    extracted.path("{views}/crop/c.0.0").unlink()
+    assert extracted.repair()["left"] == []
+    assert {name for name, data in before.items() if extracted.contents()[name] != data} == {
+        f"features/{other}/patch/c.3.0.0.0",
+        f"features/{other}/zarr.json",
+    }
+    assert main(["features", "verify", "--store", str(extracted.folder), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {key: list(one["damaged"]) for key, one in found["features"].items()} == {extracted.key: [], other: ["3"]}
+    assert main(["features", "repair", "--store", str(extracted.folder), "--teacher", str(extracted.teacher)]) == 0
+    assert extracted.contents() == before
+
+
+def test_a_repair_whose_worker_is_stopped_has_changed_nothing(extracted: Extracted, monkeypatch: pytest.MonkeyPatch) -> None:
+    extracted.spoil("{features}/patch/c.1.0.0.0")
+    before = extracted.contents()
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardWorker, "_through_teachers", stopped)
+    assert main(["features", "repair", extracted.key, "--store", str(extracted.folder), "--teacher", str(extracted.teacher)]) == 2
+    assert extracted.contents() == before
