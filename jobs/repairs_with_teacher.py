@@ -67,8 +67,12 @@ class _Specs:
         self._resolve, self._known = resolve, dict[str, TeacherSpec]()
 
     def of(self, reader: FeatureReader) -> TeacherSpec:
+        """The teacher of a set; raises `CacheMismatch` where it is not at hand, or not one that this version can build."""
         if reader.key not in self._known:
-            self._known[reader.key] = self._resolve(reader)
+            try:
+                self._known[reader.key] = self._resolve(reader)
+            except (KeyError, TypeError, AttributeError) as error:  # whoever wrote the identity
+                raise CacheMismatch(f"the identity of {reader.key} describes no teacher that this version knows ({error!r})") from error
         return self._known[reader.key]
 
 

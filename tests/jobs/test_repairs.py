@@ -23,6 +23,7 @@ from eupe_pipeline.storage.views import ViewSpec
 
 from ..conftest import make_teacher
 
+GOLDEN = Path(__file__).parent.parent / "data" / "golden_store" / "written"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -320,3 +321,15 @@ def test_a_repair_whose_worker_is_stopped_has_changed_nothing(extracted: Extract
     monkeypatch.setattr(ShardWorker, "_through_teachers", stopped)
     assert main(["features", "repair", extracted.key, "--store", str(extracted.folder), "--teacher", str(extracted.teacher)]) == 2
     assert extracted.contents() == before
+
+
+def test_an_identity_without_a_teacher_of_ours_is_said_and_the_rest_is_mended(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "store")
+    zarr = next((tmp_path / "store/views").glob("*/zarr.json"))
+    before = zarr.read_bytes()
+    zarr.write_bytes(b"")
+    next((tmp_path / "store/features").glob("fp32@*/patch/c.0.*")).unlink()
+    result = repair_features(str(tmp_path / "store"))
+    assert zarr.read_bytes() == before
+    assert len(result["left"]) == 1
+    assert "describes no teacher that this version knows" in result["left"][0]
