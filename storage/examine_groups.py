@@ -16,7 +16,7 @@ from .findings import Kind
 from .healing import damaged_arrays, from_rows, heal_views, standing_record
 from .identity import ids_digest
 from .ledger_salvage import damaged_ledgers, salvage_ledger
-from .mending import held, put, reason, unflipped
+from .mending import held, put, reason
 from .shards import ShardedGroup
 from .viewset import ViewSet
 
@@ -120,7 +120,7 @@ def _record(examiner: Examiner, group: ShardedGroup, shard: int) -> tuple[Record
                 mark = f"{group.prefix}/discarded/{shard:06d}"
                 examiner.found("ledger", mark, "is missing, and its ledger holds an older record", "the record in commits/")
             return record, ""
-    for candidate, source in _left_of(group, shard, data, compacted):
+    for candidate, source in _left_of(examiner, group, shard, data, compacted):
         if candidate is not None and (found := _parsed(group, shard, candidate)) is not None:
             group.ledgers.discard(shard)
             put(examiner.objects, where, candidate)
@@ -129,9 +129,11 @@ def _record(examiner: Examiner, group: ShardedGroup, shard: int) -> tuple[Record
     return None, flaw
 
 
-def _left_of(group: ShardedGroup, shard: int, data: bytes | None, compacted: bytes | None) -> Iterator[tuple[bytes | None, str]]:
+def _left_of(
+    examiner: Examiner, group: ShardedGroup, shard: int, data: bytes | None, compacted: bytes | None
+) -> Iterator[tuple[bytes | None, str]]:
     yield compacted, "the ledger's"
-    yield unflipped(data, partial(group.parse, shard)), ITSELF
+    yield examiner.unflipped(data, partial(group.parse, shard)), ITSELF
 
 
 def _parsed(group: ShardedGroup, shard: int, data: bytes) -> Record | None:

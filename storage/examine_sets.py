@@ -35,10 +35,12 @@ def examine_identity(examiner: Examiner, kind: str, key: str, lost: Callable[[],
     def made() -> Iterator[tuple[bytes | None, str]]:
         yield lost(), "what other files of the store say of it"
 
+    unwanted = f". A set that nobody wants goes with {examiner.command('features', 'prune', key)}" if kind == "features" else ""
+
     def otherwise() -> str:
         return (
             "run the same `eupe-pipeline extract-features` again that made it, with the same options: it writes this identity anew and "
-            f"takes over every shard that is there; then {examiner.repair}"
+            f"takes over every shard that is there; then {examiner.repair}" + unwanted
         )
 
     data = examiner.file("identity", f"{prefix}/identity.json", check, made(), otherwise, MAX_IDENTITY_BYTES)
