@@ -6,18 +6,11 @@ The identity says which teacher was meant; the canary shows which one runs. It c
 that computes differently, a broken device, a teacher that was built wrongly. The price is one forward over eight images for each worker.
 """
 
-import base64
-import json
-
-import numpy as np
-
-from ..storage.errors import CacheDamaged, CacheMismatch
-from ..storage.identity import canonical_json, digest
+from ..storage.canaries import MAX_CANARY_BYTES, pack_canary, parse_canary
+from ..storage.errors import CacheMismatch
 from ..storage.store import FeatureStore, canary_key
 from ..teachers.canary import Features, canary, compare
 from ..teachers.teacher import Teacher
-
-_MAX_BYTES = 16 << 20
 
 
 def check_canary(store: FeatureStore, teacher: Teacher) -> float:
@@ -30,7 +23,7 @@ def check_canary(store: FeatureStore, teacher: Teacher) -> float:
         recorded = _read(store, key)
     except FileNotFoundError:
         compare(now, now)  # refuses NaN and zeros before they become the record
-        store.objects.create(key, [_pack(now)])
+        store.objects.create(key, [pack_canary(now)])
         recorded = _read(store, key)
     try:
         return compare(recorded, now)
@@ -38,23 +31,5 @@ def check_canary(store: FeatureStore, teacher: Teacher) -> float:
         raise CacheMismatch(f"{teacher.spec.name}: {error} (recorded in {store.url}/{key})") from error
 
 
-def _pack(features: Features) -> bytes:
-    arrays = {
-        name: {"shape": list(values.shape), "float32": base64.b64encode(values.astype("<f4").tobytes()).decode()}
-        for name, values in features.items()
-    }
-    return canonical_json({"format": 1, "arrays": arrays, "digest": digest(arrays)})
-
-
 def _read(store: FeatureStore, key: str) -> Features:
-    data = store.objects.read(key, _MAX_BYTES)
-    try:
-        body = json.loads(data)
-        if body["digest"] != digest(body["arrays"]):
-            raise ValueError("its own digest differs")
-        return {
-            name: np.frombuffer(base64.b64decode(array["float32"]), "<f4").astype(np.float32).reshape(array["shape"])
-            for name, array in body["arrays"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CacheDamaged(f"{store.url}/{key} is damaged ({error}); remove it, and the next extraction records it again") from error
+    return parse_canary(store.objects.read(key, MAX_CANARY_BYTES), f"{store.url}/{key}")

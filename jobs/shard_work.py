@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..storage.decode import BadImage, Pixels
-from ..storage.errors import Interrupted
+from ..storage.errors import CacheDamaged, Interrupted
 from ..storage.features import FeatureReader, TokenRows, refuse_tokens
 from ..storage.phis import Covariance
 from ..storage.photometric import SEEN_BY
@@ -85,7 +85,9 @@ class _Target:
         return None if self.positions is None else self.positions[batch.first : batch.first + len(batch.digests)]
 
     def share(self, tokens: Tokens, batch: RenderedBatch) -> StoredTokens:
-        """What of a batch's tokens is stored, still on the device."""
+        """What of a batch's tokens is stored, still on the device; of a pooled set (`pooled_features`) each view's mean."""
+        if "pooled" in self.reader.identity["statistics"]:
+            tokens = tokens._replace(patch_BHWD=tokens.patch_BHWD.mean(dim=(1, 2), keepdim=True))
         return stored_tokens(tokens, self.reader.layout, self.positions_of(batch))
 
 
@@ -191,6 +193,21 @@ class ShardWorker:
         self._stop_if_asked()
         self._commit(views, fresh, targets, report)
         return report
+
+    def heal_shard(self, shard: int, name: str, key: str) -> None:
+        """Compute one committed shard of a teacher's feature set again, and make what is damaged of it whole in its place.
+
+        Its views must be whole. Raises `CacheMismatch` where what is whole of the shard is not what is computed now.
+        """
+        torch.set_num_threads(self.order.threads)
+        reader, views, record = self._reader(key), self.views.read_shard(shard), self.views.group.record(shard)
+        if views is None or record is None:
+            raise CacheDamaged(f"shard {shard} of views/{self.views.key} is not committed, and these features are made from it")
+        target, report = _Target(reader, reader.empty(len(views.crop)), reader.draw_positions(shard)), ShardReport(shard, len(views.crop))
+        inputs, per_batch = {input_of(self._spec(name))}, self.teachers[name].views
+        with RenderedShard(self.views, shard, views, inputs, per_batch, self.order.render_threads) as batches:
+            self._through_teachers(batches, views, {name: target}, report)
+        reader.heal_shard(shard, target.buffer, {**report.failed, **target.refused}, record.digest)
 
     def _through_teachers(
         self, batches: Iterable[RenderedBatch], views: Views, targets: Mapping[str, _Target], report: ShardReport

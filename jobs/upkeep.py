@@ -1,10 +1,12 @@
-"""Upkeep of feature sets that needs their teacher: make damaged shards again, and measure how faithful the stored tokens are.
+"""Upkeep of feature sets that needs their teacher: mend what is damaged, and measure how faithful the stored tokens are.
 
-The teacher is resolved anew and must be the one in the set's identity, field by field. Repair takes out only damaged shards, record first,
-and extracts just those; a damaged shard of the views is drawn again, which gives the same bytes. Fidelity compares stored tokens with a
+The teacher is resolved anew and must be the one in the set's identity, field by field. Repair examines the store as `verify` does and
+mends what follows from its own files on the way (`storage.examination`); what then needs a teacher is computed again and put in place,
+nothing is taken out first (`repairs_with_teacher`). Fidelity compares stored tokens with a
 fresh forward over a fixed random sample of views, in the normalised space that students are trained in.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..storage.errors import BadInput, CacheMismatch
+from ..storage.errors import BadInput, CacheDamaged, CacheMismatch, EupeError, StoreUnavailable
+from ..storage.examination import examine
+from ..storage.examiner import Examiner
 from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields
-from ..storage.maintenance import repair, verify
+from ..storage.rehearsal import Rehearsal
 from ..storage.sampling import Positions
 from ..storage.store import FeatureStore
 from ..storage.views import render
@@ -25,13 +29,12 @@ from ..teachers.registry import load_teacher, resolve_teacher
 from ..teachers.spec import TeacherSpec
 from ..teachers.teacher import Teacher
 from .extract_options import TeacherRequest
-from .pool import workers
-from .shard_work import WorkOrder
+from .repairs_with_teacher import with_teachers
 from .stored_tokens import stored_tokens
 
 OnEvent = Callable[[dict[str, Any]], None]
-_BATCH = 32
 _SEED = 0xF1DE
+_LIKENESS_SHARDS = 4
 
 
 def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> TeacherSpec:
@@ -45,24 +48,47 @@ def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> Teacher
 
 
 def repair_features(
-    store_url: str, key: str, *, teacher: TeacherRequest | None = None, on_event: OnEvent = lambda event: None, dry_run: bool = False
+    store_url: str,
+    key: str | None = None,
+    *,
+    teacher: TeacherRequest | None = None,
+    on_event: OnEvent = lambda event: None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Find the damaged shards of a feature set and of its views, and make them again; returns which and why (JSON-able)."""
-    store = FeatureStore.open(store_url)
-    reader = store.features(key)
-    damage = {"features": verify(reader, on_event=on_event), "views": verify(reader.views, on_event=on_event)}
-    found = {kind: {str(one.shard): one.reason for one in damaged} for kind, damaged in damage.items()}
-    shards = sorted({one.shard for damaged in damage.values() for one in damaged})
-    if shards and not dry_run:
-        spec = teacher_of(reader, teacher)
-        repair(reader, damage["features"])
-        repair(reader.views, damage["views"])
-        order = WorkOrder(store.url, reader.views.key, (spec,), choose_device("auto").value, torch.get_num_threads(), _BATCH)
-        with workers(order, 0, None) as crew:
-            tasks = [("do_shard", (shard, {spec.name: reader.key})) for shard in shards]
-            for done, _ in enumerate(crew.run(tasks), start=1):
-                on_event({"event": "progress", "stage": f"repair {reader.key}", "done": done, "total": len(shards), "unit": "shards"})
-    return {"key": reader.key, "damaged": found, "repaired": [] if dry_run else shards, "dry_run": dry_run}
+    """Find all damage of a store, or of what one feature set needs, and mend what can be mended; returns what is and what is not.
+
+    Nothing that is whole is touched. Raises `CacheMismatch` for a given teacher that did not make the set, before anything is done.
+    """
+    store = FeatureStore.open_damaged(store_url)
+    if dry_run:
+        store = FeatureStore(Rehearsal(store.objects))
+    whole = None if key is None else store.features_key(key)
+    if teacher is not None and whole is not None:
+        with contextlib.suppress(CacheDamaged, StoreUnavailable):  # looked at again when its files are whole
+            teacher_of(store.features(whole), teacher)
+    examiner = Examiner(store, whole, images=True, acting=not dry_run, on_event=on_event)
+    examine(examiner, whole)
+    with_teachers(examiner, lambda reader: teacher_of(reader, teacher), _likeness, dry_run, on_event)
+    return _told(examiner, whole, dry_run)
+
+
+def _told(examiner: Examiner, key: str | None, dry_run: bool) -> dict[str, Any]:
+    """The result of a repair."""
+    found, damaged = examiner.findings, {"features": dict[str, str](), "views": dict[str, str]()}
+    for one in found:
+        kind, name = one.where.split("/")[0], one.where if key is None else str(one.shard)
+        if one.shard is not None and kind in damaged and not one.unfinished:
+            damaged[kind][name] = one.what
+    return {
+        **({"store": examiner.url} if key is None else {"key": key}),
+        "damaged": damaged,
+        "repaired": sorted({one.shard for one in found if one.mended and one.shard is not None}),
+        "rebuilt": {one.where: one.source for one in found if one.mended},
+        "planned": [str(one) for one in found] if dry_run else [],
+        "left": [] if dry_run else [str(one) for one in found if not one.mended and not one.unfinished],
+        "findings": [one.as_json() for one in found],
+        "dry_run": dry_run,
+    }
 
 
 def fidelity(store_url: str, key: str, *, teacher: TeacherRequest | None = None, sample: int = 64) -> dict[str, Any]:
@@ -85,6 +111,19 @@ def fidelity(store_url: str, key: str, *, teacher: TeacherRequest | None = None,
     if cls_nD is not None and stored.cls is not None:
         result["cls"] = _summary(stored.cls.astype(np.float32), reader.statistics.normalize_cls(cls_nD))
     return result
+
+
+def _likeness(reader: FeatureReader, teacher: Teacher) -> float | None:
+    """Mean cosine of the first row of some shards to the teacher's tokens; None where no such row is whole, and of pooled sets."""
+    found = []
+    for shard in sorted(reader.group.committed())[:_LIKENESS_SHARDS] if "pooled" not in reader.identity["statistics"] else []:
+        with contextlib.suppress(EupeError):
+            rows = np.array([reader.group.shard_span(shard)[0]])
+            stored = reader.read(rows)
+            found.append(
+                _summary(reader.decode(stored), reader.statistics.normalize_patch(_fresh(reader, teacher, rows, stored.position)[1]))
+            )
+    return float(np.mean([one["mean"] for one in found])) if found else None
 
 
 def _fresh(

@@ -95,8 +95,8 @@ def _request(teacher: str | None, weights: Path | None) -> Any:
     return None if teacher is None else TeacherRequest(teacher, weights)
 
 
-def repair(*, key: str, store: str, teacher: str | None, weights: Path | None, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:
-    """Make the damaged shards of a feature set again, and no other."""
+def repair(*, key: str | None, store: str, teacher: str | None, weights: Path | None, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:
+    """Mend what is damaged of a store, or of what one feature set needs, and touch nothing else."""
     from ..jobs.upkeep import repair_features
 
     return repair_features(store, key, teacher=_request(teacher, weights), dry_run=dry_run, on_event=on_event)

@@ -1,7 +1,7 @@
 """What a store holds, for people and scripts: lists, one set in full, a check of every committed byte, and what keeps it tidy.
 
-Looking never writes, `verify` least of all. Verifying reads each object of each committed shard once and compares length and hash with
-the commit record; a damaged shard is named and the check goes on, so that one run finds all of them. Pruning, copying and compacting are
+Looking never writes, `verify` least of all. Verifying reads every file (`storage.examination`), each object of each committed shard once;
+what is damaged is named and the check goes on, so that one run finds all of it. Pruning, copying and compacting are
 the storage room's; here they get words.
 """
 
@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 
 from ..storage.copying import copy_features
 from ..storage.errors import BadInput, CacheDamaged
-from ..storage.maintenance import prune, verify
+from ..storage.examination import examine
+from ..storage.examiner import Examiner
+from ..storage.features import FeatureReader
+from ..storage.findings import Finding
+from ..storage.maintenance import checked_part, prune
+from ..storage.rehearsal import Rehearsal
 from ..storage.statistics import STD_FLOOR, Statistics
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
@@ -143,29 +148,49 @@ def _spread(values: NDArray[np.float32]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(("least", "median", "greatest"), np.percentile(values, (0, 50, 100)), strict=True)}
 
 
-def verify_features(*, key: str, store: str, on_event: OnEvent, subset: str = "1/1") -> dict[str, Any]:
-    """Return {verified shards, missing shards, damaged: {shard: what is wrong}} of one feature set; `subset` k/n checks a part of it.
+def verify_features(*, store: str, on_event: OnEvent, key: str | None = None, subset: str = "1/1") -> dict[str, Any]:
+    """Return all damage of a store, or of one feature set and what it needs: its dataset, its views, its statistics, its canary.
 
-    All figures are of that part, so that those of the n parts add up to those of the whole.
-    Its views are checked with it, since students train on them and on their pixels: `views_damaged`.
+    Every file is looked at, and the look goes on after each finding; `subset` k/n checks a part of the shards. `findings` says of each what
+    is wrong, what it can be made again from, and the command that helps. Of one set, {verified shards, missing shards, damaged: {shard:
+    what is wrong}, views_damaged} as well: figures of that part, so that those of the n parts add up to those of the whole.
     """
-    reader = FeatureStore.open(store).features(key)
+    opened = FeatureStore.open_damaged(store)
+    whole = None if key is None else opened.features_key(key)
     number, _, parts = subset.partition("/")
     if not (number.isdecimal() and parts.isdecimal()):
         raise BadInput(f"--subset takes k/n, such as 1/10, got {subset!r}")
-    damaged, of_views = (verify(one, (int(number), int(parts)), on_event) for one in (reader, reader.views))
-    for one in (*damaged, *of_views):
-        on_event({"event": "warning", "text": one.reason})
-    missing = [shard for shard in reader.missing_shards() if shard % int(parts) == int(number) - 1]
-    in_part = len(range(int(number) - 1, reader.shards, int(parts)))
-    found = {str(one.shard): one.reason for one in damaged}
-    return {
-        "key": reader.key,
-        "verified": in_part - len(missing) - len(found),
-        "missing_shards": missing,
-        "damaged": found,
-        "views_damaged": {str(one.shard): one.reason for one in of_views},
+    part = checked_part((int(number), int(parts)))
+    examiner = Examiner(FeatureStore(Rehearsal(opened.objects)), whole, images=False, acting=False, part=part, on_event=on_event)
+    readers = examine(examiner, whole)
+    for one in examiner.findings:
+        if not one.unfinished:
+            on_event({"event": "warning", "text": str(one)})
+    figures = {name: _figures(examiner.findings, reader, part) for name, reader in readers.items()}
+    found = {
+        name: [one.as_json() for one in examiner.findings if one.unfinished == (name == "unfinished")]
+        for name in ("findings", "unfinished")
     }
+    if whole is None:
+        return {"store": opened.url, "features": figures, **found}
+    return {"key": whole, **figures.get(whole, {"verified": 0, "missing_shards": [], "damaged": {}, "views_damaged": {}}), **found}
+
+
+def _figures(findings: list[Finding], reader: FeatureReader, part: tuple[int, int]) -> dict[str, Any]:
+    """Of a feature set's shards in one part of them."""
+    number, parts = part
+    missing = [shard for shard in reader.missing_shards() if shard % parts == number - 1]
+    damaged = {
+        kind: {str(one.shard): one.what for one in findings if _is_of(one, prefix)}
+        for kind, prefix in (("damaged", reader.group.prefix), ("views_damaged", reader.views.group.prefix))
+    }
+    bad = set(map(int, damaged["damaged"])) - set(missing)
+    return {"verified": len(range(number - 1, reader.shards, parts)) - len(missing) - len(bad), "missing_shards": missing, **damaged}
+
+
+def _is_of(one: Finding, prefix: str) -> bool:
+    """Whether a finding is damage of a shard of this set."""
+    return one.shard is not None and not one.unfinished and one.where.startswith(f"{prefix}/")
 
 
 def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:

@@ -478,21 +478,23 @@ def features_show(as_json: bool, **values: Any) -> None:
     run(catalog.show_features, as_json, **values)
 
 
+ANY_KEY = click.argument("key", required=False, default=None)
+
+
 @features.command("verify")
-@click.argument("key")
+@ANY_KEY
 @options(STORE, click.option("--subset", default="1/1", show_default=True, metavar="K/N", help="Check the K-th of N parts."), JSON)
 def features_verify(as_json: bool, **values: Any) -> int:
-    """Check every byte of a feature set and its views. Against their records; exit status 1 when a shard is damaged."""
-    found = run(catalog.verify_features, as_json, **values)
-    return 1 if found["damaged"] or found["views_damaged"] else 0
+    """Check every byte of a store, or of what KEY needs. All damage is listed, with what helps; exit status 1 when there is any."""
+    return 1 if run(catalog.verify_features, as_json, **values)["findings"] else 0
 
 
 @features.command("repair")
-@click.argument("key")
+@ANY_KEY
 @options(STORE, TEACHER, WEIGHTS_FILE, DRY_RUN, JSON)
-def features_repair(as_json: bool, **values: Any) -> None:
-    """Extract damaged shards again, and no other."""
-    run(actions.repair, as_json, **values)
+def features_repair(as_json: bool, **values: Any) -> int:
+    """Mend a store, or what KEY needs. Nothing whole is touched; exit status 1 when something cannot be mended, which is said."""
+    return 1 if run(actions.repair, as_json, **values)["left"] else 0
 
 
 @features.command("fidelity")

@@ -90,7 +90,11 @@ def describe(described: dict[str, Any]) -> bytes:
 
 def read_description(objects: Objects, prefix: str) -> dict[str, Any]:
     """The checked content of a dataset's `identity.json`; raises `CacheDamaged`."""
-    data = read_identity_file(objects, prefix)
+    return parse_description(read_identity_file(objects, prefix), prefix)
+
+
+def parse_description(data: bytes, prefix: str) -> dict[str, Any]:
+    """The content of a dataset's `identity.json` from its bytes; raises `CacheDamaged` when it is altered or another dataset's."""
     with damage(f"{prefix}/identity.json"):
         described: dict[str, Any] = json.loads(data)
         claimed = described.pop("file_digest")
@@ -102,6 +106,13 @@ def read_description(objects: Objects, prefix: str) -> dict[str, Any]:
         numbers = [described["images"], *described.get("left_out", {}).values()]
         if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
             raise ValueError("a value of another type")
+        if described["images"] < 1 or len(described["index_sha256"]) != -(-described["images"] // PART_IMAGES):
+            raise ValueError(f"{described['images']} images in {len(described['index_sha256'])} parts")
+        if type(described["content_sha256"]) is not str or type(described["digest"]) is not str:
+            raise ValueError("a digest of another type")
+    name = prefix.rpartition("/")[2].rpartition("@")[0]
+    if prefix.rpartition("@")[2] != short(described["digest"]):
+        raise CacheDamaged(f"{prefix} holds the dataset {name}@{short(described['digest'])}; was a folder renamed?")
     return described
 
 
@@ -123,10 +134,6 @@ class ImageDataset:
             self.has_targets = not described.get("without_targets", False)
             self.content_sha256: str = described["content_sha256"]
             self.index_sha256: list[str] = list(described["index_sha256"])
-            if self._count < 1 or len(self.index_sha256) != -(-self._count // PART_IMAGES):
-                raise ValueError(f"{self._count} images in {len(self.index_sha256)} parts")
-        if key != f"{self.name}@{short(self.digest)}":
-            raise CacheDamaged(f"{self._prefix} holds the dataset {self.name}@{short(self.digest)}; was a folder renamed?")
         self._lock = threading.Lock()
         self._parts: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
@@ -138,9 +145,9 @@ class ImageDataset:
             try:
                 data = self._objects.read(where)
             except FileNotFoundError as error:
-                raise CacheDamaged(f"{where} is missing; index the source again") from error
+                raise CacheDamaged(f"{where} is missing; {self._way_out}") from error
             if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
-                raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; index the source again")
+                raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; {self._way_out}")
             with damage(where):
                 if isinstance(self._objects, LocalObjects):  # mapped, not held
                     self._parts[number] = pq.ParquetFile(Path(self._objects.root, where), memory_map=True)
@@ -149,6 +156,10 @@ class ImageDataset:
             while len(self._parts) > _KEPT_PARTS:
                 self._parts.popitem(last=False)
         return self._parts[number]
+
+    @property
+    def _way_out(self) -> str:
+        return f"index the source again (`eupe-pipeline index {self.source} --name {self.name} …`), which puts it right"
 
     def __len__(self) -> int:
         return self._count

@@ -20,6 +20,7 @@ from .codec import decode, encode
 from .commit import Record
 from .dataset import ImageDataset
 from .errors import BadInput, CacheDamaged
+from .healing import heal, standing_record
 from .identity import digest, ids_digest, short
 from .layout import FeatureLayout
 from .named import MAX_IDENTITY_BYTES, check_metadata, check_name, create_named, damage
@@ -81,8 +82,8 @@ class FeatureReader:
         self.cls_dim, self.patch_dim = self.layout.cls_dim, self.layout.patch_dim
         self.group = ShardedGroup(objects, f"features/{key}", self.digest, specs, self._check_views)
         self.rows, self.shards = self.group.rows, self.group.shards
-        self.statistics = _read_statistics(objects, f"features/{key}", normalised)
-        check_metadata(objects, f"features/{key}", _metadata(identity, specs, self.statistics))
+        self.statistics = read_statistics(objects, f"features/{key}", normalised)
+        check_metadata(objects, f"features/{key}", features_metadata(identity, specs, self.statistics))
         self._objects = objects
 
     def __repr__(self) -> str:
@@ -92,7 +93,7 @@ class FeatureReader:
     def create(cls, objects: Objects, name: str, views: ViewSet, identity: dict[str, Any], statistics: Statistics) -> "FeatureReader":
         """The feature set of this identity, made when the store does not have it yet."""
         key = f"{check_name('feature set', name)}@{short(digest(identity))}"
-        files = _metadata(identity, FeatureLayout.from_identity(identity["layout"]).specs(views), statistics)
+        files = features_metadata(identity, FeatureLayout.from_identity(identity["layout"]).specs(views), statistics)
         create_named(objects, f"features/{key}", "features", identity, files)
         return cls(objects, key, views, identity)
 
@@ -195,6 +196,26 @@ class FeatureReader:
 
         Raises `BadInput` naming the image when a token is not finite: no reader could train on it.
         """
+        return self.group.publish(*self._checked(shard, tokens, failed, views_record))
+
+    def heal_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
+        """Make a damaged shard whole in its place, from its tokens computed anew (`healing`); returns its record.
+
+        Raises as `commit_shard`, and `CacheMismatch` where what is whole of it is not what these tokens say.
+        """
+        record, arrays, present = self._checked(shard, tokens, failed, views_record)
+        standing = standing_record(self.group, shard)
+        ours = standing is None or (
+            standing.image_ids_sha256 == record.image_ids_sha256 and standing.views_record in ("", record.views_record)
+        )
+        healed = heal(self.group, record, arrays, present, trust=ours)
+        healed.put_in_place(self.group)
+        return healed.record
+
+    def _checked(
+        self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str
+    ) -> tuple[Record, dict[str, NDArray[Any]], NDArray[np.bool_]]:
+        """A shard's record without its objects, its arrays, and which rows exist."""
         first, last = self.views.shard_images(shard)
         ids = self.views.dataset.ids(first, last)
         present = np.repeat([image_id not in failed for image_id in ids], self.views.views_per_image)
@@ -207,8 +228,7 @@ class FeatureReader:
             if bad is not None:
                 image_id = ids[bad // self.views.views_per_image]
                 raise BadInput(f"image {image_id}: its {name} is not finite as {values.dtype}; leave the image out as failed")
-        record = Record(self.digest, shard, len(present), ids_digest(ids), {}, dict(failed), views_record)
-        return self.group.publish(record, arrays, present)
+        return Record(self.digest, shard, len(present), ids_digest(ids), {}, dict(failed), views_record), arrays, present
 
     def stored_bytes(self) -> int:
         """Bytes of the committed shards' objects, from their records."""
@@ -227,7 +247,7 @@ def _named(tokens: TokenRows) -> dict[str, NDArray[Any]]:
     return {name: array for name, array in every.items() if array is not None}
 
 
-def _metadata(identity: Mapping[str, Any], specs: list[ArraySpec], statistics: Statistics) -> dict[str, bytes]:
+def features_metadata(identity: Mapping[str, Any], specs: list[ArraySpec], statistics: Statistics) -> dict[str, bytes]:
     """Every file of the set that follows from its identity and its statistics."""
     files: dict[str, bytes] = {"statistics/zarr.json": group_metadata({"count": statistics.count})}
     for name, values in statistics.arrays().items():
@@ -248,7 +268,8 @@ def _about(name: str) -> dict[str, str]:
     return {"long_name": f"{meaning}, of {'class' if tokens == 'cls' else 'patch'} tokens", "units": units}
 
 
-def _read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any]) -> Statistics:
+def read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any]) -> Statistics:
+    """The statistics that lie in a feature set, checked against what its identity says of them; raises `CacheDamaged`."""
     names = objects.names(f"{prefix}/statistics")
     arrays: dict[str, NDArray[np.float32]] = {}
     for name in ("cls_mean", "cls_std", "patch_mean", "patch_std", "cls_matrix", "patch_matrix"):
@@ -257,12 +278,12 @@ def _read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any]
             try:
                 arrays[name] = parse_small_array(objects.read(where, MAX_IDENTITY_BYTES), where)
             except FileNotFoundError as error:
-                raise CacheDamaged(f"{where} is missing; restore it or extract again") from error
+                raise CacheDamaged(f"{where} is missing; run `eupe-pipeline features repair`") from error
     try:
         statistics = Statistics.from_arrays(arrays, described["count"])
         matches = statistics.digest == described["digest"]
     except (KeyError, TypeError, ValueError) as error:
-        raise CacheDamaged(f"{prefix}/statistics are not whole ({error}); restore them or extract again") from error
+        raise CacheDamaged(f"{prefix}/statistics are not whole ({error}); run `eupe-pipeline features repair`") from error
     if not matches:
-        raise CacheDamaged(f"{prefix}/statistics are not those that the identity names; restore them or extract again")
+        raise CacheDamaged(f"{prefix}/statistics are not those that the identity names; run `eupe-pipeline features repair`")
     return statistics

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,15 +22,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, part_name
+from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, parse_description, part_name
 from .decode import BadImage, image_size_hw
-from .errors import BadInput, CacheDamaged
+from .errors import BadInput
 from .found import LeftOut, Skipped, SourceImage, TarEnd, shown
 from .identity import short
 from .image_kinds import IMAGE_ENDINGS, ending_of, targets_among
 from .index_rows import IndexRows, rows_of
 from .left_out import LeftOutCounts
-from .named import check_name, damage
+from .mending import flaw_of, held, put
+from .named import MAX_IDENTITY_BYTES, check_name, damage
 from .objects import Objects
 from .places import add_place, canonical_source
 from .sources import list_files, open_source, walk
@@ -144,16 +146,13 @@ def build_index(
 ) -> ImageDataset:
     """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source.
 
-    Files such as `1.seg.png` beside `1.jpg` are no training images, unless `dense_targets` takes them.
+    Files such as `1.seg.png` beside `1.jpg` are no training images, unless `dense_targets` takes them. Where the dataset stands with a
+    damaged identity or index, those are put right.
     """
     check_name("dataset", name)
     source = canonical_source(source)
     with IndexRows() as rows:
-        index = _Index(rows)
-        for results, done, total in examined(source, dense_targets):
-            for item, label in results:
-                index.add(item, label)
-            on_event({"event": "progress", "stage": f"index {name}", "done": done, "total": total, "unit": "files", "images": rows.count})
+        index = _walked(rows, source, name, dense_targets, on_event)
         _check_yield(index, source, max_bad_share)
         _say_what_is_left_out(index, name, on_event)
         dataset = ImageDataset(objects, _publish(objects, source, name, index))
@@ -172,6 +171,32 @@ def _say_what_is_left_out(index: _Index, name: str, on_event: Callable[[Event], 
         on_event({"event": "warning" if is_warning else "note", "text": f"left out of {name}: {line}"})
 
 
+def restore_index(objects: Objects, key: str, source: str, on_event: Callable[[Event], None] = lambda event: None) -> bool:
+    """Put a dataset's identity and index right from its images; False, and nothing is written, when `source` has other images.
+
+    The identity, which says whether dense targets were taken, may be what is lost, so both readings are tried.
+    """
+    name = key.rpartition("@")[0]
+    for dense_targets in (False, True):
+        with IndexRows() as rows:
+            index = _walked(rows, source, name, dense_targets, on_event)
+            if rows.count and f"{name}@{short(_digests(index)[1])}" == key:
+                _publish(objects, source, name, index)
+                return True
+            if _TARGETS not in index.left_out.counts:
+                return False
+    return False
+
+
+def _walked(rows: IndexRows, source: str, name: str, dense_targets: bool, on_event: Callable[[Event], None]) -> _Index:
+    index = _Index(rows)
+    for results, done, total in examined(source, dense_targets):
+        for item, label in results:
+            index.add(item, label)
+        on_event({"event": "progress", "stage": f"index {name}", "done": done, "total": total, "unit": "files", "images": rows.count})
+    return index
+
+
 def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
     seen, broken = index.seen, index.left_out.broken
     if not index.rows.count:
@@ -187,15 +212,25 @@ def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
         )
 
 
-def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
+def _digests(index: _Index) -> tuple[str, str]:
+    """Of the contents, and of the dataset."""
     labels, numbers = index.final_labels()
     hasher = hashlib.sha256()
     for table in index.rows.tables(ROW_GROUP, numbers):
         for row in rows_of(table):
             hasher.update(row.content())
-    full = dataset_digest(hasher.hexdigest(), labels)
+    return hasher.hexdigest(), dataset_digest(hasher.hexdigest(), labels)
+
+
+def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
+    content_sha256, full = _digests(index)
+    labels, numbers = index.final_labels()
     key = f"{name}@{short(full)}"
-    if objects.size(f"datasets/{key}/identity.json") is not None:
+    where = f"datasets/{key}/identity.json"
+    data, flaw = flaw_of(objects, where, partial(parse_description, prefix=f"datasets/{key}"), MAX_IDENTITY_BYTES)
+    if data is not None and not flaw:
+        described = parse_description(data, f"datasets/{key}")
+        _mend_parts(objects, key, described, index.rows.tables(PART_IMAGES, numbers))
         add_place(objects, key, source, index.rows.tables(PART_IMAGES, numbers))
         return key
     # The index goes first: a dataset exists when its identity does.
@@ -207,26 +242,57 @@ def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
         "images": index.rows.count,
         "labels": labels,
         "skipped": index.left_out.first,
-        "content_sha256": hasher.hexdigest(),
+        "content_sha256": content_sha256,
         "index_sha256": parts,
     }
     if index.left_out.counts:
         described["left_out"] = dict(index.left_out.counts)
     if _TARGETS in index.left_out.counts:
         described["without_targets"] = True
-    objects.create(f"datasets/{key}/identity.json", [describe(described)])
+    if not objects.create(where, [describe(described)]) and flaw:
+        put(objects, where, describe(described))
     return key
 
 
-def _publish_part(objects: Objects, key: str, table: pa.Table, number: int) -> str:
-    """Write one part of the index; returns the sha256 of the file that stands there, ours or one that a killed run left."""
+def _part_bytes(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=ROW_GROUP, write_page_checksum=True)
-    where = f"datasets/{key}/{part_name(number)}"
-    if objects.create(where, [buffer.getvalue()]):
-        return hashlib.sha256(buffer.getvalue()).hexdigest()
-    standing = objects.read(where)
-    with damage(where):
-        if not pq.read_table(io.BytesIO(standing)).equals(table):
-            raise CacheDamaged(f"{where} was left by a run that did not end and is not this index; remove it and index again")
+    return buffer.getvalue()
+
+
+def _publish_part(objects: Objects, key: str, table: pa.Table, number: int) -> str:
+    """Write one part of the index; returns the sha256 of the file that stands there, ours or one that a killed run left.
+
+    The dataset has no identity that would vouch for another file, and its digest is that of our rows: what differs from them is replaced.
+    """
+    ours, where = _part_bytes(table), f"datasets/{key}/{part_name(number)}"
+    if objects.create(where, [ours]):
+        return hashlib.sha256(ours).hexdigest()
+    standing, flaw = flaw_of(objects, where, partial(_refuse_other_rows, table=table, where=where))
+    if standing is None or flaw:
+        put(objects, where, ours)
+        standing = ours
     return hashlib.sha256(standing).hexdigest()
+
+
+def _refuse_other_rows(data: bytes, table: pa.Table, where: str) -> None:
+    with damage(where):
+        if not pq.read_table(io.BytesIO(data)).equals(table):
+            raise ValueError("it has other rows")
+
+
+def _mend_parts(objects: Objects, key: str, described: dict[str, Any], tables: Iterator[pa.Table]) -> None:
+    """Put damaged parts of a standing dataset right, from the rows that its digest covers.
+
+    Another version of Arrow may write the same rows in other bytes: the identity, written last, then names those.
+    """
+    known = list(described["index_sha256"])
+    for number, table in enumerate(tables):
+        where = f"datasets/{key}/{part_name(number)}"
+        standing, flaw = held(objects, where)
+        if standing is None or flaw or hashlib.sha256(standing).hexdigest() != described["index_sha256"][number]:
+            ours = _part_bytes(table)
+            put(objects, where, ours)
+            known[number] = hashlib.sha256(ours).hexdigest()
+    if known != described["index_sha256"]:
+        put(objects, f"datasets/{key}/identity.json", describe({**described, "index_sha256": known}))

@@ -82,9 +82,7 @@ class Ledgers:
         for number in self.numbers():
             first, last = self.span(number)
             committed[first:last] = True
-        for name in self._objects.names(f"{self._prefix}/discarded"):
-            if name.isdecimal() and int(name) < self._shards:
-                committed[int(name)] = False
+        committed[sorted(self.discarded())] = False
 
     def record(self, shard: int) -> bytes | None:
         """A shard's record as it was compacted, None when no ledger has it or it was discarded; raises `CacheDamaged`."""
@@ -94,21 +92,40 @@ class Ledgers:
             return None
         if self._objects.size(f"{self._prefix}/discarded/{shard:06d}") is not None:
             return None
-        opened, place = self._opened(number), shard - self.span(number)[0]
+        opened, place = self.opened(number), shard - self.span(number)[0]
         out = bytearray(int(opened.lengths[place]))
         opened.records.read_into([memoryview(out)], int(opened.offsets[place]))
         return bytes(out)
 
     def totals(self) -> tuple[int, list[int]]:
         """Bytes of all compacted shards, and the shards that have failed images."""
-        size, failed = 0, []
+        size, failed, discarded = 0, [], np.array(sorted(self.discarded()), np.int64)
         for number in sorted(self.numbers()):
-            opened = self._opened(number)
-            size += int(opened.sizes.sum())
-            failed += (np.flatnonzero(opened.failed) + self.span(number)[0]).tolist()
+            opened, (first, last) = self.opened(number), self.span(number)
+            counts = np.ones(last - first, np.bool_)
+            counts[discarded[(discarded >= first) & (discarded < last)] - first] = False
+            size += int(opened.sizes[counts].sum())
+            failed += (np.flatnonzero(opened.failed.astype(np.bool_) & counts) + first).tolist()
         return size, failed
 
-    def _opened(self, number: int) -> _Ledger:
+    def discarded(self) -> set[int]:
+        """The shards whose record in a ledger does not count any more."""
+        names = self._objects.names(f"{self._prefix}/discarded")
+        return {int(name) for name in names if name.isdecimal() and int(name) < self._shards}
+
+    def discard(self, shard: int) -> None:
+        """Make a ledger's record of this shard count no more, where a ledger has one."""
+        if shard // LEDGER_SHARDS in self.numbers():
+            self._objects.create(f"{self._prefix}/discarded/{shard:06d}", [b"{}"])
+
+    def forget(self, number: int) -> None:
+        """Read a ledger anew at its next use."""
+        with self._lock:
+            self._kept.pop(number, None)
+        self._known = None
+
+    def opened(self, number: int) -> _Ledger:
+        """A ledger, kept open; raises `CacheDamaged`."""
         with self._lock:
             if number not in self._kept:
                 self._kept[number] = self._open(number)
@@ -122,7 +139,7 @@ class Ledgers:
         try:
             data, records = self._objects.read(where, MAX_INDEX_BYTES), self._objects.open(self.records_key(number))
         except FileNotFoundError as error:
-            raise CacheDamaged(f"{where} or its records are missing; restore them") from error
+            raise CacheDamaged(f"{where} or its records are missing; run `eupe-pipeline features repair`") from error
         with damage(where):
             table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
             if table.num_rows != last - first or table.schema.names != SCHEMA.names:
@@ -174,12 +191,17 @@ class Ledgers:
     def publish(self, number: int, records: Sequence[bytes], sizes: Sequence[int], failed: Sequence[int]) -> None:
         """Write a ledger's records, then its index; a ledger exists when its index does."""
         lengths = np.array([len(record) for record in records], np.int64)
-        values = (np.cumsum(lengths) - lengths, lengths, np.array(sizes, np.int64), np.array(failed, np.int64))
-        columns = {name: pa.array(column) for name, column in zip(SCHEMA.names, values, strict=True)}
-        index = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=SCHEMA), index, write_page_checksum=True)
+        index = index_bytes(np.cumsum(lengths) - lengths, lengths, np.array(sizes, np.int64), np.array(failed, np.int64))
         whole = b"".join(records)
         if not self._objects.create(self.records_key(number), [whole]) and self._objects.read(self.records_key(number)) != whole:
             self._objects.remove(self.records_key(number))  # left by a killed run, before some shard was made again
             self._objects.create(self.records_key(number), [whole])
-        self._objects.create(self.key(number), [index.getvalue()])
+        self._objects.create(self.key(number), [index])
+
+
+def index_bytes(*values: NDArray[np.int64]) -> bytes:
+    """The Parquet file of a ledger from its columns: offset, length, bytes, failed."""
+    columns = {name: pa.array(column) for name, column in zip(SCHEMA.names, values, strict=True)}
+    index = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=SCHEMA), index, write_page_checksum=True)
+    return index.getvalue()

@@ -1,6 +1,6 @@
-"""Keep a store sound: verify it by instalments, take damaged shards out, delete what nobody needs.
+"""Keep a store sound: verify a set's shards by instalments, delete what nobody needs.
 
-`verify` never writes. `repair` undoes the commit of damaged shards, record first, so that the next extraction makes just those again.
+`verify` never writes, and judges shards alone: what lies around them must be whole (`examination` judges every file of a store).
 `prune` deletes in the order opposite to creation: the identity first, and nothing that a lease protects.
 """
 
@@ -34,11 +34,10 @@ def _silent(event: Event) -> None:
 def verify(one: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_event: OnEvent = _silent) -> list[Damage]:
     """Read every byte of part k of n of a set's committed shards and compare with the records; returns the damaged shards.
 
-    The n parts together cover every shard once. Raises `BadInput` for a part that is none.
+    The n parts together cover every shard once. Raises `BadInput` for a part that is none,
+    `CacheDamaged` where the dataset's index is damaged.
     """
-    number, parts = part
-    if not 1 <= number <= parts:
-        raise BadInput(f"part {number} of {parts} does not exist; parts go from 1/{parts} to {parts}/{parts}")
+    number, parts = checked_part(part)
     shards = [shard for shard in sorted(one.group.committed()) if shard % parts == number - 1]
     found = []
     for done, shard in enumerate(shards, start=1):
@@ -49,15 +48,24 @@ def verify(one: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_even
     return found
 
 
+def checked_part(part: tuple[int, int]) -> tuple[int, int]:
+    """Part k of n; raises `BadInput` for one that is none."""
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise BadInput(f"part {number} of {parts} does not exist; parts go from 1/{parts} to {parts}/{parts}")
+    return number, parts
+
+
 def _why_damaged(one: FeatureReader | ViewSet, shard: int) -> str | None:
     views = one.views if isinstance(one, FeatureReader) else one
+    ids = ids_digest(views.dataset.ids(*views.shard_images(shard)))  # a damaged index is no damage of the shard
     try:
         one.group.forget(shard)
         one.group.verify(shard)
         record = one.group.record(shard)
         if record is None:
             return None
-        if record.image_ids_sha256 != ids_digest(views.dataset.ids(*views.shard_images(shard))):
+        if record.image_ids_sha256 != ids:
             return "its record is of other images"
         if isinstance(one, FeatureReader) and record.views_record:
             of_views = views.group.record(shard)
@@ -66,13 +74,6 @@ def _why_damaged(one: FeatureReader | ViewSet, shard: int) -> str | None:
     except CacheDamaged as error:
         return str(error)
     return None
-
-
-def repair(one: FeatureReader | ViewSet, damaged: list[Damage]) -> list[int]:
-    """Take damaged shards out, record first; returns the shards that an extraction must make again."""
-    for shard, _ in damaged:
-        one.group.discard(shard)
-    return [shard for shard, _ in damaged]
 
 
 def _deletion_order(key: str) -> tuple[int, str]:

@@ -8,10 +8,12 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from .errors import BadInput, CacheDamaged, EupeError
 from .identity import canonical_json, digest, short
+from .mending import flaw_of, put
 from .objects import Objects
 
 MAX_IDENTITY_BYTES = 128 << 20
@@ -45,24 +47,40 @@ def damage(where: str) -> Iterator[None]:
         NotImplementedError,
     ) as error:
         raise CacheDamaged(
-            f"{where} is damaged ({type(error).__name__}: {str(error)[:200]}); restore it, or make it again in a new store"
+            f"{where} is damaged ({type(error).__name__}: {str(error)[:200]}); run `eupe-pipeline features repair`, which makes it "
+            "again or says what does"
         ) from error
 
 
 def create_named(objects: Objects, prefix: str, kind: str, identity: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Publish a thing's metadata and its identity; a thing that exists already is left as it is, but for what killed writers left in it."""
+    """Publish a thing's metadata and its identity; a thing that exists already is left as it is, but for what killed writers left in it.
+
+    An identity that is damaged is put right: its folder's name says that it was this one.
+    """
     objects.sweep(prefix)
-    if objects.size(f"{prefix}/identity.json") is not None:
+    where = f"{prefix}/identity.json"
+    _, flaw = flaw_of(objects, where, partial(parse_identity, prefix=prefix, kind=kind), MAX_IDENTITY_BYTES)
+    if not flaw:
         return
     for name, data in files.items():
         objects.create(f"{prefix}/{name}", [data])
-    described = {"kind": kind, "digest": digest(dict(identity)), "identity": dict(identity)}
-    objects.create(f"{prefix}/identity.json", [canonical_json(described)])
+    described = identity_file(kind, identity)
+    if not objects.create(where, [described]):
+        put(objects, where, described)
+
+
+def identity_file(kind: str, identity: Mapping[str, Any]) -> bytes:
+    """The content of `identity.json`."""
+    return canonical_json({"kind": kind, "digest": digest(dict(identity)), "identity": dict(identity)})
 
 
 def read_identity(objects: Objects, prefix: str, kind: str) -> dict[str, Any]:
     """The checked identity of a thing; raises `CacheDamaged` when it is not what its name says."""
-    data = read_identity_file(objects, prefix)
+    return parse_identity(read_identity_file(objects, prefix), prefix, kind)
+
+
+def parse_identity(data: bytes, prefix: str, kind: str) -> dict[str, Any]:
+    """The identity in a file's bytes; raises `CacheDamaged` when it is not what the name of its folder says."""
     with damage(f"{prefix}/identity.json"):
         described = json.loads(data)
         identity: dict[str, Any] = described["identity"]
@@ -80,7 +98,8 @@ def read_identity_file(objects: Objects, prefix: str) -> bytes:
         return objects.read(f"{prefix}/identity.json", MAX_IDENTITY_BYTES)
     except FileNotFoundError as error:
         raise CacheDamaged(
-            f"{prefix} has no identity.json: a run that made it did not end, or the file was removed; run the command that makes it again"
+            f"{prefix} has no identity.json: a run that made it did not end, or the file was removed; run the command that makes it again, "
+            "or `eupe-pipeline features repair`"
         ) from error
 
 
@@ -90,9 +109,9 @@ def check_metadata(objects: Objects, prefix: str, files: Mapping[str, bytes]) ->
         try:
             found = objects.read(f"{prefix}/{name}", len(wanted) + 1)
         except FileNotFoundError as error:
-            raise CacheDamaged(f"{prefix}/{name} is missing; it follows from identity.json: run `features verify`") from error
+            raise CacheDamaged(f"{prefix}/{name} is missing; it follows from identity.json: run `eupe-pipeline features repair`") from error
         if found != wanted:
             raise CacheDamaged(
                 f"{prefix}/{name} is not what identity.json implies; it was altered, belongs to another set, or another version wrote it: "
-                "restore it, or make the set again in a new store"
+                "run `eupe-pipeline features repair`"
             )

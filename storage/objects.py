@@ -6,6 +6,7 @@ without its cache of listings, because another process may have committed since 
 """
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -67,7 +68,7 @@ class Objects(Protocol):
         """Publish the content, all of which is made, unless the key exists; True when this call created it. Raises `StoreUnavailable`."""
 
     def replace(self, key: str, data: bytes) -> None:
-        """Put an object whether or not the key exists; readers find the old one or the new one. For records of runs, never for a store."""
+        """Put an object whether or not the key exists; readers find the old or the new one. For runs; of a store only `mending`."""
 
     def remove(self, key: str) -> None:
         """Remove one object; no error when it is gone already."""
@@ -86,6 +87,8 @@ class _Descriptor:
         self.number = -1  # for __del__, when the open below fails
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         status = os.fstat(self.number)
+        if stat.S_ISDIR(status.st_mode):  # which can be opened, and only fails at the first read
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         self.inode, self.size = status.st_ino, status.st_size
 
     def __del__(self) -> None:

@@ -67,11 +67,15 @@ def places(objects: Objects, key: str) -> list[str]:
     found = []
     for name in objects.names(f"datasets/{key}/places"):
         where = f"datasets/{key}/places/{name}"
-        data = objects.read(where, MAX_PLACE_BYTES)
-        with damage(where):
-            body = json.loads(data)
-            claimed = body.pop("file_digest")
-            if digest(body) != claimed or canonical_json({**body, "file_digest": claimed}) != data or type(body["source"]) is not str:
-                raise ValueError("its own digest differs")
-            found.append(body["source"])
+        found.append(parse_place(objects.read(where, MAX_PLACE_BYTES), where))
     return found
+
+
+def parse_place(data: bytes, where: str) -> str:
+    """The source that a place's file names; raises `CacheDamaged` for an altered file."""
+    with damage(where):
+        body = json.loads(data)
+        claimed = body.pop("file_digest")
+        if digest(body) != claimed or canonical_json({**body, "file_digest": claimed}) != data or type(body["source"]) is not str:
+            raise ValueError("its own digest differs")
+        return str(body["source"])

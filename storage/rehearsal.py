@@ -4,9 +4,32 @@ Reads find what was created here first, then what the store behind holds. Only f
 removed through it.
 """
 
+from collections.abc import Sequence
+
 from .atomic import Content
-from .errors import BadInput
+from .errors import BadInput, CacheDamaged
 from .objects import Objects, OpenObject
+
+
+class _Made:
+    """What was made here, open for reading."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.size = data, len(data)
+
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """Fill the buffers from memory."""
+        for buffer in buffers:
+            if offset + len(buffer) > self.size:
+                raise CacheDamaged(f"it ends {offset + len(buffer) - self.size:,} bytes before what its record describes")
+            buffer[:] = self._data[offset : offset + len(buffer)]
+            offset += len(buffer)
+
+    def renew(self) -> None:
+        """It is there as long as its rehearsal."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Rehearsal:
@@ -25,8 +48,8 @@ class Rehearsal:
         return self._made[key] if key in self._made else self._behind.read(key, limit_bytes)
 
     def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
-        """Open what is behind; what was made here is read whole."""
-        return self._behind.open(key, xxh3_128)
+        """Open what was made here, or what is behind."""
+        return _Made(self._made[key]) if key in self._made else self._behind.open(key, xxh3_128)
 
     def size(self, key: str) -> int | None:
         """Length in bytes, here or behind."""

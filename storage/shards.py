@@ -89,12 +89,18 @@ class ShardedGroup:
             if compacted is None:
                 return None
             data = compacted
-        record = parse_record(data, where=key, group=self.group_digest, shard=shard)
-        self._check_shape(record, key)
+        record = self.parse(shard, data)
         with self._lock:  # between `iter` and `next` another thread may add one
             if len(self._records) >= _KEPT_RECORDS:
                 self._records.pop(next(iter(self._records)), None)
             self._records[shard] = record
+        return record
+
+    def parse(self, shard: int, data: bytes) -> Record:
+        """A shard's record from its bytes; raises `CacheDamaged` when it is altered, another shard's or another set's."""
+        key = f"{self.prefix}/{record_key(shard)}"
+        record = parse_record(data, where=key, group=self.group_digest, shard=shard)
+        self._check_shape(record, key)
         return record
 
     def records(self, shards: Sequence[int]) -> Iterator[Record]:
@@ -274,8 +280,7 @@ class ShardedGroup:
     def discard(self, shard: int) -> None:
         """Undo a commit: first the record, then the objects, so that a shard without a record is all that is ever seen."""
         self.objects.remove(f"{self.prefix}/{record_key(shard)}")
-        if shard // LEDGER_SHARDS in self.ledgers.numbers():
-            self.objects.create(f"{self.prefix}/discarded/{shard:06d}", [b"{}"])
+        self.ledgers.discard(shard)
         for spec in self.specs.values():
             self.objects.remove(f"{self.prefix}/{spec.key(shard)}")
         self.forget(shard)

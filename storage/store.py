@@ -18,7 +18,9 @@ import numpy as np
 from .dataset import ImageDataset
 from .errors import BadInput, CacheDamaged, unknown_name
 from .features import FeatureReader
+from .findings import command
 from .identity import canonical_json, digest, short
+from .mending import held
 from .named import MAX_IDENTITY_BYTES, damage, read_identity
 from .objects import Objects, open_objects
 from .remote import RemoteObjects
@@ -28,6 +30,7 @@ from .viewset import ViewSet
 
 MARKER = "eupe-store.json"
 FORMAT = 1
+MARKER_BYTES = canonical_json({"format": FORMAT, "kind": "eupe-pipeline store"})
 MAX_STATISTICS_BYTES = 256 << 20  # two PHI-S matrices of 4,096 channels in base64
 
 
@@ -46,17 +49,18 @@ class FeatureStore:
         objects = open_objects(str(url))
         if shard_cache is not None and isinstance(objects, RemoteObjects):
             objects = CachedObjects(objects, shard_cache, shard_cache_bytes)
-        try:
-            marker = json.loads(objects.read(MARKER, MAX_IDENTITY_BYTES))
-            found = marker["format"]
-        except FileNotFoundError:
-            raise BadInput(
-                f"{url} is not a feature store: it has no {MARKER}. Make one with `eupe-pipeline index SOURCE --store {url} --name NAME`"
-            ) from None
-        except (ValueError, KeyError, TypeError, RecursionError, CacheDamaged) as error:
-            raise BadInput(f"{url} is not a feature store: {MARKER} cannot be read ({error})") from error
-        if found != FORMAT:
-            raise BadInput(f"{url} is a store of format {found}, this version reads format {FORMAT}")
+        flaw = marker_flaw(objects)
+        if flaw:
+            raise _no_store(objects, f"its {MARKER} {flaw}")
+        return cls(objects)
+
+    @classmethod
+    def open_damaged(cls, url: str | Path) -> "FeatureStore":
+        """A store whose marker may be damaged, to be examined; raises `BadInput` where there is nothing of a store."""
+        objects = open_objects(str(url))
+        flaw = marker_flaw(objects)
+        if flaw and not _holds_sets(objects):
+            raise _no_store(objects, f"its {MARKER} {flaw}")
         return cls(objects)
 
     @classmethod
@@ -64,13 +68,15 @@ class FeatureStore:
         """The store at `url`, made when there is none; raises `BadInput` for a folder that holds other things."""
         objects = open_objects(str(url), make=True)
         if objects.size(MARKER) is None:
+            if _holds_sets(objects):
+                raise _no_store(objects, f"its {MARKER} is missing")
             strangers = objects.names("")
             if strangers:
                 raise BadInput(
                     f"{url} is not a feature store and is not empty (it holds {', '.join(strangers[:3])}); "
                     "give an empty or a new folder for --store"
                 )
-            objects.create(MARKER, [canonical_json({"format": FORMAT, "kind": "eupe-pipeline store"})])
+            objects.create(MARKER, [MARKER_BYTES])
         return cls.open(url)
 
     def __repr__(self) -> str:
@@ -139,18 +145,16 @@ class FeatureStore:
 
     def keep_statistics(self, name: str, measured_on: dict[str, Any], statistics: Statistics) -> Statistics:
         """Freeze measured statistics under what they were measured on; returns those of the first writer."""
-        arrays = {array: base64.b64encode(values.astype("<f4").tobytes()).decode() for array, values in statistics.arrays().items()}
-        body = {"measured_on": measured_on, "count": statistics.count, "arrays": arrays}
-        self.objects.create(_statistics_key(name, measured_on), [canonical_json({**body, "digest": digest(body)})])
+        self.objects.create(statistics_key(name, measured_on), [pack_kept_statistics(measured_on, statistics)])
         kept = self.kept_statistics(name, measured_on)
         assert kept is not None
         return kept
 
     def kept_statistics(self, name: str, measured_on: dict[str, Any]) -> Statistics | None:
         """The statistics that were frozen for this teacher, these views and this sample, None when there are none."""
-        key = _statistics_key(name, measured_on)
+        key = statistics_key(name, measured_on)
         try:
-            found = self._read_statistics(key)
+            found = self.read_statistics(key)
         except FileNotFoundError:
             return None
         with damage(key):
@@ -158,21 +162,62 @@ class FeatureStore:
                 raise ValueError("it was measured on something else; remove it to measure the statistics again")
         return found[1]
 
-    def _read_statistics(self, key: str) -> tuple[dict[str, Any], Statistics]:
+    def read_statistics(self, key: str) -> tuple[dict[str, Any], Statistics]:
         """What they were measured on, and the statistics; raises FileNotFoundError and `CacheDamaged`."""
-        data = self.objects.read(key, MAX_STATISTICS_BYTES)
-        with damage(key):
-            body = json.loads(data)
-            claimed = body.pop("digest")
-            if claimed != digest(body) or canonical_json({**body, "digest": claimed}) != data:
-                raise ValueError("its own digest differs; remove it to measure the statistics again")
-            arrays = {array: np.frombuffer(base64.b64decode(raw), "<f4").astype(np.float32) for array, raw in body["arrays"].items()}
-            return body["measured_on"], Statistics.from_arrays(arrays, body["count"])
+        return parse_kept_statistics(self.objects.read(key, MAX_STATISTICS_BYTES), key)
 
     def keys_of_statistics(self, statistics: Statistics) -> list[str]:
         """Where statistics with these values are kept, under whatever they were measured on."""
         keys = [f"statistics/{name}" for name in self.objects.names("statistics")]
-        return [key for key in keys if self._read_statistics(key)[1].digest == statistics.digest]
+        return [key for key in keys if self.read_statistics(key)[1].digest == statistics.digest]
+
+
+def marker_flaw(objects: Objects) -> str:
+    """What is wrong with a store's marker, "" when nothing is; raises `BadInput` for a store of another format."""
+    data, flaw = held(objects, MARKER, MAX_IDENTITY_BYTES)
+    if data is None or flaw or data == MARKER_BYTES:
+        return flaw
+    try:
+        found = json.loads(data)["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"cannot be read ({type(error).__name__}: {error})"
+    if found != FORMAT:
+        raise BadInput(
+            f"{objects.url} is a store of format {found}, this version reads format {FORMAT}. Where no other version ever wrote to it, "
+            f"{MARKER} was altered: remove that file, then run {command('features', 'repair', store=objects.url)}"
+        )
+    return ""
+
+
+def _holds_sets(objects: Objects) -> bool:
+    """Whether there are datasets, views or features, whatever the marker says."""
+    return any("@" in name for kind in ("datasets", "views", "features") for name in objects.names(kind))
+
+
+def _no_store(objects: Objects, why: str) -> BadInput:
+    url = objects.url
+    if _holds_sets(objects):
+        advice = f"It holds sets as one does: run {command('features', 'repair', store=url)}"
+        return BadInput(f"{url} is not a feature store: {why}. {advice}")
+    return BadInput(f"{url} is not a feature store: {why}. Make one with `eupe-pipeline index SOURCE --store {url} --name NAME`")
+
+
+def pack_kept_statistics(measured_on: dict[str, Any], statistics: Statistics) -> bytes:
+    """The content of a file of measured statistics."""
+    arrays = {array: base64.b64encode(values.astype("<f4").tobytes()).decode() for array, values in statistics.arrays().items()}
+    body = {"measured_on": measured_on, "count": statistics.count, "arrays": arrays}
+    return canonical_json({**body, "digest": digest(body)})
+
+
+def parse_kept_statistics(data: bytes, key: str) -> tuple[dict[str, Any], Statistics]:
+    """What statistics were measured on, and the statistics; raises `CacheDamaged` for an altered file."""
+    with damage(key):
+        body = json.loads(data)
+        claimed = body.pop("digest")
+        if claimed != digest(body) or canonical_json({**body, "digest": claimed}) != data:
+            raise ValueError("its own digest differs")
+        arrays = {array: np.frombuffer(base64.b64decode(raw), "<f4").astype(np.float32) for array, raw in body["arrays"].items()}
+        return body["measured_on"], Statistics.from_arrays(arrays, body["count"])
 
 
 def canary_key(teacher_identity: dict[str, Any]) -> str:
@@ -180,5 +225,6 @@ def canary_key(teacher_identity: dict[str, Any]) -> str:
     return f"canaries/{digest(teacher_identity)}.json"
 
 
-def _statistics_key(name: str, measured_on: dict[str, Any]) -> str:
+def statistics_key(name: str, measured_on: dict[str, Any]) -> str:
+    """Where statistics of a teacher lie that were measured on this."""
     return f"statistics/{name}@{short(digest(measured_on))}.json"

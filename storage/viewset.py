@@ -103,7 +103,7 @@ class ViewSet:
             specs = _specs(identity)
             if (identity["dataset"], identity["images"]) != (dataset.digest, len(dataset)):
                 raise ValueError("it names another dataset")
-        check_metadata(objects, f"views/{key}", _metadata(identity, specs))
+        check_metadata(objects, f"views/{key}", views_metadata(identity))
         self.group = ShardedGroup(objects, f"views/{key}", self.digest, specs)
         self.rows, self.shards = self.group.rows, self.group.shards
         self._lock = threading.Lock()
@@ -115,7 +115,7 @@ class ViewSet:
         identity = views_identity(dataset, spec, images_per_shard)
         suffix = f"@{short(digest(identity))}"
         key = next((name for name in objects.names("views") if name.endswith(suffix)), f"{dataset.name}{suffix}")
-        create_named(objects, f"views/{key}", "views", identity, _metadata(identity, _specs(identity)))
+        create_named(objects, f"views/{key}", "views", identity, views_metadata(identity))
         return cls(objects, key, dataset, identity)
 
     def __repr__(self) -> str:
@@ -217,7 +217,8 @@ class ViewSet:
         return {} if record is None else record.failed
 
 
-def _metadata(identity: Mapping[str, Any], specs: list[ArraySpec]) -> dict[str, bytes]:
-    arrays = {spec.name: spec.metadata() for spec in specs}
+def views_metadata(identity: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every file of the set that follows from its identity."""
+    arrays = {spec.name: spec.metadata() for spec in _specs(identity)}
     group = group_metadata({"kind": "eupe-pipeline views", "identity_sha256": digest(dict(identity))}, arrays)
     return {"zarr.json": group, **{f"{name}/zarr.json": data for name, data in arrays.items()}}

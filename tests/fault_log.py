@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from types import TracebackType
 
-OUTCOMES = ("right", "detected", "healed", "silent", "lost")
+OUTCOMES = ("right", "detected", "healed", "silent", "lost", "circle")
 
 
 class Trials:
@@ -22,16 +22,16 @@ class Trials:
         self.counts: Counter[str] = Counter()
 
     def note(self, outcome: str, times: int = 1) -> None:
-        """Count an outcome; raises AssertionError for a silent or lost trial."""
+        """Count an outcome; raises AssertionError for a silent or lost trial, and for advice that goes in a circle."""
         assert outcome in OUTCOMES, outcome
         self.counts[outcome] += times
-        assert outcome not in ("silent", "lost"), f"fault {self.fault}: {outcome}"
+        assert outcome not in ("silent", "lost", "circle"), f"fault {self.fault}: {outcome}"
 
     def __enter__(self) -> "Trials":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None and not self.counts["silent"] + self.counts["lost"]:
+        if kind is not None and not self.counts["silent"] + self.counts["lost"] + self.counts["circle"]:
             self.counts["silent"] += 1
         write_down(self.fault, self.counts)
 

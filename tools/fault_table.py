@@ -49,6 +49,7 @@ FAULTS: dict[int, tuple[str, int, int]] = {  # name, trials in `make test-faults
     28: ("tar: headers flipped, zeroed, cut; joined; labels", 200, 2_000),
     29: ("folders: links, pipes, permission, endings, names", 60, 60),
     33: ("evaluation: sentinels, no labels, one class, leaks", 40, 40),
+    34: ("each file of a store × each damage: a way out", 240, 630),
 }
 
 
@@ -62,12 +63,22 @@ def read_log(path: Path) -> dict[int, Counter[str]]:
 
 
 def print_table(sums: dict[int, Counter[str]], long: bool) -> None:
-    """A row a fault: trials (and how many are wanted), silent, detected, healed, right."""
-    print(f"{'#':>2}  {'fault':52} {'trials':>7} {'wanted':>7} {'silent':>7} {'lost':>5} {'detected':>9} {'healed':>7} {'right':>6}")
+    """A row a fault: trials (and how many are wanted), silent, lost, advice in a circle, detected, healed, right."""
+    heads = f"{'trials':>7} {'wanted':>7} {'silent':>7} {'lost':>5} {'circles':>7} {'detected':>9} {'healed':>7} {'right':>6}"
+    print(f"{'#':>2}  {'fault':52} {heads}")
     for number, (name, *wanted) in FAULTS.items():
         found = sums.get(number, Counter())
-        counts = (found["trials"], wanted[long], found["silent"], found["lost"], found["detected"], found["healed"], found["right"])
-        widths = (7, 7, 7, 5, 9, 7, 6)
+        counts = (
+            found["trials"],
+            wanted[long],
+            found["silent"],
+            found["lost"],
+            found["circle"],
+            found["detected"],
+            found["healed"],
+            found["right"],
+        )
+        widths = (7, 7, 7, 5, 7, 9, 7, 6)
         print(f"{number:>2}  {name:52} " + " ".join(f"{count:>{width},}" for count, width in zip(counts, widths, strict=True)))
 
 
@@ -91,8 +102,9 @@ def main() -> int:
     print_table(sums, long)
     wanted = {number: figures[long] for number, (_, *figures) in FAULTS.items()}
     totals = {name: sum(found[name] for found in sums.values()) for name in ("trials", "silent", "lost")}
+    totals["circles"] = sum(found["circle"] for found in sums.values())
     totals["short"] = sum(sums.get(number, Counter())["trials"] < figure for number, figure in wanted.items())
-    for name, target in (("trials", f">={sum(wanted.values())}"), ("silent", "0"), ("lost", "0"), ("short", "0")):
+    for name, target in (("trials", f">={sum(wanted.values())}"), ("silent", "0"), ("lost", "0"), ("circles", "0"), ("short", "0")):
         print(f"RESULT faults{'_long' * long}.{name} {totals[name]} {target}")
     rows = {str(number): {"fault": FAULTS[number][0], "wanted": wanted[number], **found} for number, found in sorted(sums.items())}
     command = " ".join(["python tools/fault_table.py", *["--long"] * long, *given])

@@ -325,5 +325,4 @@ def test_an_unfinished_index_is_completed_by_the_next_run(store: FeatureStore, p
     assert build_index(store.objects, str(photos), "photos").ids(0, 12) == found.ids(0, 12)
     (folder / "identity.json").unlink()
     (folder / "index.parquet").write_bytes(b"PAR1 half")
-    with pytest.raises(CacheDamaged, match="is damaged"):
-        build_index(store.objects, str(photos), "photos")
+    assert build_index(store.objects, str(photos), "photos").ids(0, 12) == found.ids(0, 12)

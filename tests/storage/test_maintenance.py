@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from eupe_pipeline.storage import ledger, maintenance, shards
 from eupe_pipeline.storage.errors import BadInput, CacheDamaged
+from eupe_pipeline.storage.healing import heal_views
 from eupe_pipeline.storage.leases import Lease, holders
-from eupe_pipeline.storage.maintenance import prune, repair, verify
+from eupe_pipeline.storage.maintenance import prune, verify
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..fault_log import Trials
@@ -49,11 +50,10 @@ def test_damaged_stores_are_healed_and_only_the_damaged_shards_touched(pristine:
             assert {damage.shard for damage in found} == chosen
             assert contents(made.folder) == damaged_contents
             fresh = reopen(made)
-            assert set(repair(fresh.features, found)) == chosen == set(fresh.features.missing_shards())
             for shard in chosen:
                 record = fresh.views.group.record(shard)
                 assert record is not None
-                fresh.features.commit_shard(shard, tokens(fresh.features, shard), {}, record.digest)
+                fresh.features.heal_shard(shard, tokens(fresh.features, shard), {}, record.digest)
             assert contents(made.folder) == before
             trials.note("healed")
     assert same(everything(reopen(made)), right)
@@ -78,8 +78,8 @@ def test_views_are_verified_and_redrawn_to_the_same_bytes(copied: Callable[[], M
     path = made.folder / "views" / made.views.key / "crop/c.1.0"
     path.write_bytes(b"\0" + path.read_bytes()[1:-1] + b"\1")
     fresh = reopen(made)
-    assert repair(fresh.views, verify(fresh.views)) == [1]
-    commit(fresh, 1)
+    assert [one.shard for one in verify(fresh.views)] == [1]
+    heal_views(fresh.views, 1, set).put_in_place(fresh.views.group)
     assert contents(made.folder) == before
     assert verify(reopen(made).features) == []
 

@@ -1,0 +1,42 @@
+"""What an examination of a store finds: a file that is not what it must be, what it follows from, and the way out."""
+
+import shlex
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["marker", "identity", "index", "place", "metadata", "statistics", "ledger", "record", "shard", "canary", "lease"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One damaged, missing or unreadable file, or one that cannot be judged before another is whole."""
+
+    kind: Kind
+    where: str
+    """Its key in the store."""
+    what: str
+    """What is wrong with it."""
+    source: str
+    """What it is made again from; "" where the store knows nothing."""
+    way_out: str
+    """The command that helps, and what it needs; "" where it is mended."""
+    shard: int | None = None
+    """Of a record or an object of a shard."""
+    mended: bool = False
+    unfinished: bool = False
+    """No damage that is known of: a writer that was killed leaves objects without a record, too."""
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        made = f" from {self.source}" if self.source else ""
+        if self.mended:
+            return f"{self.kind} {self.where} {self.what}: made again{made}"
+        return f"{self.kind} {self.where} {self.what}; {'can be made again' + made + ': ' if made else ''}{self.way_out}"
+
+
+def command(*words: str, store: str) -> str:
+    """A command line on a store, quoted so that it can be run as it stands."""
+    return f"`eupe-pipeline {shlex.join([*words, '--store', store])}`"
