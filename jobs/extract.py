@@ -85,7 +85,7 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
             return _summary(plan, [], 0, 0, time.perf_counter() - started)
     count = worker_count(order, options)
     try:
-        with workers(order, count, options.address) as crew:
+        with workers(order, count, options.address, on_event) as crew:
             normalisation.measure(crew, on_event)
             plan = _plan(store, views, specs, normalisation, options)
             computing = time.perf_counter()

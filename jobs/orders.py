@@ -10,6 +10,7 @@ from ..storage.viewset import ViewSet
 from ..teachers.spec import TeacherSpec
 from .extract_options import ExtractOptions
 from .placement import place
+from .ray_session import cluster_address
 from .shard_work import WorkOrder
 
 _MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a second and thread
@@ -40,6 +41,6 @@ def work_order(
 
 def worker_count(order: WorkOrder, options: ExtractOptions) -> int | None:
     """One worker a GPU; on CPUs one a core, because single-threaded teachers side by side beat threads inside one; None on a cluster."""
-    if options.workers is not None or options.address is not None:
+    if options.workers is not None or cluster_address(options.address) is not None:
         return options.workers
     return int(torch.cuda.device_count() / order.gpus) if order.device == "cuda" else torch.get_num_threads()

@@ -7,8 +7,10 @@ run with its own text. An actor gets tasks only once it runs, so that one for wh
 """
 
 import contextlib
+import socket
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +21,9 @@ from .ray_session import ray_session
 from .shard_work import TASKS_AT_ONCE, ShardWorker, WorkOrder
 
 MAX_TRIES = 3
+SAY_AFTER_S = 10.0  # without room for a single worker
+GIVE_UP_AFTER_S = 300.0
+OnEvent = Callable[[dict[str, Any]], None]
 Task = tuple[str, tuple[Any, ...]]  # method of ShardWorker, its arguments
 
 
@@ -70,15 +75,30 @@ def _first_result(waiting: deque[tuple[int, Future[Any]]]) -> tuple[int, Any]:
 class _Actor:
     """What runs in a Ray actor: a `ShardWorker` whose errors on purpose come back as values, with their text intact."""
 
-    def __init__(self, order: WorkOrder) -> None:
-        self._worker: ShardWorker | EupeError
-        try:
-            self._worker = ShardWorker(order)
-        except EupeError as error:
-            self._worker = error
+    def __init__(self, order: WorkOrder, driver_node: str) -> None:
+        self._order, self._driver_node = order, driver_node
+        self._worker: ShardWorker | EupeError | None = None
+
+    def placed(self) -> None:
+        """Answers as soon as the cluster had room for this actor."""
 
     def ready(self) -> EupeError | None:
+        """Load the teachers."""
+        try:
+            self._worker = ShardWorker(self._order)
+        except EupeError as error:
+            self._worker = self._with_node(error)
         return self._worker if isinstance(self._worker, EupeError) else None
+
+    def _with_node(self, error: EupeError) -> EupeError:
+        import ray
+
+        if ray.get_runtime_context().get_node_id() == self._driver_node:
+            return error
+        return type(error)(
+            f"on node {socket.gethostname()}: {error}. Every node must see the store, the images and the weights under the same paths "
+            "(a file system that all share, or an object store)"
+        )
 
     def do(self, method: str, arguments: tuple[Any, ...]) -> Any:
         if isinstance(self._worker, EupeError):
@@ -91,9 +111,10 @@ class _Actor:
 
 @dataclass(eq=False)
 class _Hired:
-    """An actor and how many tasks it has."""
+    """An actor, what it answers once it has a place on a node, and how many tasks it has."""
 
     actor: Any
+    placed: Any
     busy: int = 0
 
 
@@ -104,11 +125,14 @@ class RayActors:
     ray: Any
     order: WorkOrder
     count: int | None
+    on_event: OnEvent = lambda event: None
     retries: int = 0
     most: int = 0
     _starting: dict[Any, _Hired] = field(default_factory=dict)  # by what `ready` will answer
     _crew: list[_Hired] = field(default_factory=list)
     _failed_starts: int = 0
+    _without_room_since: float | None = None
+    _said_room: bool = False
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Results as they finish."""
@@ -120,7 +144,11 @@ class RayActors:
                 number = waiting.pop()
                 hired.busy += 1
                 running[hired.actor.do.remote(*tasks[number])] = number, hired
-            done = self.ray.wait([*running, *self._starting], num_returns=1)[0][0]
+            answers = self.ray.wait([*running, *self._starting], num_returns=1, timeout=SAY_AFTER_S / 2)[0]
+            if not answers:
+                self._await_room()
+                continue
+            done = answers[0]
             if done in self._starting:
                 self._welcome(done)
                 continue
@@ -149,9 +177,28 @@ class RayActors:
         while len(self._crew) + len(self._starting) < limit and free < wanted:
             gpus = self.order.gpus if self.order.device == "cuda" else 0
             options = {"num_cpus": self.order.threads, "num_gpus": gpus, "max_concurrency": TASKS_AT_ONCE}
-            actor = self.ray.remote(_Actor).options(**options).remote(self.order)
-            self._starting[actor.ready.remote()] = _Hired(actor)
+            actor = self.ray.remote(_Actor).options(**options).remote(self.order, self.ray.get_runtime_context().get_node_id())
+            hired = _Hired(actor, actor.placed.remote())
+            self._starting[actor.ready.remote()] = hired
             free += 1  # one task each first, a second one when all have one
+
+    def _await_room(self) -> None:
+        """Say after seconds that no worker has found a place on the cluster, and raise `BadInput` when none has for minutes."""
+        pending = [hired.placed for hired in self._starting.values()]
+        if self._crew or not pending or self.ray.wait(pending, num_returns=1, timeout=0)[0]:
+            self._without_room_since = None
+            return
+        now = time.monotonic()
+        since = self._without_room_since = self._without_room_since or now
+        if now - since >= GIVE_UP_AFTER_S:
+            raise BadInput(f"{self._lacking()}; none came free in {GIVE_UP_AFTER_S:.0f} s. What was committed stays")
+        if not self._said_room:
+            self._said_room = True
+            self.on_event({"event": "warning", "text": f"{self._lacking()}; waiting for {GIVE_UP_AFTER_S:.0f} s at most"})
+
+    def _lacking(self) -> str:
+        wanted = f"{self.order.threads} CPU" + (f" and {self.order.gpus:g} GPU" if self.order.device == "cuda" else "")
+        return room_text(self.ray, "a worker", wanted)
 
     def _room(self) -> int:
         """How many actors the cluster can hold now; it may grow and shrink."""
@@ -211,8 +258,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def room_text(ray: Any, who: str, wanted: str) -> str:
+    """Return what a worker or rank asks of the cluster, and what is there and free."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind} free" for kind in ("CPU", "GPU") if kind in there or kind == "CPU"]
+    return f"the Ray cluster has no room for {who}: each asks for {wanted} on one node, and {', '.join(parts)} on all nodes together"
+
+
 @contextlib.contextmanager
-def workers(order: WorkOrder, count: int | None, address: str | None) -> Iterator[Workers]:
+def workers(order: WorkOrder, count: int | None, address: str | None, on_event: OnEvent = lambda event: None) -> Iterator[Workers]:
     """`count` workers for an order: in this process for 0, otherwise Ray actors, locally or on the cluster at `address`.
 
     `None` is as many as the cluster has room for.
@@ -223,7 +277,7 @@ def workers(order: WorkOrder, count: int | None, address: str | None) -> Iterato
         yield InProcess(order)
         return
     with ray_session(address, None if count is None else count * order.threads) as ray:
-        crew = RayActors(ray, order, count)
+        crew = RayActors(ray, order, count, on_event)
         try:
             yield crew
         finally:

@@ -2,7 +2,8 @@
 
 Ray runs the code of whoever reaches its ports. So what this process starts listens on 127.0.0.1 alone, and a cluster with any other address
 is joined only under Ray's token authentication, which both sides must have switched on. The price: a cluster on a network that is trusted
-needs a token as well.
+needs a token as well. Ray takes 127.0.0.1 for the machine's outer address unless it is told that there is no cluster, by a switch that it
+reads at its import (meant for systems with a firewall that asks); the switch is set for each session here.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = cluster_address(address)
     refuse_open_ports(address, os.environ)
     refuse_silence(address, os.environ)
     import ray
@@ -40,16 +42,62 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         return
     local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 << 20, "_node_ip_address": LOOPBACK}
     try:
-        with _own_sigterm():
+        with _own_sigterm(), _loopback(ray, _is_bound_to_loopback(ray, address)):
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BadInput(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
+        raise BadInput(f"no Ray cluster answers at {address or 'this machine'}: {error}{_token_advice(address, os.environ)}") from error
     try:  # Ray takes 127.0.0.1 for this machine's outer address, so what it connected to is looked at as well
         refuse_open_ports(ray.get_runtime_context().gcs_address if address else None, os.environ)
         yield ray
     finally:
         with _own_sigterm():
             ray.shutdown()
+
+
+def cluster_address(address: str | None) -> str | None:
+    """Return the cluster that is meant: `address`, or RAY_ADDRESS as Ray itself takes it; None is a Ray of this machine's own."""
+    meant = address or os.environ.get("RAY_ADDRESS") or None
+    return None if meant == "local" else meant
+
+
+def _is_bound_to_loopback(ray: Any, address: str | None) -> bool:
+    """Whether a session's ports are on 127.0.0.1 alone: our own always, a cluster's when it answers there and nowhere else."""
+    host, _, port = ("" if address is None else _meant(address, os.environ)).rpartition(":")
+    if address is None or not port.isdecimal() or "://" in address:
+        return address is None
+    if not is_loopback(f"{host}:{port}"):
+        return False
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), _ANSWERS_S).close()
+    except (OSError, OverflowError):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _loopback(ray: Any, wanted: bool) -> Iterator[None]:
+    """Make Ray use 127.0.0.1 as this machine's address, in this process and in those that it starts, or leave it alone."""
+    constants, variable = ray._private.ray_constants, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before, said = constants.ENABLE_RAY_CLUSTER, os.environ.get(variable)
+    if wanted:
+        constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        if said is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = said
+
+
+def _token_advice(address: str | None, environment: Mapping[str, str]) -> str:
+    if address is None or has_token(environment):
+        return ""
+    return (
+        ". A head that `ray start` of Ray 2.60 and later began asks for a token: set RAY_AUTH_MODE=token here as well, with the head's "
+        "RAY_AUTH_TOKEN or its ~/.ray/auth_token"
+    )
 
 
 @contextlib.contextmanager

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..storage.errors import EupeError
+from ..storage.errors import BadInput, EupeError
 from ..storage.stop_signals import on_stop
 from ..storage.store import FeatureStore
 from ..storage.urls import is_url
 from ..student.config import TrainRecipe
 from ..student.order import rank_span
 from ..student.ranks import Ranks
+from .pool import GIVE_UP_AFTER_S, SAY_AFTER_S, room_text
 from .ray_session import ray_session
 from .run_mirror import local_copy
 from .train import train
@@ -86,11 +87,27 @@ def train_on_workers(
     rank_span(order.recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
     open_parts(FeatureStore.open(order.store), order.features, order.data, order.recipe.data.shares, complete=order.follow_s is None)
     with ray_session(address, workers) as ray:
+        _await_room(ray, workers, _wants_cuda(order.recipe), on_event)
         board = ray.remote(_Board).options(num_cpus=0).remote()
         try:
             return _run(ray, board, order, workers, on_event)
         finally:
             ray.kill(board)
+
+
+def _await_room(ray: Any, workers: int, on_cuda: bool, on_event: OnEvent) -> None:
+    """Wait until the cluster has room for all ranks: said after seconds, `BadInput` after minutes. Ray Train itself waits for ever."""
+    wanted = {"CPU": workers, "GPU": workers if on_cuda else 0}
+    began, said = time.monotonic(), False
+    while any(ray.available_resources().get(kind, 0) < count for kind, count in wanted.items()):
+        lacking = room_text(ray, f"one of {workers} ranks", "1 CPU and 1 GPU" if on_cuda else "1 CPU")
+        waited = time.monotonic() - began
+        if waited >= GIVE_UP_AFTER_S:
+            raise BadInput(f"{lacking}; it did not come free in {GIVE_UP_AFTER_S:.0f} s. Give fewer --workers, or stop what holds it")
+        if waited >= SAY_AFTER_S and not said:
+            said = True
+            on_event({"event": "warning", "text": f"{lacking}; waiting for {GIVE_UP_AFTER_S:.0f} s at most"})
+        time.sleep(_POLL_S)
 
 
 def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEvent) -> dict[str, Any]:
@@ -154,7 +171,7 @@ class _Group(threading.Thread):
         on_cuda = _wants_cuda(self.order.recipe)
         TorchTrainer(
             _rank,
-            train_loop_config={"order": self.order, "board": self.board},
+            train_loop_config={"order": self.order, "board": self.board, "host": socket.gethostname()},
             torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
             scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=on_cuda, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(name="ranks", storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
@@ -188,7 +205,8 @@ def _rank(config: dict[str, Any]) -> None:
     try:
         summary = _train(order, ranks, lambda event: tell("event", event), lambda: bool(ray.get(board.stop_asked.remote())))
     except EupeError as error:
-        tell("error", error)
+        host = socket.gethostname()
+        tell("error", error if host == config["host"] else type(error)(f"on node {host}: {error}"))
         ray.get(told)
         raise
     if ranks.first:

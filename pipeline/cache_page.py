@@ -47,7 +47,7 @@ def write_cache_page(reader: FeatureReader, out: Path, on_event: OnEvent) -> Non
             identity=[(key, json.dumps(value)) for key, value in leaves(reader.identity)],
         )
     )
-    write_atomically(out, page.encode())
+    write_atomically(out, page.encode(errors="backslashreplace"))
 
 
 def facts(reader: FeatureReader) -> dict[str, str]:

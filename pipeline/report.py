@@ -180,4 +180,4 @@ def render(contents: Contents) -> str:
 
 def write_report(contents: Contents, out: Path) -> None:
     """Write the page to `out`; raises as `render`, and StoreUnavailable when it cannot be written."""
-    write_atomically(out, render(contents).encode())
+    write_atomically(out, render(contents).encode(errors="backslashreplace"))

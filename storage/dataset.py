@@ -12,6 +12,7 @@ checked when it is first needed, and rows are read by row groups, a few of which
 import contextlib
 import hashlib
 import io
+import os
 import json
 import threading
 from collections import OrderedDict
@@ -150,7 +151,8 @@ class ImageDataset:
                 raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; {self._way_out}")
             with damage(where):
                 if isinstance(self._objects, LocalObjects):  # mapped, not held
-                    self._parts[number] = pq.ParquetFile(Path(self._objects.root, where), memory_map=True)
+                    path = os.fsencode(Path(self._objects.root, where))  # as bytes: Arrow takes no name that is not UTF-8
+                    self._parts[number] = pq.ParquetFile(pa.memory_map(path))
                 else:
                     self._parts[number] = pq.ParquetFile(io.BytesIO(data))
             while len(self._parts) > _KEPT_PARTS:

@@ -15,7 +15,15 @@ SHORT_DIGEST = 12
 
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys and no spaces; raises ValueError on NaN, infinities and anything that JSON lacks."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json_bytes(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def json_bytes(value: Any, **style: Any) -> bytes:
+    """UTF-8 JSON in one of `json.dumps`' styles; bytes of a path that are not UTF-8 stand as escapes, so that they can be read back."""
+    try:
+        return json.dumps(value, ensure_ascii=False, **style).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, **style).encode()
 
 
 def digest(value: Any) -> str:

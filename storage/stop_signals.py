@@ -1,6 +1,7 @@
 """The signals by which the world ends a run: SIGTERM (a scheduler), SIGINT (Ctrl-C) and SIGHUP (a closed terminal or connection).
 
-All three keep the run's state. A SIGHUP that was ignored when the process started stays ignored: that is what `nohup` asks for.
+All three keep the run's state. SIGHUP and SIGINT that were ignored when the process started stay ignored: that is what `nohup` and a
+shell's `&` ask for.
 """
 
 import contextlib
@@ -12,8 +13,8 @@ from types import FrameType
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that end a run of this process."""
-    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
-    return signal.SIGTERM, signal.SIGINT, *hangup
+    asked = (number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN)
+    return signal.SIGTERM, *asked
 
 
 def interrupt_on_stop() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..storage.atomic import make_folder, write_atomically
 from ..storage.errors import BadInput, CacheDamaged
-from ..storage.identity import digest, short
+from ..storage.identity import digest, json_bytes, short
 from .knn_names import record_named_as_today
 from .versions import versions
 
@@ -46,7 +46,7 @@ def keep_record(folder: Path, evaluation: str, protocol: Mapping[str, Any], resu
         "versions": versions(),
     }
     make_folder(path.parent)
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_atomically(path, json_bytes(record, indent=1, allow_nan=False))
     return record
 
 

@@ -7,13 +7,12 @@ It has no adapters, because nobody publishes them: training that starts from it 
 so the folder never passes for a run that was trained here.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..storage.atomic import write_atomically
 from ..storage.errors import BadInput
-from ..storage.identity import file_sha256
+from ..storage.identity import file_sha256, json_bytes
 from ..teachers.published import load_encoder, read_published
 from .models import Student, count_parameters
 from .run import save_model
@@ -38,6 +37,6 @@ def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[
         "notes": found.notes,
     }
     save_model(Student(encoder, 1, {}), out / "model", size_px=side, targets={})
-    write_atomically(out / "imported.json", json.dumps(origin, indent=1, ensure_ascii=False).encode())
+    write_atomically(out / "imported.json", json_bytes(origin, indent=1))
     parameters = count_parameters(encoder)
     return {"model": str(out), "architecture": found.architecture, "size_px": side, "parameters": parameters, **origin}

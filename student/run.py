@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..storage.atomic import make_folder, refusals, replace_folder, write_atomically
 from ..storage.errors import BadInput, CacheDamaged, CacheMismatch
-from ..storage.identity import differing_fields
+from ..storage.identity import differing_fields, json_bytes
 from .config import TrainRecipe
 from .models import Student
 from .ranks import ALONE, Ranks
@@ -36,7 +36,7 @@ _LONG = 200  # characters of one difference that help a reader; an identity has 
 
 
 def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
+    write_atomically(path, json_bytes(value, indent=1, sort_keys=True))
 
 
 def _read_json(path: Path) -> Any:
@@ -44,6 +44,14 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CacheDamaged(f"{path} cannot be read ({error}); start this run in a new folder") from error
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class RunFolder:
@@ -64,6 +72,10 @@ class RunFolder:
 
         A run that has not finished a step has nothing to protect: whoever mends what stopped it begins anew in the same folder.
         """
+        if not _is_utf8(str(self.out)):
+            raise BadInput(
+                f"{ascii(str(self.out))} is no UTF-8, and TensorBoard writes its events below no such folder; give another --out"
+            )
         plain = json.loads(json.dumps(identities))
         if (self.out / "recipe.json").is_file() and not self.has_steps():
             shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was
