@@ -12,8 +12,8 @@ checked when it is first needed, and rows are read by row groups, a few of which
 import contextlib
 import hashlib
 import io
-import os
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence

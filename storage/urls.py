@@ -30,3 +30,11 @@ def refuse_secrets(what: str, url: str) -> None:
             raise BadInput(f"the {what}'s URL holds credentials; leave them out: {_ADVICE}")
         if separator and scheme != "file" and ("?" in rest or "#" in rest):
             raise BadInput(f"the {what}'s URL has a query or a fragment; give the address alone: {_ADVICE}")
+
+
+def require_utf8(option: str, path: str, why: str) -> None:
+    """Raise `BadInput` for a path whose bytes are not UTF-8, where `why` (a library) takes no such path."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{option} {path!a} has bytes that are not UTF-8, and {why} takes no such name; give another folder") from error

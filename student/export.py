@@ -25,6 +25,7 @@ from ..storage.atomic import replace_folder
 from ..storage.errors import BadInput, unknown_name
 from ..storage.identity import file_sha256
 from ..storage.store import FeatureStore
+from ..storage.urls import require_utf8
 from ..teachers.architectures import TIMM_STUDENT
 from ..teachers.licences import Terms
 from ..teachers.official import from_official, to_official
@@ -66,6 +67,7 @@ class ExportOptions:
 
 def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
     """Write `out`/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
+    require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
     _need_plain(trained)
     terms, evaluations = teachers_of(run, options.proxy), [*evaluations_of(run), *(_read_evaluation(path) for path in options.evaluations)]

@@ -13,6 +13,7 @@ from typing import Any
 from ..storage.atomic import write_atomically
 from ..storage.errors import BadInput
 from ..storage.identity import file_sha256, json_bytes
+from ..storage.urls import require_utf8
 from ..teachers.published import load_encoder, read_published
 from .models import Student, count_parameters
 from .run import save_model
@@ -24,6 +25,7 @@ def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[
         raise BadInput(f"{source} does not exist; give a .pth or .safetensors file, or a folder with a config.json")
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; give an empty or a new folder")
+    require_utf8("--out", str(out), "safetensors")
     found = read_published(source)
     encoder = load_encoder(found.architecture, found.tensors)
     encoder.preprocessing = found.preprocessing

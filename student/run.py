@@ -46,14 +46,6 @@ def _read_json(path: Path) -> Any:
         raise CacheDamaged(f"{path} cannot be read ({error}); start this run in a new folder") from error
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 class RunFolder:
     """Reads and writes one run's folder."""
 
@@ -73,9 +65,7 @@ class RunFolder:
         A run that has not finished a step has nothing to protect: whoever mends what stopped it begins anew in the same folder.
         """
         if not _is_utf8(str(self.out)):
-            raise BadInput(
-                f"{ascii(str(self.out))} is no UTF-8, and TensorBoard writes its events below no such folder; give another --out"
-            )
+            raise BadInput(f"{str(self.out)!a} is no UTF-8, and TensorBoard writes its events below no such folder; give another --out")
         plain = json.loads(json.dumps(identities))
         if (self.out / "recipe.json").is_file() and not self.has_steps():
             shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was

@@ -88,7 +88,6 @@ def test_a_store_and_results_may_lie_in_a_folder_whose_name_is_not_utf8(photos: 
         train,
         "runs show {run}",
         "evaluate knn {run} --store {store} --train photos --test photos --allow-overlap",
-        "export {run} --format timm --format eupe --out {home}/export",
         "report {run} --store {store} --out {home}/page.html",
         "features verify --store {store}",
         "features show teacher --store {store} --html {home}/cache.html",
@@ -100,9 +99,9 @@ def test_a_store_and_results_may_lie_in_a_folder_whose_name_is_not_utf8(photos: 
         assert "Traceback" not in done.stderr, (line, done.stderr)
         assert done.returncode == 0, (line, done.stderr, done.stdout[-500:])
         assert json.loads(done.stdout.splitlines()[-1])["event"] == "result"
-    refused = subprocess.run(
-        [sys.executable, "-m", "eupe_pipeline.pipeline", *(word.format(**words | {"run": f"{home}/run"}) for word in train.split())],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert (refused.returncode, os.path.exists(f"{home}/run")) == (2, False)
-    assert "TensorBoard writes its events below no such folder; give another --out" in refused.stderr
+    for line in (train, "export {run} --format timm --out {home}/export"):
+        arguments = [word.format(**words) for word in line.replace("--out {run}", "--out {home}/run").split()]
+        refused = subprocess.run([sys.executable, "-m", "eupe_pipeline.pipeline", *arguments], capture_output=True, text=True, check=False)
+        assert (refused.returncode, os.path.exists(arguments[arguments.index("--out") + 1])) == (2, False)
+        assert "has bytes that are not UTF-8, and" in refused.stderr
+        assert "give another folder" in refused.stderr
