@@ -152,7 +152,7 @@ class ImageDataset:
             with damage(where):
                 if isinstance(self._objects, LocalObjects):  # mapped, not held
                     path = os.fsencode(Path(self._objects.root, where))  # as bytes: Arrow takes no name that is not UTF-8
-                    self._parts[number] = pq.ParquetFile(pa.memory_map(path))
+                    self._parts[number] = pq.ParquetFile(pa.memory_map(path))  # type: ignore[arg-type]  # its stubs know no bytes
                 else:
                     self._parts[number] = pq.ParquetFile(io.BytesIO(data))
             while len(self._parts) > _KEPT_PARTS:

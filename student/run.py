@@ -64,8 +64,7 @@ class RunFolder:
 
         A run that has not finished a step has nothing to protect: whoever mends what stopped it begins anew in the same folder.
         """
-        if not _is_utf8(str(self.out)):
-            raise BadInput(f"{str(self.out)!a} is no UTF-8, and TensorBoard writes its events below no such folder; give another --out")
+        require_utf8("--out", str(self.out), "TensorBoard's writer")
         plain = json.loads(json.dumps(identities))
         if (self.out / "recipe.json").is_file() and not self.has_steps():
             shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was
