@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ..storage.atomic import make_folder, refusals, replace_folder, write_atomically
 from ..storage.errors import BadInput, CacheDamaged, CacheMismatch
 from ..storage.identity import differing_fields, json_bytes
+from ..storage.urls import require_utf8
 from .config import TrainRecipe
 from .models import Student
 from .ranks import ALONE, Ranks
