@@ -19,7 +19,7 @@ from ..storage.errors import BadInput, CacheMismatch
 from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields, file_sha256
 from ..storage.store import FeatureStore
-from ..storage.urls import is_url
+from ..storage.urls import is_url, require_utf8
 from ..student.config import TrainRecipe
 from ..student.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
 from ..student.draws import step_seed
@@ -73,6 +73,7 @@ def train(
     seconds after the last one came.
     Raises `BadInput` and `CacheMismatch` before any step.
     """
+    require_utf8("--out", str(out), "TensorBoard's writer")
     mirror = mirrored(str(out), ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
     with mirror as (home, told):
         recipe = with_order(recipe, store, follow_s is not None, told if ranks.first else lambda event: None)

@@ -27,7 +27,6 @@ from torch.utils.tensorboard import SummaryWriter
 from ..storage.atomic import make_folder, refusals, replace_folder, write_atomically
 from ..storage.errors import BadInput, CacheDamaged, CacheMismatch
 from ..storage.identity import differing_fields, json_bytes
-from ..storage.urls import require_utf8
 from .config import TrainRecipe
 from .models import Student
 from .ranks import ALONE, Ranks
@@ -65,7 +64,6 @@ class RunFolder:
 
         A run that has not finished a step has nothing to protect: whoever mends what stopped it begins anew in the same folder.
         """
-        require_utf8("--out", str(self.out), "TensorBoard's writer")
         plain = json.loads(json.dumps(identities))
         if (self.out / "recipe.json").is_file() and not self.has_steps():
             shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was
