@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, part_name
-from .decode import BadImage, image_size_hw
+from .decode import BadImage, Orientation, image_header
 from .errors import BadInput, CacheDamaged
 from .found import LeftOut, Skipped, SourceImage, TarEnd, shown
 from .identity import short
@@ -40,7 +40,14 @@ _THREADS = 4
 _AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
 _TARGETS = "targets of dense tasks (.seg.png, .depth.png and so on) beside their image; --dense-targets takes them as images"
 Event = dict[str, Any]
-Result = tuple[ImageRow | Skipped | LeftOut, str | None]  # with the label of an image
+
+
+class Result(NamedTuple):
+    """An image or what was left out; of an image its label, and whether it carries an orientation other than 1."""
+
+    item: ImageRow | Skipped | LeftOut
+    label: str | None = None
+    is_oriented: bool = False
 
 
 @dataclass
@@ -50,11 +57,14 @@ class _Index:
     rows: IndexRows
     labels: dict[str, int] = field(default_factory=dict)
     left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
+    oriented: int = 0
 
-    def add(self, item: ImageRow | Skipped | LeftOut, label: str | None) -> None:
+    def add(self, result: Result) -> None:
+        item, label, is_oriented = result
         if not isinstance(item, ImageRow):
             self.left_out.add(item)
             return
+        self.oriented += is_oriented
         number = -1 if label is None else self.labels.setdefault(label, len(self.labels))
         self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
 
@@ -77,16 +87,18 @@ class _Index:
         return names, numbers
 
 
-def _examine(found: SourceImage) -> ImageRow | Skipped:
+def _examine(found: SourceImage, orientation: Orientation) -> Result:
     try:
-        height, width = image_size_hw(found.data, where=found.image_id)
+        header = image_header(found.data, where=found.image_id, orientation=orientation)
     except BadImage as error:
-        return Skipped(found.image_id, str(error).removeprefix(f"{found.image_id}: "))
+        return Result(Skipped(found.image_id, str(error).removeprefix(f"{found.image_id}: ")))
     sha256, length = hashlib.sha256(found.data).digest(), len(found.data)
-    return ImageRow(found.image_id, found.path, found.container, found.offset, length, sha256, height, width, -1)
+    size_hw = header.height_px, header.width_px
+    row = ImageRow(found.image_id, found.path, found.container, found.offset, length, sha256, *size_hw, -1)
+    return Result(row, found.label, header.orientation != 1)
 
 
-def _results(filesystem: Any, root: str, path: str, dense_targets: bool) -> list[Result]:
+def _results(filesystem: Any, root: str, path: str, dense_targets: bool, orientation: Orientation) -> list[Result]:
     """What one file of the source holds, each image examined as it comes; a tar's labels and targets are known at its end."""
     results: list[Result] = []
     end = TarEnd()
@@ -94,22 +106,23 @@ def _results(filesystem: Any, root: str, path: str, dense_targets: bool) -> list
         if isinstance(found, TarEnd):
             end = found
         elif isinstance(found, SourceImage):
-            results.append((_examine(found), found.label))
+            results.append(_examine(found, orientation))
         else:
-            results.append((found, None))
+            results.append(Result(found))
     if dense_targets:
         end = TarEnd(end.labels)
-    return [_settled(item, label, end) for item, label in results]
+    return [_settled(result, end) for result in results]
 
 
-def _settled(item: ImageRow | Skipped | LeftOut, label: str | None, end: TarEnd) -> Result:
+def _settled(result: Result, end: TarEnd) -> Result:
+    item = result.item
     if isinstance(item, LeftOut):
-        return item, None
+        return result
     name = item.id if isinstance(item, ImageRow) else item.name
-    return (LeftOut(name, _TARGETS), None) if name in end.targets else (item, end.labels.get(name, label))
+    return Result(LeftOut(name, _TARGETS)) if name in end.targets else result._replace(label=end.labels.get(name, result.label))
 
 
-def examined(url: str, dense_targets: bool = False) -> Iterator[tuple[list[Result], int, int]]:
+def examined(url: str, dense_targets: bool = False, orientation: Orientation = "stored") -> Iterator[tuple[list[Result], int, int]]:
     """Results of each file of the source in order, with the number of files done and in all."""
     filesystem, root = open_source(url)
     files = list_files(filesystem, root)
@@ -119,7 +132,9 @@ def examined(url: str, dense_targets: bool = False) -> Iterator[tuple[list[Resul
     targets = set() if dense_targets else targets_among([path for path in files if ending_of(path) in IMAGE_ENDINGS])
 
     def one(path: str) -> list[Result]:
-        return [(LeftOut(shown(path), _TARGETS), None)] if path in targets else _results(filesystem, root, path, dense_targets)
+        if path in targets:
+            return [Result(LeftOut(shown(path), _TARGETS))]
+        return _results(filesystem, root, path, dense_targets, orientation)
 
     pool = ThreadPoolExecutor(_THREADS)
     try:
@@ -140,24 +155,28 @@ def build_index(
     *,
     max_bad_share: float = MAX_BAD_SHARE,
     dense_targets: bool = False,
+    orientation: Orientation = "upright",
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> ImageDataset:
     """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source.
 
-    Files such as `1.seg.png` beside `1.jpg` are no training images, unless `dense_targets` takes them.
+    Images are turned upright, or taken as stored; where none carries an orientation the two are one dataset. Files
+    such as `1.seg.png` beside `1.jpg` are no training images, unless `dense_targets` takes them.
     """
     check_name("dataset", name)
     source = canonical_source(source)
     with IndexRows() as rows:
         index = _Index(rows)
-        for results, done, total in examined(source, dense_targets):
-            for item, label in results:
-                index.add(item, label)
+        for results, done, total in examined(source, dense_targets, orientation):
+            for result in results:
+                index.add(result)
             on_event({"event": "progress", "stage": f"index {name}", "done": done, "total": total, "unit": "files", "images": rows.count})
         _check_yield(index, source, max_bad_share)
         _say_what_is_left_out(index, name, on_event)
-        dataset = ImageDataset(objects, _publish(objects, source, name, index))
-        # Of this walk: where the dataset stood already, others may have been left out then.
+        _say_how_images_are_turned(index.oriented, name, orientation, on_event)
+        dataset = ImageDataset(objects, _publish(objects, source, name, index, orientation))
+        # Of this walk: where the dataset stood already, others may have been left out then, or nobody counted.
+        dataset.oriented = index.oriented
         dataset.skipped, dataset.left_out = index.left_out.first, dict(index.left_out.counts)
         return dataset
 
@@ -170,6 +189,14 @@ def _say_what_is_left_out(index: _Index, name: str, on_event: Callable[[Event], 
         on_event({"event": "warning", "text": text})
     for line, is_warning in left_out.lines():
         on_event({"event": "warning" if is_warning else "note", "text": f"left out of {name}: {line}"})
+
+
+def _say_how_images_are_turned(oriented: int, name: str, orientation: Orientation, on_event: Callable[[Event], None]) -> None:
+    if oriented:
+        done = "turned upright; --orientation stored leaves them as they are"
+        left = "left as they are; --orientation upright turns them as a viewer does"
+        text = f"{oriented:,} images of {name} carry an orientation other than 1 and are {done if orientation == 'upright' else left}"
+        on_event({"event": "note", "text": text})
 
 
 def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
@@ -187,13 +214,14 @@ def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
         )
 
 
-def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
+def _publish(objects: Objects, source: str, name: str, index: _Index, asked: Orientation) -> str:
+    orientation: Orientation = asked if index.oriented else "stored"  # with nothing to turn, both are one, and older indexes are that one
     labels, numbers = index.final_labels()
     hasher = hashlib.sha256()
     for table in index.rows.tables(ROW_GROUP, numbers):
         for row in rows_of(table):
             hasher.update(row.content())
-    full = dataset_digest(hasher.hexdigest(), labels)
+    full = dataset_digest(hasher.hexdigest(), labels, orientation)
     key = f"{name}@{short(full)}"
     if objects.size(f"datasets/{key}/identity.json") is not None:
         add_place(objects, key, source, index.rows.tables(PART_IMAGES, numbers))
@@ -210,6 +238,8 @@ def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
         "content_sha256": hasher.hexdigest(),
         "index_sha256": parts,
     }
+    if index.oriented:
+        described |= {"orientation": orientation, "oriented": index.oriented}
     if index.left_out.counts:
         described["left_out"] = dict(index.left_out.counts)
     if _TARGETS in index.left_out.counts:
