@@ -9,11 +9,13 @@ is the same dataset, which notes the place (`places`).
 
 import hashlib
 import io
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from decimal import Decimal
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, part_name
 from .decode import BadImage, Orientation, image_header
 from .errors import BadInput, CacheDamaged
-from .found import LeftOut, Skipped, SourceImage, TarEnd, shown
+from .found import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, shown
 from .identity import short
 from .image_kinds import IMAGE_ENDINGS, ending_of, targets_among
 from .index_rows import IndexRows, rows_of
@@ -36,6 +38,7 @@ from .sources import list_files, open_source, walk
 from .store import MARKER
 
 MAX_BAD_SHARE = 0.001
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _THREADS = 4
 _AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
 _TARGETS = "targets of dense tasks (.seg.png, .depth.png and so on) beside their image; --dense-targets takes them as images"
@@ -43,9 +46,9 @@ Event = dict[str, Any]
 
 
 class Result(NamedTuple):
-    """An image or what was left out; of an image its label, and whether it carries an orientation other than 1."""
+    """An image, what was left out, or the names of classes; of an image its label, and whether it carries an orientation other than 1."""
 
-    item: ImageRow | Skipped | LeftOut
+    item: ImageRow | Skipped | LeftOut | ClassNames
     label: str | None = None
     is_oriented: bool = False
 
@@ -58,15 +61,31 @@ class _Index:
     labels: dict[str, int] = field(default_factory=dict)
     left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
     oriented: int = 0
+    classes: ClassNames | None = None
 
     def add(self, result: Result) -> None:
         item, label, is_oriented = result
+        if isinstance(item, ClassNames):
+            self._agree(item)
+            return
         if not isinstance(item, ImageRow):
             self.left_out.add(item)
             return
         self.oriented += is_oriented
         number = -1 if label is None else self.labels.setdefault(label, len(self.labels))
         self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
+
+    def _agree(self, classes: ClassNames) -> None:
+        """Take the names of the classes; raises `BadInput` when another file has named others."""
+        known = self.classes or classes
+        if known.names != classes.names:
+            places = zip_longest(known.names, classes.names)
+            number, (one, other) = next((number, pair) for number, pair in enumerate(places) if pair[0] != pair[1])
+            raise BadInput(
+                f"{known.path} and {classes.path} name other classes: number {number} is {one!r} in one and {other!r} in the other; "
+                "give the files one list of names, or index them apart"
+            )
+        self.classes = known
 
     @property
     def seen(self) -> int:
@@ -80,11 +99,27 @@ class _Index:
         return named + ("; …" if self.left_out.broken > 5 else "")
 
     def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Label names in their final order (numbers as numbers), and the final number of each number by first sight; the last is of −1."""
-        names = sorted(self.labels, key=lambda text: (0, int(text), text) if text.isdecimal() else (1, 0, text))
-        numbers = np.full(len(names) + 1, -1, np.int32)
-        numbers[[self.labels[text] for text in names]] = np.arange(len(names))
+        """Label names in their final order, and the final number of each number by first sight; the last is of −1.
+
+        The order is that of a file's class names, where there are any; else numbers come first, as numbers. Raises `BadInput` for a label
+        that is none of the class names.
+        """
+        if self.classes is not None and (stray := [text for text in self.labels if text not in self.classes.names]):
+            raise BadInput(
+                f"{self.classes.path} names {len(self.classes.names):,} classes, and other files have labels that are none of them: "
+                f"{', '.join(stray[:5])}; give all files the same names, or index them apart"
+            )
+        names = list(self.classes.names) if self.classes else sorted(self.labels, key=_place_of_label)
+        numbers = np.full(len(self.labels) + 1, -1, np.int32)
+        places = {text: place for place, text in enumerate(names)}
+        for text, number in self.labels.items():
+            numbers[number] = places[text]
         return names, numbers
+
+
+def _place_of_label(text: str) -> tuple[int, Decimal, str]:
+    """Where a label is sorted: numbers as numbers, negative ones and fractions too, then names."""
+    return (0, Decimal(text), text) if _NUMBER.fullmatch(text) else (1, Decimal(0), text)
 
 
 def _examine(found: SourceImage, orientation: Orientation) -> Result:
@@ -116,7 +151,7 @@ def _results(filesystem: Any, root: str, path: str, dense_targets: bool, orienta
 
 def _settled(result: Result, end: TarEnd) -> Result:
     item = result.item
-    if isinstance(item, LeftOut):
+    if isinstance(item, (LeftOut, ClassNames)):
         return result
     name = item.id if isinstance(item, ImageRow) else item.name
     return Result(LeftOut(name, _TARGETS)) if name in end.targets else result._replace(label=end.labels.get(name, result.label))

@@ -5,7 +5,7 @@ to the bytes. What is an image is decided by its content, and by its ending wher
 ending. Compressed archives are refused: their members have no offset.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -26,7 +26,7 @@ from .image_kinds import (
     unread_ending,
     unread_start,
 )
-from .parquet_source import parquet_row, parquet_rows
+from .parquet_source import parquet_row, walk_parquet
 from .remote import lacks_credentials, no_credentials
 from .tar_source import walk_tar
 from .urls import refuse_secrets
@@ -88,12 +88,13 @@ def walk(filesystem: Any, root: str, path: str) -> Iterator[Found]:
     if other is not None:
         yield other
         return
+    ending = ending_of(path)
     try:
-        if ending_of(path) in _CONTAINERS:
+        if ending in (".tar", ".parquet"):
             reason = bad_name(path)
             if reason is not None:
                 raise BadInput(f"{path!a} has {reason}, which can stand in no image's id; rename it")
-            yield from _CONTAINERS[ending_of(path)](filesystem, full, path)
+            yield from walk_tar(filesystem, full, path) if ending == ".tar" else walk_parquet(filesystem, full, path, is_source)
         else:
             yield _one_file(filesystem, full, path)
     except EupeError:
@@ -136,20 +137,6 @@ def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
         return Skipped(path, f"cannot be read ({error.strerror or error})")
     folder = str(PurePosixPath(path).parent)
     return SourceImage(path, path, "file", 0, data, None if folder == "." else folder)
-
-
-def _label_text(text: str) -> str:
-    """A label as it is kept: one line, at most 200 characters, valid UTF-8."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:200]
-
-
-def _walk_parquet(filesystem: Any, full: str, path: str) -> Iterator[SourceImage | Skipped]:
-    for row, (data, label) in enumerate(parquet_rows(filesystem, full, path)):
-        name, text = f"{path}/{row}", None if label is None else _label_text(str(label))
-        yield Skipped(name, "no image bytes") if data is None else SourceImage(name, path, "parquet", row, data, text)
-
-
-_CONTAINERS: dict[str, Callable[[Any, str, str], Iterator[Found]]] = {".tar": walk_tar, ".parquet": _walk_parquet}
 
 
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
