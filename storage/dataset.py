@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .decode import Orientation, Pixels, decode_image
-from .errors import BadInput, CacheDamaged, CacheMismatch
+from .errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailable
 from .identity import canonical_json, digest, short
 from .named import damage, read_identity_file
 from .objects import LocalObjects, Objects
@@ -239,10 +239,10 @@ class ImageDataset:
         row = self.row(index)
         try:
             return self._bytes_at(self._place, row)
-        except CacheMismatch:
+        except (CacheMismatch, StoreUnavailable):
             for place in self.sources:
                 if place != self._place:
-                    with contextlib.suppress(CacheMismatch):
+                    with contextlib.suppress(CacheMismatch, StoreUnavailable):
                         found = self._bytes_at(place, row)
                         self._place = place
                         return found
@@ -252,6 +252,8 @@ class ImageDataset:
         advice = f"index the source again (`eupe-pipeline index {place} --name {self.name} …`) and extract for the new dataset"
         try:
             data = read_bytes(place, row.path, row.container, row.offset, row.length)
+        except StoreUnavailable:  # nobody answers: the images may be as they were
+            raise
         except (OSError, pa.ArrowException) as error:
             raise CacheMismatch(f"image {row.id} of {self.key} is not at {place}/{row.path} any more ({error}); {advice}") from error
         if hashlib.sha256(data).digest() != row.sha256:

@@ -6,7 +6,6 @@ images at random cost a group each, for which stored pixels (`extract-features -
 which names all groups, is read once. Groups above a gigabyte are decoded in pieces, because Arrow cannot hold 2 GB of a struct in one.
 """
 
-import io
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -132,7 +131,7 @@ class _Footers:
         """The footer of one version of a file."""
         with self._lock:  # threads that want one file wait for its footer
             if key not in self._kept:
-                with _opened(filesystem, full) as file:
+                with filesystem.open(full, "rb") as file:
                     parquet = pq.ParquetFile(file)
                     counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
                     self._kept[key] = _Footer(parquet.metadata, [0, *accumulate(counts)], image_column(parquet.schema_arrow, full))
@@ -181,15 +180,8 @@ class _RowGroups:
 _GROUPS, _FOOTERS = _RowGroups(_KEPT_BYTES), _Footers()
 
 
-def _opened(filesystem: Any, full: str) -> Any:
-    if filesystem.protocol != "memory" and "http" not in filesystem.protocol:
-        return filesystem.open(full, "rb")
-    with filesystem.open(full, "rb") as file:  # one for all, with one position
-        return io.BytesIO(file.read())
-
-
 def _read_group(filesystem: Any, full: str, footer: _Footer, group: int) -> Column:
-    with _opened(filesystem, full) as file:
+    with filesystem.open(full, "rb") as file:
         parquet = pq.ParquetFile(file, metadata=footer.metadata)
         if footer.metadata.row_group(group).total_byte_size <= _WHOLE_BYTES:
             return parquet.read_row_group(group, columns=[footer.column]).column(0)

@@ -49,6 +49,7 @@ FAULTS: dict[int, tuple[str, int, int]] = {  # name, trials in `make test-faults
     28: ("tar: headers flipped, zeroed, cut; joined; labels", 200, 2_000),
     29: ("folders: links, pipes, permission, endings, names", 60, 60),
     30: ("Parquet: types of labels, class names, row groups", 60, 60),
+    31: ("HTTP and S3 sources: refusals, cuts, names", 60, 60),
     33: ("evaluation: sentinels, no labels, one class, leaks", 40, 40),
 }
 
