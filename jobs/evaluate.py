@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..storage.dataset import ImageDataset
 from ..storage.errors import CacheMismatch
 from ..storage.features import FeatureReader
 from ..storage.store import FeatureStore
@@ -32,6 +33,7 @@ from .labelled_features import (
     labels_as,
     open_data,
     read_embeddings,
+    read_upright,
     sample_images,
 )
 from .overlap import check_overlap, digests_of, shared_places
@@ -126,15 +128,17 @@ def evaluate_knn(
             readers = [subject.over(split.dataset.digest) for split in (train, test)]
             found[mean_patch_name(*readers)] = found.pop("mean_patch")
             found = {"train": readers[0].key, "test": readers[1].key, **found}
-        return {"size_px": test.size_px, **differences(test.size_px), "test_images_in_train": in_both, **found}
+        return {"size_px": test.size_px, **differences(test.size_px, train.dataset, test.dataset), "test_images_in_train": in_both, **found}
 
     return evaluated("knn", subject, protocol, compute, on_event)
 
 
-def differences(size_px: int) -> dict[str, list[str]]:
-    """In what a run's input differs from the paper's, which classifies at 224 px; {} when it does not."""
+def differences(size_px: int, *datasets: ImageDataset) -> dict[str, Any]:
+    """In what a run's images differ from those of the paper, which classifies at 224 px, and of the official code; {} when they do not."""
     said = f"the input is {size_px} px, the paper's {PAPER_SIZE_PX}; --size {PAPER_SIZE_PX} measures as it does"
-    return {} if size_px == PAPER_SIZE_PX else {"differs_from_paper": [said]}
+    sizes, upright = [said] * (size_px != PAPER_SIZE_PX), read_upright(*datasets)
+    lines = {"differs_from_paper": [*sizes, *upright.values()], "differs_from_official": list(upright.values())}
+    return {**{name: found for name, found in lines.items() if found}, **upright}
 
 
 def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:

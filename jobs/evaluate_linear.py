@@ -20,7 +20,7 @@ from ..student.devices import choose_device
 from ..student.evaluation_record import PARTIAL, as_json, record_path
 from ..student.linear_probe import POWERS, VALIDATION_SHARE, fit, sweep
 from .evaluate import evaluated, images_in_both, splits_of
-from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, OnEvent
+from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, OnEvent, read_upright
 from .subjects import open_subject
 
 
@@ -47,7 +47,7 @@ def evaluate_linear(
         bank, queries = (_tensors(split.features(names, on_event), feature, device) for split in (train, test))
         result = _probe(bank, queries, len(names), powers, seed, partial, on_event)
         counts = {"train_images": len(bank[1]), "test_images": len(queries[1]), "test_images_in_train": in_both, "classes": len(names)}
-        return {**counts, "feature": feature, **result}
+        return {**counts, **read_upright(train.dataset, test.dataset), "feature": feature, **result}
 
     return evaluated("linear", subject, protocol, compute, on_event)
 

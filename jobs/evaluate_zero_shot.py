@@ -26,7 +26,7 @@ from ..teachers.text_tower import TextTower, load_text_tower
 from ..teachers.tokens import Tokens
 from .class_checks import refuse_one_class
 from .evaluate import evaluated, say_distilled_on
-from .labelled_features import WHOLE, EvaluationSize, OnEvent, Split, open_data
+from .labelled_features import WHOLE, EvaluationSize, OnEvent, Split, open_data, read_upright
 from .overlap import digests_of
 from .subjects import CachedModel, Model, open_subject
 
@@ -103,7 +103,7 @@ def evaluate_zero_shot(
         cosine_NK = classified(_projected(way.go(found.embeddings), tower, way.kind), classifier(labels, descriptions, tower.embed))
         truth = torch.from_numpy(found.labels)
         tops = {f"top{top}": percent_right(cosine_NK, truth, top) for top in (1, 5)}
-        return {**tops, "test_images": len(truth), "classes": len(labels)}
+        return {**tops, **read_upright(split.dataset), "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", subject, protocol, compute, on_event)
 

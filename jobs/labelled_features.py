@@ -82,6 +82,7 @@ class Split:
     def protocol(self) -> dict[str, Any]:
         """What decides the split's features, besides the model."""
         images = {"dataset": self.dataset.key, "digest": self.dataset.digest, "images": len(self.dataset), "sample": self.limit}
+        images |= {} if self.dataset.orientation == "stored" else {"orientation": self.dataset.orientation}
         if isinstance(self.subject, CachedModel):
             reader = self.subject.over(self.dataset.digest)
             return {**images, "features": reader.key, "features_digest": reader.digest}
@@ -118,17 +119,28 @@ class Split:
 
 
 def open_data(store: FeatureStore, name: str, on_event: OnEvent = lambda event: None) -> ImageDataset:
-    """A dataset of the store by name or key, or a source that is indexed into it under its folder's name."""
+    """A dataset of the store by name or key, or a source that is indexed into it under its folder's name.
+
+    A source's images are taken as they are stored, as the paper's and the official evaluations read them.
+    """
     source = canonical_source(name)
     if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(source) or Path(source).exists()):
         return store.dataset(name)  # also where a folder of the same name lies here: `./photos` means the folder
     for key in store.list_datasets():
-        if canonical_source((dataset := store.dataset(key)).source) == source:
+        dataset = store.dataset(key)
+        if canonical_source(dataset.source) == source and dataset.orientation == "stored":
             on_event({"event": "note", "text": f"{name} is indexed as {key}; `index` takes in what has changed since"})
             return dataset
     parts = [part for part in Path(source).parts[-2:] if part not in ("/", "")]
     cleaned = "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in parts).strip("-.") or "images"
-    return build_index(store.objects, source, cleaned, on_event=on_event)
+    return build_index(store.objects, source, cleaned, orientation="stored", on_event=on_event)
+
+
+def read_upright(*datasets: ImageDataset) -> dict[str, str]:
+    """{"images_read": …} for a result over datasets whose images are turned, {} when all are read as stored."""
+    keys = list(dict.fromkeys(dataset.key for dataset in datasets if dataset.orientation != "stored"))
+    said = f"{' and '.join(keys)} upright; the paper's and the official evaluations read images as stored (index --orientation stored)"
+    return {"images_read": said} if keys else {}
 
 
 def open_store(url: str | None) -> FeatureStore:

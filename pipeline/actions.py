@@ -13,13 +13,17 @@ from .progress import OnEvent
 
 if TYPE_CHECKING:
     from ..jobs.extract_options import TeacherRequest
+    from ..storage.decode import Orientation
 
 ViewKind = Literal["random_resized_crop", "center"]
 
 
 def index(*, source: str, store: str, name: str, max_bad_share: float, on_event: OnEvent, verify: bool = False,
-          dense_targets: bool = False) -> dict[str, Any]:  # fmt: skip
-    """Index a source into the store, which is made when absent; with `verify` only compare it with the index that is there."""
+          dense_targets: bool = False, orientation: "Orientation | None" = None) -> dict[str, Any]:  # fmt: skip
+    """Index a source into the store, which is made when absent; with `verify` only compare it with the index that is there.
+
+    Images are turned upright unless `orientation` says otherwise; with `verify` it may repeat what the index says.
+    """
     from ..storage.indexing import build_index
     from ..storage.places import canonical_source
     from ..storage.source_check import verify_source
@@ -33,16 +37,22 @@ def index(*, source: str, store: str, name: str, max_bad_share: float, on_event:
                 f"{indexed.key} was indexed from {', '.join(indexed.sources)}, not from {source}; "
                 "--verify compares with where its images lie"
             )
+        if indexed.oriented and orientation not in (None, indexed.orientation):
+            raise BadInput(f"{indexed.key} was indexed {indexed.orientation}, not {orientation}; leave --orientation out of --verify")
         verify_source(indexed, on_event, place)
         return {"dataset": indexed.key, "images": len(indexed), "source": place, "unchanged": True}
     opened = FeatureStore.create(store)
-    dataset = build_index(opened.objects, source, name, max_bad_share=max_bad_share, dense_targets=dense_targets, on_event=on_event)
+    turn: Orientation = orientation or "upright"
+    dataset = build_index(
+        opened.objects, source, name, max_bad_share=max_bad_share, dense_targets=dense_targets, orientation=turn, on_event=on_event
+    )
     others = [key for key in opened.list_datasets() if key.partition("@")[0] == name and key != dataset.key]
     if others:
         text = f"{name} also names {', '.join(others)} of other images, which stay: say {dataset.key} for this one, or take another --name"
         on_event({"event": "warning", "text": text})
     counts = {"images": len(dataset), "labels": len(dataset.label_names)}
-    return {"dataset": dataset.key, **counts, "skipped": dataset.skipped, "left_out": dataset.left_out}
+    turns = {"orientation": turn, "images_with_orientation": dataset.oriented}
+    return {"dataset": dataset.key, **counts, **turns, "skipped": dataset.skipped, "left_out": dataset.left_out}
 
 
 def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str],

@@ -234,6 +234,8 @@ def cli() -> None:
     click.option("--name", required=True, help="What the dataset is called."),
     click.option("--verify", is_flag=True, help="Only compare the source with the index that is there, image by image."),
     click.option("--dense-targets", is_flag=True, help="Take files such as 1.seg.png or 1.depth.png beside 1.jpg as images too."),
+    click.option("--orientation", type=click.Choice(["stored", "upright"]), default=None,
+                 help="Turn images as their EXIF orientation asks for, or leave them; default: upright."),
     BAD_SHARE, JSON,
 )  # fmt: skip
 def index(as_json: bool, **values: Any) -> None:

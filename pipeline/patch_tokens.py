@@ -74,11 +74,11 @@ def short_labels(names: Sequence[str]) -> list[str]:
 
 
 def read_photos(paths: Sequence[Path]) -> list[Photo]:
-    """Return the photos of image files; raises BadInput for a file that is not there, BadImage for one that is no image."""
+    """Return the photos of image files, upright as a viewer shows them; raises BadInput for one that is absent, BadImage for no image."""
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise BadInput(f"{missing[0]} is not an image file; give paths of images")
-    return [Photo(path.stem, decode_image(path.read_bytes(), where=str(path))) for path in paths]
+    return [Photo(path.stem, decode_image(path.read_bytes(), where=str(path), orientation="upright")) for path in paths]
 
 
 def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent) -> dict[str, NDArray[np.float32]]:

@@ -1,7 +1,8 @@
 """A dataset: which images there are, in which order, where their bytes lie, and what those bytes must be.
 
     datasets/<name>@<digest>/
-      identity.json       the digest over ids, contents, sizes and labels in order; the place of the source; the sha256 of each part
+      identity.json       the digest over ids, contents, sizes and labels in order, and whether images are turned upright; the place of
+                          the source; the sha256 of each part
       places/*.json       further places of the same images (`places`)
       index.parquet       a row an image, the first 1,048,576 images; index.1.parquet the next ones, and so on
 
@@ -19,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .decode import Pixels, decode_image
-from .errors import BadInput, CacheDamaged, CacheMismatch
+from .decode import Orientation, Pixels, decode_image
+from .errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailable
 from .identity import canonical_json, digest, short
 from .named import damage, read_identity_file
 from .objects import LocalObjects, Objects
@@ -74,9 +75,10 @@ class ImageRow:
         return f"{self.id}\0{self.sha256.hex()}\0{self.height}\0{self.width}\0{self.label}\n".encode()
 
 
-def dataset_digest(content_hash: str, label_names: list[str]) -> str:
-    """The digest of a dataset from the running sha256 over its rows' `content` and the names of its labels."""
-    return hashlib.sha256("\0".join([content_hash, *label_names]).encode()).hexdigest()
+def dataset_digest(content_hash: str, label_names: list[str], orientation: Orientation = "stored") -> str:
+    """The digest of a dataset from the running sha256 over its rows' `content`, the names of its labels, and how images are turned."""
+    read = [] if orientation == "stored" else [f"\norientation {orientation}"]  # no label holds a line break
+    return hashlib.sha256("\0".join([content_hash, *label_names, *read]).encode()).hexdigest()
 
 
 def part_name(number: int) -> str:
@@ -101,10 +103,13 @@ def parse_description(data: bytes, prefix: str) -> dict[str, Any]:
         claimed = described.pop("file_digest")
         if digest(described) != claimed or describe(described) != data:
             raise ValueError("its own digest differs")
-        if dataset_digest(described["content_sha256"], described["labels"]) != described["digest"]:
+        orientation = described.get("orientation", "stored")  # what indexes of before mean
+        if orientation not in get_args(Orientation):
+            raise ValueError(f"an orientation of {orientation!r}")
+        if dataset_digest(described["content_sha256"], described["labels"], orientation) != described["digest"]:
             raise ValueError("its labels or contents are not those of its digest")
         texts = [described["source"], *described["labels"], *described["index_sha256"], *described["skipped"].values()]
-        numbers = [described["images"], *described.get("left_out", {}).values()]
+        numbers = [described["images"], described.get("oriented", 0), *described.get("left_out", {}).values()]
         if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
             raise ValueError("a value of another type")
         if described["images"] < 1 or len(described["index_sha256"]) != -(-described["images"] // PART_IMAGES):
@@ -132,6 +137,8 @@ class ImageDataset:
             self._count = int(described["images"])
             self.skipped: dict[str, str] = dict(described["skipped"])  # the first few; indexes of before had them all
             self.left_out: dict[str, int] = dict(described.get("left_out", {}))
+            self.orientation: Orientation = described.get("orientation", "stored")
+            self.oriented = int(described.get("oriented", 0))  # images with an orientation other than 1; 0 in indexes of before
             self.has_targets = not described.get("without_targets", False)
             self.content_sha256: str = described["content_sha256"]
             self.index_sha256: list[str] = list(described["index_sha256"])
@@ -245,10 +252,10 @@ class ImageDataset:
         row = self.row(index)
         try:
             return self._bytes_at(self._place, row)
-        except CacheMismatch:
+        except (CacheMismatch, StoreUnavailable):
             for place in self.sources:
                 if place != self._place:
-                    with contextlib.suppress(CacheMismatch):
+                    with contextlib.suppress(CacheMismatch, StoreUnavailable):
                         found = self._bytes_at(place, row)
                         self._place = place
                         return found
@@ -258,6 +265,8 @@ class ImageDataset:
         advice = f"index the source again (`eupe-pipeline index {place} --name {self.name} …`) and extract for the new dataset"
         try:
             data = read_bytes(place, row.path, row.container, row.offset, row.length)
+        except StoreUnavailable:  # nobody answers: the images may be as they were
+            raise
         except (OSError, pa.ArrowException) as error:
             raise CacheMismatch(f"image {row.id} of {self.key} is not at {place}/{row.path} any more ({error}); {advice}") from error
         if hashlib.sha256(data).digest() != row.sha256:
@@ -265,5 +274,6 @@ class ImageDataset:
         return data
 
     def read_image(self, index: int) -> Pixels:
-        """One image decoded to (height, width, 3) uint8 RGB; raises `CacheMismatch` or `BadImage`."""
-        return decode_image(self.read_image_bytes(index), where=f"image {self.row(index).id} of {self.key}")
+        """One image decoded to (height, width, 3) uint8 RGB, turned as the dataset says; raises `CacheMismatch` or `BadImage`."""
+        where = f"image {self.row(index).id} of {self.key}"
+        return decode_image(self.read_image_bytes(index), where=where, orientation=self.orientation)

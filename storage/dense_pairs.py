@@ -13,7 +13,6 @@ its lists of files.
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from .decode import BadImage, Pixels, decode_image, image_size_hw
+from .decode import BadImage, Pixels, decode_image, stored_values
 from .errors import BadInput
 from .folder_source import list_folder
 from .found import is_hidden
@@ -195,13 +193,7 @@ def _stored_metres(path: Path, per_metre: float) -> NDArray[np.float32]:
 
 def _raw(path: Path) -> NDArray[np.generic]:
     """The stored numbers, no palette applied."""
-    data = _bytes(path)
-    image_size_hw(data, where=str(path))  # refuses what is no image or too large
-    try:
-        return np.asarray(Image.open(io.BytesIO(data)))
-    # Pillow raises many kinds on broken files; each of them means the same to the caller.
-    except Exception as error:
-        raise BadImage(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
+    return stored_values(_bytes(path), where=str(path))
 
 
 def _bytes(path: Path) -> bytes:

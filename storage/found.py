@@ -45,7 +45,15 @@ class TarEnd:
     targets: frozenset[str] = frozenset()
 
 
-Found = SourceImage | Skipped | LeftOut | TarEnd
+@dataclass(frozen=True)
+class ClassNames:
+    """The classes that a file names in their order, which all labels of the source must be of."""
+
+    path: str
+    names: tuple[str, ...]
+
+
+Found = SourceImage | Skipped | LeftOut | TarEnd | ClassNames
 
 
 def bad_name(name: str) -> str | None:

@@ -9,13 +9,15 @@ is the same dataset, which notes the place (`places`).
 
 import hashlib
 import io
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
-from itertools import islice
-from typing import Any
+from itertools import islice, product, zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +25,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, parse_description, part_name
-from .decode import BadImage, image_size_hw
+from .decode import BadImage, Orientation, image_header
 from .errors import BadInput
-from .found import LeftOut, Skipped, SourceImage, TarEnd, shown
+from .found import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, shown
 from .identity import short
 from .image_kinds import IMAGE_ENDINGS, ending_of, targets_among
 from .index_rows import IndexRows, rows_of
@@ -38,11 +40,19 @@ from .sources import list_files, open_source, walk
 from .store import MARKER
 
 MAX_BAD_SHARE = 0.001
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _THREADS = 4
 _AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
 _TARGETS = "targets of dense tasks (.seg.png, .depth.png and so on) beside their image; --dense-targets takes them as images"
 Event = dict[str, Any]
-Result = tuple[ImageRow | Skipped | LeftOut, str | None]  # with the label of an image
+
+
+class Result(NamedTuple):
+    """An image, what was left out, or the names of classes; of an image its label, and whether it carries an orientation other than 1."""
+
+    item: ImageRow | Skipped | LeftOut | ClassNames
+    label: str | None = None
+    is_oriented: bool = False
 
 
 @dataclass
@@ -52,13 +62,32 @@ class _Index:
     rows: IndexRows
     labels: dict[str, int] = field(default_factory=dict)
     left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
+    oriented: int = 0
+    classes: ClassNames | None = None
 
-    def add(self, item: ImageRow | Skipped | LeftOut, label: str | None) -> None:
+    def add(self, result: Result) -> None:
+        item, label, is_oriented = result
+        if isinstance(item, ClassNames):
+            self._agree(item)
+            return
         if not isinstance(item, ImageRow):
             self.left_out.add(item)
             return
+        self.oriented += is_oriented
         number = -1 if label is None else self.labels.setdefault(label, len(self.labels))
         self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
+
+    def _agree(self, classes: ClassNames) -> None:
+        """Take the names of the classes; raises `BadInput` when another file has named others."""
+        known = self.classes or classes
+        if known.names != classes.names:
+            places = zip_longest(known.names, classes.names)
+            number, (one, other) = next((number, pair) for number, pair in enumerate(places) if pair[0] != pair[1])
+            raise BadInput(
+                f"{known.path} and {classes.path} name other classes: number {number} is {one!r} in one and {other!r} in the other; "
+                "give the files one list of names, or index them apart"
+            )
+        self.classes = known
 
     @property
     def seen(self) -> int:
@@ -72,23 +101,41 @@ class _Index:
         return named + ("; …" if self.left_out.broken > 5 else "")
 
     def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Label names in their final order (numbers as numbers), and the final number of each number by first sight; the last is of −1."""
-        names = sorted(self.labels, key=lambda text: (0, int(text), text) if text.isdecimal() else (1, 0, text))
-        numbers = np.full(len(names) + 1, -1, np.int32)
-        numbers[[self.labels[text] for text in names]] = np.arange(len(names))
+        """Label names in their final order, and the final number of each number by first sight; the last is of −1.
+
+        The order is that of a file's class names, where there are any; else numbers come first, as numbers. Raises `BadInput` for a label
+        that is none of the class names.
+        """
+        if self.classes is not None and (stray := [text for text in self.labels if text not in self.classes.names]):
+            raise BadInput(
+                f"{self.classes.path} names {len(self.classes.names):,} classes, and other files have labels that are none of them: "
+                f"{', '.join(stray[:5])}; give all files the same names, or index them apart"
+            )
+        names = list(self.classes.names) if self.classes else sorted(self.labels, key=_place_of_label)
+        numbers = np.full(len(self.labels) + 1, -1, np.int32)
+        places = {text: place for place, text in enumerate(names)}
+        for text, number in self.labels.items():
+            numbers[number] = places[text]
         return names, numbers
 
 
-def _examine(found: SourceImage) -> ImageRow | Skipped:
+def _place_of_label(text: str) -> tuple[int, Decimal, str]:
+    """Where a label is sorted: numbers as numbers, negative ones and fractions too, then names."""
+    return (0, Decimal(text), text) if _NUMBER.fullmatch(text) else (1, Decimal(0), text)
+
+
+def _examine(found: SourceImage, orientation: Orientation) -> Result:
     try:
-        height, width = image_size_hw(found.data, where=found.image_id)
+        header = image_header(found.data, where=found.image_id, orientation=orientation)
     except BadImage as error:
-        return Skipped(found.image_id, str(error).removeprefix(f"{found.image_id}: "))
+        return Result(Skipped(found.image_id, str(error).removeprefix(f"{found.image_id}: ")))
     sha256, length = hashlib.sha256(found.data).digest(), len(found.data)
-    return ImageRow(found.image_id, found.path, found.container, found.offset, length, sha256, height, width, -1)
+    size_hw = header.height_px, header.width_px
+    row = ImageRow(found.image_id, found.path, found.container, found.offset, length, sha256, *size_hw, -1)
+    return Result(row, found.label, header.orientation != 1)
 
 
-def _results(filesystem: Any, root: str, path: str, dense_targets: bool) -> list[Result]:
+def _results(filesystem: Any, root: str, path: str, dense_targets: bool, orientation: Orientation) -> list[Result]:
     """What one file of the source holds, each image examined as it comes; a tar's labels and targets are known at its end."""
     results: list[Result] = []
     end = TarEnd()
@@ -96,22 +143,23 @@ def _results(filesystem: Any, root: str, path: str, dense_targets: bool) -> list
         if isinstance(found, TarEnd):
             end = found
         elif isinstance(found, SourceImage):
-            results.append((_examine(found), found.label))
+            results.append(_examine(found, orientation))
         else:
-            results.append((found, None))
+            results.append(Result(found))
     if dense_targets:
         end = TarEnd(end.labels)
-    return [_settled(item, label, end) for item, label in results]
+    return [_settled(result, end) for result in results]
 
 
-def _settled(item: ImageRow | Skipped | LeftOut, label: str | None, end: TarEnd) -> Result:
-    if isinstance(item, LeftOut):
-        return item, None
+def _settled(result: Result, end: TarEnd) -> Result:
+    item = result.item
+    if isinstance(item, (LeftOut, ClassNames)):
+        return result
     name = item.id if isinstance(item, ImageRow) else item.name
-    return (LeftOut(name, _TARGETS), None) if name in end.targets else (item, end.labels.get(name, label))
+    return Result(LeftOut(name, _TARGETS)) if name in end.targets else result._replace(label=end.labels.get(name, result.label))
 
 
-def examined(url: str, dense_targets: bool = False) -> Iterator[tuple[list[Result], int, int]]:
+def examined(url: str, dense_targets: bool = False, orientation: Orientation = "stored") -> Iterator[tuple[list[Result], int, int]]:
     """Results of each file of the source in order, with the number of files done and in all."""
     filesystem, root = open_source(url)
     files = list_files(filesystem, root)
@@ -121,7 +169,9 @@ def examined(url: str, dense_targets: bool = False) -> Iterator[tuple[list[Resul
     targets = set() if dense_targets else targets_among([path for path in files if ending_of(path) in IMAGE_ENDINGS])
 
     def one(path: str) -> list[Result]:
-        return [(LeftOut(shown(path), _TARGETS), None)] if path in targets else _results(filesystem, root, path, dense_targets)
+        if path in targets:
+            return [Result(LeftOut(shown(path), _TARGETS))]
+        return _results(filesystem, root, path, dense_targets, orientation)
 
     pool = ThreadPoolExecutor(_THREADS)
     try:
@@ -142,21 +192,25 @@ def build_index(
     *,
     max_bad_share: float = MAX_BAD_SHARE,
     dense_targets: bool = False,
+    orientation: Orientation = "upright",
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> ImageDataset:
     """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source.
 
-    Files such as `1.seg.png` beside `1.jpg` are no training images, unless `dense_targets` takes them. Where the dataset stands with a
-    damaged identity or index, those are put right.
+    Images are turned upright, or taken as stored; where none carries an orientation the two are one dataset. Files such as `1.seg.png`
+    beside `1.jpg` are no training images, unless `dense_targets` takes them. Where the dataset stands with a damaged identity or index,
+    those are put right.
     """
     check_name("dataset", name)
     source = canonical_source(source)
     with IndexRows() as rows:
-        index = _walked(rows, source, name, dense_targets, on_event)
+        index = _walked(rows, source, name, dense_targets, orientation, on_event)
         _check_yield(index, source, max_bad_share)
         _say_what_is_left_out(index, name, on_event)
-        dataset = ImageDataset(objects, _publish(objects, source, name, index))
-        # Of this walk: where the dataset stood already, others may have been left out then.
+        _say_how_images_are_turned(index.oriented, name, orientation, on_event)
+        dataset = ImageDataset(objects, _publish(objects, source, name, index, orientation))
+        # Of this walk: where the dataset stood already, others may have been left out then, or nobody counted.
+        dataset.oriented = index.oriented
         dataset.skipped, dataset.left_out = index.left_out.first, dict(index.left_out.counts)
         return dataset
 
@@ -174,27 +228,41 @@ def _say_what_is_left_out(index: _Index, name: str, on_event: Callable[[Event], 
 def restore_index(objects: Objects, key: str, source: str, on_event: Callable[[Event], None] = lambda event: None) -> bool:
     """Put a dataset's identity and index right from its images; False, and nothing is written, when `source` has other images.
 
-    The identity, which says whether dense targets were taken, may be what is lost, so both readings are tried.
+    The identity may be what is lost, so every reading that it could name is tried: dense targets taken or not, images turned or not.
     """
     name = key.rpartition("@")[0]
-    for dense_targets in (False, True):
+    readings: list[tuple[bool, Orientation]] = list(product((False, True), ("upright", "stored")))
+    while readings:
+        dense_targets, orientation = readings.pop(0)
         with IndexRows() as rows:
-            index = _walked(rows, source, name, dense_targets, on_event)
-            if rows.count and f"{name}@{short(_digests(index)[1])}" == key:
-                _publish(objects, source, name, index)
+            index = _walked(rows, source, name, dense_targets, orientation, on_event)
+            if rows.count and f"{name}@{short(_digests(index, orientation)[1])}" == key:
+                _publish(objects, source, name, index, orientation)
                 return True
-            if _TARGETS not in index.left_out.counts:
-                return False
+            if not dense_targets and _TARGETS not in index.left_out.counts:
+                readings = [one for one in readings if not one[0]]
+            if not index.oriented:
+                readings = [one for one in readings if one[0] != dense_targets]
     return False
 
 
-def _walked(rows: IndexRows, source: str, name: str, dense_targets: bool, on_event: Callable[[Event], None]) -> _Index:
+def _walked(
+    rows: IndexRows, source: str, name: str, dense_targets: bool, orientation: Orientation, on_event: Callable[[Event], None]
+) -> _Index:
     index = _Index(rows)
-    for results, done, total in examined(source, dense_targets):
-        for item, label in results:
-            index.add(item, label)
+    for results, done, total in examined(source, dense_targets, orientation):
+        for result in results:
+            index.add(result)
         on_event({"event": "progress", "stage": f"index {name}", "done": done, "total": total, "unit": "files", "images": rows.count})
     return index
+
+
+def _say_how_images_are_turned(oriented: int, name: str, orientation: Orientation, on_event: Callable[[Event], None]) -> None:
+    if oriented:
+        done = "turned upright; --orientation stored leaves them as they are"
+        left = "left as they are; --orientation upright turns them as a viewer does"
+        text = f"{oriented:,} images of {name} carry an orientation other than 1 and are {done if orientation == 'upright' else left}"
+        on_event({"event": "note", "text": text})
 
 
 def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
@@ -212,18 +280,20 @@ def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
         )
 
 
-def _digests(index: _Index) -> tuple[str, str]:
+def _digests(index: _Index, orientation: Orientation) -> tuple[str, str]:
     """Of the contents, and of the dataset."""
     labels, numbers = index.final_labels()
     hasher = hashlib.sha256()
     for table in index.rows.tables(ROW_GROUP, numbers):
         for row in rows_of(table):
             hasher.update(row.content())
-    return hasher.hexdigest(), dataset_digest(hasher.hexdigest(), labels)
+    content = hasher.hexdigest()
+    # With nothing to turn, both readings are one, and older indexes are that one.
+    return content, dataset_digest(content, labels, orientation if index.oriented else "stored")
 
 
-def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
-    content_sha256, full = _digests(index)
+def _publish(objects: Objects, source: str, name: str, index: _Index, orientation: Orientation) -> str:
+    content_sha256, full = _digests(index, orientation)
     labels, numbers = index.final_labels()
     key = f"{name}@{short(full)}"
     where = f"datasets/{key}/identity.json"
@@ -245,6 +315,8 @@ def _publish(objects: Objects, source: str, name: str, index: _Index) -> str:
         "content_sha256": content_sha256,
         "index_sha256": parts,
     }
+    if index.oriented:
+        described |= {"orientation": orientation, "oriented": index.oriented}
     if index.left_out.counts:
         described["left_out"] = dict(index.left_out.counts)
     if _TARGETS in index.left_out.counts:

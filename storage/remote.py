@@ -25,6 +25,7 @@ from .urls import refuse_secrets
 
 TRIES = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
+_MOST_PATIENCE_S = 60.0  # that a server may ask for
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 _FINAL_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOSYS, errno.EPERM}
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError", "TokenRetrievalError")
@@ -34,6 +35,22 @@ _S3_OPTIONS: dict[str, Any] = {
 }
 
 Result = TypeVar("Result")
+
+
+class TryLater(Exception):
+    """A server asks for patience, or gave what cannot be the whole answer; with the seconds that it asked for, if it did."""
+
+    def __init__(self, text: str, patience_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.patience_s = patience_s
+
+
+def connected(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, without retries and listings of its own, and the path in it."""
+    filesystem, root = fsspec.url_to_fs(url, **(_S3_OPTIONS if url.startswith("s3:") else {}))
+    if url.startswith("s3:"):
+        filesystem.retries = 1
+    return filesystem, root
 
 
 def lacks_credentials(error: Exception) -> bool:
@@ -71,8 +88,9 @@ def persist(what: str, call: Callable[[], Result], tries: int = TRIES) -> Result
                 raise
             if attempt == tries:
                 raise StoreUnavailable(f"{what} failed {tries} times, the last time with {type(error).__name__}: {error}") from error
+            asked = min(_MOST_PATIENCE_S, error.patience_s) if isinstance(error, TryLater) else 0.0
             wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**attempt)
-            time.sleep(wait * random.uniform(0.5, 1.0))
+            time.sleep(asked + wait * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable")
 
 
@@ -103,11 +121,8 @@ class RemoteObjects:
     def __init__(self, url: str) -> None:
         refuse_secrets("store", url)
         self.url = url
-        self._filesystem, self._root = fsspec.url_to_fs(url, **(_S3_OPTIONS if url.startswith("s3:") else {}))
-        self._whole: WholeObjects | None = None
-        if url.startswith("s3:"):
-            self._filesystem.retries = 1
-            self._whole = whole_objects(self._filesystem)
+        self._filesystem, self._root = connected(url)
+        self._whole: WholeObjects | None = whole_objects(self._filesystem) if url.startswith("s3:") else None
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}".rstrip("/")

@@ -10,6 +10,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from .errors import BadInput
@@ -24,7 +25,7 @@ _SHOWN = 3
 _TOO_LONG = f"labels longer than {MAX_LABEL_LETTERS} letters, or files of labels longer than {MAX_LABEL_BYTES:,} bytes"
 _UNREADABLE = "labels that cannot be read"
 _NOBODYS = "labels that belong to no image"
-_NONE = "labels of -1, which stands for none"
+NONE = "labels of -1, which stands for none"
 _NULL = "null labels beside another key of the same .json, which was taken"
 _NAME_AND_NUMBER = "samples labelled by a number and by a name; the one of .cls was taken, else of .label, else the first of .json"
 
@@ -34,8 +35,8 @@ class _Label(NamedTuple):
     value: str
 
 
-class _Unusable(Exception):
-    """What is wrong with a label: one of the words above."""
+class Unusable(Exception):
+    """What is wrong with a label, in words under which its like are counted."""
 
 
 class Samples:
@@ -55,9 +56,9 @@ class Samples:
         place = shown(f"{self._path}/{name}")
         try:
             if len(data) > MAX_LABEL_BYTES:
-                raise _Unusable(_TOO_LONG)
+                raise Unusable(_TOO_LONG)
             values, has_null = _in_json(data) if ending_of(name) == ".json" else ([_text(_decoded(data))], False)
-        except _Unusable as error:
+        except Unusable as error:
             yield LeftOut(place, str(error))
             return
         if not values:
@@ -66,7 +67,7 @@ class Samples:
             yield LeftOut(place, _NULL)
         for value in values:
             if value == "-1":
-                yield LeftOut(place, _NONE)
+                yield LeftOut(place, NONE)
             else:
                 self._labels[split_name(name)[0]].append(_Label(name, value))
 
@@ -123,33 +124,38 @@ def _decoded(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise _Unusable(_UNREADABLE) from None
+        raise Unusable(_UNREADABLE) from None
 
 
 def _text(text: str) -> str:
     """A label as it is kept: one line of letters that can be printed, not empty, not too long."""
     line = " ".join(text.split())
     if not line or any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in line):
-        raise _Unusable(_UNREADABLE)
+        raise Unusable(_UNREADABLE)
     if len(line) > MAX_LABEL_LETTERS:
-        raise _Unusable(_TOO_LONG)
+        raise Unusable(_TOO_LONG)
     return line
 
 
 def _in_json(data: bytes) -> tuple[list[str], bool]:
-    """The labels in a .json, and whether a key for one is null; raises `_Unusable` for what is no JSON, or a label that is no word."""
+    """The labels in a .json, and whether a key for one is null; raises `Unusable` for what is no JSON, or a label that is no word."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
-        raise _Unusable(_UNREADABLE) from None
+        raise Unusable(_UNREADABLE) from None
     given = [value[key] for key in ("label", "cls") if key in value] if isinstance(value, dict) else []
-    return [_text(_word(one)) for one in given if one is not None], None in given
+    return [label_text(one) for one in given if one is not None], None in given
+
+
+def label_text(value: Any) -> str:
+    """A label of any source as it is kept; raises `Unusable`."""
+    return _text(_word(value))
 
 
 def _word(value: Any) -> str:
-    """A label of a .json as text; a whole number is the same one as a fraction."""
-    if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else str(value)
+    """A label that has a type as text; a whole number is the same one as a fraction."""
+    if isinstance(value, (float, Decimal)) and math.isfinite(value):
+        return str(int(value)) if value == int(value) else f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)
     if not isinstance(value, (str, bool, int)):
-        raise _Unusable(_UNREADABLE)
+        raise Unusable(_UNREADABLE)
     return str(value)

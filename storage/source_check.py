@@ -50,7 +50,7 @@ def _indexed(dataset: ImageDataset) -> Iterator[Image]:
 
 def _walked(dataset: ImageDataset, source: str, dense_targets: bool, on_event: OnEvent) -> Iterator[Image]:
     for results, done, total in examined(source, dense_targets):
-        yield from ((item.id, item.sha256) for item, _ in results if isinstance(item, ImageRow))
+        yield from ((one.item.id, one.item.sha256) for one in results if isinstance(one.item, ImageRow))
         on_event({"event": "progress", "stage": f"verify {dataset.name}", "done": done, "total": total, "unit": "files"})
 
 

@@ -5,11 +5,11 @@ to the bytes. What is an image is decided by its content, and by its ending wher
 ending. Compressed archives are refused: their members have no offset.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from .errors import BadInput, EupeError
@@ -26,35 +26,46 @@ from .image_kinds import (
     unread_ending,
     unread_start,
 )
-from .parquet_source import parquet_row, parquet_rows
-from .remote import lacks_credentials, no_credentials
+from .parquet_source import parquet_row, walk_parquet
+from .remote import connected
+from .remote_files import RemoteFiles
 from .tar_source import walk_tar
 from .urls import refuse_secrets
+from .web_files import WebFiles, is_web
+
+
+def _files_of(url: str) -> tuple[Any, str]:
+    """The file system of a source and the path in it; what lies elsewhere is read with patience (`remote_files`)."""
+    if is_web(url):
+        return WebFiles(url), url.rstrip("/")
+    filesystem, root = connected(url)
+    return (filesystem if isinstance(filesystem, LocalFileSystem) else RemoteFiles(filesystem, url)), root.rstrip("/")
 
 
 def open_source(url: str) -> tuple[Any, str]:
-    """The fsspec file system and the path of a source; raises `BadInput` when there is nothing, and for a URL with secrets."""
+    """The file system and the path of a source; raises `BadInput` when there is nothing, and for a URL with secrets."""
     refuse_secrets("source", url)
     try:
-        filesystem, root = fsspec.url_to_fs(url)
+        filesystem, root = _files_of(url)
         if not filesystem.exists(root):
             raise BadInput(f"the source {url} does not exist; give a folder of images, of .tar shards or of .parquet files")
-    except (ValueError, ImportError, OSError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"the source {url} cannot be read: {error}") from error
-    except Exception as error:  # botocore's errors have no common base with ours
-        if lacks_credentials(error):
-            raise no_credentials(url, error) from error
+    except EupeError:
         raise
-    return filesystem, root.rstrip("/")
+    except (ValueError, ImportError, OSError) as error:
+        raise BadInput(f"the source {url} cannot be read: {error}") from error
+    return filesystem, root
 
 
 def _is_file(filesystem: Any, root: str) -> bool:
     """Whether the source is one file. To HTTP every address is a file, those of listings too, so there its ending decides."""
-    if root.startswith(("http://", "https://")):
+    if is_web(root):
         return unread_ending(root) is not None or ending_of(root) in (*IMAGE_ENDINGS, *COMPRESSED_ENDINGS, ".tar", ".parquet")
     return bool(filesystem.isfile(root))
+
+
+def _name(root: str) -> str:
+    """What a source that is one file is called."""
+    return unquote(root.rsplit("/", 1)[-1], errors="surrogateescape") if is_web(root) else root.rsplit("/", 1)[-1]
 
 
 def list_files(filesystem: Any, root: str) -> list[str]:
@@ -63,13 +74,16 @@ def list_files(filesystem: Any, root: str) -> list[str]:
     Raises `BadInput` where a file lies inside another (ids would not be unique), and for a folder that cannot be listed.
     """
     if _is_file(filesystem, root):
-        return [root.rsplit("/", 1)[-1]]
+        return [_name(root)]
     if isinstance(filesystem, LocalFileSystem):
         return sorted(list_folder(root or "/"))
-    found = (str(path)[len(root) :].lstrip("/") for path in filesystem.find(root))
+    try:
+        found = [path[len(root) :].removeprefix("/") for path in filesystem.find(root)]  # one slash: `a//b` is a key of its own
+    except EupeError:
+        raise
+    except OSError as error:
+        raise BadInput(f"a folder of the source cannot be listed ({_why(error)}), so nobody knows which images would be missing") from error
     files = sorted(path for path in found if path and not path.endswith("/"))  # an object store may mark folders by objects
-    if root.startswith(("http://", "https://")):
-        files = [path for path in files if "?" not in path]  # a listing's own links, such as those that sort it
     there = set(files)
     for path in files:  # an object store may hold both `a.tar` and `a.tar/x.png`
         inside = next((str(parent) for parent in PurePosixPath(path).parents if str(parent) in there), None)
@@ -78,9 +92,15 @@ def list_files(filesystem: Any, root: str) -> list[str]:
     return files
 
 
+def _why(error: OSError) -> str:
+    """What an error says; where a web server refused, with the address."""
+    said = error.strerror or str(error)
+    return f"{said}: {error.filename}" if is_web(str(error.filename)) else said
+
+
 def walk(filesystem: Any, root: str, path: str) -> Iterator[Found]:
     """What one file of a source holds: itself, a tar's members, or a Parquet file's rows. Raises `BadInput` for one that cannot be read."""
-    is_source = PurePosixPath(root).name == path and _is_file(filesystem, root)
+    is_source = _name(root) == path and _is_file(filesystem, root)
     full = root if is_source else f"{root}/{path}"
     other: Skipped | LeftOut | None = hidden(path) if is_hidden(path) and not is_source else None
     if other is None and isinstance(filesystem, LocalFileSystem):
@@ -88,20 +108,19 @@ def walk(filesystem: Any, root: str, path: str) -> Iterator[Found]:
     if other is not None:
         yield other
         return
+    ending = ending_of(path)
     try:
-        if ending_of(path) in _CONTAINERS:
-            reason = bad_name(path)
+        if ending in (".tar", ".parquet"):
+            reason = bad_name(path.lstrip("/"))  # a key of an object store may begin with slashes
             if reason is not None:
                 raise BadInput(f"{path!a} has {reason}, which can stand in no image's id; rename it")
-            yield from _CONTAINERS[ending_of(path)](filesystem, full, path)
+            yield from walk_tar(filesystem, full, path) if ending == ".tar" else walk_parquet(filesystem, full, path, is_source)
         else:
             yield _one_file(filesystem, full, path)
     except EupeError:
         raise
     except OSError as error:
-        raise BadInput(
-            f"{shown(path)} cannot be read ({error.strerror or error}); make it readable, or remove it from the source"
-        ) from error
+        raise BadInput(f"{shown(path)} cannot be read ({_why(error)}); make it readable, or remove it from the source") from error
 
 
 def _one_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped | LeftOut:
@@ -114,6 +133,8 @@ def _one_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped | 
     if reason is None and ending_of(path) not in IMAGE_ENDINGS:
         try:
             head = bytes(filesystem.cat_file(full, start=0, end=HEAD_BYTES))[:HEAD_BYTES]
+        except EupeError:
+            raise
         except OSError as error:  # it may be an image: nobody knows
             return Skipped(shown(path), f"cannot be read ({error.strerror or error})")
         reason = unread_start(head)
@@ -124,7 +145,7 @@ def _one_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped | 
 
 def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
     """An image file; its label is the folder that it lies in."""
-    reason = bad_name(path)
+    reason = bad_name(path.lstrip("/"))
     if reason is not None:
         return Skipped(shown(path), reason)
     try:
@@ -132,34 +153,29 @@ def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
         if reason is not None:
             return Skipped(path, reason)
         data = filesystem.cat_file(full)
+    except EupeError:
+        raise
     except OSError as error:
         return Skipped(path, f"cannot be read ({error.strerror or error})")
-    folder = str(PurePosixPath(path).parent)
+    folder = str(PurePosixPath(path.lstrip("/")).parent)
     return SourceImage(path, path, "file", 0, data, None if folder == "." else folder)
 
 
-def _label_text(text: str) -> str:
-    """A label as it is kept: one line, at most 200 characters, valid UTF-8."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:200]
-
-
-def _walk_parquet(filesystem: Any, full: str, path: str) -> Iterator[SourceImage | Skipped]:
-    for row, (data, label) in enumerate(parquet_rows(filesystem, full, path)):
-        name, text = f"{path}/{row}", None if label is None else _label_text(str(label))
-        yield Skipped(name, "no image bytes") if data is None else SourceImage(name, path, "parquet", row, data, text)
-
-
-_CONTAINERS: dict[str, Callable[[Any, str, str], Iterator[Found]]] = {".tar": walk_tar, ".parquet": _walk_parquet}
-
-
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
-    """The bytes of one indexed image; raises FileNotFoundError or OSError when the place is gone."""
-    filesystem, root = fsspec.url_to_fs(url)
-    root = root.rstrip("/")
-    full = root if PurePosixPath(root).name == path and _is_file(filesystem, root) else f"{root}/{path}"
+    """The bytes of one indexed image; raises FileNotFoundError or OSError when the place is gone, `StoreUnavailable` when none answers."""
+    filesystem, root = _files_of(url)
+    full = root if _name(root) == path and _is_file(filesystem, root) else f"{root}/{path}"
+    try:
+        return _bytes_of(filesystem, full, container, offset, length)
+    except FileNotFoundError:
+        if not is_web(url) or unquote(path) == path:
+            raise
+    return _bytes_of(filesystem, f"{root}/{unquote(path)}", container, offset, length)  # indexes of before hold encoded names
+
+
+def _bytes_of(filesystem: Any, full: str, container: str, offset: int, length: int) -> bytes:
     if container == "parquet":
         return parquet_row(filesystem, full, offset)
     if container == "file":
         return bytes(filesystem.cat_file(full))
-    data = bytes(filesystem.cat_file(full, start=offset, end=offset + length))
-    return data if len(data) <= length else data[offset : offset + length]  # a web server may answer a range with the whole file
+    return bytes(filesystem.cat_file(full, start=offset, end=offset + length))

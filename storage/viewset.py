@@ -46,7 +46,7 @@ def views_identity(dataset: ImageDataset, spec: ViewSpec, images_per_shard: int)
         "dataset": dataset.digest,
         "images": len(dataset),
         "views": spec.identity(),
-        "decoder": decoder_identity(),
+        "decoder": decoder_identity(dataset.orientation),
         "images_per_shard": images_per_shard,
     }
 

@@ -48,6 +48,8 @@ FAULTS: dict[int, tuple[str, int, int]] = {  # name, trials in `make test-faults
     27: ("secrets in URLs and environment", 10, 10),
     28: ("tar: headers flipped, zeroed, cut; joined; labels", 200, 2_000),
     29: ("folders: links, pipes, permission, endings, names", 60, 60),
+    30: ("Parquet: types of labels, class names, row groups", 60, 60),
+    31: ("HTTP and S3 sources: refusals, cuts, names", 60, 60),
     33: ("evaluation: sentinels, no labels, one class, leaks", 40, 40),
     34: ("each file of a store × each damage: a way out", 240, 630),
 }

@@ -123,7 +123,7 @@ def test_two_teachers_share_one_set_of_views(photos: Any, tiny_store: Any, tmp_p
 def test_a_second_teacher_notices_that_an_image_decodes_differently_now(photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, options, _ = photos
     extract_features(store.url, options)
-    monkeypatch.setattr("eupe_pipeline.storage.dataset.decode_image", lambda data, where: decode_image(data, where=where) ^ 1)
+    monkeypatch.setattr("eupe_pipeline.storage.dataset.decode_image", lambda data, **values: decode_image(data, **values) ^ 1)
     with pytest.raises(CacheMismatch, match="decodes differently"):
         extract_features(store.url, replace(options, codec="int8"))
 

@@ -27,7 +27,7 @@ def test_a_sample_of_views_is_compared_and_images_that_failed_are_passed_over(ti
 
 
 def test_another_decoder_is_found_before_anything_is_written(tiny_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def brighter(data: bytes, *, where: str) -> Any:
+    def brighter(data: bytes, *, where: str, orientation: str) -> Any:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) ^ np.uint8(1)
 
     monkeypatch.setattr(dataset_module, "decode_image", brighter)

@@ -86,7 +86,7 @@ def write_others(made: Made) -> Made:
 @pytest.fixture
 def frozen_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder's version is part of the views' identity; the golden store has the one that made it."""
-    monkeypatch.setattr(viewset, "decoder_identity", lambda: {"library": "pillow", "version": "12.0.0", "orientation": "as stored"})
+    monkeypatch.setattr(viewset, "decoder_identity", lambda _: {"library": "pillow", "version": "12.0.0", "orientation": "as stored"})
 
 
 def test_todays_reader_reads_the_golden_store() -> None:
@@ -162,6 +162,6 @@ if __name__ == "__main__":
     from .made_up_store import write_images
 
     shutil.rmtree(GOLDEN, ignore_errors=True)
-    viewset.__dict__["decoder_identity"] = lambda: {"library": "pillow", "version": "12.0.0", "orientation": "as stored"}
+    viewset.__dict__["decoder_identity"] = lambda _: {"library": "pillow", "version": "12.0.0", "orientation": "as stored"}
     write_images(GOLDEN / "images", 3)
     write(GOLDEN / "written")
