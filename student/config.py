@@ -73,9 +73,9 @@ class StudentConfig:
     init_from: str = ""
     """Run whose backbone and adapters this run starts from, a folder or the URL it was trained to; empty for random weights."""
     drop_path: float = 0.0
-    """Largest probability that a residual branch is left out of a sample, rising with depth (paper: none)."""
+    """Largest probability that a residual branch is left out of a sample, rising with depth (ours: the paper is silent)."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, saved beside the model; 0 for none (paper: none)."""
+    """Decay of a moving average of the weights, saved beside the model; 0 for none (ours: the paper is silent)."""
 
     def __post_init__(self) -> None:
         _check(bool(self.architecture), "student.architecture", self.architecture, "a name")
