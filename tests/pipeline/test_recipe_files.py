@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from eupe_pipeline.pipeline.recipe_files import list_recipes, load_recipe, parse_setting, read_document, stages_of
+from eupe_pipeline.pipeline.recipe_files import list_recipes, load_recipe, read_document, stages_of
+from eupe_pipeline.pipeline.recipe_settings import parse_setting
 from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.student.config import TrainRecipe
 
