@@ -1,6 +1,6 @@
 """Zero-shot classification: a model's class tokens in the space of a text tower.
 
-A student gets there through its adapters and the statistics that undo their normalisation (paper, section 3.2): from its run (with the
+A student gets there through its adapters and the statistics that undo their normalisation (paper, appendix C.1): from its run (with the
 proxy's, when it was taught by one, and the store that has the statistics) or from the `adapters/` of its export. A teacher is there
 already. Then comes the image projection of the text tower's own model, unless the teacher's class token has passed it. See
 `student.zero_shot` for the protocol and `teachers.text_tower` for the towers. Axes: N images, D channels.

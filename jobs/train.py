@@ -20,7 +20,7 @@ from ..storage.features import FeatureReader
 from ..storage.identity import differing_fields, file_sha256
 from ..storage.store import FeatureStore
 from ..storage.urls import is_url, require_utf8
-from ..student.config import TrainRecipe
+from ..student.config import BEFORE, TrainRecipe
 from ..student.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
 from ..student.draws import step_seed
 from ..student.learner import Learner
@@ -33,7 +33,7 @@ from ..student.targets import LiveTargets, TargetSource
 from ..student.trainer import Trainer
 from ..teachers.encoders import build_encoder
 from ..teachers.registry import load_teacher, resolve_teacher
-from ..teachers.regularity import set_drop_path, set_recompute
+from ..teachers.regularity import set_drop_path, set_recompute, set_rope_draws, shrink_with_depth
 from ..teachers.teacher import Teacher
 from .reading_leases import leases
 from .run_lock import alone_in
@@ -87,7 +87,8 @@ def train(
             device = choose_device(recipe.device)
             use_tensor_cores(device.value)
             live = [str(proxy)] if proxy is not None else list(live_teachers)
-            runs = student_runs(recipe, students, home)
+            asked = student_runs(recipe, students, home)
+            runs = {name: (folder.as_begun(own, origins or {}), folder) for name, (own, folder) in asked.items()}
             fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
             source = _target_source(recipe, parts, live, device.value)
             if ranks.first:
@@ -161,6 +162,8 @@ def begin_runs(
     views = [part.views.key for part in parts]  # live teachers' identities do not name them
     for name, (recipe, folder) in runs.items():
         if ranks.first:
+            for key in folder.taken_over:
+                on_event({"event": "note", "text": f"{key}: {BEFORE[key]}  # as the run in {folder.out} was begun"})
             folder.begin(recipe, origins, {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)})
         ranks.wait()
         if (finished := folder.finished()) is not None:
@@ -197,6 +200,9 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
     encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px))
     for size_px in recipe.student.sizes_px:
         encoder.grid(size_px, size_px)  # raises BadInput off the stride
+    if recipe.student.initial_weights == "timm":
+        shrink_with_depth(encoder)
+    set_rope_draws(encoder, recipe.student.rope_draws)
     set_drop_path(encoder, recipe.student.drop_path)
     set_recompute(encoder, recipe.run.recompute_activations)
     return Student(encoder, recipe.adapter.width, specs)

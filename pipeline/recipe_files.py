@@ -16,6 +16,7 @@ from typing import Any
 
 from ..storage.errors import BadInput, unknown_name
 from ..student.config import TrainRecipe
+from .recipe_settings import parse_setting
 from .typed_tables import build, leaves
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -51,7 +52,13 @@ def read_document(source: str) -> tuple[str, Table]:
     try:
         return path.name, tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"recipe {path} is not valid TOML: {error}") from error
+        raise BadInput(f"recipe {path} is not valid TOML: {error}{of_a_key(error)}") from error
+
+
+def of_a_key(error: Exception) -> str:
+    """Return how names are written in a key, where that is what TOML stumbled over."""
+    keys = ("after a key", "end of a table declaration", "for a key part")
+    return '; a name with dots or plus signs is quoted: "dinov3-h+"' if any(words in str(error) for words in keys) else ""
 
 
 def load_recipe(source: str, *, stage: int | None = None, settings: Sequence[str] = ()) -> ResolvedRecipe:
@@ -105,19 +112,6 @@ def extended(name: str, table: Table) -> tuple[Table, dict[str, str]]:
     changed = {key for key, value in leaves(table) if key not in before or before[key] != value}
     lay_over(base, table)
     return base, {key: origin for key, origin in base_origins.items() if key not in changed} | origins
-
-
-def parse_setting(text: str) -> Table:
-    """Return "a.b=value" as the nested table {"a": {"b": value}}; the value is TOML, a bare word counts as a string."""
-    key, equals, value = (part.strip() for part in text.partition("="))
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key) or not value.isprintable():
-        raise BadInput(f"--set {text!r} is not KEY=VALUE, as in --set optimizer.learning_rate=3e-4")
-    if re.fullmatch(r"(?:[A-Za-z_~/]|\.\.?/)[\w./:@~=+-]*", value) and value not in ("true", "false", "inf", "nan"):
-        value = f'"{value}"'  # TOML has no bare words, and quotes rarely survive a shell
-    try:
-        return tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"--set {key}: {value!r} is not a TOML value ({error}); lists are written [1, 2]") from error
 
 
 def lay_over(table: Table, override: Mapping[str, Any]) -> None:

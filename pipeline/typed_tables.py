@@ -31,7 +31,7 @@ def known_keys(shape: type, prefix: str = "") -> list[str]:
     hints = typing.get_type_hints(shape)
     keys = []
     for field in dataclasses.fields(shape):
-        inner = hints[field.name]
+        inner = without_none(hints[field.name])
         nested = isinstance(inner, type) and dataclasses.is_dataclass(inner)
         keys += known_keys(inner, f"{prefix}{field.name}.") if nested else [f"{prefix}{field.name}"]
     return keys
@@ -43,7 +43,9 @@ def build(shape: type[Built], table: Mapping[str, Any], *, where: str, prefix: s
     hints = typing.get_type_hints(shape)
     unknown = [key for key in table if key not in hints]
     if unknown:
-        raise unknown_name(f"key of {where}:", prefix + unknown[0], known_keys(root))
+        known = [*known_keys(root), *known_keys(shape, prefix)]
+        tables = [key.rpartition(".")[0] for key in known if "." in key]
+        raise unknown_name(f"key of {where}:", prefix + unknown[0], [*known, *tables])
     values = {key: convert(value, hints[key], where=where, key=prefix + key, root=root) for key, value in table.items()}
     missing = [field.name for field in dataclasses.fields(shape) if required(field) and field.name not in values]  # type: ignore[arg-type]
     if missing:
@@ -67,10 +69,10 @@ def convert(value: object, kind: Any, *, where: str, key: str, root: type) -> An
     if origin is tuple and isinstance(value, list):
         return tuple(convert(one, inner[0], where=where, key=key, root=root) for one in value)
     if origin is not None and issubclass_safely(origin, Mapping) and isinstance(value, Mapping):
+        refuse_split_names(value, inner[1], where, key)
         return {name: convert(one, inner[1], where=where, key=f"{key}.{name}", root=root) for name, one in value.items()}
     if origin in (typing.Union, types.UnionType):
-        kind = next((one for one in inner if one is not type(None)), kind)
-        return convert(value, kind, where=where, key=key, root=root)
+        return convert(value, without_none(kind), where=where, key=key, root=root)
     if origin is typing.Literal and value in inner:
         return value
     if isinstance(value, float) and not math.isfinite(value):  # what JSON cannot hold, no run can record
@@ -80,6 +82,22 @@ def convert(value: object, kind: Any, *, where: str, key: str, root: type) -> An
     if kind in (Any, object) or (origin is None and type(value) is kind):
         return value
     raise BadInput(f"{where}: {key} is {value!r}, wanted {describe(kind)}")
+
+
+def refuse_split_names(table: Mapping[str, Any], kind: Any, where: str, key: str) -> None:
+    """Raise BadInput where TOML split a name at its dots: `imagenet.v2 = 0.1` is a table `v2` in `imagenet`."""
+    fields = set(typing.get_type_hints(kind)) if dataclasses.is_dataclass(kind) else set()
+    for name, value in table.items():
+        split = [part for part, one in value.items() if part not in fields] if isinstance(value, Mapping) and kind is not Any else []
+        if split and (not fields or isinstance(value[split[0]], Mapping)):
+            raise BadInput(f'{where}: {key}.{name} holds {split[0]!r}; a name with dots is quoted: {key}."{name}.{split[0]}"')
+
+
+def without_none(kind: Any) -> Any:
+    """Return an annotation without its `| None`: TOML has no word for nothing."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind
+    return next((one for one in typing.get_args(kind) if one is not type(None)), kind)
 
 
 def issubclass_safely(kind: object, above: type) -> bool:
@@ -93,7 +111,9 @@ def describe(kind: Any) -> str:
         return f"a list, each of it {describe(typing.get_args(kind)[0])}"
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(repr(one) for one in typing.get_args(kind))
-    if dataclasses.is_dataclass(kind) or issubclass_safely(typing.get_origin(kind), Mapping):
+    if dataclasses.is_dataclass(kind):
+        return f"a table of {', '.join(field.name for field in dataclasses.fields(kind))}"
+    if issubclass_safely(typing.get_origin(kind), Mapping):
         return "a table"
     return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string", "Any": "a value"}.get(
         getattr(kind, "__name__", ""), str(kind)

@@ -1,4 +1,4 @@
-"""Per-coordinate mean and standard deviation of a teacher's tokens, and the normalisation that they define (paper, section 3.2).
+"""Per-coordinate mean and standard deviation of a teacher's tokens, and the normalisation that they define (paper, section 3.3).
 
 Class and patch tokens are measured apart, in float64, and merged with Chan's formula, so that any split over workers gives the same
 moments up to rounding. Frozen statistics are part of a feature set's identity. A channel that hardly moves keeps a floor under its

@@ -4,7 +4,7 @@
     FOLDER/chain.json             the steps in order, each with its teachers
 
 Zero-shot evaluation goes student cls → adapter → de-normalise → proxy cls → the proxy's adapter → de-normalise → teacher's space (paper,
-section 3.2). Step 0 is the student's own run, step 1 the proxy's. The adapters know their statistics by digest only; the arrays come from
+appendix C.1). Step 0 is the student's own run, step 1 the proxy's. The adapters know their statistics by digest only; the arrays come from
 the feature store, and a store that does not hold them is an error. Axes: B images, H and W grid, D channels.
 """
 

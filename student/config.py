@@ -16,6 +16,9 @@ PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 SOURCES = ("cached", "live")
 OPTIMIZERS = ("adamw", "lamb")
+ROPE_DRAWS = ("block", "forward")
+INITIAL_WEIGHTS = ("official", "timm")
+DECAYED = ("weights", "matrices")
 PARALLEL = ("ddp", "fsdp")
 ORDERS = ("auto", "global", "shards")
 OPERATIONAL = (  # the last three change a run's rounding, as another number of ranks does, and nothing else
@@ -29,6 +32,12 @@ OPERATIONAL = (  # the last three change a run's rounding, as another number of 
     "run.recompute_activations",
     "run.parallel",
 )
+
+BEFORE = {  # how runs were trained before these values existed; a record leaves them out, so that such runs go on as they were begun
+    "student.rope_draws": "forward",
+    "student.initial_weights": "timm",
+    "optimizer.decayed": "matrices",
+}
 
 _MOST = {"reader_threads": 1024}  # beyond, the threads of no machine suffice
 
@@ -73,11 +82,18 @@ class StudentConfig:
     init_from: str = ""
     """Run whose backbone and adapters this run starts from, a folder or the URL it was trained to; empty for random weights."""
     drop_path: float = 0.0
-    """Largest probability that a residual branch is left out of a sample, rising with depth (paper: none)."""
+    """Largest probability that a residual branch is left out of a sample, rising with depth (ours: the paper is silent)."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, saved beside the model; 0 for none (paper: none)."""
+    """Decay of a moving average of the weights, saved beside the model; 0 for none (ours: the paper is silent)."""
+
+    rope_draws: str = "block"
+    """How often a ViT in training draws the rescale of its positions: anew in each `block` as the official code, or once a `forward`."""
+    initial_weights: str = "official"
+    """Random weights of EUPE's ViTs: `official` has std 0.02 in every linear layer, `timm` shrinks those that end block n by √(2n)."""
 
     def __post_init__(self) -> None:
+        _check_choice("student.rope_draws", self.rope_draws, ROPE_DRAWS)
+        _check_choice("student.initial_weights", self.initial_weights, INITIAL_WEIGHTS)
         _check(bool(self.architecture), "student.architecture", self.architecture, "a name")
         _check(0 <= self.drop_path < 1, "student.drop_path", self.drop_path, "in [0, 1)")
         _check(0 <= self.ema < 1, "student.ema", self.ema, "in [0, 1)")
@@ -144,7 +160,9 @@ class OptimizerConfig:
     learning_rate: float = 2e-5
     """Peak of the schedule; not scaled with the batch."""
     weight_decay: float = 1e-4
-    """Decoupled decay of matrices; vectors (biases, norms, layer scales) have none (ours)."""
+    """Decoupled decay of the parameters that `decayed` names (ours)."""
+    decayed: str = "weights"
+    """`weights` of linear layers and convolutions alone; or all `matrices`, which takes class and register tokens in."""
     beta1: float = 0.9
     """Decay of the first moment (ours)."""
     beta2: float = 0.999
@@ -160,6 +178,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check_choice("optimizer", self.name, OPTIMIZERS)
+        _check_choice("optimizer.decayed", self.decayed, DECAYED)
         _check(0 < self.learning_rate < 10, "optimizer.learning_rate", self.learning_rate, "above 0, below 10")
         _check(0 <= self.weight_decay < 10, "optimizer.weight_decay", self.weight_decay, "0 to 10")
         _check(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "optimizer.beta1, beta2", (self.beta1, self.beta2), "in [0, 1)")
@@ -266,12 +285,23 @@ class TrainRecipe:
         return {key: _plain(value) for key, value in vars(self).items()}
 
     def decisive(self) -> dict[str, Any]:
-        """`to_dict` without the `OPERATIONAL` values: equal for two runs that compute the same thing."""
+        """`to_dict` without the `OPERATIONAL` values and without those of `BEFORE`: equal for two runs that compute the same thing."""
         plain = self.to_dict()
-        for dotted in OPERATIONAL:
-            table, key = dotted.split(".")
-            del plain[table][key]
+        for table, key in (dotted.split(".") for dotted in (*OPERATIONAL, *BEFORE)):
+            if plain[table][key] == BEFORE.get(f"{table}.{key}", plain[table][key]):
+                del plain[table][key]
         return plain
+
+    def as_recorded(self, decisive: Mapping[str, Any], origins: Mapping[str, str]) -> tuple["TrainRecipe", list[str]]:
+        """The recipe with the values of `BEFORE` that a begun run's `decisive` record lacks, and their keys; `--set` stays as it is."""
+        recipe, taken = self, []
+        for dotted, value in BEFORE.items():
+            table, key = dotted.split(".")
+            part = getattr(recipe, table)
+            if key not in decisive[table] and getattr(part, key) != value and origins.get(dotted) != "--set":
+                recipe = dataclasses.replace(recipe, **{table: dataclasses.replace(part, **{key: value})})
+                taken.append(dotted)
+        return recipe, taken
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """The student: one encoder, and for each teacher an adapter for the class token and one for the patch tokens.
 
-An adapter is `Linear(no bias) → LayerNorm → GELU → Linear(no bias)` to the teacher's width (paper, section 3.2). Adapters are dropped after
-training but kept beside the backbone: stage 3 starts from them and zero-shot evaluation needs them. A teacher without a class token has no
-class adapter. Axes: B images, H and W grid, C colours, D channels.
+An adapter is `Linear(no bias) → LayerNorm → GELU → Linear(no bias)` to the teacher's width (paper, sections 3.1 and 4.1). Adapters are
+dropped after training but kept beside the backbone: stage 3 starts from them and zero-shot evaluation needs them. A teacher without a class
+token has no class adapter. Axes: B images, H and W grid, C colours, D channels.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """Optimisers by name: torch's fused AdamW, and LAMB (You et al., arXiv 1904.00962) for stage 1's large batches.
 
 LAMB is ours because torch has none: Adam's update with bias correction plus decoupled decay, scaled per tensor by ‖w‖ / ‖update‖ (1 where
-either is 0), without the paper's clipping of the ratio. Matrices and convolutions decay, vectors (biases, norms, layer scales) do not: that
-choice is ours. Both keep their state per parameter as tensors, which is what a checkpoint stores.
+either is 0), without the paper's clipping of the ratio. `decays` alone decides what decays: the weights of linear layers and
+convolutions, which is ours. Both keep their state per parameter as tensors, in the order of the groups: that is what a checkpoint stores.
 """
 
 from collections.abc import Callable, Iterable
@@ -58,13 +58,23 @@ def _trust_ratio(parameter: Tensor, update: Tensor) -> Tensor:
     return torch.where(usable, weight_norm / update_norm.clamp_min(1e-30), torch.ones_like(weight_norm))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: matrices with decay, vectors without."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def decays(name: str, parameter: Tensor, decayed: str = "weights") -> bool:
+    """Whether weight decay covers a parameter: the weights of linear layers and convolutions.
+
+    Norms, biases, layer scales, class, register and mask tokens, position embeddings and tables have none. torch and timm call
+    `weight` (or `in_proj_weight`) what a layer multiplies by, and give tokens, embeddings and scales names of their own, whatever their
+    shape. With `decayed = "matrices"` the shape decides instead, tokens of shape (1, n, D) included: how runs were trained before.
+    """
+    return parameter.ndim >= 2 and (decayed == "matrices" or name.rpartition(".")[2].endswith("weight"))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, decayed: str = "weights") -> list[dict[str, Any]]:
+    """Two groups of trainable parameters: those that decay, and the others."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups[decays(name, parameter, decayed)].append(parameter)
+    return [{"params": found, "weight_decay": weight_decay if decaying else 0.0} for decaying, found in groups.items() if found]
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -83,7 +93,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     """The recipe's optimiser over the module's trainable parameters; raises `BadInput` for an unknown name."""
     if config.name not in BUILDERS:
         raise unknown_name("optimizer", config.name, BUILDERS)
-    return BUILDERS[config.name](parameter_groups(module, config.weight_decay), config)
+    return BUILDERS[config.name](parameter_groups(module, config.weight_decay, config.decayed), config)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -53,11 +53,19 @@ class RunFolder:
         self.out = out
         self.checkpoints, self.model = out / "checkpoints", out / "model"
         self.initial, self.average, self.best = (out / kind / "model" for kind in ("initial", "average", "best"))
+        self.taken_over: list[str] = []
+        """Keys of the recipe that are as the run was begun and not as they were asked for."""
 
     def finished(self) -> dict[str, Any] | None:
         """The summary of a finished run, None otherwise."""
         path = self.out / "summary.json"
         return dict(_read_json(path)) if path.is_file() else None
+
+    def as_begun(self, recipe: TrainRecipe, origins: Mapping[str, str]) -> TrainRecipe:
+        """The recipe as the run that stands here was begun with it, in what its record is older than; raises `CacheDamaged`."""
+        if (self.out / "recipe.json").is_file() and self.has_steps():
+            recipe, self.taken_over = recipe.as_recorded(_read_json(self.out / "recipe.json")["decisive"], origins)
+        return recipe
 
     def begin(self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any]) -> None:
         """Record recipe and identities; raises `CacheMismatch` naming each field in which a run that stands there differs.
@@ -75,7 +83,8 @@ class RunFolder:
             raise BadInput(f"{self.out} is not empty and holds no run; give an empty or a new folder for the run")
         make_folder(self.out)
         _write_json(self.out / "identities.json", plain)
-        described = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": dict(origins)}
+        told = {**origins, **dict.fromkeys(self.taken_over, "as this run was begun")}
+        described = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": told}
         _write_json(self.out / "recipe.json", described)
 
     def has_steps(self) -> bool:

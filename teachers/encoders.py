@@ -3,8 +3,9 @@
 Axes: B images, H and W patches, C and D channels. `Encoder` is the one interface that students train and that teachers
 freeze. A ViT's tokens have passed the final norm; its class token is the learnt one, the registers are dropped. A
 ConvNeXt's class token is norm(mean of the last map), its patch tokens norm(map): 8×8 at 256 px, as the official hub does.
-timm leaves the coordinate rescale of EUPE's rotary embedding off and pools by average; both are set here. Any input whose
-sides are multiples of the stride works. The state dict is timm's with the prefix `backbone.`.
+timm leaves the coordinate rescale of EUPE's rotary embedding off and pools by average; both are set here, and `EupeVit` has
+what timm's ViT does otherwise than the official code. Any input whose sides are multiples of the stride works. The state
+dict is timm's with the prefix `backbone.`.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from .tokens import Tokens
 import_timm()
 
 from timm.layers import LayerNorm  # noqa: E402 - only after import_timm
+from timm.models._manipulate import checkpoint  # noqa: E402
 from timm.models.convnext import ConvNeXt  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
 
@@ -72,6 +74,32 @@ class VitEncoder(Encoder):
         return Tokens(x_BND[:, 0], torch.unflatten(patch_BND, 1, grid))  # no len(): an exported graph keeps the batch open
 
 
+class EupeVit(Eva):  # type: ignore[misc] # timm is untyped
+    """timm's ViT with the official code's random weights and draws: std 0.02 at every depth, a rescale of positions for each block.
+
+    timm divides the weights that end block n by √(2n), 0.004 instead of 0.020 in the twelfth, and draws one rescale a forward pass.
+    """
+
+    draws_in_each_block = True
+
+    def fix_init_weight(self) -> None:
+        """Leave the weights as they were drawn."""
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Tokens (B, N, D) after the norm."""
+        if not (self.training and self.draws_in_each_block):
+            found: Tensor = super().forward_features(x, attn_mask, is_causal)
+            return found
+        x_BHWD = self.patch_embed(x)
+        x_BND, rope = self._pos_embed(x_BHWD)  # the first block's draw
+        x_BND = self.norm_pre(x_BND)
+        for number, block in enumerate(self.blocks):
+            rope = self.rope.get_embed(shape=x_BHWD.shape[1:3]) if number else rope
+            x_BND = checkpoint(block, x_BND, rope=rope) if self.grad_checkpointing else block(x_BND, rope=rope)
+        normed: Tensor = self.norm(x_BND)
+        return normed
+
+
 class ConvNextEncoder(Encoder):
     """ConvNeXt with one norm for the pooled vector and for every position."""
 
@@ -85,7 +113,7 @@ class ConvNextEncoder(Encoder):
 
 def _vit_backbone(options: Options) -> nn.Module:
     rescale = options["rope_rescale"]
-    backbone: nn.Module = Eva(
+    backbone: nn.Module = EupeVit(
         img_size=16 * options["patch_px"],  # only a default: dynamic_img_size takes any
         patch_size=options["patch_px"],
         dynamic_img_size=True,

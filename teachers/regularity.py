@@ -1,4 +1,4 @@
-"""How an encoder is trained, as opposed to what it is: drop-path and recomputed activations, set on a built encoder.
+"""How an encoder is trained, as opposed to what it is: drop-path, draws, recomputed activations and first weights, set on a built encoder.
 
 Neither changes a parameter's name or an architecture's identity, so a checkpoint fits with and without them. Drop-path leaves a residual
 branch out of a sample with a probability that rises linearly with depth, as timm's own constructor would have it. Recomputing keeps only
@@ -7,7 +7,7 @@ each block's input for the backward pass: about a third more arithmetic for a fr
 
 from torch import nn
 
-from .encoders import Encoder
+from .encoders import Encoder, EupeVit
 
 _DROP_PLACES = ("drop_path", "drop_path1", "drop_path2")
 
@@ -32,3 +32,15 @@ def set_drop_path(encoder: Encoder, rate: float) -> None:
 def set_recompute(encoder: Encoder, enable: bool) -> None:
     """Compute blocks again in the backward pass instead of keeping their activations."""
     encoder.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+
+def set_rope_draws(encoder: Encoder, often: str) -> None:
+    """Draw the rescale of positions anew in each "block", or once a "forward"; of EUPE's ViTs alone, others draw none."""
+    if isinstance(encoder.backbone, EupeVit):
+        encoder.backbone.draws_in_each_block = often == "block"
+
+
+def shrink_with_depth(encoder: Encoder) -> None:
+    """Divide what ends block n of EUPE's fresh ViT by √(2n), as timm does with its own; others are as timm made them."""
+    if isinstance(encoder.backbone, EupeVit):
+        super(EupeVit, encoder.backbone).fix_init_weight()
