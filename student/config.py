@@ -18,7 +18,8 @@ SOURCES = ("cached", "live")
 OPTIMIZERS = ("adamw", "lamb")
 PARALLEL = ("ddp", "fsdp")
 ORDERS = ("auto", "global", "shards")
-OPERATIONAL = (  # the last three change a run's rounding, as another number of ranks does, and nothing else
+OPERATIONAL = (  # run.accumulate and the two after it change a run's rounding, as another number of ranks does, and nothing else
+    "student.init_from",  # the same start may lie elsewhere: its content is an identity of the run
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.keep_best",
@@ -267,11 +268,17 @@ class TrainRecipe:
 
     def decisive(self) -> dict[str, Any]:
         """`to_dict` without the `OPERATIONAL` values: equal for two runs that compute the same thing."""
-        plain = self.to_dict()
-        for dotted in OPERATIONAL:
-            table, key = dotted.split(".")
-            del plain[table][key]
-        return plain
+        return decisive(self.to_dict())
+
+
+def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as plain data without the `OPERATIONAL` values, and with teachers by name: in which order they are listed means nothing."""
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plain.items()}
+    for dotted in OPERATIONAL:
+        table, key = dotted.split(".")
+        kept[table].pop(key, None)
+    kept["teacher"]["names"] = sorted(kept["teacher"].get("names", ()))
+    return kept
 
 
 def _plain(value: Any) -> Any:
