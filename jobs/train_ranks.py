@@ -21,13 +21,13 @@ from typing import Any
 
 from ..storage.errors import EupeError
 from ..storage.store import FeatureStore
-from ..storage.urls import is_url
+from ..storage.urls import absolute, is_url
 from ..student.config import TrainRecipe
 from ..student.order import rank_span
 from ..student.ranks import Ranks
 from .ray_session import ray_session
 from .run_mirror import local_copy
-from .train import train
+from .train import absolute_places, train
 from .train_data import open_parts
 from .watch import Watch
 
@@ -39,7 +39,10 @@ _STOP_POLL_S = 1.0
 
 @dataclass(frozen=True)
 class TrainOrder:
-    """All that a rank needs to know; the fields are `train`'s arguments, the store by its URL."""
+    """All that a rank needs to know; the fields are `train`'s arguments, the store by its URL.
+
+    Places become absolute here: Ray Train runs its ranks in a folder of its own.
+    """
 
     recipe: TrainRecipe
     store: str
@@ -54,6 +57,20 @@ class TrainOrder:
     follow_s: float | None = None
     shard_cache: Path | None = None
     watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        live = [str(self.proxy)] if self.proxy is not None else self.live_teachers
+        recipe, out, live = absolute_places(self.recipe, self.out, live)
+        placed: dict[str, Any] = {
+            "recipe": recipe,
+            "store": absolute(self.store),
+            "out": out,
+            "proxy": live[0] if self.proxy is not None else None,
+            "live_teachers": self.live_teachers if self.proxy is not None else live,
+            "shard_cache": None if self.shard_cache is None else Path(absolute(str(self.shard_cache))),
+        }
+        for name, value in placed.items():
+            object.__setattr__(self, name, value)  # frozen for everybody else
 
 
 class _Board:
@@ -96,7 +113,7 @@ def train_on_workers(
 
 
 def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEvent) -> dict[str, Any]:
-    out = (local_copy(str(order.out)) if is_url(order.out) else Path(order.out)).absolute()
+    out = local_copy(str(order.out)) if is_url(order.out) else Path(order.out)
     scratch = out.parent / f".{out.name}.ray"
     group = _Group(order, workers, board, scratch)
     results: list[Any] = []
