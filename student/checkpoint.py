@@ -35,6 +35,7 @@ from .versions import code_digest, versions
 
 _PREFIX = "step-"
 FORMAT = 2
+_NAMED_AT_MOST = 5
 _NUMBERED = 1  # the format in which adapters and parameters had numbers
 _DAMAGED = "; the file is damaged. To go on from the checkpoint before, move that folder out of the run's checkpoints"
 
@@ -197,8 +198,15 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _load_model(model: nn.Module, tensors: dict[str, Tensor], layout: int) -> None:
     own = model.state_dict()
     names = {name if layout == _NUMBERED else kept_name(model, name): name for name in own}
-    found = {names.get(name, name): tensor for name, tensor in tensors.items()}
-    model.load_state_dict({name: like(tensor, own[name]) if name in own else tensor for name, tensor in found.items()}, strict=True)
+    shapes = {name: (list(tensor.shape), list(own[names[name]].shape)) for name, tensor in tensors.items() if name in names}
+    wrong = [
+        *(f"{name} is not in the checkpoint" for name in names if name not in tensors),
+        *(f"{name} is not in the student" for name in tensors if name not in names),
+        *(f"{name}: got {got}, wanted {wanted}" for name, (got, wanted) in shapes.items() if got != wanted),
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong[:_NAMED_AT_MOST]) + "; …" * (len(wrong) > _NAMED_AT_MOST))
+    model.load_state_dict({names[name]: like(tensor, own[names[name]]) for name, tensor in tensors.items()}, strict=True)
 
 
 def _parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, tuple[str, nn.Parameter]]:
