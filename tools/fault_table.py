@@ -46,6 +46,7 @@ FAULTS: dict[int, tuple[str, int, int]] = {  # name, trials in `make test-faults
     25: ("the store as a state machine", 200, 1_000),
     26: ("repair", 100, 100),
     27: ("secrets in URLs and environment", 10, 10),
+    32: ("resume: other order, paths, precision, teachers", 60, 60),
 }
 
 

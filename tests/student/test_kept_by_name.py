@@ -58,13 +58,13 @@ def assert_same(one: dict[str, tuple[Tensor, Tensor, Tensor]], other: dict[str, 
 def as_format_1(folder: Path, one: Student) -> None:
     """Rewrite a checkpoint as it was before adapters had names: numbers in the student's order, and an order that nobody wrote down."""
     names = {kept_name(one, name): name for name in one.state_dict()}
-    model = {names[name]: tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    for file in (path for path in (folder / "model.safetensors", folder / "average.safetensors") if path.is_file()):
+        save_file({names[name]: tensor for name, tensor in load_file(file).items()}, file)
     groups = build_optimizer(one, OptimizerConfig()).param_groups
     own = {value: name for name, value in one.named_parameters()}
     numbers = {own[value]: number for number, value in enumerate(value for group in groups for value in group["params"])}
     moments = load_file(folder / "optimizer.safetensors").items()
     states = {f"{numbers[names[key.rpartition('/')[0]]]}/{key.rpartition('/')[2]}": tensor for key, tensor in moments}
-    save_file(model, folder / "model.safetensors")
     save_file(states, folder / "optimizer.safetensors")
     described = json.loads((folder / "checkpoint.json").read_text())
     described.pop("teachers", None)
