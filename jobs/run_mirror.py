@@ -16,7 +16,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..storage.atomic import TEMPORARY_PREFIX, replace_folder, write_atomically
 from ..storage.errors import BadInput
 from ..storage.identity import canonical_json, digest, short
 from ..storage.objects import Objects, open_objects
+from ..student.checkpoint import step_of
 from ..student.ranks import Ranks
 from ..teachers.weights import weights_folder
 from .run_copies import MANIFEST, RUN_ID, Manifest, RunCopy
@@ -124,7 +125,7 @@ class RunMirror:
                 folders.append(own)
             else:
                 singles += [f"{own}/{name}".removeprefix("./") for name in names if not name.startswith(TEMPORARY_PREFIX)]
-        return singles, sorted(folders, key=lambda name: ("step-" not in name, name))
+        return singles, sorted(folders, key=lambda name: (step_of(name) is None, step_of(name) or 0, name))
 
     def _put_single(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -164,11 +165,16 @@ class RunMirror:
             self.objects.remove(f"{name}/{file}")
         self._up.pop(name, None)
 
-    def _newest_here(self) -> str:
-        return max((name.rpartition("/")[2] for name in self._files_here()[1] if "step-" in name), default="")
+    def _newest_here(self) -> int:
+        return _newest(self._files_here()[1])
 
-    def _newest_there(self) -> str:
-        return max((name.rpartition("/")[2] for name in self.copy.folders() if "step-" in name), default="")
+    def _newest_there(self) -> int:
+        return _newest(self.copy.folders())
+
+
+def _newest(folders: Sequence[str]) -> int:
+    """The step of the newest checkpoint, -1 without one."""
+    return max((step for name in folders if (step := step_of(name)) is not None), default=-1)
 
 
 def _opened(folder: Path, stack: contextlib.ExitStack) -> tuple[tuple[int, int], Mapping[str, BufferedReader]]:

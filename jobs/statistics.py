@@ -80,6 +80,8 @@ class Normalisation:
             raise CacheMismatch(f"no teacher of this command made {reader.key}, whose statistics were asked for ({lines})")
         described = {key: value for key, value in reader.identity["statistics"].items() if key not in ("method", "digest", "count")}
         for name in takers:
+            if name in self.known and self.known[name].digest != reader.statistics.digest:
+                raise BadInput(f"two feature sets with different statistics were given for {name}, {reader.key} is the second; give one")
             self.known[name] = reader.statistics
             self.sampling[name] = {"from_views": reader.views.digest, **described}
 

@@ -17,9 +17,9 @@ import torch
 
 from ..storage.errors import BadInput, CacheMismatch
 from ..storage.features import FeatureReader
-from ..storage.identity import differing_fields, file_sha256
+from ..storage.identity import file_sha256
 from ..storage.store import FeatureStore
-from ..storage.urls import is_url, require_utf8
+from ..storage.urls import absolute, is_url, require_utf8
 from ..student.config import BEFORE, TrainRecipe
 from ..student.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
 from ..student.draws import step_seed
@@ -32,15 +32,16 @@ from ..student.sampled import refuse_other_grids
 from ..student.targets import LiveTargets, TargetSource
 from ..student.trainer import Trainer
 from ..teachers.encoders import build_encoder
-from ..teachers.registry import load_teacher, resolve_teacher
+from ..teachers.registry import absolute_name, load_teacher
 from ..teachers.regularity import set_drop_path, set_recompute, set_rope_draws, shrink_with_depth
-from ..teachers.teacher import Teacher
+from ..teachers.spec import TeacherSpec
 from .reading_leases import leases
+from .recorded_teacher import recorded_teacher
 from .run_lock import alone_in
 from .run_mirror import mirrored
 from .run_source import fetch_once, run_at_hand
 from .start_checks import check_pixels, check_teachers
-from .train_data import Part, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
+from .train_data import Part, as_recorded, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
 from .watch import Watch, watching
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -66,31 +67,33 @@ def train(
 ) -> dict[str, Any]:
     """Train into `out`, a folder or a URL, and return the summary; with `already: True` and at once when that run is finished.
 
-    `features` are names or keys of feature sets over the dataset `data`, or over those of `recipe.data.shares`. With `teacher.source =
-    "live"`, `live_teachers` names the teacher of each feature set in the same order, or `proxy` is the run behind the only one: the
+    `features` are names or keys of feature sets over the dataset `data`, or over those of `recipe.data.shares`; their order means nothing.
+    With `teacher.source = "live"`, `live_teachers` names the teacher of each feature set, or `proxy` is the run behind the only one: the
     sets then give views and statistics. With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds
     theirs under `students`. `watch` evaluates them while they train. With `follow_s`, shards that are missing are waited for, so many
     seconds after the last one came.
     Raises `BadInput` and `CacheMismatch` before any step.
     """
     require_utf8("--out", str(out), "TensorBoard's writer")
-    mirror = mirrored(str(out), ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
+    recipe, out, live = absolute_places(recipe, out, [*live_teachers] if proxy is None else [str(proxy)])
+    mirror = mirrored(out, ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
     with mirror as (home, told):
-        recipe = with_order(recipe, store, follow_s is not None, told if ranks.first else lambda event: None)
+        begun = begun_run(recipe, students, home)
+        recipe = with_order(recipe, store, follow_s is not None, told if ranks.first else lambda event: None, begun)
         if follow_s is not None:
             await_sets(store, features, recipe.data.shares or [data], follow_s, told)
         parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
+        parts = parts if begun is None else as_recorded(parts, begun.recorded("identities.json").get("views", ()))
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, allow_random_weights)
         claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
         with claims, contextlib.ExitStack() as held:
             device = choose_device(recipe.device)
             use_tensor_cores(device.value)
-            live = [str(proxy)] if proxy is not None else list(live_teachers)
             asked = student_runs(recipe, students, home)
             runs = {name: (folder.as_begun(own, origins or {}), folder) for name, (own, folder) in asked.items()}
             fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
-            source = _target_source(recipe, parts, live, device.value)
+            source = _target_source(recipe, parts, by_teacher(features, live), device.value)
             if ranks.first:
                 check_start(store, parts, source)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
@@ -98,7 +101,7 @@ def train(
                 refuse_other_grids(own, source.specs)
             if ranks.first:
                 held.enter_context(alone_in(home))
-            summaries = begin_runs(runs, source, parts, origins or {}, ranks, told)
+            summaries = begin_runs(runs, source, parts, origins or {}, device, ranks, told)
             open_runs = {name: run for name, run in runs.items() if name not in summaries}
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
@@ -113,9 +116,25 @@ def train(
     return {"students": {name: summaries[name] for name in runs}, "already": not open_runs}
 
 
-def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event: OnEvent) -> TrainRecipe:
-    """The recipe with its order of images decided and recorded: shards at a time for a store behind a URL, global otherwise."""
+def absolute_places(recipe: TrainRecipe, out: Path | str, live: Sequence[str]) -> tuple[TrainRecipe, str, list[str]]:
+    """The recipe with its start, the run's folder and the live teachers as absolute paths, as the run records them and every rank reads."""
+    student = replace(recipe.student, init_from=absolute(recipe.student.init_from))
+    return replace(recipe, student=student), absolute(str(out)), [absolute_name(one) for one in live]
+
+
+def begun_run(recipe: TrainRecipe, students: Sequence[str], home: Path) -> RunFolder | None:
+    """The first of the runs that has taken a step already: what it has decided is not decided again."""
+    return next((folder for _, folder in student_runs(recipe, students, home).values() if folder.has_steps()), None)
+
+
+def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event: OnEvent, begun: RunFolder | None = None) -> TrainRecipe:
+    """The recipe with its order of images decided and recorded: shards at a time for a store behind a URL, global otherwise.
+
+    A run that goes on keeps the order that it began with, also when its store has moved to another kind of place.
+    """
     data = replace(recipe.data, replace_failed=recipe.data.replace_failed or follow)
+    if data.order == "auto" and begun is not None:
+        data = replace(data, order=begun.recorded("recipe.json")["recipe"]["data"]["order"])
     if data.order == "auto":
         remote = is_url(store.url)
         data = replace(data, order="shards" if remote else "global")
@@ -154,6 +173,7 @@ def begin_runs(
     source: TargetSource,
     parts: Sequence[Part],
     origins: Mapping[str, str],
+    device: Choice,
     ranks: Ranks,
     on_event: OnEvent,
 ) -> dict[str, dict[str, Any]]:
@@ -164,12 +184,30 @@ def begin_runs(
         if ranks.first:
             for key in folder.taken_over:
                 on_event({"event": "note", "text": f"{key}: {BEFORE[key]}  # as the run in {folder.out} was begun"})
-            folder.begin(recipe, origins, {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)})
+            now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
+            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
+            known = folder.choices() if folder.has_steps() else now
+            folder.begin(recipe, origins, identities, now)
+            _say_kept(now, known, on_event)
         ranks.wait()
         if (finished := folder.finished()) is not None:
             summaries[name] = {**finished, "already": True}
             on_event({"event": "already", **summaries[name]})
     return summaries
+
+
+def _say_kept(now: Mapping[str, Choice], known: Mapping[str, Choice], on_event: OnEvent) -> None:
+    """Tell where this machine would choose otherwise than the run did when it began; `known` is empty where it was not recorded then."""
+    if not known and now["precision"].why.startswith("auto"):
+        text = f"this run did not record what precision = 'auto' was when it began; from here on it is {now['precision'].value}"
+        on_event({"event": "warning", "text": f"{text} ({now['precision'].why})"})
+    for name, here in now.items():
+        then = known.get(name, here)
+        if then.value != here.value:
+            kept = f"{name} stays {then.value}" if name == "precision" else f"{name} is {here.value}, other rounding"
+            on_event(
+                {"event": "note", "text": f"{kept}: this run began with {then.value} ({then.why}), here it is {here.value} ({here.why})"}
+            )
 
 
 def _learners(
@@ -184,12 +222,12 @@ def _learners(
 def _learner(
     recipe: TrainRecipe, folder: RunFolder, source: TargetSource, statistics: Mapping[str, str], device: Choice, ranks: Ranks
 ) -> Learner:
-    student = initial_student(recipe, source.specs)
+    student = initial_student(recipe, {name: source.specs[name] for name in folder.teacher_order(source.specs)})
     if recipe.student.init_from:
         load_model(student, run_at_hand(recipe.student.init_from), statistics)
     elif ranks.first and not folder.initial.exists():
         save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
-    precision = choose_precision(recipe.precision, device.value)
+    precision = folder.choices().get("precision") or choose_precision(recipe.precision, device.value)
     return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks)
 
 
@@ -208,7 +246,23 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
     return Student(encoder, recipe.adapter.width, specs)
 
 
-def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live_teachers: Sequence[str], device: str) -> TargetSource:
+def by_teacher(features: Sequence[str], live: Sequence[str]) -> dict[str, str]:
+    """Where each teacher is, by the name of its feature set: one given for each set, or for each name; raises `BadInput` for two of one."""
+    names = [wanted.partition("@")[0] for wanted in features]
+    names = names if len(live) == len(names) else list(dict.fromkeys(names))  # of a mixture, the sets of one teacher have one name
+    if len(live) not in (0, len(names)):  # zip would drop the rest
+        raise BadInput(
+            f"live targets need the teacher behind each feature set: {len(names)} sets ({', '.join(names)}), "
+            f"{len(live)} teachers; give --proxy RUN for the one feature set of a proxy"
+        )
+    found: dict[str, str] = {}
+    for name, where in zip(names, live, strict=False):
+        if found.setdefault(name, where) != where:
+            raise BadInput(f"two teachers were given for the feature sets of {name}: {found[name]} and {where}; they were made by one")
+    return found
+
+
+def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live: Mapping[str, str], device: str) -> TargetSource:
     readers = parts[0].readers
     if recipe.teacher.names and set(recipe.teacher.names) != set(readers):
         raise BadInput(
@@ -220,28 +274,37 @@ def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live_teachers: Se
         raise BadInput(f"teacher.weights names {sorted(unknown)}, but the feature sets are of {sorted(readers)}")
     if recipe.teacher.source == "cached":
         return cached_targets(parts)
-    if len(live_teachers) != len(readers):  # zip would drop the rest
+    if set(live) != set(readers):
         raise BadInput(
             f"live targets need the teacher behind each feature set: {len(readers)} sets ({', '.join(readers)}), "
-            f"{len(live_teachers)} teachers; give --proxy RUN for the one feature set of a proxy"
+            f"{len(live)} teachers; give --proxy RUN for the one feature set of a proxy"
         )
-    teachers = {
-        name: open_live_teacher(reader, wanted, device) for (name, reader), wanted in zip(readers.items(), live_teachers, strict=True)
-    }
+    teachers = {name: load_teacher(spec, device) for name, spec in live_specs(readers, live).items()}
     statistics = {name: reader.statistics for name, reader in readers.items()}
     return LiveTargets(teachers, statistics, device=device, sizes_px=recipe.teacher.sizes_px, seed=recipe.seed)
 
 
-def open_live_teacher(reader: FeatureReader, name_or_run: str, device: str) -> Teacher:
-    """The loaded teacher whose tokens a feature set holds; raises `CacheMismatch` naming each field in which it is another."""
-    recorded = reader.identity["teacher"]
-    found = str(run_at_hand(name_or_run)) if is_url(name_or_run) else name_or_run
-    spec = resolve_teacher(
-        found, size_px=recorded["preprocessing"]["size_px"], precision=recorded["precision"]
-    )  # fmt: skip
-    if lines := differing_fields(spec.identity(), recorded):
-        raise CacheMismatch(f"{name_or_run} is not the teacher that made {reader.key}: {'; '.join(lines)}")
-    return load_teacher(spec, device)
+def live_specs(readers: Mapping[str, FeatureReader], live: Mapping[str, str]) -> dict[str, TeacherSpec]:
+    """The teacher behind each feature set: the one that was given for it, or another of those given, whose identity it has.
+
+    Given in another order they are still the same teachers. Raises `CacheMismatch` for a set whose teacher is not among them, and for a
+    teacher that made none of the sets.
+    """
+    specs, of_set = dict[str, TeacherSpec](), dict[str, str]()
+    strangers: dict[str, CacheMismatch] = {}
+    for name, reader in readers.items():
+        for wanted in dict.fromkeys([live[name], *live.values()]):
+            try:
+                specs[name], of_set[name] = recorded_teacher(reader, wanted), wanted
+                break
+            except CacheMismatch as error:
+                strangers.setdefault(wanted, error)
+        else:
+            raise strangers[live[name]]
+    unused = [wanted for wanted in live.values() if wanted not in of_set.values()]
+    if unused:
+        raise strangers[unused[0]]
+    return specs
 
 
 def _initial_identity(recipe: TrainRecipe) -> dict[str, str] | None:

@@ -54,13 +54,19 @@ def open_parts(
         raise BadInput(f"the recipe mixes {', '.join(shares)}, and --data names {data}; give shares, as in --data A=0.1 --data B=0.9")
     if not shares and not data:
         raise BadInput("training needs a dataset: --data NAME, or several with their shares, as in --data A=0.1 --data B=0.9")
-    wanted = dict(shares) or {data: 1.0}
+    wanted = dict(sorted(shares.items())) or {data: 1.0}  # which image has which number must not depend on who was named first
     parts = [
         Part(name, share, open_features(store, features, name, mixed=len(wanted) > 1, complete=complete)) for name, share in wanted.items()
     ]
     for part in parts[1:]:
         _refuse_different(parts[0], part)
     return parts
+
+
+def as_recorded(parts: Sequence[Part], views: Sequence[str]) -> list[Part]:
+    """The datasets in the order of the keys of views that an older run has recorded; those that are not among them as they come."""
+    places = {key: place for place, key in enumerate(views)}
+    return sorted(parts, key=lambda part: places.get(part.views.key, len(places)))
 
 
 def await_sets(store: FeatureStore, features: Sequence[str], datasets: Iterable[str], limit_s: float, on_event: OnEvent) -> None:

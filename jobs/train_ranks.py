@@ -19,14 +19,14 @@ from typing import Any
 from ..storage.errors import BadInput, EupeError
 from ..storage.stop_signals import on_stop
 from ..storage.store import FeatureStore
-from ..storage.urls import is_url
+from ..storage.urls import absolute, is_url
 from ..student.config import TrainRecipe
 from ..student.order import rank_span
 from ..student.ranks import Ranks
 from .pool import GIVE_UP_AFTER_S, SAY_AFTER_S, room_text
 from .ray_session import ray_session
 from .run_mirror import local_copy
-from .train import train
+from .train import absolute_places, train
 from .train_data import open_parts
 from .watch import Watch
 
@@ -38,7 +38,10 @@ _STOP_POLL_S = 1.0
 
 @dataclass(frozen=True)
 class TrainOrder:
-    """All that a rank needs to know; the fields are `train`'s arguments, the store by its URL."""
+    """All that a rank needs to know; the fields are `train`'s arguments, the store by its URL.
+
+    Places become absolute here: Ray Train runs its ranks in a folder of its own.
+    """
 
     recipe: TrainRecipe
     store: str
@@ -53,6 +56,20 @@ class TrainOrder:
     follow_s: float | None = None
     shard_cache: Path | None = None
     watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        live = [str(self.proxy)] if self.proxy is not None else self.live_teachers
+        recipe, out, live = absolute_places(self.recipe, self.out, live)
+        placed: dict[str, Any] = {
+            "recipe": recipe,
+            "store": absolute(self.store),
+            "out": out,
+            "proxy": live[0] if self.proxy is not None else None,
+            "live_teachers": self.live_teachers if self.proxy is not None else live,
+            "shard_cache": None if self.shard_cache is None else Path(absolute(str(self.shard_cache))),
+        }
+        for name, value in placed.items():
+            object.__setattr__(self, name, value)  # frozen for everybody else
 
 
 class _Board:
@@ -111,7 +128,7 @@ def _await_room(ray: Any, workers: int, on_cuda: bool, on_event: OnEvent) -> Non
 
 
 def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEvent) -> dict[str, Any]:
-    out = (local_copy(str(order.out)) if is_url(order.out) else Path(order.out)).absolute()
+    out = local_copy(str(order.out)) if is_url(order.out) else Path(order.out)
     scratch = out.parent / f".{out.name}.ray"
     group = _Group(order, workers, board, scratch)
     results: list[Any] = []

@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..storage.errors import BadInput, CacheDamaged, CacheMismatch, EupeError, StoreUnavailable
+from ..storage.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ..storage.examination import examine
 from ..storage.examiner import Examiner
 from ..storage.features import FeatureReader
-from ..storage.identity import differing_fields
 from ..storage.rehearsal import Rehearsal
 from ..storage.sampling import Positions
 from ..storage.store import FeatureStore
 from ..storage.views import render
 from ..student.devices import choose_device
 from ..teachers.photometric import as_seen
-from ..teachers.registry import load_teacher, resolve_teacher
+from ..teachers.registry import load_teacher
 from ..teachers.spec import TeacherSpec
 from ..teachers.teacher import Teacher
 from .extract_options import TeacherRequest
+from .recorded_teacher import recorded_teacher
 from .repairs_with_teacher import with_teachers
 from .stored_tokens import stored_tokens
 
@@ -39,12 +39,7 @@ _LIKENESS_SHARDS = 4
 
 def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> TeacherSpec:
     """The teacher that made a feature set, found by its name or by `request`; raises `CacheMismatch` naming each other field."""
-    asked, recorded = request or TeacherRequest(reader.name), reader.identity["teacher"]
-    size_px = recorded["preprocessing"]["size_px"]
-    spec = resolve_teacher(asked.name, weights=asked.weights, size_px=size_px, precision=recorded["precision"])
-    if lines := differing_fields(spec.identity(), recorded):
-        raise CacheMismatch(f"{asked.name} is not the teacher that made {reader.key}: {'; '.join(lines)}")
-    return spec
+    return recorded_teacher(reader) if request is None else recorded_teacher(reader, request.name, request.weights)
 
 
 def repair_features(

@@ -18,6 +18,7 @@ import click
 
 from ..storage.errors import BadInput, EupeError
 from ..storage.stop_signals import interrupt_on_stop
+from ..storage.urls import absolute
 from .streams import lasting_streams
 
 if TYPE_CHECKING:
@@ -145,8 +146,21 @@ def number_or_none(context: click.Context, option: click.Parameter, value: str) 
 
 
 def folder_or_url(context: click.Context, option: click.Parameter, value: str | None) -> Path | str | None:
-    """Return a path, or a URL such as s3://… as it is; a path would lose one of its slashes."""
-    return value if value is None or "://" in value else Path(value)
+    """Return an absolute path, or a URL such as s3://… as it is; a path would lose one of its slashes."""
+    return value if value is None or "://" in value else Path(absolute(value))
+
+
+def store_url(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return a store's folder as an absolute path, or its URL as it is."""
+    return None if value is None else absolute(value)
+
+
+class AbsolutePath(click.Path):
+    """A path, made absolute where it enters; hub:OWNER/NAME@COMMIT stays as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of a word, checked as click's own type does."""
+        return super().convert(absolute(str(value)), param, ctx)
 
 
 def png_file(context: click.Context, option: click.Parameter, value: Path) -> Path:
@@ -197,10 +211,12 @@ def input_size(default: str) -> Callable[[Command], Command]:
                         help=f"Input size; default: {default}.")  # fmt: skip
 
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-PLACE = click.Path(path_type=Path)
-STORE = click.option("--store", required=True, metavar="URL", help="Feature store: a folder or an fsspec URL such as s3://….")
+FOLDER = AbsolutePath(file_okay=False, path_type=Path)
+FILE = AbsolutePath(dir_okay=False, path_type=Path)
+PLACE = AbsolutePath(path_type=Path)
+STORE = click.option(
+    "--store", required=True, callback=store_url, metavar="URL", help="Feature store: a folder or an fsspec URL such as s3://…."
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON lines on stdout.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 BAD_SHARE = click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.001, show_default=True,
@@ -346,7 +362,9 @@ def evaluate() -> None:
     """Measure how good features are."""
 
 
-ANY_STORE = click.option("--store", default=None, metavar="URL", help="Feature store; default: one below $EUPE_PIPELINE_HOME.")
+ANY_STORE = click.option(
+    "--store", default=None, callback=store_url, metavar="URL", help="Feature store; default: one below $EUPE_PIPELINE_HOME."
+)
 RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
 INPUT_SIZE = input_size("the model's")
 OVERLAP = click.option("--allow-overlap", is_flag=True, help="Test on images that are learnt from as well; say it instead of refusing.")
@@ -517,7 +535,9 @@ def features_prune(as_json: bool, **values: Any) -> None:
 
 @features.command("cp")
 @click.argument("key")
-@options(STORE, click.option("--to", "target", required=True, metavar="URL", help="The other store, made when absent."), JSON)
+@options(
+    STORE, click.option("--to", "target", required=True, callback=store_url, metavar="URL", help="The other store, made when absent."), JSON
+)
 def features_cp(as_json: bool, **values: Any) -> None:
     """Copy a feature set to another store. With its views and dataset index; verified and resumable."""
     run(catalog.copy_feature_set, as_json, **values)
@@ -627,7 +647,8 @@ def pictures_neighbours(as_json: bool, **values: Any) -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...", type=FOLDER)
 @options(
-    click.option("--store", default=None, metavar="URL", help="Feature store: adds its health, neighbours, photos for the pictures."),
+    click.option("--store", default=None, callback=store_url, metavar="URL",
+                 help="Feature store: adds its health, neighbours, photos for the pictures."),
     click.option("--features", multiple=True, metavar="KEY", help="Feature set; repeatable; default: those the runs learnt from."),
     click.option("--verify", is_flag=True, help="Read every byte of the feature sets and report damage."),
     click.option("--image", "images", multiple=True, type=PLACE, help="Photo for the pictures; repeatable."),
@@ -650,7 +671,7 @@ def report(as_json: bool, **values: Any) -> None:
     click.option("--out", type=FOLDER, required=True, help="Gets one folder a format."),
     input_size("the run's own"),
     click.option("--adapters", is_flag=True, help="Also the adapters, with the statistics that --store holds (zero-shot)."),
-    click.option("--store", default=None, metavar="URL", help="Feature store of the training; with --adapters."),
+    click.option("--store", default=None, callback=store_url, metavar="URL", help="Feature store of the training; with --adapters."),
     click.option("--proxy", type=FOLDER, default=None,
                  help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
     click.option("--evaluation", "evaluations", multiple=True, type=FILE,
@@ -675,8 +696,8 @@ def import_weights(as_json: bool, **values: Any) -> None:
 
 
 @cli.command("convert-weights")
-@click.argument("source", type=click.Path(path_type=Path))
-@options(click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The safetensors file to write."), JSON)
+@click.argument("source", type=PLACE)
+@options(click.option("--out", type=FILE, required=True, help="The safetensors file to write."), JSON)
 def convert_weights(as_json: bool, **values: Any) -> None:
     """Turn a teacher's .pt into safetensors.
 
@@ -709,7 +730,7 @@ def latency(as_json: bool, **values: Any) -> None:
 @cli.command()
 @options(
     click.option("--out", type=FOLDER, default=Path("runs/demo"), show_default=True),
-    click.option("--store", default=None, metavar="URL", help="Feature store; default: OUT/store."),
+    click.option("--store", default=None, callback=store_url, metavar="URL", help="Feature store; default: OUT/store."),
     click.option("--fetch-only", is_flag=True, help="Fetch and verify the photos and weights, then stop."),
     JSON,
 )

@@ -3,8 +3,9 @@
 A file either describes one stage (`eupe-stage1.toml`) or several in tables `[stage1]`, `[stage2]`, … (`demo.toml`). Beside the values, an
 `[origins]` table says of each whether it is the paper's or ours and why; what it does not mention is "file NAME". `--set` overrides a
 value and its origin, and what nobody sets is "default". A stage may start from another recipe (`extends = "eupe-stage2"`) and say only what
-differs. The price of strictness: a recipe written for a newer version with one more key
-is refused. It is the point: a misspelt option that trains silently costs days. Ranges are checked by the dataclasses themselves.
+differs. A relative path in a file (`student.init_from`) starts, as one on the command line does, at the folder in which the command runs:
+a file that comes with the package has no folder of the user's. The price of strictness: a recipe written for a newer version with one more
+key is refused. It is the point: a misspelt option that trains silently costs days. Ranges are checked by the dataclasses themselves.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ def list_recipes() -> list[str]:
 
 def read_document(source: str) -> tuple[str, Table]:
     """Return (file name, parsed TOML) of a recipe by name or by path; raises BadInput for neither, and for broken TOML."""
-    path = FOLDER / f"{source}.toml" if source in list_recipes() else Path(source)
+    path = FOLDER / f"{source}.toml" if source in list_recipes() else Path(source).expanduser()
     if not path.is_file():
         if "/" in source or source.endswith(".toml"):
             raise BadInput(f"there is no recipe file {source}; `eupe-pipeline recipe ls` lists the recipes that come with the package")

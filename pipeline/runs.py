@@ -12,6 +12,7 @@ from typing import Any
 
 from ..storage.errors import BadInput
 from ..storage.urls import is_url
+from ..student.checkpoint import list_checkpoints, step_of
 from .progress import OnEvent
 from .run_folder import RunRecord, read_run
 from .typed_tables import leaves
@@ -85,9 +86,9 @@ def state(out: Path, record: RunRecord) -> str:
     """Return finished, begun, or a step from which the same command goes on."""
     if (out / "summary.json").is_file():
         return "finished"
-    checkpoints = sorted((out / "checkpoints").glob("step-*"))
+    checkpoints = list_checkpoints(out / "checkpoints")
     if checkpoints:
-        return f"resumes at {int(checkpoints[-1].name.removeprefix('step-'))}"
+        return f"resumes at {step_of(checkpoints[-1].name)}"
     return "running" if record.metrics else "begun"
 
 

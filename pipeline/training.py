@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import BadInput
+from ..storage.urls import absolute
 from .actions import recipe_table
 from .progress import OnEvent
 from .recipe_files import ResolvedRecipe, load_recipe
@@ -41,7 +42,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
     check_live_teachers(resolved, features, proxy, live_teachers)
     if on_miss == "compute" and follow_minutes is not None:
         raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
-    cache = shard_cache or weights_folder().parent / "shards"
+    cache = Path(absolute(str(shard_cache))) if shard_cache else weights_folder().parent / "shards"
     opened = FeatureStore.open(store, shard_cache=cache)
     follow_s = None if follow_minutes is None else 60 * follow_minutes
     watch = watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap)
@@ -51,7 +52,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
         complete = follow_s is None and on_miss == "refuse"
         plan = plan_training(resolved.recipe, opened, list(features), data=dataset, students=students, workers=workers,
                              complete=complete)  # fmt: skip
-        return {"dry_run": True, "out": str(out), **plan, "recipe": recipe_table(resolved.rows())}
+        return {"dry_run": True, "out": absolute(str(out)), **plan, "recipe": recipe_table(resolved.rows())}
     if on_miss == "compute":
         from ..jobs.on_miss import fill_missing
 

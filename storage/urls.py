@@ -8,7 +8,8 @@ from pathlib import Path
 
 from .errors import BadInput
 
-_HALF = re.compile(r"[a-z][a-z0-9+]+:/[^/]")
+NAMED = ("hf:", "hub:", "timm:")  # begins of names of teachers and of weights, which are neither paths nor URLs
+_HALF = re.compile(r"(?!hf:|hub:|timm:)[a-z][a-z0-9+]+:/[^/]")
 _ADVICE = "credentials come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.netrc and so on)"
 
 
@@ -17,6 +18,17 @@ def is_url(place: Path | str) -> bool:
     if _HALF.match(place := str(place)):
         raise BadInput(f"{place!r} is neither a folder nor a URL; did you mean {place.replace(':/', '://', 1)!r}?")
     return "://" in place
+
+
+def absolute(place: str) -> str:
+    """A path as an absolute one, with ~ as the home folder; a URL, a name such as hub:OWNER/NAME and "" as they are.
+
+    Every path that is given is made absolute where it enters: Ray starts workers in other folders, and a run is gone on with from others.
+    A relative one means the same everywhere, also in a recipe's file: it starts at the folder in which the command runs.
+    """
+    if not place or place.startswith(NAMED) or is_url(place):
+        return place
+    return str(Path(place).expanduser().absolute())
 
 
 def refuse_secrets(what: str, url: str) -> None:

@@ -21,9 +21,9 @@ from ..storage.errors import BadInput, CacheMismatch
 from ..storage.statistics import Statistics
 from ..storage.store import FeatureStore
 from ..teachers.tokens import Tokens
-from ..teachers.weights import read_weights
 from .lineage import is_proxy_of, read_record, targets_of
 from .models import TargetSpec, TeacherHeads
+from .run import read_adapters
 
 
 def write_chain(run: Path, proxy: Path | None, store: FeatureStore, folder: Path) -> dict[str, Any]:
@@ -33,11 +33,11 @@ def write_chain(run: Path, proxy: Path | None, store: FeatureStore, folder: Path
         record = read_record(one, "model/adapters.json")
         if not record.get("order"):
             raise BadInput(f"{one} has no adapters: it was imported, or its training has not finished")
-        weights = read_weights(one / "model" / "adapters.safetensors")
+        adapters = read_adapters(one / "model")
         for place, name in enumerate(record["order"]):
             statistics = _find_statistics(store, name, str(record["teachers"][name]["statistics"]))
             prefix = f"{number}/{place}"
-            tensors |= {f"{prefix}/{key.partition('.')[2]}": value for key, value in weights.items() if key.startswith(f"{place}.")}
+            tensors |= {f"{prefix}/{key}": value for key, value in adapters[name].items()}
             tensors |= {f"{prefix}/statistics/{key}": torch.from_numpy(value.copy()) for key, value in statistics.arrays().items()}
         steps.append({"run": one.resolve().name, "teachers": record["order"]})
     chain: dict[str, Any] = {"steps": steps, "through": _proxy_name(run, proxy)}

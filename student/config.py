@@ -21,7 +21,8 @@ INITIAL_WEIGHTS = ("official", "timm")
 DECAYED = ("weights", "matrices")
 PARALLEL = ("ddp", "fsdp")
 ORDERS = ("auto", "global", "shards")
-OPERATIONAL = (  # the last three change a run's rounding, as another number of ranks does, and nothing else
+OPERATIONAL = (  # run.accumulate and the two after it change a run's rounding, as another number of ranks does, and nothing else
+    "student.init_from",  # the same start may lie elsewhere: its content is an identity of the run
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.keep_best",
@@ -286,11 +287,7 @@ class TrainRecipe:
 
     def decisive(self) -> dict[str, Any]:
         """`to_dict` without the `OPERATIONAL` values and without those of `BEFORE`: equal for two runs that compute the same thing."""
-        plain = self.to_dict()
-        for table, key in (dotted.split(".") for dotted in (*OPERATIONAL, *BEFORE)):
-            if plain[table][key] == BEFORE.get(f"{table}.{key}", plain[table][key]):
-                del plain[table][key]
-        return plain
+        return decisive(self.to_dict())
 
     def as_recorded(self, decisive: Mapping[str, Any], origins: Mapping[str, str]) -> tuple["TrainRecipe", list[str]]:
         """The recipe with the values of `BEFORE` that a begun run's `decisive` record lacks, and their keys; `--set` stays as it is."""
@@ -310,3 +307,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
+
+
+def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as plain data without the `OPERATIONAL` values and those of `BEFORE`; teachers are sorted, as their order means nothing."""
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plain.items()}
+    for dotted in (*OPERATIONAL, *BEFORE):
+        table, key = dotted.split(".")
+        if key in kept[table] and kept[table][key] == BEFORE.get(dotted, kept[table][key]):
+            del kept[table][key]
+    kept["teacher"]["names"] = sorted(kept["teacher"].get("names", ()))
+    return kept

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput, EupeError
-from .checkpoint import best_checkpoint, latest_checkpoint, load_best, restore, save_checkpoint, sweep
+from .checkpoint import best_checkpoint, latest_checkpoint, load_best, restore, save_checkpoint, score_of, step_of, sweep
 from .config import TrainRecipe
 from .devices import Choice, attending, computing
 from .draws import dropped_teachers, step_seed
 from .losses import distillation_loss
+from .metrics import Metrics, read_metrics
 from .models import Student
 from .optimizers import build_optimizer, set_learning_rate
 from .ranks import ALONE, Ranks
-from .run import Metrics, RunFolder, save_model
+from .run import RunFolder, save_model
 from .sampled import SampledTokens
 from .schedule import learning_rate
 from .sharding import exchanging, gradient_norm, spread
@@ -70,8 +71,7 @@ class Learner:
         self.metrics: Metrics | None = None
         self.line: Event = {}
         self.smoothed_loss = 0.0
-        self.evaluation: float | None = None
-        """The latest evaluation in percent, where somebody evaluates in between: higher is better."""
+        self._evaluated: tuple[int, float] | None = None
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._last: dict[tuple[str, str], Tensor] = {}
 
@@ -87,6 +87,15 @@ class Learner:
         """The architecture's name."""
         return self.recipe.student.architecture
 
+    @property
+    def evaluation(self) -> float | None:
+        """The evaluation of these very weights in percent, higher is better; None where nobody evaluated after this step."""
+        return self._evaluated[1] if self._evaluated is not None and self._evaluated[0] == self.done else None
+
+    @evaluation.setter
+    def evaluation(self, percent: float | None) -> None:
+        self._evaluated = None if percent is None else (self.done, percent)
+
     def begin(self) -> None:
         """Go on from the newest checkpoint when there is one, and open the metrics."""
         checkpoint = latest_checkpoint(self.folder.checkpoints)
@@ -95,8 +104,9 @@ class Learner:
                 raise BadInput(f"{checkpoint.folder} is past the {self.recipe.run.steps} steps of this recipe")
             restore(checkpoint, self.student, self.optimizer, self.average)
             self.done = checkpoint.step
-            score = checkpoint.described.get("score", {})
+            score = score_of(checkpoint.folder)
             self.smoothed_loss, self.evaluation = score.get("loss", 0.0), score.get("evaluation")
+            self.line = next((line for line in read_metrics(self.folder.out) if line["step"] == self.done and "loss" in line), {})
         if self.ranks.first:
             sweep(self.folder.checkpoints)
         self.ranks.wait()  # the first rank's metrics must not move before all have read the checkpoint
@@ -110,8 +120,9 @@ class Learner:
         exchanging(self._spread, last)
         with computing(self.device.value, self.precision.value):
             predicted = self.forward(pixels_BHWC, {name: one for name, one in targets.items() if isinstance(one, SampledTokens)})
-        dropped = dropped_teachers(self.recipe.seed, step, list(targets), self.recipe.teacher.drop_probability)
-        loss, terms = distillation_loss(predicted, targets, self.recipe.loss, self.recipe.teacher.weights, dropped)
+        ordered = {name: targets[name] for name in self.student.teacher_names}  # sums are added in the run's order, whoever came first
+        dropped = dropped_teachers(self.recipe.seed, step, list(ordered), self.recipe.teacher.drop_probability)
+        loss, terms = distillation_loss(predicted, ordered, self.recipe.loss, self.recipe.teacher.weights, dropped)
         with attending(self.device.value):
             (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks
         values = {("", ""): loss, **{(name, term): value for name, each in terms.items() for term, value in each.items()}}
@@ -170,14 +181,14 @@ class Learner:
         score = {"loss": self.smoothed_loss, "evaluation": self.evaluation}
         return save_checkpoint(
             self.folder.checkpoints, self.done, self.student, self.optimizer,
-            {"recipe": self.recipe.to_dict(), "score": score, **described},
+            {"recipe": self.recipe.to_dict(), "score": score, "teachers": self.student.teacher_names, **described},
             self.recipe.run.keep_checkpoints, keep_best=self.recipe.run.keep_best, average=self.average, ranks=self.ranks,
         )  # fmt: skip
 
     def best(self) -> Event:
         """The step of the best checkpoint, for the summary; nothing unless the recipe keeps it."""
         found = best_checkpoint(self.folder.checkpoints) if self.recipe.run.keep_best else None
-        return {} if found is None else {"best_step": int(found.name.rpartition("-")[2])}
+        return {} if found is None else {"best_step": step_of(found.name)}
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the model, its average, and the summary: the run is finished; every rank calls this."""

@@ -58,7 +58,8 @@ class TeacherHeads(nn.Module):
 class Student(nn.Module):
     """An encoder with adapters; `adapters` has one entry a teacher, in the order of `teacher_names`.
 
-    Teacher names may hold characters that module names may not (dots), so the modules stand in a list.
+    Teacher names may hold characters that module names may not (dots), so the modules stand in a list. The list's order decides in which
+    order sums are added and nothing else: in files an adapter has its teacher's name (`kept_name`).
     """
 
     def __init__(self, encoder: Encoder, width: int, teachers: Mapping[str, TargetSpec]) -> None:
@@ -72,6 +73,17 @@ class Student(nn.Module):
         tokens: Tokens = self.encoder(self.encoder.preprocessing.apply(pixels_BHWC))
         heads_of = dict(zip(self.teacher_names, self.adapters, strict=True))
         return {name: heads(at_places(tokens, sampled[name]) if name in sampled else tokens) for name, heads in heads_of.items()}
+
+
+def kept_name(module: nn.Module, name: str) -> str:
+    """The name of a module's tensor in a checkpoint: an adapter's has its teacher's name in the place of its number.
+
+    Numbers follow the order in which teachers were given, and two teachers of one width would take each other's adapters.
+    """
+    if not isinstance(module, Student) or not name.startswith("adapters."):
+        return name
+    _, number, rest = name.split(".", 2)
+    return f"adapters.{module.teacher_names[int(number)]}.{rest}"
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from ..storage.errors import BadInput, StoreUnavailable
+from ..storage.urls import absolute
 from .weights import weights_folder
 
 HUB_PREFIX = "hub:"
@@ -25,10 +26,12 @@ def is_repository(text: str) -> bool:
 
 
 def local_weights(weights: Path | None) -> Path | None:
-    """A weight file on this machine: the path itself, or what `hub:OWNER/NAME@COMMIT` names, fetched when it is not there yet."""
+    """A weight file on this machine: the path, made absolute, or what `hub:OWNER/NAME@COMMIT` names, fetched when it is not there yet."""
     address = str(weights)
-    if weights is None or not address.startswith(HUB_PREFIX):
-        return weights
+    if weights is None:
+        return None
+    if not address.startswith(HUB_PREFIX):
+        return Path(absolute(address))
     return fetch(address.removeprefix(HUB_PREFIX), (WEIGHTS_FILE,)) / WEIGHTS_FILE
 
 

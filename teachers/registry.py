@@ -132,6 +132,7 @@ def resolve_teacher(
     name (listing the known), on missing weights (saying where to put which file), on a run without a finished model, and on a size that
     the stride does not divide.
     """
+    name_or_run = absolute_name(name_or_run)
     run, weights = Path(name_or_run), local_weights(weights)
     prefixed = name_or_run.startswith((TIMM_PREFIX, HF_PREFIX))
     if name_or_run.startswith(HF_PREFIX):
@@ -144,6 +145,13 @@ def resolve_teacher(
         spec = _resolve_named(name_or_run, weights, precision, allow_random_weights)
     spec = replace(spec, preprocessing=spec.preprocessing.with_constants(constants))
     return spec if size_px is None else spec.at_size(size_px)
+
+
+def absolute_name(name_or_run: str) -> str:
+    """The folder of a run, or of hf:FOLDER, as an absolute path; any other name as it is. Workers run in other folders than the command."""
+    prefix = HF_PREFIX if name_or_run.startswith(HF_PREFIX) else ""
+    place = Path(name_or_run.removeprefix(prefix)).expanduser()
+    return f"{prefix}{place.absolute()}" if (place.is_dir() if prefix else (place / MODEL_FILE).is_file()) else name_or_run
 
 
 def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teacher:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..storage.atomic import make_folder, write_atomically
 from ..storage.errors import BadInput
+from ..storage.urls import absolute
 
 HOME_VARIABLE = "EUPE_PIPELINE_HOME"
 _NAMED_AT_MOST = 5
@@ -24,7 +25,7 @@ _NAMED_AT_MOST = 5
 def weights_folder() -> Path:
     """`$EUPE_PIPELINE_HOME/weights`, or `~/.cache/eupe-pipeline/weights`; it need not exist."""
     home = os.environ.get(HOME_VARIABLE)
-    return (Path(home) if home else Path.home() / ".cache" / "eupe-pipeline") / "weights"
+    return (Path(absolute(home)) if home else Path.home() / ".cache" / "eupe-pipeline") / "weights"
 
 
 def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:

@@ -45,9 +45,11 @@ def losses(out: Path) -> list[float]:
 
 @pytest.mark.fault(6, "healed")
 def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_two_ranks_train_what_one_does(
-    ray: Any, tiny_store: Any, tmp_path: Path, events: Any
+    ray: Any, tiny_store: Any, tmp_path: Path, events: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Into a relative folder: Ray Train runs its ranks in another one."""
     seen, remember = events
+    monkeypatch.chdir(tmp_path)
 
     def kill_rank_1(event: dict[str, Any]) -> None:
         remember(event)
@@ -56,7 +58,7 @@ def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_two_ranks_train_
 
     calm = replace(RECIPE.optimizer, learning_rate=1e-3)  # at 1e-2 rounding grows to 0.5 within 100 steps
     recipe = replace(RECIPE, optimizer=calm, run=replace(RECIPE.run, steps=200, checkpoint_every=20))
-    summary = train_on_workers(order(tiny_store, tmp_path / "two", recipe), 2, on_event=kill_rank_1)
+    summary = train_on_workers(order(tiny_store, Path("two"), recipe), 2, on_event=kill_rank_1)
     assert sum(one["event"] == "rank" for one in seen) == 4
     assert (summary["steps"], summary["ranks"]) == (200, 2)
     assert [line["step"] for line in read_metrics(tmp_path / "two")] == list(range(1, 201))
