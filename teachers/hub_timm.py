@@ -76,7 +76,7 @@ def write_timm(tensors: Mapping[str, Tensor], architecture: Options, preprocessi
     model.load_state_dict(state, strict=True)
     side = preprocessing.size_px
     shown = {
-        "input_size": [3, side, side], "fixed_input_size": False, "crop_pct": 1.0, "crop_mode": "center", "num_classes": 0,
+        "input_size": [3, side, side], "fixed_input_size": False, "crop_pct": 1.0, "crop_mode": "squash", "num_classes": 0,
         "interpolation": preprocessing.interpolation, "mean": list(preprocessing.mean), "std": list(preprocessing.std),
         "pool_size": None, "first_conv": "patch_embed.proj" if architecture["name"] == "vit" else "stem.0", "classifier": "head",
     }  # fmt: skip
