@@ -1,7 +1,8 @@
-"""The ten-line program that goes into every export folder as usage.py; the tests run each of them.
+"""The ten-line program that goes into every export folder as usage.py; tests run each of them and compare its tokens with the student's.
 
-Each takes the path of a picture and prints the shapes of class and patch tokens. They need the format's own library, torch or numpy, and
-Pillow; never this package. The official hub's code is not on any package index, so that example takes the path of a clone as well.
+Each takes the path of a picture, resizes the whole of it to the student's size and prints the shapes of class and patch tokens. They need
+the format's own library, torch or numpy, and Pillow; never this package. The official hub's code is not on any package index, so that
+example takes the path of a clone as well.
 """
 
 from string import Template
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 """ + _PIXELS + """\
-model = torch.hub.load(sys.argv[2], "$name", source="local", weights="$file").eval()  # argv[2]: a clone of facebookresearch/EUPE
+# argv[2]: a clone of facebookresearch/EUPE, whose entry for ViT-T leaves the weights random unless `pretrained` is said
+model = torch.hub.load(sys.argv[2], "$name", source="local", pretrained=True, weights="$file").eval()
 with torch.no_grad():
     tokens = model.forward_features(torch.from_numpy(pixels).permute(2, 0, 1)[None])
 print(tuple(tokens["x_norm_clstoken"].shape), tuple(tokens["x_norm_patchtokens"].shape))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..storage.errors import BadInput
-from .architectures import CONVNEXT, VIT, Options, canonical
+from .architectures import CONVNEXT, CONVNEXT_STRIDE_PX, VIT, Options, canonical
 from .light_timm import import_timm
 from .official import PREFIX, Imported, with_unit_scales
 from .preprocessing import Preprocessing
@@ -76,7 +76,7 @@ def write_timm(tensors: Mapping[str, Tensor], architecture: Options, preprocessi
     model.load_state_dict(state, strict=True)
     side = preprocessing.size_px
     shown = {
-        "input_size": [3, side, side], "fixed_input_size": False, "crop_pct": 1.0, "crop_mode": "center", "num_classes": 0,
+        "input_size": [3, side, side], "fixed_input_size": False, "crop_pct": 1.0, "crop_mode": "squash", "num_classes": 0,
         "interpolation": preprocessing.interpolation, "mean": list(preprocessing.mean), "std": list(preprocessing.std),
         "pool_size": None, "first_conv": "patch_embed.proj" if architecture["name"] == "vit" else "stem.0", "classifier": "head",
     }  # fmt: skip
@@ -89,54 +89,107 @@ def write_timm(tensors: Mapping[str, Tensor], architecture: Options, preprocessi
 
 
 def timm_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
-    """What our encoder calls class and patch tokens, from a timm model in eval mode."""
+    """What our encoder calls class and patch tokens, from a timm model in eval mode, however it pools a ViT's tokens."""
     forward: Any = model.forward_features
-    cls_BD: Tensor = model(pixels_BCHW)
+    features = forward(pixels_BCHW)
     if isinstance(model, ConvNeXt):
         norm: Any = model.head.norm
-        return Tokens(cls_BD, norm(forward(pixels_BCHW)).permute(0, 2, 3, 1))
+        return Tokens(model(pixels_BCHW), norm(features).permute(0, 2, 3, 1))
     eva: Any = model
-    patch_BND = forward(pixels_BCHW)[:, eva.num_prefix_tokens :]
     stride = eva.patch_embed.patch_size[0]
-    return Tokens(cls_BD, patch_BND.unflatten(1, (pixels_BCHW.shape[2] // stride, pixels_BCHW.shape[3] // stride)))
+    grid = (pixels_BCHW.shape[2] // stride, pixels_BCHW.shape[3] // stride)
+    return Tokens(features[:, 0], features[:, eva.num_prefix_tokens :].unflatten(1, grid))
 
 
 def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
     """Our terms for a timm folder, its preprocessing and timm's own model; raises BadInput for another kind of model."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        shown, given = config["pretrained_cfg"], config.get("model_args", {})
-        prep = Preprocessing(int(shown["input_size"][-1]), shown["interpolation"], tuple(shown["mean"]), tuple(shown["std"]))
+        given = config.get("model_args") or {}
+        prep = _preprocessing(config["pretrained_cfg"], folder)
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"timm cannot load {folder}: {error}") from error
     if not isinstance(model, Eva | ConvNeXt):
         raise BadInput(f"{folder} holds a {type(model).__name__}; a student is an Eva (ViT) or a ConvNeXt")
-    options = _vit_options(model, given) if isinstance(model, Eva) else _convnext_options(model, given)
-    return Imported(options, {PREFIX + name: tensor for name, tensor in model.state_dict().items()}, []), prep, model
+    try:
+        options, notes = _vit_options(model, given) if isinstance(model, Eva) else _convnext_options(model, given)
+    except AttributeError as error:  # a part that every model of EUPE's kind has
+        raise BadInput(f"the timm model in {folder} is built otherwise than EUPE's students: {error}") from error
+    tensors = {PREFIX + name: _linear(name, tensor) for name, tensor in model.state_dict().items()}
+    return Imported(options, tensors, notes), prep, model
 
 
-def _vit_options(model: Any, given: Mapping[str, Any]) -> Options:
-    if model.rope is None or not hasattr(model.rope, "rescale_coords"):
-        raise BadInput("this timm ViT has no rotary embedding of DINOv3's kind; EUPE's students have")
+def _preprocessing(shown: Mapping[str, Any], folder: Path) -> Preprocessing:
+    channels, height, width = (int(one) for one in shown["input_size"])
+    if channels != 3 or height != width:
+        raise BadInput(f"the model in {folder} takes inputs of {channels}×{height}×{width}; a student takes square RGB pictures")
+    return Preprocessing(width, shown["interpolation"], tuple(shown["mean"]), tuple(shown["std"]))
+
+
+def _linear(name: str, tensor: Tensor) -> Tensor:
+    """A 1×1 convolution of a ConvNeXt's MLP as the linear layer that it is; any other tensor as it stands."""
+    of_an_mlp = name.endswith((".mlp.fc1.weight", ".mlp.fc2.weight"))
+    return tensor.flatten(1) if of_an_mlp and tensor.shape[2:] == (1, 1) else tensor
+
+
+def _vit_options(model: Any, given: Mapping[str, Any]) -> tuple[Options, list[str]]:
     block = model.blocks[0]
     swiglu = hasattr(block.mlp, "fc1_g")
+    _refuse({
+        "has no rotary embedding of DINOv3's kind": model.rope is None or not hasattr(model.rope, "rescale_coords"),
+        "has no class token": model.cls_token is None,
+        "norms its tokens after pooling, not before (fc_norm)": isinstance(model.norm, nn.Identity),
+        "has another activation": not _is_gelu(block.mlp.act) and not swiglu,
+    })  # fmt: skip
+    notes = [] if model.global_pool == "token" else [f"timm pools these tokens by {model.global_pool!r}; the class token is taken as cls"]
     return canonical({
         "name": "vit", "width": model.embed_dim, "depth": len(model.blocks), "heads": block.attn.num_heads,
         "patch_px": model.patch_embed.patch_size[0], "mlp": "swiglu" if swiglu else "gelu", "mlp_hidden": block.mlp.fc2.in_features,
         "registers": model.num_prefix_tokens - 1,
         "layer_scale": _scale(block.gamma_1, given.get("init_values", VIT["layer_scale"])),
-        "qkv_bias": block.attn.q_bias is not None, "norm_eps": model.norm.eps, "rope_base": model.rope.temperature,
+        "qkv_bias": block.attn.q_bias is not None, "norm_eps": _only_eps(model), "rope_base": model.rope.temperature,
         "rope_rescale": given.get("rope_rescale_coords", VIT["rope_rescale"]) or 1.0,
-    })  # fmt: skip
+    }), notes  # fmt: skip
 
 
-def _convnext_options(model: Any, given: Mapping[str, Any]) -> Options:
+def _convnext_options(model: Any, given: Mapping[str, Any]) -> tuple[Options, list[str]]:
     blocks = [stage.blocks for stage in model.stages]
-    return canonical({
-        "name": "convnext", "depths": [len(one) for one in blocks], "widths": [one[0].mlp.fc2.out_features for one in blocks],
-        "layer_scale": _scale(blocks[0][0].gamma, given.get("ls_init_value", CONVNEXT["layer_scale"])), "norm_eps": model.head.norm.eps,
+    linears = [one[0].mlp.fc2 for one in blocks]
+    _refuse({
+        "norms its map before pooling (head_norm_first)": not isinstance(model.norm_pre, nn.Identity),
+        f"pools by {model.head.global_pool.pool_type!r}, not by the mean": model.head.global_pool.pool_type != "avg",
+        f"has a stride of {model.feature_info[-1]['reduction']} px": model.feature_info[-1]["reduction"] != CONVNEXT_STRIDE_PX,
+        "has another activation": not _is_gelu(blocks[0][0].mlp.act),
+        "has global response norms (ConvNeXt V2)": hasattr(blocks[0][0].mlp, "grn"),
+        "has a hidden layer in its head": hasattr(getattr(model.head, "pre_logits", None), "fc"),
+        "has an overlapping stem": len(model.stem) != 2,
+        "has norms without a bias (RMS)": getattr(model.stem[1], "bias", None) is None,
     })  # fmt: skip
+    notes = ["read as linear layers: the 1×1 convolutions of its MLPs"] if linears[0].weight.ndim == 4 else []
+    return canonical({
+        "name": "convnext", "depths": [len(one) for one in blocks], "widths": [len(one.weight) for one in linears],
+        "layer_scale": _scale(blocks[0][0].gamma, given.get("ls_init_value", CONVNEXT["layer_scale"])), "norm_eps": _only_eps(model),
+    }), notes  # fmt: skip
+
+
+def _refuse(faults: Mapping[str, bool]) -> None:
+    if found := [fault for fault, there in faults.items() if there]:
+        raise BadInput(f"this timm model {' and '.join(found)}; EUPE's students are built otherwise")
+
+
+def _is_gelu(activation: nn.Module) -> bool:
+    """Exactly: its approximations differ by less than a comparison of tokens can tell from rounding."""
+    return type(activation).__name__ == "GELU" and getattr(activation, "approximate", "none") == "none"
+
+
+def _only_eps(model: nn.Module) -> float:
+    values = {eps for one in model.modules() if isinstance(eps := getattr(one, "eps", None), float)}
+    if len(values) != 1:
+        raise BadInput(f"this timm model has norms of several eps, {sorted(values)}; EUPE's students have one")
+    return values.pop()
 
 
 def _scale(gamma: Tensor | None, started_from: float) -> float | None:

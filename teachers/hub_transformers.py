@@ -57,6 +57,8 @@ def to_transformers(tensors: Mapping[str, Tensor], options: Options) -> Tensors:
         return found
     width = options["width"]
     found["embeddings.mask_token"] = torch.zeros(1, 1, width)
+    if not options["registers"]:
+        found["embeddings.register_tokens"] = torch.zeros(1, 0, width)  # transformers keeps a tensor of none
     for n in range(options["depth"]):
         parts = tensors[f"{PREFIX}blocks.{n}.attn.qkv.weight"].detach().chunk(3)
         found |= {f"model.layer.{n}.attention.{name}_proj.weight": part.contiguous() for name, part in zip("qkv", parts, strict=True)}
@@ -119,14 +121,23 @@ def _read_processor(folder: Path) -> Preprocessing:
     path = folder / "preprocessor_config.json"
     try:
         values = json.loads(path.read_text())
+        if off := [name for name in ("do_resize", "do_rescale", "do_normalize") if not values.get(name, True)]:
+            raise BadInput(f"{path} switches {', '.join(off)} off; a student resizes, rescales and normalises its pictures")
         names = {number: name for name, number in _RESAMPLE.items()}
-        mean, std = tuple(values["image_mean"]), tuple(values["image_std"])
-        return Preprocessing(int(values["size"]["height"]), names[values["resample"]], mean, std, 1 / values["rescale_factor"])
+        mean, std, size = tuple(values["image_mean"]), tuple(values["image_std"]), values["size"]
+        if size["height"] != size["width"]:
+            raise BadInput(f"{path} makes pictures of {size['height']}×{size['width']} px; a student takes square ones")
+        return Preprocessing(int(size["height"]), names[values["resample"]], mean, std, 1 / values["rescale_factor"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{path} does not say how pictures are prepared ({error!r}); it comes with the model") from error
 
 
 def _options_of(config: Any) -> Options:
+    gated = getattr(config, "use_gated_mlp", False)
+    if config.hidden_act != (wanted := "silu" if gated else "gelu"):  # GELU's approximations are nearer than a comparison can tell
+        raise BadInput(f"transformers computes other tokens from these weights: its activation is {config.hidden_act}, ours {wanted}")
     if config.model_type == "dinov3_convnext":
         return canonical({
             "name": "convnext", "depths": list(config.depths), "widths": list(config.hidden_sizes), "norm_eps": config.layer_norm_eps,
@@ -152,7 +163,9 @@ def _both(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
 
 
 def _vit_names(options: Options) -> Iterator[tuple[str, str]]:
-    yield from (("cls_token", "embeddings.cls_token"), ("reg_token", "embeddings.register_tokens"))
+    yield "cls_token", "embeddings.cls_token"
+    if options["registers"]:
+        yield "reg_token", "embeddings.register_tokens"
     yield from _both("patch_embed.proj", "embeddings.patch_embeddings")
     swiglu = {"fc1_g": "gate_proj", "fc1_x": "up_proj", "fc2": "down_proj"}
     linears = swiglu if options["mlp"] == "swiglu" else {"fc1": "up_proj", "fc2": "down_proj"}

@@ -82,7 +82,7 @@ def from_official(tensors: Mapping[str, Tensor]) -> Imported:
     heads = [name for name in tensors if name.startswith("projectors.")]
     notes = [f"left out: {len(heads)} tensors of projection heads (projectors.*)"] if heads else []
     rest = {name: tensor.float() for name, tensor in tensors.items() if name not in heads}
-    if "storage_tokens" in rest:
+    if "storage_tokens" in rest or "rope_embed.periods" in rest:
         options = _vit_options(rest)
     elif "downsample_layers.0.0.weight" in rest:
         options = _convnext_options(rest)
@@ -97,6 +97,8 @@ def from_official(tensors: Mapping[str, Tensor]) -> Imported:
         return Imported(options, found, notes)
     found |= _read_biases(rest, options, notes)
     _check_periods(rest["rope_embed.periods"], options, notes)
+    if not options["registers"]:
+        notes.append("it holds no storage_tokens: read as a ViT without registers")
     if rest["mask_token"].any():
         notes.append("left out: mask_token (used in masked pre-training only)")
     return Imported(options, found, notes)
@@ -145,7 +147,9 @@ def _both(ours: str, official: str) -> Iterator[tuple[str, str]]:
 
 
 def _vit_names(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from (("cls_token", "cls_token"), ("reg_token", "storage_tokens"))
+    yield "cls_token", "cls_token"
+    if options["registers"]:  # neither side has a tensor for none
+        yield "reg_token", "storage_tokens"
     yield from _both("patch_embed.proj", "patch_embed.proj")
     linears = {"fc1_g": "w1", "fc1_x": "w2", "fc2": "w3"} if options["mlp"] == "swiglu" else {"fc1": "fc1", "fc2": "fc2"}
     for n in range(options["depth"]):
@@ -188,7 +192,7 @@ def _vit_options(rest: Tensors) -> Options:
         raise BadInput(f"this official ViT checkpoint lacks what tells its shape: {error}") from error
     return canonical({
         "name": "vit", "width": width, "depth": _count(rest, "blocks."), "heads": heads, "patch_px": patch_px, "mlp_hidden": hidden,
-        "mlp": "swiglu" if swiglu else "gelu", "registers": rest["storage_tokens"].shape[1],
+        "mlp": "swiglu" if swiglu else "gelu", "registers": rest["storage_tokens"].shape[1] if "storage_tokens" in rest else 0,
         "qkv_bias": "blocks.0.attn.qkv.bias" in rest, **({} if "blocks.0.ls1.gamma" in rest else {"layer_scale": None}),
     })  # fmt: skip
 

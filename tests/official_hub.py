@@ -7,6 +7,7 @@ mathematics is spelled out. Axes: B images, N tokens, D channels. `hubconf.py`-s
 
 import itertools
 import math
+from enum import Enum
 from typing import Any
 
 import torch
@@ -146,8 +147,48 @@ def official_model(architecture: dict[str, Any]) -> OfficialVit | OfficialConvNe
     return OfficialVit(architecture["width"], architecture["depth"], architecture["heads"], architecture["patch_px"])
 
 
-def eupe_vitt16(weights: str) -> OfficialVit:
-    """As in the official hubconf.py: the model with a local checkpoint, loaded strictly."""
-    model = OfficialVit(192, 12, 3)
+class Weights(Enum):
+    """What the official entries fetch when no file is named."""
+
+    LVD1689M = "LVD1689M"
+
+
+def _entry(model: OfficialVit | OfficialConvNext, pretrained: bool, weights: Weights | str) -> OfficialVit | OfficialConvNext:
+    """The official entries' way: a named file is loaded strictly, but only when `pretrained`; else the weights are random."""
+    if not pretrained:
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        for name, buffer in model.named_buffers():
+            buffer.fill_(1.0 if name.endswith("bias_mask") else 100.0)
+        return model
+    if isinstance(weights, Weights):
+        raise RuntimeError(f"this stand-in cannot fetch {weights.value}")
     model.load_state_dict(torch.load(weights, weights_only=True), strict=True)
     return model
+
+
+# The signatures and defaults of the official entries, facts of their code: ViT-T alone is random unless told otherwise.
+
+
+def eupe_vitt16(*, pretrained: bool = False, weights: Weights | str = Weights.LVD1689M, check_hash: bool = False) -> nn.Module:
+    return _entry(OfficialVit(192, 12, 3), pretrained, weights)
+
+
+def eupe_vits16(*, pretrained: bool = True, weights: Weights | str = Weights.LVD1689M, check_hash: bool = False) -> nn.Module:
+    return _entry(OfficialVit(384, 12, 6), pretrained, weights)
+
+
+def eupe_vitb16(*, pretrained: bool = True, weights: Weights | str = Weights.LVD1689M, check_hash: bool = False) -> nn.Module:
+    return _entry(OfficialVit(768, 12, 12), pretrained, weights)
+
+
+def eupe_convnext_tiny(*, pretrained: bool = True, weights: Weights | str = Weights.LVD1689M) -> nn.Module:
+    return _entry(OfficialConvNext([3, 3, 9, 3], [96, 192, 384, 768]), pretrained, weights)
+
+
+def eupe_convnext_small(*, pretrained: bool = True, weights: Weights | str = Weights.LVD1689M) -> nn.Module:
+    return _entry(OfficialConvNext([3, 3, 27, 3], [96, 192, 384, 768]), pretrained, weights)
+
+
+def eupe_convnext_base(*, pretrained: bool = True, weights: Weights | str = Weights.LVD1689M) -> nn.Module:
+    return _entry(OfficialConvNext([3, 3, 27, 3], [128, 256, 512, 1024]), pretrained, weights)

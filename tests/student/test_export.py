@@ -2,12 +2,9 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from eupe_pipeline.storage.errors import BadInput, CacheMismatch
@@ -20,9 +17,7 @@ from eupe_pipeline.student.models import Student, TargetSpec
 from eupe_pipeline.student.run import save_model
 from eupe_pipeline.teachers.architectures import canonical
 from eupe_pipeline.teachers.encoders import build_encoder
-from PIL import Image
 
-GUARDED = "import runpy, sys\nfrom eupe_pipeline.teachers import torchvision_guard\ntorchvision_guard.install()\nrunpy.run_path('usage.py')"
 needs_executorch = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="executorch is not installed: pip install -e '.[executorch]'"
 )
@@ -57,30 +52,6 @@ def exported(vitt_run: Path, mini_run: Path, tmp_path_factory: pytest.TempPathFa
     export(vitt_run, ExportOptions(("eupe",)), out / "vitt")
     export(mini_run, ExportOptions(("timm", "transformers", "onnx")), out / "mini")
     return {"eupe": out / "vitt" / "eupe", **{form: out / "mini" / form for form in ("timm", "transformers", "onnx")}}
-
-
-def run_example(folder: Path, *arguments: str) -> str:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder.parent / "picture.png")
-    command = [sys.executable, "-W", "ignore", "-c", GUARDED, str(folder.parent / "picture.png"), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize(("form", "printed"), [
-    ("timm", "(1, 48) (1, 16, 48)"),
-    ("transformers", "(1, 48) (1, 16, 48)"),
-    ("onnx", "(1, 48) (1, 4, 4, 48)"),
-])  # fmt: skip
-def test_the_usage_example_runs(exported: dict[str, Path], form: str, printed: str) -> None:
-    assert run_example(exported[form]) == printed
-
-
-def test_the_usage_example_of_the_official_layout_loads_strictly_through_torch_hub(exported: dict[str, Path], tmp_path: Path) -> None:
-    source = Path(__file__).parents[1] / "official_hub.py"
-    (tmp_path / "hubconf.py").write_text(source.read_text())
-    assert run_example(exported["eupe"], str(tmp_path)) == "(1, 192) (1, 16, 192)"
 
 
 @pytest.mark.parametrize("form", ["eupe", "timm", "transformers", "onnx"])
@@ -193,4 +164,3 @@ def test_executorch_programs_run_and_the_int8_one_says_what_it_costs(mini_run: P
     assert 0.99 < found["student-int8.pte"]["least_cls_cosine"] < 1
     sizes = [(tmp_path / "executorch" / name).stat().st_size for name in found["files"]]
     assert sizes[1] < 0.75 * sizes[0]
-    assert run_example(tmp_path / "executorch").splitlines()[-1] == "(1, 48) (1, 4, 4, 48)"
