@@ -164,7 +164,8 @@ def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
     """The bytes of one indexed image; raises FileNotFoundError or OSError when the place is gone, `StoreUnavailable` when none answers."""
     filesystem, root = _files_of(url)
-    full = root if _name(root) == path and _is_file(filesystem, root) else f"{root}/{path}"
+    names = (path, unquote(path)) if is_web(url) else (path,)
+    full = root if _name(root) in names and _is_file(filesystem, root) else f"{root}/{path}"
     try:
         return _bytes_of(filesystem, full, container, offset, length)
     except FileNotFoundError:
