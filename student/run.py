@@ -17,6 +17,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .config import TrainRecipe
 from .models import Student
 from .ranks import ALONE, Ranks
 from .sharding import whole
+from .view_config import ViewsConfig
 
 _LONG = 200  # characters of one difference that help a reader; an identity has thousands
 
@@ -64,7 +66,10 @@ class RunFolder:
     def as_begun(self, recipe: TrainRecipe, origins: Mapping[str, str]) -> TrainRecipe:
         """The recipe as the run that stands here was begun with it, in what its record is older than; raises `CacheDamaged`."""
         if (self.out / "recipe.json").is_file() and self.has_steps():
-            recipe, self.taken_over = recipe.as_recorded(_read_json(self.out / "recipe.json")["decisive"], origins)
+            recorded = _read_json(self.out / "recipe.json")
+            recipe, self.taken_over = recipe.as_recorded(recorded["decisive"], origins)
+            if not recorded.get("recipe", {}).get("views"):
+                recipe = replace(recipe, views=ViewsConfig())
         return recipe
 
     def begin(self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any]) -> None:
