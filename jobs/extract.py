@@ -17,6 +17,7 @@ from ..storage.rehearsal import Rehearsal
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from ..student.devices import choose_device, choose_precision
+from ..teachers.native_size import size_warning
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
 from .dry_run import dry_summary
@@ -65,6 +66,8 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
+    for text in filter(None, map(size_warning, specs)):
+        on_event({"event": "warning", "text": text})
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     if options.dry_run:
         return _dry_run(store, views, {spec.name: spec for spec in specs}, options)

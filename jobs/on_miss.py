@@ -3,8 +3,9 @@
 Whole shards are computed before the first step, by the extraction's own worker in this process: same identity, same records, so it makes
 no difference to a store who filled it, and a kill costs one shard. Before and not between the steps, because one device would do both in
 turns and take as long, and because images that fail must be known before the order of a run is. What is incomplete is completed over its
-own views; what does not exist is begun with `extract-features`' defaults, over the views of the run's other sets where there are any, and
-in a mixture with the first dataset's statistics. The teachers must be at hand: by the sets' names, or named one for each set.
+own views; what does not exist is begun with `extract-features`' defaults, over the views of the run's other sets where there are any or
+as the recipe has them, and in a mixture with the first dataset's statistics. The teachers must be at hand: by the sets' names, or named one
+for each set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ def fill_missing(
     *,
     teachers: Sequence[str] = (),
     views_per_image: int = 1,
+    views: ViewSpec | None = None,
     allow_random_weights: bool = False,
     on_event: OnEvent = lambda event: None,
 ) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def fill_missing(
     computed: dict[str, int] = {}
     known: dict[str, str] = {}  # feature set by name, of the first dataset: whose statistics the others take over
     for data in datasets:
-        spec = ViewSpec(views_per_image=views_per_image)
+        spec = replace(views or ViewSpec(), views_per_image=views_per_image)
         options = ExtractOptions(data, (), spec, workers=0, allow_random_weights=allow_random_weights)
         computed[data] = _fill_dataset(store, requests, options, known, on_event)
     return {"computed_shards": computed}

@@ -20,6 +20,7 @@ from ..storage.errors import BadInput
 from ..storage.store import FeatureStore
 from ..student.devices import choose_device
 from ..teachers.encoders import build_encoder
+from ..teachers.native_size import size_warning
 from ..teachers.registry import load_teacher
 from ..teachers.spec import TeacherSpec
 from .batch_size import SizedTeacher
@@ -65,7 +66,9 @@ def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions) 
         store_speed(store),
     )
     views, shard = options.views.views_per_image, options.images_per_shard
+    warned = [text for text in map(size_warning, specs.values()) if text]
     return {
+        **({"warnings": warned} if warned else {}),
         "device": f"{device.value} ({device.why})",
         "codec": options.codec,
         "teachers": {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import BadInput
-from ..storage.urls import absolute
+from ..storage.urls import absolute, is_url
 from .actions import recipe_table
 from .progress import OnEvent
 from .recipe_files import ResolvedRecipe, load_recipe
@@ -51,12 +51,13 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
 
         complete = follow_s is None and on_miss == "refuse"
         plan = plan_training(resolved.recipe, opened, list(features), data=dataset, students=students, workers=workers,
-                             complete=complete)  # fmt: skip
+                             complete=complete, begun=not is_url(str(out)) and any(Path(out).rglob("recipe.json")))  # fmt: skip
         return {"dry_run": True, "out": absolute(str(out)), **plan, "recipe": recipe_table(resolved.rows())}
     if on_miss == "compute":
         from ..jobs.on_miss import fill_missing
 
         fill_missing(opened, features, list(resolved.recipe.data.shares) or [dataset], teachers=at_hand, views_per_image=new_views,
+                     views=resolved.recipe.views.spec(),
                      allow_random_weights=allow_random_weights, on_event=on_event)  # fmt: skip
     if workers:
         from ..jobs.train_ranks import TrainOrder, train_on_workers
