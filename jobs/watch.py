@@ -6,6 +6,7 @@ TensorBoard, and out as events. They follow from step and weights alone, and are
 goes on repeats none and leaves none out. What is evaluated is no part of the recipe, because it does not change the student.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from ..storage.errors import BadInput, unknown_name
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec, draw, render
+from ..student.config import RunConfig
 from ..student.learner import Learner
 from ..student.online_knn import HeldOut, evaluate_student
 from .labelled_features import sample_images
@@ -50,6 +52,8 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, on_event:
     if watch is None:
         return lambda learners, done: None
     held_out, steps, ranks = load_held_out(watch, store, first), first.recipe.run.steps, first.ranks
+    if ranks.first:
+        _warn_apart(watch, first.recipe.run, on_event)
 
     def after_step(learners: Sequence[Learner], done: int) -> None:
         if done % watch.every and done != steps:
@@ -71,6 +75,15 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, on_event:
         ranks.wait()
 
     return after_step
+
+
+def _warn_apart(watch: Watch, run: RunConfig, on_event: OnEvent) -> None:
+    """Say where few evaluations fall on checkpoints: a checkpoint is judged by its own step's alone."""
+    together = math.lcm(watch.every, run.checkpoint_every)
+    if run.keep_best and together > watch.every:
+        text = f"evaluations every {watch.every} steps meet checkpoints every {run.checkpoint_every} only every {together} steps, and only"
+        advice = f"those choose the best checkpoint; give --every {run.checkpoint_every} or --set run.checkpoint_every={watch.every}"
+        on_event({"event": "warning", "text": f"{text} {advice}"})
 
 
 def _score(found: dict[str, Any]) -> float:
