@@ -113,6 +113,8 @@ def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, Teacher
 
 def resolve_request(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
     """The teacher that was asked for, on the device that this machine has."""
+    if request.spec is not None:
+        return request.spec
     return resolve_teacher(
         request.name,
         weights=request.weights,

@@ -338,7 +338,7 @@ def plan(as_json: bool, **values: Any) -> None:
     click.option("--out", required=True, callback=folder_or_url, metavar="FOLDER|URL", help="Run's folder; a run found there resumes."),
     click.option("--proxy", default=None, callback=folder_or_url, metavar="RUN|URL", help="Stage 3: the proxy's run, used live."),
     click.option("--targets", type=click.Choice(["cached", "live"]), default=None, help="Read targets or compute them; default: recipe's."),
-    click.option("--teacher", "live_teachers", multiple=True, help="Live targets: teacher of each --features, in order; repeatable."),
+    click.option("--teacher", "live_teachers", multiple=True, help="Live targets: the teacher of each --features; repeatable."),
     click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Ranks through Ray Train; 0: this process."),
     click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),

@@ -106,8 +106,9 @@ def check_live_teachers(resolved: ResolvedRecipe, features: Sequence[str], proxy
     live = resolved.recipe.teacher.source == "live"
     if proxy is not None and live_teachers:
         raise BadInput("--proxy and --teacher both name live teachers; give --teacher alone, one for each --features")
-    if live_teachers and len(live_teachers) != len(features):
-        raise BadInput(f"{len(features)} --features need {len(features)} --teacher in the same order, got {len(live_teachers)}")
+    names = {wanted.partition("@")[0] for wanted in features}
+    if live_teachers and len(live_teachers) not in (len(features), len(names)):
+        raise BadInput(f"{len(features)} --features need {len(features)} --teacher, one for each, got {len(live_teachers)}")
     if live and proxy is None and not live_teachers:
         raise BadInput(
             "the recipe's targets are live (teacher.source = 'live'), and no teacher was named: give --proxy RUN, the run whose model made "

@@ -89,7 +89,7 @@ class HeadTraining(Generic[Batch]):
             self.head.load_state_dict({name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")})
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CacheDamaged(
-                f"{self.file} is not the state of this head ({error}); remove it to train the head from its start"
+                f"{self.file} is not the state of this head ({error}); move it elsewhere to train the head from its start"
             ) from error
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
