@@ -13,12 +13,13 @@ from ..storage.errors import BadInput
 from ..storage.identity import digest, file_sha256, short
 from ..storage.objects import open_objects
 from ..storage.urls import is_url
+from ..student.lineage import PARTS
 from ..student.ranks import Ranks
 from ..teachers.weights import weights_folder
 from .run_copies import Manifest, RunCopy
 
 _MODEL = "model"
-_RECORDS = ("recipe.json", "identities.json", "imported.json")  # an imported model has no adapters, and says so here
+_RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # an imported model has no adapters, and says so here
 
 
 def run_at_hand(run: Path | str) -> Path:
@@ -34,10 +35,13 @@ def run_at_hand(run: Path | str) -> Path:
     if manifest is None:
         what = "it is not finished" if copy.run_id() is not None else "no run was trained there"
         raise BadInput(f"{url} holds no trained model (no model/manifest.json): {what}; train with --out {url} to its end first")
-    name = url.rpartition("/")[2]
-    home = weights_folder().parent / "fetched-runs" / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
+    around, _, last = url.rpartition("/")
+    part = last if last in PARTS and copy.run_id() is None else None  # its records are those of the run around it
+    name = url.rpartition("/")[2] if part is None else around.rpartition("/")[2]
+    place = weights_folder().parent / "fetched-runs" / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
     for record in _RECORDS:
-        _fetch_record(copy, record, home)
+        _fetch_record(copy if part is None else RunCopy(open_objects(around)), record, place)
+    home = place if part is None else place / part
     if not _is_whole(home / _MODEL, manifest):
         copy.fetch_folder(_MODEL, home / _MODEL)
     return home

@@ -155,12 +155,14 @@ def demo(*, out: Path, store: str, fetch_only: bool, on_event: OnEvent) -> Mappi
     return run_demo(out, store, on_event)
 
 
-def export(*, run: Path, out: Path, on_event: OnEvent, **options: Any) -> dict[str, Any]:
-    """Write a finished run's student in the formats that people deploy; `options`: student.export.ExportOptions' fields."""
+def export(*, run: Path | str, out: Path, proxy: Path | str | None = None, on_event: OnEvent, **options: Any) -> dict[str, Any]:
+    """Write a finished run's student in the formats that people deploy; `options`: further fields of student.export.ExportOptions."""
+    from ..jobs.run_source import run_at_hand
     from ..student.export import ExportOptions
     from ..student.export import export as export_run
 
-    return export_run(run, ExportOptions(**options), out, on_event)
+    chosen = ExportOptions(proxy=None if proxy is None else run_at_hand(proxy), **options)
+    return {**export_run(run_at_hand(run), chosen, out, on_event), "run": str(run)}
 
 
 def import_weights(*, source: Path, out: Path, size_px: int | None, on_event: OnEvent) -> dict[str, Any]:

@@ -667,7 +667,7 @@ def report(as_json: bool, **values: Any) -> None:
 
 
 @cli.command()
-@click.argument("run_folder", metavar="RUN", type=FOLDER)
+@click.argument("run_folder", metavar="RUN|URL", callback=folder_or_url)
 @options(
     click.option("--format", "formats", multiple=True, required=True,
                  type=click.Choice(["eupe", "timm", "transformers", "onnx", "executorch"]), help="Repeatable."),
@@ -675,13 +675,13 @@ def report(as_json: bool, **values: Any) -> None:
     input_size("the run's own"),
     click.option("--adapters", is_flag=True, help="Also the adapters, with the statistics that --store holds (zero-shot)."),
     click.option("--store", default=None, callback=store_url, metavar="URL", help="Feature store of the training; with --adapters."),
-    click.option("--proxy", type=FOLDER, default=None,
+    click.option("--proxy", callback=folder_or_url, default=None, metavar="RUN|URL",
                  help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
     click.option("--evaluation", "evaluations", multiple=True, type=FILE,
                  help="Another JSON result for the model card, beside those in RUN's evaluations; repeatable."),
     JSON,
 )  # fmt: skip
-def export(as_json: bool, run_folder: Path, **values: Any) -> None:
+def export(as_json: bool, run_folder: Path | str, **values: Any) -> None:
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
     run(actions.export, as_json, run=run_folder, **values)
 

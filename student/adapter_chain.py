@@ -21,7 +21,7 @@ from ..storage.errors import BadInput, CacheMismatch
 from ..storage.statistics import Statistics
 from ..storage.store import FeatureStore
 from ..teachers.tokens import Tokens
-from .lineage import is_proxy_of, read_record, targets_of
+from .lineage import is_proxy_of, read_record, targets_of, title_of
 from .models import TargetSpec, TeacherHeads
 from .run import read_adapters
 
@@ -39,7 +39,7 @@ def write_chain(run: Path, proxy: Path | None, store: FeatureStore, folder: Path
             prefix = f"{number}/{place}"
             tensors |= {f"{prefix}/{key}": value for key, value in adapters[name].items()}
             tensors |= {f"{prefix}/statistics/{key}": torch.from_numpy(value.copy()) for key, value in statistics.arrays().items()}
-        steps.append({"run": one.resolve().name, "teachers": record["order"]})
+        steps.append({"run": title_of(one), "teachers": record["order"]})
     chain: dict[str, Any] = {"steps": steps, "through": _proxy_name(run, proxy)}
     save_file(tensors, folder / "adapters.safetensors")
     (folder / "chain.json").write_text(json.dumps(chain, indent=1))

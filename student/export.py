@@ -30,8 +30,7 @@ from ..teachers.architectures import TIMM_STUDENT
 from ..teachers.licences import Terms
 from ..teachers.official import from_official, to_official
 from .adapter_chain import write_chain
-from .evaluation_record import evaluations_of
-from .lineage import Trained, open_trained, teachers_of
+from .lineage import Trained, evaluations_about, open_trained, teachers_of, title_of
 from .model_card import model_card
 from .usage_examples import usage_example
 
@@ -70,7 +69,8 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
     require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
     _need_plain(trained)
-    terms, evaluations = teachers_of(run, options.proxy), [*evaluations_of(run), *(_read_evaluation(path) for path in options.evaluations)]
+    terms = teachers_of(run, options.proxy)
+    evaluations = [*evaluations_about(trained), *(_read_evaluation(path) for path in options.evaluations)]
     written: dict[str, Any] = {}
     for number, form in enumerate(options.formats):
         on_event({"event": "progress", "stage": f"export {form}", "done": number, "total": len(options.formats), "unit": "formats"})
@@ -81,7 +81,7 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
                 facts["adapters"] = write_chain(run, options.proxy, FeatureStore.open(str(options.store)), folder / "adapters")
             _describe(trained, form, files, facts, terms, evaluations, folder)
         written[form] = {"folder": str(out / form), "files": files, **facts}
-    return {"run": str(run), "student": trained.hub_name or trained.architecture["name"], "written": written}
+    return {"run": str(run), "student": trained.name, "written": written}
 
 
 def _need_plain(trained: Trained) -> None:
@@ -109,11 +109,11 @@ def _describe(
     evaluations: Sequence[Mapping[str, Any]], folder: Path,
 ) -> None:  # fmt: skip
     """Write everything in a format's folder that is not the model."""
-    prep, name = trained.preprocessing.identity(), trained.hub_name or trained.architecture["name"]
+    prep, name = trained.preprocessing.identity(), trained.name
     usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep)
     record = {
-        "format": form, "student": name, "architecture": trained.architecture, "preprocessing": prep, "files": list(files),
-        "weights_sha256": trained.weights_sha256, "facts": facts, "torch": torch.__version__,
+        "format": form, "student": name, "run": title_of(trained.run), "architecture": trained.architecture, "preprocessing": prep,
+        "files": list(files), "weights_sha256": trained.weights_sha256, "facts": facts, "torch": torch.__version__,
     }  # fmt: skip
     (folder / "usage.py").write_text(usage)
     (folder / "export.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))

@@ -6,11 +6,10 @@ a teacher that we have not recorded) is said to be missing, because a card that 
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..teachers.licences import Terms, sentence
-from .lineage import Trained, read_record, targets_of
+from .lineage import PARTS, Trained, read_record, targets_of
 from .models import count_parameters
 
 _TITLES = {
@@ -38,10 +37,10 @@ def model_card(
         ),
         "Use": f"    python usage.py PICTURE\n\n```python\n{usage}```",
         "This file against the trained student": _table(facts),
-        "Licence": _licence(terms),
+        "Licence": _licence(terms) if trained.part != "initial" else "Random weights: no teacher has shaped them.",
         "Evaluations": "\n\n".join(_evaluation(one) for one in evaluations)
         or "Nobody has evaluated this run yet: `eupe-pipeline evaluate`.",
-        "Training": _training(trained.run),
+        "Training": _training(trained),
         "Identity": f"Weights of the trained student: sha256 {trained.weights_sha256}. Files here: `sha256sum -c SHA256SUMS`.",
     }
     return "\n".join(f"{'#' if number == 0 else '##'} {title}\n\n{text}\n" for number, (title, text) in enumerate(sections.items()))
@@ -58,19 +57,30 @@ def _licence(terms: Mapping[str, Terms]) -> str:
     )
 
 
-def _training(run: Path) -> str:
+def _training(trained: Trained) -> str:
+    run = trained.run
     if origin := read_record(run, "imported.json"):
         return f"Imported from {origin['source']} ({origin['layout']} layout), not trained here.\n\n" + "\n".join(
             f"- {note}" for note in origin["notes"]
         )
-    recipe, targets = read_record(run, "recipe.json"), targets_of(run)
+    recipe, targets, summary = read_record(run, "recipe.json"), targets_of(run), read_record(run, "summary.json")
     features = {name: _feature_identity(target) for name, target in targets.items()}
+    result = "Result" if trained.part is None else "Result of the run's last step"
     parts = {
         "Targets, by teacher (data and views are named by digest)": features,
         "Recipe, each value with its origin in `origins`": {"recipe": recipe.get("recipe", {}), "origins": recipe.get("origins", {})},
-        "Result": read_record(run, "summary.json"),
+        result: summary,
     }
-    return "\n\n".join(f"{title}:\n\n{_code(part)}" if part else f"{title}: not recorded." for title, part in parts.items())
+    sections = [f"{title}:\n\n{_code(part)}" if part else f"{title}: not recorded." for title, part in parts.items()]
+    return "\n\n".join([*_which(trained, summary), *sections])
+
+
+def _which(trained: Trained, summary: Mapping[str, Any]) -> list[str]:
+    """Which of its run's models this is, unless it is the run's own."""
+    if trained.part is None:
+        return []
+    step = f", of step {summary['best_step']}" if trained.part == "best" and "best_step" in summary else ""
+    return [f"These weights are {PARTS[trained.part]}{step}."]
 
 
 def _feature_identity(target: Mapping[str, Any]) -> dict[str, Any]:
