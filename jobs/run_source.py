@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..storage.atomic import write_atomically
+from ..storage.cache_home import cache_home
 from ..storage.errors import BadInput
 from ..storage.identity import digest, file_sha256, short
 from ..storage.objects import open_objects
 from ..storage.urls import is_url
 from ..student.ranks import Ranks
-from ..teachers.weights import weights_folder
 from .run_copies import Manifest, RunCopy
 
 _MODEL = "model"
@@ -35,7 +35,7 @@ def run_at_hand(run: Path | str) -> Path:
         what = "it is not finished" if copy.run_id() is not None else "no run was trained there"
         raise BadInput(f"{url} holds no trained model (no model/manifest.json): {what}; train with --out {url} to its end first")
     name = url.rpartition("/")[2]
-    home = weights_folder().parent / "fetched-runs" / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
+    home = cache_home() / "fetched-runs" / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
     for record in _RECORDS:
         _fetch_record(copy, record, home)
     if not _is_whole(home / _MODEL, manifest):

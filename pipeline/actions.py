@@ -84,7 +84,7 @@ def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mappi
     requests = _teacher_requests(teachers, teacher_sizes, weights)
     spec = ViewSpec(views_per_image=views, pixels=None if pixels_px is None else StoredPixels(pixels_px))
     options = ExtractOptions(data, requests, spec, **extraction)
-    return plan_extraction(store, options, PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values))
+    return plan_extraction(store, options, PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values), on_event)
 
 
 def _request(teacher: str | None, weights: Path | None) -> Any:

@@ -29,12 +29,13 @@ from .image_kinds import (
 from .parquet_source import parquet_row, parquet_rows
 from .remote import lacks_credentials, no_credentials
 from .tar_source import walk_tar
-from .urls import refuse_secrets
+from .urls import refuse_endpoint, refuse_secrets
 
 
 def open_source(url: str) -> tuple[Any, str]:
     """The fsspec file system and the path of a source; raises `BadInput` when there is nothing, and for a URL with secrets."""
     refuse_secrets("source", url)
+    refuse_endpoint("source", url)
     try:
         filesystem, root = fsspec.url_to_fs(url)
         if not filesystem.exists(root):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .errors import BadInput
 
+SAME_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
+_SERVER = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d*")
 _HALF = re.compile(r"[a-z][a-z0-9+]+:/[^/]")
 _ADVICE = "credentials come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.netrc and so on)"
 
@@ -17,6 +19,24 @@ def is_url(place: Path | str) -> bool:
     if _HALF.match(place := str(place)):
         raise BadInput(f"{place!r} is neither a folder nor a URL; did you mean {place.replace(':/', '://', 1)!r}?")
     return "://" in place
+
+
+def one_spelling(url: str) -> str:
+    """A URL with the scheme that its client knows: Hadoop's `s3a://` and `s3n://` are `s3://`."""
+    scheme, separator, rest = url.partition("://")
+    return f"{SAME_SCHEMES.get(scheme.lower(), scheme)}{separator}{rest}"
+
+
+def refuse_endpoint(what: str, url: str) -> None:
+    """Raise `BadInput` for an S3 URL that names a server where the bucket belongs."""
+    for part in url.split("::"):
+        scheme, _, rest = part.partition("://")
+        server, _, path = rest.partition("/")
+        if scheme.lower() in ("s3", "s3a", "s3n") and _SERVER.fullmatch(server):
+            raise BadInput(
+                f"the {what}'s URL {part} names the server {server} where the bucket belongs: "
+                f"export AWS_ENDPOINT_URL=http://{server} (or https://), and give s3://{path or 'BUCKET/FOLDER'}"
+            )
 
 
 def refuse_secrets(what: str, url: str) -> None:
