@@ -6,6 +6,7 @@ whoever made it could put other weights there. What is named by the user is take
 """
 
 import functools
+import getpass
 import logging
 import os
 import stat
@@ -37,6 +38,14 @@ def home_folder() -> Path | None:
     except (RuntimeError, KeyError):
         return None
     return home if home.is_absolute() else None
+
+
+def name_user() -> None:
+    """Give a user without an entry in the user database a name: libraries ask for one (torch.compile's cache, for its folder)."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
 def expanded(path: Path | str) -> Path:
