@@ -58,7 +58,7 @@ def folder_flaw(folder: Path) -> str:
     try:
         if not can_be_written(folder):
             return f"{folder} cannot be written by this user"
-        if folder.exists() and folder.stat().st_uid not in (os.getuid(), 0) and os.getuid():
+        if folder.exists() and folder.stat().st_uid not in (os.getuid(), 0):
             return f"{folder} is another user's"
     except OSError as error:
         return f"{folder} cannot be used ({error.strerror})"

@@ -107,8 +107,7 @@ class CachedObjects:
         try:
             if self.remote.save(key, temporary) != wanted:
                 raise CacheDamaged(
-                    f"{key} of {self.url} is damaged in the store itself: what was fetched has another xxh3 than its record; "
-                    "run `eupe-pipeline features repair`"
+                    f"{key} of {self.url} is damaged in the store itself: xxh3 differs from its record; run `eupe-pipeline features repair`"
                 )
             self._make_room(temporary.stat().st_size)
             with refusals(self.folder / wanted, 0):

@@ -15,11 +15,13 @@ from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.plan import store_speed
 from eupe_pipeline.jobs.ray_session import has_token, refuse_open_ports
 from eupe_pipeline.jobs.reading_leases import leases
+from eupe_pipeline.jobs.train import train
 from eupe_pipeline.pipeline.catalog import copy_feature_set, list_store, show_features, verify_features
 from eupe_pipeline.storage.errors import BadInput, StoreUnavailable
 from eupe_pipeline.storage.probes import probe
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import ViewSpec
+from eupe_pipeline.student.config import AdapterConfig, RunConfig, StudentConfig, TrainRecipe
 
 Event = dict[str, Any]
 
@@ -74,6 +76,17 @@ class TestAReadOnlyStore:
         shutil.copytree(read_only, tmp_path / "store")
         again = evaluate_knn(run, FeatureStore.open(tmp_path / "store"), "photos", "photos", size=size, out=tmp_path / "other")
         assert {key: found[key] for key in ("cls", "mean_patch")} == {key: again[key] for key in ("cls", "mean_patch")}
+
+    def test_is_trained_from_with_one_warning(self, read_only: str, tmp_path: Path) -> None:
+        recipe = TrainRecipe(
+            stage=2, precision="fp32", device="cpu", student=StudentConfig("vit-mini", {"depth": 1, "layer_scale": 0.5}, (24,)),
+            adapter=AdapterConfig(32), run=RunConfig(2, 6, log_every=1, reader_threads=2),
+        )  # fmt: skip
+        said: list[Event] = []
+        summary = train(recipe, FeatureStore.open(read_only), ["tiny-teacher"], data="photos", out=tmp_path / "run", on_event=said.append)
+        assert not summary["already"]
+        assert [event["text"][:8] for event in said if event["event"] == "warning"] == ["no lease"]
+        assert (tmp_path / "run" / "summary.json").is_file()
 
     def test_has_a_reading_speed(self, read_only: str) -> None:
         said: list[Event] = []
