@@ -23,6 +23,7 @@ from ..teachers.spec import TeacherSpec
 from .dry_run import dry_summary
 from .extract_options import ExtractOptions, TeacherRequest
 from .orders import work_order, worker_count
+from .other_weights import other_weights
 from .pool import Workers, workers
 from .reading_leases import EXTRACTION, leases
 from .shard_report import ShardReport
@@ -70,7 +71,7 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
         on_event({"event": "warning", "text": text})
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     if options.dry_run:
-        return _dry_run(store, views, {spec.name: spec for spec in specs}, options)
+        return _dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
@@ -81,11 +82,12 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
 def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
     """All teachers that are loaded at the same time."""
     started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
+    other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
     normalisation = _normalisation(store, views, specs, options)
     if not normalisation.missing:
         plan = _plan(store, views, specs, normalisation, options)
         if not plan.missing:
-            return _summary(plan, [], 0, 0, time.perf_counter() - started)
+            return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other}
     count = worker_count(order, options)
     try:
         with workers(order, count, options.address, on_event) as crew:
@@ -96,14 +98,17 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
                 reports = list(_compute(crew, plan, options, on_event))
             spent = time.perf_counter() - computing
             summary = _summary(plan, reports, crew.retries, count or crew.most, spent)
-            return {**summary, "seconds": time.perf_counter() - started}
+            return {**summary, **other, "seconds": time.perf_counter() - started}
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
 
 
-def _dry_run(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> dict[str, Any]:
+def _dry_run(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, on_event: OnEvent
+) -> dict[str, Any]:
     layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
-    return dry_summary(store, views, layouts, _normalisation(store, views, specs, options))
+    other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
+    return other | dry_summary(store, views, layouts, _normalisation(store, views, specs, options))
 
 
 def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> Normalisation:

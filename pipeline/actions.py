@@ -96,7 +96,8 @@ def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mappi
     requests = _teacher_requests(teachers, teacher_sizes, weights)
     spec, told = chosen_views(recipe, stage, {"views_per_image": views}, pixels_px, on_event)
     options = ExtractOptions(data, requests, spec, **extraction)
-    found = plan_extraction(store, options, PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values))
+    costs = PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values)
+    found = plan_extraction(store, options, costs, on_event)
     return found if recipe is None else {**found, "view_values": told}
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..storage.cache_home import name_user
 from ..storage.errors import BadInput, EupeError
 from ..storage.stop_signals import interrupt_on_stop
 from ..storage.urls import absolute
@@ -89,6 +90,7 @@ def run(action: Callable[..., Mapping[str, Any]], as_json: bool, /, **values: An
     from .wording import readable
 
     refuse_boundless(click.get_current_context())
+    name_user()
     with reporter(as_json=as_json) as on_event:
         result = {**action(**values, on_event=on_event), "event": "result"}
     shown = {key: value for key, value in result.items() if key != "event"}

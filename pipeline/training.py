@@ -30,8 +30,8 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
 
     `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some.
     """
+    from ..storage.cache_home import cache_home
     from ..storage.store import FeatureStore
-    from ..teachers.weights import weights_folder
 
     dataset, shares = data_setting([data] if isinstance(data, str) else data)
     overlaid = [*settings, *([f"teacher.source={targets}"] if targets else []), *student_setting(students), *shares]
@@ -42,7 +42,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
     check_live_teachers(resolved, features, proxy, live_teachers)
     if on_miss == "compute" and follow_minutes is not None:
         raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
-    cache = Path(absolute(str(shard_cache))) if shard_cache else weights_folder().parent / "shards"
+    cache = Path(absolute(str(shard_cache))) if shard_cache else cache_home() / "shards"
     opened = FeatureStore.open(store, shard_cache=cache)
     follow_s = None if follow_minutes is None else 60 * follow_minutes
     watch = watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap)
