@@ -26,7 +26,7 @@ def scores(run: Path) -> dict[int | None, float | None]:
 
 def test_a_checkpoint_has_the_evaluation_of_its_own_step_and_no_other(tiny_store: Any, tmp_path: Path, events: Any) -> None:
     seen, on_event = events
-    watch = Watch("knn", 3, "photos", 24)
+    watch = Watch("knn", 3, "photos", 24, allow_overlap=True)
     out = tmp_path / "run"
     summary = train(OFTEN, tiny_store.store, ["tiny-teacher"], data="photos", out=out, watch=watch, on_event=on_event)
     measured = {line["step"]: line["knn"]["cls"]["paper"] for line in read_metrics(out) if "knn" in line}
@@ -38,7 +38,7 @@ def test_a_checkpoint_has_the_evaluation_of_its_own_step_and_no_other(tiny_store
 
 @pytest.mark.parametrize("stop", [3, 4])
 def test_a_run_that_goes_on_credits_no_step_with_what_came_before_it(tiny_store: Any, tmp_path: Path, stop: int) -> None:
-    watch, out = Watch("knn", 3, "photos", 24), tmp_path / "run"
+    watch, out = Watch("knn", 3, "photos", 24, allow_overlap=True), tmp_path / "run"
     with pytest.raises(Exception, match="stopped after step"):
         train(OFTEN, tiny_store.store, ["tiny-teacher"], data="photos", out=out, watch=watch, on_event=interrupt_after(stop))
     train(OFTEN, tiny_store.store, ["tiny-teacher"], data="photos", out=out, watch=watch)
@@ -48,7 +48,7 @@ def test_a_run_that_goes_on_credits_no_step_with_what_came_before_it(tiny_store:
 def test_evaluations_that_fall_between_checkpoints_are_said_to_choose_none(tiny_store: Any, tmp_path: Path, events: Any) -> None:
     seen, on_event = events
     apart = replace(OFTEN, run=replace(OFTEN.run, checkpoint_every=4))
-    train(apart, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path, watch=Watch("knn", 3, "photos", 24), on_event=on_event)
+    train(apart, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path, watch=Watch("knn", 3, "photos", 24, allow_overlap=True), on_event=on_event)
     (said,) = [str(event["text"]) for event in seen if event["event"] == "warning"]
     assert "every 12 steps" in said
     assert "--every 4" in said
