@@ -24,16 +24,21 @@ def scores(run: Path) -> dict[int | None, float | None]:
     return {step_of(path.parent.name): json.loads(path.read_text())["score"]["evaluation"] for path in found}
 
 
+def warnings(seen: list[dict[str, Any]]) -> list[str]:
+    """All but the one that the evaluated images are trained on, as they are here."""
+    return [event["text"] for event in seen if event["event"] == "warning" and "learnt from" not in event["text"]]
+
+
 def test_a_checkpoint_has_the_evaluation_of_its_own_step_and_no_other(tiny_store: Any, tmp_path: Path, events: Any) -> None:
     seen, on_event = events
     watch = Watch("knn", 3, "photos", 24, allow_overlap=True)
     out = tmp_path / "run"
     summary = train(OFTEN, tiny_store.store, ["tiny-teacher"], data="photos", out=out, watch=watch, on_event=on_event)
-    measured = {line["step"]: line["knn"]["cls"]["paper"] for line in read_metrics(out) if "knn" in line}
+    measured = {line["step"]: line["knn"]["cls"]["ours"] for line in read_metrics(out) if "knn" in line}
     assert sorted(measured) == [3, 6, 8]
     assert scores(out) == {step: measured.get(step) for step in range(1, STEPS + 1)}
     assert summary["best_step"] == max(measured, key=lambda step: (measured[step], -step))
-    assert not [event for event in seen if event["event"] == "warning"]
+    assert not warnings(seen)
 
 
 @pytest.mark.parametrize("stop", [3, 4])
@@ -48,8 +53,16 @@ def test_a_run_that_goes_on_credits_no_step_with_what_came_before_it(tiny_store:
 def test_evaluations_that_fall_between_checkpoints_are_said_to_choose_none(tiny_store: Any, tmp_path: Path, events: Any) -> None:
     seen, on_event = events
     apart = replace(OFTEN, run=replace(OFTEN.run, checkpoint_every=4))
-    train(apart, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path, watch=Watch("knn", 3, "photos", 24, allow_overlap=True), on_event=on_event)
-    (said,) = [str(event["text"]) for event in seen if event["event"] == "warning"]
+    train(
+        apart,
+        tiny_store.store,
+        ["tiny-teacher"],
+        data="photos",
+        out=tmp_path,
+        watch=Watch("knn", 3, "photos", 24, allow_overlap=True),
+        on_event=on_event,
+    )
+    (said,) = warnings(seen)
     assert "every 12 steps" in said
     assert "--every 4" in said
 
