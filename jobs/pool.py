@@ -133,6 +133,7 @@ class RayActors:
     _failed_starts: int = 0
     _without_room_since: float | None = None
     _said_room: bool = False
+    _had_room: bool = False  # when the actors that are starting were asked for: those then hold it themselves
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
         """Results as they finish."""
@@ -174,6 +175,8 @@ class RayActors:
         """Ask for actors up to the count: one CPU for each thread, a share of GPUs where the order asks for them."""
         limit = self._room() if self.count is None else self.count
         free = sum(TASKS_AT_ONCE - hired.busy for hired in self._crew) + TASKS_AT_ONCE * len(self._starting)
+        if not self._crew and not self._starting:
+            self._had_room = self._has_room()
         while len(self._crew) + len(self._starting) < limit and free < wanted:
             gpus = self.order.gpus if self.order.device == "cuda" else 0
             options = {"num_cpus": self.order.threads, "num_gpus": gpus, "max_concurrency": TASKS_AT_ONCE}
@@ -185,16 +188,22 @@ class RayActors:
     def _await_room(self) -> None:
         """Say after seconds that no worker has found a place on the cluster, and raise `BadInput` when none has for minutes."""
         pending = [hired.placed for hired in self._starting.values()]
-        if self._crew or not pending or self.ray.wait(pending, num_returns=1, timeout=0)[0]:
+        if self._crew or not pending or self._had_room or self._has_room() or self.ray.wait(pending, num_returns=1, timeout=0)[0]:
             self._without_room_since = None
             return
         now = time.monotonic()
         since = self._without_room_since = self._without_room_since or now
         if now - since >= GIVE_UP_AFTER_S:
             raise BadInput(f"{self._lacking()}; none came free in {GIVE_UP_AFTER_S:.0f} s. What was committed stays")
-        if not self._said_room:
+        if now - since >= SAY_AFTER_S and not self._said_room:
             self._said_room = True
             self.on_event({"event": "warning", "text": f"{self._lacking()}; waiting for {GIVE_UP_AFTER_S:.0f} s at most"})
+
+    def _has_room(self) -> bool:
+        """Whether the cluster has room for one worker, on all its nodes together."""
+        free = self.ray.available_resources()
+        gpus = self.order.gpus if self.order.device == "cuda" else 0
+        return bool(free.get("CPU", 0) >= self.order.threads and free.get("GPU", 0) >= gpus)
 
     def _lacking(self) -> str:
         wanted = f"{self.order.threads} CPU" + (f" and {self.order.gpus:g} GPU" if self.order.device == "cuda" else "")
