@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.dataset import ImageDataset
-from ..storage.errors import CacheMismatch
+from ..storage.errors import CacheMismatch, StoreUnavailable
 from ..storage.features import FeatureReader
 from ..storage.store import FeatureStore
 from ..student.devices import choose_device
@@ -66,7 +66,12 @@ def evaluated(
         on_event({"event": evaluation, "model": subject.name})
         started = time.perf_counter()
         results = compute()
-        record = keep_record(subject.folder, evaluation, whole, results, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        try:
+            record = keep_record(subject.folder, evaluation, whole, results, seconds)
+        except StoreUnavailable as error:
+            on_event({"event": "warning", "text": f"the result is not kept, only shown: {error}; --out names another folder"})
+            return {"model": subject.name, **results, "seconds": round(seconds, 3), "record": None, "already": False}
     where = str(record_path(subject.folder, evaluation, whole))
     return {"model": subject.name, **record["results"], "seconds": record["seconds"], "record": where, "already": already}
 

@@ -20,14 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..storage.atomic import make_folder, write_atomically
 from ..storage.decode import Pixels
 from ..storage.dense_pairs import Pair, pairs_digest, picture_digests
 from ..storage.errors import BadInput, unknown_name
 from ..student.dense_head import DenseHead, HeadRecipe
 from ..student.devices import choose_device
 from ..student.draws import bits64, step_seed
-from ..student.evaluation_record import PARTIAL, as_json, record_path
+from ..student.evaluation_record import PARTIAL, as_json, keep_partial, record_path
 from ..student.head_training import HeadTraining
 from ..student.order import KeyedPermutation
 from ..teachers.teacher import Teacher
@@ -182,8 +181,7 @@ def _train_and_measure(
             head.eval()
             with torch.no_grad():
                 by_step[str(stop)] = evaluation.measure(teacher, head)
-            make_folder(progress.parent)
-            write_atomically(progress, as_json(by_step, evaluation.name))
+            keep_partial(progress, lambda: as_json(by_step, evaluation.name), on_event)
             on_event({"event": "evaluation", "step": stop, evaluation.name: by_step[str(stop)]})
     best = {} if evaluation.best is None else {f"best_{evaluation.best}": max(one[evaluation.best] for one in by_step.values())}
     return {**by_step[str(evaluation.recipe.steps)], **best, "by_step": by_step}

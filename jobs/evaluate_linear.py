@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..storage.atomic import make_folder, write_atomically
 from ..storage.errors import BadInput
 from ..storage.store import FeatureStore
 from ..student.devices import choose_device
-from ..student.evaluation_record import PARTIAL, as_json, record_path
+from ..student.evaluation_record import PARTIAL, as_json, keep_partial, record_path
 from ..student.linear_probe import POWERS, VALIDATION_SHARE, fit, sweep
 from .evaluate import evaluated, images_in_both, splits_of
 from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, OnEvent, read_upright
@@ -67,8 +66,7 @@ def _probe(
     bank: Labelled, queries: Labelled, classes: int, powers: Sequence[float], seed: int, partial: Path, on_event: OnEvent
 ) -> dict[str, Any]:
     def keep(accuracies: dict[str, float]) -> None:
-        make_folder(partial.parent)
-        write_atomically(partial, as_json(accuracies, "linear probe"))
+        keep_partial(partial, lambda: as_json(accuracies, "linear probe"), on_event)
         on_event({"event": "progress", "stage": "linear probe", "done": len(accuracies), "total": len(powers), "unit": "fits"})
 
     known = json.loads(partial.read_text()) if partial.is_file() else {}

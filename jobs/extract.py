@@ -17,11 +17,13 @@ from ..storage.rehearsal import Rehearsal
 from ..storage.store import FeatureStore
 from ..storage.viewset import ViewSet
 from ..student.devices import choose_device, choose_precision
+from ..teachers.native_size import size_warning
 from ..teachers.registry import resolve_teacher
 from ..teachers.spec import TeacherSpec
 from .dry_run import dry_summary
 from .extract_options import ExtractOptions, TeacherRequest
 from .orders import work_order, worker_count
+from .other_weights import other_weights
 from .pool import Workers, workers
 from .reading_leases import EXTRACTION, leases
 from .shard_report import ShardReport
@@ -65,9 +67,11 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
+    for text in filter(None, map(size_warning, specs)):
+        on_event({"event": "warning", "text": text})
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     if options.dry_run:
-        return _dry_run(store, views, {spec.name: spec for spec in specs}, options)
+        return _dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
@@ -78,11 +82,12 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
 def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
     """All teachers that are loaded at the same time."""
     started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
+    other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
     normalisation = _normalisation(store, views, specs, options)
     if not normalisation.missing:
         plan = _plan(store, views, specs, normalisation, options)
         if not plan.missing:
-            return _summary(plan, [], 0, 0, time.perf_counter() - started)
+            return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other}
     count = worker_count(order, options)
     try:
         with workers(order, count, options.address, on_event) as crew:
@@ -93,14 +98,17 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
                 reports = list(_compute(crew, plan, options, on_event))
             spent = time.perf_counter() - computing
             summary = _summary(plan, reports, crew.retries, count or crew.most, spent)
-            return {**summary, "seconds": time.perf_counter() - started}
+            return {**summary, **other, "seconds": time.perf_counter() - started}
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
 
 
-def _dry_run(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> dict[str, Any]:
+def _dry_run(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, on_event: OnEvent
+) -> dict[str, Any]:
     layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
-    return dry_summary(store, views, layouts, _normalisation(store, views, specs, options))
+    other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
+    return other | dry_summary(store, views, layouts, _normalisation(store, views, specs, options))
 
 
 def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> Normalisation:
@@ -110,6 +118,8 @@ def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, Teacher
 
 def resolve_request(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
     """The teacher that was asked for, on the device that this machine has."""
+    if request.spec is not None:
+        return request.spec
     return resolve_teacher(
         request.name,
         weights=request.weights,

@@ -6,6 +6,7 @@ from typing import Any
 from ..storage.errors import BadInput, unknown_name
 from ..storage.views import ViewSpec
 from ..storage.viewset import DEFAULT_IMAGES_PER_SHARD
+from ..teachers.spec import TeacherSpec
 
 NORMALISATIONS = ("mean-std", "phi-s")
 
@@ -18,6 +19,7 @@ class TeacherRequest:
     weights: Any = None  # Path or None
     size_px: int | None = None
     device: str | None = None  # of its worker's: cpu, cuda:0, cuda:1; None: chosen
+    spec: TeacherSpec | None = None  # already decided, as another feature set has it; the options' precision and constants do not count
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..storage.atomic import make_folder
 from ..storage.dataset import ImageDataset
 from ..storage.errors import BadInput
 from ..storage.features import FeatureReader
@@ -148,7 +149,7 @@ def open_store(url: str | None) -> FeatureStore:
     if url is not None:
         return FeatureStore.open(url)
     folder = evaluation_home() / "store"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     return FeatureStore.create(str(folder))
 
 

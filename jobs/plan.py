@@ -1,14 +1,15 @@
 """`plan`: what an extraction would cost here and at the paper's scale, from a few measured batches, before anything is spent.
 
 Measured on this machine: each teacher's forward (batch size found or given), the student's forward and backward, and how fast the store
-reads back a probe that is written and removed. A local probe is dropped from the page cache first, where the system lets us. The store
-gets nothing else: no views, no statistics.
+reads back a probe that is written and removed; of a store that cannot be written, something that lies in it. What is local is dropped
+from the page cache first, where the system lets us. The store gets nothing else: no views, no statistics.
 """
 
 import contextlib
 import os
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..storage.errors import BadInput
+from ..storage.errors import BadInput, StoreUnavailable
+from ..storage.objects import below
+from ..storage.probes import probe
 from ..storage.store import FeatureStore
 from ..student.devices import choose_device
 from ..teachers.encoders import build_encoder
+from ..teachers.native_size import size_warning
 from ..teachers.registry import load_teacher
 from ..teachers.spec import TeacherSpec
 from .batch_size import SizedTeacher
@@ -29,6 +33,9 @@ from .extract_options import ExtractOptions
 
 _PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
 _STUDENT_BATCH = {"cpu": 4, "cuda": 128}
+_LOOKED_AT = 64  # objects, to find a large one
+
+OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class PlanOptions:
             raise BadInput(f"these must be above 0: {', '.join(bad)}")
 
 
-def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions) -> dict[str, Any]:
+def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions, on_event: OnEvent = lambda event: None) -> dict[str, Any]:
     """A JSON-able plan of `extract_features` with these options; raises `BadInput` as that would."""
     store = FeatureStore.open(store_url)
     images = len(store.dataset(options.data))
@@ -62,10 +69,12 @@ def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions) 
         {name: layout_of(spec, options).view_bytes for name, spec in specs.items()} | stored,
         {name: seconds for name, (seconds, _) in speeds.items()} | dict.fromkeys(stored, 0.0),
         plan.student_images_per_s or student_speed(plan, device.value),
-        store_speed(store),
+        store_speed(store, on_event),
     )
     views, shard = options.views.views_per_image, options.images_per_shard
+    warned = [text for text in map(size_warning, specs.values()) if text]
     return {
+        **({"warnings": warned} if warned else {}),
         "device": f"{device.value} ({device.why})",
         "codec": options.codec,
         "teachers": {
@@ -107,22 +116,44 @@ def student_speed(plan: PlanOptions, device: str) -> float:
     return batch / float(np.median(seconds[1:]))
 
 
-def store_speed(store: FeatureStore) -> float:
-    """Bytes a second of reading back a probe of 64 MB in pieces of 4 MB; the probe is removed."""
-    key = f"probes/{secrets.token_hex(8)}"
-    store.objects.create(key, [secrets.token_bytes(_PROBE_BYTES)])
+def store_speed(store: FeatureStore, on_event: OnEvent = lambda event: None) -> float:
+    """Bytes a second of reading back a probe of 64 MB in pieces of 4 MB; the probe is removed.
+
+    Where nothing can be written, of reading the largest of some objects that are there; that is said.
+    """
     try:
-        _forget_cached(Path(store.url) / key)
-        piece = bytearray(_READ_BYTES)
-        probe = store.objects.open(key)
-        started = time.perf_counter()
-        for offset in range(0, _PROBE_BYTES, _READ_BYTES):
-            probe.read_into([memoryview(piece)], offset)
-        seconds = time.perf_counter() - started
-        probe.close()
-    finally:
-        store.objects.remove(key)
-    return _PROBE_BYTES / seconds
+        with probe(store.objects, secrets.token_bytes(_PROBE_BYTES)) as key:
+            return _reading_speed(store, key)
+    except StoreUnavailable as error:
+        key = _large_object(store)
+        size = min(store.objects.size(key) or 0, _PROBE_BYTES)
+        small = ", which is too small to tell much" if size < _READ_BYTES else ""
+        text = f"the store cannot be written, so its reading speed is measured on {size:,} bytes of {key}{small}: {error}"
+        on_event({"event": "warning", "text": text})
+        return _reading_speed(store, key)
+
+
+def _large_object(store: FeatureStore) -> str:
+    """The largest of the first few objects of a store's feature sets, or the index of its largest dataset."""
+    found: list[tuple[int, str]] = []
+    for prefix in [*(f"features/{key}" for key in store.list_features()), *(f"datasets/{key}" for key in store.list_datasets())]:
+        for _, key in zip(range(_LOOKED_AT), below(store.objects, prefix), strict=False):
+            found.append((store.objects.size(key) or 0, key))
+    return max(found)[1]
+
+
+def _reading_speed(store: FeatureStore, key: str) -> float:
+    """Bytes a second of reading an object from its start, at most as much as a probe has."""
+    _forget_cached(Path(store.url) / key)
+    opened = store.objects.open(key)
+    size = min(opened.size, _PROBE_BYTES)
+    memory = memoryview(bytearray(_READ_BYTES))
+    started = time.perf_counter()
+    for offset in range(0, size, _READ_BYTES):
+        opened.read_into([memory[: min(_READ_BYTES, size - offset)]], offset)
+    seconds = time.perf_counter() - started
+    opened.close()
+    return size / seconds
 
 
 def _forget_cached(path: Path) -> None:

@@ -15,7 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..storage.dataset import ImageDataset
+from ..storage.errors import StoreUnavailable
 from ..storage.features import FeatureLayout, FeatureReader, features_identity
+from ..storage.probes import check_writable
+from ..storage.rehearsal import Rehearsal
 from ..storage.statistics import Statistics
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec
@@ -33,10 +36,15 @@ OnEvent = Callable[[dict[str, Any]], None]
 def pooled_features(
     store: FeatureStore, dataset: ImageDataset, model: Model, *, device: str, crop_fraction: float, batch_size: int, on_event: OnEvent
 ) -> FeatureReader:
-    """The complete pooled set of a model over a dataset; what is missing is computed now."""
-    views = ViewSet.create(store.objects, dataset, ViewSpec(kind="center", crop_fraction=crop_fraction), IMAGES_PER_SHARD)
-    reader = _create(store, views, model)
-    missing = reader.missing_shards()
+    """The complete pooled set of a model over a dataset; what is missing is computed now, in memory where the store cannot be written."""
+    try:
+        reader = _begun(store, dataset, model, crop_fraction)
+        if reader.missing_shards():
+            check_writable(store.objects)
+    except StoreUnavailable as error:
+        on_event({"event": "warning", "text": f"features of {dataset.name} are not kept for the next evaluation: {error}"})
+        reader = _begun(FeatureStore(Rehearsal(store.objects)), dataset, model, crop_fraction)
+    missing, views = reader.missing_shards(), reader.views
     if not missing:
         return reader
     teacher, started, done = model.load(device), time.perf_counter(), 0
@@ -49,6 +57,11 @@ def pooled_features(
              "seconds_left": (left - done) / rate}
         )  # fmt: skip
     return reader
+
+
+def _begun(store: FeatureStore, dataset: ImageDataset, model: Model, crop_fraction: float) -> FeatureReader:
+    views = ViewSet.create(store.objects, dataset, ViewSpec(kind="center", crop_fraction=crop_fraction), IMAGES_PER_SHARD)
+    return _create(store, views, model)
 
 
 def _create(store: FeatureStore, views: ViewSet, model: Model) -> FeatureReader:

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..storage.cache_home import home_folder
 from ..storage.errors import BadInput
+from .ray_places import OBJECT_STORE_BYTES, ray_places
 
 LOOPBACK = "127.0.0.1"
 _ANSWERS_S = 10.0
@@ -40,11 +42,12 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     if ray.is_initialized():
         yield ray
         return
-    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 << 20, "_node_ip_address": LOOPBACK}
+    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": LOOPBACK}
+    places = {} if address else ray_places(os.environ)
     try:
         with _own_sigterm(), _loopback(ray, _is_bound_to_loopback(ray, address)):
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
-    except (ConnectionError, ValueError, RuntimeError) as error:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local | places))
+    except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"no Ray cluster answers at {address or 'this machine'}: {error}{_token_advice(address, os.environ)}") from error
     try:  # Ray takes 127.0.0.1 for this machine's outer address, so what it connected to is looked at as well
         refuse_open_ports(ray.get_runtime_context().gcs_address if address else None, os.environ)
@@ -144,7 +147,14 @@ def _meant(address: str, environment: Mapping[str, str]) -> str:
         return address
     if environment.get("RAY_ADDRESS"):
         return environment["RAY_ADDRESS"]
-    return _CURRENT_CLUSTER.read_text().strip() if _CURRENT_CLUSTER.is_file() else LOOPBACK  # none at all: ray.init says so
+    try:
+        return _CURRENT_CLUSTER.read_text().strip()
+    except FileNotFoundError:
+        return LOOPBACK  # none at all: ray.init says so
+    except OSError as error:
+        raise BadInput(
+            f"--address auto: {_CURRENT_CLUSTER} cannot be read ({error.strerror}), another user started that cluster; give its HOST:PORT"
+        ) from error
 
 
 def is_loopback(address: str) -> bool:
@@ -163,5 +173,8 @@ def has_token(environment: Mapping[str, str]) -> bool:
     """Whether Ray will ask for a token, and has one to show."""
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         return False
-    path = environment.get("RAY_AUTH_TOKEN_PATH") or str(Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token")
-    return bool(environment.get("RAY_AUTH_TOKEN")) or Path(path).is_file()
+    if environment.get("RAY_AUTH_TOKEN"):
+        return True
+    home = environment.get("HOME") or home_folder()
+    path = environment.get("RAY_AUTH_TOKEN_PATH") or (home and Path(home) / ".ray" / "auth_token")
+    return bool(path) and os.path.isfile(str(path))

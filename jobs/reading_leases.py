@@ -2,12 +2,11 @@
 
 A thread renews them while the job runs. A store that refuses to be written to (another team's bucket) is read without a lease, with a
 warning: whoever may delete there cannot know of us. An extraction's lease also tells a run that follows it whether somebody is still at
-work; on the same machine a holder whose process is gone does not count.
+work.
 """
 
 import contextlib
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,16 +36,20 @@ def leases(store: FeatureStore, keys: Iterable[str], what: str, on_event: OnEven
 
 
 def _taken(store: FeatureStore, keys: Sequence[str], what: str, on_event: OnEvent) -> list[Lease]:
-    owner, held = f"{what}-{socket.gethostname()[:30]}-{os.getpid()}", []
+    owner, held, without, why = f"{what}-{socket.gethostname()[:30]}-{os.getpid()}", list[Lease](), list[str](), ""
     for key in keys:
         try:
             held.append(Lease(store.objects, key, owner))
         except StoreUnavailable as error:
-            on_event({"event": "warning", "text": f"no lease on {key}, so `features prune` will not know that it is being read: {error}"})
+            without, why = [*without, key], str(error)
         if store.objects.size(f"features/{key}/identity.json") is None:
             for lease in held:
-                lease.release()
+                with contextlib.suppress(StoreUnavailable):
+                    lease.release()
             raise BadInput(f"{key} was deleted from {store.url} a moment ago; extract it again")
+    if without:
+        text = f"no lease on {', '.join(without)}, so `features prune` will not know that it is being read: {why}"
+        on_event({"event": "warning", "text": text})
     return held
 
 
@@ -72,19 +75,5 @@ def _renewing(held: Sequence[Lease], every_s: float, on_event: OnEvent) -> Itera
 
 
 def extractors(store: FeatureStore, keys: Iterable[str]) -> list[str]:
-    """Who extracts any of these feature sets now, as far as leases and this machine's processes tell."""
-    return sorted({owner for key in keys for owner in holders(store.objects, key) if owner.startswith(f"{EXTRACTION}-") and _alive(owner)})
-
-
-def _alive(owner: str) -> bool:
-    """False for a process of this machine that is gone; True for all others."""
-    named = re.fullmatch(rf"{EXTRACTION}-(.+)-(\d+)-[0-9a-f]+", owner)
-    if named is None or named[1] != re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname()[:30]):
-        return True
-    try:
-        os.kill(int(named[2]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Who extracts any of these feature sets now, as far as leases tell."""
+    return sorted({owner for key in keys for owner in holders(store.objects, key) if owner.startswith(f"{EXTRACTION}-")})

@@ -45,7 +45,9 @@ class RunCopy:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CacheDamaged(f"{self.objects.url}/{name}/{MANIFEST} is damaged ({error}); remove it to leave that folder out") from error
+            raise CacheDamaged(
+                f"{self.objects.url}/{name}/{MANIFEST} is damaged ({error}); move it elsewhere to leave that folder out"
+            ) from error
 
     def folders(self, prefix: str = "") -> list[str]:
         """Whole folders, by path; one whose upload was cut short is not among them."""
@@ -82,7 +84,7 @@ class RunCopy:
                     raise self._differs(name, file, "differs from its manifest")
 
     def _differs(self, name: str, file: str, how: str) -> CacheDamaged:
-        return CacheDamaged(f"{self.objects.url}/{name}/{file} {how}; remove {name}/{MANIFEST} there to leave that folder out")
+        return CacheDamaged(f"{self.objects.url}/{name}/{file} {how}; move {name}/{MANIFEST} elsewhere to leave that folder out")
 
     def _below(self, prefix: str, names: list[str]) -> list[str]:
         return [f"{prefix}/{name}".lstrip("/") for name in names]

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.atomic import TEMPORARY_PREFIX, replace_folder, write_atomically
+from ..storage.cache_home import cache_home
 from ..storage.errors import BadInput
 from ..storage.identity import canonical_json, digest, short
 from ..storage.objects import Objects, open_objects
 from ..student.checkpoint import step_of
 from ..student.ranks import Ranks
-from ..teachers.weights import weights_folder
 from .run_copies import MANIFEST, RUN_ID, Manifest, RunCopy
 from .run_uploads import OnEvent, uploading
 
@@ -37,7 +37,7 @@ _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put 
 
 def local_copy(url: str) -> Path:
     """Where the copy of a run at a URL lies on this machine."""
-    return weights_folder().parent / "runs" / short(digest(url))
+    return cache_home() / "runs" / short(digest(url))
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..storage.atomic import write_atomically
+from ..storage.cache_home import cache_home
 from ..storage.errors import BadInput
 from ..storage.identity import digest, file_sha256, short
 from ..storage.objects import open_objects
 from ..storage.urls import is_url
 from ..student.lineage import PARTS
 from ..student.ranks import Ranks
-from ..teachers.weights import weights_folder
 from .run_copies import Manifest, RunCopy
 
 _MODEL = "model"
@@ -38,7 +38,7 @@ def run_at_hand(run: Path | str) -> Path:
     around, _, last = url.rpartition("/")
     part = last if last in PARTS and copy.run_id() is None else None  # its records are those of the run around it
     name = url.rpartition("/")[2] if part is None else around.rpartition("/")[2]
-    place = weights_folder().parent / "fetched-runs" / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
+    place = cache_home() / "fetched-runs" / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
     for record in _RECORDS:
         _fetch_record(copy if part is None else RunCopy(open_objects(around)), record, place)
     home = place if part is None else place / part

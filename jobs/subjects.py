@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..storage.cache_home import cache_home
 from ..storage.errors import BadInput, unknown_name
 from ..storage.features import FeatureReader
 from ..storage.identity import digest, file_sha256, short
@@ -22,7 +23,6 @@ from ..teachers.published import Published, load_encoder, read_published
 from ..teachers.registry import MODEL_FILE, TEACHERS, load_teacher, resolve_teacher
 from ..teachers.spec import TeacherSpec
 from ..teachers.teacher import Teacher
-from ..teachers.weights import weights_folder
 
 _CHECKPOINTS = (".pth", ".safetensors")
 
@@ -161,7 +161,7 @@ def _key_of(store: FeatureStore, dataset_digest: str) -> str:
 
 def evaluation_home() -> Path:
     """The folder of results that belong to no model's folder, and of the store that evaluations use when none is given."""
-    return weights_folder().parent / "evaluations"
+    return cache_home() / "evaluations"
 
 
 def _neutral(name: str, identity: dict[str, Any]) -> Path:

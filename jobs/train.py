@@ -8,6 +8,7 @@ weights come from the recipe's seed alone, whatever else is trained beside it.
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,8 @@ def train(
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
             for own, folder in runs.values():
                 refuse_other_grids(own, source.specs)
-                if not folder.has_steps():
+                if not folder.has_steps():  # a run that goes on has its views in its identities
+                    refuse_other_views(own, parts)
                     try_sizes(architecture_of(own), own.student.sizes_px)
             if ranks.first:
                 held.enter_context(alone_in(home))
@@ -210,6 +212,18 @@ def _say_kept(now: Mapping[str, Choice], known: Mapping[str, Choice], on_event: 
             kept = f"{name} stays {then.value}" if name == "precision" else f"{name} is {here.value}, other rounding"
             on_event(
                 {"event": "note", "text": f"{kept}: this run began with {then.value} ({then.why}), here it is {here.value} ({here.why})"}
+            )
+
+
+def refuse_other_views(recipe: TrainRecipe, parts: Sequence[Part]) -> None:
+    """Raise `CacheMismatch` where a set's views are not those that the recipe states; their number and seed may be any."""
+    for part in parts:
+        if found := recipe.views.differences(part.views.spec):
+            lines = [f"views.{key} is {got!r}, the recipe has {wanted!r}" for key, (got, wanted) in found.items()]
+            said = " ".join(f"--set views.{key}={json.dumps(got)}" for key, (got, _) in found.items() if got is not None)
+            raise CacheMismatch(
+                f"the views of {part.views.key} are not those of the recipe: {'; '.join(lines)}. Make the recipe's with `extract-features "
+                f"--recipe NAME`, or say that these are meant: {said or '--set views={}'}"
             )
 
 

@@ -26,7 +26,7 @@ from ..student.sampled import SampledTokens, at_places, refuse_other_grids
 from ..student.targets import STUDENT, CachedTargets, Memory
 from ..teachers.regularity import set_recompute
 from ..teachers.timm_students import try_sizes
-from .train import architecture_of, initial_student, student_runs
+from .train import architecture_of, initial_student, refuse_other_views, student_runs
 from .train_data import Part, cached_targets, open_parts
 
 _OPTIMIZER_MOMENTS = 2  # AdamW and LAMB alike
@@ -44,10 +44,13 @@ def plan_training(
     students: Sequence[str] = (),
     workers: int = 0,
     complete: bool = True,
+    begun: bool = False,
 ) -> dict[str, Any]:
     """`data` and `features` by key, `students` by name with parameters and memory, and `reading`; raises as `train`, writes nothing."""
     parts = open_parts(store, features, data, recipe.data.shares, complete=complete)
     readers = parts[0].readers
+    if not begun:
+        refuse_other_views(recipe, parts)
     ranks = Ranks(0, max(1, workers))
     rank_span(recipe.run.batch_size, 0, ranks.count)
     specs = CachedTargets(readers).specs

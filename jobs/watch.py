@@ -8,6 +8,7 @@ of their step: a run that goes on repeats none and leaves none out. What is eval
 the student.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from ..storage.dataset import ImageDataset
 from ..storage.errors import BadInput, unknown_name
 from ..storage.store import FeatureStore
 from ..storage.views import ViewSpec, draw, render
+from ..student.config import RunConfig
 from ..student.learner import Learner
 from ..student.online_knn import HeldOut, evaluate_student
 from .class_checks import refuse_one_class
@@ -57,6 +59,8 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_o
     if watch is None:
         return lambda learners, done: None
     held_out, steps, ranks = load_held_out(watch, store, first, trained_on, on_event), first.recipe.run.steps, first.ranks
+    if ranks.first:
+        _warn_apart(watch, first.recipe.run, on_event)
 
     def after_step(learners: Sequence[Learner], done: int) -> None:
         if done % watch.every and done != steps:
@@ -78,6 +82,15 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_o
         ranks.wait()
 
     return after_step
+
+
+def _warn_apart(watch: Watch, run: RunConfig, on_event: OnEvent) -> None:
+    """Say where few evaluations fall on checkpoints: a checkpoint is judged by its own step's alone."""
+    together = math.lcm(watch.every, run.checkpoint_every)
+    if run.keep_best and together > watch.every:
+        text = f"evaluations every {watch.every} steps meet checkpoints every {run.checkpoint_every} only every {together} steps, and only"
+        advice = f"those choose the best checkpoint; give --every {run.checkpoint_every} or --set run.checkpoint_every={watch.every}"
+        on_event({"event": "warning", "text": f"{text} {advice}"})
 
 
 def _score(found: dict[str, Any]) -> float:

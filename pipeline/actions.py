@@ -56,18 +56,19 @@ def index(*, source: str, store: str, name: str, max_bad_share: float, on_event:
 
 
 def extract(*, store: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str],
-            teacher_devices: Mapping[str, str], views: int, view_kind: ViewKind, seed: int, on_event: OnEvent,
-            photometric: str = "none", pixels_px: int | None = None,
-            **values: Any) -> Mapping[str, Any]:  # fmt: skip
-    """Extract teachers' tokens; `values` are the further fields of jobs.extract.ExtractOptions. Raises BadInput."""
+            teacher_devices: Mapping[str, str], on_event: OnEvent, views: int | None = None, view_kind: ViewKind | None = None,
+            seed: int | None = None, photometric: str | None = None, pixels_px: int | None = None, recipe: str | None = None,
+            stage: int | None = None, **values: Any) -> Mapping[str, Any]:  # fmt: skip
+    """Extract teachers' tokens over the views of a recipe, and of what is given instead; `values`: further fields of ExtractOptions."""
     from ..jobs.extract import extract_features
     from ..jobs.extract_options import ExtractOptions
-    from ..storage.views import StoredPixels, ViewSpec
+    from .recipe_views import chosen_views
 
     requests = _teacher_requests(teachers, teacher_sizes, weights, teacher_devices)
-    pixels = None if pixels_px is None else StoredPixels(pixels_px)
-    spec = ViewSpec(kind=view_kind, views_per_image=views, seed=seed, photometric=photometric, pixels=pixels)
-    return extract_features(store, ExtractOptions(teachers=requests, views=spec, **values), on_event)
+    given = {"kind": view_kind, "views_per_image": views, "seed": seed, "photometric": photometric}
+    spec, told = chosen_views(recipe, stage, given, pixels_px, on_event)
+    found = extract_features(store, ExtractOptions(teachers=requests, views=spec, **values), on_event)
+    return found if recipe is None else {**found, "view_values": told}
 
 
 def _teacher_requests(teachers: Sequence[str], sizes: Mapping[str, int], weights: Mapping[str, str],
@@ -82,19 +83,22 @@ def _teacher_requests(teachers: Sequence[str], sizes: Mapping[str, int], weights
     return tuple(TeacherRequest(name, paths.get(name), sizes.get(name), devices.get(name)) for name in teachers)
 
 
-def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str], views: int,
+def plan(*, store: str, data: str, teachers: Sequence[str], teacher_sizes: Mapping[str, int], weights: Mapping[str, str],
          device_hour: float, gigabyte_month: float, months: float, extraction: Mapping[str, Any], on_event: OnEvent,
-         pixels_px: int | None = None, **values: Any) -> Mapping[str, Any]:  # fmt: skip
+         views: int | None = None, pixels_px: int | None = None, recipe: str | None = None, stage: int | None = None,
+         **values: Any) -> Mapping[str, Any]:  # fmt: skip
     """Say what an extraction would cost; `extraction` are further fields of ExtractOptions, `values` of jobs.plan.PlanOptions."""
     from ..jobs.cost_model import Prices
     from ..jobs.extract_options import ExtractOptions
     from ..jobs.plan import PlanOptions, plan_extraction
-    from ..storage.views import StoredPixels, ViewSpec
+    from .recipe_views import chosen_views
 
     requests = _teacher_requests(teachers, teacher_sizes, weights)
-    spec = ViewSpec(views_per_image=views, pixels=None if pixels_px is None else StoredPixels(pixels_px))
+    spec, told = chosen_views(recipe, stage, {"views_per_image": views}, pixels_px, on_event)
     options = ExtractOptions(data, requests, spec, **extraction)
-    return plan_extraction(store, options, PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values))
+    costs = PlanOptions(prices=Prices(device_hour, gigabyte_month, months), **values)
+    found = plan_extraction(store, options, costs, on_event)
+    return found if recipe is None else {**found, "view_values": told}
 
 
 def _request(teacher: str | None, weights: Path | None) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage.copying import copy_features
-from ..storage.errors import BadInput, CacheDamaged
+from ..storage.errors import BadInput, CacheDamaged, StoreUnavailable
 from ..storage.examination import examine
 from ..storage.examiner import Examiner
 from ..storage.features import FeatureReader
@@ -43,7 +43,7 @@ def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
         for key in keys:
             try:
                 rows[key] = row(opened, key)
-            except CacheDamaged as error:  # one unfinished or damaged set must not hide the others
+            except (CacheDamaged, StoreUnavailable) as error:  # one unfinished or damaged set must not hide the others
                 unreadable[f"{kind}/{key}"] = str(error)
         return rows
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..storage.cache_home import name_user
 from ..storage.errors import BadInput, EupeError
 from ..storage.stop_signals import interrupt_on_stop
 from ..storage.urls import absolute
@@ -89,6 +90,7 @@ def run(action: Callable[..., Mapping[str, Any]], as_json: bool, /, **values: An
     from .wording import readable
 
     refuse_boundless(click.get_current_context())
+    name_user()
     with reporter(as_json=as_json) as on_event:
         result = {**action(**values, on_event=on_event), "event": "result"}
     shown = {key: value for key, value in result.items() if key != "event"}
@@ -265,7 +267,9 @@ TEACHERS = (
     click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
     click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
     click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), default="fp32", show_default=True, help="auto: by device."),
-    click.option("--views", type=click.IntRange(1), default=1, show_default=True, help="Recorded views of each image."),
+    click.option("--recipe", default=None, help="Recipe's name or TOML file whose views are drawn; default: a crop and a flip."),
+    click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."),
+    click.option("--views", type=click.IntRange(1), default=None, help="Recorded views of each image; default: the recipe's, or 1."),
     click.option("--codec", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True),
     click.option("--tokens-per-view", type=click.IntRange(1), default=None, metavar="T", help="Keep T random patch tokens; default: all."),
     click.option("--grid", default=None, metavar="HxW", callback=grid_of, help="Store a larger teacher's grid resampled, as 16x16."),
@@ -283,10 +287,11 @@ PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), def
 @cli.command("extract-features")
 @options(
     STORE, DATA, *TEACHERS, PIXELS,
-    click.option("--photometric", type=click.Choice(["none", "teacher_same", "student_only"]), default="none", show_default=True,
-                 help="Who sees colour jitter, blur and solarisation: nobody, both, or the student alone."),
-    click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default="random_resized_crop", show_default=True),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views."),
+    click.option("--photometric", type=click.Choice(["none", "teacher_same", "student_only"]), default=None,
+                 help="Who sees colour jitter, blur, solarisation: nobody, both, the student; default: the recipe's, or none."),
+    click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default=None,
+                 help="Default: the recipe's, or random_resized_crop."),
+    click.option("--seed", type=int, default=None, help="Seed of the views; default: the recipe's, or 0."),
     click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Of 32 views, for mean and std."),
     click.option("--normalisation", type=click.Choice(["mean-std", "phi-s"]), default="mean-std", show_default=True, help="Of tokens."),
     click.option("--statistics-from", multiple=True, metavar="KEY", help="Use a feature set's statistics again; repeatable."),
@@ -335,7 +340,7 @@ def plan(as_json: bool, **values: Any) -> None:
     click.option("--out", required=True, callback=folder_or_url, metavar="FOLDER|URL", help="Run's folder; a run found there resumes."),
     click.option("--proxy", default=None, callback=folder_or_url, metavar="RUN|URL", help="Stage 3: the proxy's run, used live."),
     click.option("--targets", type=click.Choice(["cached", "live"]), default=None, help="Read targets or compute them; default: recipe's."),
-    click.option("--teacher", "live_teachers", multiple=True, help="Live targets: teacher of each --features, in order; repeatable."),
+    click.option("--teacher", "live_teachers", multiple=True, help="Live targets: the teacher of each --features; repeatable."),
     click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Ranks through Ray Train; 0: this process."),
     click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),

@@ -94,7 +94,8 @@ class Demo:
         return tuple(TeacherRequest(name, size_px=sizes.get(name)) for name in self.recipe.extract.teachers)
 
     def _train_views(self) -> ViewSpec:
-        return ViewSpec(views_per_image=self.recipe.extract.views_per_image, seed=self.recipe.extract.seed)
+        drawn = ViewSpec(views_per_image=self.recipe.extract.views_per_image, seed=self.recipe.extract.seed)
+        return self.recipe.stages[1].recipe.views.spec(drawn)
 
     def _extract(self, step: str, data: str, teachers: tuple[TeacherRequest, ...], views: ViewSpec) -> dict[str, str]:
         extract = self.recipe.extract

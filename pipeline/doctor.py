@@ -2,20 +2,25 @@
 
 The disk's rate is measured, not looked up: PROBE_BYTES are written with fsync and read back in a temporary file of the given folder, which
 is removed. The read bypasses the page cache where the system lets it (posix_fadvise); a file system that ignores this shows memory's rate.
-Ray is only looked at, never started.
+Ray is only looked at, never started. A check that fails is a finding: the others follow all the same.
 """
 
+import getpass
 import os
 import platform
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..storage.atomic import refusals
+from ..storage.cache_home import cache_home, can_be_written, home_folder
+from ..storage.errors import BadInput
+from ..storage.exclusive import publish
 from .progress import OnEvent
 
 PACKAGES = ("eupe-pipeline", "torch", "timm", "torchvision", "transformers", "ray", "zarr", "numpy", "pillow", "pyarrow", "safetensors")
@@ -26,16 +31,50 @@ SHARED_MEMORY_WANTED_BYTES = 2 << 30
 
 
 def examine(*, folder: Path, on_event: OnEvent) -> dict[str, Any]:
-    """Return the findings by topic; `traps` is empty on a healthy machine. Raises StoreUnavailable when the folder refuses writing."""
-    return {
-        "versions": versions(),
-        "machine": machine(),
-        "devices": devices(),
-        "disk": disk(folder),
-        "weights": weights(),
-        "torchvision": torchvision(),
-        "traps": traps(),
+    """Return the findings by topic; `traps` is empty on a healthy machine. A check that fails gives its reason under "failed"."""
+    checks: dict[str, Callable[[], Any]] = {
+        "versions": versions,
+        "machine": machine,
+        "user": user,
+        "devices": devices,
+        "disk": lambda: disk(folder),
+        "publishing": lambda: publishing(folder),
+        "weights": weights,
+        "torchvision": torchvision,
+        "traps": lambda: traps(folder),
     }
+    return {topic: _guarded(check) for topic, check in checks.items()}
+
+
+def _guarded(check: Callable[[], Any]) -> Any:
+    """Return what a check finds, or why it failed: whoever asks the doctor has something broken already."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001  # of any library on a machine that is not as it should be
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def user() -> dict[str, Any]:
+    """Return who runs this, where the home is, and where downloads and results are kept."""
+    home = home_folder()
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"{os.getuid()}, who has no entry in the user database"
+    return {"name": name, "home": "none" if home is None else str(home), "cache": str(cache_home())}
+
+
+def publishing(folder: Path) -> str:
+    """Return how a store in a folder would publish files without replacing any."""
+    with refusals(folder, 0), tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-doctor-") as own:
+        new = Path(own) / "new"
+        new.write_bytes(b"")
+        try:
+            os.link(new, Path(own) / "linked")
+        except OSError as error:
+            publish(new, Path(own) / "renamed")
+            return f"exclusive rename (no hard links: {error.strerror})"
+    return "hard links"
 
 
 def versions() -> dict[str, str]:
@@ -112,9 +151,24 @@ def torchvision() -> str:
     return status()
 
 
-def traps() -> list[str]:
+def traps(folder: Path | None = None) -> list[str]:
     """Return the known traps that this machine is in, each with its cure."""
+    from ..jobs.ray_places import ray_folder, shared_memory_flaw
+
     found = []
     if sys.platform == "linux" and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).total < SHARED_MEMORY_WANTED_BYTES:
         found.append(f"{SHARED_MEMORY} is smaller than 2 GB: Ray falls back to disk; start the container with --shm-size=4g")
+    if sys.platform == "linux" and (flaw := shared_memory_flaw()):
+        found.append(f"{flaw}: Ray keeps its objects on disk, which is slower")
+    try:
+        other, why = ray_folder(os.environ)
+        found += [f"{why}: Ray keeps its files in {other}; set RAY_TMPDIR to a short folder of your own"] if why else []
+    except BadInput as error:
+        found.append(str(error))
+    home = home_folder()
+    if home is None or not can_be_written(home):
+        what = "this user has no home folder" if home is None else f"the home folder {home} cannot be written"
+        found.append(f"{what}: set EUPE_PIPELINE_HOME to a folder for weights, downloads and results")
+    if folder is not None and not can_be_written(folder):
+        found.append(f"{folder.absolute()} cannot be written: a store there can be read and trained from, without leases")
     return found

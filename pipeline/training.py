@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..storage.errors import BadInput
-from ..storage.urls import absolute
+from ..storage.urls import absolute, is_url
 from .actions import recipe_table
 from .progress import OnEvent
 from .recipe_files import ResolvedRecipe, load_recipe
@@ -30,8 +30,8 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
 
     `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some.
     """
+    from ..storage.cache_home import cache_home
     from ..storage.store import FeatureStore
-    from ..teachers.weights import weights_folder
 
     dataset, shares = data_setting([data] if isinstance(data, str) else data)
     overlaid = [*settings, *([f"teacher.source={targets}"] if targets else []), *student_setting(students), *shares]
@@ -42,7 +42,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
     check_live_teachers(resolved, features, proxy, live_teachers)
     if on_miss == "compute" and follow_minutes is not None:
         raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
-    cache = Path(absolute(str(shard_cache))) if shard_cache else weights_folder().parent / "shards"
+    cache = Path(absolute(str(shard_cache))) if shard_cache else cache_home() / "shards"
     opened = FeatureStore.open(store, shard_cache=cache)
     follow_s = None if follow_minutes is None else 60 * follow_minutes
     watch = watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap)
@@ -51,12 +51,13 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
 
         complete = follow_s is None and on_miss == "refuse"
         plan = plan_training(resolved.recipe, opened, list(features), data=dataset, students=students, workers=workers,
-                             complete=complete)  # fmt: skip
+                             complete=complete, begun=not is_url(str(out)) and any(Path(out).rglob("recipe.json")))  # fmt: skip
         return {"dry_run": True, "out": absolute(str(out)), **plan, "recipe": recipe_table(resolved.rows())}
     if on_miss == "compute":
         from ..jobs.on_miss import fill_missing
 
         fill_missing(opened, features, list(resolved.recipe.data.shares) or [dataset], teachers=at_hand, views_per_image=new_views,
+                     views=resolved.recipe.views.spec(),
                      allow_random_weights=allow_random_weights, on_event=on_event)  # fmt: skip
     if workers:
         from ..jobs.train_ranks import TrainOrder, train_on_workers
@@ -105,8 +106,9 @@ def check_live_teachers(resolved: ResolvedRecipe, features: Sequence[str], proxy
     live = resolved.recipe.teacher.source == "live"
     if proxy is not None and live_teachers:
         raise BadInput("--proxy and --teacher both name live teachers; give --teacher alone, one for each --features")
-    if live_teachers and len(live_teachers) != len(features):
-        raise BadInput(f"{len(features)} --features need {len(features)} --teacher in the same order, got {len(live_teachers)}")
+    names = {wanted.partition("@")[0] for wanted in features}
+    if live_teachers and len(live_teachers) not in (len(features), len(names)):
+        raise BadInput(f"{len(features)} --features need {len(features)} --teacher, one for each, got {len(live_teachers)}")
     if live and proxy is None and not live_teachers:
         raise BadInput(
             "the recipe's targets are live (teacher.source = 'live'), and no teacher was named: give --proxy RUN, the run whose model made "

@@ -1,8 +1,8 @@
 """Local files that are either wholly there or not there at all.
 
 Every write goes to a temporary name in the same folder, is fsynced, and is then published: by rename where the newest version should win
-(a run's own files), by hard link where nothing may ever be replaced (the store). The price is one fsync for the file and one for the
-folder. A full disk, a quota or a missing permission becomes `StoreUnavailable` with the bytes that were needed.
+(a run's own files), exclusively where nothing may ever be replaced (the store, `exclusive`). The price is one fsync for the file and one
+for the folder. Whatever the system refuses becomes `StoreUnavailable` with the path; a write whose fsync failed is not published.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .errors import StoreUnavailable
+from .errors import EupeError, StoreUnavailable
+from .exclusive import publish
 from .large_files import LARGE_BYTES, Buffer, Streamed, write_large
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -35,8 +36,11 @@ _REFUSED = {
     errno.EISDIR: "a folder of that name is in the way",
     errno.ENOENT: "nothing can be made at this place",
     errno.EINVAL: "this file system refuses such a name",
-    errno.EOPNOTSUPP: "the file system has no hard links, which a store needs to publish files without replacing any",
+    errno.EIO: "the disk failed (input/output error)",
+    errno.ESTALE: "the network file system lost the file (stale handle)",
+    errno.ETIMEDOUT: "the network file system did not answer in time",
 }
+_NO_SUCH_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of a folder, on some network file systems
 
 Content = Sequence[Buffer] | Streamed
 
@@ -47,12 +51,12 @@ def refusals(path: Path, needed_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if isinstance(error, EupeError):
             raise
         short_of_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         needed = f" ({needed_bytes:,} bytes were needed for this file)" if short_of_room else ""
         raise StoreUnavailable(
-            f"cannot write {path}: {_REFUSED[error.errno]}{needed}. Nothing that was committed is lost. "
+            f"cannot write {path}: {_REFUSED.get(error.errno or 0, error.strerror or error)}{needed}. Nothing that was committed is lost. "
             "Make room or permission there or name another place, then run the same command again."
         ) from error
 
@@ -63,6 +67,9 @@ def fsync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_FSYNC:
+                raise
         finally:
             os.close(descriptor)
 
@@ -108,7 +115,8 @@ def _temporary_file(final: Path, content: Content, durable: bool = True) -> Iter
                 os.close(descriptor)
         yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only file system, where it would hide the right error
+            temporary.unlink()
 
 
 def write_atomically(path: Path, data: Buffer) -> None:
@@ -122,17 +130,23 @@ def write_atomically(path: Path, data: Buffer) -> None:
 def create_exclusively(path: Path, content: Content, *, durable: bool = True) -> bool:
     """Publish the content at `path` unless something is there; True when this call created it.
 
-    The order of system calls is write, fsync, link, fsync of the folder: a name never stands for unwritten bytes. Without `durable`
-    there is no fsync, and after a crash of the machine the name may stand for anything.
+    The order of system calls is write, fsync, link, fsync of the folder: a name never stands for unwritten bytes. Where the folder's
+    fsync fails, the name is taken back. Without `durable` there is no fsync, and after a crash of the machine the name may stand for
+    anything.
     """
     make_folder(path.parent)
     with _temporary_file(path, content, durable) as temporary, refusals(path, 0):
         try:
-            os.link(temporary, path)
+            publish(temporary, path)
         except FileExistsError:
             return False
     if durable:
-        fsync_folder(path.parent)
+        try:
+            fsync_folder(path.parent)
+        except StoreUnavailable:  # a retry would find the name and take it for durable
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
     return True
 
 
@@ -165,7 +179,8 @@ def replace_folder(final: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(readers)
-            _fsync_path(file)
+            with refusals(file, 0):
+                _fsync_path(file)
         fsync_folder(temporary)
         old = temporary.with_name(f"{temporary.name[:190]}-old")
         if final.exists():  # moved aside, not deleted: a kill here leaves both, never neither

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from .decode import Orientation, Pixels, decode_image
 from .errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailable
+from .forks import renewed_after_fork
 from .identity import canonical_json, digest, short
 from .named import damage, read_identity_file
 from .objects import LocalObjects, Objects
@@ -145,6 +146,11 @@ class ImageDataset:
         self._lock = threading.Lock()
         self._parts: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have held the lock."""
+        self._lock = threading.Lock()
 
     def _part(self, number: int) -> pq.ParquetFile:
         """A part of the index, its sha256 checked when it is opened."""

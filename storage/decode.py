@@ -119,7 +119,8 @@ def stored_values(data: bytes, *, where: str) -> NDArray[Any]:
 def _decoded(
     image: Image.Image, data: bytes, where: str, convert: Callable[[Image.Image], NDArray[Any]], orientation: Orientation
 ) -> NDArray[Any]:
-    carried = _carried(image, data)
+    # What is left as stored need not be known, except where Pillow acts on it.
+    carried = 1 if orientation == "stored" and not isinstance(image, TiffImagePlugin.TiffImageFile) else _carried(image, data)
     try:
         image.load()
         values = convert(image)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from .commit import MAX_RECORD_BYTES, parse_record, record_key, shard_of
 from .errors import CacheDamaged
+from .forks import renewed_after_fork
 from .named import damage
 from .objects import Objects, OpenObject
 
@@ -58,6 +59,11 @@ class Ledgers:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, _Ledger] = OrderedDict()
         self._known: set[int] | None = None
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have held the lock."""
+        self._lock = threading.Lock()
 
     def key(self, number: int) -> str:
         """Where a ledger lies."""

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .errors import BadInput, CacheDamaged
+from .errors import BadInput, CacheDamaged, StoreUnavailable
 from .features import FeatureReader
 from .identity import ids_digest
 from .leases import drop_expired, refuse_leased
 from .objects import below
 from .store import FeatureStore
+from .urls import is_url
 from .viewset import ViewSet
 
 Event = dict[str, Any]
@@ -71,7 +72,9 @@ def _why_damaged(one: FeatureReader | ViewSet, shard: int) -> str | None:
             of_views = views.group.record(shard)
             if of_views is None or of_views.digest != record.views_record:
                 return "it was made from other views than those that are committed now"
-    except CacheDamaged as error:
+    except (CacheDamaged, StoreUnavailable) as error:
+        if isinstance(error, StoreUnavailable) and is_url(one.group.objects.url):  # the network is no damage of the store
+            raise
         return str(error)
     return None
 

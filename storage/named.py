@@ -12,12 +12,18 @@ from functools import partial
 from typing import Any
 
 from .errors import BadInput, CacheDamaged, EupeError
-from .identity import canonical_json, digest, short
+from .identity import SHORT_DIGEST, canonical_json, digest, short
 from .mending import flaw_of, put
 from .objects import Objects
 
 MAX_IDENTITY_BYTES = 128 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]{0,99}")
+_KEY = re.compile(rf"[^@/\s]+@[0-9a-f]{{{SHORT_DIGEST}}}")
+
+
+def is_key(name: str) -> bool:
+    """Whether a folder's name is a key, NAME@DIGEST: a copy beside it (`KEY.bak`, `KEY copy`, `Copy of KEY`) is not."""
+    return _KEY.fullmatch(name) is not None
 
 
 def check_name(kind: str, name: str) -> str:

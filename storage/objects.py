@@ -17,12 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .atomic import TEMPORARY_PREFIX, Content, create_exclusively, fsync_folder, make_folder, refusals, sweep, write_atomically
+from .atomic import Content, create_exclusively, fsync_folder, make_folder, refusals, sweep, write_atomically
+from .cache_home import expanded
 from .errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+from .forks import renewed_after_fork
 from .read_ahead import Fetchers
 from .reading_threads import threads_for_files
 from .remote import RemoteObjects, check_limit
-from .urls import is_url
+from .urls import is_url, one_spelling
 
 _IOV_MAX = 1024
 _A_FILE = re.compile(r"c(\.\d+)+|\d+\.(json|parquet|records)|zarr\.json")  # by its name, so that nobody asks an object store about each
@@ -38,6 +40,9 @@ class OpenObject(Protocol):
 
     def renew(self) -> None:
         """It will be read soon: a copy that may be dropped is made the newest, or made again."""
+
+    def doubt(self) -> bool:
+        """What it gave is not what was expected: a copy is compared, and made again when it is damaged. Whether to read once more."""
 
     def close(self) -> None:
         """Release it."""
@@ -128,8 +133,12 @@ class _Descriptors:
         with self._lock:
             self._kept.pop(path, None)
 
+    def after_fork(self) -> None:
+        """Another thread may have held the lock."""
+        self._lock = threading.Lock()
 
-_DESCRIPTORS = _Descriptors()
+
+_DESCRIPTORS = renewed_after_fork(_Descriptors())
 
 
 @contextlib.contextmanager
@@ -142,7 +151,12 @@ def _reading(path: Path) -> Iterator[None]:
     except NotADirectoryError as error:
         raise FileNotFoundError(*error.args) from error
     except OSError as error:
-        raise StoreUnavailable(f"cannot read {path}: {error.strerror}; check its permissions and the disk") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path | str, error: OSError) -> StoreUnavailable:
+    """The error for a file or folder that the system refuses to read."""
+    return StoreUnavailable(f"cannot read {path}: {error.strerror or error}; check its permissions and the disk")
 
 
 class Vanished(CacheDamaged):
@@ -165,7 +179,11 @@ class _LocalFile:
         pending = list(buffers)
         wanted = sum(len(buffer) for buffer in pending)
         while wanted:
-            got = os.preadv(descriptor.number, pending[:_IOV_MAX], offset)
+            try:
+                got = os.preadv(descriptor.number, pending[:_IOV_MAX], offset)
+            except OSError as error:
+                _DESCRIPTORS.forget(self._path)  # a network file system may have another handle for the next try
+                raise unreadable(self._path, error) from error
             if not got:
                 raise CacheDamaged(f"{self._path} ends {wanted:,} bytes before what its record describes")
             wanted, offset = wanted - got, offset + got
@@ -174,6 +192,10 @@ class _LocalFile:
 
     def renew(self) -> None:
         """It is there as long as its store."""
+
+    def doubt(self) -> bool:
+        """It is no copy."""
+        return False
 
     def close(self) -> None:
         _DESCRIPTORS.forget(self._path)
@@ -192,7 +214,7 @@ def after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
 
 
 class LocalObjects:
-    """`Objects` in a folder of this machine or of a shared file system that has hard links."""
+    """`Objects` in a folder of this machine or of a shared file system that can name files exclusively (`exclusive`)."""
 
     fetchers: Fetchers | None = None
 
@@ -220,22 +242,23 @@ class LocalObjects:
     def size(self, key: str) -> int | None:
         """The file's length."""
         try:
-            status = (self.root / key).stat()
-        except (FileNotFoundError, NotADirectoryError):
+            with _reading(self.root / key):
+                status = (self.root / key).stat()
+        except FileNotFoundError:
             return None
         return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
     def names(self, prefix: str) -> list[str]:
-        """Entries of the folder; temporary names of writers at work or killed are left out."""
+        """Entries of the folder but hidden ones: temporary names of writers at work or killed, and what desktops leave (.DS_Store)."""
         try:
             with _reading(self.root / prefix):
                 entries = os.listdir(self.root / prefix)
         except FileNotFoundError:
             return []
-        return sorted(name for name in entries if not name.startswith(TEMPORARY_PREFIX))
+        return sorted(name for name in entries if not name.startswith("."))
 
     def create(self, key: str, content: Content) -> bool:
-        """Write, fsync, hard link, fsync the folder."""
+        """Write, fsync, name exclusively, fsync the folder."""
         return create_exclusively(self.root / key, content)
 
     def replace(self, key: str, data: bytes) -> None:
@@ -244,8 +267,11 @@ class LocalObjects:
 
     def drop_empty(self, prefix: str) -> None:
         """Remove what folders are left below a prefix from which every object was removed."""
-        for folder, _, _ in os.walk(self.root / prefix, topdown=False):
+        for folder, _, names in os.walk(self.root / prefix, topdown=False):
             with contextlib.suppress(OSError):
+                for name in names:
+                    if name == ".DS_Store" or name.startswith("._"):  # a desktop's, which nobody sees and `names` leaves out
+                        os.unlink(os.path.join(folder, name))
                 os.rmdir(folder)
 
     def sweep(self, prefix: str) -> int:
@@ -275,14 +301,14 @@ def below(objects: Objects, prefix: str) -> Iterator[str]:
 def open_objects(url: str, *, make: bool = False) -> Objects:
     """The objects below a path or URL; `make` creates a missing local folder. Raises `BadInput` for an unusable URL."""
     if not is_url(url) or url.startswith("file://"):
-        root = Path(url.removeprefix("file://")).expanduser().absolute()
+        root = expanded(url.removeprefix("file://"))
         if root.exists() and not root.is_dir():
             raise BadInput(f"{url} is a file; a store is a folder or a URL like s3://bucket/folder")
         if make:
             make_folder(root)
         return LocalObjects(root)
     try:
-        return RemoteObjects(url)
+        return RemoteObjects(one_spelling(url))
     except EupeError:
         raise
     except (ValueError, ImportError) as error:

@@ -19,10 +19,9 @@ from .errors import BadInput
 from .identity import canonical_json, digest, short
 from .named import damage
 from .objects import Objects
-from .urls import is_url
+from .urls import SAME_SCHEMES, is_url
 
 MAX_PLACE_BYTES = 1 << 20
-_SAME_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 _PLACE_COLUMNS = ["path", "container", "offset", "length"]
 
 
@@ -33,7 +32,7 @@ def canonical_source(source: str) -> str:
     """
     scheme, separator, rest = source.partition("://")
     if is_url(source) and scheme.lower() not in ("file", "local"):
-        known = _SAME_SCHEMES.get(scheme.lower(), scheme.lower())
+        known = SAME_SCHEMES.get(scheme.lower(), scheme.lower())
         return source if "::" in source else f"{known}://{rest.rstrip('/') or rest[:1]}"
     as_written = os.path.join(os.getcwd(), os.path.expanduser(rest if separator else source))
     path = os.path.normpath(as_written)

@@ -14,6 +14,7 @@ from functools import partial
 from queue import SimpleQueue
 
 from .errors import EupeError
+from .forks import renewed_after_fork
 
 Call = Callable[[], None]
 
@@ -26,6 +27,11 @@ class Fetchers:
 
     def __init__(self, count: int, room_bytes: int) -> None:
         self.count, self.room_bytes = count, room_bytes
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with an empty queue and no thread."""
         self._calls: SimpleQueue[tuple[Future[None], Call]] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
@@ -55,6 +61,11 @@ class ReadAhead:
     def __init__(self, fetch: Callable[[int, Sequence[str]], None], fetchers: Fetchers, shards: int, shard_bytes: int) -> None:
         self._fetch, self._fetchers, self._shards = fetch, fetchers, shards
         self._depth = max(1, min(fetchers.count, fetchers.room_bytes // max(1, shard_bytes)))
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin with nothing under way: a child would wait for ever for its parent's threads."""
         self._lock = threading.Lock()
         self._coming: dict[int, Future[None]] = {}
         self._last = self._asked = -1

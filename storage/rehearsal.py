@@ -1,6 +1,7 @@
 """A store in which nothing is made: a dry run goes the real way, and what it would create stays in this process's memory.
 
-Reads find what was created here first, then what the store behind holds. Only for what is small, identities and metadata; nothing can be
+Reads find what was created here first, then what the store behind holds. For identities and metadata, and for pooled
+features of a store that cannot be written; nothing can be
 removed through it.
 """
 
@@ -27,6 +28,10 @@ class _Made:
 
     def renew(self) -> None:
         """It is there as long as its rehearsal."""
+
+    def doubt(self) -> bool:
+        """It is no copy."""
+        return False
 
     def close(self) -> None:
         """Nothing is held."""

@@ -18,10 +18,11 @@ import xxhash
 
 from .atomic import Content, refusals
 from .errors import CacheDamaged, EupeError, StoreUnavailable
+from .forks import renewed_after_fork
 from .read_ahead import Fetchers
 from .reading_threads import MOST
 from .s3_get import WholeObjects, whole_objects
-from .urls import refuse_secrets
+from .urls import refuse_endpoint, refuse_secrets
 
 TRIES = 6
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
@@ -109,6 +110,10 @@ class _RemoteObject:
     def renew(self) -> None:
         """There is no copy."""
 
+    def doubt(self) -> bool:
+        """There is no copy."""
+        return False
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -120,9 +125,33 @@ class RemoteObjects:
 
     def __init__(self, url: str) -> None:
         refuse_secrets("store", url)
+        refuse_endpoint("store", url)
         self.url = url
-        self._filesystem, self._root = connected(url)
-        self._whole: WholeObjects | None = whole_objects(self._filesystem) if url.startswith("s3:") else None
+        self._inherited: list[Any] = []
+        self._connect()
+        renewed_after_fork(self)
+
+    def _connect(self) -> None:
+        self._connected, self._root = connected(self.url)
+        self._stale = False
+        self._whole_objects = whole_objects(self._connected) if self.url.startswith("s3:") else None
+
+    def after_fork(self) -> None:
+        """Connect anew at the next request; the parent's connections are kept from being closed here, which it would notice."""
+        self._inherited += [self._connected, self._whole_objects]
+        self._stale = not self.url.startswith("memory:")  # which has no connection, and is the parent's at the fork
+
+    @property
+    def _filesystem(self) -> Any:
+        if self._stale:
+            self._connect()
+        return self._connected
+
+    @property
+    def _whole(self) -> WholeObjects | None:
+        if self._stale:
+            self._connect()
+        return self._whole_objects
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}".rstrip("/")
@@ -197,14 +226,14 @@ class RemoteObjects:
             return None
 
     def names(self, prefix: str) -> list[str]:
-        """One listing, never from a cache."""
+        """One listing, never from a cache; hidden names are left out, as of a folder."""
         try:
             entries = self._call("list", prefix, lambda: self._filesystem.ls(self._path(prefix), detail=False, refresh=True))
         except FileNotFoundError:
             return []
         own = self._path(prefix).strip("/")
         names = {str(entry).strip("/") for entry in entries} - {own}
-        return sorted(name.rsplit("/", 1)[-1] for name in names)
+        return sorted(last for name in names if not (last := name.rsplit("/", 1)[-1]).startswith("."))
 
     def create(self, key: str, content: Content) -> bool:
         """One conditional put."""

@@ -13,16 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .adopt import adopt
 from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_of
-from .errors import CacheDamaged
+from .errors import CacheDamaged, StoreUnavailable
+from .forks import renewed_after_fork
 from .ledger import LEDGER_SHARDS, Ledgers
-from .objects import Objects
+from .objects import Objects, OpenObject
 from .read_ahead import ReadAhead
 from .reading_threads import side_by_side
 from .rows import OpenArray, Place, check_out, flat_bytes, read_rows, refuse_blank_rows
@@ -57,6 +58,11 @@ class ShardedGroup:
         self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
         fetchers, shard_bytes = objects.fetchers, sum(spec.row_bytes for spec in specs) * self.shard_rows
         self._ahead = ReadAhead(self._fetch, fetchers, self.shards, shard_bytes) if fetchers else None
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have held the lock."""
+        self._lock = threading.Lock()
 
     def shard_span(self, shard: int) -> tuple[int, int]:
         """The rows [first, last) of a shard."""
@@ -182,6 +188,10 @@ class ShardedGroup:
             file = self.objects.open(f"{self.prefix}/{spec.key(record.shard)}", entry.xxh3_128)
         except FileNotFoundError as error:
             raise CacheDamaged(f"{where} is missing although it was committed; run `eupe-pipeline features verify`") from error
+        return once_more(file, lambda: self._opened_array(spec, record, file, where))
+
+    def _opened_array(self, spec: ArraySpec, record: Record, file: OpenObject, where: str) -> OpenArray:
+        entry = record.objects[spec.name]
         if file.size != entry.bytes or file.size < spec.index_bytes:
             raise CacheDamaged(f"{where} is damaged: {file.size:,} bytes, its record says {entry.bytes:,}")
         tail = bytearray(spec.index_bytes)
@@ -255,7 +265,7 @@ class ShardedGroup:
                 self._ahead.settle(shard)
             opened = self._open_shard(shard, flat)
             for name, memory in flat.items():
-                read_rows(opened[name], places, memory, check)
+                once_more(opened[name].file, partial(read_rows, opened[name], places, memory, check))
 
     def uncompacted(self) -> list[int]:
         """The committed shards whose record is a file of its own, in order."""
@@ -303,6 +313,19 @@ class ShardedGroup:
             array.file.close()
             if xxh3_128([self.objects.read(f"{self.prefix}/{entry.key}")]) != entry.xxh3_128:
                 raise CacheDamaged(f"{array.where} is damaged: xxh3 differs from its record; run `eupe-pipeline features repair`")
+
+
+Result = TypeVar("Result")
+
+
+def once_more(file: OpenObject, call: Callable[[], Result]) -> Result:
+    """The result of reading from `file`; where what came was damaged, or nothing came, and it is a copy, that of another one."""
+    try:
+        return call()
+    except (CacheDamaged, StoreUnavailable):
+        if not file.doubt():
+            raise
+        return call()
 
 
 def by_shard(rows: NDArray[np.int64], order: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[Place]]]:

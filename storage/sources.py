@@ -30,7 +30,7 @@ from .parquet_source import parquet_row, walk_parquet
 from .remote import connected
 from .remote_files import RemoteFiles
 from .tar_source import walk_tar
-from .urls import refuse_secrets
+from .urls import refuse_endpoint, refuse_secrets
 from .web_files import WebFiles, is_web
 
 
@@ -45,6 +45,7 @@ def _files_of(url: str) -> tuple[Any, str]:
 def open_source(url: str) -> tuple[Any, str]:
     """The file system and the path of a source; raises `BadInput` when there is nothing, and for a URL with secrets."""
     refuse_secrets("source", url)
+    refuse_endpoint("source", url)
     try:
         filesystem, root = _files_of(url)
         if not filesystem.exists(root):
@@ -164,7 +165,8 @@ def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
     """The bytes of one indexed image; raises FileNotFoundError or OSError when the place is gone, `StoreUnavailable` when none answers."""
     filesystem, root = _files_of(url)
-    full = root if _name(root) == path and _is_file(filesystem, root) else f"{root}/{path}"
+    names = (path, unquote(path)) if is_web(url) else (path,)
+    full = root if _name(root) in names and _is_file(filesystem, root) else f"{root}/{path}"
     try:
         return _bytes_of(filesystem, full, container, offset, length)
     except FileNotFoundError:

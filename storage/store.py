@@ -21,7 +21,7 @@ from .features import FeatureReader
 from .findings import command
 from .identity import canonical_json, digest, short
 from .mending import held
-from .named import MAX_IDENTITY_BYTES, damage, read_identity
+from .named import MAX_IDENTITY_BYTES, damage, is_key, read_identity
 from .objects import Objects, open_objects
 from .remote import RemoteObjects
 from .shard_cache import DEFAULT_LIMIT_BYTES, CachedObjects
@@ -95,26 +95,39 @@ class FeatureStore:
         return self._keys("features")
 
     def _keys(self, kind: str) -> list[str]:
-        return [name for name in self.objects.names(kind) if "@" in name]
+        """Names that are keys; what else lies there (a backup copy, a stray file) is nobody's set."""
+        return [name for name in self.objects.names(kind) if is_key(name)]
 
     def _resolve(self, kind: str, name: str) -> str:
         keys = self._keys(kind)
+        if name in keys:
+            return name
         wanted, _, prefix = name.partition("@")
         found = [key for key in keys if key.split("@")[0] == wanted and key.split("@")[1].startswith(prefix)]
+        if len(found) > 1:  # a deletion that was killed, or a stray file of such a name, is no choice
+            found = self._with_identity(kind, found) or found
         if len(found) == 1:
             return found[0]
         if found:
             raise BadInput(f"{name!r} is the name of several {kind} in {self.url}; say which: {', '.join(found)}")
         raise unknown_name(f"{kind} in {self.url}:", name, keys)
 
+    def _with_identity(self, kind: str, keys: list[str]) -> list[str]:
+        return [key for key in keys if self.objects.size(f"{kind}/{key}/identity.json") is not None]
+
+    def _key_of(self, kind: str, full_digest: str) -> str | None:
+        """The key of the set with this digest, None when there is none; of several, one with an identity (the others are copies)."""
+        found = [key for key in self._keys(kind) if key.endswith(f"@{short(full_digest)}")]
+        whole = self._with_identity(kind, found) if len(found) > 1 else found
+        return next(iter(whole or found), None)
+
     def dataset(self, name: str) -> ImageDataset:
         """A dataset by name or key; raises `BadInput` when it is unknown or ambiguous."""
         return ImageDataset(self.objects, self._resolve("datasets", name))
 
     def _dataset_of(self, full_digest: str) -> ImageDataset:
-        for key in self.list_datasets():
-            if key.endswith(f"@{short(full_digest)}"):
-                return ImageDataset(self.objects, key)
+        if (key := self._key_of("datasets", full_digest)) is not None:
+            return ImageDataset(self.objects, key)
         raise CacheDamaged(f"{self.url} has no dataset @{short(full_digest)}, over which these views were drawn; index it again")
 
     def view_set(self, name: str) -> ViewSet:
@@ -124,9 +137,8 @@ class FeatureStore:
         return ViewSet(self.objects, key, self._dataset_of(str(identity.get("dataset"))), identity)
 
     def _views_of(self, full_digest: str) -> ViewSet:
-        for key in self.list_view_sets():
-            if key.endswith(f"@{short(full_digest)}"):
-                return self.view_set(key)
+        if (key := self._key_of("views", full_digest)) is not None:
+            return self.view_set(key)
         raise CacheDamaged(f"{self.url} has no views @{short(full_digest)}, over which these features were made")
 
     def features_identity(self, key: str) -> dict[str, Any]:
@@ -168,7 +180,7 @@ class FeatureStore:
 
     def keys_of_statistics(self, statistics: Statistics) -> list[str]:
         """Where statistics with these values are kept, under whatever they were measured on."""
-        keys = [f"statistics/{name}" for name in self.objects.names("statistics")]
+        keys = [f"statistics/{name}" for name in self.objects.names("statistics") if is_key(name.removesuffix(".json"))]
         return [key for key in keys if self.read_statistics(key)[1].digest == statistics.digest]
 
 
@@ -191,7 +203,7 @@ def marker_flaw(objects: Objects) -> str:
 
 def _holds_sets(objects: Objects) -> bool:
     """Whether there are datasets, views or features, whatever the marker says."""
-    return any("@" in name for kind in ("datasets", "views", "features") for name in objects.names(kind))
+    return any(is_key(name) for kind in ("datasets", "views", "features") for name in objects.names(kind))
 
 
 def _no_store(objects: Objects, why: str) -> BadInput:

@@ -10,6 +10,8 @@ from .errors import BadInput
 
 NAMED = ("hf:", "hub:", "timm:")  # begins of names of teachers and of weights, which are neither paths nor URLs
 _HALF = re.compile(r"(?!hf:|hub:|timm:)[a-z][a-z0-9+]+:/[^/]")
+SAME_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
+_SERVER = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d*")
 _ADVICE = "credentials come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.netrc and so on)"
 
 
@@ -29,6 +31,24 @@ def absolute(place: str) -> str:
     if not place or place.startswith(NAMED) or is_url(place):
         return place
     return str(Path(place).expanduser().absolute())
+
+
+def one_spelling(url: str) -> str:
+    """A URL with the scheme that its client knows: Hadoop's `s3a://` and `s3n://` are `s3://`."""
+    scheme, separator, rest = url.partition("://")
+    return f"{SAME_SCHEMES.get(scheme.lower(), scheme)}{separator}{rest}"
+
+
+def refuse_endpoint(what: str, url: str) -> None:
+    """Raise `BadInput` for an S3 URL that names a server where the bucket belongs."""
+    for part in url.split("::"):
+        scheme, _, rest = part.partition("://")
+        server, _, path = rest.partition("/")
+        if scheme.lower() in ("s3", "s3a", "s3n") and _SERVER.fullmatch(server):
+            raise BadInput(
+                f"the {what}'s URL {part} names the server {server} where the bucket belongs: "
+                f"export AWS_ENDPOINT_URL=http://{server} (or https://), and give s3://{path or 'BUCKET/FOLDER'}"
+            )
 
 
 def refuse_secrets(what: str, url: str) -> None:

@@ -23,8 +23,9 @@ from .commit import Record
 from .dataset import ImageDataset
 from .decode import Pixels, decoder_identity
 from .errors import BadInput
+from .forks import renewed_after_fork
 from .identity import digest, ids_digest, short
-from .named import check_metadata, create_named, damage
+from .named import check_metadata, create_named, damage, is_key
 from .objects import Objects
 from .photometric import COLUMNS, UNITS
 from .selection import only_rows
@@ -108,13 +109,20 @@ class ViewSet:
         self.rows, self.shards = self.group.rows, self.group.shards
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Views] = OrderedDict()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have held the lock."""
+        self._lock = threading.Lock()
 
     @classmethod
     def create(cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> "ViewSet":
         """The set of views of this identity, made when the store does not have it yet, also under another name of the same images."""
         identity = views_identity(dataset, spec, images_per_shard)
         suffix = f"@{short(digest(identity))}"
-        key = next((name for name in objects.names("views") if name.endswith(suffix)), f"{dataset.name}{suffix}")
+        own = f"{dataset.name}{suffix}"
+        others = [name for name in objects.names("views") if is_key(name) and name.endswith(suffix)]
+        key = own if own in others else next(iter(others), own)
         create_named(objects, f"views/{key}", "views", identity, views_metadata(identity))
         return cls(objects, key, dataset, identity)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..storage.errors import BadInput, unknown_name
+from .view_config import ViewsConfig
 
 PRECISIONS = ("auto", "fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -274,6 +275,8 @@ class TrainRecipe:
     """Length and portions."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images and their order."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """Which views the targets are of."""
 
     def __post_init__(self) -> None:
         _check(self.stage in (1, 2, 3), "stage", self.stage, "1, 2 or 3")
@@ -283,7 +286,7 @@ class TrainRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as nested plain data (tuples as lists), fit for JSON and for comparing."""
-        return {key: _plain(value) for key, value in vars(self).items()}
+        return {key: _plain(value) for key, value in vars(self).items()} | {"views": _plain(self.views.stated())}
 
     def decisive(self) -> dict[str, Any]:
         """`to_dict` without the `OPERATIONAL` values and without those of `BEFORE`: equal for two runs that compute the same thing."""
@@ -312,6 +315,7 @@ def _plain(value: Any) -> Any:
 def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe as plain data without the `OPERATIONAL` values and those of `BEFORE`; teachers are sorted, as their order means nothing."""
     kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plain.items()}
+    kept.pop("views", None)  # the sets that were trained on have theirs in their identity
     for dotted in (*OPERATIONAL, *BEFORE):
         table, key = dotted.split(".")
         if key in kept[table] and kept[table][key] == BEFORE.get(dotted, kept[table][key]):

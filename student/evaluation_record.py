@@ -10,12 +10,12 @@ the versions of torch and of this package stand in the record for people.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..storage.atomic import make_folder, write_atomically
-from ..storage.errors import BadInput, CacheDamaged
+from ..storage.errors import BadInput, CacheDamaged, StoreUnavailable
 from ..storage.identity import digest, json_bytes, short
 from .knn_names import record_named_as_today
 from .versions import versions
@@ -48,6 +48,15 @@ def keep_record(folder: Path, evaluation: str, protocol: Mapping[str, Any], resu
     make_folder(path.parent)
     write_atomically(path, json_bytes(record, indent=1, allow_nan=False))
     return record
+
+
+def keep_partial(path: Path, data: Callable[[], bytes], on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Write down what an evaluation has done so far; where that cannot be written, it is said, and a kill costs it."""
+    try:
+        make_folder(path.parent)
+        write_atomically(path, data())
+    except StoreUnavailable as error:
+        on_event({"event": "warning", "text": f"progress is not kept, so that an interrupted evaluation begins anew: {error}"})
 
 
 def as_json(figures: Mapping[str, Any], evaluation: str) -> bytes:

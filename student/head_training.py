@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..storage.atomic import make_folder, write_atomically
 from ..storage.errors import BadInput, CacheDamaged
 from .dense_head import DenseHead, HeadRecipe, build_optimizer, set_schedule
 from .draws import step_seed
+from .evaluation_record import keep_partial
 
 Batch = TypeVar("Batch")
 OnEvent = Callable[[dict[str, Any]], None]
@@ -79,8 +79,7 @@ class HeadTraining(Generic[Batch]):
         tensors = {f"head.{name}": tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
-        make_folder(self.file.parent)
-        write_atomically(self.file, save(tensors, {"step": str(self.done)}))
+        keep_partial(self.file, lambda: save(tensors, {"step": str(self.done)}), self.on_event)
 
     def _restore(self) -> None:
         try:
@@ -89,7 +88,7 @@ class HeadTraining(Generic[Batch]):
             self.head.load_state_dict({name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")})
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CacheDamaged(
-                f"{self.file} is not the state of this head ({error}); remove it to train the head from its start"
+                f"{self.file} is not the state of this head ({error}); move it elsewhere to train the head from its start"
             ) from error
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():

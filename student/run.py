@@ -18,6 +18,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from .metrics import Metrics, read_metrics
 from .models import Student
 from .ranks import ALONE, Ranks
 from .sharding import whole
+from .view_config import ViewsConfig
 
 __all__ = ["Metrics", "RunFolder", "adapter_record", "load_model", "read_adapters", "read_metrics", "save_model"]
 
@@ -71,7 +73,10 @@ class RunFolder:
     def as_begun(self, recipe: TrainRecipe, origins: Mapping[str, str]) -> TrainRecipe:
         """The recipe as the run that stands here was begun with it, in what its record is older than; raises `CacheDamaged`."""
         if (self.out / "recipe.json").is_file() and self.has_steps():
-            recipe, self.taken_over = recipe.as_recorded(_read_json(self.out / "recipe.json")["decisive"], origins)
+            recorded = _read_json(self.out / "recipe.json")
+            recipe, self.taken_over = recipe.as_recorded(recorded["decisive"], origins)
+            if not recorded.get("recipe", {}).get("views"):
+                recipe = replace(recipe, views=ViewsConfig())
         return recipe
 
     def begin(

@@ -6,7 +6,6 @@ an unexpected key means another architecture. The price of strictness is that a 
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,17 +14,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..storage.atomic import make_folder, write_atomically
+from ..storage.cache_home import cache_home, own_cache
 from ..storage.errors import BadInput
-from ..storage.urls import absolute
 
-HOME_VARIABLE = "EUPE_PIPELINE_HOME"
 _NAMED_AT_MOST = 5
 
 
 def weights_folder() -> Path:
-    """`$EUPE_PIPELINE_HOME/weights`, or `~/.cache/eupe-pipeline/weights`; it need not exist."""
-    home = os.environ.get(HOME_VARIABLE)
-    return (Path(absolute(home)) if home else Path.home() / ".cache" / "eupe-pipeline") / "weights"
+    """`weights` in the cache's home; it need not exist. A home that may only be read still gives the weights that lie there."""
+    own = own_cache()
+    return own / "weights" if own is not None and (own / "weights").is_dir() else cache_home() / "weights"
 
 
 def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:

@@ -1,15 +1,15 @@
 """Leases of jobs: who reads or writes a set is known to prune and to runs that follow, and is forgotten when the job ends."""
 
+import contextlib
 import os
 import shutil
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eupe_pipeline.jobs.reading_leases import EXTRACTION, extractors, leases
-from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.storage.errors import BadInput, StoreUnavailable
 from eupe_pipeline.storage.leases import Lease, holders
 from eupe_pipeline.storage.maintenance import prune
 from eupe_pipeline.storage.store import FeatureStore
@@ -60,8 +60,6 @@ def test_a_set_that_was_deleted_meanwhile_is_refused(store: FeatureStore) -> Non
 
 
 def test_a_store_that_nobody_may_write_to_is_read_with_a_warning(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eupe_pipeline.storage.errors import StoreUnavailable
-
     def refuse(key: str, buffers: Any) -> bool:
         raise StoreUnavailable("no permission to create")
 
@@ -71,10 +69,26 @@ def test_a_store_that_nobody_may_write_to_is_read_with_a_warning(store: FeatureS
         assert [event["event"] for event in said] == ["warning"]
 
 
+def test_a_store_that_nobody_may_write_to_gives_one_warning_for_all_sets(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(key: str, buffers: Any) -> bool:
+        raise StoreUnavailable("no permission to create")
+
+    monkeypatch.setattr(store.objects, "create", refuse)
+    said: list[dict[str, Any]] = []
+    with leases(store, store.list_features(), "train", said.append):
+        assert len(said) == 1
+        assert all(key in said[0]["text"] for key in store.list_features())
+
+
 def test_an_extractor_of_this_machine_whose_process_is_gone_does_not_count(store: FeatureStore) -> None:
-    key, host = key_of(store), socket.gethostname()[:30]
-    gone = 2**22 + 1  # above every process id of Linux
-    with Lease(store.objects, key, f"{EXTRACTION}-{host}-{gone}"), Lease(store.objects, key, f"train-{host}-{os.getpid()}"):
+    key, child = key_of(store), os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            Lease(store.objects, key, f"{EXTRACTION}-here-1")
+        os._exit(0)
+    os.waitpid(child, 0)
+    with Lease(store.objects, key, f"train-here-{os.getpid()}"):
+        assert len(store.objects.names(f"leases/{key}")) == 2
         assert extractors(store, [key]) == []
-        with Lease(store.objects, key, f"{EXTRACTION}-elsewhere-{gone}"), Lease(store.objects, key, f"{EXTRACTION}-{host}-{os.getpid()}"):
-            assert len(extractors(store, [key])) == 2
+        with Lease(store.objects, key, f"{EXTRACTION}-here-{os.getpid()}"):
+            assert len(extractors(store, [key])) == 1

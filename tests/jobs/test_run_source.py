@@ -95,6 +95,7 @@ def test_the_command_takes_urls_and_refuses_bad_ones_in_a_sentence(
         "run.steps=1",
         "run.batch_size=4",
         "device=cpu",
+        "views.photometric=none",
     ]
     words = [word for one in settings for word in ("--set", one)]
     arguments = ["train", "--stage", "3", *common, "--recipe", "1-3", *words, "--set", "teacher.sizes_px=[16]"]

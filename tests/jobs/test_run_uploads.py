@@ -29,6 +29,7 @@ from ..storage.faulty_s3 import Fault, FaultyServer
 from .test_train import interrupt_after
 
 SETTINGS = (
+    "views.photometric=none",
     "device=cpu", "precision=fp32", "student.architecture=vit-mini", "student.options={depth = 1}", "student.sizes_px=[24]",
     "adapter.width=32", "run.batch_size=6", "run.log_every=1", "run.checkpoint_every=2",
 )  # fmt: skip

@@ -50,3 +50,37 @@ def test_small_shared_memory_is_a_trap_with_its_cure(monkeypatch: pytest.MonkeyP
     assert any("--shm-size" in trap for trap in doctor.traps())
     monkeypatch.setattr(doctor, "SHARED_MEMORY_WANTED_BYTES", 0)
     assert doctor.traps() == []
+
+
+def test_a_check_that_fails_does_not_end_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("a library that does not load")
+
+    for name in ("versions", "machine", "devices", "torchvision", "weights", "user"):
+        monkeypatch.setattr(doctor, name, broken)
+    found = doctor.examine(folder=Path("/proc"), on_event=ignore)
+    for name in ("versions", "machine", "devices", "torchvision", "weights", "user"):
+        assert found[name] == {"failed": "RuntimeError: a library that does not load"}
+    assert "failed" in found["disk"]
+    assert "failed" in found["publishing"]
+    assert isinstance(found["traps"], list)
+
+
+def test_how_files_are_published_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.publishing(tmp_path) == "hard links"
+
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    assert doctor.publishing(tmp_path) == "exclusive rename (no hard links: Operation not permitted)"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_do_not_work_are_traps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "home_folder", lambda: None)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
+    monkeypatch.setattr(doctor, "can_be_written", lambda folder: False)
+    found = " ".join(doctor.traps(tmp_path))
+    for said in ("no home folder: set EUPE_PIPELINE_HOME", "too long", "set RAY_TMPDIR", f"{tmp_path} cannot be written"):
+        assert said in found

@@ -10,6 +10,7 @@ from eupe_pipeline.storage.errors import BadInput
 from eupe_pipeline.student.run import read_metrics
 
 SETTINGS = (
+    "views.photometric=none",
     "device=cpu", "precision=fp32", "student.architecture=vit-mini", "student.sizes_px=[24]", "adapter.width=32", "run.steps=4",
     "run.batch_size=6", "run.log_every=1", "optimizer.learning_rate=1e-2",
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eupe_pipeline.jobs.evaluate import differences
 from eupe_pipeline.jobs.labelled_features import open_data, read_upright
 from eupe_pipeline.pipeline import actions
 from eupe_pipeline.storage.dataset import read_description
@@ -190,3 +191,6 @@ def test_an_evaluation_indexes_folders_as_stored_and_says_which_dataset_is_not(p
     assert read_upright(found) == {}
     assert open_data(store, upright.key).key == upright.key
     assert "official evaluations read images as stored" in read_upright(upright, found)["images_read"]
+    said = differences(224, found, upright)
+    assert said["differs_from_paper"] == said["differs_from_official"] == [said["images_read"]]
+    assert differences(224, found, found) == {}

@@ -168,6 +168,7 @@ def test_images_that_were_indexed_under_encoded_names_are_read(site: Site) -> No
     assert read_bytes(site.url, "a%20b.png", "file", 0, 0) == picture(9)
     with pytest.raises(FileNotFoundError):
         read_bytes(site.url, "a%20c.png", "file", 0, 0)
+    assert read_bytes(f"{site.url}/a%20b.png", "a%20b.png", "file", 0, 0) == picture(9)
 
 
 def test_a_server_that_is_down_is_no_lost_image(store: FeatureStore, tmp_path: Path) -> None:
