@@ -36,6 +36,7 @@ from ..teachers.encoders import build_encoder
 from ..teachers.registry import absolute_name, load_teacher
 from ..teachers.regularity import set_drop_path, set_recompute, set_rope_draws, shrink_with_depth
 from ..teachers.spec import TeacherSpec
+from ..teachers.timm_students import try_sizes
 from .reading_leases import leases
 from .recorded_teacher import recorded_teacher
 from .run_lock import alone_in
@@ -102,6 +103,7 @@ def train(
                 refuse_other_grids(own, source.specs)
                 if not folder.has_steps():  # a run that goes on has its views in its identities
                     refuse_other_views(own, parts)
+                    try_sizes(architecture_of(own), own.student.sizes_px)
             if ranks.first:
                 held.enter_context(alone_in(home))
             summaries = begin_runs(runs, source, parts, origins or {}, device, ranks, told)
@@ -246,10 +248,15 @@ def _learner(
     return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks)
 
 
+def architecture_of(recipe: TrainRecipe) -> dict[str, Any]:
+    """What the recipe's student is: a name and the options that it changes."""
+    return {**recipe.student.options, "name": recipe.student.architecture}
+
+
 def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Student:
     """The student with random weights that depend on the recipe's seed alone."""
     torch.manual_seed(step_seed(recipe.seed, -1))
-    encoder = build_encoder({**recipe.student.options, "name": recipe.student.architecture})
+    encoder = build_encoder(architecture_of(recipe))
     encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px))
     for size_px in recipe.student.sizes_px:
         encoder.grid(size_px, size_px)  # raises BadInput off the stride

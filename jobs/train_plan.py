@@ -25,7 +25,8 @@ from ..student.ranks import Ranks
 from ..student.sampled import SampledTokens, at_places, refuse_other_grids
 from ..student.targets import STUDENT, CachedTargets, Memory
 from ..teachers.regularity import set_recompute
-from .train import initial_student, refuse_other_views, student_runs
+from ..teachers.timm_students import try_sizes
+from .train import architecture_of, initial_student, refuse_other_views, student_runs
 from .train_data import Part, cached_targets, open_parts
 
 _OPTIMIZER_MOMENTS = 2  # AdamW and LAMB alike
@@ -54,9 +55,10 @@ def plan_training(
     rank_span(recipe.run.batch_size, 0, ranks.count)
     specs = CachedTargets(readers).specs
     runs = student_runs(recipe, students, Path())
-    if recipe.teacher.source == "cached":
-        for own, _ in runs.values():
+    for own, _ in runs.values():
+        if recipe.teacher.source == "cached":
             refuse_other_grids(own, specs)
+        try_sizes(architecture_of(own), own.student.sizes_px)
     return {
         "data": {part.views.dataset.key: data_share(recipe, part) for part in parts},
         "features": {one.key: {"rows": one.rows, "bytes": one.stored_bytes()} for part in parts for one in part.readers.values()},
