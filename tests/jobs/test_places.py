@@ -35,7 +35,7 @@ def read_only(tiny_store: Any, tmp_path: Path) -> Iterator[str]:
         pytest.skip("only root can mount")
     try:
         shutil.copytree(tiny_store.store.url, folder / "store")
-        (folder / "store" / "leases" / tiny_store.features().key).mkdir(parents=True)
+        (folder / "store" / "leases" / tiny_store.features().key).mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         yield str(folder / "store")
     finally:
