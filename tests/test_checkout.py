@@ -72,15 +72,10 @@ def test_the_licence_is_the_whole_apache_text() -> None:
     assert hashlib.sha256((CHECKOUT / "LICENSE").read_bytes()).hexdigest() == APACHE_2_SHA256
 
 
-def test_the_readme_names_every_file_of_the_rooms_and_no_other() -> None:
+def test_the_readme_names_every_room() -> None:
     readme = (CHECKOUT / "README.md").read_text()
     for room in ROOMS:
-        block = re.search(rf"^{room}/\n((?:    .*\n)+)", readme, re.MULTILINE)
-        assert block is not None, room
-        named = set(re.findall(r"^    ([\w.]+\.py|recipes/|templates/) +\S", block[1], re.MULTILINE))
-        there = {path.name for path in (CHECKOUT / room).glob("*.py") if not path.name.startswith("__")}
-        there |= {f"{path.name}/" for path in (CHECKOUT / room).iterdir() if path.is_dir() and path.name != "__pycache__"}
-        assert named == there, room
+        assert re.search(rf"^{room}/ +\S", readme, re.MULTILINE), room
 
 
 def test_every_command_in_the_readme_is_a_command() -> None:

@@ -132,6 +132,7 @@ def test_the_command_line_takes_shares_and_a_dry_run_shows_them(mixed: FeatureSt
         "adapter.width=32",
         "run.steps=10",
         "run.batch_size=6",
+        "views.photometric=none",
     )
     common: dict[str, Any] = {"stage": 2, "store": mixed.url, "features": ["teacher"], "recipe": None, "settings": settings, "proxy": None}
     plan = train_command(data=["few=0.25", "many=0.75"], out=tmp_path / "run", dry_run=True, on_event=print, **common)
