@@ -30,7 +30,7 @@ from timm.models.convnext import ConvNeXt  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
-_VIT_MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")  # whose builders take the options of a ViT
+_VIT_MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "vitamin")  # whose builders take the options of a ViT
 _MEAN_OF_NORMED = "mean of patch tokens"
 _NORMED_MEAN = "normed mean of patch tokens"
 

@@ -13,7 +13,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def command(tiny: Any, out: Path, sizes: str, *students: str) -> list[str]:
-    settings = [f"student.sizes_px={sizes}", "adapter.width=8", "run.steps=2", "run.batch_size=4", "device=cpu"]
+    settings = [f"student.sizes_px={sizes}", "adapter.width=8", "run.steps=2", "run.batch_size=4", "device=cpu", 'views.photometric="none"']
     words = [word for one in settings for word in ("--set", one)]
     named = [word for one in students for word in ("--student", one)]
     common = ["--store", tiny.store.url, "--data", "photos", "--features", "tiny-teacher", "--recipe", "1-2-3", "--stage", "2"]

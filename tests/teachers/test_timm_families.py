@@ -123,7 +123,7 @@ def test_a_model_whose_forward_fails_at_a_size_is_refused_with_the_size(monkeypa
 def vits_and_convnexts() -> list[str]:
     import timm
 
-    modules = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "convnext", "vision_transformer_relpos", "beit")
+    modules = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "vitamin", "convnext", "vision_transformer_relpos", "beit")
     return [name for module in modules for name in timm.list_models(module=module)]
 
 
