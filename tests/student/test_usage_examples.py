@@ -95,6 +95,15 @@ def test_an_example_computes_the_students_tokens_from_the_recorded_preprocessing
     need_the_students_tokens(run, tmp_path / "out" / form, atol=atol)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("form", ["timm", "transformers", "onnx"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_example_of_a_student_without_registers_and_scales_is_right_as_well(form: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"name": "vit-mini", "registers": 0, "layer_scale": None, "qkv_bias": False, "patch_px": 14}, 56)
+    export(run, ExportOptions((form,)), tmp_path / "out")
+    need_the_students_tokens(run, tmp_path / "out" / form, atol=0.1 if form == "transformers" else 1e-4)
+
+
 def official_clone(folder: Path) -> str:
     folder.mkdir()
     (folder / "hubconf.py").write_text((Path(__file__).parents[1] / "official_hub.py").read_text())
