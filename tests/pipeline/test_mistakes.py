@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from eupe_pipeline.pipeline.cli import LARGEST_PX, main
 from eupe_pipeline.storage.store import FeatureStore
@@ -124,6 +125,7 @@ def mistaken(tiny_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_mistake_is_said_and_nothing_is_lost(
     command: str, says: str, mistaken: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # another test's server and credentials are no newcomer's
     before = standing(Path(mistaken["store"])), standing(tmp_path)
     assert main(shlex.split(command.format(**mistaken))) == 2
     out, err = capsys.readouterr()
