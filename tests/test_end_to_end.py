@@ -135,6 +135,8 @@ def test_the_commands_of_the_readme_walk_from_images_to_a_student(
         "run.steps=2",
         "--set",
         "run.batch_size=8",
+        "--set",
+        "views.photometric=none",
     ]
     train = ["train", "--store", store, "--data", "photos", *small]
     one = command(capsys, *train, "--stage", "1", "--features", "efficientnet-lite0", "--out", str(tmp_path / "proxy"))
