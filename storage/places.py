@@ -19,7 +19,7 @@ from .errors import BadInput
 from .identity import canonical_json, digest, short
 from .named import damage
 from .objects import Objects
-from .urls import SAME_SCHEMES, is_url
+from .urls import is_url, one_spelling
 
 MAX_PLACE_BYTES = 1 << 20
 _PLACE_COLUMNS = ["path", "container", "offset", "length"]
@@ -32,8 +32,7 @@ def canonical_source(source: str) -> str:
     """
     scheme, separator, rest = source.partition("://")
     if is_url(source) and scheme.lower() not in ("file", "local"):
-        known = SAME_SCHEMES.get(scheme.lower(), scheme.lower())
-        return source if "::" in source else f"{known}://{rest.rstrip('/') or rest[:1]}"
+        return source if "::" in source else one_spelling(f"{scheme}://{rest.rstrip('/') or rest[:1]}")
     as_written = os.path.join(os.getcwd(), os.path.expanduser(rest if separator else source))
     path = os.path.normpath(as_written)
     if os.path.realpath(path) != os.path.realpath(as_written):  # `link/..` is not the folder that the link lies in

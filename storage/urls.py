@@ -34,9 +34,9 @@ def absolute(place: str) -> str:
 
 
 def one_spelling(url: str) -> str:
-    """A URL with the scheme that its client knows: Hadoop's `s3a://` and `s3n://` are `s3://`."""
+    """A URL with the scheme that its client knows, in small letters: Hadoop's `s3a://` and `s3n://` are `s3://`; a path as it is."""
     scheme, separator, rest = url.partition("://")
-    return f"{SAME_SCHEMES.get(scheme.lower(), scheme)}{separator}{rest}"
+    return f"{SAME_SCHEMES.get(scheme.lower(), scheme.lower())}://{rest}" if separator else url
 
 
 def refuse_endpoint(what: str, url: str) -> None:
