@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, features_identity
-from eupe_pipeline.storage.indexing import build_index
-from eupe_pipeline.storage.statistics import Statistics
+from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
+from eupe_pipeline.storage.features.statistics import Statistics
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
-from eupe_pipeline.storage.viewset import ViewSet
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import ViewSpec
 from PIL import Image
 
 from .figures import interleave, medians, report

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from eupe_pipeline.storage.codec import CODECS, decode, encode
-from eupe_pipeline.storage.dataset import ImageDataset
-from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, features_identity
-from eupe_pipeline.storage.indexing import build_index
-from eupe_pipeline.storage.statistics import Moments, Statistics
+from eupe_pipeline.storage.features.codec import CODECS, decode, encode
+from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
+from eupe_pipeline.storage.features.statistics import Moments, Statistics
+from eupe_pipeline.storage.images.dataset import ImageDataset
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec, render
-from eupe_pipeline.storage.viewset import ViewSet
-from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import ViewSpec, render
+from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
 from numpy.typing import NDArray
 
 from .figures import report

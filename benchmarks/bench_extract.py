@@ -29,23 +29,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from eupe_pipeline.jobs.extract import extract_features
-from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
-from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.jobs.extraction.extract import extract_features
+from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
-from eupe_pipeline.student.models import Student, TargetSpec
-from eupe_pipeline.student.run import save_model
-from eupe_pipeline.teachers.canary import canary_images
-from eupe_pipeline.teachers.encoders import build_encoder
-from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
+from eupe_pipeline.storage.views.view_spec import ViewSpec
+from eupe_pipeline.student.model.student import Student, TargetSpec
+from eupe_pipeline.student.training.run_folder import save_model
+from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.registry.canary import canary_images
+from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
 from PIL import Image
 
 from .figures import report
 
 SIZE_PX, BATCH = 128, 16
 TARGETS = {"extract.rate/bare_forward": (">=", 0.95), "extract.kill_overhead": ("<=", 1.1)}
-SCRIPT = "import sys; from eupe_pipeline.pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+SCRIPT = "import sys; from eupe_pipeline.pipeline.commands.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def make_photos(folder: Path, count: int, size_hw: tuple[int, int]) -> None:

@@ -19,20 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from eupe_pipeline.jobs.pool import InProcess
-from eupe_pipeline.jobs.shard_report import ShardReport
-from eupe_pipeline.jobs.shard_work import WorkOrder
-from eupe_pipeline.jobs.statistics import Normalisation
-from eupe_pipeline.storage.errors import BadInput
-from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, features_identity
-from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.jobs.extraction.measure_statistics import Normalisation
+from eupe_pipeline.jobs.extraction.pool import InProcess
+from eupe_pipeline.jobs.extraction.shard_report import ShardReport
+from eupe_pipeline.jobs.extraction.shard_worker import WorkOrder
+from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
-from eupe_pipeline.storage.viewset import ViewSet
-from eupe_pipeline.teachers.canary import canary_images
-from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
-from eupe_pipeline.teachers.spec import TeacherSpec
-from eupe_pipeline.teachers.teacher import Teacher
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import ViewSpec
+from eupe_pipeline.teachers.registry.canary import canary_images
+from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.spec import TeacherSpec
+from eupe_pipeline.teachers.registry.teacher import Teacher
 from torch.utils.flop_counter import FlopCounterMode
 
 from .bench_extract import make_photos

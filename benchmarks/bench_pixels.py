@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from eupe_pipeline.storage.decode import Pixels
-from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.images.indexing import build_index
+from eupe_pipeline.storage.sources.decode import Pixels
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import StoredPixels, ViewSpec, cut, pixel_digest, resize
-from eupe_pipeline.storage.viewset import ViewSet
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec, cut, pixel_digest, resize
 from numcodecs.zstd import Zstd  # type: ignore[import-untyped]  # it has no types
 from PIL import Image
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from eupe_pipeline.jobs.stored_tokens import resampled
-from eupe_pipeline.storage.decode import decode_image
-from eupe_pipeline.storage.statistics import Moments, Statistics
-from eupe_pipeline.storage.views import resize
-from eupe_pipeline.student.config import LossConfig
-from eupe_pipeline.student.losses import patch_loss, upsample
-from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
+from eupe_pipeline.jobs.extraction.stored_tokens import resampled
+from eupe_pipeline.storage.features.statistics import Moments, Statistics
+from eupe_pipeline.storage.sources.decode import decode_image
+from eupe_pipeline.storage.views.view_spec import resize
+from eupe_pipeline.student.model.losses import patch_loss, upsample
+from eupe_pipeline.student.model.recipe import LossConfig
+from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
 from torch import Tensor
 from torch.nn import functional
 

@@ -25,12 +25,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from eupe_pipeline.storage.copying import copy_features
-from eupe_pipeline.storage.features import FeatureReader, TokenRows
-from eupe_pipeline.storage.objects import open_objects
-from eupe_pipeline.storage.s3_get import whole_objects
-from eupe_pipeline.storage.shard_cache import CONNECTIONS
+from eupe_pipeline.storage.features.features import FeatureReader, TokenRows
+from eupe_pipeline.storage.objects.objects import open_objects
+from eupe_pipeline.storage.objects.s3_download import whole_objects
+from eupe_pipeline.storage.objects.shard_cache import CONNECTIONS
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.upkeep.copying import copy_features
 from fsspec import url_to_fs
 
 from .bench_store import SHARD_ROWS, made_up_rows, make_store

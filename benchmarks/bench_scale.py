@@ -19,18 +19,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-from eupe_pipeline.storage.commit import ObjectRecord, Record
-from eupe_pipeline.storage.dataset import PART_IMAGES, ImageDataset, dataset_digest, describe
-from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, features_identity
-from eupe_pipeline.storage.identity import short
-from eupe_pipeline.storage.ledger import LEDGER_SHARDS, Ledgers
-from eupe_pipeline.storage.objects import LocalObjects, Objects
-from eupe_pipeline.storage.shards import ShardedGroup
-from eupe_pipeline.storage.statistics import Statistics
+from eupe_pipeline.storage.core.identity import short
+from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
+from eupe_pipeline.storage.features.statistics import Statistics
+from eupe_pipeline.storage.images.dataset import PART_IMAGES, ImageDataset, dataset_digest, describe
+from eupe_pipeline.storage.objects.objects import LocalObjects, Objects
+from eupe_pipeline.storage.shards.commit import ObjectRecord, Record
+from eupe_pipeline.storage.shards.ledger import LEDGER_SHARDS, Ledgers
+from eupe_pipeline.storage.shards.shards import ShardedGroup
+from eupe_pipeline.storage.shards.zarr_format import ArraySpec, build_shard
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
-from eupe_pipeline.storage.viewset import ViewSet
-from eupe_pipeline.storage.zarr_format import ArraySpec, build_shard
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import ViewSpec
 
 from .figures import medians, report
 

@@ -27,13 +27,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, TokenRows, features_identity
-from eupe_pipeline.storage.indexing import build_index
-from eupe_pipeline.storage.statistics import Statistics
+from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, TokenRows, features_identity
+from eupe_pipeline.storage.features.statistics import Statistics
+from eupe_pipeline.storage.images.indexing import build_index
+from eupe_pipeline.storage.shards.zarr_format import CRC_BYTES, byte_view
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
-from eupe_pipeline.storage.viewset import ViewSet
-from eupe_pipeline.storage.zarr_format import CRC_BYTES, byte_view
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import ViewSpec
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -24,21 +24,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from eupe_pipeline.jobs.train import initial_student
-from eupe_pipeline.storage.features import FeatureReader
-from eupe_pipeline.storage.views import cut, resize
-from eupe_pipeline.student.config import RunConfig, StudentConfig, TrainRecipe
-from eupe_pipeline.student.devices import Choice, choose_precision
-from eupe_pipeline.student.learner import Learner
-from eupe_pipeline.student.models import Student, TargetSpec
-from eupe_pipeline.student.order import Order
-from eupe_pipeline.student.run import RunFolder, save_model
-from eupe_pipeline.student.stream import Batch, Stream
-from eupe_pipeline.student.targets import STUDENT, CachedTargets, LiveTargets, Rendering, TargetSource
-from eupe_pipeline.student.trainer import Trainer
-from eupe_pipeline.teachers.encoders import build_encoder
-from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
-from eupe_pipeline.teachers.teacher import Teacher
+from eupe_pipeline.jobs.training.train import initial_student
+from eupe_pipeline.storage.features.features import FeatureReader
+from eupe_pipeline.storage.views.view_spec import cut, resize
+from eupe_pipeline.student.data.order import Order
+from eupe_pipeline.student.data.stream import Batch, Stream
+from eupe_pipeline.student.data.targets import STUDENT, CachedTargets, LiveTargets, Rendering, TargetSource
+from eupe_pipeline.student.model.recipe import RunConfig, StudentConfig, TrainRecipe
+from eupe_pipeline.student.model.student import Student, TargetSpec
+from eupe_pipeline.student.training.learner import Learner
+from eupe_pipeline.student.training.run_folder import RunFolder, save_model
+from eupe_pipeline.student.training.trainer import Trainer
+from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.teacher import Teacher
+from eupe_pipeline.teachers.runtime.devices import Choice, choose_precision
 from torch.utils.data import DataLoader
 
 from .figures import interleave, medians, report

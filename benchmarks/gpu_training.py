@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from eupe_pipeline.jobs.train import initial_student
-from eupe_pipeline.storage.features import FeatureReader
-from eupe_pipeline.student.config import RunConfig, StudentConfig, TrainRecipe
-from eupe_pipeline.student.devices import Choice, choose_precision
-from eupe_pipeline.student.learner import Learner
-from eupe_pipeline.student.order import Order
-from eupe_pipeline.student.run import RunFolder
-from eupe_pipeline.student.stream import Batch
-from eupe_pipeline.student.targets import CachedTargets, LiveTargets, TargetSource
-from eupe_pipeline.student.trainer import Trainer
-from eupe_pipeline.teachers.architectures import canonical
-from eupe_pipeline.teachers.preprocessing import Preprocessing
-from eupe_pipeline.teachers.registry import load_teacher
-from eupe_pipeline.teachers.spec import RANDOM_WEIGHTS, TeacherSpec
+from eupe_pipeline.jobs.training.train import initial_student
+from eupe_pipeline.storage.features.features import FeatureReader
+from eupe_pipeline.student.data.order import Order
+from eupe_pipeline.student.data.stream import Batch
+from eupe_pipeline.student.data.targets import CachedTargets, LiveTargets, TargetSource
+from eupe_pipeline.student.model.recipe import RunConfig, StudentConfig, TrainRecipe
+from eupe_pipeline.student.training.learner import Learner
+from eupe_pipeline.student.training.run_folder import RunFolder
+from eupe_pipeline.student.training.trainer import Trainer
+from eupe_pipeline.teachers.encoders.architectures import canonical
+from eupe_pipeline.teachers.encoders.preprocessing import Preprocessing
+from eupe_pipeline.teachers.registry.registry import load_teacher
+from eupe_pipeline.teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
+from eupe_pipeline.teachers.runtime.devices import Choice, choose_precision
 
 from .bench_train import kept
 from .figures import interleave, medians

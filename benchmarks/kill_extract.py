@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from eupe_pipeline.pipeline.cifar import unpack
-from eupe_pipeline.pipeline.demo_recipe import load_demo
-from eupe_pipeline.pipeline.fetch import fetch_demo
-from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.pipeline.demo.cifar import unpack
+from eupe_pipeline.pipeline.demo.demo_recipe import load_demo
+from eupe_pipeline.pipeline.demo.fetch import fetch_demo
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 
 from .figures import report
 
-SCRIPT = "import sys; from eupe_pipeline.pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+SCRIPT = "import sys; from eupe_pipeline.pipeline.commands.main import main; sys.exit(main(sys.argv[1:]))"
 MARK = "EUPE_KILL_EXTRACT"  # in the environment of every process of a start, also of those that left its session
 LATEST_S = 5.0  # a kill comes at most so long after the commit that it waits for
 TARGETS = {"extract.kills": (">=", 5.0), "extract.killed_differences": ("<=", 0.0)}

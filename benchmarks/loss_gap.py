@@ -8,24 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from eupe_pipeline.jobs.extract import extract_features
-from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
-from eupe_pipeline.jobs.train import initial_student
-from eupe_pipeline.jobs.train_data import open_features
-from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.jobs.extraction.extract import extract_features
+from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
+from eupe_pipeline.jobs.training.data import open_features
+from eupe_pipeline.jobs.training.train import initial_student
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
-from eupe_pipeline.storage.viewset import ViewSet
-from eupe_pipeline.student.config import OptimizerConfig, RunConfig, StudentConfig, TrainRecipe
-from eupe_pipeline.student.devices import Choice
-from eupe_pipeline.student.learner import Learner
-from eupe_pipeline.student.models import Student, TargetSpec
-from eupe_pipeline.student.order import Order
-from eupe_pipeline.student.run import RunFolder, read_metrics, save_model
-from eupe_pipeline.student.targets import CachedTargets, LiveTargets, TargetSource
-from eupe_pipeline.student.trainer import Trainer
-from eupe_pipeline.teachers.encoders import build_encoder
-from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import ViewSpec
+from eupe_pipeline.student.data.order import Order
+from eupe_pipeline.student.data.targets import CachedTargets, LiveTargets, TargetSource
+from eupe_pipeline.student.model.recipe import OptimizerConfig, RunConfig, StudentConfig, TrainRecipe
+from eupe_pipeline.student.model.student import Student, TargetSpec
+from eupe_pipeline.student.training.learner import Learner
+from eupe_pipeline.student.training.run_folder import RunFolder, read_metrics, save_model
+from eupe_pipeline.student.training.trainer import Trainer
+from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.runtime.devices import Choice
 
 from .training_store import make_images
 

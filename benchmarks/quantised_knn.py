@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eupe_pipeline.jobs.evaluate import EvaluationSize, compare, embed_images, labels_as, sample_images
+from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, compare, embed_images, labels_as, sample_images
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.student.deployed import executorch_runner
-from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
-from eupe_pipeline.teachers.teacher import Teacher
-from eupe_pipeline.teachers.tokens import Tokens
+from eupe_pipeline.student.export.runtimes import executorch_runner
+from eupe_pipeline.teachers.encoders.tokens import Tokens
+from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.teacher import Teacher
 from torch import Tensor
 
 

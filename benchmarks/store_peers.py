@@ -189,7 +189,7 @@ class Mds(Peer):
     module = "streaming.base.format.mds"
 
     def __init__(self, folder: Path) -> None:
-        from eupe_pipeline.teachers.torchvision_guard import install
+        from eupe_pipeline.teachers.runtime.torchvision_guard import install
 
         install()  # streaming imports torchvision, whose operators a CPU build of torch may lack
         super().__init__(folder)

@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eupe_pipeline.jobs.evaluate import EvaluationSize, knn_of_model
-from eupe_pipeline.jobs.extract import extract_features
-from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
-from eupe_pipeline.jobs.train import train
-from eupe_pipeline.pipeline.cifar import unpack
-from eupe_pipeline.pipeline.fetch import fetch_demo
-from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, knn_of_model
+from eupe_pipeline.jobs.extraction.extract import extract_features
+from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
+from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.pipeline.demo.cifar import unpack
+from eupe_pipeline.pipeline.demo.fetch import fetch_demo
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
-from eupe_pipeline.student.config import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TeacherConfig, TrainRecipe
+from eupe_pipeline.storage.views.view_spec import ViewSpec
+from eupe_pipeline.student.model.recipe import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TeacherConfig, TrainRecipe
 
 from .study_table import Row, read_rows, write_table
 from .workers import workers

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from eupe_pipeline.storage.decode import decode_image
-from eupe_pipeline.storage.features import FeatureReader
-from eupe_pipeline.storage.views import cut, resize
+from eupe_pipeline.storage.features.features import FeatureReader
+from eupe_pipeline.storage.sources.decode import decode_image
+from eupe_pipeline.storage.views.view_spec import cut, resize
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 

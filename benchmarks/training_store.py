@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, features_identity
-from eupe_pipeline.storage.indexing import build_index
-from eupe_pipeline.storage.statistics import Statistics
+from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
+from eupe_pipeline.storage.features.statistics import Statistics
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec, cut, pixel_digest, resize
-from eupe_pipeline.storage.viewset import ViewSet
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import ViewSpec, cut, pixel_digest, resize
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..storage.cache_home import home_folder
-from ..storage.errors import BadInput
-from .ray_places import OBJECT_STORE_BYTES, ray_places
+from ..storage.core.cache_home import home_folder
+from ..storage.core.errors import BadInput
+from .ray_folders import OBJECT_STORE_BYTES, ray_places
 
 LOOPBACK = "127.0.0.1"
 _ANSWERS_S = 10.0

@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import ImageDataset
-from .errors import BadInput, CacheDamaged, unknown_name
-from .features import FeatureReader
-from .findings import command
-from .identity import canonical_json, digest, short
-from .mending import held
-from .named import MAX_IDENTITY_BYTES, damage, is_key, read_identity
-from .objects import Objects, open_objects
-from .remote import RemoteObjects
-from .shard_cache import DEFAULT_LIMIT_BYTES, CachedObjects
-from .statistics import Statistics
-from .viewset import ViewSet
+from .core.errors import BadInput, CacheDamaged, unknown_name
+from .core.identity import canonical_json, digest, short
+from .features.features import FeatureReader
+from .features.statistics import Statistics
+from .images.dataset import ImageDataset
+from .objects.content_addressed import MAX_IDENTITY_BYTES, damage, is_key, read_identity
+from .objects.mending import held
+from .objects.objects import Objects, open_objects
+from .objects.remote import RemoteObjects
+from .objects.shard_cache import DEFAULT_LIMIT_BYTES, CachedObjects
+from .upkeep.findings import command
+from .views.view_set import ViewSet
 
 MARKER = "eupe-store.json"
 FORMAT = 1

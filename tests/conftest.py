@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, features_identity
-from eupe_pipeline.storage.indexing import build_index
-from eupe_pipeline.storage.statistics import Moments, Statistics
+from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
+from eupe_pipeline.storage.features.statistics import Moments, Statistics
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec, cut, pixel_digest, resize
-from eupe_pipeline.storage.viewset import ViewSet
-from eupe_pipeline.student.models import Student, TargetSpec
-from eupe_pipeline.student.run import save_model
-from eupe_pipeline.teachers.encoders import build_encoder
-from eupe_pipeline.teachers.registry import load_teacher, resolve_teacher
-from eupe_pipeline.teachers.teacher import Teacher
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import ViewSpec, cut, pixel_digest, resize
+from eupe_pipeline.student.model.student import Student, TargetSpec
+from eupe_pipeline.student.training.run_folder import save_model
+from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.teacher import Teacher
 from numpy.typing import NDArray
 from PIL import Image
 

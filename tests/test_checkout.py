@@ -79,7 +79,7 @@ def test_the_readme_names_every_room() -> None:
 
 
 def test_every_command_in_the_readme_is_a_command() -> None:
-    from eupe_pipeline.pipeline.cli import cli
+    from eupe_pipeline.pipeline.commands.main import cli
 
     readme = (CHECKOUT / "README.md").read_text()
     used = set(re.findall(r"eupe-pipeline ([a-z][a-z-]+)", readme))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.pipeline.cli import main
-from eupe_pipeline.pipeline.demo import run_demo
-from eupe_pipeline.pipeline.fetch import CIFAR10, downloads_folder
-from eupe_pipeline.teachers.weights import weights_folder
+from eupe_pipeline.pipeline.commands.main import main
+from eupe_pipeline.pipeline.demo.demo import run_demo
+from eupe_pipeline.pipeline.demo.fetch import CIFAR10, downloads_folder
+from eupe_pipeline.teachers.checkpoints.weights import weights_folder
 
 RECIPE = """
 [data]

@@ -16,7 +16,7 @@ ROOMS = ("pipeline", "jobs", "student", "teachers", "storage")  # from the top d
 
 # library -> the places that may import it, as a path prefix inside the checkout
 HOMES = {
-    "click": ("pipeline/cli.py",),
+    "click": ("pipeline/commands/",),
     "ray": ("jobs/",),
     "timm": ("teachers/",),
     "transformers": ("teachers/",),

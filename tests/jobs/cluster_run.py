@@ -11,9 +11,9 @@ import secrets
 import sys
 from typing import Any
 
-from eupe_pipeline.jobs.extract import extract_features
-from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
-from eupe_pipeline.storage.views import ViewSpec
+from eupe_pipeline.jobs.extraction.extract import extract_features
+from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
+from eupe_pipeline.storage.views.view_spec import ViewSpec
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 

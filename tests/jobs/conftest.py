@@ -10,10 +10,10 @@ from unittest import mock
 import fsspec
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.extract_options import ExtractOptions, TeacherRequest
-from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import ViewSpec
+from eupe_pipeline.storage.views.view_spec import ViewSpec
 
 from ..storage.faulty_s3 import SECRETS, FaultyServer, running
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eupe_pipeline.jobs.subjects import Model
-from eupe_pipeline.teachers.encoders import Encoder
-from eupe_pipeline.teachers.preprocessing import Preprocessing
-from eupe_pipeline.teachers.spec import TeacherSpec
-from eupe_pipeline.teachers.teacher import Teacher
-from eupe_pipeline.teachers.tokens import Tokens
+from eupe_pipeline.jobs.evaluation.models import Model
+from eupe_pipeline.teachers.encoders.encoder import Encoder
+from eupe_pipeline.teachers.encoders.preprocessing import Preprocessing
+from eupe_pipeline.teachers.encoders.tokens import Tokens
+from eupe_pipeline.teachers.registry.spec import TeacherSpec
+from eupe_pipeline.teachers.registry.teacher import Teacher
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.jobs.ray_session import has_token, is_loopback, ray_session, refuse_open_ports, refuse_silence
-from eupe_pipeline.storage.errors import BadInput
+from eupe_pipeline.storage.core.errors import BadInput
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef"}
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from eupe_pipeline.storage.errors import Interrupted
-from eupe_pipeline.storage.stop_signals import stop_signals
-from eupe_pipeline.student.learner import Learner, TrainingDiverged
+from eupe_pipeline.storage.core.errors import Interrupted
+from eupe_pipeline.storage.core.stop_signals import stop_signals
+from eupe_pipeline.student.training.learner import Learner, TrainingDiverged
 from safetensors.torch import load_file
 
-from .test_train import RECIPE, STEPS, losses, run
+from .training.test_train import RECIPE, STEPS, losses, run
 
 EVERY = replace(RECIPE, run=replace(RECIPE.run, checkpoint_every=1000))
 

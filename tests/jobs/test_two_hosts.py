@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 HEAD, WORKER = "10.231.77.1", "10.231.77.2"
-EXTRACT = "import sys; from eupe_pipeline.pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+EXTRACT = "import sys; from eupe_pipeline.pipeline.commands.main import main; sys.exit(main(sys.argv[1:]))"
 NODE = ["--num-cpus=1", f"--object-store-memory={80 << 20}", "--disable-usage-stats", "--block"]
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.pipeline.pca import PcaPicture, pictures
-from eupe_pipeline.storage.features import FeatureReader
+from eupe_pipeline.pipeline.pictures.pca import PcaPicture, pictures
+from eupe_pipeline.storage.features.features import FeatureReader
 from eupe_pipeline.storage.store import FeatureStore
 from PIL import Image
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from eupe_pipeline.pipeline.cli import LARGEST_PX, main
+from eupe_pipeline.pipeline.commands.main import LARGEST_PX, main
 from eupe_pipeline.storage.store import FeatureStore
 from PIL import Image
 
@@ -148,7 +148,7 @@ def test_a_corrected_command_trains_in_the_folder_of_the_refused_one(mistake: st
 def test_a_dataset_of_the_store_is_taken_before_a_folder_of_the_same_name(
     tiny_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eupe_pipeline.jobs.labelled_features import open_data
+    from eupe_pipeline.jobs.evaluation.labelled_features import open_data
 
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from eupe_pipeline.jobs.labelled_features import open_data
-from eupe_pipeline.pipeline import actions
+from eupe_pipeline.jobs.evaluation.labelled_features import open_data
+from eupe_pipeline.pipeline.commands import actions
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..storage.damaged_tars import picture

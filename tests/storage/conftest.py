@@ -9,7 +9,7 @@ from unittest import mock
 
 import fsspec
 import pytest
-from eupe_pipeline.storage.remote import RemoteObjects
+from eupe_pipeline.storage.objects.remote import RemoteObjects
 
 from .faulty_s3 import SECRETS, FaultyServer, running
 from .made_up_store import Made, build, reopen

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from eupe_pipeline.storage.dataset import ImageDataset
-from eupe_pipeline.storage.indexing import build_index
+from eupe_pipeline.storage.images.dataset import ImageDataset
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from PIL import Image
 

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from eupe_pipeline.storage.commit import Record
-from eupe_pipeline.storage.dataset import ImageDataset
-from eupe_pipeline.storage.features import FeatureLayout, FeatureReader, TokenRows, features_identity
-from eupe_pipeline.storage.indexing import build_index
-from eupe_pipeline.storage.phis import hadamard
-from eupe_pipeline.storage.sampling import at_positions
-from eupe_pipeline.storage.statistics import Statistics
+from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, TokenRows, features_identity
+from eupe_pipeline.storage.features.phis import hadamard
+from eupe_pipeline.storage.features.sampling import at_positions
+from eupe_pipeline.storage.features.statistics import Statistics
+from eupe_pipeline.storage.images.dataset import ImageDataset
+from eupe_pipeline.storage.images.indexing import build_index
+from eupe_pipeline.storage.shards.commit import Record
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import Views, ViewSpec, cut, pixel_digest, render
-from eupe_pipeline.storage.viewset import ViewSet
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import Views, ViewSpec, cut, pixel_digest, render
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage.errors import BadInput, CacheDamaged, EupeError
+from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, EupeError
 
 from ..fault_log import Trials
 from .made_up_store import Made, everything, files, reopen, same, with_features

@@ -10,12 +10,12 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from eupe_pipeline.storage import viewset
-from eupe_pipeline.storage.indexing import build_index
-from eupe_pipeline.storage.sampling import at_positions
+from eupe_pipeline.storage.features.sampling import at_positions
+from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import StoredPixels, ViewSpec
-from eupe_pipeline.storage.viewset import ViewSet
+from eupe_pipeline.storage.views import view_set as viewset
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec
 from numpy.typing import NDArray
 
 from .made_up_store import CLS_DIM, Made, commit, drawn_with_digests, files, raw_tokens, tokens, with_features

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage.commit import parse_record
-from eupe_pipeline.storage.dataset import describe
-from eupe_pipeline.storage.errors import BadInput, CacheDamaged, EupeError
-from eupe_pipeline.storage.identity import canonical_json, digest, short
+from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, EupeError
+from eupe_pipeline.storage.core.identity import canonical_json, digest, short
+from eupe_pipeline.storage.images.dataset import describe
+from eupe_pipeline.storage.shards.commit import parse_record
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..fault_log import Trials

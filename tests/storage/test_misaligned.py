@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage.commit import record_key
-from eupe_pipeline.storage.errors import BadInput, CacheDamaged
-from eupe_pipeline.storage.features import FeatureReader, TokenRows, refuse_tokens
-from eupe_pipeline.storage.identity import differing_fields, digest
-from eupe_pipeline.storage.maintenance import verify
-from eupe_pipeline.storage.zarr_format import build_shard
+from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
+from eupe_pipeline.storage.core.identity import differing_fields, digest
+from eupe_pipeline.storage.features.features import FeatureReader, TokenRows, refuse_tokens
+from eupe_pipeline.storage.shards.commit import record_key
+from eupe_pipeline.storage.shards.zarr_format import build_shard
+from eupe_pipeline.storage.upkeep.maintenance import verify
 
 from ..fault_log import Trials
 from .made_up_store import Made, plan, reopen, tokens

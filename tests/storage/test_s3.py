@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage import remote, shard_cache
-from eupe_pipeline.storage.errors import BadInput, CacheDamaged, StoreUnavailable
-from eupe_pipeline.storage.leases import Lease, holders
-from eupe_pipeline.storage.maintenance import prune
-from eupe_pipeline.storage.remote import TRIES, RemoteObjects, persist
+from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
+from eupe_pipeline.storage.objects import remote, shard_cache
+from eupe_pipeline.storage.objects.remote import TRIES, RemoteObjects, persist
+from eupe_pipeline.storage.shards.zarr_format import xxh3_128
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.zarr_format import xxh3_128
+from eupe_pipeline.storage.upkeep.leases import Lease, holders
+from eupe_pipeline.storage.upkeep.maintenance import prune
 
 from ..fault_log import Trials
 from .faulty_s3 import SECRETS, Fault, FaultyServer

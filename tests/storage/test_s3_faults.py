@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage import remote
-from eupe_pipeline.storage.copying import copy_features
-from eupe_pipeline.storage.errors import BadInput, EupeError, StoreUnavailable
-from eupe_pipeline.storage.objects import open_objects
-from eupe_pipeline.storage.remote import TRIES, RemoteObjects
+from eupe_pipeline.storage.core.errors import BadInput, EupeError, StoreUnavailable
+from eupe_pipeline.storage.objects import remote
+from eupe_pipeline.storage.objects.objects import open_objects
+from eupe_pipeline.storage.objects.remote import TRIES, RemoteObjects
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.upkeep.copying import copy_features
 
 from ..fault_log import Trials
 from .faulty_s3 import SECRETS, Fault, FaultyServer

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorstore
-from eupe_pipeline.storage.codec import CODECS
-from eupe_pipeline.storage.copying import copy_features
-from eupe_pipeline.storage.errors import BadInput, CacheDamaged
-from eupe_pipeline.storage.maintenance import prune, verify
-from eupe_pipeline.storage.sampling import at_positions
+from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
+from eupe_pipeline.storage.features.codec import CODECS
+from eupe_pipeline.storage.features.sampling import at_positions
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.upkeep.copying import copy_features
+from eupe_pipeline.storage.upkeep.maintenance import prune, verify
 
 from .made_up_store import GRID, Made, commit, plan, reopen, tokens, with_features
 

@@ -10,10 +10,10 @@ from unittest import mock
 import fsspec
 import numpy as np
 import pytest
-from eupe_pipeline.storage.errors import BadInput, EupeError
-from eupe_pipeline.storage.leases import Lease
-from eupe_pipeline.storage.maintenance import prune, verify
+from eupe_pipeline.storage.core.errors import BadInput, EupeError
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.upkeep.leases import Lease
+from eupe_pipeline.storage.upkeep.maintenance import prune, verify
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test

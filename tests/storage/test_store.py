@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage.errors import BadInput, CacheDamaged
-from eupe_pipeline.storage.statistics import Statistics
+from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
+from eupe_pipeline.storage.features.statistics import Statistics
 from eupe_pipeline.storage.store import FeatureStore
 
 from .made_up_store import Made, plan, with_features

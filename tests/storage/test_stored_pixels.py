@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from eupe_pipeline.storage.copying import copy_features
-from eupe_pipeline.storage.errors import BadInput, CacheDamaged
-from eupe_pipeline.storage.healing import heal_views
-from eupe_pipeline.storage.maintenance import verify
+from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views import StoredPixels, ViewSpec, render
-from eupe_pipeline.storage.viewset import ViewSet
+from eupe_pipeline.storage.upkeep.copying import copy_features
+from eupe_pipeline.storage.upkeep.healing import heal_views
+from eupe_pipeline.storage.upkeep.maintenance import verify
+from eupe_pipeline.storage.views.view_set import ViewSet
+from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec, render
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage import atomic
-from eupe_pipeline.storage.errors import StoreUnavailable
+from eupe_pipeline.storage.core.errors import StoreUnavailable
+from eupe_pipeline.storage.objects import atomic_files as atomic
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..fault_log import Trials
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_names_the_bytes_needed(tmp_path: Path) -> None:
     commit(made, 0)
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
-        "from eupe_pipeline.storage.atomic import create_exclusively\n"
+        "from eupe_pipeline.storage.objects.atomic_files import create_exclusively\n"
         "from pathlib import Path\n"
         "create_exclusively(Path(sys.argv[2]), [bytes(70_000), bytes(30_000)])\n"
     )

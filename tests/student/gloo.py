@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from eupe_pipeline.student.ranks import Ranks
+from eupe_pipeline.student.model.ranks import Ranks
 from torch.multiprocessing.spawn import start_processes
 
 _meetings = itertools.count()
@@ -36,5 +36,5 @@ def _rank(number: int, count: int, meeting: str, work: Callable[..., None], argu
 def on_ranks(count: int, folder: Path, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work(ranks, *arguments)` on each rank and wait; raises when one of them raised."""
     meeting = folder / f"meeting-{next(_meetings)}"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["eupe_pipeline.jobs.train"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["eupe_pipeline.jobs.training.train"])
     start_processes(_rank, (count, str(meeting), work, arguments), nprocs=count, start_method="forkserver")  # type: ignore[no-untyped-call]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from eupe_pipeline.storage.errors import BadInput
-from eupe_pipeline.teachers.encoders import build_encoder
-from eupe_pipeline.teachers.frozen import build_timm, inspect_timm
-from eupe_pipeline.teachers.registry import resolve_teacher
-from eupe_pipeline.teachers.spec import TeacherSpec
-from eupe_pipeline.teachers.weights import save_weights, weights_folder
+from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.teachers.checkpoints.weights import save_weights, weights_folder
+from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.frozen import build_timm, inspect_timm
+from eupe_pipeline.teachers.registry.registry import resolve_teacher
+from eupe_pipeline.teachers.registry.spec import TeacherSpec
 
 SMALL_VIT = "test_vit.r160_in1k"  # timm's own test model: 0.4 M parameters, class token, learnt positions, 160 px
 KINDS = ["timm vit", "run folder", "run folder, convnext", "efficientnet-lite0", "keras-resnet50"]

@@ -15,9 +15,9 @@ SCRIPT = """
 import json, resource, sys, time
 from dataclasses import replace
 import torch
-from eupe_pipeline.teachers.canary import canary_images
-from eupe_pipeline.teachers.frozen import build_timm
-from eupe_pipeline.teachers.registry import TEACHERS
+from eupe_pipeline.teachers.registry.canary import canary_images
+from eupe_pipeline.teachers.encoders.frozen import build_timm
+from eupe_pipeline.teachers.registry.registry import TEACHERS
 
 row = TEACHERS[sys.argv[1]]
 torch.set_default_dtype(torch.bfloat16)

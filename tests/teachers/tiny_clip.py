@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from eupe_pipeline.teachers import torchvision_guard
+from eupe_pipeline.teachers.runtime import torchvision_guard
 from safetensors.torch import save_file
 
 torchvision_guard.install()

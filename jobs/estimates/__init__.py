@@ -1,0 +1,1 @@
+"""What an extraction or a training will cost."""

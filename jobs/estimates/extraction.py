@@ -1,0 +1,162 @@
+"""`plan`: what an extraction would cost here and at the paper's scale, from a few measured batches, before anything is spent.
+
+Measured on this machine: each teacher's forward (batch size found or given), the student's forward and backward, and how fast the store
+reads back a probe that is written and removed; of a store that cannot be written, something that lies in it. What is local is dropped
+from the page cache first, where the system lets us. The store gets nothing else: no views, no statistics.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...storage.core.errors import BadInput, StoreUnavailable
+from ...storage.objects.objects import below
+from ...storage.objects.probes import probe
+from ...storage.store import FeatureStore
+from ...teachers.encoders.encoder import build_encoder
+from ...teachers.registry.native_size import size_warning
+from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.spec import TeacherSpec
+from ...teachers.runtime.devices import choose_device
+from ..extraction.batch_size import SizedTeacher
+from ..extraction.extract import layout_of, resolve_request
+from ..extraction.options import ExtractOptions
+from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need
+
+_PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
+_STUDENT_BATCH = {"cpu": 4, "cuda": 128}
+_LOOKED_AT = 64  # objects, to find a large one
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the extraction is for."""
+
+    student: str = "eupe_vitt16"
+    student_size_px: int = 256
+    student_images_per_s: float | None = None  # None: measured here
+    epochs_of_a_run: float = 100.0
+    batches: int = 3  # of each measurement
+    prices: Prices = field(default_factory=Prices)
+
+    def __post_init__(self) -> None:
+        values = {"epochs of a run": self.epochs_of_a_run, "batches": self.batches, "the student's rate": self.student_images_per_s}
+        bad = [f"{what} {value}" for what, value in values.items() if value is not None and not value > 0]
+        if bad:
+            raise BadInput(f"these must be above 0: {', '.join(bad)}")
+
+
+def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions, on_event: OnEvent = lambda event: None) -> dict[str, Any]:
+    """A JSON-able plan of `extract_features` with these options; raises `BadInput` as that would."""
+    store = FeatureStore.open(store_url)
+    images = len(store.dataset(options.data))
+    specs = {spec.name: spec for spec in (resolve_request(request, options) for request in options.teachers)}
+    device = choose_device("auto")
+    speeds = {name: teacher_speed(spec, device.value, options.batch_size, plan.batches) for name, spec in specs.items()}
+    pixels = options.views.pixels  # read and stored like one more teacher's tokens, at no device time
+    stored = {} if pixels is None else {f"pixels at {pixels.size_px} px": 3 * pixels.size_px**2}
+    measured = Measured(
+        {name: layout_of(spec, options).view_bytes for name, spec in specs.items()} | stored,
+        {name: seconds for name, (seconds, _) in speeds.items()} | dict.fromkeys(stored, 0.0),
+        plan.student_images_per_s or student_speed(plan, device.value),
+        store_speed(store, on_event),
+    )
+    views, shard = options.views.views_per_image, options.images_per_shard
+    warned = [text for text in map(size_warning, specs.values()) if text]
+    return {
+        **({"warnings": warned} if warned else {}),
+        "device": f"{device.value} ({device.why})",
+        "codec": options.codec,
+        "teachers": {
+            name: {"bytes_of_a_view": measured.row_bytes[name], "views_per_s": 1 / speeds[name][0], "batch_size": speeds[name][1]}
+            for name in specs
+        },
+        f"for {options.data}": extraction_cost(images, views, shard, measured, plan.prices),
+        "at the paper's scale": extraction_cost(PAPER_IMAGES, views, shard, measured, plan.prices),
+        "reading": reading_need(measured),
+        "break_even": break_even(images, views, plan.epochs_of_a_run, measured, plan.prices),
+    }
+
+
+def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batches: int) -> tuple[float, int]:
+    """(device seconds of one view, views in a batch): the median of a few forwards after one that warms up."""
+    teacher = SizedTeacher(load_teacher(spec, device), batch_size)
+    side = spec.preprocessing.size_px
+    pixels = np.random.default_rng(0).integers(0, 256, (teacher.views, side, side, 3), np.uint8)
+    seconds = []
+    for _ in range(batches + 1):
+        started = time.perf_counter()
+        teacher(pixels).patch_BHWD.cpu()
+        seconds.append((time.perf_counter() - started) / len(pixels))
+    return float(np.median(seconds[1:])), teacher.views
+
+
+def student_speed(plan: PlanOptions, device: str) -> float:
+    """Images a second of the student's forward and backward, without adapters and optimiser: an upper bound of what it will read."""
+    student = build_encoder(plan.student).to(device)
+    batch = _STUDENT_BATCH.get(device, 4)
+    pixels = torch.randn(batch, 3, plan.student_size_px, plan.student_size_px, device=device)
+    seconds = []
+    for _ in range(plan.batches + 1):
+        started = time.perf_counter()
+        student(pixels).patch_BHWD.square().mean().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return batch / float(np.median(seconds[1:]))
+
+
+def store_speed(store: FeatureStore, on_event: OnEvent = lambda event: None) -> float:
+    """Bytes a second of reading back a probe of 64 MB in pieces of 4 MB; the probe is removed.
+
+    Where nothing can be written, of reading the largest of some objects that are there; that is said.
+    """
+    try:
+        with probe(store.objects, secrets.token_bytes(_PROBE_BYTES)) as key:
+            return _reading_speed(store, key)
+    except StoreUnavailable as error:
+        key = _large_object(store)
+        size = min(store.objects.size(key) or 0, _PROBE_BYTES)
+        small = ", which is too small to tell much" if size < _READ_BYTES else ""
+        text = f"the store cannot be written, so its reading speed is measured on {size:,} bytes of {key}{small}: {error}"
+        on_event({"event": "warning", "text": text})
+        return _reading_speed(store, key)
+
+
+def _large_object(store: FeatureStore) -> str:
+    """The largest of the first few objects of a store's feature sets, or the index of its largest dataset."""
+    found: list[tuple[int, str]] = []
+    for prefix in [*(f"features/{key}" for key in store.list_features()), *(f"datasets/{key}" for key in store.list_datasets())]:
+        for _, key in zip(range(_LOOKED_AT), below(store.objects, prefix), strict=False):
+            found.append((store.objects.size(key) or 0, key))
+    return max(found)[1]
+
+
+def _reading_speed(store: FeatureStore, key: str) -> float:
+    """Bytes a second of reading an object from its start, at most as much as a probe has."""
+    _forget_cached(Path(store.url) / key)
+    opened = store.objects.open(key)
+    size = min(opened.size, _PROBE_BYTES)
+    memory = memoryview(bytearray(_READ_BYTES))
+    started = time.perf_counter()
+    for offset in range(0, size, _READ_BYTES):
+        opened.read_into([memory[: min(_READ_BYTES, size - offset)]], offset)
+    seconds = time.perf_counter() - started
+    opened.close()
+    return size / seconds
+
+
+def _forget_cached(path: Path) -> None:
+    """Drop a local file from the page cache; memory would be measured instead of the disk."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

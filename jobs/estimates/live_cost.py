@@ -1,0 +1,50 @@
+"""What a live teacher would have cost: the measured time of its forward pass over rendered views of the same data.
+
+The number that a cache is compared with in the report. Rendering is not timed, since the student needs it too; each teacher is measured
+apart after one warm-up batch, and the median batch counts.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...storage.views.view_set import ViewSet
+from ...storage.views.view_spec import render
+from ...teachers.registry.teacher import Teacher
+
+
+def live_teacher_cost(
+    teachers: Mapping[str, Teacher], views: ViewSet, *, batches: int = 4, batch_size: int = 32
+) -> dict[str, dict[str, Any]]:
+    """By teacher: `seconds_per_view` and `views_per_s` of one forward, over the first committed views."""
+    batch_size = min(batch_size, views.rows)
+    return {name: _cost(teacher, views, batches, batch_size) for name, teacher in teachers.items()}
+
+
+def _cost(teacher: Teacher, views: ViewSet, batches: int, batch_size: int) -> dict[str, Any]:
+    seconds = []
+    for number in range(batches + 1):
+        pixels = _pixels(teacher, views, (np.arange(batch_size) + number * batch_size) % views.rows)
+        started = time.perf_counter()
+        teacher(pixels)
+        if teacher.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds[1:]) / batch_size
+    return {"seconds_per_view": median, "views_per_s": 1.0 / median, "batches": batches, "batch_size": batch_size}
+
+
+def _pixels(teacher: Teacher, views: ViewSet, rows: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
+    recorded, preprocessing = views.read(rows), teacher.spec.preprocessing
+    rendered = [
+        render(
+            views.dataset.read_image(row // views.views_per_image), recorded.crop[n], bool(recorded.flip[n]),
+            preprocessing.size_px, preprocessing.interpolation,
+        )
+        for n, row in enumerate(rows.tolist())
+    ]  # fmt: skip
+    return torch.from_numpy(np.stack(rendered))

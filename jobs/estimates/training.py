@@ -1,0 +1,162 @@
+"""What a training run will need, before it starts: parameters, memory of a rank, bytes to read.
+
+Sizes are computed, not guessed: the student is built on torch's meta device, which allocates nothing, and one forward pass there counts
+the bytes that autograd would keep for an image, in fp32 (bf16 autocast keeps less). What is left out: the allocator's waste, the
+library's workspaces, a live teacher's own activations. Reading is given a step and a second at a stated rate, because the rate is what
+a run will show.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...storage.features.features import FeatureReader
+from ...storage.store import FeatureStore
+from ...storage.views.view_set import ViewSet
+from ...student.data.order import rank_span
+from ...student.data.prefetch import slot_bytes, slots_within
+from ...student.data.sampled import SampledTokens, at_places, refuse_other_grids
+from ...student.data.targets import STUDENT, CachedTargets, Memory
+from ...student.model.ranks import Ranks
+from ...student.model.recipe import TrainRecipe
+from ...student.model.student import Student, TargetSpec, count_parameters
+from ...teachers.encoders.regularity import set_recompute
+from ...teachers.encoders.timm_students import try_sizes
+from ..training.data import Part, cached_targets, open_parts
+from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
+
+_OPTIMIZER_MOMENTS = 2  # AdamW and LAMB alike
+_FP32_BYTES = 4
+_ASSUMED_IMAGES_PER_S = 1000
+_SAMPLED_IMAGES = 256
+
+
+def plan_training(
+    recipe: TrainRecipe,
+    store: FeatureStore,
+    features: Sequence[str],
+    *,
+    data: str = "",
+    students: Sequence[str] = (),
+    workers: int = 0,
+    complete: bool = True,
+    begun: bool = False,
+) -> dict[str, Any]:
+    """`data` and `features` by key, `students` by name with parameters and memory, and `reading`; raises as `train`, writes nothing."""
+    parts = open_parts(store, features, data, recipe.data.shares, complete=complete)
+    readers = parts[0].readers
+    if not begun:
+        refuse_other_views(recipe, parts)
+    ranks = Ranks(0, max(1, workers))
+    rank_span(recipe.run.batch_size, 0, ranks.count)
+    specs = CachedTargets(readers).specs
+    runs = student_runs(recipe, students, Path())
+    for own, _ in runs.values():
+        if recipe.teacher.source == "cached":
+            refuse_other_grids(own, specs)
+        try_sizes(architecture_of(own), own.student.sizes_px)
+    return {
+        "data": {part.views.dataset.key: data_share(recipe, part) for part in parts},
+        "features": {one.key: {"rows": one.rows, "bytes": one.stored_bytes()} for part in parts for one in part.readers.values()},
+        "students": {name: student_cost(own, specs, ranks) for name, (own, _) in runs.items()},
+        "batch": batch_cost(recipe, readers, ranks),
+        "reading": reading_cost(recipe, parts),
+    }
+
+
+def data_share(recipe: TrainRecipe, part: Part) -> dict[str, float]:
+    """What a run sees of a dataset: its share of the batches, and how often each image comes."""
+    images = len(part.views.dataset)
+    return {"share": part.share, "images": images, "epochs": round(part.share * recipe.run.steps * recipe.run.batch_size / images, 2)}
+
+
+def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ranks) -> dict[str, Any]:
+    """Parameters of a student with and without adapters, and the bytes that a rank's device holds for it."""
+    with torch.device("meta"):
+        student = initial_student(recipe, specs)
+    parameters = count_parameters(student)
+    shares = ranks.count if recipe.run.parallel == "fsdp" else 1
+    state_bytes = parameters * _FP32_BYTES * (2 + _OPTIMIZER_MOMENTS) // shares
+    if recipe.student.ema:
+        state_bytes += parameters * _FP32_BYTES
+    start, stop = ranks.span(recipe.run.batch_size)
+    part = -(-(stop - start) // recipe.run.accumulate)
+    activation_bytes = part * kept_bytes(student, recipe, specs)
+    return {
+        "parameters": parameters,
+        "backbone_parameters": count_parameters(student.encoder),
+        "state_bytes": state_bytes,
+        "activation_bytes": activation_bytes,
+        "device_bytes": state_bytes + activation_bytes,
+    }
+
+
+def kept_bytes(student: Student, recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> int:
+    """Bytes that autograd keeps of one image at the largest input size, weights left out; the student is on the meta device."""
+    size_px = max(recipe.student.sizes_px)
+    own = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
+    held: list[Tensor] = []  # kept alive, or a storage's address may be given away
+
+    def keep(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        return tensor
+
+    set_recompute(student.encoder, recipe.run.recompute_activations)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        tokens = student.encoder(torch.empty(1, 3, size_px, size_px, device="meta"))
+        for heads, spec in zip(student.adapters, specs.values(), strict=True):
+            places = None if spec.tokens is None else torch.empty(1, spec.tokens, dtype=torch.int64, device="meta")
+            heads(tokens if places is None else at_places(tokens, SampledTokens(None, places, places, spec.grid)))
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
+    return sum(nbytes for address, nbytes in storages.items() if address not in own)
+
+
+def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, Any]:
+    """Host memory of a rank's batches, which `run.prefetch_megabytes` bounds, and the de-quantised targets of one part on the device."""
+    start, stop = ranks.span(recipe.run.batch_size)
+    memory = slot_bytes(stop - start, _memory_of_one(recipe, readers), _largest_inputs(recipe, readers))
+    floats = sum((reader.cls_dim or 0) + math.prod(reader.layout.token_shape) * reader.patch_dim for reader in readers.values())
+    part = -(-(stop - start) // recipe.run.accumulate)
+    return {
+        "prefetch": slots_within(recipe.run.prefetch_megabytes, memory).described(),
+        "targets_device_bytes": part * floats * _FP32_BYTES,
+    }
+
+
+def _memory_of_one(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> Memory:
+    return CachedTargets(readers).allocate(1) if recipe.teacher.source == "cached" else {}
+
+
+def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, int]:
+    """As the sources say it, of teachers that are not loaded: a live one's own size is in its feature set's identity."""
+    live = readers if recipe.teacher.source == "live" else {}
+    own = {name: int(one.identity["teacher"]["preprocessing"]["size_px"]) for name, one in live.items()}
+    return {STUDENT: max(recipe.student.sizes_px), **{name: max(recipe.teacher.sizes_px, default=side) for name, side in own.items()}}
+
+
+def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:
+    """Bytes of images and targets a view, a step and a run, and the bandwidth that an assumed rate needs."""
+    image_bytes = sum(part.share * _image_bytes(part.views, recipe) for part in parts)
+    target_bytes = sum(one.nbytes for one in cached_targets(parts).allocate(1).values()) if recipe.teacher.source == "cached" else 0
+    view_bytes = image_bytes + target_bytes
+    return {
+        "image_bytes_a_view": round(image_bytes),
+        "target_bytes_a_view": target_bytes,
+        "bytes_a_step": round(view_bytes * recipe.run.batch_size),
+        "bytes_a_run": round(view_bytes * recipe.run.batch_size * recipe.run.steps),
+        f"megabytes_per_s_at_{_ASSUMED_IMAGES_PER_S}_images_per_s": round(view_bytes * _ASSUMED_IMAGES_PER_S / 1e6, 1),
+    }
+
+
+def _image_bytes(views: ViewSet, recipe: TrainRecipe) -> float:
+    """Bytes behind one view's pixels: the stored pixels where they serve the student's only size, else the images' mean over a sample."""
+    stored = views.spec.pixels
+    if stored is not None and recipe.student.sizes_px == (stored.size_px,) and recipe.teacher.source == "cached":
+        return 3 * stored.size_px**2
+    dataset = views.dataset
+    sampled = range(0, len(dataset), max(1, len(dataset) // _SAMPLED_IMAGES))
+    return sum(dataset.row(index).length for index in sampled) / len(sampled)

@@ -1,0 +1,1 @@
+"""Evaluations of a model on a dataset, one file each."""

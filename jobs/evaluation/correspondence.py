@@ -1,0 +1,103 @@
+"""Semantic correspondence of a model on SPair-71k's layout, without training; see `student.correspondence` for what is measured.
+
+Two protocols: `paper` (EUPE, appendix C.5) takes 100 pairs of each category, at 448 px for patches of 14 px and else 512; `ours` takes all
+pairs at 512 px. Which 100 pairs they are the paper does not say: here those that `storage.spair` draws.
+
+Each picture goes through the model once, in the order in which pairs need it; the token maps of the last pictures are kept. There is no
+state to resume: a run takes one forward a picture (1,800 in the test split) and a product a pair.
+"""
+
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ...storage.core.errors import unknown_name
+from ...storage.images.dense_pairs import read_picture
+from ...storage.images.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
+from ...student.probes.correspondence import ALPHA, Points, hits, matches, summary
+from ...teachers.registry.teacher import Teacher
+from ...teachers.runtime.devices import choose_device
+from .dense import DenseOptions, open_dense_model
+from .dense_tokens import patch_tokens, stacked
+from .knn import evaluated
+from .labelled_features import OnEvent
+
+PROTOCOLS = ("paper", "ours")
+SIDE_PX = 512
+PAPER_PAIRS = 100  # of each category
+_PAPER_SIDES_PX = {14: 448}  # by patch size; others have SIDE_PX
+_KEPT_MAPS = 512
+_SAY_EVERY = 20
+
+
+def evaluate_correspondence(
+    model: str, data: Path, options: DenseOptions, *, split: str = "test", protocol: str = "ours", pairs_per_category: int | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> dict[str, Any]:  # fmt: skip
+    """PCK@0.1 in percent: `pck` (mean over categories), `categories`, over all keypoints, and over pairs; kept beside the model.
+
+    `pairs_per_category` and the options' size win over the protocol's.
+    """
+    if protocol not in PROTOCOLS:
+        raise unknown_name("protocol of correspondence", protocol, PROTOCOLS)
+    subject, paper = open_dense_model(model, options), protocol == "paper"
+    own_side_px = _PAPER_SIDES_PX.get(subject.spec.stride_px, SIDE_PX) if paper else SIDE_PX
+    side_px, limit = options.size_px or own_side_px, pairs_per_category or (PAPER_PAIRS if paper else None)
+    pairs = keypoint_pairs(data, split)
+    pairs = pairs if limit is None else sample_pairs(pairs, limit)
+    differs = [f"side_px is {side_px}"] * (side_px != own_side_px) + [f"pairs_per_category is {limit}"] * (limit != PAPER_PAIRS)
+    said = {"differs_from_paper": differs} if paper and differs else {}
+    known = {
+        **({"name": "paper"} if paper else {}), **({} if limit is None else {"pairs_per_category": limit}),
+        "data": {"split": split, "pairs": len(pairs), "digest": pairs_digest(data, split, pairs)}, "alpha": ALPHA, "threshold": "box",
+        "side_px": side_px, "layers": "last, normed patch tokens", "upsampling": "bilinear", "similarity": "cosine",
+    }  # fmt: skip
+    if options.dry_run:
+        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": known}
+
+    def compute() -> dict[str, Any]:
+        teacher = subject.load(choose_device(options.device).value)
+        return {"pairs": len(pairs), **said, **_found(teacher, pairs, side_px, on_event)}
+
+    return evaluated("correspondence", subject, known, compute, on_event)
+
+
+def _found(teacher: Teacher, pairs: list[KeypointPair], side_px: int, on_event: OnEvent) -> dict[str, Any]:
+    maps, started = _Maps(teacher, side_px), time.perf_counter()
+    by_category: dict[str, list[Any]] = {}
+    for done, pair in enumerate(pairs, start=1):
+        (source_HWD, source_scale), (target_HWD, target_scale) = maps.of(pair.source), maps.of(pair.target)
+        found: Points = matches(source_HWD, target_HWD, pair.source_points * source_scale, side_px) / target_scale
+        by_category.setdefault(pair.category, []).append(hits(found, pair.target_points, pair.longer_side_px))
+        if done % _SAY_EVERY == 0 or done == len(pairs):
+            rate = done / (time.perf_counter() - started)
+            on_event(
+                {"event": "progress", "stage": "correspondence", "done": done, "total": len(pairs), "unit": "pairs", "rate": rate,
+                 "seconds_left": (len(pairs) - done) / rate}
+            )  # fmt: skip
+    return summary(by_category)
+
+
+class _Maps:
+    """Token maps of the last pictures."""
+
+    def __init__(self, teacher: Teacher, side_px: int) -> None:
+        self.teacher, self.side_px = teacher, side_px
+        self._kept: OrderedDict[Path, tuple[Tensor, Points]] = OrderedDict()
+
+    def of(self, path: Path) -> tuple[Tensor, Points]:
+        """Tokens (H, W, D) of the square, and what turns x, y of the picture into x, y of the square."""
+        if path not in self._kept:
+            picture, side = read_picture(path), self.side_px
+            square = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
+            scale = np.array([side / picture.shape[1], side / picture.shape[0]])
+            self._kept[path] = patch_tokens(self.teacher, *stacked([square]))[0], scale
+            while len(self._kept) > _KEPT_MAPS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(path)
+        return self._kept[path]

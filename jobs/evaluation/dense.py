@@ -1,0 +1,228 @@
+"""What segmentation and depth share: a frozen model, a head trained on batches that follow from (seed, step), measurements on the way.
+
+    FOLDER/evaluations/<evaluation>-<digest12>.partial.json           the measurements so far
+    FOLDER/evaluations/<evaluation>-<digest12>.partial.safetensors    the head (`student.head_training`)
+
+Both partial files go when the result is there. A measurement is made every `evaluate_every` steps and at the end; the official segmentation
+loop reports the best of them, so they are all kept.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...storage.core.errors import BadInput, unknown_name
+from ...storage.images.dense_pairs import Pair, pairs_digest, picture_digests
+from ...storage.sources.decode import Pixels
+from ...student.data.order import KeyedPermutation
+from ...student.model.draws import bits64, step_seed
+from ...student.probes.dense_head import DenseHead, HeadRecipe
+from ...student.probes.head_training import HeadTraining
+from ...student.training.evaluation_records import PARTIAL, as_json, keep_partial, record_path
+from ...teachers.registry.teacher import Teacher
+from ...teachers.runtime.devices import choose_device
+from .dense_tokens import patch_tokens, stacked, training_mode
+from .knn import evaluated
+from .labelled_features import OnEvent
+from .models import Model, open_model
+from .overlap import check_overlap
+
+PROTOCOLS = ("official", "ours")
+PARTIAL_HEAD = ".partial.safetensors"
+READ_THREADS = 2
+Batch = tuple[Pixels, list[tuple[int, int]], Tensor]
+
+
+@dataclass(frozen=True)
+class DenseOptions:
+    """How a dense evaluation is run; None: the official value."""
+
+    protocol: str = "official"
+    """official, as the published evaluation code does it, or ours."""
+    steps: int | None = None
+    """Of the head; the schedule is shortened with them."""
+    batch_size: int | None = None
+    size_px: int | None = None
+    evaluate_every: int = 5000
+    seed: int = 0
+    device: str = "auto"
+    weights: Path | None = None
+    out: Path | None = None
+    dry_run: bool = False
+    allow_overlap: bool = False
+    """Validation pictures that are also learnt from are said instead of refused."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise unknown_name("protocol of a dense evaluation", self.protocol, PROTOCOLS)
+
+    @property
+    def official(self) -> bool:
+        """Whether the official code's arithmetic is followed."""
+        return self.protocol == "official"
+
+    def recipe(self, official: HeadRecipe) -> HeadRecipe:
+        """The head's recipe with these values."""
+        recipe = official if self.steps is None else official.shortened(self.steps)
+        return recipe if self.batch_size is None else replace(recipe, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class DenseEvaluation:
+    """One dense evaluation, ready to run. Axes: B pictures, K outputs."""
+
+    name: str
+    recipe: HeadRecipe
+    outputs: int
+    dropout: float
+    pairs: Mapping[str, Sequence[Pair]]
+    """Pictures with what is to be found in them, of `train` and `val`."""
+    draw: Callable[[Pair, np.random.Generator], tuple[Pixels, NDArray[Any]]]
+    """A training view (h, w, 3) and its target (h, w); called in threads."""
+    loss_of: Callable[[Tensor, Tensor, int], Tensor]
+    """Of logits (B, K, h, w), targets (B, H, W) and the step."""
+    measure: Callable[[Teacher, DenseHead], dict[str, Any]]
+    """Results with the head as it is, in eval mode."""
+    fill: float = 0
+    """The target where a picture is smaller than its batch."""
+    size_hw: tuple[int, int] | None = None
+    """Of every batch; None: its largest picture's."""
+    encoder_trains: Callable[[int], bool] = lambda step: False
+    """Whether the encoder is in training mode at a step of the head's training; it is frozen all the same."""
+    padding_px: Callable[[Teacher], int] = lambda teacher: teacher.encoder.stride_px
+    """Of what the sides of an input are made a multiple."""
+    best: str | None = None
+    """A figure of which the highest of all measurements is given too."""
+
+    def batch(self, seed: int, step: int) -> Batch:
+        """Pixels (B, H, W, 3) of a step's drawn views, the size of each picture in them, and their targets."""
+
+        def one(numbered: tuple[int, int]) -> tuple[Pixels, NDArray[Any]]:
+            place, number = numbered
+            return self.draw(self.pairs["train"][number], _generator(seed, step, place))
+
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            views = list(pool.map(one, enumerate(_places(step, self.recipe.batch_size, len(self.pairs["train"]), seed))))
+        pixels, sizes = stacked([picture for picture, _ in views], self.size_hw)
+        targets = np.full(pixels.shape[:3], self.fill, views[0][1].dtype)
+        for place, (_, target) in enumerate(views):
+            targets[place, : target.shape[0], : target.shape[1]] = target
+        return pixels, sizes, torch.from_numpy(targets)
+
+    def loss(self, teacher: Teacher, head: DenseHead, batch: Batch, step: int) -> Tensor:
+        """The loss of a batch with the head as it is."""
+        pixels, sizes, targets = batch
+        with training_mode(teacher.encoder, self.encoder_trains(step)):
+            tokens_BHWD = patch_tokens(teacher, pixels, sizes, self.padding_px(teacher))
+        return self.loss_of(head(tokens_BHWD), targets.to(teacher.device), step)
+
+
+def open_dense_model(name: str, options: DenseOptions) -> Model:
+    """A model that computes; raises `BadInput` for cached tokens, whose crops are not those of this evaluation."""
+    if "@" in Path(name).name and not Path(name).exists():
+        raise BadInput(f"{name} is a feature set, and this evaluation needs tokens of its own crops; give the teacher or the run behind it")
+    return open_model(name, weights=options.weights, out=options.out)
+
+
+def run_dense(
+    evaluation: DenseEvaluation, model: Model, protocol: dict[str, Any], options: DenseOptions, on_event: OnEvent
+) -> dict[str, Any]:
+    """Results of the last step with `by_step`; from the record when there is one, going on from the partial files otherwise.
+
+    With `dry_run` only the protocol and the folder that would keep the result.
+    """
+    pictures = {split: picture_digests(several) for split, several in evaluation.pairs.items()}
+    digests = {split: pairs_digest(several, pictures[split]) for split, several in evaluation.pairs.items()}
+    data = {split: {"pictures": len(found), "digest": digests[split]} for split, found in pictures.items()}
+    in_both = check_overlap(
+        pictures["train"], pictures["val"], lambda place: evaluation.pairs["val"][place].id, where="training and validation split",
+        allowed=options.allow_overlap, on_event=on_event,
+    )  # fmt: skip
+    protocol = {"data": data, "layers": "last, normed patch tokens", **protocol}
+    if options.dry_run:
+        return {"dry_run": True, "model": model.name, "folder": str(model.folder), "protocol": protocol}
+    whole = {**protocol, "seed": options.seed, "evaluate_every": options.evaluate_every}
+    path = record_path(model.folder, evaluation.name, {**whole, "model": model.identity})
+    progress, head_file = path.with_suffix(PARTIAL), path.with_suffix(PARTIAL_HEAD)
+
+    def compute() -> dict[str, Any]:
+        teacher = model.load(choose_device(options.device).value)
+        found = _train_and_measure(evaluation, teacher, head_file, progress, options, on_event)
+        for file in (progress, head_file):
+            file.unlink(missing_ok=True)
+        return {**differences(evaluation.recipe, options), "test_images_in_train": in_both, **found}
+
+    return evaluated(evaluation.name, model, whole, compute, on_event)
+
+
+def _train_and_measure(
+    evaluation: DenseEvaluation, teacher: Teacher, head_file: Path, progress: Path, options: DenseOptions, on_event: OnEvent
+) -> dict[str, Any]:
+    torch.manual_seed(step_seed(options.seed, -1))
+    head = DenseHead(teacher.spec.patch_dim, evaluation.outputs, evaluation.dropout).to(teacher.device)
+    training = HeadTraining(
+        head, evaluation.recipe, head_file, seed=options.seed, on_event=on_event,
+        make_batch=lambda step: evaluation.batch(options.seed, step),
+        loss_of=lambda head, batch, step: evaluation.loss(teacher, head, batch, step),
+    )  # fmt: skip
+    by_step: dict[str, Any] = json.loads(progress.read_text()) if progress.is_file() else {}
+    for stop in _stops(evaluation.recipe.steps, options.evaluate_every):
+        training.train_until(stop)
+        if str(stop) not in by_step:
+            head.eval()
+            with torch.no_grad():
+                by_step[str(stop)] = evaluation.measure(teacher, head)
+            keep_partial(progress, lambda: as_json(by_step, evaluation.name), on_event)
+            on_event({"event": "evaluation", "step": stop, evaluation.name: by_step[str(stop)]})
+    best = {} if evaluation.best is None else {f"best_{evaluation.best}": max(one[evaluation.best] for one in by_step.values())}
+    return {**by_step[str(evaluation.recipe.steps)], **best, "by_step": by_step}
+
+
+def differences(recipe: HeadRecipe, options: DenseOptions) -> dict[str, list[str]]:
+    """In what the user's values differ from the official ones; {} when nothing does, or when the protocol is ours anyway."""
+    changed = {"steps": options.steps, "batch_size": options.batch_size, "size_px": options.size_px}
+    said = [f"{name} is {value}" for name, value in changed.items() if value is not None]
+    said += [f"evaluate_every is {options.evaluate_every}"] if options.evaluate_every != DenseOptions.evaluate_every else []
+    return {"differs_from_official": said} if options.official and said else {}
+
+
+def _stops(steps: int, every: int) -> list[int]:
+    return sorted({*range(every, steps, every), steps})
+
+
+def refuse_other_size(pair: Pair, target: NDArray[Any], picture: Pixels) -> None:
+    """Raise `BadInput` unless a mask or depth map (H, W) has its picture's size."""
+    if target.shape != picture.shape[:2]:
+        raise BadInput(f"{pair.target} has {target.shape} pixels and its picture {picture.shape[:2]}; both must be of one size")
+
+
+def _places(step: int, batch_size: int, count: int, seed: int) -> list[int]:
+    """Which pictures a step sees: epochs of keyed permutations, nothing dropped."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    return [int(KeyedPermutation(count, seed, "dense", place // count)(np.array([place % count]))[0]) for place in places]
+
+
+def _generator(seed: int, step: int, place: int) -> np.random.Generator:
+    """What draws the view of one picture of a step."""
+    return np.random.Generator(np.random.Philox(bits64(seed, "dense view", step, place)))
+
+
+def said_progress(stage: str, pairs: Sequence[Pair], on_event: OnEvent) -> Callable[[int], None]:
+    """A function that tells how many pictures are done, with rate and time left."""
+    started = time.perf_counter()
+
+    def say(done: int) -> None:
+        rate = done / max(time.perf_counter() - started, 1e-9)
+        on_event({"event": "progress", "stage": stage, "done": done, "total": len(pairs), "unit": "images", "rate": rate,
+                  "seconds_left": (len(pairs) - done) / rate})  # fmt: skip
+
+    return say

@@ -1,0 +1,104 @@
+"""Monocular depth of a model by a linear head over bins: NYUv2's layout, or any folder of pictures and depth.
+
+See `student.depth` for the protocol and `storage.dense_pairs` for the layouts. NYU's white frame and Eigen's crop are applied to pictures
+that are listed in NYU's files, and to others when asked for. By the official protocol the encoder is in training mode while the head learns
+and a ConvNeXt's input is padded to a multiple of 4 (`dense_tokens`); by ours neither.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...storage.core.errors import BadInput
+from ...storage.images.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, is_nyu, read_depth, read_picture
+from ...storage.sources.decode import Pixels
+from ...student.probes.dense_head import NYU_RECIPE, DenseHead, HeadRecipe
+from ...student.probes.depth import (
+    BINS,
+    DepthView,
+    Metres,
+    depth_metrics,
+    measured,
+    predicted_depth,
+    training_depth_loss,
+    training_view,
+)
+from ...teachers.registry.teacher import Teacher
+from .dense import DenseEvaluation, DenseOptions, open_dense_model, refuse_other_size, run_dense, said_progress
+from .dense_tokens import padding_px, patch_tokens, stacked
+from .labelled_features import OnEvent
+
+OFFICIAL = {"name": "official", "encoder": "training mode while the head learns", "convnext": "padded to a multiple of 4"}
+"""What a record of the official protocol says besides; one without a name is ours."""
+
+
+@dataclass(frozen=True)
+class DepthOptions:
+    """What is particular to depth."""
+
+    nyu_crops: bool | None = None
+    """Cut NYU's white frame off and measure inside Eigen's crop; None: for NYU's lists of files."""
+    per_metre: float = NYU_PER_METRE
+    """Units of a PNG in a metre."""
+    view: DepthView = field(default_factory=DepthView)
+    head: HeadRecipe = NYU_RECIPE
+
+
+def evaluate_depth(
+    model: str, data: Path, options: DenseOptions, own: DepthOptions | None = None, on_event: OnEvent = lambda event: None
+) -> dict[str, Any]:
+    """rmse (m), abs_rel and delta1 on the validation pictures, means over pictures; kept beside the model.
+
+    Raises `BadInput` before any step where a split has no depth that counts.
+    """
+    own = own or DepthOptions()
+    crops = is_nyu(data) if own.nyu_crops is None else own.nyu_crops
+    view, recipe = replace(own.view, nyu_crops=crops), options.recipe(own.head)
+    if options.size_px is not None:
+        view = replace(view, crop_hw=(options.size_px, options.size_px))
+    subject = open_dense_model(model, options)
+    pairs = {split: depth_pairs(data, split) for split in ("train", "val")}
+    _refuse_no_depth(pairs, own.per_metre, view)
+    protocol = {
+        **(OFFICIAL if options.official else {}),
+        "bins": BINS, "per_metre": own.per_metre, "mirrored_too": True, "view": asdict(view),
+        "head": {"dropout": 0.0, "batch_norm": True, **recipe.identity()},
+    }  # fmt: skip
+    evaluation = DenseEvaluation(
+        "depth", recipe, BINS, 0.0, pairs,
+        draw=lambda pair, generator: training_view(*_read(pair, own.per_metre), view, generator),
+        loss_of=lambda logits_BKHW, depth_BHW, step: training_depth_loss(logits_BKHW, depth_BHW[:, None], view, step),
+        measure=lambda teacher, head: _measure(teacher, head, pairs["val"], own.per_metre, view, options.official, on_event),
+        encoder_trains=lambda step: options.official, padding_px=lambda teacher: padding_px(teacher.encoder, options.official),
+    )  # fmt: skip
+    return run_dense(evaluation, subject, protocol, options, on_event)
+
+
+def _read(pair: Pair, per_metre: float) -> tuple[Pixels, Metres]:
+    picture, depth_m = read_picture(pair.picture), read_depth(pair.target, per_metre)
+    refuse_other_size(pair, depth_m, picture)
+    return picture, depth_m
+
+
+def _refuse_no_depth(pairs: Mapping[str, list[Pair]], per_metre: float, view: DepthView) -> None:
+    if not any(bool((read_depth(pair.target, per_metre) != 0).any()) for pair in pairs["train"]):  # stops at the first
+        raise BadInput("no training picture has a pixel with depth, so a head would learn nothing; 0 stands for nothing measured")
+    if not any(bool(measured(read_depth(pair.target, per_metre), view).any()) for pair in pairs["val"]):
+        raise BadInput(f"no validation picture has depth between {view.min_m} and {view.max_m} m where it is measured; check --per-metre")
+
+
+def _measure(
+    teacher: Teacher, head: DenseHead, pairs: list[Pair], per_metre: float, view: DepthView, official: bool, on_event: OnEvent
+) -> dict[str, Any]:
+    found, say = [], said_progress("depth", pairs, on_event)
+    for done, pair in enumerate(pairs, start=1):
+        picture, truth_m = _read(pair, per_metre)
+        logits = head(patch_tokens(teacher, *stacked([picture, picture[:, ::-1]]), padding_px(teacher.encoder, official)))
+        guess_m = predicted_depth(logits, (truth_m.shape[0], truth_m.shape[1]), view)
+        found.append(depth_metrics(guess_m, truth_m, measured(truth_m, view)))
+        say(done)
+    counted = [one for one in found if np.isfinite(one["rmse"])]
+    return {name: float(np.mean([one[name] for one in counted])) for name in ("rmse", "abs_rel", "delta1")}

@@ -1,0 +1,204 @@
+"""k-nearest-neighbour evaluation: of a run, an export or a teacher over two datasets, or of two cached feature sets.
+
+All three protocols (paper, official, ours) and both features (class token and mean patch token) come out of one pass. A model sees the
+centre crop at its own input size, or at `size_px`. A limit takes a keyed random sample of the images, the same for every model, so that
+sorted folders do not give one class only. `evaluate_knn` is what the command does: it keeps its result under the digest of everything
+that decides it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...storage.core.errors import CacheMismatch, StoreUnavailable
+from ...storage.features.features import FeatureReader
+from ...storage.images.dataset import ImageDataset
+from ...storage.store import FeatureStore
+from ...student.export.lineage import read_record
+from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
+from ...student.probes.knn import knn as nearest_neighbours
+from ...student.training.evaluation_records import keep_record, kept_record, record_path
+from ...teachers.registry.registry import load_teacher, resolve_teacher
+from ...teachers.runtime.devices import choose_device
+from .class_checks import check_classes
+from .labelled_features import (
+    WHOLE,
+    EvaluationSize,
+    Int64s,
+    OnEvent,
+    Split,
+    cached_images,
+    embed_images,
+    labels_as,
+    open_data,
+    read_embeddings,
+    read_upright,
+    sample_images,
+)
+from .models import CachedModel, Model, cached_features_of, open_subject
+from .overlap import check_overlap, digests_of, shared_places
+
+__all__ = [
+    "EvaluationSize", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features", "knn_of_model",
+    "labels_as", "mean_patch_name", "read_embeddings", "sample_images", "splits_of",
+]  # fmt: skip
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "paper": {"k": PAPER_K, "distance": "L2", "normalised": False, "votes": "majority"},
+    "official": {"ks": list(OFFICIAL_KS), "temperature": OFFICIAL_TEMPERATURE},
+    "ours": {"k": PAPER_K, "distance": "cosine", "votes": "majority"},
+}  # of kNN; a record without "ours" is older, and what it calls "paper" is ours
+
+
+def evaluated(
+    evaluation: str, subject: Model | CachedModel, protocol: dict[str, Any], compute: Callable[[], dict[str, Any]], on_event: OnEvent
+) -> dict[str, Any]:
+    """Results of a protocol: from its record when there is one, else computed and kept.
+
+    Returns the results with `model`, `seconds`, `record` (the file) and `already`.
+    """
+    whole = {**protocol, "model": subject.identity}
+    record = kept_record(subject.folder, evaluation, whole)
+    already = record is not None
+    if record is None:
+        on_event({"event": evaluation, "model": subject.name})
+        started = time.perf_counter()
+        results = compute()
+        seconds = time.perf_counter() - started
+        try:
+            record = keep_record(subject.folder, evaluation, whole, results, seconds)
+        except StoreUnavailable as error:
+            on_event({"event": "warning", "text": f"the result is not kept, only shown: {error}; --out names another folder"})
+            return {"model": subject.name, **results, "seconds": round(seconds, 3), "record": None, "already": False}
+    where = str(record_path(subject.folder, evaluation, whole))
+    return {"model": subject.name, **record["results"], "seconds": record["seconds"], "record": where, "already": already}
+
+
+def splits_of(
+    subject: Model | CachedModel, store: FeatureStore, train_set: str, test_set: str, size: EvaluationSize, on_event: OnEvent
+) -> tuple[Split, Split]:
+    """The training and the test split of an evaluation; raises `BadInput` for classes or images that cannot give a figure."""
+    train, test = (open_data(store, name, on_event) for name in (train_set, test_set))
+    train_split = Split(subject, store, train, size, size.train_images, "train")
+    test_split = Split(subject, store, test, size, size.test_images, "test")
+    check_classes(train_split, test_split, on_event)
+    return train_split, test_split
+
+
+def images_in_both(train: Split, test: Split, on_event: OnEvent) -> int:
+    """How many of the test images are training images as well; `BadInput` for more than a few, unless the user allows them."""
+    images = test.images
+    digests = list(digests_of(test.dataset, images.tolist()))
+    say_distilled_on(test, digests, on_event)
+    return check_overlap(
+        digests_of(train.dataset, train.images.tolist()), digests,
+        lambda place: test.dataset.row(int(images[place])).id, where=f"{train.dataset.key} is learnt from, {test.dataset.key} tested on",
+        allowed=test.size.allow_overlap, on_event=on_event,
+    )  # fmt: skip
+
+
+def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -> None:
+    """Say how many of the tested images the evaluated run was distilled on, as far as this store holds its views.
+
+    It never saw their labels, so that is no refusal; it saw the images, which a figure on new ones would not have in common.
+    """
+    recorded = read_record(Path(test.subject.name), "identities.json").get("views", []) if isinstance(test.subject, Model) else []
+    datasets = [test.store.view_set(key).dataset for key in recorded if key in test.store.list_view_sets()]
+    if seen := shared_places((digest for one in datasets for digest in digests_of(one)), digests):
+        names = ", ".join(one.key for one in datasets)
+        text = f"{len(seen):,} of {len(digests):,} test images are among those that {test.subject.name} was distilled on ({names})"
+        on_event({"event": "note", "text": f"{text}; it never saw their labels"})
+
+
+def evaluate_knn(
+    model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = WHOLE,
+    weights: Path | None = None, out: Path | None = None, dry_run: bool = False, on_event: OnEvent = lambda event: None,
+) -> dict[str, Any]:  # fmt: skip
+    """kNN of `model` (see `open_subject`) with neighbours from one dataset and questions from the other, kept in its folder."""
+    subject = open_subject(model, store, size_px=size.size_px, weights=weights, out=out)
+    train, test = splits_of(subject, store, train_set, test_set, size, on_event)
+    in_both = images_in_both(train, test, on_event)
+    protocol = {"train": train.protocol(), "test": test.protocol(), **PROTOCOLS}
+    if dry_run:
+        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
+
+    def compute() -> dict[str, Any]:
+        names = train.dataset.label_names
+        bank, queries = train.features(names, on_event), test.features(names, on_event)
+        device = choose_device(size.device).value
+        found = compare(bank.embeddings, bank.labels, queries.embeddings, queries.labels, device=device, on_event=on_event)
+        if isinstance(subject, CachedModel):
+            readers = [subject.over(split.dataset.digest) for split in (train, test)]
+            found[mean_patch_name(*readers)] = found.pop("mean_patch")
+            found = {"train": readers[0].key, "test": readers[1].key, **found}
+        return {"size_px": test.size_px, **differences(test.size_px, train.dataset, test.dataset), "test_images_in_train": in_both, **found}
+
+    return evaluated("knn", subject, protocol, compute, on_event)
+
+
+def differences(size_px: int, *datasets: ImageDataset) -> dict[str, Any]:
+    """In what a run's images differ from those of the paper, which classifies at 224 px, and of the official code; {} when they do not."""
+    said = f"the input is {size_px} px, the paper's {PAPER_SIZE_PX}; --size {PAPER_SIZE_PX} measures as it does"
+    sizes, upright = [said] * (size_px != PAPER_SIZE_PX), read_upright(*datasets)
+    lines = {"differs_from_paper": [*sizes, *upright.values()], "differs_from_official": list(upright.values())}
+    return {**{name: found for name, found in lines.items() if found}, **upright}
+
+
+def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
+    """kNN of a run folder or a named teacher at once, nothing kept: percent by protocol and feature over two datasets of the store."""
+    started = time.perf_counter()
+    teacher = load_teacher(resolve_teacher(model, size_px=size.size_px), choose_device(size.device).value)
+    bank, queries = store.dataset(train), store.dataset(test)
+    chosen = sample_images(bank, size.train_images, "train"), sample_images(queries, size.test_images, "test")
+    embedded = [embed_images(teacher, one, images, size) for one, images in zip((bank, queries), chosen, strict=True)]
+    result = compare(embedded[0], bank.labels()[chosen[0]], embedded[1], labels_as(queries, bank.label_names)[chosen[1]])
+    size_px = teacher.spec.preprocessing.size_px
+    return {"model": model, "size_px": size_px, **result, "seconds": time.perf_counter() - started}
+
+
+def knn_of_features(store: FeatureStore, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
+    """kNN of a teacher from its cached tokens, nothing kept: `train` and `test` are feature sets of the store, made by one teacher."""
+    started = time.perf_counter()
+    bank, queries = store.features(train), store.features(test)
+    if bank.identity["teacher"] != queries.identity["teacher"]:
+        raise CacheMismatch(f"{bank.key} and {queries.key} were made by different teachers; compare tokens of one teacher")
+    chosen = cached_images(bank, size.train_images, "train"), cached_images(queries, size.test_images, "test")
+    embedded = [read_embeddings(one, images) for one, images in zip((bank, queries), chosen, strict=True)]
+    names = bank.views.dataset.label_names
+    labels = [labels_as(one.views.dataset, names)[images] for one, images in zip((bank, queries), chosen, strict=True)]
+    result = compare(embedded[0], labels[0], embedded[1], labels[1])
+    result[mean_patch_name(bank, queries)] = result.pop("mean_patch")
+    return {"train": bank.key, "test": queries.key, **result, "seconds": time.perf_counter() - started}
+
+
+def mean_patch_name(*readers: FeatureReader) -> str:
+    """What the mean over stored patch tokens is called: an approximation has a name of its own, so that nobody compares it unawares."""
+    layouts = [reader.layout for reader in readers]
+    sampled = "_sampled" if any(layout.tokens_per_view is not None for layout in layouts) else ""
+    resampled = "_resampled" if any(layout.resampled_from is not None for layout in layouts) else ""
+    return f"mean{sampled}{resampled}_patch"
+
+
+def compare(
+    bank: Embeddings, bank_labels: Int64s, queries: Embeddings, query_labels: Int64s, *, device: str = "cpu",
+    on_event: OnEvent = lambda event: None,
+) -> dict[str, Any]:  # fmt: skip
+    """`{"cls": {"paper": %, "ours": %, "official": {"10": %, …}}, "mean_patch": {…}, "train_images": N, "test_images": N}`."""
+    result: dict[str, Any] = {"train_images": len(bank_labels), "test_images": len(query_labels)}
+    if cut := [k for k in sorted({PAPER_K, *OFFICIAL_KS}) if k > len(bank_labels)]:
+        words = f"k of {', '.join(map(str, cut))} is above the {len(bank_labels)} training images and becomes {len(bank_labels)}"
+        on_event({"event": "note", "text": f"{words}, as in the official code"})
+    pairs = {"cls": (bank.cls_ND, queries.cls_ND), "mean_patch": (bank.mean_patch_ND, queries.mean_patch_ND)}
+    for feature, (train_ND, test_ND) in pairs.items():
+        if train_ND is None or test_ND is None:
+            continue
+        shown = {"event": "progress", "stage": f"neighbours by {feature}", "total": len(test_ND), "unit": "images"}
+
+        def said(done: int, shown: dict[str, Any] = shown) -> None:
+            on_event({**shown, "done": done})
+
+        found = nearest_neighbours(train_ND, bank_labels, test_ND, query_labels, device=device, on_done=said)
+        result[feature] = found.figures()
+    return result

@@ -1,0 +1,238 @@
+"""Features and labels of a labelled dataset, for what classifies images: kNN, the linear probe, zero-shot.
+
+A dataset is one of a store, by name, or a folder, tars or Parquet files, which are indexed into the store first (once: a source that the
+store has indexed is taken as it is, and every image read is compared with the index). Whole datasets go through the store
+(`pooled_features`) and resume; a sample (keyed, the same for every model) is computed at once and not kept. Cached tokens are
+de-normalised to the teacher's own space, one view an image (k = 0). Axes: N images, D channels.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...storage.core.errors import BadInput
+from ...storage.core.urls import is_url
+from ...storage.features.features import FeatureReader
+from ...storage.images.dataset import ImageDataset
+from ...storage.images.indexing import build_index
+from ...storage.objects.atomic_files import make_folder
+from ...storage.sources.locations import canonical_source
+from ...storage.store import FeatureStore
+from ...storage.views.photometric import SEEN_BY
+from ...storage.views.view_spec import ViewSpec, draw, render
+from ...student.data.decode_tokens import mean_patch
+from ...student.data.order import KeyedPermutation
+from ...student.probes.knn import Embeddings, embed
+from ...teachers.registry.teacher import Teacher
+from ...teachers.runtime.devices import choose_device
+from .models import CachedModel, Model, evaluation_home
+from .pooled_features import pooled_features
+
+_READ_ROWS = 256
+_READ_THREADS = 2
+TRAIN_FOLDERS, TEST_FOLDERS = ("train", "training"), ("val", "validation", "test")
+
+Int64s = NDArray[np.int64]
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class EvaluationSize:
+    """How much is compared, and at what input: None for all images and the model's own size."""
+
+    train_images: int | None = None
+    test_images: int | None = None
+    size_px: int | None = None
+    crop_fraction: float = 1.0
+    """Share of the shorter side that the centre crop keeps (0.875 is the official resize 256 → crop 224)."""
+    batch_size: int = 128
+    device: str = "auto"
+    allow_overlap: bool = False
+    """Test images that are also learnt from are said instead of refused."""
+
+
+WHOLE = EvaluationSize()
+
+
+class LabelledSplit(NamedTuple):
+    """Features of N images, their labels as indexes into the classes, and which images of the dataset they are."""
+
+    embeddings: Embeddings
+    labels: Int64s
+    images: Int64s
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of an evaluation: a dataset, or a sample of it, seen by a subject."""
+
+    subject: Model | CachedModel
+    store: FeatureStore
+    dataset: ImageDataset
+    size: EvaluationSize
+    limit: int | None
+    purpose: str
+    """train or test: two samples of one dataset are different ones."""
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides the split's features, besides the model."""
+        images = {"dataset": self.dataset.key, "digest": self.dataset.digest, "images": len(self.dataset), "sample": self.limit}
+        images |= {} if self.dataset.orientation == "stored" else {"orientation": self.dataset.orientation}
+        if isinstance(self.subject, CachedModel):
+            reader = self.subject.over(self.dataset.digest)
+            return {**images, "features": reader.key, "features_digest": reader.digest}
+        prep = self.subject.spec.preprocessing
+        view = {"crop": "center", "fraction": self.size.crop_fraction, "size_px": prep.size_px, "interpolation": prep.interpolation}
+        return {**images, "view": view}
+
+    @property
+    def size_px(self) -> int:
+        """Side of the model's input."""
+        size_px: int = self.subject.identity["preprocessing"]["size_px"]
+        return size_px
+
+    @property
+    def images(self) -> Int64s:
+        """Which images of the dataset it takes, rising."""
+        return sample_images(self.dataset, self.limit, self.purpose)
+
+    def features(self, classes: list[str], on_event: OnEvent) -> LabelledSplit:
+        """Compute or read them; images without tokens are left out."""
+        if isinstance(self.subject, CachedModel):
+            reader = self.subject.over(self.dataset.digest)
+        elif self.limit is None or self.limit >= len(self.dataset):
+            reader = pooled_features(
+                self.store, self.dataset, self.subject, device=choose_device(self.size.device).value,
+                crop_fraction=self.size.crop_fraction, batch_size=self.size.batch_size, on_event=on_event,
+            )  # fmt: skip
+        else:
+            images = sample_images(self.dataset, self.limit, self.purpose)
+            found = embed_images(self.subject.load(choose_device(self.size.device).value), self.dataset, images, self.size)
+            return LabelledSplit(found, labels_as(self.dataset, classes)[images], images)
+        images = cached_images(reader, self.limit, self.purpose)
+        return LabelledSplit(read_embeddings(reader, images, on_event), labels_as(self.dataset, classes)[images], images)
+
+
+def open_data(store: FeatureStore, name: str, on_event: OnEvent = lambda event: None) -> ImageDataset:
+    """A dataset of the store by name or key, or a source that is indexed into it under its folder's name.
+
+    A source's images are taken as they are stored, as the paper's and the official evaluations read them.
+    """
+    source = canonical_source(name)
+    if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(source) or Path(source).exists()):
+        return store.dataset(name)  # also where a folder of the same name lies here: `./photos` means the folder
+    for key in store.list_datasets():
+        dataset = store.dataset(key)
+        if canonical_source(dataset.source) == source and dataset.orientation == "stored":
+            on_event({"event": "note", "text": f"{name} is indexed as {key}; `index` takes in what has changed since"})
+            return dataset
+    parts = [part for part in Path(source).parts[-2:] if part not in ("/", "")]
+    cleaned = "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in parts).strip("-.") or "images"
+    return build_index(store.objects, source, cleaned, orientation="stored", on_event=on_event)
+
+
+def read_upright(*datasets: ImageDataset) -> dict[str, str]:
+    """{"images_read": …} for a result over datasets whose images are turned, {} when all are read as stored."""
+    keys = list(dict.fromkeys(dataset.key for dataset in datasets if dataset.orientation != "stored"))
+    said = f"{' and '.join(keys)} upright; the paper's and the official evaluations read images as stored (index --orientation stored)"
+    return {"images_read": said} if keys else {}
+
+
+def open_store(url: str | None) -> FeatureStore:
+    """The store at `url`; without one, the evaluations' own below $EUPE_PIPELINE_HOME, made when absent."""
+    if url is not None:
+        return FeatureStore.open(url)
+    folder = evaluation_home() / "store"
+    make_folder(folder.parent)
+    return FeatureStore.create(str(folder))
+
+
+def split_folders(folder: str) -> tuple[str, str]:
+    """The training and the test folder below `folder` (ImageNet's layout); raises `BadInput` that names what is missing."""
+    found = []
+    for names in (TRAIN_FOLDERS, TEST_FOLDERS):
+        there = [name for name in names if (Path(folder) / name).is_dir()]
+        if not there:
+            raise BadInput(f"{folder} has no folder {' or '.join(names)}; give --train and --test instead of --data")
+        found.append(str(Path(folder) / there[0]))
+    return found[0], found[1]
+
+
+def sample_images(dataset: ImageDataset, limit: int | None, purpose: str) -> Int64s:
+    """All images, or `limit` of them drawn without replacement, in index order."""
+    count = len(dataset)
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(KeyedPermutation(count, 0, f"knn {purpose}", 0)(np.arange(limit)))
+
+
+def labels_as(dataset: ImageDataset, names: list[str]) -> Int64s:
+    """The dataset's labels as indexes into `names`, −1 for none; raises `BadInput` for a label that `names` lacks."""
+    if stray := sorted(set(dataset.label_names) - set(names)):
+        raise BadInput(
+            f"{dataset.key} has labels that the neighbours' dataset lacks: {', '.join(stray[:5])}; compare sets of the same classes"
+        )
+    places = np.array([names.index(name) for name in dataset.label_names] + [-1], np.int64)  # label −1 picks the last entry
+    return places[dataset.labels()]
+
+
+def embed_images(teacher: Teacher, dataset: ImageDataset, images: Int64s, size: EvaluationSize) -> Embeddings:
+    """Features of some images of a dataset, centre crop, in the given order."""
+    return embed(teacher, center_batches(dataset, images, teacher, size))
+
+
+def center_batches(dataset: ImageDataset, images: Int64s, teacher: Teacher, size: EvaluationSize) -> Iterator[NDArray[np.uint8]]:
+    """Centre crops (B, size, size, 3) of some images at the teacher's input size."""
+    spec = ViewSpec(kind="center", crop_fraction=size.crop_fraction)
+    preprocessing = teacher.spec.preprocessing
+    for start in range(0, len(images), size.batch_size):
+        batch = []
+        for image in images[start : start + size.batch_size].tolist():
+            pixels = dataset.read_image(image)
+            crop = draw(spec, dataset.ids(image, image + 1), np.array([pixels.shape[:2]], np.int32)).crop[0]
+            batch.append(render(pixels, crop, False, preprocessing.size_px, preprocessing.interpolation))
+        yield np.stack(batch)
+
+
+def cached_images(reader: FeatureReader, limit: int | None, purpose: str) -> Int64s:
+    """The sampled images that have tokens."""
+    images = sample_images(reader.views.dataset, limit, purpose)
+    return np.setdiff1d(images, reader.failed_rows() // reader.views.views_per_image)
+
+
+def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = lambda event: None) -> Embeddings:
+    """View 0 of each image from a feature set: class tokens and mean patch tokens in the teacher's own space.
+
+    Raises `BadInput` for tokens of distorted views: an evaluation is of what a teacher says about the images themselves.
+    """
+    if "teacher" in SEEN_BY[reader.views.spec.photometric]:
+        raise BadInput(
+            f"{reader.key} holds tokens of distorted views (photometric {reader.views.spec.photometric}), which are not evaluated; "
+            "extract with --photometric none or student_only, best with --view-kind center"
+        )
+    rows, statistics = images * reader.views.views_per_image, reader.statistics
+
+    def chunk(start: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+        tokens = reader.read(rows[start : start + _READ_ROWS])
+        scale = None if tokens.scale is None else torch.from_numpy(tokens.scale)
+        # The mean commutes with the de-normalisation, which is affine and the same for every token. Of a sampled set it is the mean of
+        # the stored tokens: see `evaluate.mean_patch_name`.
+        mean_nD = statistics.denormalize_patch(mean_patch(torch.from_numpy(tokens.patch), scale, reader.codec).numpy())
+        return None if tokens.cls is None else statistics.denormalize_cls(tokens.cls.astype(np.float32)), mean_nD
+
+    found, starts = [], range(0, len(rows), _READ_ROWS)
+    with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read") as pool:
+        for start, one in zip(starts, pool.map(chunk, starts), strict=True):
+            found.append(one)
+            done = min(start + _READ_ROWS, len(rows))
+            on_event({"event": "progress", "stage": f"read {reader.name}", "done": done, "total": len(rows), "unit": "images"})
+    if not found:
+        raise BadInput(f"{reader.key} has no tokens of these images")
+    classes = [cls for cls, _ in found if cls is not None]
+    return Embeddings(np.concatenate(classes) if classes else None, np.concatenate([mean for _, mean in found]))

@@ -1,0 +1,82 @@
+"""The linear probe of a model or of cached tokens over two labelled datasets; see `student.linear_probe` for the protocol.
+
+    FOLDER/evaluations/linear-<digest12>.partial.json      the sweep so far: a stopped probe goes on at its next value
+
+Class tokens are probed; a teacher without any is probed on its mean patch tokens, and the result says so.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...storage.core.errors import BadInput
+from ...storage.store import FeatureStore
+from ...student.probes.linear import POWERS, VALIDATION_SHARE, fit, sweep
+from ...student.training.evaluation_records import PARTIAL, as_json, keep_partial, record_path
+from ...teachers.runtime.devices import choose_device
+from .knn import evaluated, images_in_both, splits_of
+from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, OnEvent, read_upright
+from .models import open_subject
+
+
+def evaluate_linear(
+    model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = WHOLE, seed: int = 0,
+    powers: Sequence[float] = POWERS, weights: Path | None = None, out: Path | None = None, dry_run: bool = False,
+    on_event: OnEvent = lambda event: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Top-1 accuracy in percent on the test set, the chosen C, and validation accuracy by C; kept in the model's folder."""
+    subject = open_subject(model, store, size_px=size.size_px, weights=weights, out=out)
+    train, test = splits_of(subject, store, train_set, test_set, size, on_event)
+    in_both = images_in_both(train, test, on_event)
+    feature = "cls" if subject.identity["cls_dim"] is not None else "mean_patch"
+    protocol = {
+        "train": train.protocol(), "test": test.protocol(), "feature": feature, "powers_of_c": list(powers), "seed": seed,
+        "validation": VALIDATION_SHARE, "solver": "L-BFGS, float64, weight decay 1/C, bias free, fitted again on all training images",
+    }  # fmt: skip
+    if dry_run:
+        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
+    partial = record_path(subject.folder, "linear", {**protocol, "model": subject.identity}).with_suffix(PARTIAL)
+
+    def compute() -> dict[str, Any]:
+        names, device = train.dataset.label_names, choose_device(size.device).value
+        bank, queries = (_tensors(split.features(names, on_event), feature, device) for split in (train, test))
+        result = _probe(bank, queries, len(names), powers, seed, partial, on_event)
+        counts = {"train_images": len(bank[1]), "test_images": len(queries[1]), "test_images_in_train": in_both, "classes": len(names)}
+        return {**counts, **read_upright(train.dataset, test.dataset), "feature": feature, **result}
+
+    return evaluated("linear", subject, protocol, compute, on_event)
+
+
+Labelled = tuple[Tensor, Tensor]
+
+
+def _tensors(split: LabelledSplit, feature: str, device: str) -> Labelled:
+    if split.labels.min(initial=0) < 0:
+        raise BadInput("a linear probe needs a label for every image; index a source whose folders or fields name the class")
+    features = split.embeddings.cls_ND if feature == "cls" else split.embeddings.mean_patch_ND
+    assert features is not None
+    return torch.from_numpy(features).to(device), torch.from_numpy(split.labels).to(device)
+
+
+def _probe(
+    bank: Labelled, queries: Labelled, classes: int, powers: Sequence[float], seed: int, partial: Path, on_event: OnEvent
+) -> dict[str, Any]:
+    def keep(accuracies: dict[str, float]) -> None:
+        keep_partial(partial, lambda: as_json(accuracies, "linear probe"), on_event)
+        on_event({"event": "progress", "stage": "linear probe", "done": len(accuracies), "total": len(powers), "unit": "fits"})
+
+    known = json.loads(partial.read_text()) if partial.is_file() else {}
+    chosen = sweep(*bank, classes, powers=powers, seed=seed, known=known, on_value=keep)
+    probe = fit(bank[0].double(), bank[1], classes, 10.0**chosen.power)
+    found = {
+        "top1": probe.percent_right(queries[0].double(), queries[1]),
+        "validation_top1": chosen.accuracies[f"{chosen.power:g}"],
+        "c": 10.0**chosen.power,
+        "validation_by_power": chosen.accuracies,
+    }
+    partial.unlink(missing_ok=True)
+    return found

@@ -1,0 +1,168 @@
+"""What is evaluated: a run's folder, an exported folder or a checkpoint file, a teacher by name, or cached tokens.
+
+The first three compute, cached tokens are read; an evaluation says what it needs of them. Results of a folder are kept in it. Those of a
+teacher, of a file and of cached tokens go to `--out`, or to `evaluations/NAME@DIGEST` below $EUPE_PIPELINE_HOME: they belong to no store,
+because the same weights give the same numbers over any of them. An ONNX or ExecuTorch export is refused: it is checked against the student
+when it is written, and the timm or transformers folder beside it gives the same tokens.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...storage.core.cache_home import cache_home
+from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.identity import digest, file_sha256, short
+from ...storage.features.features import FeatureReader
+from ...storage.store import FeatureStore
+from ...teachers.checkpoints.published import Published, load_encoder, read_published
+from ...teachers.encoders.architectures import facts
+from ...teachers.encoders.preprocessing import Preprocessing
+from ...teachers.registry.registry import MODEL_FILE, TEACHERS, load_teacher, resolve_teacher
+from ...teachers.registry.spec import TeacherSpec
+from ...teachers.registry.teacher import Teacher
+
+_CHECKPOINTS = (".pth", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something that computes tokens: decided, not yet loaded."""
+
+    name: str
+    spec: TeacherSpec
+    folder: Path
+    """Where results are kept."""
+    load: Callable[[str], Teacher]
+    """The frozen model on a device."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides its tokens."""
+        return self.spec.identity()
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A teacher's tokens in a store; which of its feature sets is read depends on the data."""
+
+    name: str
+    store: FeatureStore
+    identity: dict[str, Any]
+    folder: Path
+
+    def over(self, dataset_digest: str) -> FeatureReader:
+        """Its only complete feature set over a dataset; raises `BadInput` for none or several."""
+        return self.store.features(cached_features_of(self.store, self.name, dataset_digest))
+
+
+def open_subject(
+    name: str, store: FeatureStore | None, *, size_px: int | None = None, weights: Path | None = None, out: Path | None = None
+) -> Model | CachedModel:
+    """What `name` stands for; raises `BadInput` that says what it could have been.
+
+    A folder or file comes first, then a feature set of the store, then a teacher's name.
+    """
+    if Path(name).exists() or name in TEACHERS or ":" in name:
+        in_store = store is not None and not Path(name).exists() and _named_sets(store, name)
+        return open_cached(name, store, out) if store is not None and in_store else open_model(name, size_px, weights, out)
+    if store is not None and _named_sets(store, name):
+        return open_cached(name, store, out)
+    known = {key.split("@")[0] for key in store.list_features()} if store is not None else set()
+    place = f" with features in {store.url}" if store is not None else ""
+    raise unknown_name(f"run, exported folder, checkpoint or teacher{place}", name, [*known, *TEACHERS])
+
+
+def open_model(name: str, size_px: int | None = None, weights: Path | None = None, out: Path | None = None) -> Model:
+    """A run, an exported folder, a checkpoint file or a named teacher; raises `BadInput` when it is none of these."""
+    path = Path(name)
+    if (path / MODEL_FILE).is_file() or not path.exists():
+        spec = resolve_teacher(name, size_px=size_px, weights=weights)
+        folder = path if path.is_dir() else _neutral(spec.name, spec.identity())
+        return Model(name, spec, out or folder, lambda device: load_teacher(spec, device))
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "export.json")):
+        raise BadInput(f"{name} holds no trained model (no {MODEL_FILE}) and no exported one (no config.json); finish that run first")
+    return _published(path, size_px, out)
+
+
+def _published(path: Path, size_px: int | None, out: Path | None) -> Model:
+    record: dict[str, Any] = json.loads((path / "export.json").read_text()) if (path / "export.json").is_file() else {}
+    form = record.get("format")
+    if form in ("onnx", "executorch"):
+        raise BadInput(f"{path} is an export for {form}, which is not evaluated here; give the run, or its export as timm or transformers")
+    source = path / record["files"][0] if form == "eupe" else path
+    if source.is_file() and source.suffix not in _CHECKPOINTS:
+        raise BadInput(f"{source} is no checkpoint: expected {' or '.join(_CHECKPOINTS)}, or a folder")
+    found = read_published(source)
+    prep = Preprocessing.from_dict(record["preprocessing"]) if form == "eupe" else found.preprocessing
+    file = source if source.is_file() else next(iter(sorted(source.glob("*.safetensors"))), source / "model.safetensors")
+    spec = _spec_of(found, prep, path, file)
+    spec = spec if size_px is None else spec.at_size(size_px)
+    folder = path if path.is_dir() else _neutral(spec.name, spec.identity())
+    return Model(str(path), spec, out or folder, lambda device: _loaded(found, spec, device))
+
+
+def _spec_of(found: Published, prep: Preprocessing, path: Path, file: Path) -> TeacherSpec:
+    width, stride_px, cls = facts(found.architecture)
+    side = prep.size_px // stride_px
+    return TeacherSpec(path.resolve().stem, found.architecture, file, file_sha256(file), prep, cls, width, width, (side, side))
+
+
+def _loaded(found: Published, spec: TeacherSpec, device: str) -> Teacher:
+    encoder = load_encoder(found.architecture, found.tensors)
+    encoder.preprocessing = replace(spec.preprocessing)
+    return Teacher(spec, encoder.to(device))
+
+
+def open_cached(name: str, store: FeatureStore, out: Path | None = None) -> CachedModel:
+    """A teacher's cached tokens, by the name or the key of its feature sets; raises `BadInput` when they were made by several teachers."""
+    identities = {digest(one): one for one in (store.features_identity(key)["teacher"] for key in _named_sets(store, name))}
+    if len(identities) != 1:
+        keys = ", ".join(_named_sets(store, name)) or "none"
+        raise BadInput(f"{name!r} stands for feature sets of {len(identities)} different teachers in {store.url} ({keys}); give one key")
+    identity = next(iter(identities.values()))
+    return CachedModel(name, store, identity, out or _neutral(name.split("@")[0], identity))
+
+
+def _named_sets(store: FeatureStore, name: str) -> list[str]:
+    return [key for key in store.list_features() if name in (key, key.split("@")[0])]
+
+
+def cached_features_of(store: FeatureStore, teacher: str, dataset_digest: str) -> str:
+    """Key of the only complete feature set of a teacher (name or key) over a dataset; raises `BadInput` for none or several.
+
+    A key stands for its teacher: over another dataset than its own, the teacher's set there is taken.
+    """
+    named = _named_sets(store, teacher)
+    if not named:
+        raise unknown_name(
+            f"run folder or teacher with features in {store.url}:", teacher, {k.split("@")[0] for k in store.list_features()}
+        )
+    maker = store.features_identity(named[0])["teacher"] if teacher in named else None
+    candidates = named if maker is None else [k for k in store.list_features() if store.features_identity(k)["teacher"] == maker]
+    readers = [reader for reader in map(store.features, candidates) if reader.views.dataset.digest == dataset_digest and reader.complete]
+    exact = [reader for reader in readers if reader.key == teacher]
+    own = [reader for reader in readers if reader.name == teacher.split("@")[0]]
+    readers = exact or own or readers
+    if len(readers) != 1:
+        found = ", ".join(reader.key for reader in readers) or "none"
+        raise BadInput(
+            f"an evaluation of cached tokens needs one complete feature set of {teacher} over each dataset; over dataset "
+            f"{_key_of(store, dataset_digest)} there are {len(readers)}: {found}. Extract it, or give one by its key"
+        )
+    return readers[0].key
+
+
+def _key_of(store: FeatureStore, dataset_digest: str) -> str:
+    return next((key for key in store.list_datasets() if key.endswith(f"@{short(dataset_digest)}")), f"@{short(dataset_digest)}")
+
+
+def evaluation_home() -> Path:
+    """The folder of results that belong to no model's folder, and of the store that evaluations use when none is given."""
+    return cache_home() / "evaluations"
+
+
+def _neutral(name: str, identity: dict[str, Any]) -> Path:
+    return evaluation_home() / f"{name}@{short(digest(identity))}"

@@ -1,0 +1,105 @@
+"""Semantic segmentation of a model by a linear head: ADE20k's layout, or any folder of pictures and masks.
+
+See `student.segmentation` for the two protocols and `storage.dense_pairs` for the layouts. Every mask is read before the first step
+(`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not after hours.
+By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval mode there
+and never back.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from ...storage.images.dense_pairs import Pair, read_picture, segmentation_pairs
+from ...storage.sources.decode import Pixels
+from ...student.probes.dense_head import ADE20K_RECIPE, DenseHead, HeadRecipe
+from ...student.probes.segmentation import (
+    IGNORE,
+    STORED_IGNORE,
+    Confusion,
+    Mask,
+    SegmentationView,
+    classes_at,
+    resize_shorter,
+    segmentation_loss,
+    slide,
+    training_view,
+)
+from ...teachers.registry.teacher import Teacher
+from .dense import DenseEvaluation, DenseOptions, open_dense_model, refuse_other_size, run_dense, said_progress
+from .dense_tokens import patch_tokens, stacked
+from .labelled_features import OnEvent
+from .mask_checks import MaskClasses, check_masks
+
+_DROPOUT = 0.1
+OFFICIAL = {
+    "name": "official", "loss": "mean over all pixels, ignored and padded ones too", "masks": "resized by torch's nearest",
+    "encoder": "training mode until the first measurement",
+}  # fmt: skip
+"""What a record of the official protocol says besides; one without a name is ours."""
+
+
+@dataclass(frozen=True)
+class SegmentationOptions:
+    """What is particular to segmentation."""
+
+    classes: int | None = None
+    """Number of classes; None: found in the training masks."""
+    zero_is_ignored: bool | None = None
+    """Whether class 0 means nothing and the others count from 1; None: for ADE20k."""
+    ignore: int | None = STORED_IGNORE
+    """The value of masks that means nothing; None: every value is a class."""
+    dataset: str | None = None
+    """One of `mask_checks.DATASETS`; None: known by what the folder holds."""
+    view: SegmentationView = field(default_factory=SegmentationView)
+    head: HeadRecipe = ADE20K_RECIPE
+
+
+def evaluate_segmentation(
+    model: str, data: Path, options: DenseOptions, own: SegmentationOptions | None = None, on_event: OnEvent = lambda event: None
+) -> dict[str, Any]:
+    """mIoU, pixel accuracy and IoU by class in percent on the validation split, `best_miou` of all measurements; kept beside the model."""
+    own = own or SegmentationOptions()
+    view = own.view if options.size_px is None else replace(own.view, size_px=options.size_px, stride_px=options.size_px * 2 // 3)
+    subject, recipe = open_dense_model(model, options), options.recipe(own.head)
+    pairs = {split: segmentation_pairs(data, split) for split in ("train", "val")}
+    masks = check_masks(data, pairs, own.classes, own.zero_is_ignored, own.ignore, own.dataset, on_event)
+    protocol = {
+        **(OFFICIAL if options.official else {}),
+        "classes": masks.classes, "zero_is_ignored": masks.zero_is_ignored, "ignore": own.ignore, "view": asdict(view),
+        "head": {"dropout": _DROPOUT, "batch_norm": True, **recipe.identity()},
+    }  # fmt: skip
+    evaluation = DenseEvaluation(
+        "segmentation", recipe, masks.classes, _DROPOUT, pairs, fill=IGNORE, size_hw=(view.size_px, view.size_px), best="miou",
+        draw=lambda pair, generator: training_view(*_read(pair, masks), view, generator, options.protocol),
+        loss_of=lambda logits_BKHW, masks_BHW, step: segmentation_loss(logits_BKHW, masks_BHW, options.protocol),
+        measure=lambda teacher, head: _measure(teacher, head, pairs["val"], masks, view, on_event),
+        encoder_trains=lambda step: options.official and step < options.evaluate_every,
+    )  # fmt: skip
+    return run_dense(evaluation, subject, protocol, options, on_event)
+
+
+def _read(pair: Pair, masks: MaskClasses) -> tuple[Pixels, Mask]:
+    picture, mask = read_picture(pair.picture), masks.read(pair)
+    refuse_other_size(pair, mask, picture)
+    return picture, mask
+
+
+def _measure(
+    teacher: Teacher, head: DenseHead, pairs: list[Pair], masks: MaskClasses, view: SegmentationView, on_event: OnEvent
+) -> dict[str, Any]:
+    confusion, say = Confusion(masks.classes), said_progress("segmentation", pairs, on_event)
+
+    def predict(window: Pixels) -> Tensor:
+        logits = head(patch_tokens(teacher, *stacked([window])))
+        return functional.interpolate(logits, window.shape[:2], mode="bilinear")[0].cpu()
+
+    for done, pair in enumerate(pairs, start=1):
+        picture, mask = _read(pair, masks)
+        logits = slide(resize_shorter(picture, view.size_px), predict, view.size_px, view.stride_px)
+        confusion.add(mask, classes_at(logits, *mask.shape))
+        say(done)
+    return confusion.metrics()

@@ -1,0 +1,146 @@
+"""Zero-shot classification: a model's class tokens in the space of a text tower.
+
+A student gets there through its adapters and the statistics that undo their normalisation (paper, appendix C.1): from its run (with the
+proxy's, when it was taught by one, and the store that has the statistics) or from the `adapters/` of its export. A teacher is there
+already. Then comes the image projection of the text tower's own model, unless the teacher's class token has passed it. See
+`student.zero_shot` for the protocol and `teachers.text_tower` for the towers. Axes: N images, D channels.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...storage.core.errors import BadInput
+from ...storage.core.identity import digest, file_sha256
+from ...storage.store import FeatureStore
+from ...student.export.adapter_chain import AdapterChain, write_chain
+from ...student.export.lineage import read_record, targets_of
+from ...student.probes.knn import Embeddings
+from ...student.probes.zero_shot import classified, classifier, percent_right, read_descriptions
+from ...teachers.encoders.tokens import Tokens
+from ...teachers.registry.registry import TEACHERS
+from ...teachers.registry.text_tower import TextTower, load_text_tower
+from .class_checks import refuse_one_class
+from .knn import evaluated, say_distilled_on
+from .labelled_features import WHOLE, EvaluationSize, OnEvent, Split, open_data, read_upright
+from .models import CachedModel, Model, open_subject
+from .overlap import digests_of
+
+_MAPPED_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class ZeroShotOptions:
+    """What the images are compared with, and how they get there."""
+
+    text: Path
+    """Folder of the text tower."""
+    classes: Path | None = None
+    """TOML with names and templates; None: the dataset's labels in "a photo of a {}."."""
+    teacher: str | None = None
+    """The teacher whose space the adapters lead to; None: the only one that they know."""
+    proxy: Path | None = None
+    """The proxy's run."""
+    size: EvaluationSize = WHOLE
+    weights: Path | None = None
+    out: Path | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class _Way:
+    """From a model's own class tokens to a teacher's: through a chain, or none."""
+
+    chain: AdapterChain | None
+    teacher: str | None
+    kind: str
+    """What serves as class token there, one of `spec.CLS_KINDS`."""
+    identity: dict[str, Any] | None
+
+    def go(self, embeddings: Embeddings) -> Tensor:
+        """(N, D) in the teacher's space; raises `BadInput` without class tokens."""
+        if embeddings.cls_ND is None:
+            raise BadInput("zero-shot needs class tokens, and this model has none")
+        cls_ND = torch.from_numpy(embeddings.cls_ND)
+        if self.chain is None or self.teacher is None:
+            return cls_ND
+        mean_ND, found = torch.from_numpy(embeddings.mean_patch_ND), []
+        for start in range(0, len(cls_ND), _MAPPED_AT_ONCE):
+            part = slice(start, start + _MAPPED_AT_ONCE)
+            mapped = self.chain.map(Tokens(cls_ND[part], mean_ND[part, None, None]), self.teacher).cls_BD
+            if mapped is None:
+                raise BadInput(f"{self.teacher} has no class token, so nothing of it can be compared with texts")
+            found.append(mapped)
+        return torch.cat(found)
+
+
+def evaluate_zero_shot(
+    model: str, store: FeatureStore, data: str, options: ZeroShotOptions, on_event: OnEvent = lambda event: None
+) -> dict[str, Any]:
+    """Top-1 and top-5 accuracy in percent over a labelled dataset; kept in the model's folder."""
+    subject = open_subject(model, store, size_px=options.size.size_px, weights=options.weights, out=options.out)
+    split = Split(subject, store, open_data(store, data, on_event), options.size, options.size.test_images, "test")
+    tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes)
+    labels, way = split.dataset.label_names, _way(subject, store, options)
+    refuse_one_class(split.dataset, labels)
+    say_distilled_on(split, list(digests_of(split.dataset, split.images.tolist())), on_event)
+    texts = {label: descriptions.texts(label) for label in labels}
+    protocol = {
+        "test": split.protocol(), "text_tower": tower.identity, "texts_digest": digest(texts), "templates": list(descriptions.templates),
+        "classes": len(labels), "way": way.identity, "teacher": way.teacher,
+    }  # fmt: skip
+    if options.dry_run:
+        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
+
+    def compute() -> dict[str, Any]:
+        found = split.features(labels, on_event)
+        if not labels or found.labels.min(initial=0) < 0:
+            raise BadInput("zero-shot classification is measured on images with labels; index a source whose folders name the class")
+        cosine_NK = classified(_projected(way.go(found.embeddings), tower, way.kind), classifier(labels, descriptions, tower.embed))
+        truth = torch.from_numpy(found.labels)
+        tops = {f"top{top}": percent_right(cosine_NK, truth, top) for top in (1, 5)}
+        return {**tops, **read_upright(split.dataset), "test_images": len(truth), "classes": len(labels)}
+
+    return evaluated("zero-shot", subject, protocol, compute, on_event)
+
+
+def _projected(images_ND: Tensor, tower: TextTower, kind: str) -> Tensor:
+    projected, width = tower.project(images_ND, kind), tower.embed(["a"]).shape[1]
+    if projected.shape[1] != width:
+        raise BadInput(f"the texts have {width} channels and the images {projected.shape[1]}: tower and teacher are not of one model")
+    return projected
+
+
+def _way(subject: Model | CachedModel, store: FeatureStore, options: ZeroShotOptions) -> _Way:
+    own = str(subject.identity["cls"])
+    if isinstance(subject, CachedModel):
+        return _Way(None, None, own, None)
+    folder = Path(subject.name)
+    if (folder / "adapters" / "chain.json").is_file():
+        return _through(folder / "adapters", options.teacher, {})
+    if read_record(folder, "model/adapters.json").get("order"):
+        with tempfile.TemporaryDirectory() as written:
+            write_chain(folder, options.proxy, store, Path(written))
+            runs = [folder] if options.proxy is None else [folder, options.proxy]
+            return _through(Path(written), options.teacher, {name: one for run in runs for name, one in targets_of(run).items()})
+    if options.teacher is not None:
+        raise BadInput(f"{subject.name} has no adapters that could lead to {options.teacher}; export it with --adapters, or give its run")
+    return _Way(None, None, own, None)
+
+
+def _through(folder: Path, teacher: str | None, targets: dict[str, Any]) -> _Way:
+    chain = AdapterChain(folder)
+    ends = [name for name in chain.steps[-1] if name != chain.through]
+    if teacher is None and len(ends) != 1:
+        raise BadInput(f"the adapters lead to several teachers, say which with --teacher: {', '.join(ends)}")
+    name = teacher or ends[0]
+    if name not in chain.teachers():
+        raise BadInput(f"these adapters do not lead to {name!r}, only to: {', '.join(chain.teachers())}")
+    recorded = targets.get(name, {}).get("identity", {}).get("teacher", {}).get("cls")
+    known = TEACHERS[name].architecture["cls"] if name in TEACHERS else "class token"
+    sha256 = {file: file_sha256(folder / file) for file in ("adapters.safetensors", "chain.json")}
+    return _Way(chain, name, str(recorded or known), sha256)

@@ -1,0 +1,1 @@
+"""Running teachers over a dataset: plan, workers, shards, statistics."""

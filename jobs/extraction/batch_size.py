@@ -1,0 +1,107 @@
+"""A teacher and the number of views that it takes at a time: given, or found by trying; less after the device ran out of memory.
+
+Found means: doubled while each view gets noticeably cheaper, the device has room and one batch stays short enough that a stop is prompt.
+Running out of memory halves the number for the rest of the worker's life and does the same views again, counted in `backoffs`. Neither is
+part of any identity, because a batch's size changes tokens by rounding alone.
+"""
+
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...storage.core.errors import EupeError
+from ...storage.sources.decode import Pixels
+from ...teachers.encoders.photometric import apply_photometric
+from ...teachers.encoders.tokens import Tokens
+from ...teachers.registry.teacher import Teacher
+from .transfers import to_device
+
+LARGEST = {"cpu": 64, "cuda": 512}
+_FIRST = {"cpu": 2, "cuda": 16}
+_GAIN = 1.05  # a doubling must make a view this much cheaper
+_LONGEST_S = 4.0  # SIGTERM is looked at between batches and has ten seconds
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine had no memory left for a tensor."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+class SizedTeacher:
+    """A loaded teacher that is fed `views` views at a time; `views=None` finds the number."""
+
+    def __init__(self, teacher: Teacher, views: int | None) -> None:
+        self.teacher = teacher
+        self.backoffs = 0
+        self.views = views or self._found()
+
+    def __call__(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
+        """Raw fp32 tokens of any number of views, distorted first where parameters are given, on the teacher's device.
+
+        Raises `EupeError` when not even one view fits.
+        """
+        while True:
+            windows = [slice(start, start + self.views) for start in range(0, len(pixels_BHWC), self.views)]
+            try:
+                parts = [self._forward(pixels_BHWC[one], None if photometric_BP is None else photometric_BP[one]) for one in windows]
+            except (RuntimeError, MemoryError) as error:
+                self._back_off(error)
+                continue
+            return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
+        device = self.teacher.device
+        pixels = to_device(torch.from_numpy(pixels_BHWC), device)
+        if photometric_BP is not None:
+            pixels = apply_photometric(pixels, to_device(torch.from_numpy(photometric_BP), device))
+        tokens: Tokens = self.teacher(pixels)
+        return tokens
+
+    def _back_off(self, error: Exception) -> None:
+        """Halve the size after an out-of-memory error; every other error is raised again."""
+        if not is_out_of_memory(error):
+            raise error
+        if self.views == 1:
+            raise EupeError(
+                f"{self.teacher.spec.name} has no memory for a single view on {self.teacher.device} ({str(error).splitlines()[0]}); "
+                "use fewer --workers, --teachers-at-once 1, --precision bf16 or a smaller --teacher-size"
+            ) from error
+        self.views, self.backoffs = self.views // 2, self.backoffs + 1
+        if self.teacher.compiled:
+            self.teacher.compile_encoder(self.views)
+        if self.teacher.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _found(self) -> int:
+        """The smallest number beyond which a doubling does not pay; out of memory ends the search and is no back-off."""
+        kind = self.teacher.device.type
+        views, best_s = _FIRST.get(kind, 2), float("inf")
+        self._seconds_per_view(1)  # kernels are chosen and memory is mapped at the first forward
+        while views <= LARGEST.get(kind, 64):
+            try:
+                seconds = self._seconds_per_view(views)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return max(1, views // 2)
+            if seconds * _GAIN > best_s or seconds * views > _LONGEST_S:
+                return max(1, views // 2)
+            views, best_s = views * 2, seconds
+        return views // 2
+
+    def _seconds_per_view(self, views: int) -> float:
+        side = self.teacher.spec.preprocessing.size_px
+        pixels = np.random.default_rng(views).integers(0, 256, (views, side, side, 3), np.uint8)
+        started = time.perf_counter()
+        self._forward(pixels).patch_BHWD.cpu()
+        return (time.perf_counter() - started) / views
+
+
+def _joined(parts: list[Tokens]) -> Tokens:
+    classes = [part.cls_BD for part in parts if part.cls_BD is not None]
+    return Tokens(torch.cat(classes) if classes else None, torch.cat([part.patch_BHWD for part in parts]))

@@ -1,0 +1,56 @@
+"""What an extraction would do, and nothing done: not even the names of what it would make are left in the store.
+
+Keys follow from identities: what the store lacks is made in a rehearsal of it (`storage.rehearsal`), to learn its key and its size. A
+feature set's key holds its statistics; where those are still to be measured it is not known yet, and sizes follow from the shapes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...storage.features.features import FeatureReader, features_identity
+from ...storage.features.layout import FeatureLayout
+from ...storage.store import FeatureStore
+from ...storage.views.view_set import ViewSet
+from .measure_statistics import Normalisation
+
+
+def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, FeatureLayout], normalisation: Normalisation) -> dict[str, Any]:
+    """Shards that a run would do, the bytes that it would write, by teacher, and the statistics that it would measure first.
+
+    `store` is a rehearsal of the real one.
+    """
+    missing: dict[str, set[int]] = {}
+    keys: dict[str, str | None] = {}
+    for name, layout in layouts.items():
+        keys[name], missing[name] = _missing(store, views, name, layout, normalisation)
+    shards = set().union(*missing.values())
+    return {
+        "event": "summary",
+        "dry_run": True,
+        "features": keys,
+        "views": views.key,
+        "images": len(views.dataset),
+        "rows": views.rows,
+        "shards": views.shards,
+        "shards_missing": len(shards),
+        "statistics_missing": normalisation.missing,
+        "bytes_expected": {name: _rows(views, missing[name]) * layout.view_bytes for name, layout in layouts.items()},
+        "views_bytes_expected": _rows(views, shards - views.group.committed()) * sum(one.row_bytes for one in views.group.specs.values()),
+    }
+
+
+def _missing(
+    store: FeatureStore, views: ViewSet, name: str, layout: FeatureLayout, normalisation: Normalisation
+) -> tuple[str | None, set[int]]:
+    """A teacher's key, where it is known already, and its shards without a record."""
+    known = normalisation.known.get(name)
+    if known is None:
+        return None, set(range(views.shards))
+    identity = features_identity(normalisation.specs[name].identity(), views, known, normalisation.sampling[name], layout)
+    reader = FeatureReader.create(store.objects, name, views, identity, known)
+    return reader.key, set(reader.missing_shards())
+
+
+def _rows(views: ViewSet, shards: set[int]) -> int:
+    spans = [views.group.shard_span(shard) for shard in shards]
+    return sum(last - first for first, last in spans)

@@ -1,0 +1,238 @@
+"""`extract-features`: teachers by name, a dataset by name, and at the end feature sets that any training run can read.
+
+Plan, measure, compute. The plan is what the store lacks: statistics that were not frozen yet, shards that have no record. Statistics are
+measured on a fixed sample of views and frozen first. Then each missing shard is one task. Everything that is finished is committed, so that
+the same command goes on after a kill, and says in seconds when nothing is missing.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ...storage.core.errors import BadInput, Interrupted
+from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
+from ...storage.objects.dry_run_objects import Rehearsal
+from ...storage.store import FeatureStore
+from ...storage.views.view_set import ViewSet
+from ...teachers.registry.native_size import size_warning
+from ...teachers.registry.registry import resolve_teacher
+from ...teachers.registry.spec import TeacherSpec
+from ...teachers.runtime.devices import choose_device, choose_precision
+from ..runs.reading_leases import EXTRACTION, leases
+from .dry_run import dry_summary
+from .measure_statistics import Normalisation
+from .options import ExtractOptions, TeacherRequest
+from .other_weights import other_weights
+from .pool import Workers, workers
+from .shard_report import ShardReport
+from .shard_worker import WorkOrder
+from .summary import OnEvent, progress, together, work_done
+from .work_orders import work_order, worker_count
+
+
+@dataclass
+class _Plan:
+    """What there is and what is missing: shard → {teacher: key of its feature set}."""
+
+    store: FeatureStore
+    views: ViewSet
+    specs: dict[str, TeacherSpec]
+    readers: dict[str, FeatureReader]
+    missing: dict[int, dict[str, str]]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Images that failed in shards that are committed already."""
+        found: dict[str, str] = {}
+        for reader in self.readers.values():
+            for shard in reader.group.committed():
+                record = reader.group.record(shard)
+                found |= record.failed if record is not None else {}
+        return found
+
+
+def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent = lambda event: None) -> dict[str, Any]:
+    """Make the store hold complete feature sets of the teachers over the views; returns a JSON-able summary.
+
+    Raises `BadInput` for what the user must change, `CacheMismatch` for images or teachers that changed, and `Interrupted` when it was
+    stopped with its state kept.
+    """
+    store = FeatureStore.open(store_url)
+    if options.dry_run:
+        store = FeatureStore(Rehearsal(store.objects))
+    dataset = store.dataset(options.data)
+    specs = [resolve_request(request, options) for request in options.teachers]
+    if len({spec.name for spec in specs}) != len(specs):
+        raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
+    _ = [layout_of(spec, options) for spec in specs]  # refused before any work
+    for text in filter(None, map(size_warning, specs)):
+        on_event({"event": "warning", "text": text})
+    views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
+    if options.dry_run:
+        return _dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event)
+    chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
+    at_once = options.teachers_at_once or len(specs)
+    groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
+    orders = [work_order(store, views, group, options, chosen) for group in groups]
+    return together([_extract_group(store, views, order, options, on_event) for order in orders])
+
+
+def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
+    """All teachers that are loaded at the same time."""
+    started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
+    other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
+    normalisation = _normalisation(store, views, specs, options)
+    if not normalisation.missing:
+        plan = _plan(store, views, specs, normalisation, options)
+        if not plan.missing:
+            return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other}
+    count = worker_count(order, options)
+    try:
+        with workers(order, count, options.address, on_event) as crew:
+            normalisation.measure(crew, on_event)
+            plan = _plan(store, views, specs, normalisation, options)
+            computing = time.perf_counter()
+            with leases(store, [reader.key for reader in plan.readers.values()], EXTRACTION, on_event):
+                reports = list(_compute(crew, plan, options, on_event))
+            spent = time.perf_counter() - computing
+            summary = _summary(plan, reports, crew.retries, count or crew.most, spent)
+            return {**summary, **other, "seconds": time.perf_counter() - started}
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
+
+
+def _dry_run(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, on_event: OnEvent
+) -> dict[str, Any]:
+    layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
+    other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
+    return other | dry_summary(store, views, layouts, _normalisation(store, views, specs, options))
+
+
+def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> Normalisation:
+    borrowed = _borrowed(store, specs, options)
+    return Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
+
+
+def resolve_request(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
+    """The teacher that was asked for, on the device that this machine has."""
+    if request.spec is not None:
+        return request.spec
+    return resolve_teacher(
+        request.name,
+        weights=request.weights,
+        size_px=request.size_px,
+        precision=choose_precision(options.precision, choose_device("auto").value).value,
+        constants=options.constants,
+        allow_random_weights=options.allow_random_weights,
+    )
+
+
+def layout_of(spec: TeacherSpec, options: ExtractOptions) -> FeatureLayout:
+    """Which of a teacher's tokens are stored, and how; raises `BadInput` naming the teacher whose grid does not allow it."""
+    grid = options.grid or spec.grid
+    try:
+        resampled_from = None if grid == spec.grid else spec.grid
+        return FeatureLayout(spec.cls_dim, spec.patch_dim, grid, options.codec, options.tokens_per_view, resampled_from)
+    except BadInput as error:
+        raise BadInput(f"teacher {spec.name}: {error}") from error
+
+
+def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: ExtractOptions) -> list[str]:
+    """The feature sets that give statistics to this group of teachers, when the teachers go in several."""
+    if options.teachers_at_once is None:
+        return list(options.statistics_from)
+    weights = {spec.weights_sha256 for spec in specs.values()}
+    return [key for key in options.statistics_from if store.features(key).identity["teacher"]["weights_sha256"] in weights]
+
+
+def _plan(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], normalisation: Normalisation, options: ExtractOptions
+) -> _Plan:
+    readers = {}
+    for name, spec in specs.items():
+        known = normalisation.known[name]
+        layout = layout_of(spec, options)
+        identity = features_identity(spec.identity(), views, known, normalisation.sampling[name], layout)
+        readers[name] = FeatureReader.create(store.objects, name, views, identity, known)
+    return _Plan(store, views, specs, readers, _missing(readers))
+
+
+def complete(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], readers: dict[str, FeatureReader], options: ExtractOptions,
+    on_event: OnEvent,
+) -> int:  # fmt: skip
+    """Compute in this process what feature sets over one set of views lack; returns the shards. Raises as `extract_features` does."""
+    plan = _Plan(store, views, specs, readers, _missing(readers))
+    if not plan.missing:
+        return 0
+    try:
+        held = leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event)
+        with workers(work_order(store, views, specs, options, {}), 0, None) as crew, held:
+            return len(list(_compute(crew, plan, options, on_event)))
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
+
+
+def _missing(readers: dict[str, FeatureReader]) -> dict[int, dict[str, str]]:
+    missing: dict[int, dict[str, str]] = {}
+    for name, reader in readers.items():
+        for shard in reader.missing_shards():
+            missing.setdefault(shard, {})[name] = reader.key
+    return _shuffled(missing)
+
+
+def _shuffled(missing: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:
+    """The shards in a random order: of two drivers on one plan that both went upwards, one catches up and then does all with the other."""
+    return {shard: missing[shard] for shard in random.SystemRandom().sample(sorted(missing), len(missing))}
+
+
+def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEvent) -> Iterator[ShardReport]:
+    """Do the missing shards; stops when more images failed than are allowed, with everything committed kept."""
+    spans = [plan.views.group.shard_span(shard) for shard in plan.missing]
+    total = plan.views.rows
+    done = total - sum(last - first for first, last in spans)
+    failed, started, fresh, written = plan.failed, time.perf_counter(), 0, 0
+    for _, report in crew.run([("do_shard", (shard, keys)) for shard, keys in plan.missing.items()]):
+        done, written = done + report.views, written + report.bytes
+        fresh += 0 if report.found else report.views
+        failed |= report.failed
+        event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
+        rate = written / max(time.perf_counter() - started, 1e-9)
+        rates = {"images_per_s": event["rate"] / plan.views.views_per_image, "bytes_per_s": rate}
+        use = {} if report.gpu_use is None else {"gpu_use": report.gpu_use}
+        on_event({**event, **rates, "failed": len(failed), "bytes": report.bytes, "retries": crew.retries, **use})
+        _check_failures(failed, plan, options)
+        yield report
+
+
+def _check_failures(failed: dict[str, str], plan: _Plan, options: ExtractOptions) -> None:
+    images = len(plan.views.dataset)
+    if len(failed) > options.max_bad_share * images:
+        named = "; ".join(f"{image_id}: {reason}" for image_id, reason in list(failed.items())[:5])
+        raise BadInput(
+            f"{len(failed)} of {images} images failed, more than the limit of {options.max_bad_share:.2%} ({named}"
+            f"{'; …' if len(failed) > 5 else ''}); mend the source and index it again, or raise --max-bad-share. What was committed stays"
+        )
+
+
+def _summary(plan: _Plan, reports: list[ShardReport], retries: int, workers: int, seconds: float) -> dict[str, Any]:
+    failed = plan.failed
+    return {
+        "event": "summary",
+        "dry_run": False,
+        "features": {name: reader.key for name, reader in plan.readers.items()},
+        "views": plan.views.key,
+        "images": len(plan.views.dataset),
+        "images_failed": len(failed),
+        "rows": plan.views.rows,
+        "shards": plan.views.shards,
+        "shards_missing": len(plan.missing) - len(reports),
+        "failed": failed,
+        "retries": retries,
+        "seconds": seconds,
+        "bytes": {name: reader.stored_bytes() for name, reader in plan.readers.items()},
+        **work_done(reports, workers, seconds),
+    }

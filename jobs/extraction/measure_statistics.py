@@ -1,0 +1,146 @@
+"""The statistics that normalise a teacher's tokens: measured on a fixed sample of views, or taken from another feature set.
+
+The sample is a pure function of the number of views, is drawn before the first shard and measured in batches of 32 whatever the size of a
+forward is, and the batches are merged in their order: the same request gives the same statistics on any number of workers. What was
+measured is frozen in the store under what it was measured on.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...storage.core.errors import BadInput, CacheMismatch
+from ...storage.core.identity import differing_fields
+from ...storage.features.features import FeatureReader
+from ...storage.features.phis import Covariance
+from ...storage.features.statistics import Moments, Statistics
+from ...storage.store import FeatureStore
+from ...storage.views.view_set import ViewSet
+from ...teachers.registry.spec import TeacherSpec
+from .pool import Workers
+from .shard_worker import Measure, SampleMoments
+from .summary import OnEvent, progress
+
+SAMPLE_BATCH = 32  # views; the paper measures over 500 iterations
+_SAMPLE_SEED = 0x5EED
+Sampling = dict[str, Any]
+
+
+def sample_rows(rows: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """`count` views for the statistics, ascending; all of them, once, when there are no more than that."""
+    if count >= rows:
+        return np.arange(rows)
+    raw = np.asarray(np.random.Philox(key=_SAMPLE_SEED).random_raw(count), np.uint64)
+    return np.sort((raw % np.uint64(rows)).astype(np.int64))
+
+
+class Normalisation:
+    """Statistics by teacher, and what each was measured on; `missing` names those that must still be measured."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        views: ViewSet,
+        specs: Mapping[str, TeacherSpec],
+        batches: int,
+        borrowed: Sequence[str] = (),
+        method: str = "mean-std",
+    ) -> None:
+        self.store, self.views, self.specs, self.batches, self.method = store, views, specs, batches, method
+        self.sampling: dict[str, Sampling] = {
+            name: {"batches": batches, "batch_size": SAMPLE_BATCH, "seed": _SAMPLE_SEED} for name in specs
+        }
+        self.known: dict[str, Statistics] = {}
+        for wanted in borrowed:
+            self._borrow(store.features(wanted))
+        for name in set(specs) - set(self.known):
+            found = store.kept_statistics(name, self._measured_on(name))
+            if found is not None:
+                self.known[name] = found
+
+    @property
+    def missing(self) -> list[str]:
+        """The teachers whose statistics are not known yet, in the order of the request."""
+        return [name for name in self.specs if name not in self.known]
+
+    def _measured_on(self, name: str) -> dict[str, Any]:
+        other = {} if self.method == "mean-std" else {"method": self.method}
+        return {"teacher": self.specs[name].identity(), "views": self.views.digest, "sample": self.sampling[name], **other}
+
+    def _borrow(self, reader: FeatureReader) -> None:
+        """Take a feature set's statistics for the teacher that made it, at whatever input size and precision."""
+        differences = {
+            name: differing_fields(_core(spec.identity()), _core(reader.identity["teacher"])) for name, spec in self.specs.items()
+        }
+        takers = [name for name, lines in differences.items() if not lines]
+        if not takers:
+            lines = "; ".join(f"{name}: {', '.join(found)}" for name, found in differences.items())
+            raise CacheMismatch(f"no teacher of this command made {reader.key}, whose statistics were asked for ({lines})")
+        described = {key: value for key, value in reader.identity["statistics"].items() if key not in ("method", "digest", "count")}
+        for name in takers:
+            if name in self.known and self.known[name].digest != reader.statistics.digest:
+                raise BadInput(f"two feature sets with different statistics were given for {name}, {reader.key} is the second; give one")
+            self.known[name] = reader.statistics
+            self.sampling[name] = {"from_views": reader.views.digest, **described}
+
+    def measure(self, crew: Workers, on_event: OnEvent) -> None:
+        """Fill in what is missing, each frozen in the store as soon as it is known."""
+        names = self.missing
+        if not names:
+            return
+        rows = sample_rows(self.views.rows, self.batches * SAMPLE_BATCH)
+        batches = [rows[start : start + SAMPLE_BATCH].tolist() for start in range(0, len(rows), SAMPLE_BATCH)]
+        started, merged = time.perf_counter(), _InOrder(self.method)
+        for done, (number, result) in enumerate(crew.run([("measure", (batch, names)) for batch in batches]), start=1):
+            merged.add(number, result)
+            on_event(progress("statistics", done, len(batches), "batches", started, done))
+        for name in names:
+            self.known[name] = self.store.keep_statistics(name, self._measured_on(name), merged.statistics(name))
+
+
+def _core(teacher_identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What two teachers must share to be normalised alike: all but the input's size and the precision."""
+    prep = {key: value for key, value in teacher_identity["preprocessing"].items() if key != "size_px"}
+    rest = {key: value for key, value in teacher_identity.items() if key not in ("grid", "precision", "preprocessing")}
+    return {**rest, "preprocessing": prep}
+
+
+class _InOrder:
+    """Merges the batches in their order, so that which worker did which does not change a bit of the result.
+
+    A result is merged as soon as those before it are: a covariance has millions of entries, and few of them wait.
+    """
+
+    def __init__(self, method: str) -> None:
+        self._method, self._next, self._views = method, 0, 0
+        self._waiting: dict[int, SampleMoments] = {}
+        self._sums: dict[str, tuple[Measure | None, Measure]] = {}
+
+    def add(self, number: int, result: SampleMoments) -> None:
+        """One batch's result."""
+        self._waiting[number] = result
+        while (ready := self._waiting.pop(self._next, None)) is not None:
+            self._next, self._views = self._next + 1, self._views + ready.views
+            for name, (cls, patch) in ready.moments.items():
+                self._sums[name] = _merge(self._sums[name], cls, patch) if name in self._sums else (cls, patch)
+
+    def statistics(self, name: str) -> Statistics:
+        """Frozen statistics of one teacher; raises `BadInput` when no image could be decoded, or PHI-S has no matrix for the width."""
+        if name not in self._sums:
+            raise BadInput("none of the sampled images can be decoded; look at the source, then index it again")
+        cls, patch = self._sums[name]
+        if isinstance(patch, Covariance):
+            assert cls is None or isinstance(cls, Covariance)
+            return Statistics.from_covariances(cls, patch, self._views)
+        assert cls is None or isinstance(cls, Moments)
+        return Statistics.from_moments(cls, patch, self._views)
+
+
+def _merge(into: tuple[Measure | None, Measure], cls: Measure | None, patch: Measure) -> tuple[Measure | None, Measure]:
+    pairs: list[tuple[Any, Any]] = [(into[0], cls), (into[1], patch)]
+    for sums, part in pairs:
+        if sums is not None and part is not None:
+            sums.merge(part)
+    return into

@@ -1,0 +1,34 @@
+"""A second set of one teacher's name over the same views with other weights: allowed, since teachers get new versions, never in silence.
+
+A flipped bit in a weight file is another teacher, too, and would begin another set beside the right one.
+"""
+
+from collections.abc import Mapping
+
+from ...storage.core.errors import EupeError
+from ...storage.store import FeatureStore
+from ...storage.views.view_set import ViewSet
+from ...teachers.registry.spec import TeacherSpec
+from .summary import OnEvent
+
+
+def other_weights(store: FeatureStore, views: ViewSet, specs: Mapping[str, TeacherSpec], on_event: OnEvent) -> dict[str, dict[str, str]]:
+    """By teacher, the sets of its name over these views that other weights made, with the sha256 of those; each is said."""
+    found: dict[str, dict[str, str]] = {}
+    for key in store.list_features():
+        spec = specs.get(key.partition("@")[0])
+        if spec is None:
+            continue
+        try:
+            identity = store.features_identity(key)
+            theirs = str(identity["teacher"]["weights_sha256"])
+        except (EupeError, KeyError, TypeError):  # `features verify` says so
+            continue
+        if identity.get("views") != views.digest or theirs == spec.weights_sha256:
+            continue
+        found.setdefault(spec.name, {})[key] = theirs
+        on_event(
+            {"event": "warning", "text": f"{key} holds tokens of {spec.name} over the same views by other weights: sha256 {theirs} there, "
+             f"{spec.weights_sha256} now. If {spec.name} did not change, its weight file did: fetch it again and prune the new set"}
+        )  # fmt: skip
+    return found

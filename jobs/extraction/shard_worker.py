@@ -1,0 +1,300 @@
+"""The work on one shard, free of Ray: render its views, run every teacher, normalise, encode, commit.
+
+A `ShardWorker` lives in an actor or in the caller's own process; both do exactly this. It is given two shards at a time: while one has the
+teachers to itself, threads render the next batch and encode the last one, the shard before it is written, and the shard after it renders
+its first batch. A shard counts only when its record stands, so all of this changes no byte of a store. Tokens are encoded batch by batch
+into the shard's buffers, so that a shard never exists in fp32. Images that cannot be decoded, and views whose tokens carry nothing, are
+left out by id and reason; anything else that fails is an error for the driver.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...storage.core.errors import CacheDamaged, Interrupted
+from ...storage.features.features import FeatureReader, TokenRows, refuse_tokens
+from ...storage.features.phis import Covariance
+from ...storage.features.sampling import Positions
+from ...storage.features.statistics import Moments
+from ...storage.sources.decode import BadImage, Pixels
+from ...storage.store import FeatureStore
+from ...storage.views.photometric import SEEN_BY
+from ...storage.views.view_set import ViewSet
+from ...storage.views.view_spec import Views, cut, resize
+from ...teachers.encoders.tokens import Tokens
+from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.spec import TeacherSpec
+from .batch_size import SizedTeacher
+from .canaries import check_canary
+from .placement import gpu_use
+from .rendering import FreshViews, RenderedBatch, RenderedShard, input_of
+from .shard_report import ShardReport
+from .stored_tokens import stored_tokens
+from .transfers import Arriving, StoredTokens, busy_seconds, compute
+
+TASKS_AT_ONCE = 2  # one with the teachers, one being written or rendering its first batch
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """What a worker needs to know, small enough to be sent to any machine that sees the store and the weights."""
+
+    store_url: str
+    view_set: str  # key
+    teachers: tuple[TeacherSpec, ...]
+    device: str
+    threads: int
+    batch_size: int | None  # views in one forward; None: found by each worker
+    render_threads: int = 1
+    gpus: float = 1.0  # of one worker, where the device is one
+    normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
+    devices: Mapping[str, str] = field(default_factory=dict)  # of teachers that are elsewhere than on `device`
+    compile: bool = False
+
+
+Measure = Moments | Covariance
+
+
+@dataclass
+class SampleMoments:
+    """Moments (PHI-S: covariances) over one batch of sampled views: teacher → (class tokens or None, patch tokens)."""
+
+    views: int
+    moments: dict[str, tuple[Measure | None, Measure]]
+
+
+@dataclass
+class _Target:
+    """One feature set's share of a shard under work."""
+
+    reader: FeatureReader
+    buffer: TokenRows
+    positions: Positions | None  # (views, T) of a sampled set
+    refused: dict[str, str] = field(default_factory=dict)  # image id → why its tokens must not be stored
+
+    def positions_of(self, batch: RenderedBatch) -> Positions | None:
+        """The places of the tokens to be stored of a batch's views."""
+        return None if self.positions is None else self.positions[batch.first : batch.first + len(batch.digests)]
+
+    def share(self, tokens: Tokens, batch: RenderedBatch) -> StoredTokens:
+        """What of a batch's tokens is stored, still on the device; of a pooled set (`pooled_features`) each view's mean."""
+        if "pooled" in self.reader.identity["statistics"]:
+            tokens = tokens._replace(patch_BHWD=tokens.patch_BHWD.mean(dim=(1, 2), keepdim=True))
+        return stored_tokens(tokens, self.reader.layout, self.positions_of(batch))
+
+
+class ShardWorker:
+    """Loads the teachers of an order once, checks each against its canary, and then does shards, from up to two threads at once."""
+
+    def __init__(self, order: WorkOrder) -> None:
+        torch.set_num_threads(order.threads)
+        self.order = order
+        self.store = FeatureStore.open(order.store_url)
+        self.views: ViewSet = self.store.view_set(order.view_set)
+        self.teachers: dict[str, SizedTeacher] = {}
+        for spec in order.teachers:
+            teacher = load_teacher(spec, order.devices.get(spec.name, order.device))
+            self.teachers[spec.name] = SizedTeacher(teacher, order.batch_size)
+            if order.compile:
+                teacher.compile_encoder(self.teachers[spec.name].views)
+            check_canary(self.store, teacher)
+        self._readers: dict[str, FeatureReader] = {}
+        self._turn = threading.Lock()  # the teachers belong to one shard at a time: two would finish together, and late
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Make every task under way raise `Interrupted` at its next batch; what is not committed is dropped."""
+        self._stopping.set()
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping.is_set():
+            raise Interrupted("stopped between two batches; every shard that was committed stays")
+
+    def measure(self, rows: list[int], names: list[str]) -> SampleMoments:
+        """Moments of the named teachers' raw tokens over some views; images that cannot be decoded are left out."""
+        torch.set_num_threads(self.order.threads)
+        pixels: dict[str, list[Pixels]] = {name: [] for name in names}
+        photometric: list[NDArray[np.float32]] = []
+        for row in rows:
+            self._stop_if_asked()
+            image, k = divmod(row, self.views.views_per_image)
+            views = self._views_of_image(image)
+            with contextlib.suppress(BadImage):
+                crop = cut(self.views.dataset.read_image(image), views.crop[k])
+                for name in names:
+                    pixels[name].append(resize(crop, bool(views.flip[k]), *input_of(self._spec(name))))
+                photometric.append(views.photometric[k])
+        count = len(photometric)
+        if not count:
+            return SampleMoments(0, {})
+        distortion = np.stack(photometric)
+        return SampleMoments(count, {name: self._moments(name, np.stack(batch), distortion) for name, batch in pixels.items()})
+
+    def _views_of_image(self, image: int) -> Views:
+        shard = image // self.views.images_per_shard
+        views = self.views.read_shard(shard) or self.views.draw_image(image)
+        first = 0 if len(views.crop) == self.views.views_per_image else image % self.views.images_per_shard
+        rows = slice(first * self.views.views_per_image, (first + 1) * self.views.views_per_image)
+        return Views(views.crop[rows], views.flip[rows], views.photometric[rows], views.digest[rows])
+
+    def _moments(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> tuple[Measure | None, Measure]:
+        with self._turn:
+            arriving = self._forward(name, pixels_BHWC, photometric_BP, lambda tokens: StoredTokens(*tokens))
+        tokens = arriving.wait()
+        spec, measure = self._spec(name), measure_of(self.order.normalisation)
+        patch = measure(spec.patch_dim)
+        patch.update(tokens.patch.numpy())
+        if tokens.cls_BD is None or spec.cls_dim is None:
+            return None, patch
+        cls = measure(spec.cls_dim)
+        cls.update(tokens.cls_BD.numpy())
+        return cls, patch
+
+    def _spec(self, name: str) -> TeacherSpec:
+        return self.teachers[name].teacher.spec
+
+    def _forward(
+        self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32], share: Callable[[Tokens], StoredTokens]
+    ) -> Arriving:
+        """The share that is wanted of the raw fp32 tokens of the views as teachers see them, on its way to the host."""
+        teacher, distorted = self.teachers[name], "teacher" in SEEN_BY[self.views.spec.photometric]
+        return compute(lambda: share(teacher(pixels_BHWC, photometric_BP if distorted else None)), teacher.teacher.device)
+
+    def do_shard(self, shard: int, feature_keys: Mapping[str, str]) -> ShardReport:
+        """Compute and commit one shard of the given feature sets (teacher → key); committed ones are left out.
+
+        Raises `Interrupted` after `stop`.
+        """
+        torch.set_num_threads(self.order.threads)  # a property of each thread
+        readers = {name: self._reader(key) for name, key in feature_keys.items()}
+        committed = self.views.read_shard(shard)
+        views = committed or self.views.draw_shard(shard)
+        report = ShardReport(shard, len(views.crop))
+        targets = {
+            name: _Target(reader, reader.empty(report.views), reader.draw_positions(shard))
+            for name, reader in readers.items()
+            if reader.group.record(shard) is None
+        }
+        if committed is not None and not targets:
+            return report.of_records([reader.group.record(shard) for reader in readers.values()])
+        fresh = FreshViews.of(self.views, report.views) if committed is None else None
+        inputs = {input_of(self._spec(name)) for name in targets}
+        views_per_batch = max((self.teachers[name].views for name in targets), default=1)
+        with RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh) as batches:
+            self._through_teachers(batches, views, targets, report)
+        self._stop_if_asked()
+        self._commit(views, fresh, targets, report)
+        return report
+
+    def heal_shard(self, shard: int, name: str, key: str) -> None:
+        """Compute one committed shard of a teacher's feature set again, and make what is damaged of it whole in its place.
+
+        Its views must be whole. Raises `CacheMismatch` where what is whole of the shard is not what is computed now.
+        """
+        torch.set_num_threads(self.order.threads)
+        reader, views, record = self._reader(key), self.views.read_shard(shard), self.views.group.record(shard)
+        if views is None or record is None:
+            raise CacheDamaged(f"shard {shard} of views/{self.views.key} is not committed, and these features are made from it")
+        target, report = _Target(reader, reader.empty(len(views.crop)), reader.draw_positions(shard)), ShardReport(shard, len(views.crop))
+        inputs, per_batch = {input_of(self._spec(name))}, self.teachers[name].views
+        with RenderedShard(self.views, shard, views, inputs, per_batch, self.order.render_threads) as batches:
+            self._through_teachers(batches, views, {name: target}, report)
+        reader.heal_shard(shard, target.buffer, {**report.failed, **target.refused}, record.digest)
+
+    def _through_teachers(
+        self, batches: Iterable[RenderedBatch], views: Views, targets: Mapping[str, _Target], report: ShardReport
+    ) -> None:
+        """Every batch through every teacher, each encoded while the next one is computed."""
+        encoding: Future[None] | None = None
+        before = sum(teacher.backoffs for teacher in self.teachers.values())
+        with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder, self._turn:
+            started = time.perf_counter()
+            for batch in batches:
+                self._stop_if_asked()
+                report.failed |= batch.failed
+                report.add("decode", batch.seconds)
+                here = slice(batch.first, batch.first + len(batch.digests))
+                views.digest[here] = batch.digests
+                seen = {name: batch.pixels[input_of(self._spec(name))] for name in targets}
+                tokens = {
+                    name: self._forward(name, pixels, views.photometric[here], partial(targets[name].share, batch=batch))
+                    for name, pixels in seen.items()
+                }
+                _finish(encoding)
+                encoding = encoder.submit(self._encode, targets, batch, tokens, report)
+            turn_s = time.perf_counter() - started
+            report.batch_sizes = {name: self.teachers[name].views for name in targets}
+            report.backoffs = sum(teacher.backoffs for teacher in self.teachers.values()) - before
+            report.gpu_use = gpu_use(self.teachers[name].teacher.device for name in targets)
+        _finish(encoding)
+        report.add("wait", max(0.0, turn_s - report.seconds.get("forward", 0.0)))
+
+    def _reader(self, key: str) -> FeatureReader:
+        if key not in self._readers:
+            self._readers[key] = self.store.features(key)
+        return self._readers[key]
+
+    def _encode(self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, Arriving], report: ShardReport) -> None:
+        """Tokens of one batch, normalised and encoded, into the shard's buffers; waits for the device, so that its feeder need not."""
+        arrived = {name: one.wait() for name, one in tokens.items()}
+        report.add("forward", busy_seconds(list(tokens.values())))
+        with report.timed("encode"):
+            for name, target in targets.items():
+                self._fill(target, batch, arrived[name], report.shard)
+
+    def _fill(self, target: _Target, batch: RenderedBatch, tokens: StoredTokens, shard: int) -> None:
+        statistics = target.reader.statistics
+        cls = None if tokens.cls_BD is None else statistics.normalize_cls(tokens.cls_BD.numpy())
+        patch = statistics.normalize_patch(tokens.patch.numpy())
+        bad = self._refuse(target, cls, patch, batch, shard)
+        patch[bad] = 0.0  # never stored; encoding must not meet a NaN
+        encoded = target.reader.encode(cls, patch, target.positions_of(batch))
+        for stored, fresh in zip(target.buffer, encoded, strict=True):
+            if stored is not None and fresh is not None:
+                stored[batch.first : batch.first + len(patch)] = fresh
+
+    def _refuse(
+        self, target: _Target, cls: NDArray[np.float32] | None, patch: NDArray[np.float32], batch: RenderedBatch, shard: int
+    ) -> NDArray[np.bool_]:
+        """Mark the views whose tokens must not be stored, and note their images unless those failed to decode."""
+        first_image, bad = self.views.shard_images(shard)[0], np.zeros(len(patch), np.bool_)
+        for place in range(len(patch)):
+            reason = refuse_tokens(None if cls is None else cls[place], patch[place], target.reader.codec)
+            if reason is not None:
+                image_id = self.views.dataset.row(first_image + (batch.first + place) // self.views.views_per_image).id
+                bad[place] = True
+                if image_id not in batch.failed:
+                    target.refused.setdefault(image_id, f"{target.reader.name}: {reason}")
+        return bad
+
+    def _commit(self, views: Views, fresh: FreshViews | None, targets: Mapping[str, _Target], report: ShardReport) -> None:
+        with report.timed("write"):
+            if fresh is not None:
+                self.views.commit_shard(report.shard, views, report.failed, fresh.pixels)
+            views_record = self.views.group.record(report.shard)
+            assert views_record is not None
+            undecodable = dict(report.failed)
+            for target in targets.values():
+                failed = {**undecodable, **target.refused}
+                record = target.reader.commit_shard(report.shard, target.buffer, failed, views_record.digest)
+                report.bytes += sum(entry.bytes for entry in record.objects.values())
+                report.failed |= target.refused
+
+
+def measure_of(normalisation: str) -> type[Moments] | type[Covariance]:
+    """What is measured for a normalisation."""
+    return Covariance if normalisation == "phi-s" else Moments
+
+
+def _finish(encoding: Future[None] | None) -> None:
+    """Wait until a batch is encoded: two batches of tokens exist at most. Raises what its thread raised."""
+    if encoding is not None:
+        encoding.result()

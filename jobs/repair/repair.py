@@ -1,0 +1,146 @@
+"""Upkeep of feature sets that needs their teacher: mend what is damaged, and measure how faithful the stored tokens are.
+
+The teacher is resolved anew and must be the one in the set's identity, field by field. Repair examines the store as `verify` does and
+mends what follows from its own files on the way (`storage.examination`); what then needs a teacher is computed again and put in place,
+nothing is taken out first (`repairs_with_teacher`). Fidelity compares stored tokens with a
+fresh forward over a fixed random sample of views, in the normalised space that students are trained in.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...storage.core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+from ...storage.features.features import FeatureReader
+from ...storage.features.sampling import Positions
+from ...storage.objects.dry_run_objects import Rehearsal
+from ...storage.store import FeatureStore
+from ...storage.upkeep.examination import examine
+from ...storage.upkeep.examiner import Examiner
+from ...storage.views.view_spec import render
+from ...teachers.encoders.photometric import as_seen
+from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.spec import TeacherSpec
+from ...teachers.registry.teacher import Teacher
+from ...teachers.runtime.devices import choose_device
+from ..extraction.options import TeacherRequest
+from ..extraction.stored_tokens import stored_tokens
+from .recorded_teacher import recorded_teacher
+from .repairs_with_teacher import with_teachers
+
+OnEvent = Callable[[dict[str, Any]], None]
+_SEED = 0xF1DE
+_LIKENESS_SHARDS = 4
+
+
+def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> TeacherSpec:
+    """The teacher that made a feature set, found by its name or by `request`; raises `CacheMismatch` naming each other field."""
+    return recorded_teacher(reader) if request is None else recorded_teacher(reader, request.name, request.weights)
+
+
+def repair_features(
+    store_url: str,
+    key: str | None = None,
+    *,
+    teacher: TeacherRequest | None = None,
+    on_event: OnEvent = lambda event: None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Find all damage of a store, or of what one feature set needs, and mend what can be mended; returns what is and what is not.
+
+    Nothing that is whole is touched. Raises `CacheMismatch` for a given teacher that did not make the set, before anything is done.
+    """
+    store = FeatureStore.open_damaged(store_url)
+    if dry_run:
+        store = FeatureStore(Rehearsal(store.objects))
+    whole = None if key is None else store.features_key(key)
+    if teacher is not None and whole is not None:
+        with contextlib.suppress(CacheDamaged, StoreUnavailable):  # looked at again when its files are whole
+            teacher_of(store.features(whole), teacher)
+    examiner = Examiner(store, whole, images=True, acting=not dry_run, on_event=on_event)
+    examine(examiner, whole)
+    with_teachers(examiner, lambda reader: teacher_of(reader, teacher), _likeness, dry_run, on_event)
+    return _told(examiner, whole, dry_run)
+
+
+def _told(examiner: Examiner, key: str | None, dry_run: bool) -> dict[str, Any]:
+    """The result of a repair."""
+    found, damaged = examiner.findings, {"features": dict[str, str](), "views": dict[str, str]()}
+    for one in found:
+        kind, name = one.where.split("/")[0], one.where if key is None else str(one.shard)
+        if one.shard is not None and kind in damaged and not one.unfinished:
+            damaged[kind][name] = one.what
+    return {
+        **({"store": examiner.url} if key is None else {"key": key}),
+        "damaged": damaged,
+        "repaired": sorted({one.shard for one in found if one.mended and one.shard is not None}),
+        "rebuilt": {one.where: one.source for one in found if one.mended},
+        "planned": [str(one) for one in found] if dry_run else [],
+        "left": [] if dry_run else [str(one) for one in found if not one.mended and not one.unfinished],
+        "findings": [one.as_json() for one in found],
+        "dry_run": dry_run,
+    }
+
+
+def fidelity(store_url: str, key: str, *, teacher: TeacherRequest | None = None, sample: int = 64) -> dict[str, Any]:
+    """Cosine of stored against fresh tokens over `sample` views: mean, 1st percentile and least, for class and patch tokens.
+
+    Of a set that is not complete, the views that are there; raises `BadInput` where none of the sampled ones is.
+    """
+    reader = FeatureStore.open(store_url).features(key)
+    spec = teacher_of(reader, teacher)
+    chosen = np.sort(np.random.Generator(np.random.Philox(key=_SEED)).choice(reader.rows, min(sample, reader.rows), replace=False))
+    there = chosen[reader.group.committed_mask()[chosen // reader.group.shard_rows]]
+    rows = np.setdiff1d(there, reader.failed_rows())
+    if not len(rows):
+        raise BadInput(f"none of {len(chosen)} sampled views of {reader.key} is stored yet; extract it first, or give a larger --sample")
+    loaded = load_teacher(spec, choose_device("auto").value)
+    stored = reader.read(rows)
+    cls_nD, patch = _fresh(reader, loaded, rows, stored.position)
+    result: dict[str, Any] = {"key": reader.key, "codec": reader.codec, "views": len(rows)}
+    result["patch"] = _summary(reader.decode(stored), reader.statistics.normalize_patch(patch))
+    if cls_nD is not None and stored.cls is not None:
+        result["cls"] = _summary(stored.cls.astype(np.float32), reader.statistics.normalize_cls(cls_nD))
+    return result
+
+
+def _likeness(reader: FeatureReader, teacher: Teacher) -> float | None:
+    """Mean cosine of the first row of some shards to the teacher's tokens; None where no such row is whole, and of pooled sets."""
+    found = []
+    for shard in sorted(reader.group.committed())[:_LIKENESS_SHARDS] if "pooled" not in reader.identity["statistics"] else []:
+        with contextlib.suppress(EupeError):
+            rows = np.array([reader.group.shard_span(shard)[0]])
+            stored = reader.read(rows)
+            found.append(
+                _summary(reader.decode(stored), reader.statistics.normalize_patch(_fresh(reader, teacher, rows, stored.position)[1]))
+            )
+    return float(np.mean([one["mean"] for one in found])) if found else None
+
+
+def _fresh(
+    reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64], position_nT: Positions | None
+) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+    """Raw class and patch tokens of a forward pass over the recorded views: resampled and sampled as the stored ones are."""
+    views, preprocessing = reader.views.read(rows), teacher.spec.preprocessing
+    classes, patches = [], []
+    for n, row in enumerate(rows.tolist()):
+        image = reader.views.dataset.read_image(row // reader.views.views_per_image)
+        pixels = render(image, views.crop[n], bool(views.flip[n]), preprocessing.size_px, preprocessing.interpolation)
+        parameters_BP = torch.from_numpy(views.photometric[n : n + 1])
+        seen = as_seen("teacher", reader.views.spec.photometric, torch.from_numpy(np.array(pixels))[None], parameters_BP)
+        places = None if position_nT is None else position_nT[n : n + 1]
+        cls_BD, patch = stored_tokens(teacher(seen), reader.layout, places)
+        patches.append(patch.cpu().numpy())
+        if cls_BD is not None:
+            classes.append(cls_BD.cpu().numpy())
+    return np.concatenate(classes) if classes else None, np.concatenate(patches)
+
+
+def _summary(stored: NDArray[np.float32], fresh: NDArray[np.float32]) -> dict[str, float]:
+    left, right = stored.reshape(-1, stored.shape[-1]), fresh.reshape(-1, fresh.shape[-1])
+    cosine = (left * right).sum(-1) / np.maximum(np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1), 1e-12)
+    return {"mean": float(cosine.mean()), "p1": float(np.percentile(cosine, 1)), "min": float(cosine.min())}

@@ -1,0 +1,116 @@
+"""The part of a repair that needs teachers: shards of features, and canaries that nothing in the store can give back.
+
+First the prerequisites, a set at a time: is the teacher at hand with the weights that the identity names, is it the one of the canary, are
+the images there as they were? Whatever is not is said, with the command that helps, and the next shard or set is mended all the same. A
+shard's tokens are computed whole; only then, and only what is damaged of it, is replaced (`storage.healing`).
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from ...storage.core.errors import CacheMismatch, EupeError
+from ...storage.features.canaries import pack_canary
+from ...storage.features.features import FeatureReader
+from ...storage.objects.mending import put
+from ...storage.store import FeatureStore
+from ...storage.upkeep.examiner import Examiner, ToExtract
+from ...teachers.registry.canary import canary
+from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.spec import TeacherSpec
+from ...teachers.registry.teacher import Teacher
+from ...teachers.runtime.devices import choose_device
+from ..extraction.shard_worker import ShardWorker, WorkOrder
+
+OnEvent = Callable[[dict[str, Any]], None]
+Resolve = Callable[[FeatureReader], TeacherSpec]
+Likeness = Callable[[FeatureReader, Teacher], float | None]
+_BATCH = 32
+_MIN_COSINE = 0.9  # of stored against fresh tokens: far below int4's 0.997, far above another teacher's
+
+
+def with_teachers(examiner: Examiner, resolve: Resolve, likeness: Likeness, dry_run: bool, on_event: OnEvent) -> None:
+    """Mend what the examination left to teachers; `likeness`: the cosine of a set's whole rows to the teacher's, None without any."""
+    specs = _Specs(resolve)
+    for where, (reader, finding) in examiner.canaries.items():
+        try:
+            spec = specs.of(reader)
+            if not dry_run:
+                _record_canary(examiner, where, reader, spec, likeness)
+            examiner.settle(finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
+        except EupeError as error:
+            examiner.settle(finding, mended=False, way_out=_give_teacher(examiner, reader, error))
+    for reader, asked in _by_set(examiner.to_extract):
+        try:
+            spec = specs.of(reader)
+            mend = _rehearsed(reader) if dry_run else _mender(examiner, reader, spec)
+        except EupeError as error:
+            for one in asked:
+                examiner.settle(one.finding, mended=False, way_out=_give_teacher(examiner, reader, error))
+            continue
+        for done, one in enumerate(asked, start=1):
+            try:
+                mend(one.shard)
+                examiner.settle(one.finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
+            except EupeError as error:
+                examiner.settle(one.finding, mended=False, way_out=f"it cannot be now: {error}; then {examiner.repair}")
+            on_event({"event": "progress", "stage": f"repair {reader.key}", "done": done, "total": len(asked), "unit": "shards"})
+
+
+class _Specs:
+    """Teachers by feature set, each resolved once."""
+
+    def __init__(self, resolve: Resolve) -> None:
+        self._resolve, self._known = resolve, dict[str, TeacherSpec]()
+
+    def of(self, reader: FeatureReader) -> TeacherSpec:
+        """The teacher of a set; raises `CacheMismatch` where it is not at hand, or not one that this version can build."""
+        if reader.key not in self._known:
+            try:
+                self._known[reader.key] = self._resolve(reader)
+            except (KeyError, TypeError, AttributeError) as error:  # whoever wrote the identity
+                raise CacheMismatch(f"the identity of {reader.key} describes no teacher that this version knows ({error!r})") from error
+        return self._known[reader.key]
+
+
+def _by_set(asked: Iterable[ToExtract]) -> list[tuple[FeatureReader, list[ToExtract]]]:
+    """The shards to be extracted, by feature set, in order."""
+    grouped = groupby(sorted(asked, key=lambda one: (one.reader.key, one.shard)), key=lambda one: one.reader.key)
+    parts = [list(some) for _, some in grouped]
+    return [(part[0].reader, part) for part in parts]
+
+
+def _give_teacher(examiner: Examiner, reader: FeatureReader, error: EupeError) -> str:
+    """The way out where the teacher is not at hand, or is another one."""
+    again = examiner.command("features", "repair", reader.key, "--teacher", "TEACHER")
+    return f"its teacher is needed: {error}; run {again}, where TEACHER is its name or its run's folder (and --weights its weight file)"
+
+
+def _mender(examiner: Examiner, reader: FeatureReader, spec: TeacherSpec) -> Callable[[int], None]:
+    """What makes a shard whole. The worker compares its teacher with the canary before its first shard."""
+    order = WorkOrder(examiner.url, reader.views.key, (spec,), choose_device("auto").value, torch.get_num_threads(), _BATCH)
+    return partial(ShardWorker(order).heal_shard, name=spec.name, key=reader.key)
+
+
+def _rehearsed(reader: FeatureReader) -> Callable[[int], None]:
+    """What a dry run does with a shard: see whether its images are there as they were."""
+
+    def look(shard: int) -> None:
+        for image in range(*reader.views.shard_images(shard)):
+            reader.views.dataset.read_image_bytes(image)
+
+    return look
+
+
+def _record_canary(examiner: Examiner, where: str, reader: FeatureReader, spec: TeacherSpec, likeness: Likeness) -> None:
+    """Record a canary anew, once the teacher has given the tokens that the store holds whole."""
+    loaded = load_teacher(spec, choose_device("auto").value)
+    cosine = likeness(FeatureStore(examiner.objects).features(reader.key), loaded)
+    if cosine is not None and not cosine > _MIN_COSINE:
+        raise CacheMismatch(
+            f"{spec.name} gives other tokens than {reader.key} holds (cosine {cosine:.4f}); its canary is not recorded anew"
+        )
+    put(examiner.objects, where, pack_canary(canary(loaded)))

@@ -1,0 +1,79 @@
+"""Leases that jobs hold on feature sets: a training run on what it reads, an extraction on what it writes, so that `prune` waits for both.
+
+A thread renews them while the job runs. A store that refuses to be written to (another team's bucket) is read without a lease, with a
+warning: whoever may delete there cannot know of us. An extraction's lease also tells a run that follows it whether somebody is still at
+work.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from ...storage.core.errors import BadInput, StoreUnavailable
+from ...storage.upkeep.leases import LEASE_SECONDS, Lease, holders
+from ...storage.store import FeatureStore
+
+OnEvent = Callable[[dict[str, Any]], None]
+EXTRACTION = "extract"
+_RENEW_S = LEASE_SECONDS / 6
+
+
+@contextlib.contextmanager
+def leases(store: FeatureStore, keys: Iterable[str], what: str, on_event: OnEvent, renew_s: float = _RENEW_S) -> Iterator[None]:
+    """Hold a lease on each feature set; raises `BadInput` for one that was deleted before its lease stood."""
+    held: list[Lease] = []
+    try:
+        held += _taken(store, list(dict.fromkeys(keys)), what, on_event)
+        with _renewing(held, renew_s, on_event):
+            yield
+    finally:
+        for lease in held:
+            with contextlib.suppress(StoreUnavailable):  # it runs out by itself
+                lease.release()
+
+
+def _taken(store: FeatureStore, keys: Sequence[str], what: str, on_event: OnEvent) -> list[Lease]:
+    owner, held, without, why = f"{what}-{socket.gethostname()[:30]}-{os.getpid()}", list[Lease](), list[str](), ""
+    for key in keys:
+        try:
+            held.append(Lease(store.objects, key, owner))
+        except StoreUnavailable as error:
+            without, why = [*without, key], str(error)
+        if store.objects.size(f"features/{key}/identity.json") is None:
+            for lease in held:
+                with contextlib.suppress(StoreUnavailable):
+                    lease.release()
+            raise BadInput(f"{key} was deleted from {store.url} a moment ago; extract it again")
+    if without:
+        text = f"no lease on {', '.join(without)}, so `features prune` will not know that it is being read: {why}"
+        on_event({"event": "warning", "text": text})
+    return held
+
+
+@contextlib.contextmanager
+def _renewing(held: Sequence[Lease], every_s: float, on_event: OnEvent) -> Iterator[None]:
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(every_s):
+            for lease in held:
+                try:
+                    lease.renew()
+                except StoreUnavailable as error:
+                    on_event({"event": "warning", "text": f"a lease could not be renewed, the next try is in {every_s:.0f} s: {error}"})
+
+    thread = threading.Thread(target=renew, name="leases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def extractors(store: FeatureStore, keys: Iterable[str]) -> list[str]:
+    """Who extracts any of these feature sets now, as far as leases tell."""
+    return sorted({owner for key in keys for owner in holders(store.objects, key) if owner.startswith(f"{EXTRACTION}-")})

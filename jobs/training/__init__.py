@@ -1,0 +1,1 @@
+"""Training runs: checks before the start, ranks, filling what is missing."""

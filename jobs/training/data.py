@@ -1,0 +1,225 @@
+"""What a training run reads: one dataset or a mixture of several, and for each of them every teacher's feature set over one set of views.
+
+A name without a digest means the set over the dataset at hand, so that one `--features dinov3-h+` serves a whole mixture. Refused before
+anything is built: sets that are not complete, sets over different views, and in a mixture teachers, layouts or statistics that differ
+between datasets (one adapter cannot map to two normalisations; `extract-features --statistics-from` takes over the first one's).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...storage.core.errors import BadInput, CacheMismatch, StoreUnavailable
+from ...storage.core.identity import differing_fields
+from ...storage.features.features import FeatureReader
+from ...storage.images.dataset import ImageDataset
+from ...storage.store import FeatureStore
+from ...storage.views.view_set import ViewSet
+from ...student.data.following import POLL_S, FollowedOrder
+from ...student.data.joined import AnyViews, JoinedTargets, JoinedViews
+from ...student.data.mixture import MixedOrder, Mixture
+from ...student.data.order import BatchOrder, Order
+from ...student.data.shard_order import ShardOrder
+from ...student.data.targets import CachedTargets, TargetSource
+from ...student.model.recipe import TrainRecipe
+from ...teachers.registry.spec import RANDOM_WEIGHTS
+from ..runs.reading_leases import extractors
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a run: its share of the batches, and the feature sets over it by teacher, all over one set of views."""
+
+    name: str
+    share: float
+    readers: dict[str, FeatureReader]
+
+    @property
+    def views(self) -> ViewSet:
+        """The views that all of its feature sets share."""
+        return next(iter(self.readers.values())).views
+
+
+def open_parts(
+    store: FeatureStore, features: Sequence[str], data: str, shares: Mapping[str, float], *, complete: bool = True
+) -> list[Part]:
+    """The datasets of a run: those of a mixture's `shares`, or `data` alone; raises `BadInput`, `CacheMismatch`."""
+    if shares and data:
+        raise BadInput(f"the recipe mixes {', '.join(shares)}, and --data names {data}; give shares, as in --data A=0.1 --data B=0.9")
+    if not shares and not data:
+        raise BadInput("training needs a dataset: --data NAME, or several with their shares, as in --data A=0.1 --data B=0.9")
+    wanted = dict(sorted(shares.items())) or {data: 1.0}  # which image has which number must not depend on who was named first
+    parts = [
+        Part(name, share, open_features(store, features, name, mixed=len(wanted) > 1, complete=complete)) for name, share in wanted.items()
+    ]
+    for part in parts[1:]:
+        _refuse_different(parts[0], part)
+    return parts
+
+
+def as_recorded(parts: Sequence[Part], views: Sequence[str]) -> list[Part]:
+    """The datasets in the order of the keys of views that an older run has recorded; those that are not among them as they come."""
+    places = {key: place for place, key in enumerate(views)}
+    return sorted(parts, key=lambda part: places.get(part.views.key, len(places)))
+
+
+def await_sets(store: FeatureStore, features: Sequence[str], datasets: Iterable[str], limit_s: float, on_event: OnEvent) -> None:
+    """Until an extraction that measures its statistics first has begun every set that is meant by name; raises `StoreUnavailable`."""
+    started, said = time.monotonic(), False
+    while absent := [
+        f"{wanted} over {data}"
+        for data in datasets
+        for wanted in features
+        if "@" not in wanted and over(store, wanted, store.dataset(data)) is None
+    ]:
+        if time.monotonic() - started >= limit_s:
+            raise StoreUnavailable(
+                f"no extraction has begun {', '.join(absent)} in {store.url}; run `extract-features` for it, then this again"
+            )
+        if not said:
+            on_event({"event": "note", "text": f"waiting for an extraction to begin {', '.join(absent)}"})
+        said = True
+        time.sleep(min(POLL_S, limit_s))
+
+
+def open_features(
+    store: FeatureStore, features: Sequence[str], data: str, *, mixed: bool = False, complete: bool = True
+) -> dict[str, FeatureReader]:
+    """Feature sets over one set of views of a dataset, by teacher name; with `mixed`, keys of other datasets are passed over.
+
+    Raises `BadInput` and `CacheMismatch`, also for a set with missing shards when they have to be `complete`.
+    """
+    if not features:
+        raise BadInput(f"training needs at least one feature set; {store.url} has: {', '.join(store.list_features()) or 'none'}")
+    dataset = store.dataset(data)
+    readers: dict[str, FeatureReader] = {}
+    for wanted in features:
+        reader = over(store, wanted, dataset)
+        if reader is None and not mixed:
+            other = store.features(wanted)  # raises when there is none at all
+            raise CacheMismatch(
+                f"{other.key} was made from {other.views.dataset.key}, not from {dataset.key}; extract for that dataset first"
+            )
+        if reader is None:
+            continue
+        if reader.name in readers:
+            raise BadInput(f"two feature sets of teacher {reader.name} were given: {readers[reader.name].key} and {reader.key}")
+        readers[reader.name] = reader
+    if not readers:
+        raise BadInput(f"none of {', '.join(features)} is over {dataset.key}; run `extract-features --data {data}` for its teachers")
+    _refuse_other_views(readers)
+    for reader in readers.values():
+        if complete and (missing := reader.missing_shards()):
+            raise BadInput(
+                f"{reader.key} is not complete: {len(missing)} of {reader.shards} shards are missing; "
+                "run the same `extract-features` command again to its end, or train with --follow or --on-miss compute"
+            )
+    return readers
+
+
+def over(store: FeatureStore, wanted: str, dataset: ImageDataset) -> FeatureReader | None:
+    """The feature set of that name or key over a dataset, None when there is none; raises `BadInput` when there are several."""
+    name, _, prefix = wanted.partition("@")
+    keys = [key for key in store.list_features() if key.split("@")[0] == name and key.split("@")[1].startswith(prefix)]
+    found = [reader for reader in map(store.features, keys) if reader.views.dataset.digest == dataset.digest]
+    if len(found) > 1:
+        named = ", ".join(one.key for one in found)
+        raise BadInput(f"{wanted!r} is the name of several feature sets over {dataset.key}; say which: {named}")
+    return found[0] if found else None
+
+
+def _refuse_other_views(readers: Mapping[str, FeatureReader]) -> None:
+    first = next(iter(readers.values()))
+    for reader in readers.values():
+        if lines := differing_fields(reader.views.identity, first.views.identity):
+            raise CacheMismatch(
+                f"{reader.key} was made with other views than {first.key}: {'; '.join(lines)}. Extract all teachers of a run with the "
+                "same data, --views and --seed"
+            )
+
+
+def _refuse_different(first: Part, other: Part) -> None:
+    """Raise unless two datasets of a mixture have the same teachers, layouts, statistics and photometric mode."""
+    if absent := set(first.readers) ^ set(other.readers):
+        lacks = first if absent - set(first.readers) else other
+        named = ", ".join(sorted(absent))
+        raise BadInput(
+            f"{lacks.name} has no feature set of {named}: run `extract-features --data {lacks.name}` for it, with --statistics-from"
+        )
+    for name, reader in first.readers.items():
+        theirs = other.readers[name]
+        if lines := differing_fields(_decisive(theirs), _decisive(reader)):
+            raise CacheMismatch(
+                f"{theirs.key} over {other.name} cannot be mixed with {reader.key} over {first.name}: {'; '.join(lines)}. Extract both "
+                f"alike, the second one with --statistics-from {reader.key}"
+            )
+
+
+def _decisive(reader: FeatureReader) -> dict[str, Any]:
+    """What feature sets of one mixture must share."""
+    spec = reader.views.spec
+    distortion = spec.distortion.identity() if spec.photometric != "none" else None
+    return {
+        "teacher": reader.identity["teacher"],
+        "layout": reader.identity["layout"],
+        "statistics": reader.statistics.digest,
+        "photometric": spec.photometric,
+        "distortion": distortion,
+    }
+
+
+def refuse_random_weights(readers: Iterable[FeatureReader], allowed: bool) -> None:
+    """Raise `BadInput` for tokens of a teacher with random weights, unless the caller says once more that it is a trial."""
+    at_random = [reader.key for reader in readers if reader.identity["teacher"].get("weights_sha256") == RANDOM_WEIGHTS]
+    if at_random and not allowed:
+        raise BadInput(f"{at_random[0]} holds tokens of a teacher with random weights; --allow-random-weights trains on them all the same")
+
+
+def excluded_images(readers: Iterable[FeatureReader]) -> NDArray[np.int64]:
+    """Images (sorted, unique) for which at least one feature set has no tokens."""
+    images = [reader.failed_rows() // reader.views.views_per_image for reader in readers]
+    return np.unique(np.concatenate(images)).astype(np.int64)
+
+
+def joined_views(parts: Sequence[Part]) -> AnyViews:
+    """The views of all datasets, numbered one after another."""
+    return parts[0].views if len(parts) == 1 else JoinedViews([part.views for part in parts])
+
+
+def cached_targets(parts: Sequence[Part]) -> TargetSource:
+    """The stored tokens of all datasets, numbered alike."""
+    sources = {part.name: CachedTargets(part.readers) for part in parts}
+    return next(iter(sources.values())) if len(parts) == 1 else JoinedTargets(sources, [part.views.rows for part in parts])
+
+
+def run_order(recipe: TrainRecipe, parts: Sequence[Part], store: FeatureStore, follow_s: float | None) -> BatchOrder:
+    """Which view stands where in the run; with `follow_s`, waiting that long for shards that are being extracted."""
+    orders: dict[str, BatchOrder] = {part.name: _order_of(recipe, part) for part in parts}
+    order = next(iter(orders.values()))
+    if len(parts) > 1:
+        image_starts = np.cumsum([0, *(len(part.views.dataset) for part in parts)]).tolist()
+        row_starts = np.cumsum([0, *(part.views.rows for part in parts)]).tolist()
+        mixture = Mixture({part.name: part.share for part in parts}, recipe.seed)
+        order = MixedOrder(mixture, orders, dict(zip(orders, image_starts, strict=False)), dict(zip(orders, row_starts, strict=False)))
+    if not recipe.data.replace_failed:
+        return order
+    keys = [reader.key for part in parts for reader in part.readers.values()]
+    readers = [list(part.readers.values()) for part in parts]
+    return FollowedOrder(order, readers, follow_s or 0.0, lambda: extractors(store, keys))
+
+
+def _order_of(recipe: TrainRecipe, part: Part) -> BatchOrder:
+    views, data = part.views, recipe.data
+    excluded = np.empty(0, np.int64) if data.replace_failed else excluded_images(part.readers.values())
+    images, views_per_image = len(views.dataset), views.views_per_image
+    if data.order == "shards":
+        return ShardOrder(
+            images, views_per_image, recipe.seed, excluded, images_per_shard=views.images_per_shard, window_shards=data.window_shards
+        )
+    return Order(images, views_per_image, recipe.seed, excluded)

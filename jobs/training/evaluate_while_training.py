@@ -1,0 +1,145 @@
+"""Evaluation while training runs: `train --evaluate knn --every 2000` on a held-out labelled dataset.
+
+A keyed sample of the dataset is decoded once, before the first step, at the students' largest input size, and stays in memory; one half
+are the neighbours, the other is classified; of images with equal bytes one is taken, so that none is its own neighbour. A set that shares
+images with what the student is trained on is refused (`overlap`). Results go to the run's metrics.jsonl (lines of their own, with `knn`
+in the place of a loss) and TensorBoard, and out as events. They follow from step and weights alone, and are written before the checkpoint
+of their step: a run that goes on repeats none and leaves none out. What is evaluated is no part of the recipe, because it does not change
+the student.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...storage.core.errors import BadInput, unknown_name
+from ...storage.images.dataset import ImageDataset
+from ...storage.store import FeatureStore
+from ...storage.views.view_spec import ViewSpec, draw, render
+from ...student.model.recipe import RunConfig
+from ...student.probes.online_knn import HeldOut, evaluate_student
+from ...student.training.learner import Learner
+from ..evaluation.class_checks import refuse_one_class
+from ..evaluation.labelled_features import Int64s, sample_images
+from ..evaluation.overlap import check_overlap, digests_of
+
+EVALUATIONS = ("knn",)
+
+OnEvent = Callable[[dict[str, Any]], None]
+AfterStep = Callable[[Sequence[Learner], int], None]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is evaluated, how often, on what; raises BadInput on values that cannot be."""
+
+    evaluation: str
+    """One of EVALUATIONS."""
+    every: int
+    """Steps between two evaluations; the last step is always evaluated."""
+    data: str
+    """A labelled dataset of the store that is not trained on."""
+    images: int = 2000
+    """Sampled images; half of them are the neighbours."""
+    allow_overlap: bool = False
+    """Images that are trained on as well are said instead of refused."""
+
+    def __post_init__(self) -> None:
+        if self.evaluation not in EVALUATIONS:
+            raise unknown_name("evaluation during training", self.evaluation, EVALUATIONS)
+        if self.every < 1 or self.images < 20:
+            raise BadInput(f"an evaluation needs every ≥ 1 and images ≥ 20 (ten neighbours), got {self.every} and {self.images}")
+
+
+def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> AfterStep:
+    """The hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the dataset cannot serve."""
+    if watch is None:
+        return lambda learners, done: None
+    held_out, steps, ranks = load_held_out(watch, store, first, trained_on, on_event), first.recipe.run.steps, first.ranks
+    if ranks.first:
+        _warn_apart(watch, first.recipe.run, on_event)
+
+    def after_step(learners: Sequence[Learner], done: int) -> None:
+        if done % watch.every and done != steps:
+            return
+        for learner in learners:
+            students = {"knn": learner.student, "knn_average": learner.average}
+            device, precision = learner.device.value, learner.precision.value
+            found = {
+                name: evaluate_student(student, held_out, device=device, precision=precision, ranks=ranks)
+                for name, student in students.items()
+                if student is not None
+            }
+            if ranks.first:
+                learner.evaluation = _score(found["knn"])
+            if learner.metrics is not None and ranks.first:
+                learner.metrics.write({"step": done, **found})
+                on_event({"event": "evaluation", "step": done, "student": learner.name, **found})
+                on_event({"event": "note", "text": _words(done, learner.name, found)})
+        ranks.wait()
+
+    return after_step
+
+
+def _warn_apart(watch: Watch, run: RunConfig, on_event: OnEvent) -> None:
+    """Say where few evaluations fall on checkpoints: a checkpoint is judged by its own step's alone."""
+    together = math.lcm(watch.every, run.checkpoint_every)
+    if run.keep_best and together > watch.every:
+        text = f"evaluations every {watch.every} steps meet checkpoints every {run.checkpoint_every} only every {together} steps, and only"
+        advice = f"those choose the best checkpoint; give --every {run.checkpoint_every} or --set run.checkpoint_every={watch.every}"
+        on_event({"event": "warning", "text": f"{text} {advice}"})
+
+
+def _score(found: dict[str, Any]) -> float:
+    """By which the best checkpoint is chosen: percent by our protocol, of the class token where the student has one.
+
+    It is the one by which runs were scored before the paper's own protocol was measured, so that one that goes on compares like with like.
+    """
+    return float(found.get("cls", found["mean_patch"])["ours"])
+
+
+def _words(done: int, student: str, found: dict[str, Any]) -> str:
+    shown = [f"{name} {one[feature]['ours']:.1f} %" for name, one in found.items() for feature in ("cls", "mean_patch") if feature in one]
+    return f"step {done}: {student} {', '.join(shown)} (class token, mean patch token; our protocol: k = 10, cosine)"
+
+
+def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> HeldOut:
+    """The sample in memory; ranks that are not the first get none.
+
+    Raises `BadInput` without labels, with one class or too few images, and for images that are trained on.
+    """
+    dataset, preprocessing = store.dataset(watch.data), learner.student.encoder.preprocessing
+    images = _sampled(watch, dataset, trained_on, on_event)
+    pixels = np.zeros((0, 1, 1, 3), np.uint8)
+    if learner.ranks.first:
+        spec, size_px = ViewSpec(kind="center"), preprocessing.size_px
+        pixels = np.empty((len(images), size_px, size_px, 3), np.uint8)
+        for place, image in enumerate(images.tolist()):
+            source = dataset.read_image(image)
+            crop = draw(spec, ["centre"], np.array([source.shape[:2]], np.int32)).crop[0]
+            pixels[place] = render(source, crop, False, size_px, preprocessing.interpolation)
+    return HeldOut(pixels, dataset.labels()[images], len(images) // 2)
+
+
+def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> Int64s:
+    """Images in a keyed order: neighbours and questions are both a cross-section of a dataset that is sorted by class."""
+    images = sample_images(dataset, watch.images, "watch")
+    digests = list(digests_of(dataset, images.tolist()))
+    seen = {digest: place for place, digest in reversed(list(enumerate(digests)))}
+    first = np.array(sorted(seen.values()))
+    if len(first) < len(images):
+        on_event({"event": "note", "text": f"{len(images) - len(first)} images of {dataset.key} are copies of others and are left out"})
+        images, digests = images[first], [digests[place] for place in first.tolist()]
+    labels = dataset.labels()[images]
+    if len(images) < 20 or labels.min() < 0:
+        raise BadInput(f"{dataset.key} cannot be evaluated by kNN: it needs 20 images or more, each with a label; it has {len(dataset)}")
+    refuse_one_class(dataset, [dataset.label_names[label] for label in sorted(set(labels.tolist()))])
+    check_overlap(
+        (digest for one in trained_on for digest in digests_of(one)), digests, lambda place: dataset.row(int(images[place])).id,
+        where=f"{', '.join(one.key for one in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
+        on_event=on_event,
+    )  # fmt: skip
+    return images[np.argsort(np.random.Generator(np.random.Philox(0)).random(len(images)), kind="stable")]

@@ -1,0 +1,249 @@
+"""Training on several processes or machines: Ray Train's TorchTrainer starts the ranks, and the trainer of one process runs in each.
+
+Every rank opens the store itself and builds its own span of each batch, so nothing large passes through Ray. The run's folder must be
+visible to all ranks (one machine, or a shared file system); the first rank alone writes to it. When a rank's process dies, Ray starts the
+whole group again, three times at most, and it goes on from the newest checkpoint. An error on purpose is told to the caller with its own
+text and ends the run without retries. What ranks and caller say to each other goes through one small actor, the board.
+"""
+
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...storage.core.errors import BadInput, EupeError
+from ...storage.core.stop_signals import on_stop
+from ...storage.core.urls import absolute, is_url
+from ...storage.store import FeatureStore
+from ...student.data.order import rank_span
+from ...student.model.ranks import Ranks
+from ...student.model.recipe import TrainRecipe
+from ..extraction.pool import GIVE_UP_AFTER_S, SAY_AFTER_S, room_text
+from ..ray_session import ray_session
+from ..runs.upload import local_copy
+from .data import open_parts
+from .evaluate_while_training import Watch
+from .train import absolute_places, train
+
+OnEvent = Callable[[dict[str, Any]], None]
+MAX_RESTARTS = 3
+_POLL_S = 0.2
+_STOP_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """All that a rank needs to know; the fields are `train`'s arguments, the store by its URL.
+
+    Places become absolute here: Ray Train runs its ranks in a folder of its own.
+    """
+
+    recipe: TrainRecipe
+    store: str
+    features: Sequence[str]
+    data: str
+    out: Path | str
+    proxy: Path | str | None = None
+    live_teachers: Sequence[str] = ()
+    students: Sequence[str] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+    allow_random_weights: bool = False
+    follow_s: float | None = None
+    shard_cache: Path | None = None
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        live = [str(self.proxy)] if self.proxy is not None else self.live_teachers
+        recipe, out, live = absolute_places(self.recipe, self.out, live)
+        placed: dict[str, Any] = {
+            "recipe": recipe,
+            "store": absolute(self.store),
+            "out": out,
+            "proxy": live[0] if self.proxy is not None else None,
+            "live_teachers": self.live_teachers if self.proxy is not None else live,
+            "shard_cache": None if self.shard_cache is None else Path(absolute(str(self.shard_cache))),
+        }
+        for name, value in placed.items():
+            object.__setattr__(self, name, value)  # frozen for everybody else
+
+
+class _Board:
+    """The actor between ranks and caller: messages one way, the wish to stop the other."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, Any]] = []
+        self._stop = self._over = False
+
+    def tell(self, kind: str, value: Any) -> None:
+        self._over |= kind == "error"
+        self._messages.append((kind, value))
+
+    def take(self, stop: bool) -> list[tuple[str, Any]]:
+        """All new messages; passes the caller's wish to stop on."""
+        self._stop |= stop
+        taken, self._messages = self._messages, []
+        return taken
+
+    def stop_asked(self) -> bool:
+        return self._stop
+
+    def over(self) -> bool:
+        """Whether a rank has ended the run on purpose: a group that Ray starts again must not try once more."""
+        return self._over
+
+
+def train_on_workers(
+    order: TrainOrder, workers: int, *, address: str | None = None, on_event: OnEvent = lambda event: None
+) -> dict[str, Any]:
+    """Train with `workers` ranks and return the summary as `train` does; raises what it raises, `EupeError` after too many deaths."""
+    rank_span(order.recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
+    open_parts(FeatureStore.open(order.store), order.features, order.data, order.recipe.data.shares, complete=order.follow_s is None)
+    with ray_session(address, workers) as ray:
+        _await_room(ray, workers, _wants_cuda(order.recipe), on_event)
+        board = ray.remote(_Board).options(num_cpus=0).remote()
+        try:
+            return _run(ray, board, order, workers, on_event)
+        finally:
+            ray.kill(board)
+
+
+def _await_room(ray: Any, workers: int, on_cuda: bool, on_event: OnEvent) -> None:
+    """Wait until the cluster has room for all ranks: said after seconds, `BadInput` after minutes. Ray Train itself waits for ever."""
+    wanted = {"CPU": workers, "GPU": workers if on_cuda else 0}
+    began, said = time.monotonic(), False
+    while any(ray.available_resources().get(kind, 0) < count for kind, count in wanted.items()):
+        lacking = room_text(ray, f"one of {workers} ranks", "1 CPU and 1 GPU" if on_cuda else "1 CPU")
+        waited = time.monotonic() - began
+        if waited >= GIVE_UP_AFTER_S:
+            raise BadInput(f"{lacking}; it did not come free in {GIVE_UP_AFTER_S:.0f} s. Give fewer --workers, or stop what holds it")
+        if waited >= SAY_AFTER_S and not said:
+            said = True
+            on_event({"event": "warning", "text": f"{lacking}; waiting for {GIVE_UP_AFTER_S:.0f} s at most"})
+        time.sleep(_POLL_S)
+
+
+def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEvent) -> dict[str, Any]:
+    out = local_copy(str(order.out)) if is_url(order.out) else Path(order.out)
+    scratch = out.parent / f".{out.name}.ray"
+    group = _Group(order, workers, board, scratch)
+    results: list[Any] = []
+    stop = threading.Event()
+    try:
+        with on_stop(stop.set):
+            group.start()
+            while True:
+                running = group.is_alive()
+                for kind, value in ray.get(board.take.remote(stop.is_set())):
+                    if kind == "event":
+                        on_event(value)
+                    else:
+                        results.append(value)
+                if not running:
+                    break
+                time.sleep(_POLL_S)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _outcome(results, group.error, workers)
+
+
+def _outcome(results: Sequence[Any], error: BaseException | None, workers: int) -> dict[str, Any]:
+    """The first rank's summary; raises an error on purpose as it is, and other deaths in our words."""
+    for result in results:
+        if isinstance(result, EupeError):
+            raise result
+    if error is not None or not results:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+        raise EupeError(
+            f"training on {workers} workers was given up after {MAX_RESTARTS} restarts ({type(error).__name__}: {reason}); the newest "
+            "checkpoint is kept, run the same command again to go on. Too little memory is the usual cause: smaller run.batch_size, or "
+            "run.accumulate"
+        ) from error
+    return dict(results[-1])
+
+
+class _Group(threading.Thread):
+    """Ray Train's `fit`, which blocks, beside the main thread, which must hear signals."""
+
+    def __init__(self, order: TrainOrder, workers: int, board: Any, scratch: Path) -> None:
+        super().__init__(daemon=True, name="ray-train")
+        self.order, self.workers, self.board, self.scratch = order, workers, board, scratch
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Start the ranks and wait for them."""
+        try:
+            self._fit()
+        except Exception as error:  # noqa: BLE001 - Ray's own family; the main thread decides
+            self.error = error
+
+    def _fit(self) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        on_cuda = _wants_cuda(self.order.recipe)
+        TorchTrainer(
+            _rank,
+            train_loop_config={"order": self.order, "board": self.board, "host": socket.gethostname()},
+            torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
+            scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=on_cuda, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(name="ranks", storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
+        ).fit()
+
+
+def _wants_cuda(recipe: TrainRecipe) -> bool:
+    from ...teachers.runtime.devices import choose_device
+
+    return choose_device(recipe.device).value == "cuda"
+
+
+def _rank(config: dict[str, Any]) -> None:
+    """One rank's whole life, in Ray's worker process, with torch's process group open."""
+    import ray
+    import ray.train
+    import torch
+
+    order, board = config["order"], config["board"]
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size())
+    if ray.get(board.over.remote()):
+        return
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))  # Ray leaves one: it reserves one CPU a rank
+    told: list[Any] = []
+
+    def tell(kind: str, value: Any) -> None:
+        told.append(board.tell.remote(kind, value))
+
+    tell("event", {"event": "rank", "rank": ranks.number, "ranks": ranks.count, "pid": os.getpid(), "host": socket.gethostname()})
+    try:
+        summary = _train(order, ranks, lambda event: tell("event", event), lambda: bool(ray.get(board.stop_asked.remote())))
+    except EupeError as error:
+        host = socket.gethostname()
+        tell("error", error if host == config["host"] else type(error)(f"on node {host}: {error}"))
+        ray.get(told)
+        raise
+    if ranks.first:
+        tell("result", summary)
+    ray.get(told)
+
+
+def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callable[[], bool]) -> dict[str, Any]:
+    last_asked = time.monotonic()
+
+    def stop_asked() -> bool:
+        nonlocal last_asked
+        if not ranks.first or time.monotonic() - last_asked < _STOP_POLL_S:
+            return False
+        last_asked = time.monotonic()
+        return ask_stop()
+
+    return train(
+        order.recipe, FeatureStore.open(order.store, shard_cache=order.shard_cache), order.features, data=order.data, out=order.out,
+        proxy=order.proxy, live_teachers=order.live_teachers, students=order.students, origins=order.origins, on_event=on_event,
+        ranks=ranks, stop_asked=stop_asked, allow_random_weights=order.allow_random_weights, follow_s=order.follow_s,
+        watch=order.watch,
+    )  # fmt: skip

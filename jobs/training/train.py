@@ -1,0 +1,341 @@
+"""Training in this process: from a recipe, a store and feature sets to a run folder, or to one for each of several students.
+
+Everything that could make a cached target wrong is checked before the first step: which feature sets go together (`train_data`), that a
+live teacher is the one whose tokens were cached (its statistics normalise it), that images still decode as they did (`start_checks`), and
+that a run which stands in the folder was begun with the same recipe and targets. A lease keeps the sets from being pruned. Then the
+trainer runs here, alone or as one of several ranks (`train_ranks` starts those); a finished run is not trained again. A student's random
+weights come from the recipe's seed alone, whatever else is trained beside it.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...storage.core.errors import BadInput, CacheMismatch
+from ...storage.core.identity import file_sha256
+from ...storage.core.urls import absolute, is_url, require_utf8
+from ...storage.features.features import FeatureReader
+from ...storage.store import FeatureStore
+from ...student.data.prefetch import prefetch_of
+from ...student.data.sampled import refuse_other_grids
+from ...student.data.targets import LiveTargets, TargetSource
+from ...student.model.draws import step_seed
+from ...student.model.ranks import ALONE, Ranks
+from ...student.model.recipe import BEFORE, TrainRecipe
+from ...student.model.student import Student, TargetSpec
+from ...student.training.learner import Learner
+from ...student.training.run_folder import RunFolder, load_model, save_model
+from ...student.training.trainer import Trainer
+from ...teachers.encoders.encoder import build_encoder
+from ...teachers.encoders.regularity import set_drop_path, set_recompute, set_rope_draws, shrink_with_depth
+from ...teachers.encoders.timm_students import try_sizes
+from ...teachers.registry.registry import absolute_name, load_teacher
+from ...teachers.registry.spec import TeacherSpec
+from ...teachers.runtime.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
+from ..repair.recorded_teacher import recorded_teacher
+from ..runs.lock import alone_in
+from ..runs.reading_leases import leases
+from ..runs.run_source import fetch_once, run_at_hand
+from ..runs.upload import mirrored
+from .data import Part, as_recorded, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
+from .evaluate_while_training import Watch, watching
+from .start_checks import check_pixels, check_teachers
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def train(
+    recipe: TrainRecipe,
+    store: FeatureStore,
+    features: Sequence[str],
+    *,
+    data: str = "",
+    out: Path | str,
+    proxy: Path | str | None = None,
+    live_teachers: Sequence[str] = (),
+    students: Sequence[str] = (),
+    on_event: OnEvent = lambda event: None,
+    origins: Mapping[str, str] | None = None,
+    allow_random_weights: bool = False,
+    follow_s: float | None = None,
+    ranks: Ranks = ALONE,
+    stop_asked: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Train into `out`, a folder or a URL, and return the summary; with `already: True` and at once when that run is finished.
+
+    `features` are names or keys of feature sets over the dataset `data`, or over those of `recipe.data.shares`; their order means nothing.
+    With `teacher.source = "live"`, `live_teachers` names the teacher of each feature set, or `proxy` is the run behind the only one: the
+    sets then give views and statistics. With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds
+    theirs under `students`. `watch` evaluates them while they train. With `follow_s`, shards that are missing are waited for, so many
+    seconds after the last one came.
+    Raises `BadInput` and `CacheMismatch` before any step.
+    """
+    require_utf8("--out", str(out), "TensorBoard's writer")
+    recipe, out, live = absolute_places(recipe, out, [*live_teachers] if proxy is None else [str(proxy)])
+    mirror = mirrored(out, ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
+    with mirror as (home, told):
+        begun = begun_run(recipe, students, home)
+        recipe = with_order(recipe, store, follow_s is not None, told if ranks.first else lambda event: None, begun)
+        if follow_s is not None:
+            await_sets(store, features, recipe.data.shares or [data], follow_s, told)
+        parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
+        parts = parts if begun is None else as_recorded(parts, begun.recorded("identities.json").get("views", ()))
+        readers = [reader for part in parts for reader in part.readers.values()]
+        refuse_random_weights(readers, allow_random_weights)
+        claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
+        with claims, contextlib.ExitStack() as held:
+            device = choose_device(recipe.device)
+            use_tensor_cores(device.value)
+            asked = student_runs(recipe, students, home)
+            runs = {name: (folder.as_begun(own, origins or {}), folder) for name, (own, folder) in asked.items()}
+            fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
+            source = _target_source(recipe, parts, by_teacher(features, live), device.value)
+            if ranks.first:
+                check_start(store, parts, source)
+            prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
+            for own, folder in runs.values():
+                refuse_other_grids(own, source.specs)
+                if not folder.has_steps():  # a run that goes on has its views in its identities
+                    refuse_other_views(own, parts)
+                    try_sizes(architecture_of(own), own.student.sizes_px)
+            if ranks.first:
+                held.enter_context(alone_in(home))
+            summaries = begin_runs(runs, source, parts, origins or {}, device, ranks, told)
+            open_runs = {name: run for name, run in runs.items() if name not in summaries}
+            if open_runs:
+                learners = _learners(open_runs, source, parts, device, ranks)
+                order = run_order(recipe, parts, store, follow_s)
+                after_step = watching(watch, store, learners[0], [part.views.dataset for part in parts], told)
+                trained = Trainer(
+                    learners, source, joined_views(parts), order, on_event=told, stop_asked=stop_asked, after_step=after_step
+                ).train()
+                summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
+    if len(runs) == 1:
+        return next(iter(summaries.values()))
+    return {"students": {name: summaries[name] for name in runs}, "already": not open_runs}
+
+
+def absolute_places(recipe: TrainRecipe, out: Path | str, live: Sequence[str]) -> tuple[TrainRecipe, str, list[str]]:
+    """The recipe with its start, the run's folder and the live teachers as absolute paths, as the run records them and every rank reads."""
+    student = replace(recipe.student, init_from=absolute(recipe.student.init_from))
+    return replace(recipe, student=student), absolute(str(out)), [absolute_name(one) for one in live]
+
+
+def begun_run(recipe: TrainRecipe, students: Sequence[str], home: Path) -> RunFolder | None:
+    """The first of the runs that has taken a step already: what it has decided is not decided again."""
+    return next((folder for _, folder in student_runs(recipe, students, home).values() if folder.has_steps()), None)
+
+
+def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event: OnEvent, begun: RunFolder | None = None) -> TrainRecipe:
+    """The recipe with its order of images decided and recorded: shards at a time for a store behind a URL, global otherwise.
+
+    A run that goes on keeps the order that it began with, also when its store has moved to another kind of place.
+    """
+    data = replace(recipe.data, replace_failed=recipe.data.replace_failed or follow)
+    if data.order == "auto" and begun is not None:
+        data = replace(data, order=begun.recorded("recipe.json")["recipe"]["data"]["order"])
+    if data.order == "auto":
+        remote = is_url(store.url)
+        data = replace(data, order="shards" if remote else "global")
+        if remote:
+            on_event({"event": "note", "text": "data.order: shards  # auto: one request a shard is cheaper than one a view"})
+    return replace(recipe, data=data)
+
+
+def check_start(store: FeatureStore, parts: Sequence[Part], source: TargetSource) -> None:
+    """A sample of each dataset's pixels, and the canaries of live teachers; raises `CacheMismatch`."""
+    for part in parts:
+        check_pixels(part.views)
+    if isinstance(source, LiveTargets):
+        check_teachers(store, source.teachers.values())
+
+
+def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dict[str, tuple[TrainRecipe, RunFolder]]:
+    """Recipe and run folder of each student, by architecture; one student, or none named, trains into `out` itself.
+
+    With several, `student.init_from` names the folder that holds one run for each, as this one will.
+    """
+    if len(set(students)) < len(students):
+        raise BadInput(f"a student is named twice: {', '.join(students)}; each --student of one pass is another architecture")
+    names = list(students) or [recipe.student.architecture]
+    runs = {}
+    for name in names:
+        start = recipe.student.init_from
+        start = f"{start}/{name}" if start and len(names) > 1 else start
+        own = replace(recipe, student=replace(recipe.student, architecture=name, init_from=start))
+        runs[name] = (own, RunFolder(out / name if len(names) > 1 else out))
+    return runs
+
+
+def begin_runs(
+    runs: Mapping[str, tuple[TrainRecipe, RunFolder]],
+    source: TargetSource,
+    parts: Sequence[Part],
+    origins: Mapping[str, str],
+    device: Choice,
+    ranks: Ranks,
+    on_event: OnEvent,
+) -> dict[str, dict[str, Any]]:
+    """Record what each run is, or check that the run which stands there is the same; returns the summaries of finished ones."""
+    summaries = {}
+    views = [part.views.key for part in parts]  # live teachers' identities do not name them
+    for name, (recipe, folder) in runs.items():
+        if ranks.first:
+            for key in folder.taken_over:
+                on_event({"event": "note", "text": f"{key}: {BEFORE[key]}  # as the run in {folder.out} was begun"})
+            now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
+            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
+            known = folder.choices() if folder.has_steps() else now
+            folder.begin(recipe, origins, identities, now)
+            _say_kept(now, known, on_event)
+        ranks.wait()
+        if (finished := folder.finished()) is not None:
+            summaries[name] = {**finished, "already": True}
+            on_event({"event": "already", **summaries[name]})
+    return summaries
+
+
+def _say_kept(now: Mapping[str, Choice], known: Mapping[str, Choice], on_event: OnEvent) -> None:
+    """Tell where this machine would choose otherwise than the run did when it began; `known` is empty where it was not recorded then."""
+    if not known and now["precision"].why.startswith("auto"):
+        text = f"this run did not record what precision = 'auto' was when it began; from here on it is {now['precision'].value}"
+        on_event({"event": "warning", "text": f"{text} ({now['precision'].why})"})
+    for name, here in now.items():
+        then = known.get(name, here)
+        if then.value != here.value:
+            kept = f"{name} stays {then.value}" if name == "precision" else f"{name} is {here.value}, other rounding"
+            on_event(
+                {"event": "note", "text": f"{kept}: this run began with {then.value} ({then.why}), here it is {here.value} ({here.why})"}
+            )
+
+
+def refuse_other_views(recipe: TrainRecipe, parts: Sequence[Part]) -> None:
+    """Raise `CacheMismatch` where a set's views are not those that the recipe states; their number and seed may be any."""
+    for part in parts:
+        if found := recipe.views.differences(part.views.spec):
+            lines = [f"views.{key} is {got!r}, the recipe has {wanted!r}" for key, (got, wanted) in found.items()]
+            said = " ".join(f"--set views.{key}={json.dumps(got)}" for key, (got, _) in found.items() if got is not None)
+            raise CacheMismatch(
+                f"the views of {part.views.key} are not those of the recipe: {'; '.join(lines)}. Make the recipe's with `extract-features "
+                f"--recipe NAME`, or say that these are meant: {said or '--set views={}'}"
+            )
+
+
+def _learners(
+    runs: Mapping[str, tuple[TrainRecipe, RunFolder]], source: TargetSource, parts: Sequence[Part], device: Choice, ranks: Ranks
+) -> list[Learner]:
+    """A student ready to train in each folder, on a device of its own where one process has several."""
+    statistics = {name: reader.statistics.digest for name, reader in parts[0].readers.items()}
+    devices = choose_devices(next(iter(runs.values()))[0].device, len(runs)) if ranks.count == 1 else [device] * len(runs)
+    return [_learner(own, folder, source, statistics, one, ranks) for (own, folder), one in zip(runs.values(), devices, strict=True)]
+
+
+def _learner(
+    recipe: TrainRecipe, folder: RunFolder, source: TargetSource, statistics: Mapping[str, str], device: Choice, ranks: Ranks
+) -> Learner:
+    student = initial_student(recipe, {name: source.specs[name] for name in folder.teacher_order(source.specs)})
+    if recipe.student.init_from:
+        load_model(student, run_at_hand(recipe.student.init_from), statistics)
+    elif ranks.first and not folder.initial.exists():
+        save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
+    precision = folder.choices().get("precision") or choose_precision(recipe.precision, device.value)
+    return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks)
+
+
+def architecture_of(recipe: TrainRecipe) -> dict[str, Any]:
+    """What the recipe's student is: a name and the options that it changes."""
+    return {**recipe.student.options, "name": recipe.student.architecture}
+
+
+def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Student:
+    """The student with random weights that depend on the recipe's seed alone."""
+    torch.manual_seed(step_seed(recipe.seed, -1))
+    encoder = build_encoder(architecture_of(recipe))
+    encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px))
+    for size_px in recipe.student.sizes_px:
+        encoder.grid(size_px, size_px)  # raises BadInput off the stride
+    if recipe.student.initial_weights == "timm":
+        shrink_with_depth(encoder)
+    set_rope_draws(encoder, recipe.student.rope_draws)
+    set_drop_path(encoder, recipe.student.drop_path)
+    set_recompute(encoder, recipe.run.recompute_activations)
+    return Student(encoder, recipe.adapter.width, specs)
+
+
+def by_teacher(features: Sequence[str], live: Sequence[str]) -> dict[str, str]:
+    """Where each teacher is, by the name of its feature set: one given for each set, or for each name; raises `BadInput` for two of one."""
+    names = [wanted.partition("@")[0] for wanted in features]
+    names = names if len(live) == len(names) else list(dict.fromkeys(names))  # of a mixture, the sets of one teacher have one name
+    if len(live) not in (0, len(names)):  # zip would drop the rest
+        raise BadInput(
+            f"live targets need the teacher behind each feature set: {len(names)} sets ({', '.join(names)}), "
+            f"{len(live)} teachers; give --proxy RUN for the one feature set of a proxy"
+        )
+    found: dict[str, str] = {}
+    for name, where in zip(names, live, strict=False):
+        if found.setdefault(name, where) != where:
+            raise BadInput(f"two teachers were given for the feature sets of {name}: {found[name]} and {where}; they were made by one")
+    return found
+
+
+def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live: Mapping[str, str], device: str) -> TargetSource:
+    readers = parts[0].readers
+    if recipe.teacher.names and set(recipe.teacher.names) != set(readers):
+        raise BadInput(
+            f"this recipe is about the teachers {', '.join(recipe.teacher.names)}, the feature sets are of {', '.join(readers)}; give "
+            "those of its teachers, or --set teacher.names=[]"
+        )
+    unknown = set(recipe.teacher.weights) - set(readers)
+    if unknown:
+        raise BadInput(f"teacher.weights names {sorted(unknown)}, but the feature sets are of {sorted(readers)}")
+    if recipe.teacher.source == "cached":
+        return cached_targets(parts)
+    if set(live) != set(readers):
+        raise BadInput(
+            f"live targets need the teacher behind each feature set: {len(readers)} sets ({', '.join(readers)}), "
+            f"{len(live)} teachers; give --proxy RUN for the one feature set of a proxy"
+        )
+    teachers = {name: load_teacher(spec, device) for name, spec in live_specs(readers, live).items()}
+    statistics = {name: reader.statistics for name, reader in readers.items()}
+    return LiveTargets(teachers, statistics, device=device, sizes_px=recipe.teacher.sizes_px, seed=recipe.seed)
+
+
+def live_specs(readers: Mapping[str, FeatureReader], live: Mapping[str, str]) -> dict[str, TeacherSpec]:
+    """The teacher behind each feature set: the one that was given for it, or another of those given, whose identity it has.
+
+    Given in another order they are still the same teachers. Raises `CacheMismatch` for a set whose teacher is not among them, and for a
+    teacher that made none of the sets.
+    """
+    specs, of_set = dict[str, TeacherSpec](), dict[str, str]()
+    strangers: dict[str, CacheMismatch] = {}
+    for name, reader in readers.items():
+        for wanted in dict.fromkeys([live[name], *live.values()]):
+            try:
+                specs[name], of_set[name] = recorded_teacher(reader, wanted), wanted
+                break
+            except CacheMismatch as error:
+                strangers.setdefault(wanted, error)
+        else:
+            raise strangers[live[name]]
+    unused = [wanted for wanted in live.values() if wanted not in of_set.values()]
+    if unused:
+        raise strangers[unused[0]]
+    return specs
+
+
+def _initial_identity(recipe: TrainRecipe) -> dict[str, str] | None:
+    """What a run starts from, by content; None for random weights."""
+    if not recipe.student.init_from:
+        return None
+    model = run_at_hand(recipe.student.init_from) / "model"
+    names = ("backbone.safetensors", "adapters.safetensors")
+    for name in names:
+        if not (model / name).is_file():
+            raise BadInput(f"{recipe.student.init_from} holds no trained model (no {model / name}); finish that run first")
+    return {name: file_sha256(model / name) for name in names}

@@ -1,0 +1,1 @@
+"""The demonstration: its data, its recipe, its results."""

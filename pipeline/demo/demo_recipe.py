@@ -1,0 +1,80 @@
+"""The demonstration's own recipe file: how many photos, what is extracted how, and one training recipe a stage.
+
+`[data]` and `[extract]` belong to the demonstration alone, so they live here and not beside the training recipe; the same rules hold:
+typed, an unknown key names its nearest, the file is the only place with numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...storage.core.errors import BadInput, unknown_name
+from ..recipes.load import ResolvedRecipe, load_recipe, read_document, stages_of
+from ..recipes.typed_tables import build
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """`[data]`: how much of CIFAR-10 is used."""
+
+    train_images: int
+    """Photos that teachers see and students learn from; also the neighbours of the evaluation."""
+    test_images: int
+    """Photos that the evaluation classifies."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.train_images <= 50_000 and 1 <= self.test_images <= 10_000):
+            raise BadInput(f"CIFAR-10 has 50,000 and 10,000 photos, asked for {self.train_images:,} and {self.test_images:,}")
+
+
+@dataclass(frozen=True)
+class DemoExtract:
+    """`[extract]`: how teachers' tokens are cached."""
+
+    teachers: tuple[str, ...]
+    """Names of the teachers of stage 1."""
+    teacher_sizes_px: Mapping[str, int]
+    """Input size by teacher."""
+    views_per_image: int
+    """Recorded random views of each training photo."""
+    proxy_size_px: int
+    """Input size of the proxy when its tokens are cached for stage 2."""
+    seed: int = 0
+    """Seed of the views."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What teachers compute in; auto: bf16 where this machine has it."""
+    codec: Literal["fp32", "fp16", "int8"] = "int8"
+    """How patch tokens are stored."""
+    images_per_shard: int = 250
+    """Images of one unit of work."""
+    statistics_batches: int = 16
+    """Batches that each teacher's mean and std come from."""
+    batch_size: int = 32
+    """Views in one forward pass of a teacher."""
+
+    def __post_init__(self) -> None:
+        stray = sorted(set(self.teacher_sizes_px) - set(self.teachers))
+        if stray:
+            raise unknown_name("teacher in extract.teacher_sizes_px", stray[0], self.teachers)
+
+
+@dataclass(frozen=True)
+class DemoRecipe:
+    """The whole file, resolved."""
+
+    data: DemoData
+    extract: DemoExtract
+    stages: Mapping[int, ResolvedRecipe] = field(default_factory=dict)
+
+
+def load_demo(source: str = "demo") -> DemoRecipe:
+    """Return the demonstration's recipe by name or file; raises BadInput."""
+    name, document = read_document(source)
+    stages = stages_of(document)
+    known = ["data", "extract", *(f"stage{stage}" for stage in stages)]
+    stray = [key for key in document if key not in known]
+    if stray:
+        raise unknown_name(f"table of recipe {name}:", stray[0], known)
+    data = build(DemoData, document.get("data", {}), where=f"recipe {name}, [data]")
+    extract = build(DemoExtract, document.get("extract", {}), where=f"recipe {name}, [extract]")
+    return DemoRecipe(data, extract, {stage: load_recipe(source, stage=stage) for stage in stages})

@@ -1,0 +1,1 @@
+"""Pictures of what encoders see: PCA, similarity, neighbours."""

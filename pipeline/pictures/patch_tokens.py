@@ -1,0 +1,103 @@
+"""Photos to patch tokens of several encoders at one chosen resolution: what every picture of tokens starts from.
+
+Each encoder sees the same central square of each photo, resized as that encoder wants it; its own mean and std apply. The resolution is one
+for all (`size_px`) with exceptions by name, because strides differ: a size that a stride does not divide is refused, never rounded. Labels
+are file names, and for runs the shortest end of the path that tells them apart. torch is imported when a forward is asked for.
+Axes: B photos, H W grid, D channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...storage.core.errors import BadInput
+from ...storage.sources.decode import Pixels, decode_image
+from ...storage.views.view_spec import ViewSpec, draw, render
+from ..console.progress import OnEvent
+
+SHOWN_PX = 448  # a photo's side beside its tokens
+_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo's name and its pixels, HWC uint8."""
+
+    label: str
+    pixels: Pixels
+
+    def square(self, size_px: int, interpolation: str = "bicubic") -> Pixels:
+        """Return the central square at a size, (size_px, size_px, 3)."""
+        crop = draw(ViewSpec(kind="center"), [""], np.array([self.pixels.shape[:2]], np.int32)).crop[0]
+        return render(self.pixels, crop, False, size_px, interpolation)
+
+    def shown(self) -> Pixels:
+        """Return the central square for people: never enlarged."""
+        return self.square(min(SHOWN_PX, *self.pixels.shape[:2]))
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Encoders by name or run folder, each at `size_px` or at its own size in `sizes`; None: the encoder's native size."""
+
+    names: Sequence[str]
+    size_px: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise BadInput("a picture of tokens needs at least one encoder: --model NAME, or the folder of a run")
+        if len(set(self.names)) < len(self.names):
+            raise BadInput(f"a model is named twice: {', '.join(self.names)}")
+        for option, named in (("--model-size", self.sizes), ("--weights", self.weights)):
+            if stray := sorted(set(named) - set(self.names)):
+                raise BadInput(f"{option} names {stray[0]!r}, which is not among the models: {', '.join(self.names)}")
+
+    def labelled(self) -> dict[str, str]:
+        """Return {label: name} in order."""
+        return dict(zip(self.labels or short_labels(self.names), self.names, strict=True))
+
+
+def short_labels(names: Sequence[str]) -> list[str]:
+    """Return the shortest ends of paths that tell the names apart: `stage2`, or `a/stage2` beside `b/stage2`."""
+    parts = [name.rstrip("/").split("/") if Path(name).is_dir() else [name] for name in names]
+    for length in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(one[-length:]) for one in parts]
+        if len(set(found)) == len(found):
+            return found
+    return list(names)
+
+
+def read_photos(paths: Sequence[Path]) -> list[Photo]:
+    """Return the photos of image files, upright as a viewer shows them; raises BadInput for one that is absent, BadImage for no image."""
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise BadInput(f"{missing[0]} is not an image file; give paths of images")
+    return [Photo(path.stem, decode_image(path.read_bytes(), where=str(path), orientation="upright")) for path in paths]
+
+
+def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent) -> dict[str, NDArray[np.float32]]:
+    """Return {encoder's label: (B, H, W, D)}; raises BadInput for an unknown encoder, missing weights or a size off its stride."""
+    import torch
+
+    from ...teachers.registry.registry import load_teacher, resolve_teacher
+    from ...teachers.runtime.devices import choose_device
+
+    labelled, found = encoders.labelled(), {}
+    for done, (label, name) in enumerate(labelled.items()):
+        on_event({"event": "progress", "stage": "patch tokens", "done": done, "total": len(labelled), "unit": "models"})
+        weights = Path(encoders.weights[name]) if name in encoders.weights else None
+        spec = resolve_teacher(name, weights=weights, size_px=encoders.sizes.get(name, encoders.size_px))
+        teacher, input_of = load_teacher(spec, choose_device("auto").value), spec.preprocessing
+        parts = []
+        for start in range(0, len(photos), _BATCH):
+            pixels = [photo.square(input_of.size_px, input_of.interpolation) for photo in photos[start : start + _BATCH]]
+            parts.append(teacher(torch.from_numpy(np.stack(pixels))).patch_BHWD.cpu().numpy())
+        found[label] = np.concatenate(parts)
+    on_event({"event": "progress", "stage": "patch tokens", "done": len(labelled), "total": len(labelled), "unit": "models"})
+    return found

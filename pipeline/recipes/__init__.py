@@ -1,0 +1,1 @@
+"""The recipes that come with the package, and their typed loading."""

@@ -1,0 +1,167 @@
+"""Recipes: TOML files that become one frozen, typed value, each part of which says where it came from.
+
+A file either describes one stage (`eupe-stage1.toml`) or several in tables `[stage1]`, `[stage2]`, … (`demo.toml`). Beside the values, an
+`[origins]` table says of each whether it is the paper's or ours and why; what it does not mention is "file NAME". `--set` overrides a
+value and its origin, and what nobody sets is "default". A stage may start from another recipe (`extends = "eupe-stage2"`) and say only what
+differs. A relative path in a file (`student.init_from`) starts, as one on the command line does, at the folder in which the command runs:
+a file that comes with the package has no folder of the user's. The price of strictness: a recipe written for a newer version with one more
+key is refused. It is the point: a misspelt option that trains silently costs days. Ranges are checked by the dataclasses themselves.
+"""
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...storage.core.errors import BadInput, unknown_name
+from ...student.model.recipe import TrainRecipe
+from .settings import parse_setting
+from .typed_tables import build, leaves
+
+FOLDER = Path(__file__).parent
+Table = dict[str, Any]
+WHOLE = ("student.options", "teacher.weights", "data.shares")  # mappings whose keys are the user's own
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with every value's origin: `paper`, `ours: reason`, `file NAME`, `--set` or `default`, by dotted key."""
+
+    name: str
+    recipe: TrainRecipe
+    origins: dict[str, str]
+
+    def rows(self) -> list[tuple[str, object, str]]:
+        """Return (dotted key, value, origin) of every value, in the recipe's order."""
+        return [(key, value, self.origins[key]) for key, value in leaves(self.recipe.to_dict())]
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read_document(source: str) -> tuple[str, Table]:
+    """Return (file name, parsed TOML) of a recipe by name or by path; raises BadInput for neither, and for broken TOML."""
+    path = FOLDER / f"{source}.toml" if source in list_recipes() else Path(source).expanduser()
+    if not path.is_file():
+        if "/" in source or source.endswith(".toml"):
+            raise BadInput(f"there is no recipe file {source}; `eupe-pipeline recipe ls` lists the recipes that come with the package")
+        raise unknown_name("recipe", source, list_recipes())
+    try:
+        return path.name, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"recipe {path} is not valid TOML: {error}{of_a_key(error)}") from error
+
+
+def of_a_key(error: Exception) -> str:
+    """Return how names are written in a key, where that is what TOML stumbled over."""
+    keys = ("after a key", "end of a table declaration", "for a key part")
+    return '; a name with dots or plus signs is quoted: "dinov3-h+"' if any(words in str(error) for words in keys) else ""
+
+
+def load_recipe(source: str, *, stage: int | None = None, settings: Sequence[str] = ()) -> ResolvedRecipe:
+    """Return the recipe named or filed as `source`, with `settings` ("a.b=value") laid over it.
+
+    `stage` picks the table of a file that holds several, and must agree with a file that holds one. Raises BadInput.
+    """
+    name, document = read_document(source)
+    table, origins = extended(name, stage_table(name, document, stage))
+    overrides = [parse_setting(text) for text in settings]
+    for text, override in zip(settings, overrides, strict=True):
+        clear_whole(table, text.partition("=")[0].strip())
+        lay_over(table, override)
+    recipe = build(TrainRecipe, table, where=f"recipe {name}")
+    set_keys = [key for override in overrides for key, _ in leaves(override)]
+    return ResolvedRecipe(name, recipe, trace(recipe.to_dict(), table, name, origins, set_keys))
+
+
+def stages_of(document: Mapping[str, Any]) -> list[int]:
+    """Return the stages that a file with one table a stage holds; empty for a file that is one stage."""
+    return sorted(int(key[5:]) for key in document if re.fullmatch(r"stage\d+", key))
+
+
+def stage_table(name: str, document: Table, stage: int | None) -> Table:
+    """Return the table of one stage, `stage` filled in; raises BadInput when the file does not hold it."""
+    stages = stages_of(document)
+    if not stages:
+        if stage is not None and "stage" not in document:
+            raise BadInput(f"recipe {name} does not say its stage: write `stage = {stage}` at its top, or `[stage{stage}]` tables")
+        if stage is not None and document["stage"] != stage:
+            raise BadInput(f"recipe {name} is for stage {document['stage']}, asked for stage {stage}")
+        return dict(document)
+    if stage not in stages:
+        raise BadInput(f"recipe {name} holds stages {', '.join(map(str, stages))}; asked for {stage or 'none'}: pass --stage")
+    return {"stage": stage, **document[f"stage{stage}"]}
+
+
+def extended(name: str, table: Table) -> tuple[Table, dict[str, str]]:
+    """Return a stage's values over those of the recipe that it extends, and their origins; one level deep. Raises BadInput."""
+    base_name = table.pop("extends", None)
+    origins = check_origins(name, table.pop("origins", {}), table)
+    if base_name is None:
+        return table, origins
+    file_name, document = read_document(str(base_name))
+    base = stage_table(file_name, document, table.get("stage"))
+    if "extends" in base:
+        raise BadInput(f"recipe {name} extends {base_name}, which extends another one; extend that one")
+    base_origins = check_origins(file_name, base.pop("origins", {}), base)
+    base_origins = {key: nearest_table(key, base_origins) or f"file {file_name}" for key, _ in leaves(base)}
+    before = dict(leaves(base))
+    changed = {key for key, value in leaves(table) if key not in before or before[key] != value}
+    lay_over(base, table)
+    return base, {key: origin for key, origin in base_origins.items() if key not in changed} | origins
+
+
+def lay_over(table: Table, override: Mapping[str, Any]) -> None:
+    """Put the override's values into the table in place, nested tables joined."""
+    for key, value in override.items():
+        if isinstance(value, Mapping) and isinstance(table.get(key), Mapping):
+            table[key] = dict(table[key])
+            lay_over(table[key], value)
+        else:
+            table[key] = value
+
+
+def clear_whole(table: Table, key: str) -> None:
+    """Empty a table that is one value where a setting gives all of it: `--set student.options={}` takes the file's options away.
+
+    `student.options.depth=4` changes one option, `student.options={depth = 4}` means these options and no others.
+    """
+    name, _, inner = key.partition(".")
+    if key in WHOLE and isinstance(table.get(name), Mapping):
+        table[name] = {**table[name], inner: {}}
+
+
+def nearest_table(key: str, among: Mapping[str, str]) -> str | None:
+    """Return what `among` says of the key, or of the closest table around it."""
+    while key:
+        if key in among:
+            return among[key]
+        key = key.rpartition(".")[0]
+    return None
+
+
+def check_origins(name: str, given: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, str]:
+    """Return the [origins] table flat; raises BadInput for one of a value the file does not set, or of another form."""
+    origins = dict(leaves(given))
+    set_here = {key for key, _ in leaves(table)}
+    for key, origin in origins.items():
+        if not isinstance(origin, str) or not re.fullmatch(r"paper|ours: .+", origin):
+            raise BadInput(f'recipe {name}: the origin of {key} is {origin!r}; write "paper" or "ours: the reason"')
+        if not any(one == key or one.startswith(f"{key}.") for one in set_here):
+            raise BadInput(f"recipe {name}: [origins] speaks of {key}, which the file does not set")
+    return origins
+
+
+def trace(resolved: Table, table: Table, name: str, origins: dict[str, str], set_keys: Iterable[str]) -> dict[str, str]:
+    """Return {dotted key: origin} of every resolved value; what was set last wins."""
+    by_setting = dict.fromkeys(set_keys, "--set")
+    in_file = {key: f"file {name}" for key, _ in leaves(table)}
+    found = {}
+    for key, _ in leaves(resolved):
+        in_table = nearest_table(key, in_file)
+        found[key] = nearest_table(key, by_setting) or (in_table and (nearest_table(key, origins) or in_table)) or "default"
+    return found

@@ -1,0 +1,47 @@
+"""The views that an extraction draws: a recipe's, and over them what the command says, each value with where it came from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ...storage.core.errors import BadInput
+from ...storage.views.view_spec import StoredPixels, ViewSpec
+from ...student.model.view_config import ViewsConfig
+from ..console.progress import OnEvent
+from .load import load_recipe, read_document, stages_of
+from .typed_tables import leaves
+
+OPTIONS = {"kind": "--view-kind", "views_per_image": "--views", "seed": "--seed", "photometric": "--photometric"}
+Told = dict[str, dict[str, object]]
+
+
+def chosen_views(
+    recipe: str | None, stage: int | None, given: Mapping[str, Any], pixels_px: int | None, on_event: OnEvent
+) -> tuple[ViewSpec, Told]:
+    """Return the views of a recipe with what the command gives over them (None: not given), and {key: {value, origin}}.
+
+    Raises BadInput for a recipe whose stages have different views, unless one is picked.
+    """
+    stated, origins = (ViewsConfig(), {}) if recipe is None else views_of(recipe, stage)
+    own = {name: value for name, value in given.items() if value is not None}
+    base = stated.spec() if "kind" not in own else dataclasses.replace(stated, kind=own["kind"]).spec()
+    pixels = None if pixels_px is None else StoredPixels(pixels_px)
+    spec = dataclasses.replace(base, **own, pixels=pixels)
+    told: Told = {}
+    for key, value in leaves(spec.identity()):
+        before, origin = getattr(stated, key, None), origins.get(f"views.{key}", "default")
+        if key in own:
+            origin = OPTIONS[key] + (f", instead of the recipe's {before}" if before not in (None, value) else "")
+            if before not in (None, value):
+                on_event({"event": "note", "text": f"views.{key}: {value}  # {origin}"})
+        told[key] = {"value": value, "origin": "--pixels" if key.startswith("pixels.") else origin}
+    return spec, told
+
+
+def views_of(recipe: str, stage: int | None) -> tuple[ViewsConfig, dict[str, str]]:
+    """Return what a recipe states of its views, with the origins of all of its values; raises BadInput."""
+    stages: list[int] = stages_of(read_document(recipe)[1]) if stage is None else []
+    found = [load_recipe(recipe, stage=one) for one in (*stages,) or (stage,)]
+    if any(one.recipe.views != found[0].recipe.views for one in found):
+        raise BadInput(f"the stages of recipe {recipe} have different views; pick one with --stage, of {', '.join(map(str, stages))}")
+    return found[0].recipe.views, found[0].origins

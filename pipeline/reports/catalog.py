@@ -1,0 +1,225 @@
+"""What a store holds, for people and scripts: lists, one set in full, a check of every committed byte, and what keeps it tidy.
+
+Looking never writes, `verify` least of all. Verifying reads every file (`storage.examination`), each object of each committed shard once;
+what is damaged is named and the check goes on, so that one run finds all of it. Pruning, copying and compacting are
+the storage room's; here they get words.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
+from ...storage.features.features import FeatureReader
+from ...storage.features.statistics import STD_FLOOR, Statistics
+from ...storage.objects.dry_run_objects import Rehearsal
+from ...storage.store import FeatureStore
+from ...storage.upkeep.copying import copy_features
+from ...storage.upkeep.examination import examine
+from ...storage.upkeep.examiner import Examiner
+from ...storage.upkeep.findings import Finding
+from ...storage.upkeep.maintenance import checked_part, prune
+from ...storage.views.view_set import ViewSet
+from ..console.progress import OnEvent
+
+_NAMED_CHANNELS = 16
+
+
+def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
+    """Return every dataset, view set and feature set with its size and how much of it is there.
+
+    Those that cannot be opened, because they were altered or never finished, stand under "unreadable", each with the reason.
+    """
+    opened = FeatureStore.open(store)
+    unreadable: dict[str, str] = {}
+
+    def listed(kind: str, keys: list[str], row: Callable[[FeatureStore, str], dict[str, Any]]) -> dict[str, Any]:
+        rows = {}
+        for key in keys:
+            try:
+                rows[key] = row(opened, key)
+            except (CacheDamaged, StoreUnavailable) as error:  # one unfinished or damaged set must not hide the others
+                unreadable[f"{kind}/{key}"] = str(error)
+        return rows
+
+    found: dict[str, Any] = {
+        "datasets": listed("datasets", opened.list_datasets(), _dataset_row),
+        "views": listed("views", opened.list_view_sets(), _views_row),
+        "features": listed("features", opened.list_features(), _features_row),
+    }
+    return {"store": opened.url, **found, **({"unreadable": unreadable} if unreadable else {})}
+
+
+def _dataset_row(store: FeatureStore, key: str) -> dict[str, Any]:
+    dataset = store.dataset(key)
+    return {"images": len(dataset), "labels": len(dataset.label_names)}
+
+
+def _views_row(store: FeatureStore, key: str) -> dict[str, Any]:
+    view_set = store.view_set(key)
+    return {
+        "dataset": view_set.dataset.key,
+        "kind": view_set.spec.kind,
+        "views_per_image": view_set.views_per_image,
+        "photometric": view_set.spec.photometric,
+        "pixels": _pixels(view_set),
+    }
+
+
+def _features_row(store: FeatureStore, key: str) -> dict[str, Any]:
+    reader = store.features(key)
+    missing = len(reader.missing_shards())
+    return {
+        "views": reader.views.key,
+        "rows": reader.rows,
+        "codec": reader.codec,
+        "tokens": math.prod(reader.layout.token_shape),
+        "bytes": reader.stored_bytes(),
+        "shards": f"{reader.shards - missing} of {reader.shards}",
+    }
+
+
+def _pixels(views: ViewSet) -> str | None:
+    """What pixels a set of views stores, in words."""
+    stored = views.spec.pixels
+    return None if stored is None else f"{stored.size_px} px, {stored.interpolation}, raw uint8"
+
+
+def show_features(*, key: str, store: str, on_event: OnEvent, html: Path | None = None) -> dict[str, Any]:
+    """Return one feature set: what its tokens are, bytes, completeness, which rows failed, its statistics in short, its identity.
+
+    With `html` also write a page to look at.
+    """
+    reader = FeatureStore.open(store).features(key)
+    missing, layout = reader.missing_shards(), reader.layout
+    if html is not None:
+        from .cache_page import write_cache_page
+
+        write_cache_page(reader, html, on_event)
+    return {
+        **({} if html is None else {"page": str(html)}),
+        "key": reader.key,
+        "dataset": reader.views.dataset.key,
+        "views": reader.views.key,
+        "photometric": reader.views.spec.photometric,
+        "pixels": _pixels(reader.views),
+        "views_bytes": reader.views.stored_bytes(),
+        "rows": reader.rows,
+        "grid": "×".join(map(str, reader.grid)),
+        "resampled_from": None if layout.resampled_from is None else "×".join(map(str, layout.resampled_from)),
+        "tokens_per_view": math.prod(layout.token_shape),
+        "class_token_width": reader.cls_dim,
+        "patch_token_width": reader.patch_dim,
+        "codec": reader.codec,
+        "bytes": reader.stored_bytes(),
+        "bytes_of_a_view": layout.view_bytes,
+        "complete": not missing,
+        "shards": reader.shards,
+        "missing_shards": missing,
+        "failed_rows": reader.failed_rows().tolist(),
+        "statistics": summarised(reader.statistics),
+        "identity": reader.identity,
+    }
+
+
+def summarised(statistics: Statistics) -> dict[str, Any]:
+    """Statistics in a few figures: method, count of views, digest, and for class and patch tokens apart the spread over channels.
+
+    Near-dead channels are those whose deviation is the floor: they are divided by it, and the first few are named.
+    """
+    kinds = {"cls": (statistics.cls_mean, statistics.cls_std), "patch": (statistics.patch_mean, statistics.patch_std)}
+    spread: dict[str, dict[str, float]] = {}
+    near_dead: dict[str, dict[str, Any]] = {}
+    for kind, (mean, std) in kinds.items():
+        if mean is not None and std is not None:
+            spread |= {f"{kind}_mean": _spread(mean), f"{kind}_std": _spread(std)}
+            dead = np.flatnonzero(std <= np.float32(STD_FLOOR)).tolist()
+            near_dead[kind] = {"count": len(dead), "of": len(std), "first": dead[:_NAMED_CHANNELS]}
+    described = {"method": statistics.method, "count": statistics.count, "digest": statistics.digest, "deviation_floor": STD_FLOOR}
+    return {**described, "over_channels": spread, "near_dead_channels": near_dead}
+
+
+def _spread(values: NDArray[np.float32]) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(("least", "median", "greatest"), np.percentile(values, (0, 50, 100)), strict=True)}
+
+
+def verify_features(*, store: str, on_event: OnEvent, key: str | None = None, subset: str = "1/1") -> dict[str, Any]:
+    """Return all damage of a store, or of one feature set and what it needs: its dataset, its views, its statistics, its canary.
+
+    Every file is looked at, and the look goes on after each finding; `subset` k/n checks a part of the shards. `findings` says of each what
+    is wrong, what it can be made again from, and the command that helps. Of one set, {verified shards, missing shards, damaged: {shard:
+    what is wrong}, views_damaged} as well: figures of that part, so that those of the n parts add up to those of the whole.
+    """
+    opened = FeatureStore.open_damaged(store)
+    whole = None if key is None else opened.features_key(key)
+    number, _, parts = subset.partition("/")
+    if not (number.isdecimal() and parts.isdecimal()):
+        raise BadInput(f"--subset takes k/n, such as 1/10, got {subset!r}")
+    part = checked_part((int(number), int(parts)))
+    examiner = Examiner(FeatureStore(Rehearsal(opened.objects)), whole, images=False, acting=False, part=part, on_event=on_event)
+    readers = examine(examiner, whole)
+    for one in examiner.findings:
+        if not one.unfinished:
+            on_event({"event": "warning", "text": str(one)})
+    figures = {name: _figures(examiner.findings, reader, part) for name, reader in readers.items()}
+    found = {
+        name: [one.as_json() for one in examiner.findings if one.unfinished == (name == "unfinished")]
+        for name in ("findings", "unfinished")
+    }
+    if whole is None:
+        return {"store": opened.url, "features": figures, **found}
+    return {"key": whole, **figures.get(whole, {"verified": 0, "missing_shards": [], "damaged": {}, "views_damaged": {}}), **found}
+
+
+def _figures(findings: list[Finding], reader: FeatureReader, part: tuple[int, int]) -> dict[str, Any]:
+    """Of a feature set's shards in one part of them."""
+    number, parts = part
+    missing = [shard for shard in reader.missing_shards() if shard % parts == number - 1]
+    damaged = {
+        kind: {str(one.shard): one.what for one in findings if _is_of(one, prefix)}
+        for kind, prefix in (("damaged", reader.group.prefix), ("views_damaged", reader.views.group.prefix))
+    }
+    bad = set(map(int, damaged["damaged"])) - set(missing)
+    return {"verified": len(range(number - 1, reader.shards, parts)) - len(missing) - len(bad), "missing_shards": missing, **damaged}
+
+
+def _is_of(one: Finding, prefix: str) -> bool:
+    """Whether a finding is damage of a shard of this set."""
+    return one.shard is not None and not one.unfinished and one.where.startswith(f"{prefix}/")
+
+
+def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:
+    """Delete one feature set, or say what would go; refused while a run holds a lease on it."""
+    opened = FeatureStore.open(store)
+    whole = opened.features_key(key)
+    removed = prune(opened, whole, dry_run=dry_run, on_event=on_event)
+    return {"key": whole, "dry_run": dry_run, "objects": len(removed)}
+
+
+def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent) -> dict[str, Any]:
+    """Copy one feature set with its views and dataset to another store, verified; run again, it copies what is missing."""
+    from ...jobs.runs.reading_leases import leases
+
+    opened = FeatureStore.open(store)
+    whole = opened.features_key(key)
+    with leases(opened, [whole], "cp", on_event):
+        reader = copy_features(opened, whole, FeatureStore.create(target), on_event)
+    return {"key": reader.key, "store": target, "complete": reader.complete, "bytes": reader.stored_bytes()}
+
+
+def _told(on_event: OnEvent, stage: str, total: int, shard: int) -> None:
+    on_event({"event": "progress", "stage": stage, "done": shard + 1, "total": total, "unit": "shards"})
+
+
+def compact_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
+    """Put the commit records of full spans of shards into ledgers, for the set and its views."""
+    reader = FeatureStore.open(store).features(key)
+    ledgers = {}
+    for kind, group in (("features", reader.group), ("views", reader.views.group)):
+        ledgers[kind] = group.compact(partial(_told, on_event, f"compact {group.prefix}", group.shards))
+    return {"key": reader.key, "ledgers": ledgers}

@@ -1,0 +1,63 @@
+"""What a page shows of pictures: strips of one photo and its encoders, maps to pick from, galleries; images as data URIs.
+
+A reader picks a patch without a script: each patch of the photo is a radio button, and the style sheet moves the chosen tile of each sheet
+of maps into view.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..pictures.inline_images import palette_data_uri, photo_data_uri, png_data_uri
+from ..pictures.neighbours import Gallery, Seen
+from ..pictures.pca import PcaPicture
+from ..pictures.similarity import PALETTE, SimilarityPicture
+
+_GALLERY_PX = 112
+
+
+def picture_strips(pictures: Sequence[PcaPicture]) -> dict[str, Any]:
+    """Return {encoders: [(name, grid)], rows: [(label, photo, [(encoder, picture)])]}."""
+    encoders = list(pictures[0].tokens) if pictures else []
+    grids = [f"{pictures[0].tokens[e].shape[0]} × {pictures[0].tokens[e].shape[1]}" for e in encoders]
+    rows = [(one.label, photo_data_uri(one.image), [(e, png_data_uri(one.tokens[e])) for e in encoders]) for one in pictures]
+    return {"encoders": list(zip(encoders, grids, strict=True)), "rows": rows}
+
+
+def similarity_strips(pictures: Sequence[SimilarityPicture]) -> dict[str, Any]:
+    """Return {pictures: what the template shows of each, rows, columns: the largest grid to pick from, palette: CSS colours}."""
+    shown = [
+        {
+            "label": one.label,
+            "photo": photo_data_uri(one.image),
+            "rows": one.picked_from[0],
+            "columns": one.picked_from[1],
+            "chosen": one.chosen,
+            "maps": [
+                {"encoder": encoder, "tiles": palette_data_uri(sheet.codes, PALETTE), "low": f"{sheet.low:.2f}".replace("-", "−")}
+                for encoder, sheet in one.sheets.items()
+            ],
+        }
+        for one in pictures
+    ]
+    return {
+        "pictures": shown,
+        "rows": max((one.picked_from[0] for one in pictures), default=0),
+        "columns": max((one.picked_from[1] for one in pictures), default=0),
+        "palette": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in PALETTE[np.linspace(0, len(PALETTE) - 1, 7).astype(int)].tolist()],
+    }
+
+
+def gallery_rows(galleries: Sequence[Gallery]) -> list[dict[str, Any]]:
+    """Return [{query, neighbours}], each picture as {image, id, label, distance, same}: same says that the labels agree."""
+    return [
+        {"query": _picture(one.query, ""), "neighbours": [_picture(other, one.query.label) for other in one.neighbours]}
+        for one in galleries
+    ]
+
+
+def _picture(one: Seen, wanted: str) -> dict[str, Any]:
+    image = photo_data_uri(one.image, longest_px=_GALLERY_PX)
+    same = None if not (wanted and one.label) else one.label == wanted
+    return {"image": image, "id": one.id, "label": one.label, "distance": f"{one.distance:.3f}", "same": same}

@@ -1,0 +1,132 @@
+"""What a page shows of training runs: figures, curves, recipes, and where several runs differ.
+
+Losses are laid over each other only when the runs learn the same targets in the same stage; otherwise their scales mean different things
+and each run keeps to its own card.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..console.progress import duration
+from ..pictures.patch_tokens import short_labels
+from .charts import Axes, Series, line_chart
+from .evaluation_table import read_evaluations
+from .run_folder import RunRecord, read_run
+from .runs import compare_runs, row, targets
+
+Fact = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as a page needs it: its record, a line about it, its targets, its evaluations."""
+
+    record: RunRecord
+    row: Mapping[str, Any]
+    targets: Mapping[str, str]
+    evaluations: Sequence[Mapping[str, Any]]
+
+
+def read_facts(folder: Path) -> RunFacts:
+    """Return what a run's folder says; raises BadInput when it is none, CacheDamaged for an evaluation that cannot be read."""
+    return RunFacts(read_run(folder), row(folder), targets(folder), read_evaluations(folder))
+
+
+def named(folders: Sequence[Path]) -> dict[str, RunFacts]:
+    """Return the runs by the shortest end of their paths that tells them apart."""
+    return dict(zip(short_labels([str(folder) for folder in folders]), map(read_facts, folders), strict=True)) if folders else {}
+
+
+def chart_with_legend(series: Sequence[Series], axes: Axes, form: str = ".3f") -> dict[str, Any]:
+    """Return {chart, legend: [(name, last value)]}."""
+    shown = [one for one in series if one.points]
+    return {"chart": line_chart(shown, axes), "legend": [(one.label, f"{one.last:{form}}") for one in shown]}
+
+
+def run_section(name: str, run: RunFacts) -> dict[str, Any]:
+    """Return what the template shows of one run."""
+    record, state = run.record, run.row
+    loss = chart_with_legend(record.loss_series(), Axes(f"Loss of {name}", y="loss"))
+    knn = chart_with_legend(
+        record.evaluation_series(), Axes(f"Evaluations of {name}", y="evaluations while training", from_zero=False), ".1f"
+    )
+    rate = line_chart(record.metric_series("images_per_s", "images/s"), Axes(f"Rate of {name}", y="images/s"))
+    wait = line_chart(
+        record.metric_series("wait_share", "waiting", 100.0), Axes(f"Data wait of {name}", y="% of the time waiting for data", y_top=5.0)
+    )
+    words = [f"stage {state['stage']}" if state["stage"] else "", str(state["student"] or ""), str(state["state"])]
+    return {
+        "name": name,
+        "what": ", ".join(word for word in words if word),
+        "facts": run_facts(run),
+        "charts": [loss, *([knn] if knn["chart"] else [])],
+        "small": [chart for chart in (rate, wait) if chart],
+        "recipe": record.recipe_rows(),
+    }
+
+
+def run_facts(run: RunFacts) -> list[Fact]:
+    """Return (what, figure) of a run's progress and pace."""
+    record = run.record
+    if not record.metrics:
+        return []
+    steps = record.recipe.get("run", {}).get("steps")
+    done = record.metrics[-1]["step"]
+    wait, rate, left = record.mean("wait_share"), record.mean("images_per_s"), record.metrics[-1].get("seconds_left")
+    return [
+        ("steps", f"{done:,} of {steps:,}" if steps else f"{done:,}"),
+        *([("images/s", f"{rate:,.0f}")] if rate is not None else []),
+        *([("waiting for data", f"{100 * wait:.1f} %")] if wait is not None else []),
+        *([("left", duration(left))] if left and steps and done < steps else []),
+    ]
+
+
+def comparison(folders: Sequence[Path], runs: Mapping[str, RunFacts]) -> dict[str, Any]:
+    """Return what the template shows of several runs side by side, {} for less than two."""
+    if len(runs) < 2:
+        return {}
+    known = all(run.targets for run in runs.values())
+    alike = known and len({json.dumps([run.row["stage"], dict(run.targets)], sort_keys=True) for run in runs.values()}) == 1
+    totals = [Series(name, points[0].points) for name, run in runs.items() if (points := run.record.loss_series())]
+    rates = [Series(name, one.points) for name, run in runs.items() for one in run.record.metric_series("images_per_s", name)]
+    knn = [Series(f"{name}: {one.label}", one.points) for name, run in runs.items() for one in run.record.evaluation_series()[:1]]
+    charts = [chart_with_legend(totals, Axes("Total loss of each run", y="total loss"))] if alike else []
+    charts.append(chart_with_legend(knn, Axes("Evaluations of each run", y="evaluations while training", from_zero=False), ".1f"))
+    charts.append(chart_with_legend(rates, Axes("Rate of each run", y="images/s"), ",.0f"))
+    differing = compare_runs(outs=folders, on_event=lambda event: None)["differing"]
+    return {
+        "alike": alike,
+        "charts": [one for one in charts if one["chart"]],
+        "rows": [(name, run.row) for name, run in runs.items()],
+        "differing": [(key, [plain(value) for value in values.values()]) for key, values in differing.items()],
+    }
+
+
+def plain(value: Any) -> str:
+    """Return a recipe's value as a reader expects it in a table."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {one}" for name, one in value.items()) or "none"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_tiles(runs: Mapping[str, RunFacts]) -> list[tuple[str, str, str]]:
+    """Return the first figures of a page about one run as (figure, what it is, compared with what); [] for several."""
+    if len(runs) != 1:
+        return []
+    (run,) = runs.values()
+    record, found = run.record, []
+    for series in record.evaluation_series()[:1]:
+        first, last = series.points[0], series.points[-1]
+        found.append((f"{last[1]:.1f}", series.label, f"at step {last[0]:,}; {first[1]:.1f} at step {first[0]:,}"))
+    losses = [one for one in record.loss_series() if one.points][:1]
+    found += [(f"{one.last:.3f}", "loss, last 2 %", f"{one.points[0][1]:.3f} at step {one.points[0][0]:,}") for one in losses]
+    rate, wait = record.mean("images_per_s"), record.mean("wait_share")
+    if rate is not None:
+        took = record.metrics[-1].get("seconds")
+        found.append((f"{rate:,.0f}", "images/s, mean", f"{duration(took)} of training" if took else "without the first log"))
+    if wait is not None:
+        found.append((f"{100 * wait:.1f} %", "of the time waiting for data", "mean over the logged steps"))
+    return found

@@ -1,0 +1,1 @@
+"""What every other wing of the store uses: errors, identities, URLs, choosing by name."""

@@ -1,0 +1,1 @@
+"""Feature sets: layout, codecs, statistics, reading."""

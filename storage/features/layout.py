@@ -1,0 +1,122 @@
+"""Which tokens of a view a feature set stores, and as which arrays: all of the teacher's grid, or less of it by name.
+
+    patch/           (rows, H, W, D)   or, of a sampled set, (rows, T, D)
+    patch_scale/     (rows, H, W, groups[, 2])   or (rows, T, groups[, 2]), for the integer codecs
+    patch_position/  (rows, T) uint16, only of a sampled set: place y × W + x of each stored token
+    cls/             (rows, D)
+
+Less is a value of the identity: `tokens_per_view` for recorded random places (`sampling.py`), `resampled_from` and `resampling` for a grid
+that was made smaller before it was stored. Both together sample the smaller grid. Statistics are those of the original tokens.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import BadInput
+from ..shards.zarr_format import ArraySpec
+from ..views.view_set import ViewSet
+from .codec import code_dtype, stored_shapes
+from .sampling import MOST_CELLS
+
+RESAMPLING = "least squares for bicubic upsampling"
+"""Along each axis the pseudo-inverse of the upsampling that the loss does (bicubic, a = −0.75, half-pixel centres)."""
+_SMALL_CHUNK_ROWS = 8
+_UNIT = "standard deviations of the teacher's coordinate"
+_SCALING = {
+    "int8": {"scale": "channels in as many groups as patch_scale has: patch = patch_scale[…, group] × (code / 127) × |code / 127|"},
+    "int4": {
+        "packing": "two codes a byte, the even channel in the low half",
+        "scale": "channels in groups of 64: patch = patch_scale[…, group, 1] + code × patch_scale[…, group, 0]",
+    },
+}
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """Shape and storage of a feature set's tokens; raises `BadInput` for one that cannot be."""
+
+    cls_dim: int | None
+    patch_dim: int
+    grid: tuple[int, int]
+    """Of the stored tokens: the teacher's, unless it was resampled."""
+    codec: str
+    tokens_per_view: int | None = None
+    """How many of the grid's tokens are stored; None: all."""
+    resampled_from: tuple[int, int] | None = None
+    """The teacher's own grid, where the stored one was made from it."""
+
+    def __post_init__(self) -> None:
+        cells, count, own = math.prod(self.grid), self.tokens_per_view, self.resampled_from
+        if count is not None and not (1 <= count <= cells <= MOST_CELLS):
+            raise BadInput(f"{count} tokens a view of a grid of {_by(self.grid)}: give 1 to {cells}, of a grid of at most {MOST_CELLS:,}")
+        if own is not None and (self.grid == own or min(self.grid) < 1 or any(a > b for a, b in zip(self.grid, own, strict=True))):
+            raise BadInput(
+                f"a grid of {_by(own)} can be stored resampled to a smaller one, not to {_by(self.grid)}; give at most {own[0]} rows and "
+                f"{own[1]} columns, or no other grid"
+            )
+
+    @classmethod
+    def from_identity(cls, described: Mapping[str, Any]) -> "FeatureLayout":
+        """The layout that `identity` describes; raises ValueError, KeyError or TypeError for anything else."""
+        own = described.get("resampled_from")
+        layout = cls(
+            described["cls_dim"],
+            described["patch_dim"],
+            tuple(described["grid"]),
+            described["codec"],
+            described.get("tokens_per_view"),
+            None if own is None else tuple(own),
+        )
+        if layout.identity() != described:
+            raise ValueError("it describes a layout that this version does not know")
+        return layout
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-able; what a set that stores the teacher's whole grid does not need is left out."""
+        plain = {"cls_dim": self.cls_dim, "patch_dim": self.patch_dim, "grid": list(self.grid), "codec": self.codec}
+        sampled = {"tokens": "all"} if self.tokens_per_view is None else {"tokens": "sampled", "tokens_per_view": self.tokens_per_view}
+        own = {} if self.resampled_from is None else {"resampled_from": list(self.resampled_from), "resampling": RESAMPLING}
+        return {**plain, **sampled, **own}
+
+    @property
+    def token_shape(self) -> tuple[int, ...]:
+        """Of one view's stored tokens: (H, W), or (T,)."""
+        return self.grid if self.tokens_per_view is None else (self.tokens_per_view,)
+
+    @property
+    def view_bytes(self) -> int:
+        """Bytes of one stored view, without checksums and indexes; raises `BadInput` for a width that the codec cannot store."""
+        return sum(spec.row_bytes for spec in self._arrays(1, 1))
+
+    def specs(self, views: ViewSet) -> list[ArraySpec]:
+        """The arrays over a set of views; the class tokens are fp32 beside fp32 patch tokens and fp16 otherwise."""
+        return self._arrays(views.rows, views.group.shard_rows)
+
+    def _arrays(self, rows: int, shard_rows: int) -> list[ArraySpec]:
+        codes, scales = stored_shapes(self.codec, self.token_shape, self.patch_dim)
+        axes = ("view", *(("grid_y", "grid_x") if self.tokens_per_view is None else ("token",)))
+        described = {"long_name": "patch tokens, normalised", "units": _UNIT, "codec": self.codec, **_SCALING.get(self.codec, {})}
+        channels = "channel_pair" if self.codec == "int4" else "channel"
+        specs = [ArraySpec("patch", (rows, *codes), code_dtype(self.codec), shard_rows, 1, (*axes, channels), described, True)]
+        if scales is not None:
+            scale_axes = (*axes, "group", "scale_and_minimum")[: 1 + len(scales)]
+            about = {"long_name": "scale of the patch codes", "units": _UNIT, **_SCALING[self.codec]}
+            specs.append(ArraySpec("patch_scale", (rows, *scales), np.dtype(np.float16), shard_rows, 1, scale_axes, about, True))
+        chunk = gcd(shard_rows, _SMALL_CHUNK_ROWS)
+        if self.tokens_per_view is not None:
+            about = {"long_name": "places of the stored patch tokens", "units": f"cells of the grid: grid_y × {self.grid[1]} + grid_x"}
+            specs.append(ArraySpec("patch_position", (rows, *self.token_shape), np.dtype(np.uint16), shard_rows, chunk, axes, about))
+        if self.cls_dim is not None:
+            dtype = np.dtype(np.float32 if self.codec == "fp32" else np.float16)
+            about = {"long_name": "class token, normalised", "units": _UNIT}
+            specs.append(ArraySpec("cls", (rows, self.cls_dim), dtype, shard_rows, chunk, ("view", "cls_channel"), about, True))
+        return specs
+
+
+def _by(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}×{grid[1]}"

@@ -1,0 +1,1 @@
+"""Datasets: the index of images, its making and its check."""

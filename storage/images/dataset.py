@@ -1,0 +1,285 @@
+"""A dataset: which images there are, in which order, where their bytes lie, and what those bytes must be.
+
+    datasets/<name>@<digest>/
+      identity.json       the digest over ids, contents, sizes and labels in order, and whether images are turned upright; the place of
+                          the source; the sha256 of each part
+      places/*.json       further places of the same images (`places`)
+      index.parquet       a row an image, the first 1,048,576 images; index.1.parquet the next ones, and so on
+
+Every read of an image checks its sha256, so that an image edited under a cache is an error and not other features. A part of the index is
+checked when it is first needed, and rows are read by row groups, a few of which are kept: nothing holds the whole index.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..core.errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailable
+from ..core.forks import renewed_after_fork
+from ..core.identity import canonical_json, digest, short
+from ..core.selection import only_ids
+from ..objects.content_addressed import damage, read_identity_file
+from ..objects.objects import LocalObjects, Objects
+from ..sources.decode import Orientation, Pixels, decode_image
+from ..sources.locations import places
+from ..sources.sources import read_bytes
+
+ROW_GROUP = 16_384
+PART_IMAGES = 64 * ROW_GROUP
+_KEPT_GROUPS = 16
+_KEPT_PARTS = 4
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("container", pa.dictionary(pa.int8(), pa.string())),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("sha256", pa.binary(32)),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("label", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of a dataset: its id, where its bytes lie and their sha256, its size in pixels and label (−1: none)."""
+
+    id: str
+    path: str
+    container: str
+    offset: int
+    length: int
+    sha256: bytes
+    height: int
+    width: int
+    label: int
+
+    def content(self) -> bytes:
+        """What the dataset's digest covers: everything but the place."""
+        return f"{self.id}\0{self.sha256.hex()}\0{self.height}\0{self.width}\0{self.label}\n".encode()
+
+
+def dataset_digest(content_hash: str, label_names: list[str], orientation: Orientation = "stored") -> str:
+    """The digest of a dataset from the running sha256 over its rows' `content`, the names of its labels, and how images are turned."""
+    read = [] if orientation == "stored" else [f"\norientation {orientation}"]  # no label holds a line break
+    return hashlib.sha256("\0".join([content_hash, *label_names, *read]).encode()).hexdigest()
+
+
+def part_name(number: int) -> str:
+    """File name of a part of the index."""
+    return f"index.{number}.parquet" if number else "index.parquet"
+
+
+def describe(described: dict[str, Any]) -> bytes:
+    """`identity.json` of a dataset: canonical JSON that ends in a digest of itself."""
+    return canonical_json({**described, "file_digest": digest(described)})
+
+
+def read_description(objects: Objects, prefix: str) -> dict[str, Any]:
+    """The checked content of a dataset's `identity.json`; raises `CacheDamaged`."""
+    return parse_description(read_identity_file(objects, prefix), prefix)
+
+
+def parse_description(data: bytes, prefix: str) -> dict[str, Any]:
+    """The content of a dataset's `identity.json` from its bytes; raises `CacheDamaged` when it is altered or another dataset's."""
+    with damage(f"{prefix}/identity.json"):
+        described: dict[str, Any] = json.loads(data)
+        claimed = described.pop("file_digest")
+        if digest(described) != claimed or describe(described) != data:
+            raise ValueError("its own digest differs")
+        orientation = described.get("orientation", "stored")  # what indexes of before mean
+        if orientation not in get_args(Orientation):
+            raise ValueError(f"an orientation of {orientation!r}")
+        if dataset_digest(described["content_sha256"], described["labels"], orientation) != described["digest"]:
+            raise ValueError("its labels or contents are not those of its digest")
+        texts = [described["source"], *described["labels"], *described["index_sha256"], *described["skipped"].values()]
+        numbers = [described["images"], described.get("oriented", 0), *described.get("left_out", {}).values()]
+        if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
+            raise ValueError("a value of another type")
+        if described["images"] < 1 or len(described["index_sha256"]) != -(-described["images"] // PART_IMAGES):
+            raise ValueError(f"{described['images']} images in {len(described['index_sha256'])} parts")
+        if type(described["content_sha256"]) is not str or type(described["digest"]) is not str:
+            raise ValueError("a digest of another type")
+    name = prefix.rpartition("/")[2].rpartition("@")[0]
+    if prefix.rpartition("@")[2] != short(described["digest"]):
+        raise CacheDamaged(f"{prefix} holds the dataset {name}@{short(described['digest'])}; was a folder renamed?")
+    return described
+
+
+class ImageDataset:
+    """An indexed dataset of a store; safe to use from several threads."""
+
+    def __init__(self, objects: Objects, key: str) -> None:
+        self.key, self.name = key, key.split("@")[0]
+        self._objects, self._prefix = objects, f"datasets/{key}"
+        described = read_description(objects, self._prefix)
+        with damage(f"{self._prefix}/identity.json"):
+            self.digest: str = described["digest"]
+            self.source: str = described["source"]
+            self._place = self.source
+            self.label_names: list[str] = list(described["labels"])
+            self._count = int(described["images"])
+            self.skipped: dict[str, str] = dict(described["skipped"])  # the first few; indexes of before had them all
+            self.left_out: dict[str, int] = dict(described.get("left_out", {}))
+            self.orientation: Orientation = described.get("orientation", "stored")
+            self.oriented = int(described.get("oriented", 0))  # images with an orientation other than 1; 0 in indexes of before
+            self.has_targets = not described.get("without_targets", False)
+            self.content_sha256: str = described["content_sha256"]
+            self.index_sha256: list[str] = list(described["index_sha256"])
+        self._lock = threading.Lock()
+        self._parts: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have held the lock."""
+        self._lock = threading.Lock()
+
+    def _part(self, number: int) -> pq.ParquetFile:
+        """A part of the index, its sha256 checked when it is opened."""
+        if number not in self._parts:
+            where = f"{self._prefix}/{part_name(number)}"
+            try:
+                data = self._objects.read(where)
+            except FileNotFoundError as error:
+                raise CacheDamaged(f"{where} is missing; {self._way_out}") from error
+            if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
+                raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; {self._way_out}")
+            with damage(where):
+                if isinstance(self._objects, LocalObjects):  # mapped, not held
+                    path = os.fsencode(Path(self._objects.root, where))  # as bytes: Arrow takes no name that is not UTF-8
+                    self._parts[number] = pq.ParquetFile(pa.memory_map(path))  # type: ignore[arg-type]  # its stubs know no bytes
+                else:
+                    self._parts[number] = pq.ParquetFile(io.BytesIO(data))
+            while len(self._parts) > _KEPT_PARTS:
+                self._parts.popitem(last=False)
+        return self._parts[number]
+
+    @property
+    def _way_out(self) -> str:
+        return f"index the source again (`eupe-pipeline index {self.source} --name {self.name} …`), which puts it right"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"ImageDataset({self.key!r}, {self._count} images, {len(self.label_names)} labels)"
+
+    @property
+    def sources(self) -> list[str]:
+        """Every place where the images lie, as far as somebody has said: the first one, then the copies that were indexed."""
+        return [self.source, *places(self._objects, self.key)]
+
+    def _group(self, number: int) -> pa.Table:
+        with self._lock:
+            if number not in self._groups:
+                part, within = divmod(number, PART_IMAGES // ROW_GROUP)
+                with damage(f"{self._prefix}/{part_name(part)}"):
+                    self._groups[number] = self._part(part).read_row_group(within)
+                while len(self._groups) > _KEPT_GROUPS:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(number)
+            return self._groups[number]
+
+    def _slice(self, start: int, stop: int, column: str) -> Any:
+        if not 0 <= start <= stop <= self._count:
+            raise BadInput(f"images {start} to {stop} of {self.key}, which has {self._count}")
+        parts = []
+        for number in range(start // ROW_GROUP, -(-stop // ROW_GROUP)):
+            first = number * ROW_GROUP
+            low, high = max(start, first) - first, min(stop, first + ROW_GROUP) - first
+            parts += self._group(number).column(column).slice(low, high - low).chunks
+        return pa.chunked_array(parts, type=SCHEMA.field(column).type)
+
+    def ids(self, start: int, stop: int) -> list[str]:
+        """Ids of the images [start, stop) in order."""
+        return [str(value) for value in self._slice(start, stop, "id").to_pylist()]
+
+    def sha256s(self, start: int, stop: int) -> list[bytes]:
+        """sha256 of the encoded bytes of the images [start, stop)."""
+        return [bytes(value) for value in self._slice(start, stop, "sha256").to_pylist()]
+
+    def sizes_hw(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Heights and widths (n, 2) in pixels of the images [start, stop)."""
+        columns = [self._slice(start, stop, name).to_numpy() for name in ("height", "width")]
+        return np.stack(columns, axis=1).astype(np.int32)
+
+    def labels(self) -> NDArray[np.int64]:
+        """Every image's label (N,) as an index into `label_names`, −1 where it has none."""
+        return np.asarray(self._slice(0, self._count, "label").to_numpy(), np.int64)
+
+    def row(self, index: int) -> ImageRow:
+        """What is known of one image."""
+        if not 0 <= index < self._count:
+            raise BadInput(f"image {index} of {self.key}, which has {self._count}")
+        table = self._group(index // ROW_GROUP)
+        values: dict[str, Any] = {name: table.column(name)[index % ROW_GROUP].as_py() for name in SCHEMA.names}
+        return ImageRow(**values)
+
+    def index_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The numbers (n,) of images by id, in the order asked for; raises `BadInput` naming an id that the dataset lacks.
+
+        The index is read group by group until all are found: seconds for a hundred million images, and no memory.
+        """
+        asked = pa.array(only_ids(ids), pa.string())
+        wanted = asked.unique()
+        found = np.full(len(wanted), -1, np.int64)
+        for number in range(-(-self._count // ROW_GROUP)):
+            places = np.asarray(pc.index_in(self._group(number).column("id"), value_set=wanted).fill_null(-1))
+            here = np.flatnonzero(places >= 0)
+            found[places[here]] = number * ROW_GROUP + here
+            if (found >= 0).all():
+                break
+        if (found < 0).any():
+            missing = str(wanted[int(np.flatnonzero(found < 0)[0])])
+            raise BadInput(f"{self.key} has no image {missing!r}; its first is {self.row(0).id!r}, `.ids(start, stop)` lists them")
+        chosen: NDArray[np.int64] = found[np.asarray(pc.index_in(asked, value_set=wanted))]
+        return chosen
+
+    def read_image_bytes(self, index: int) -> bytes:
+        """The encoded bytes of one image, from wherever they lie as indexed; raises `CacheMismatch` when that is nowhere."""
+        row = self.row(index)
+        try:
+            return self._bytes_at(self._place, row)
+        except (CacheMismatch, StoreUnavailable):
+            for place in self.sources:
+                if place != self._place:
+                    with contextlib.suppress(CacheMismatch, StoreUnavailable):
+                        found = self._bytes_at(place, row)
+                        self._place = place
+                        return found
+            raise
+
+    def _bytes_at(self, place: str, row: ImageRow) -> bytes:
+        advice = f"index the source again (`eupe-pipeline index {place} --name {self.name} …`) and extract for the new dataset"
+        try:
+            data = read_bytes(place, row.path, row.container, row.offset, row.length)
+        except StoreUnavailable:  # nobody answers: the images may be as they were
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise CacheMismatch(f"image {row.id} of {self.key} is not at {place}/{row.path} any more ({error}); {advice}") from error
+        if hashlib.sha256(data).digest() != row.sha256:
+            raise CacheMismatch(f"image {row.id} of {self.key} has changed since it was indexed (sha256 differs); {advice}")
+        return data
+
+    def read_image(self, index: int) -> Pixels:
+        """One image decoded to (height, width, 3) uint8 RGB, turned as the dataset says; raises `CacheMismatch` or `BadImage`."""
+        where = f"image {self.row(index).id} of {self.key}"
+        return decode_image(self.read_image_bytes(index), where=where, orientation=self.orientation)

@@ -1,0 +1,1 @@
+"""Rows in Zarr shards: the format, the commit records, the ledgers."""

@@ -1,0 +1,336 @@
+"""A group of sharded arrays with commit records: publish a shard once, open it checked, read rows into the caller's memory.
+
+Reading goes identity → record → length → index checksum → row checksum, and every step compares with the record. Open shards (descriptor,
+index, expected checksums) are kept, so that a row costs one `preadv`; neighbouring rows of one shard are read in one call, their
+checksums with them. Publishing never replaces anything: an object that is there already is verified and adopted, and the record, created
+last and exclusively, decides. Views and features are both such groups.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import CacheDamaged, StoreUnavailable
+from ..core.forks import renewed_after_fork
+from ..objects.objects import Objects, OpenObject
+from ..objects.parallel_reads import ReadAhead
+from ..objects.reading_threads import side_by_side
+from .adopt import adopt
+from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_of
+from .ledger import LEDGER_SHARDS, Ledgers
+from .rows import OpenArray, Place, check_out, flat_bytes, read_rows, refuse_blank_rows
+from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index, xxh3_128
+
+_KEPT_RECORDS = 4096
+_RECORDS_AT_ONCE, _BLOCK = 16, 1024
+_KEPT_CHUNKS = 1 << 21  # offsets and checksums of open shards, 12 bytes each an array
+
+
+class ShardedGroup:
+    """Arrays that share rows, shards and records, below one prefix of a store."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        prefix: str,
+        group_digest: str,
+        specs: Sequence[ArraySpec],
+        check_opened: Callable[[Record], None] = lambda record: None,
+    ) -> None:
+        """`check_opened` raises `CacheDamaged` when something else than the record forbids reading rows of its shard."""
+        self.objects, self.prefix, self.group_digest = objects, prefix, group_digest
+        self.specs = {spec.name: spec for spec in specs}
+        first = specs[0]
+        self.rows, self.shard_rows = first.shape[0], first.shard_rows
+        self.shards = -(-self.rows // self.shard_rows)
+        self.ledgers = Ledgers(objects, prefix, self.shards)
+        self._check_opened = check_opened
+        self._lock = threading.Lock()
+        self._records: dict[int, Record] = {}
+        self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
+        fetchers, shard_bytes = objects.fetchers, sum(spec.row_bytes for spec in specs) * self.shard_rows
+        self._ahead = ReadAhead(self._fetch, fetchers, self.shards, shard_bytes) if fetchers else None
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have held the lock."""
+        self._lock = threading.Lock()
+
+    def shard_span(self, shard: int) -> tuple[int, int]:
+        """The rows [first, last) of a shard."""
+        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
+
+    def committed_mask(self) -> NDArray[np.bool_]:
+        """Which shards have a record (shards,), listed afresh: a byte a shard, whatever their number."""
+        mask = np.zeros(self.shards, np.bool_)
+        self.ledgers.mark(mask)
+        for name in self.objects.names(f"{self.prefix}/commits"):
+            number = shard_of(name)
+            if number is not None and number < self.shards:
+                mask[number] = True
+        return mask
+
+    def committed(self) -> set[int]:
+        """The shards that have a record, listed afresh."""
+        return set(np.flatnonzero(self.committed_mask()).tolist())
+
+    def record(self, shard: int) -> Record | None:
+        """The checked record of a shard, None when it is not committed; raises `CacheDamaged`."""
+        known = self._records.get(shard)
+        if known is not None:
+            return known
+        key = f"{self.prefix}/{record_key(shard)}"
+        try:
+            data = self.objects.read(key, MAX_RECORD_BYTES)
+        except FileNotFoundError:
+            compacted = self.ledgers.record(shard)
+            if compacted is None:
+                return None
+            data = compacted
+        record = self.parse(shard, data)
+        with self._lock:  # between `iter` and `next` another thread may add one
+            if len(self._records) >= _KEPT_RECORDS:
+                self._records.pop(next(iter(self._records)), None)
+            self._records[shard] = record
+        return record
+
+    def parse(self, shard: int, data: bytes) -> Record:
+        """A shard's record from its bytes; raises `CacheDamaged` when it is altered, another shard's or another set's."""
+        key = f"{self.prefix}/{record_key(shard)}"
+        record = parse_record(data, where=key, group=self.group_digest, shard=shard)
+        self._check_shape(record, key)
+        return record
+
+    def records(self, shards: Sequence[int]) -> Iterator[Record]:
+        """The records of those shards that are committed, in order; several are read at once, since an object store takes its time."""
+        if len(shards) <= _RECORDS_AT_ONCE:  # threads cost more than so few gain on a disk
+            yield from (one for one in map(self.record, shards) if one is not None)
+            return
+        with ThreadPoolExecutor(_RECORDS_AT_ONCE, thread_name_prefix="records") as pool:
+            for start in range(0, len(shards), _BLOCK):
+                yield from (one for one in pool.map(self.record, shards[start : start + _BLOCK]) if one is not None)
+
+    def _check_shape(self, record: Record, where: str) -> None:
+        """Refuse a record whose parts are not this set's: rows, arrays, their keys, the number of checksums."""
+        first, last = self.shard_span(record.shard)
+        if record.rows != last - first or set(record.objects) != set(self.specs):
+            raise CacheDamaged(f"{where}: holds {record.rows} rows of {sorted(record.objects)}, not those of this set")
+        for name, spec in self.specs.items():
+            entry = record.objects[name]
+            if entry.key != spec.key(record.shard) or len(entry.chunk_hashes()) != spec.chunks_per_shard:
+                raise CacheDamaged(f"{where}: describes {entry.key} with {len(entry.chunk_hashes())} chunks, not {spec.key(record.shard)}")
+
+    def publish(
+        self, record: Record, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]]
+    ) -> Record:
+        """Write a shard's objects and commit `record` with them; returns the record that now stands, ours or another's.
+
+        `present` says which rows exist, in all arrays alike or by array.
+        """
+        complete = replace(record, objects=self._publish_arrays(record.shard, arrays, present))
+        if self.objects.create(f"{self.prefix}/{record_key(record.shard)}", [complete.to_bytes()]):
+            return complete
+        standing = self.record(record.shard)
+        assert standing is not None
+        if standing.image_ids_sha256 != record.image_ids_sha256:
+            raise CacheDamaged(f"{self.prefix}/{record_key(record.shard)} was committed for other images; run `features verify`")
+        return standing
+
+    def _publish_arrays(
+        self, shard: int, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]]
+    ) -> dict[str, ObjectRecord]:
+        """All arrays side by side: a file system commits their fsyncs together, an object store answers their puts together."""
+        rows = present if isinstance(present, Mapping) else dict.fromkeys(self.specs, present)
+        with ThreadPoolExecutor(len(self.specs)) as pool:
+            futures = {name: pool.submit(self._publish_array, spec, shard, arrays[name], rows[name]) for name, spec in self.specs.items()}
+        return {name: future.result() for name, future in futures.items()}
+
+    def _publish_array(self, spec: ArraySpec, shard: int, rows: NDArray[Any], present: NDArray[np.bool_]) -> ObjectRecord:
+        """Write one array's object, hashed on its way, or adopt the one that is there."""
+        built, key = build_shard(spec, rows, present), spec.key(shard)
+        where = f"{self.prefix}/{key}"
+        if self.objects.create(where, built):
+            return ObjectRecord.of(key, built.size, built.hashes())
+        return adopt(spec, shard, built, self.objects.read(where), where)
+
+    def _open_shard(self, shard: int, names: Iterable[str]) -> dict[str, OpenArray]:
+        """The named arrays' objects, others left alone: who wants views does not fetch their pixels, nor who wants class tokens patches."""
+        with self._lock:
+            known = self._open.get(shard, {})
+            if known and known.keys() >= set(names):
+                self._open.move_to_end(shard)
+                return known
+        record = self.record(shard)
+        if record is None:
+            raise CacheDamaged(
+                f"shard {shard} of {self.prefix} is not committed; run the same `extract-features` command again to complete it"
+            )
+        self._check_opened(record)
+        opened = {name: self._open_array(self.specs[name], record) for name in names if name not in known}
+        with self._lock:
+            opened = self._open[shard] = {**opened, **self._open.get(shard, {})}
+            while len(self._open) * self.shard_rows > max(_KEPT_CHUNKS, self.shard_rows):
+                self._open.popitem(last=False)
+        return opened
+
+    def _open_array(self, spec: ArraySpec, record: Record) -> OpenArray:
+        entry = record.objects[spec.name]
+        where = f"shard {record.shard} of {self.prefix} ({spec.key(record.shard)})"
+        try:
+            file = self.objects.open(f"{self.prefix}/{spec.key(record.shard)}", entry.xxh3_128)
+        except FileNotFoundError as error:
+            raise CacheDamaged(f"{where} is missing although it was committed; run `eupe-pipeline features verify`") from error
+        return once_more(file, lambda: self._opened_array(spec, record, file, where))
+
+    def _opened_array(self, spec: ArraySpec, record: Record, file: OpenObject, where: str) -> OpenArray:
+        entry = record.objects[spec.name]
+        if file.size != entry.bytes or file.size < spec.index_bytes:
+            raise CacheDamaged(f"{where} is damaged: {file.size:,} bytes, its record says {entry.bytes:,}")
+        tail = bytearray(spec.index_bytes)
+        file.read_into([memoryview(tail)], file.size - spec.index_bytes)
+        if int.from_bytes(tail[-CRC_BYTES:], "little") != entry.index_crc32c:
+            raise CacheDamaged(f"{where} is damaged: its index is not the one that was committed")
+        index = parse_index(spec, bytes(tail), file.size, where)
+        offsets = memoryview(index[:, 0].astype(np.uint64))  # type: ignore[arg-type]  # numpy's stubs do not say that arrays are buffers
+        return OpenArray(spec, file, offsets, memoryview(entry.chunk_hashes()), where)  # type: ignore[arg-type]
+
+    def expect(self, rows: NDArray[np.int64], names: Iterable[str]) -> None:
+        """Say which rows will be read soon: where shards are kept as local copies, theirs are fetched in the background."""
+        if self._ahead is not None:
+            self._ahead.expect(np.unique(rows // self.shard_rows).tolist(), tuple(names))
+
+    def _fetch(self, shard: int, names: Iterable[str]) -> None:
+        """Open a shard that will be read soon, and keep what is at hand of it from being dropped."""
+        for array in self._open_shard(shard, names).values():
+            array.file.renew()
+
+    def read(
+        self,
+        rows: NDArray[np.int64],
+        names: Iterable[str],
+        out: Mapping[str, NDArray[Any]],
+        *,
+        check: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        """Fill `out[name]` (n, …) with the given rows, in their order; raises `CacheDamaged` naming the shard.
+
+        By as many threads as pay for so many bytes from where they lie, or by at most `threads`.
+        """
+        targets = {name: out[name] for name in names}
+        for name, array in targets.items():
+            check_out(self.specs[name], array, len(rows))
+        flat = {name: flat_bytes(array) for name, array in targets.items()}
+        order = np.argsort(rows, kind="stable")
+        if self._ahead is not None:
+            for shard in np.unique(rows // self.shard_rows).tolist():
+                self._ahead.after(shard, tuple(flat))
+        parts = min(threads or self.objects.threads_for(sum(map(len, flat.values()))), len(rows)) or 1
+        side_by_side(partial(self._read_part, rows, part, arrays, check) for part, arrays in self._parts(rows, order, flat, parts))
+        for name, array in targets.items():
+            if self.specs[name].chunk_rows > 1:
+                refuse_blank_rows(name, array, self.prefix)
+
+    def _parts(
+        self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: dict[str, memoryview], parts: int
+    ) -> Iterator[tuple[NDArray[np.int64], dict[str, memoryview]]]:
+        """What each thread reads: which positions of which arrays. Only arrays of one row a chunk are cut within a shard.
+
+        A chunk that rows share would else be read by each of the threads that want one of them.
+        """
+        if parts == 1:
+            yield order, flat
+            return
+        alone = {name: memory for name, memory in flat.items() if self.specs[name].chunk_rows == 1}
+        shared = {name: memory for name, memory in flat.items() if name not in alone}
+        if alone:
+            yield from ((part, alone) for part in np.array_split(order, parts))
+        if shared:
+            shards = np.split(order, np.flatnonzero(np.diff(rows[order] // self.shard_rows)) + 1)
+            for some in np.array_split(np.arange(len(shards)), min(parts, len(shards))):
+                yield np.concatenate([shards[n] for n in some]), shared
+
+    def _read_part(self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: Mapping[str, memoryview], check: bool) -> None:
+        """The rows at some positions, which `order` gives sorted by row."""
+        for shard, places in by_shard(rows, order, self.shard_rows):
+            if self._ahead is not None:
+                self._ahead.settle(shard)
+            opened = self._open_shard(shard, flat)
+            for name, memory in flat.items():
+                once_more(opened[name].file, partial(read_rows, opened[name], places, memory, check))
+
+    def uncompacted(self) -> list[int]:
+        """The committed shards whose record is a file of its own, in order."""
+        mask = np.zeros(self.shards, np.bool_)
+        self.ledgers.mark(mask)
+        shards: list[int] = np.flatnonzero(self.committed_mask() & ~mask).tolist()
+        return shards
+
+    def stored_bytes(self) -> int:
+        """Bytes of the committed shards' objects, from their records."""
+        own = sum(entry.bytes for record in self.records(self.uncompacted()) for entry in record.objects.values())
+        return own + self.ledgers.totals()[0]
+
+    def compact(self, on_shard: Callable[[int], None] = lambda shard: None) -> int:
+        """Move the records of every complete span of 65,536 shards into its ledger; returns how many ledgers there are then.
+
+        `on_shard` hears of each shard whose record was read.
+        """
+        done = [self.ledgers.compact(number, self.group_digest, on_shard) for number in range(-(-self.shards // LEDGER_SHARDS))]
+        return sum(done)
+
+    def discard(self, shard: int) -> None:
+        """Undo a commit: first the record, then the objects, so that a shard without a record is all that is ever seen."""
+        self.objects.remove(f"{self.prefix}/{record_key(shard)}")
+        self.ledgers.discard(shard)
+        for spec in self.specs.values():
+            self.objects.remove(f"{self.prefix}/{spec.key(shard)}")
+        self.forget(shard)
+
+    def forget(self, shard: int) -> None:
+        """Drop what is kept of a shard and close its files, so that the next look is at the store."""
+        with self._lock:
+            self._records.pop(shard, None)
+            opened = self._open.pop(shard, {})
+        for array in opened.values():
+            array.file.close()
+
+    def verify(self, shard: int) -> None:
+        """Compare a committed shard's objects with their record, byte by byte; raises `CacheDamaged`."""
+        record = self.record(shard)
+        if record is None:
+            return
+        for name, entry in record.objects.items():
+            array = self._open_array(self.specs[name], record)
+            array.file.close()
+            if xxh3_128([self.objects.read(f"{self.prefix}/{entry.key}")]) != entry.xxh3_128:
+                raise CacheDamaged(f"{array.where} is damaged: xxh3 differs from its record; run `eupe-pipeline features repair`")
+
+
+Result = TypeVar("Result")
+
+
+def once_more(file: OpenObject, call: Callable[[], Result]) -> Result:
+    """The result of reading from `file`; where what came was damaged, or nothing came, and it is a copy, that of another one."""
+    try:
+        return call()
+    except (CacheDamaged, StoreUnavailable):
+        if not file.doubt():
+            raise
+        return call()
+
+
+def by_shard(rows: NDArray[np.int64], order: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[Place]]]:
+    """The rows of each shard, in the sorted order that is given: [(shard, [(row within the shard, position in `rows`), …]), …]."""
+    shards, local = np.divmod(rows[order], shard_rows)
+    places: list[Place] = list(zip(local.tolist(), order.tolist(), strict=True))
+    cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(places)]
+    return [(int(shards[a]), places[a:b]) for a, b in pairwise(cuts) if b > a]

@@ -1,0 +1,79 @@
+"""Further places of a dataset's images: the same bytes under the same names, somewhere else.
+
+    datasets/<name>@<digest>/places/<short>.json     {"index_sha256", "source", "file_digest"}: canonical JSON
+
+Whoever indexes a copy of a dataset gets the dataset that is there, and the copy's place is noted beside it. A reader goes to the place that
+the dataset was made from; when an image is not there, or has other bytes, it asks for the further places, takes the first that has the
+image, and stays with it. The bytes are checked against the index wherever they come from. A copy must lie as the first place does: an
+archive that was packed anew has its members at other offsets, and is refused with advice.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..core.errors import BadInput
+from ..core.identity import canonical_json, digest, short
+from ..core.urls import is_url, one_spelling
+from ..objects.content_addressed import damage
+from ..objects.objects import Objects
+
+MAX_PLACE_BYTES = 1 << 20
+_PLACE_COLUMNS = ["path", "container", "offset", "length"]
+
+
+def canonical_source(source: str) -> str:
+    """One spelling for all of a source's: an absolute path without `.`, `..` or a last slash for what lies here, else a URL without one.
+
+    Links stay as they are written, because they may lead elsewhere tomorrow. Raises `BadInput` for a path that is no text.
+    """
+    scheme, separator, rest = source.partition("://")
+    if is_url(source) and scheme.lower() not in ("file", "local"):
+        return source if "::" in source else one_spelling(f"{scheme}://{rest.rstrip('/') or rest[:1]}")
+    as_written = os.path.join(os.getcwd(), os.path.expanduser(rest if separator else source))
+    path = os.path.normpath(as_written)
+    if os.path.realpath(path) != os.path.realpath(as_written):  # `link/..` is not the folder that the link lies in
+        path = as_written.rstrip("/")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in path):
+        raise BadInput(f"the source's path {path!a} has bytes that are not UTF-8; rename it, or index a link to it with another name")
+    return "/" + path.lstrip("/")
+
+
+def add_place(objects: Objects, key: str, source: str, tables: Iterable[pa.Table]) -> bool:
+    """Note that a dataset's images lie at `source` too; whether that is new. Raises `BadInput` when they lie there in another way."""
+    described = json.loads(objects.read(f"datasets/{key}/identity.json"))
+    if canonical_source(source) in {canonical_source(known) for known in (described["source"], *places(objects, key))}:
+        return False
+    for number, table in enumerate(tables):
+        where = f"datasets/{key}/index.{number}.parquet" if number else f"datasets/{key}/index.parquet"
+        with damage(where):
+            standing = pq.read_table(pa.BufferReader(objects.read(where)), columns=_PLACE_COLUMNS)
+        if not standing.equals(table.select(_PLACE_COLUMNS).cast(standing.schema)):
+            raise BadInput(
+                f"{source} has the images of {key}, but at other places within its files; index it under another name, "
+                "or copy the files as they are"
+            )
+    body = {"index_sha256": described["index_sha256"], "source": source}
+    return objects.create(f"datasets/{key}/places/{short(digest(body))}.json", [canonical_json({**body, "file_digest": digest(body)})])
+
+
+def places(objects: Objects, key: str) -> list[str]:
+    """The further sources of a dataset, in order of their files' names; raises `CacheDamaged` for an altered file."""
+    found = []
+    for name in objects.names(f"datasets/{key}/places"):
+        where = f"datasets/{key}/places/{name}"
+        found.append(parse_place(objects.read(where, MAX_PLACE_BYTES), where))
+    return found
+
+
+def parse_place(data: bytes, where: str) -> str:
+    """The source that a place's file names; raises `CacheDamaged` for an altered file."""
+    with damage(where):
+        body = json.loads(data)
+        claimed = body.pop("file_digest")
+        if digest(body) != claimed or canonical_json({**body, "file_digest": claimed}) != data or type(body["source"]) is not str:
+            raise ValueError("its own digest differs")
+        return str(body["source"])

@@ -1,0 +1,200 @@
+"""Images in Parquet files: raw bytes, or the Hugging Face struct {bytes, path}, a row an image.
+
+Parquet gives no single row: a row group is read and decompressed as a whole (a hundred images here, a thousand there). The last few are
+kept, whoever reads from them, so that images in order cost one reading of their group (80 ms an image became 2 in groups of 40 MB);
+images at random cost a group each, for which stored pixels (`extract-features --pixels`) or small groups are the cure. A file's footer,
+which names all groups, is read once. Groups above a gigabyte are decoded in pieces, because Arrow cannot hold 2 GB of a struct in one.
+"""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as kinds
+
+from ..core.errors import BadInput, EupeError
+from .found import ClassNames, Found, LeftOut, Skipped, SourceImage
+from .parquet_labels import ParquetLabels
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "jpeg", "webp")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+_KEPT_BYTES = 512 << 20
+_KEPT_FOOTERS = 64
+_BATCH_ROWS, _BATCH_BYTES = 256, 64 << 20
+_WHOLE_BYTES = 1 << 30  # of a row group that is decoded in one piece
+_TABLES = "tables without images beside a tar of the same name (img2dataset writes them)"
+_NO_BYTES = "no image bytes"
+_ONLY_A_PATH = "only the path of an image, not its bytes; write the table with the images in it"
+Column = Any  # pa.ChunkedArray, whose stubs want an element type
+
+
+class NoImageColumn(BadInput):
+    """A table that has no column of images."""
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if kinds.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return any(is_one(kind) for is_one in (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view, kinds.is_fixed_size_binary))
+
+
+def image_column(schema: pa.Schema, path: str) -> str:
+    """The column of images of a Parquet file; raises `NoImageColumn` naming the columns, or the type of the one that holds no bytes."""
+    named = [name for name in IMAGE_COLUMNS if name in schema.names]
+    usable = [name for name in named if _holds_bytes(schema.field(name).type)]
+    if usable:
+        return usable[0]
+    if named:
+        raise NoImageColumn(
+            f"{path}: its column {named[0]} is of type {schema.field(named[0]).type}, not the bytes of an image "
+            "(binary, or Hugging Face's struct of bytes and path); write the table with the images in it"
+        )
+    raise NoImageColumn(f"{path} has no column of images ({', '.join(IMAGE_COLUMNS)}); it has {', '.join(schema.names)}")
+
+
+def walk_parquet(filesystem: Any, full: str, path: str, is_source: bool = False) -> Iterator[Found]:
+    """The images of a Parquet file in order, with their labels; a table of a tar's captions is counted and left out.
+
+    Raises `BadInput` for a file that is not readable Parquet, or whose columns are no images and labels.
+    """
+    with filesystem.open(full, "rb") as file:
+        try:
+            yield from _rows(pq.ParquetFile(file), path)
+        except NoImageColumn:
+            if is_source or not filesystem.exists(f"{full[: -len('.parquet')]}.tar"):
+                raise
+            yield LeftOut(path, _TABLES, plain=True)
+        except EupeError:
+            raise
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path} is not a readable Parquet file ({error})") from error
+
+
+def _rows(parquet: pq.ParquetFile, path: str) -> Iterator[Found]:
+    schema = parquet.schema_arrow
+    image = image_column(schema, path)
+    column = next((name for name in LABEL_COLUMNS if name in schema.names and name != image), None)
+    labels = None if column is None else ParquetLabels(schema, column, path)
+    if labels is not None and labels.class_names is not None:
+        yield ClassNames(path, labels.class_names)
+    columns, row = [image] + ([column] if column else []), 0
+    for batch in parquet.iter_batches(batch_size=_batch_rows(parquet.metadata), columns=columns):
+        for cells in batch.to_pylist():
+            yield from _sample(cells[image], cells.get(column) if column else None, labels, path, row)
+            row += 1
+
+
+def _sample(cell: Any, value: Any, labels: ParquetLabels | None, path: str, row: int) -> Iterator[SourceImage | Skipped | LeftOut]:
+    name, data = f"{path}/{row}", _bytes_in(cell)
+    if data is None:
+        yield Skipped(name, _ONLY_A_PATH if isinstance(cell, dict) and cell.get("path") else _NO_BYTES)
+        return
+    label, why = (None, None) if labels is None else labels.read(value, row)
+    if why is not None:
+        yield LeftOut(name, why)
+    yield SourceImage(name, path, "parquet", row, data, label)
+
+
+def _batch_rows(footer: pq.FileMetaData) -> int:
+    """Rows decoded at a time: few where they are large, because Arrow holds no 2 GB of a struct and memory should not either."""
+    groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
+    largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(largest, 1)))
+
+
+def _bytes_in(cell: Any) -> bytes | None:
+    value = cell.get("bytes") if isinstance(cell, dict) else cell
+    return value if isinstance(value, bytes) else None
+
+
+class _Footer(NamedTuple):
+    """What a file says of its row groups: where each begins, and which column has the images."""
+
+    metadata: pq.FileMetaData
+    starts: list[int]
+    column: str
+
+
+class _Footers:
+    """The footers that were read last: a file of ten thousand row groups has one of megabytes."""
+
+    def __init__(self) -> None:
+        self._lock, self._kept = threading.Lock(), OrderedDict[tuple[Any, ...], _Footer]()
+
+    def get(self, key: tuple[Any, ...], filesystem: Any, full: str) -> _Footer:
+        """The footer of one version of a file."""
+        with self._lock:  # threads that want one file wait for its footer
+            if key not in self._kept:
+                with filesystem.open(full, "rb") as file:
+                    parquet = pq.ParquetFile(file)
+                    counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+                    self._kept[key] = _Footer(parquet.metadata, [0, *accumulate(counts)], image_column(parquet.schema_arrow, full))
+                while len(self._kept) > _KEPT_FOOTERS:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+
+class _RowGroups:
+    """The image columns of the row groups that were read last, up to so many bytes; each is read by one thread, others wait for it."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self._lock = limit_bytes, threading.Lock()
+        self._kept: OrderedDict[tuple[Any, ...], Future[Column]] = OrderedDict()
+
+    def get(self, key: tuple[Any, ...], read: Callable[[], Column]) -> Column:
+        """The column of one row group."""
+        with self._lock:
+            future, mine = self._kept.get(key), key not in self._kept
+            if future is None:
+                future = self._kept[key] = Future()
+            self._kept.move_to_end(key)
+        if mine:
+            try:
+                future.set_result(read())
+            except BaseException as error:  # noqa: BLE001 - those who wait for it get it too
+                with self._lock:
+                    self._kept.pop(key, None)
+                future.set_exception(error)
+            self._evict()
+        return future.result()
+
+    def _evict(self) -> None:
+        """Drop the oldest ones beyond the limit, but for the last."""
+        with self._lock:
+            sizes = {key: future.result().nbytes for key, future in self._kept.items() if future.done() and future.exception() is None}
+            held = sum(sizes.values())
+            for key, size in list(sizes.items())[:-1]:
+                if held <= self._limit:
+                    return
+                self._kept.pop(key)
+                held -= size
+
+
+_GROUPS, _FOOTERS = _RowGroups(_KEPT_BYTES), _Footers()
+
+
+def _read_group(filesystem: Any, full: str, footer: _Footer, group: int) -> Column:
+    with filesystem.open(full, "rb") as file:
+        parquet = pq.ParquetFile(file, metadata=footer.metadata)
+        if footer.metadata.row_group(group).total_byte_size <= _WHOLE_BYTES:
+            return parquet.read_row_group(group, columns=[footer.column]).column(0)
+        batches = parquet.iter_batches(batch_size=_batch_rows(footer.metadata), row_groups=[group], columns=[footer.column])
+        return pa.chunked_array([batch.column(0) for batch in batches])
+
+
+def parquet_row(filesystem: Any, full: str, row: int) -> bytes:
+    """The bytes of one row's image; raises OSError when there is no such row. What comes is checked by its reader, so it may be kept."""
+    key = (type(filesystem).__name__, full, filesystem.ukey(full))  # a file that was edited has another one
+    footer = _FOOTERS.get(key, filesystem, full)
+    if not 0 <= row < footer.starts[-1]:
+        raise OSError(f"{full} has no row {row}")
+    group = bisect_right(footer.starts, row) - 1
+    column = _GROUPS.get((*key, group), lambda: _read_group(filesystem, full, footer, group))
+    return _bytes_in(column[row - footer.starts[group]].as_py()) or b""

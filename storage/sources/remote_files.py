@@ -1,0 +1,102 @@
+"""The files of a source behind a URL: each read tried again while it fails for reasons that may pass, as a store's are (`remote`).
+
+What cannot change is told at once: a file that is not there, one that must not be read. What was tried in vain is `StoreUnavailable` with
+the address and the number of tries, so that a network that is down never counts as images that are broken.
+"""
+
+import io
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
+
+from ..objects.remote import lacks_credentials, no_credentials, persist
+
+_BLOCK_BYTES = 4 << 20  # read at once of a file that is walked through
+Result = TypeVar("Result")
+
+
+class RemoteFiles:
+    """The part of an fsspec file system that sources need; paths are those of the file system."""
+
+    def __init__(self, filesystem: Any, url: str) -> None:
+        self._filesystem, self._url = filesystem, url
+        self.protocol = filesystem.protocol
+
+    def address(self, path: str) -> str:
+        """What a message calls a path."""
+        return str(self._filesystem.unstrip_protocol(path))
+
+    def _call(self, verb: str, path: str, call: Callable[[], Result]) -> Result:
+        try:
+            return persist(f"{verb} {self.address(path)}", call)
+        except Exception as error:  # botocore's errors have no common base with ours
+            if lacks_credentials(error):
+                raise no_credentials(self._url, error) from error
+            raise
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file or folder."""
+        return self._call("find", path, lambda: bool(self._filesystem.exists(path)))
+
+    def isfile(self, path: str) -> bool:
+        """Whether it is a file."""
+        return self._call("find", path, lambda: bool(self._filesystem.isfile(path)))
+
+    def find(self, root: str) -> list[str]:
+        """Paths of all files below a folder."""
+        return self._call("list", root, lambda: [str(path) for path in self._filesystem.find(root)])
+
+    def size(self, path: str) -> int:
+        """Length in bytes; raises FileNotFoundError."""
+        return self._call("find", path, lambda: int(self._filesystem.size(path)))
+
+    def ukey(self, path: str) -> str:
+        """A word that is another one for another version of a file, where that can be known."""
+        return self._call("find", path, lambda: str(self._filesystem.ukey(path)))
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes from `start` to before `end`, or all; raises FileNotFoundError or PermissionError."""
+        return self._call("read", path, lambda: bytes(self._filesystem.cat_file(path, start=start, end=end)))
+
+    def open(self, path: str, mode: str = "rb") -> IO[bytes]:
+        """A file to read and seek in; closing it is the caller's."""
+        return self._ranged(path, self.size(path))
+
+    def _ranged(self, path: str, size: int) -> IO[bytes]:
+        return io.BufferedReader(_RangedFile(self, path, size), _BLOCK_BYTES)
+
+
+class _RangedFile(io.RawIOBase):
+    """A remote file of known size, read by ranges."""
+
+    def __init__(self, files: RemoteFiles, path: str, size: int) -> None:
+        self._files, self._path, self._size, self._at = files, path, size, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """The next byte that is read."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte; returns it."""
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as the file goes; raises OSError when the file became shorter."""
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        data = self._files.cat_file(self._path, self._at, self._at + wanted)
+        if len(data) < wanted:
+            raise OSError(f"{self._files.address(self._path)} ended at byte {self._at + len(data):,} of {self._size:,}; was it changed?")
+        view[:wanted] = data[:wanted]  # a server may answer a range with more
+        self._at += wanted
+        return wanted

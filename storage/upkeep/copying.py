@@ -1,0 +1,113 @@
+"""Copy a feature set between stores, with all that another machine needs to go on with it.
+
+The dataset's index, the views and the features, each shard verified against its record on the way and committed in the target as a writer
+does, so that a copy can be killed and run again. What an extraction looks up goes along too: the measured statistics, because another
+machine's measurement differs in the last digits and would begin another set, and the teacher's canary. A dataset that the target has
+indexed itself, from wherever its images lie there, is the same dataset. Some shards are under way at once, so that reading one side waits
+for nothing of the other; the price is their memory.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from ..core.errors import CacheDamaged
+from ..features.features import FeatureReader
+from ..objects.objects import Objects, below
+from ..shards.commit import record_key
+from ..shards.shards import ShardedGroup
+from ..shards.zarr_format import xxh3_128
+from ..sources.locations import add_place
+from ..store import FeatureStore, canary_key
+
+OnEvent = Callable[[dict[str, Any]], None]
+_AT_ONCE = 4
+_MEMORY_BYTES = 1 << 30  # of the shards under way
+
+
+def _silent(event: dict[str, Any]) -> None:
+    """Report nothing."""
+
+
+def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event: OnEvent = _silent) -> FeatureReader:
+    """Copy a feature set with its views and dataset to another store; what is there already is kept. Raises `CacheDamaged`."""
+    features = source.features(key)
+    views = features.views
+    _copy_dataset(source, target, views.dataset.key)
+    for prefix in (f"views/{views.key}", f"features/{features.key}"):
+        _copy_files(source.objects, target.objects, prefix)
+    _copy_what_extractions_look_up(source, features, target, on_event)
+    opened = target.features(features.key)
+    for ours, theirs in ((views.group, opened.views.group), (features.group, opened.group)):
+        shards = sorted(ours.committed() - theirs.committed())
+        for done, _ in enumerate(_copy_shards(ours, theirs, shards), start=1):
+            on_event({"event": "progress", "stage": f"copy {ours.prefix}", "done": done, "total": len(shards), "unit": "shards"})
+    return opened
+
+
+def _copy_dataset(source: FeatureStore, target: FeatureStore, key: str) -> None:
+    """The index and the places of the images; where the target has the dataset already, only places that its index fits."""
+    prefix = f"datasets/{key}"
+    if target.objects.size(f"{prefix}/identity.json") is None:
+        _copy_files(source.objects, target.objects, prefix)
+        return
+    ours, theirs = source.dataset(key), target.dataset(key)
+    if ours.digest != theirs.digest:
+        raise CacheDamaged(f"{prefix} in {target.url} is {theirs.digest}, in {source.url} {ours.digest}; copy to another store")
+    if ours.index_sha256 == theirs.index_sha256:
+        for place in ours.sources:
+            add_place(target.objects, key, place, [])
+
+
+def _copy_files(source: Objects, target: Objects, prefix: str) -> None:
+    """Everything but shards and records; the identity last."""
+    names = [name for name in below(source, prefix) if "/c." not in name or "/statistics/" in name]
+    names = [name for name in names if name.split("/")[2] not in ("commits", "ledgers", "discarded")]
+    for name in sorted(names, key=lambda name: name.endswith("/identity.json")):
+        data = source.read(name)
+        if not target.create(name, [data]) and target.read(name) != data:
+            raise CacheDamaged(f"{name} in {target.url} differs from the one in {source.url}; remove it there, or copy to another store")
+
+
+def _copy_what_extractions_look_up(source: FeatureStore, features: FeatureReader, target: FeatureStore, on_event: OnEvent) -> None:
+    """The statistics under what they were measured on, and the canary; those of the target stay."""
+    for key in source.keys_of_statistics(features.statistics):
+        data = source.objects.read(key)
+        if not target.objects.create(key, [data]) and target.objects.read(key) != data:
+            text = f"{target.url} has measured {key} itself: to go on with this set there, extract with --statistics-from {features.key}"
+            on_event({"event": "warning", "text": text})
+    canary = canary_key(features.identity["teacher"])
+    if source.objects.size(canary) is not None:
+        target.objects.create(canary, [source.objects.read(canary)])
+
+
+def _copy_shards(source: ShardedGroup, target: ShardedGroup, shards: list[int]) -> Iterator[None]:
+    """Several at once, in order; an item for each that is committed in the target. Raises the first error."""
+    largest = source.shard_rows * sum(spec.row_bytes for spec in source.specs.values())
+    at_once = max(1, min(_AT_ONCE, _MEMORY_BYTES // largest))
+    under_way: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(at_once, thread_name_prefix="copy") as pool:
+        try:
+            for shard in shards:
+                under_way.append(pool.submit(_copy_shard, source, target, shard))
+                if len(under_way) > at_once:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        except BaseException:  # an error, Ctrl-C, SIGTERM: what has not begun does not begin
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _copy_shard(source: ShardedGroup, target: ShardedGroup, shard: int) -> None:
+    record = source.record(shard)
+    assert record is not None
+    for entry in record.objects.values():
+        data = source.objects.read(f"{source.prefix}/{entry.key}")
+        if xxh3_128([data]) != entry.xxh3_128:
+            raise CacheDamaged(f"shard {shard} of {source.prefix} ({entry.key}) is damaged: xxh3 differs from its record; repair it first")
+        where = f"{target.prefix}/{entry.key}"
+        if not target.objects.create(where, [data]) and xxh3_128([target.objects.read(where)]) != entry.xxh3_128:
+            raise CacheDamaged(f"{where} in {target.objects.url} is not the copied object; remove it there and copy again")
+    target.objects.create(f"{target.prefix}/{record_key(shard)}", [record.to_bytes()])

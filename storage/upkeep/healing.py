@@ -1,0 +1,275 @@
+"""A damaged shard made whole in its place: rows that still match their record stay as they are, only the others are made anew.
+
+Nothing is taken out first. Each object is built whole in memory from the rows that are right and fresh ones, put over the damaged one in
+one step, and the record follows, last, if it has to change at all. A row that could be read before can be read at every moment in between,
+because its bytes, its place and its hash do not change; a kill leaves damage that the next repair finds. Fresh tokens of rows that are
+whole must be alike to those (`adopt.alike`), so that another teacher, other images or another library cannot fill the gaps.
+
+Where only what stands beside the rows is damaged (checksums, the index, the object's length), the object follows from its record and its
+rows, and neither teacher nor images are needed. Views are drawn anew, and must come out as their record says, to the byte.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import CacheDamaged, CacheMismatch, StoreUnavailable
+from ..core.identity import ids_digest
+from ..core.urls import is_url
+from ..objects.mending import held, put, unflipped
+from ..shards.adopt import alike
+from ..shards.commit import ObjectRecord, Record, record_key
+from ..shards.shards import ShardedGroup
+from ..shards.zarr_format import CRC_BYTES, ArraySpec, ShardObject, build_shard, crc32c, xxh3_64, xxh3_128
+from ..sources.decode import BadImage
+from ..views.view_set import PIXELS, ViewSet
+from ..views.view_spec import cut, pixel_digest, resize
+
+Present = NDArray[np.bool_]
+Chunks = list[memoryview | None]
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What makes a shard whole: the objects that change, by array, and the record that then stands."""
+
+    objects: dict[str, bytes]
+    record: Record
+    record_changes: bool
+
+    def put_in_place(self, group: ShardedGroup) -> None:
+        """Objects, then the record; each is read back."""
+        for name, data in self.objects.items():
+            put(group.objects, f"{group.prefix}/{group.specs[name].key(self.record.shard)}", data)
+        if self.record_changes:
+            group.ledgers.discard(self.record.shard)
+            put(group.objects, f"{group.prefix}/{record_key(self.record.shard)}", self.record.to_bytes())
+        group.forget(self.record.shard)
+
+
+def standing_record(group: ShardedGroup, shard: int) -> Record | None:
+    """A shard's record, None when it has none that is whole."""
+    group.forget(shard)
+    try:
+        return group.record(shard)
+    except CacheDamaged:
+        return None
+    except StoreUnavailable:
+        if is_url(group.objects.url):  # the network, not the store
+            raise
+        return None
+
+
+def damaged_arrays(group: ShardedGroup, record: Record) -> dict[str, str]:
+    """The arrays whose object is not the record's, and why."""
+    found = {}
+    for name, entry in record.objects.items():
+        data, flaw = held(group.objects, f"{group.prefix}/{entry.key}")
+        if not flaw and data is not None and xxh3_128([data]) != entry.xxh3_128:
+            flaw = "differs from its record" + ("" if len(data) == entry.bytes else f" ({len(data):,} bytes for {entry.bytes:,})")
+        if flaw:
+            found[name] = flaw
+    return found
+
+
+def from_rows(group: ShardedGroup, record: Record) -> Healed | None:
+    """A shard whose rows are all there, only what stands beside them damaged; None where a row is damaged."""
+    objects = {}
+    for name in damaged_arrays(group, record):
+        spec, entry = group.specs[name], record.objects[name]
+        data, _ = held(group.objects, f"{group.prefix}/{entry.key}")
+        check = partial(_refuse_other, entry)
+        whole: bytes | None = b"".join(ShardObject(spec, _whole_rows(spec, entry, data)))
+        if xxh3_128([whole or b""]) != entry.xxh3_128:
+            whole = unflipped(data, check)
+        if whole is None:
+            return None
+        objects[name] = whole
+    return Healed(objects, record, record_changes=False)
+
+
+def _refuse_other(entry: ObjectRecord, data: bytes) -> None:
+    if xxh3_128([data]) != entry.xxh3_128:
+        raise CacheDamaged(f"{entry.key} is not what its record says")
+
+
+def heal(
+    group: ShardedGroup, fresh: Record, arrays: Mapping[str, NDArray[Any]], present: Present | Mapping[str, Present], trust: bool = True
+) -> Healed:
+    """What makes a shard whole from its rows computed anew; `fresh` says what is known of it but for its objects.
+
+    `trust`: a record that stands is of these images and views. Raises `CacheMismatch` where the fresh rows are not what was stored.
+    """
+    standing = standing_record(group, fresh.shard) if trust else None
+    if standing is not None and standing.failed.keys() != fresh.failed.keys():
+        named = ", ".join(sorted(standing.failed.keys() ^ fresh.failed.keys())[:5])
+        raise CacheMismatch(f"shard {fresh.shard} of {group.prefix}: the images that fail now are not those of its record: {named}")
+    touched = _touched(group, standing)
+    built = {
+        name: build_shard(group.specs[name], arrays[name], present[name] if isinstance(present, Mapping) else present) for name in touched
+    }
+    held_bytes = {name: held(group.objects, f"{group.prefix}/{group.specs[name].key(fresh.shard)}")[0] for name in touched}
+    kept: dict[str, Chunks] = {name: [None] * len(built[name].chunks) for name in touched}
+    if trust:
+        kept = {name: _kept(group, name, standing, held_bytes[name], built[name]) for name in touched}
+    _one_forward_a_row(group, kept)
+    objects, entries = {}, {} if standing is None else dict(standing.objects)
+    for name in touched:
+        spec, chunks = group.specs[name], [old if old is not None else new for old, new in zip(kept[name], built[name].chunks, strict=True)]
+        mixed = ShardObject(spec, chunks)
+        whole = b"".join(mixed)
+        entries[name] = ObjectRecord.of(spec.key(fresh.shard), mixed.size, mixed.hashes())
+        if whole != held_bytes[name]:
+            objects[name] = whole
+    record = replace(standing or fresh, objects=entries)
+    return Healed(objects, record, record != standing)
+
+
+def _touched(group: ShardedGroup, standing: Record | None) -> list[str]:
+    """The arrays that may change: the damaged ones, and those whose rows belong to rows of theirs."""
+    bad = set(group.specs) if standing is None else set(damaged_arrays(group, standing))
+    return [name for name in group.specs if name in bad or (name in _joint(group) and bad & _joint(group))]
+
+
+def _joint(group: ShardedGroup) -> set[str]:
+    """Arrays of one row a chunk that a teacher's forward gives together: codes and their scales."""
+    return {name for name, spec in group.specs.items() if spec.inexact and spec.chunk_rows == 1}
+
+
+def _one_forward_a_row(group: ShardedGroup, kept: Mapping[str, Chunks]) -> None:
+    """Where a row of codes or of scales is made anew, so is the other: two machines' rounding must not meet in one value."""
+    joint = [kept[name] for name in kept.keys() & _joint(group)]
+    for n in range(len(joint[0]) if joint else 0):
+        if any(chunks[n] is None for chunks in joint):
+            for chunks in joint:
+                chunks[n] = None
+
+
+def _places(spec: ArraySpec, missing: Present) -> list[int | None]:
+    """Where each chunk begins: those that exist, one behind the other."""
+    step, rank = spec.chunk_bytes + CRC_BYTES, np.cumsum(~missing) - 1
+    return [None if gone else int(rank[n]) * step for n, gone in enumerate(missing.tolist())]
+
+
+def _whole_rows(spec: ArraySpec, entry: ObjectRecord, data: bytes | None) -> Chunks:
+    """The chunks that match their hash in the record; None for those that do not, and for those that do not exist."""
+    hashes, memory = entry.chunk_hashes(), memoryview(data or b"")
+    kept: Chunks = []
+    for n, begin in enumerate(_places(spec, hashes == 0)):
+        chunk = None if begin is None else memory[begin : begin + spec.chunk_bytes]
+        kept.append(chunk if chunk is not None and len(chunk) == spec.chunk_bytes and xxh3_64(chunk) == hashes[n] else None)
+    return kept
+
+
+def _kept(group: ShardedGroup, name: str, standing: Record | None, data: bytes | None, fresh: ShardObject) -> Chunks:
+    """What is whole of an object, and stays; None for the chunks that are made anew, and for those that do not exist."""
+    spec, where = group.specs[name], f"{group.prefix}/{name}"
+    if standing is None:
+        sound = _sound_chunks(spec, fresh.missing, data)
+        return [old if old is not None and new is not None and alike(spec, old, new) else None
+                for old, new in zip(sound, fresh.chunks, strict=True)]  # fmt: skip
+    hashes = standing.objects[name].chunk_hashes()
+    if ((hashes == 0) != fresh.missing).any():
+        raise CacheMismatch(f"{where}: other images have rows now than when it was committed")
+    kept = _whole_rows(spec, standing.objects[name], data)
+    for n, (old, new) in enumerate(zip(kept, fresh.chunks, strict=True)):
+        if new is not None and not spec.inexact and xxh3_64(new) != hashes[n]:
+            raise CacheMismatch(f"{where}: chunk {n} made anew is not what was committed; restore the image library and the images of then")
+        if new is not None and old is not None and not alike(spec, old, new):
+            raise CacheMismatch(f"{where}: chunk {n} is whole, and what is computed now differs from it: another teacher, or other images")
+    return kept
+
+
+def _sound_chunks(spec: ArraySpec, missing: Present, data: bytes | None) -> Chunks:
+    """The chunks whose own checksum holds, of an object that no record describes."""
+    memory, kept = memoryview(data or b""), Chunks()
+    for begin in _places(spec, missing):
+        end = (begin or 0) + spec.chunk_bytes
+        sound = begin is not None and crc32c(memory[begin:end]).to_bytes(CRC_BYTES, "little") == memory[end : end + CRC_BYTES]
+        kept.append(memory[begin:end] if sound else None)
+    return kept
+
+
+def heal_views(views: ViewSet, shard: int, known: Callable[[], set[str]]) -> Healed:
+    """What makes a shard of views whole; `known`: the digests of its record that feature sets were made from.
+
+    Raises `CacheMismatch` where the images are not at hand, or are not decoded as they were.
+    """
+    group, standing, ids = views.group, standing_record(views.group, shard), views.dataset.ids(*views.shard_images(shard))
+    if standing is not None and standing.image_ids_sha256 != ids_digest(ids):
+        standing = None
+    names = set(group.specs) if standing is None else set(damaged_arrays(group, standing))
+    arrays, failed = _drawn(views, shard), {} if standing is None else standing.failed
+    if names & {"pixel_digest", PIXELS}:
+        try:
+            failed = _with_pixels(views, shard, arrays)
+        except CacheMismatch:
+            if standing is not None or not _as_they_lie(views, shard, arrays):
+                raise
+    rows = len(arrays["crop"])
+    present = dict.fromkeys(arrays, np.ones(rows, np.bool_))
+    if PIXELS in arrays:
+        present[PIXELS] = np.repeat([image_id not in failed for image_id in ids], views.views_per_image)
+    fresh = Record(views.digest, shard, rows, ids_digest(ids), {}, dict(failed))
+    healed = heal(group, fresh, arrays, present, trust=standing is not None)
+    if standing is not None and healed.record_changes:
+        raise CacheMismatch(f"shard {shard} of {group.prefix}: drawn anew it is not what was committed; restore the image library of then")
+    if standing is None and (wanted := known()) and healed.record.digest not in wanted:
+        raise CacheMismatch(
+            f"shard {shard} of {group.prefix} lost its record, and drawn anew it is not the one that feature sets were made from; "
+            "restore the images and the image library of then"
+        )
+    return healed
+
+
+def _drawn(views: ViewSet, shard: int) -> dict[str, NDArray[Any]]:
+    """What follows from the dataset's index alone; digests and pixels are zero."""
+    drawn = views.draw_shard(shard)
+    arrays: dict[str, NDArray[Any]] = {
+        "crop": drawn.crop,
+        "flip": drawn.flip[:, None],
+        "photometric": drawn.photometric,
+        "pixel_digest": drawn.digest,
+    }
+    if views.spec.pixels is not None:
+        side = views.spec.pixels.size_px
+        arrays[PIXELS] = np.zeros((len(drawn.crop), side, side, 3), np.uint8)
+    return arrays
+
+
+def _with_pixels(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """Fill in digests and pixels from the images; returns those that cannot be decoded (id → reason)."""
+    failed, first = {}, views.shard_images(shard)[0]
+    for image in range(*views.shard_images(shard)):
+        try:
+            source = views.dataset.read_image(image)
+        except BadImage as error:
+            failed[views.dataset.row(image).id] = str(error)
+            continue
+        for row in range((image - first) * views.views_per_image, (image - first + 1) * views.views_per_image):
+            crop = cut(source, arrays["crop"][row])
+            arrays["pixel_digest"][row] = np.frombuffer(pixel_digest(crop), np.uint8)
+            if views.spec.pixels is not None:
+                stored = views.spec.pixels
+                arrays[PIXELS][row] = resize(crop, bool(arrays["flip"][row, 0]), stored.size_px, stored.interpolation)
+    return failed
+
+
+def _as_they_lie(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Fill in digests and pixels from the objects that lie there; False when they are damaged, or an image may have failed.
+
+    What a lost record said cannot be checked here, but by the digest that feature sets keep of it.
+    """
+    for name in arrays.keys() & {"pixel_digest", PIXELS}:
+        spec, values = views.group.specs[name], arrays[name]
+        data, _ = held(views.group.objects, f"{views.group.prefix}/{spec.key(shard)}")
+        chunks = _sound_chunks(spec, build_shard(spec, values, np.ones(len(values), np.bool_)).missing, data)
+        whole = b"".join(chunk for chunk in chunks if chunk is not None)
+        if len(whole) < values.nbytes:
+            return False
+        values[:] = np.frombuffer(whole[: values.nbytes], values.dtype).reshape(values.shape)
+    return bool(arrays["pixel_digest"].any(axis=1).all())

@@ -1,0 +1,103 @@
+"""Leases: a run that reads a set says so, and `prune` leaves the set alone until the lease is given back or has run out.
+
+    leases/<features key>/<owner>-<expiry in seconds since 1970>.json      {"process": …}, who holds it (`process`)
+
+A lease whose process is known to be gone has ended, whatever its expiry says; of another machine or container only the clock tells. A
+renewal is a new file with a later expiry; the old one is removed after it. Clocks of machines may differ by minutes, so lease for an hour
+and renew every ten minutes. Nothing else in the store depends on a clock.
+"""
+
+import json
+import math
+import re
+import secrets
+import time
+from collections.abc import Callable
+
+from ..core.errors import BadInput, CacheDamaged, StoreUnavailable
+from ..core.identity import canonical_json
+from ..core.process import is_gone, this_process
+from ..objects.objects import Objects
+
+LEASE_SECONDS = 3600
+_MAX_BYTES = 4096
+_NAME = re.compile(r"([A-Za-z0-9_.-]+)-(\d{1,15})\.json")
+
+
+class Lease:
+    """A running reader's claim on one set; a context manager that gives it back."""
+
+    def __init__(
+        self, objects: Objects, key: str, owner: str, seconds: int = LEASE_SECONDS, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._objects, self._prefix, self._seconds, self._clock = objects, f"leases/{key}", seconds, clock
+        self._owner = re.sub(r"[^A-Za-z0-9_.-]", "_", owner)[:60] + f"-{secrets.token_hex(4)}"
+        self._content = canonical_json({"process": this_process()})
+        self._held = ""
+        self.renew()
+
+    def renew(self) -> None:
+        """Claim the set for `seconds` from now on."""
+        name = f"{self._prefix}/{self._owner}-{int(self._clock()) + self._seconds}.json"
+        self._objects.create(name, [self._content])
+        if self._held and self._held != name:
+            self._objects.remove(self._held)
+        self._held = name
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._held:
+            self._objects.remove(self._held)
+        self._held = ""
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def holders(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> list[str]:
+    """Who holds a lease on a set that has not ended."""
+    return sorted({owner for owner, _ in _live(objects, key, clock)})
+
+
+def _live(objects: Objects, key: str, clock: Callable[[], float]) -> list[tuple[str, int]]:
+    """Owner and expiry of the leases that have not ended."""
+    found = []
+    for name in objects.names(f"leases/{key}"):
+        match = _NAME.fullmatch(name)
+        if match is not None and int(match[2]) > clock() and not _abandoned(objects, f"leases/{key}/{name}"):
+            found.append((match[1], int(match[2])))
+    return found
+
+
+def _abandoned(objects: Objects, where: str) -> bool:
+    """Whether the process that holds a lease is gone; False for what does not say or cannot be read, and for older leases."""
+    try:
+        return is_gone(json.loads(objects.read(where, _MAX_BYTES))["process"])
+    except FileNotFoundError:  # given back a moment ago
+        return True
+    except (ValueError, KeyError, TypeError, RecursionError, CacheDamaged, StoreUnavailable):
+        return False
+
+
+def drop_expired(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> None:
+    """Remove the leases on a set that have ended: those of runs that were killed, and what they left unfinished."""
+    for name in objects.names(f"leases/{key}"):
+        match, where = _NAME.fullmatch(name), f"leases/{key}/{name}"
+        if match is not None and (int(match[2]) <= clock() or _abandoned(objects, where)):
+            objects.remove(where)
+    objects.sweep(f"leases/{key}")
+
+
+def refuse_leased(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> None:
+    """Raise `BadInput` that names the holders when somebody reads the set."""
+    live = _live(objects, key, clock)
+    if live:
+        minutes = math.ceil((max(expiry for _, expiry in live) - clock()) / 60)
+        owners = ", ".join(sorted({owner for owner, _ in live}))
+        raise BadInput(
+            f"{key} is being read by {owners}; stop those runs, or wait until their leases have run "
+            f"out (in {minutes} min at the latest, unless they are renewed)"
+        )

@@ -1,0 +1,92 @@
+"""Lost identities, guessed and proved: what an identity said stands in part elsewhere, and the digest in the folder's name decides.
+
+A feature set's identity follows from the statistics that were kept before it and from the shapes in its zarr.json; an identity of views
+from shapes and from what `extract-features` takes when nobody says otherwise. A guess that is wrong in one value has another digest, so
+that none can pass for the right one.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ..core.errors import EupeError
+from ..core.identity import digest, short
+from ..features.layout import FeatureLayout
+from ..images.dataset import ImageDataset
+from ..objects.content_addressed import MAX_IDENTITY_BYTES, identity_file
+from ..objects.mending import held
+from ..objects.objects import Objects
+from ..views.view_set import views_identity
+from ..views.view_spec import StoredPixels, ViewSpec
+
+_SEEDS = 1024
+_PHOTOMETRIC = ("none", "teacher_same", "student_only")
+
+
+def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict[str, Any], Any]]) -> bytes | None:
+    """`identity.json` of a feature set from kept statistics (what they were measured on, the statistics) and its arrays' shapes."""
+    arrays = {name: _array(objects, f"features/{key}/{name}") for name in ("patch", "cls")}
+    if not arrays["patch"]:
+        return None
+    for measured_on, statistics in kept:
+        try:
+            sample = {"method": statistics.method, "digest": statistics.digest, "count": statistics.count, **measured_on["sample"]}
+            for layout in _layouts(measured_on["teacher"], arrays["patch"]):
+                identity = {
+                    "format": 1, "teacher": measured_on["teacher"], "views": measured_on["views"], "statistics": sample,
+                    "layout": layout.identity(),
+                }  # fmt: skip
+                if short(digest(identity)) == key.rpartition("@")[2]:
+                    return identity_file("features", identity)
+        except (KeyError, TypeError, ValueError):
+            continue
+    return None
+
+
+def _layouts(teacher: dict[str, Any], patch: dict[str, Any]) -> Iterator[FeatureLayout]:
+    shape, codec, own = patch["shape"], patch["attributes"]["codec"], tuple(teacher["grid"])
+    if len(shape) == 3:
+        yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], own, codec, shape[1])
+        return
+    grid = (shape[1], shape[2])
+    yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], grid, codec, None, None if grid == own else own)
+
+
+def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageDataset]) -> bytes | None:
+    """`identity.json` of a set of views, when they were drawn with a small seed and the commands' own values."""
+    crop, pixels = _array(objects, f"views/{key}/crop"), _array(objects, f"views/{key}/pixels")
+    try:
+        rows, shard_rows = crop["shape"][0], crop["chunk_grid"]["configuration"]["chunk_shape"][0]
+        stored = StoredPixels(pixels["shape"][1]) if pixels else None
+    except (KeyError, TypeError, IndexError, ValueError):
+        return None
+    for dataset in datasets:
+        views_per_image, rest = divmod(rows, len(dataset))
+        if rest or not views_per_image or shard_rows % views_per_image:
+            continue
+        for spec in _specs(views_per_image, stored):
+            identity = views_identity(dataset, spec, shard_rows // views_per_image)
+            if short(digest(identity)) == key.rpartition("@")[2]:
+                return identity_file("views", identity)
+    return None
+
+
+def _specs(views_per_image: int, stored: StoredPixels | None) -> Iterator[ViewSpec]:
+    if views_per_image == 1:
+        yield from (ViewSpec(kind="center", crop_fraction=fraction, pixels=stored) for fraction in (1.0, 0.875))
+    for photometric in _PHOTOMETRIC:
+        first = ViewSpec(views_per_image=views_per_image, photometric=photometric, pixels=stored)
+        for seed in itertools.islice(itertools.count(), _SEEDS):
+            yield replace(first, seed=seed)
+
+
+def _array(objects: Objects, prefix: str) -> dict[str, Any]:
+    """An array's zarr.json as far as it can be read, {} where it cannot."""
+    data, flaw = held(objects, f"{prefix}/zarr.json", MAX_IDENTITY_BYTES)
+    try:
+        parsed = {} if data is None or flaw else json.loads(data)
+    except (ValueError, RecursionError, EupeError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,0 +1,1 @@
+"""Recorded views of images: how they are drawn, and where they are kept."""

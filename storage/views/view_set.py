@@ -1,0 +1,232 @@
+"""A set of views over one dataset: drawn once, committed shard by shard, read by every teacher and student.
+
+    views/<dataset>@<digest>/
+      identity.json  zarr.json
+      crop/ flip/ photometric/ pixel_digest/     one row a view: row = image index × K + k
+      pixels/                                    the rendered views (rows, R, R, 3), where the spec asks for them
+      commits/000412.json                        names the images that could not be decoded
+
+The first extraction of a shard draws its views, digests the crops' pixels and commits both; every later one reads them and re-checks the
+digests. Images per shard belong to the views, so all feature sets over them share the boundaries. Pixels are raw: lossless
+codecs save half of their bytes and are read some fifty times slower (docs/decisions/0020).
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import BadInput
+from ..core.forks import renewed_after_fork
+from ..core.identity import digest, ids_digest, short
+from ..core.selection import only_rows
+from ..images.dataset import ImageDataset
+from ..objects.content_addressed import check_metadata, create_named, damage, is_key
+from ..objects.objects import Objects
+from ..shards.commit import Record
+from ..shards.shards import ShardedGroup
+from ..shards.zarr_format import ArraySpec, group_metadata
+from ..sources.decode import Pixels, decoder_identity
+from .photometric import COLUMNS, UNITS
+from .view_spec import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, empty_views
+
+DEFAULT_IMAGES_PER_SHARD = 128
+PIXELS = "pixels"
+_KEPT_SHARDS = 256
+
+
+def views_identity(dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> dict[str, Any]:
+    """Everything that decides a set of views."""
+    if not 1 <= images_per_shard <= 1 << 20:
+        raise BadInput(f"images per shard must be between 1 and {1 << 20:,}, got {images_per_shard}")
+    return {
+        "format": 1,
+        "dataset": dataset.digest,
+        "images": len(dataset),
+        "views": spec.identity(),
+        "decoder": decoder_identity(dataset.orientation),
+        "images_per_shard": images_per_shard,
+    }
+
+
+def _specs(identity: Mapping[str, Any]) -> list[ArraySpec]:
+    views_per_image = identity["views"]["views_per_image"]
+    rows, shard_rows = identity["images"] * views_per_image, identity["images_per_shard"] * views_per_image
+    arrays: list[tuple[str, int, type[np.generic], str, dict[str, Any]]] = [
+        ("crop", 4, np.int32, "top_left_height_width", {"long_name": "box of the view", "units": "source pixels"}),
+        ("flip", 1, np.bool_, "mirrored", {"long_name": "mirrored after the resize", "units": "1"}),
+        (
+            "photometric",
+            PHOTOMETRIC_PARAMETERS,
+            np.float32,
+            "parameter",
+            {"long_name": "distortion after the resize, zero where there is none", "columns": list(COLUMNS), "units": UNITS},
+        ),
+        (
+            "pixel_digest",
+            DIGEST_BYTES,
+            np.uint8,
+            "byte",
+            {"long_name": "digest of the crop", "units": "1", "method": "xxh3_128 of (shape, uint8 RGB) before any resize"},
+        ),
+    ]
+    specs = [
+        ArraySpec(name, (rows, width), np.dtype(dtype), shard_rows, shard_rows, ("view", axis), attributes)
+        for name, width, dtype, axis, attributes in arrays
+    ]
+    stored = identity["views"].get("pixels")
+    return specs if stored is None else [*specs, _pixels_spec(rows, shard_rows, stored)]
+
+
+def _pixels_spec(rows: int, shard_rows: int, stored: Mapping[str, Any]) -> ArraySpec:
+    side, axes = stored["size_px"], ("view", "y", "x", "colour")
+    described = {
+        "long_name": "pixels of the view",
+        "units": "sRGB levels from 0 to 255",
+        "colours": ["red", "green", "blue"],
+        "method": f"crop, antialiased {stored['interpolation']} resize, flip; never distorted",
+    }
+    return ArraySpec(PIXELS, (rows, side, side, 3), np.dtype(np.uint8), shard_rows, 1, axes, described)
+
+
+class ViewSet:
+    """The committed views of a dataset; row = image index × K + k."""
+
+    def __init__(self, objects: Objects, key: str, dataset: ImageDataset, identity: dict[str, Any]) -> None:
+        self.key, self.dataset, self.identity = key, dataset, identity
+        self.digest = digest(identity)
+        with damage(f"views/{key}/identity.json"):
+            self.spec = ViewSpec.from_identity(identity["views"])
+            self.views_per_image, self.images_per_shard = self.spec.views_per_image, int(identity["images_per_shard"])
+            specs = _specs(identity)
+            if (identity["dataset"], identity["images"]) != (dataset.digest, len(dataset)):
+                raise ValueError("it names another dataset")
+        check_metadata(objects, f"views/{key}", views_metadata(identity))
+        self.group = ShardedGroup(objects, f"views/{key}", self.digest, specs)
+        self.rows, self.shards = self.group.rows, self.group.shards
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Views] = OrderedDict()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Another thread may have held the lock."""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> "ViewSet":
+        """The set of views of this identity, made when the store does not have it yet, also under another name of the same images."""
+        identity = views_identity(dataset, spec, images_per_shard)
+        suffix = f"@{short(digest(identity))}"
+        own = f"{dataset.name}{suffix}"
+        others = [name for name in objects.names("views") if is_key(name) and name.endswith(suffix)]
+        key = own if own in others else next(iter(others), own)
+        create_named(objects, f"views/{key}", "views", identity, views_metadata(identity))
+        return cls(objects, key, dataset, identity)
+
+    def __repr__(self) -> str:
+        return f"ViewSet({self.key!r}, {self.views_per_image} views of each of {len(self.dataset)} images)"
+
+    def shard_images(self, shard: int) -> tuple[int, int]:
+        """The images [first, last) of a shard."""
+        return shard * self.images_per_shard, min((shard + 1) * self.images_per_shard, len(self.dataset))
+
+    def draw_shard(self, shard: int) -> Views:
+        """The views of a shard drawn anew from the spec, without pixel digests."""
+        first, last = self.shard_images(shard)
+        return draw(self.spec, self.dataset.ids(first, last), self.dataset.sizes_hw(first, last))
+
+    def draw_image(self, image: int) -> Views:
+        """The K views of one image drawn anew from the spec, without pixel digests."""
+        return draw(self.spec, self.dataset.ids(image, image + 1), self.dataset.sizes_hw(image, image + 1))
+
+    def commit_shard(self, shard: int, views: Views, failed: Mapping[str, str], pixels: Pixels | None = None) -> Record:
+        """Publish a shard's views; `failed` names the images that could not be decoded (id → reason), which have no pixels.
+
+        Raises `BadInput` when `pixels` (rows, R, R, 3) are not what the spec says is stored.
+        """
+        first, last = self.shard_images(shard)
+        ids = self.dataset.ids(first, last)
+        record = Record(self.digest, shard, len(views.crop), ids_digest(ids), {}, dict(failed))
+        arrays: dict[str, NDArray[Any]] = {
+            "crop": views.crop,
+            "flip": views.flip[:, None],
+            "photometric": views.photometric,
+            "pixel_digest": views.digest,
+        }
+        present = dict.fromkeys(arrays, np.ones(len(views.crop), np.bool_))
+        if pixels is not None:
+            arrays[PIXELS] = pixels
+            present[PIXELS] = np.repeat([image_id not in failed for image_id in ids], self.views_per_image)
+        if arrays.keys() != self.group.specs.keys():
+            raise BadInput(f"views/{self.key} stores the arrays {', '.join(self.group.specs)}, got {', '.join(arrays)}")
+        return self.group.publish(record, arrays, present)
+
+    def read_shard(self, shard: int) -> Views | None:
+        """A shard's committed views, None when it has none yet; raises `CacheDamaged`."""
+        with self._lock:
+            if shard in self._kept:
+                self._kept.move_to_end(shard)
+                return self._kept[shard]
+        if self.group.record(shard) is None:
+            return None
+        first, last = self.group.shard_span(shard)
+        rows = np.arange(first, last)
+        small = [spec for spec in self.group.specs.values() if spec.name != PIXELS]
+        out = {spec.name: np.empty((len(rows), *spec.shape[1:]), spec.dtype) for spec in small}
+        self.group.read(rows, out, out)
+        views = Views(out["crop"], out["flip"][:, 0], out["photometric"], out["pixel_digest"])
+        with self._lock:
+            self._kept[shard] = views
+            while len(self._kept) > _KEPT_SHARDS:
+                self._kept.popitem(last=False)
+        return views
+
+    def read(self, which: NDArray[Any] | Sequence[int]) -> Views:
+        """The committed views of any rows, in their order; raises `BadInput` for a shard that has none yet."""
+        shard_rows, rows = self.group.shard_rows, only_rows(which, self.rows, f"views/{self.key}")
+        out = empty_views(len(rows))
+        shards = rows // shard_rows
+        for shard in np.unique(shards).tolist():
+            views = self.read_shard(shard)
+            if views is None:
+                raise BadInput(f"shard {shard} of views/{self.key} is not committed; run extract-features to its end first")
+            here = shards == shard
+            local = rows[here] - shard * shard_rows
+            out.crop[here], out.flip[here] = views.crop[local], views.flip[local]
+            out.photometric[here], out.digest[here] = views.photometric[local], views.digest[local]
+        return out
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Say which rows, with their pixels where there are any, will be read soon; as `FeatureReader.expect`."""
+        self.group.expect(rows, self.group.specs)
+
+    def read_pixels(self, which: NDArray[Any] | Sequence[int], out: Pixels | None = None) -> Pixels:
+        """Stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
+
+        Raises `BadInput` where the views store none, `CacheDamaged` for damage and for rows of failed images.
+        """
+        if self.spec.pixels is None:
+            raise BadInput(f"views/{self.key} store no pixels; extract-features --pixels PX makes views that do")
+        rows, side = only_rows(which, self.rows, f"views/{self.key}"), self.spec.pixels.size_px
+        target = np.empty((len(rows), side, side, 3), np.uint8) if out is None else out
+        self.group.read(rows, [PIXELS], {PIXELS: target})
+        return target
+
+    def stored_bytes(self) -> int:
+        """Bytes of the committed shards' objects, pixels included, from their records."""
+        return self.group.stored_bytes()
+
+    def failed_images(self, shard: int) -> dict[str, str]:
+        """The images of a committed shard that could not be decoded (id → reason)."""
+        record = self.group.record(shard)
+        return {} if record is None else record.failed
+
+
+def views_metadata(identity: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every file of the set that follows from its identity."""
+    arrays = {spec.name: spec.metadata() for spec in _specs(identity)}
+    group = group_metadata({"kind": "eupe-pipeline views", "identity_sha256": digest(dict(identity))}, arrays)
+    return {"zarr.json": group, **{f"{name}/zarr.json": data for name, data in arrays.items()}}

@@ -1,0 +1,212 @@
+"""Views: which crop of which image a teacher saw, as explicit data that anybody can replay.
+
+A view is drawn once, from a counter-based generator (Philox) keyed by (seed, image id, k), so that any subset drawn in any order on any
+machine gives the same values; it is then stored, and teachers and students read it. Only the generator's raw 64-bit stream is used, which
+numpy keeps stable across versions. Resizing is Pillow's antialiased filter on uint8, and a flip comes after it.
+Axes: n views; crop = (top, left, height, width) in source pixels.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..core.errors import BadInput, unknown_name
+from ..sources.decode import Pixels
+from . import photometric
+from .photometric import Distortion
+
+KINDS = ("random_resized_crop", "center")
+PHOTOMETRIC_PARAMETERS = photometric.STORED_COLUMNS
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
+DIGEST_BYTES = 16
+_LARGEST_STORED_PX = 4096
+_CROP_TRIES = 10
+_FLIP_WORD = 4 * _CROP_TRIES
+_RAW_WORDS = _FLIP_WORD + 1 + photometric.WORDS
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """The rendered, undistorted views themselves, kept as raw uint8 beside their crops at one size, so that training needs no images."""
+
+    size_px: int
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown_name("interpolation", self.interpolation, INTERPOLATIONS)
+        if type(self.size_px) is not int or not 1 <= self.size_px <= _LARGEST_STORED_PX:
+            raise BadInput(f"stored pixels have a side between 1 and {_LARGEST_STORED_PX:,} px, got {self.size_px!r}")
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """How views are drawn; every field is part of their identity."""
+
+    kind: Literal["random_resized_crop", "center"] = "random_resized_crop"
+    views_per_image: int = 1
+    seed: int = 0
+    scale: tuple[float, float] = (0.32, 1.0)  # share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height, drawn log-uniformly
+    flip_probability: float = 0.5
+    crop_fraction: float = 1.0  # of the shorter side, for kind "center"
+    photometric: str = "none"  # who sees the distortion: nobody, teacher_same, student_only
+    distortion: Distortion = field(default_factory=Distortion)
+    pixels: StoredPixels | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown_name("kind of view", self.kind, KINDS)
+        if self.photometric not in photometric.MODES:
+            raise unknown_name("photometric mode", self.photometric, photometric.MODES)
+        if self.kind == "center" and self.photometric != "none":
+            raise BadInput(f"centre views are never distorted: photometric must be none, got {self.photometric}")
+        if self.kind == "center" and self.views_per_image != 1:
+            raise BadInput(f"centre views are all alike: views_per_image must be 1, got {self.views_per_image}")
+        if not 1 <= self.views_per_image <= 1024:
+            raise BadInput(f"views_per_image must be between 1 and 1024, got {self.views_per_image}")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise BadInput(f"scale must lie in (0, 1] and ratio be positive, both ascending, got {self.scale}, {self.ratio}")
+        if not 0 <= self.flip_probability <= 1 or not 0 < self.crop_fraction <= 1:
+            raise BadInput("flip_probability must lie in [0, 1] and crop_fraction in (0, 1]")
+
+    def identity(self) -> dict[str, Any]:
+        """The values that decide the views; for centre crops the random ones are left out."""
+        return self._drawing() | ({} if self.pixels is None else {"pixels": asdict(self.pixels)})
+
+    def _drawing(self) -> dict[str, Any]:
+        common: dict[str, Any] = {"kind": self.kind, "views_per_image": self.views_per_image}
+        if self.kind == "center":
+            return {**common, "crop_fraction": self.crop_fraction}
+        drawn = {
+            **common,
+            "seed": self.seed,
+            "scale": list(self.scale),
+            "ratio": list(self.ratio),
+            "flip_probability": self.flip_probability,
+            "photometric": self.photometric,
+        }
+        return drawn if self.photometric == "none" else {**drawn, "distortion": self.distortion.identity()}
+
+    @classmethod
+    def from_identity(cls, values: dict[str, Any]) -> "ViewSpec":
+        """The spec that `identity` describes."""
+        pairs: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        if "distortion" in pairs:
+            pairs["distortion"] = Distortion.from_identity(pairs["distortion"])
+        if "pixels" in pairs:
+            pairs["pixels"] = StoredPixels(**pairs["pixels"])
+        return cls(**pairs)
+
+
+class Views(NamedTuple):
+    """n views: crop (n, 4) int32, flip (n,) bool, photometric (n, 8) fp32, digest (n, 16) uint8 of each crop's pixels."""
+
+    crop: NDArray[np.int32]
+    flip: NDArray[np.bool_]
+    photometric: NDArray[np.float32]
+    digest: NDArray[np.uint8]
+
+
+def empty_views(count: int) -> Views:
+    """Memory for `count` views, all zero."""
+    return Views(
+        np.zeros((count, 4), np.int32),
+        np.zeros(count, np.bool_),
+        np.zeros((count, PHOTOMETRIC_PARAMETERS), np.float32),
+        np.zeros((count, DIGEST_BYTES), np.uint8),
+    )
+
+
+def _uniforms(seed: int, image_id: str, k: int) -> list[float]:
+    """`_RAW_WORDS` values in [0, 1) that depend on nothing but the arguments."""
+    key = hashlib.sha256(f"{seed}\0{k}\0{image_id}".encode()).digest()[:16]
+    raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(_RAW_WORDS)
+    return list((np.asarray(raw, dtype=np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def _center_crop(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
+    side = max(1, round(fraction * min(height, width)))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _fallback_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """The largest centred crop whose shape lies in `ratio`, for images in which ten draws found no fitting box."""
+    crop_h, crop_w = height, width
+    if width / height < ratio[0]:
+        crop_h = min(height, max(1, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        crop_w = min(width, max(1, round(height * ratio[1])))
+    return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
+
+
+def _random_crop(spec: ViewSpec, height: int, width: int, uniforms: list[float]) -> tuple[int, int, int, int]:
+    low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
+    for attempt in range(_CROP_TRIES):
+        u_area, u_ratio, u_top, u_left = uniforms[4 * attempt : 4 * attempt + 4]
+        area = height * width * (spec.scale[0] + (spec.scale[1] - spec.scale[0]) * u_area)
+        ratio = math.exp(low + (high - low) * u_ratio)
+        crop_w, crop_h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_w <= width and 0 < crop_h <= height:
+            return int(u_top * (height - crop_h + 1)), int(u_left * (width - crop_w + 1)), crop_h, crop_w
+    return _fallback_crop(height, width, spec.ratio)
+
+
+def draw(spec: ViewSpec, image_ids: Sequence[str], sizes_hw: NDArray[np.int32]) -> Views:
+    """Draw K views for each of N images of the given (N, 2) sizes: row i·K + k is view k of image i; digests are zero."""
+    views = empty_views(len(image_ids) * spec.views_per_image)
+    crop, flip = views.crop, views.flip
+    for i, image_id in enumerate(image_ids):
+        height, width = int(sizes_hw[i, 0]), int(sizes_hw[i, 1])
+        for k in range(spec.views_per_image):
+            row = i * spec.views_per_image + k
+            if spec.kind == "center":
+                crop[row] = _center_crop(height, width, spec.crop_fraction)
+                continue
+            uniforms = _uniforms(spec.seed, image_id, k)
+            crop[row] = _random_crop(spec, height, width, uniforms)
+            flip[row] = uniforms[_FLIP_WORD] < spec.flip_probability
+            if spec.photometric != "none":
+                views.photometric[row] = spec.distortion.draw(uniforms[_FLIP_WORD + 1 :])
+    return views
+
+
+def cut(image: Pixels, crop: NDArray[np.int32]) -> Pixels:
+    """The crop's pixels as a view of the image; raises `BadInput` when the box leaves the image."""
+    top, left, height, width = (int(value) for value in crop)
+    if min(top, left) < 0 or min(height, width) < 1 or top + height > image.shape[0] or left + width > image.shape[1]:
+        raise BadInput(f"crop {(top, left, height, width)} leaves an image of {image.shape[0]} × {image.shape[1]} pixels")
+    return image[top : top + height, left : left + width]
+
+
+def pixel_digest(crop_pixels: Pixels) -> bytes:
+    """16 bytes that stand for the crop's shape and uint8 pixels before any resize (xxh3, 128 bits)."""
+    hasher = xxhash.xxh3_128(np.array(crop_pixels.shape, np.int64).tobytes())
+    hasher.update(np.ascontiguousarray(crop_pixels).data)
+    return hasher.digest()
+
+
+def resize(crop_pixels: Pixels, flip: bool, size_px: int, interpolation: str = "bicubic") -> Pixels:
+    """The crop as (size_px, size_px, 3) uint8, antialiased, then mirrored when `flip`."""
+    if interpolation not in INTERPOLATIONS:
+        raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
+    picture = Image.fromarray(np.ascontiguousarray(crop_pixels)).resize((size_px, size_px), INTERPOLATIONS[interpolation])
+    if flip:  # by Pillow: numpy copies a mirrored view three bytes at a time, in ten times as long
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(picture)
+
+
+def render(image: Pixels, crop: NDArray[np.int32], flip: bool, size_px: int, interpolation: str = "bicubic") -> Pixels:
+    """One view at a model's input size: crop, antialiased resize, flip → (size_px, size_px, 3) uint8."""
+    return resize(cut(image, crop), flip, size_px, interpolation)

@@ -1,0 +1,1 @@
+"""What a step reads: order of images, batches, pixels and targets."""

@@ -1,0 +1,164 @@
+"""Several datasets numbered as one, so that a mixture's stream reads rows as a single dataset's does.
+
+Images and rows run on from dataset to dataset: row r of the second one is row `rows of the first + r` here. Views, pixels and targets are
+looked up in the dataset that a number falls into; nothing is copied, and a batch, which is all of one dataset, costs one look-up more.
+What is not numbered (teachers, widths, grid, codec, statistics) is the same in all of them: whoever joins them checks that.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...storage.images.dataset import ImageDataset, ImageRow
+from ...storage.sources.decode import Pixels
+from ...storage.views.view_set import ViewSet
+from ...storage.views.view_spec import Views, empty_views
+from ..model.student import TargetSpec
+from .targets import Memory, Rendering, Targets, TargetSource
+
+Int64s = NDArray[np.int64]
+
+
+class Numbering:
+    """Consecutive numbers over parts of the given sizes; `starts[i]` is the first number of part i."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.starts = [0, *np.cumsum(np.array(sizes, np.int64)).tolist()]
+
+    @property
+    def total(self) -> int:
+        """How many numbers there are."""
+        return int(self.starts[-1])
+
+    def place(self, number: int) -> tuple[int, int]:
+        """(part, number within it)."""
+        part = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return part, number - int(self.starts[part])
+
+    def split(self, numbers: Int64s) -> Iterator[tuple[int, NDArray[np.bool_], Int64s]]:
+        """(part, which of the numbers are its own, those numbers within it), for each part that has any."""
+        parts = np.searchsorted(self.starts, numbers, side="right") - 1
+        for part in np.unique(parts).tolist():
+            here = parts == part
+            yield part, here, numbers[here] - self.starts[part]
+
+
+class JoinedImages:
+    """The images of several datasets."""
+
+    def __init__(self, datasets: Sequence[ImageDataset]) -> None:
+        self.datasets, self.numbering = list(datasets), Numbering([len(one) for one in datasets])
+        self.key = " + ".join(one.key for one in datasets)
+
+    def __len__(self) -> int:
+        return self.numbering.total
+
+    def row(self, index: int) -> ImageRow:
+        """What is known of one image."""
+        part, local = self.numbering.place(index)
+        return self.datasets[part].row(local)
+
+    def read_image(self, index: int) -> Pixels:
+        """One image as (H, W, 3) uint8 RGB; raises as its dataset does."""
+        part, local = self.numbering.place(index)
+        return self.datasets[part].read_image(local)
+
+
+class JoinedViews:
+    """The views of several datasets; they may differ in how many views an image has."""
+
+    def __init__(self, parts: Sequence[ViewSet]) -> None:
+        self.parts, self.numbering = list(parts), Numbering([one.rows for one in parts])
+        self.dataset = JoinedImages([one.dataset for one in parts])
+        self.key = " + ".join(one.key for one in parts)
+        stored = {one.spec.pixels for one in parts}
+        self.spec = replace(parts[0].spec, pixels=stored.pop() if len(stored) == 1 else None)  # a step's pixels come from all or none
+
+    @property
+    def rows(self) -> int:
+        """Rows of all."""
+        return self.numbering.total
+
+    def read(self, rows: Int64s) -> Views:
+        """The committed views of any rows, in their order; raises as `ViewSet.read` does."""
+        out = empty_views(len(rows))
+        for part, here, local in self.numbering.split(rows):
+            found = self.parts[part].read(local)
+            out.crop[here], out.flip[here] = found.crop, found.flip
+            out.photometric[here], out.digest[here] = found.photometric, found.digest
+        return out
+
+    def expect(self, rows: Int64s) -> None:
+        """As `ViewSet.expect`."""
+        for part, _, local in self.numbering.split(rows):
+            self.parts[part].expect(local)
+
+    def read_pixels(self, rows: Int64s, out: Pixels) -> Pixels:
+        """Stored pixels of any rows, into `out`; raises as `ViewSet.read_pixels` does."""
+        for part, here, local in self.numbering.split(rows):
+            if here.all():
+                self.parts[part].read_pixels(local, out)
+            else:
+                out[here] = self.parts[part].read_pixels(local)
+        return out
+
+
+class JoinedTargets:
+    """The target sources of several datasets, one teacher each by the same names: a `TargetSource` over joined rows."""
+
+    def __init__(self, parts: Mapping[str, TargetSource], rows: Sequence[int]) -> None:
+        self.parts, self.numbering = dict(parts), Numbering(rows)
+        self._sources = list(parts.values())
+        self._first = self._sources[0]
+
+    @property
+    def specs(self) -> Mapping[str, TargetSpec]:
+        """Widths and grid of each teacher's targets."""
+        return self._first.specs
+
+    def renderings(self, step: int) -> Sequence[Rendering]:
+        """Those of the sources."""
+        return self._first.renderings(step)
+
+    def largest_px(self) -> Mapping[str, int]:
+        """Those of the sources."""
+        return self._first.largest_px()
+
+    def allocate(self, batch_size: int) -> Memory:
+        """Memory that fits every dataset's rows."""
+        return self._first.allocate(batch_size)
+
+    def expect(self, rows_b: Int64s) -> None:
+        """Each dataset's rows to its source."""
+        for part, _, local in self.numbering.split(rows_b):
+            self._sources[part].expect(local)
+
+    def fill(self, rows_b: Int64s, memory: Memory, start: int) -> None:
+        """Rows that follow each other in one dataset go to its source together."""
+        parts = np.searchsorted(self.numbering.starts, rows_b, side="right") - 1
+        cuts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(rows_b)]
+        for first, last in pairwise(cuts):
+            if first < last:
+                part = int(parts[first])
+                self._sources[part].fill(rows_b[first:last] - self.numbering.starts[part], memory, start + first)
+
+    def resolve(self, tensors: Mapping[str, Tensor]) -> Targets:
+        """As the sources, which share codec and statistics."""
+        return self._first.resolve(tensors)
+
+    def identities(self) -> dict[str, Any]:
+        """The first dataset's by teacher, the others' beside it under `mixed_with`."""
+        found = {name: one.identities() for name, one in self.parts.items()}
+        first, *others = found
+        return {
+            teacher: {**described, "mixed_with": {name: found[name][teacher] for name in others}}
+            for teacher, described in found[first].items()
+        }
+
+
+AnyViews = ViewSet | JoinedViews

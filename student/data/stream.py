@@ -1,0 +1,173 @@
+"""Batches of pixels and targets, built by threads straight into preallocated memory.
+
+A step's pixels are read or made at every input that is wanted (the student's, and live teachers'; `pixels` says how); its cached tokens
+are read into the same batch. A fixed number of equal batches exists (`prefetch` says how many fit), so memory is bounded; each is split
+among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the views'
+photometric parameters cross to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so starting
+at any step resumes exactly.
+"""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
+from ...teachers.encoders.photometric import as_seen
+from ..model.ranks import ALONE, Ranks
+from .joined import AnyViews
+from .order import BatchOrder, Places
+from .pixels import fill_pixels
+from .targets import STUDENT, Memory, Rendering, TargetSource
+
+
+class Plan(NamedTuple):
+    """What one step will use."""
+
+    step: int
+    places: Places
+    renderings: Sequence[Rendering]
+
+    def size_px(self, key: str) -> int:
+        """Input size of the student or of one live teacher in this step."""
+        return next(rendering.size_px for rendering in self.renderings if rendering.key == key)
+
+
+@dataclass
+class Batch:
+    """One step's tensors by name: `pixels/student`, `pixels/<teacher>`, and the target source's own; `photometric` (B, 8)."""
+
+    plan: Plan
+    tensors: Memory
+
+    def to(self, device: str) -> Memory:
+        """The tensors on a device; asynchronous from pinned memory."""
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+
+
+def as_all_see(mode: str, tensors: Memory) -> Memory:
+    """A batch's tensors with its pixels as the student and each live teacher see them under the views' photometric mode."""
+    seen = dict(tensors)
+    for name, pixels in tensors.items():
+        kind, _, key = name.partition("/")
+        if kind == "pixels":
+            seen[name] = as_seen("student" if key == STUDENT else "teacher", mode, pixels, tensors["photometric"])
+    return seen
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Memory of one batch, reused; a model's pixels lie in one buffer, which is as large as its largest input."""
+
+    batch_size: int
+    fixed: Memory
+    pixels: Memory
+
+    def tensors(self, renderings: Sequence[Rendering]) -> Memory:
+        found = dict(self.fixed)
+        for key, size_px, _ in renderings:
+            shape = (self.batch_size, size_px, size_px, 3)
+            found[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
+        return found
+
+
+class Stream:
+    """Iterates over the batches of steps [first, last); a batch is valid until the next one is asked for.
+
+    `batch_size` is the whole step's; each of several ranks builds its span of it. `largest_px` has the largest input of the student and of
+    each live teacher, `slots` says how many batches there are: one in use, the others made ahead.
+    """
+
+    def __init__(
+        self,
+        views: AnyViews,
+        source: TargetSource,
+        order: BatchOrder,
+        student_rendering: Callable[[int], Rendering],
+        *,
+        batch_size: int,
+        largest_px: Mapping[str, int],
+        slots: int = 5,
+        threads: int = 2,
+        pin: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.views, self.source, self.order, self.student_rendering = views, source, order, student_rendering
+        self.global_batch, self.ranks, self.threads, self.pin = batch_size, ranks, threads, pin
+        self._reach = order.reach(batch_size)
+        start, stop = ranks.span(batch_size)
+        self.batch_size = stop - start
+        self._slots = [self._allocate(largest_px) for _ in range(slots)]
+
+    def _allocate(self, largest_px: Mapping[str, int]) -> _Slot:
+        fixed = self.source.allocate(self.batch_size)
+        fixed["photometric"] = torch.zeros(self.batch_size, PHOTOMETRIC_PARAMETERS)
+        sizes = {key: 3 * self.batch_size * side**2 for key, side in largest_px.items()}
+        pixels = {key: torch.empty(count, dtype=torch.uint8, pin_memory=self.pin) for key, count in sizes.items()}
+        return _Slot(self.batch_size, {name: one.pin_memory() if self.pin else one for name, one in fixed.items()}, pixels)
+
+    def plan(self, step: int) -> Plan:
+        """What a step uses on this rank: a pure function of the step."""
+        places = self.order.batch(step, self.global_batch, self.ranks.number, self.ranks.count)
+        return Plan(step, places, (self.student_rendering(step), *self.source.renderings(step)))
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The batches of steps [first, last) in order; an error in a thread is raised here, at its step.
+
+        Steps whose data are not in the store yet are not begun ahead of time.
+        """
+        free = deque(self._slots)
+        pending: deque[tuple[_Slot, Batch, list[Future[None]]]] = deque()
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="stream")
+        for near in range(first, min(first + self._reach, last)):
+            self._expect(near)
+        try:
+            step = first
+            while True:
+                while free and step < last and (not pending or self.order.ready(step, self.global_batch)):
+                    slot = free.popleft()
+                    pending.append((slot, *self._submit(pool, slot, step)))
+                    if step + self._reach < last:
+                        self._expect(step + self._reach)
+                    step += 1
+                if not pending:
+                    return
+                slot, batch, parts = pending.popleft()
+                for part in parts:
+                    part.result()
+                yield batch
+                if self.pin:
+                    torch.cuda.current_stream().synchronize()  # copies out of this memory must end before it is filled again
+                free.append(slot)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _expect(self, step: int) -> None:
+        """Have a step's shards fetched in the background, where its order knows them early enough."""
+        if self._reach and self.order.ready(step, self.global_batch):
+            rows_B = self.order.batch(step, self.global_batch, self.ranks.number, self.ranks.count).row_B
+            self.source.expect(rows_B)
+            self.views.expect(rows_B)
+
+    def _submit(self, pool: ThreadPoolExecutor, slot: _Slot, step: int) -> tuple[Batch, list[Future[None]]]:
+        plan = self.plan(step)
+        batch = Batch(plan, slot.tensors(plan.renderings))
+        edges = np.linspace(0, self.batch_size, self.threads + 1).astype(int).tolist()
+        spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
+        return batch, [pool.submit(self._fill, batch, start, stop) for start, stop in spans]
+
+    def _fill(self, batch: Batch, start: int, stop: int) -> None:
+        """Build places [start, stop) of a batch."""
+        places = batch.plan.places
+        rows_b = places.row_B[start:stop]
+        self.source.fill(rows_b, batch.tensors, start)
+        views = self.views.read(rows_b)
+        batch.tensors["photometric"][start:stop] = torch.from_numpy(views.photometric)
+        outputs = [(one, batch.tensors[f"pixels/{one.key}"][start:stop].numpy()) for one in batch.plan.renderings]
+        fill_pixels(self.views, rows_b, places.image_B[start:stop], views, outputs)

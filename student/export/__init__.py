@@ -1,0 +1,1 @@
+"""Students for deployment, and published ones taken in."""

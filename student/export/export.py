@@ -1,0 +1,187 @@
+"""A trained student in the formats that people deploy: one self-contained folder a format.
+
+    OUT/FORMAT/
+      the model            see FORMATS
+      README.md            the model card: origin, terms, evaluations, recipe
+      usage.py             ten lines that run it
+      export.json          what was exported and how far it is from the trained student
+      SHA256SUMS           of every other file
+      adapters/            with adapters: the way from the student's tokens to its teachers' spaces
+
+Each writer runs what it wrote (or loads it with the library that it is for) before the folder takes its place; an export that cannot be
+checked is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export takes seconds
+to minutes.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.identity import file_sha256
+from ...storage.core.urls import require_utf8
+from ...storage.objects.atomic_files import replace_folder
+from ...storage.store import FeatureStore
+from ...teachers.checkpoints.official import from_official, to_official
+from ...teachers.encoders.architectures import TIMM_STUDENT
+from ...teachers.registry.licences import Terms
+from .adapter_chain import write_chain
+from .lineage import Trained, evaluations_about, open_trained, teachers_of, title_of
+from .model_card import model_card
+from .usage_examples import usage_example
+
+_HASH_DIGITS = 8  # torch.hub's convention: the digits in a file's name are checked, and keep its cache from serving an older file
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and what goes beside it."""
+
+    formats: tuple[str, ...]
+    """Names of FORMATS."""
+    size_px: int | None = None
+    """Input size of the graphs and of the preprocessing; None: the run's own."""
+    adapters: bool = False
+    """Also the adapters with their statistics."""
+    store: str | None = None
+    """URL of the feature store that holds those statistics."""
+    proxy: Path | None = None
+    """The run of stage 1, when the student was taught by a proxy."""
+    evaluations: tuple[Path, ...] = field(default=())
+    """Further JSON results for the model card; those of `evaluate` are found in the run's folder."""
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            if name not in FORMATS:
+                raise unknown_name("format", name, FORMATS)
+        if not self.formats:
+            raise BadInput(f"an export needs a format: {', '.join(FORMATS)}")
+        if self.adapters != (self.store is not None):
+            raise BadInput("--adapters and --store go together: the store holds the statistics that undo the adapters' normalisation")
+
+
+def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
+    """Write `out`/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
+    require_utf8("--out", str(out), "safetensors")
+    trained = open_trained(run, options.size_px)
+    _need_plain(trained)
+    terms = teachers_of(run, options.proxy)
+    evaluations = [*evaluations_about(trained), *(_read_evaluation(path) for path in options.evaluations)]
+    written: dict[str, Any] = {}
+    for number, form in enumerate(options.formats):
+        on_event({"event": "progress", "stage": f"export {form}", "done": number, "total": len(options.formats), "unit": "formats"})
+        with replace_folder(out / form) as folder:
+            files, facts = FORMATS[form](trained, folder)
+            if options.adapters:
+                (folder / "adapters").mkdir()
+                facts["adapters"] = write_chain(run, options.proxy, FeatureStore.open(str(options.store)), folder / "adapters")
+            _describe(trained, form, files, facts, terms, evaluations, folder)
+        written[form] = {"folder": str(out / form), "files": files, **facts}
+    return {"run": str(run), "student": trained.name, "written": written}
+
+
+def _need_plain(trained: Trained) -> None:
+    prep, architecture = trained.preprocessing, trained.architecture
+    if architecture["name"] == TIMM_STUDENT:
+        raise BadInput(
+            f"a student of a timm shape is not exported; {trained.run}/model/backbone.safetensors holds its tensors under timm's own names "
+            f"behind `backbone.`, for timm.create_model({architecture['model']!r}, num_classes=0)"
+        )
+    if (prep.pixel_scale, prep.channel_order) != (255.0, "rgb"):
+        raise BadInput(
+            f"the formats hold RGB pictures divided by 255; this student wants {prep.channel_order} divided by {prep.pixel_scale:g}"
+        )
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text().strip().splitlines()[-1] if path.suffix == ".jsonl" else path.read_text()))
+    except (OSError, ValueError, IndexError, TypeError) as error:
+        raise BadInput(f"{path} is not the JSON result of an evaluation: {error}") from error
+
+
+def _describe(
+    trained: Trained, form: str, files: Sequence[str], facts: Mapping[str, Any], terms: Mapping[str, Terms],
+    evaluations: Sequence[Mapping[str, Any]], folder: Path,
+) -> None:  # fmt: skip
+    """Write everything in a format's folder that is not the model."""
+    prep, name = trained.preprocessing.identity(), trained.name
+    usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep)
+    record = {
+        "format": form, "student": name, "run": title_of(trained.run), "architecture": trained.architecture, "preprocessing": prep,
+        "files": list(files), "weights_sha256": trained.weights_sha256, "facts": facts, "torch": torch.__version__,
+    }  # fmt: skip
+    (folder / "usage.py").write_text(usage)
+    (folder / "export.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
+    (folder / "README.md").write_text(model_card(trained, form, facts, terms, evaluations, usage))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in paths]
+    (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+
+
+Written = tuple[list[str], dict[str, Any]]
+
+
+def _eupe(trained: Trained, folder: Path) -> Written:
+    name = trained.hub_name
+    if name is None:
+        raise BadInput("the official hub builds six shapes only and this student is none of them; export it as timm or transformers")
+    tensors = trained.encoder.state_dict()
+    official = to_official(tensors, trained.architecture)
+    back = from_official(official).tensors
+    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
+    torch.save(official, folder / "weights.pth")
+    file = f"{name}-{file_sha256(folder / 'weights.pth')[:_HASH_DIGITS]}.pth"
+    (folder / "weights.pth").rename(folder / file)
+    return [file], {"tensors": len(official), "read back": "bitwise equal"}
+
+
+def _timm(trained: Trained, folder: Path) -> Written:
+    from ...teachers.checkpoints.timm_folder import write_timm
+
+    write_timm(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
+    return ["model.safetensors", "config.json"], _read_back(trained, folder)
+
+
+def _transformers(trained: Trained, folder: Path) -> Written:
+    from ...teachers.checkpoints.transformers_folder import write_transformers
+
+    write_transformers(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
+    return ["model.safetensors", "config.json", "preprocessor_config.json"], _read_back(trained, folder)
+
+
+def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:
+    """Load the folder with its own library, which also compares its tokens with ours, and compare the tensors."""
+    from ...teachers.checkpoints.published import TOLERANCE, read_published
+
+    found, ours = read_published(folder).tensors, trained.encoder.state_dict()
+    assert all(torch.equal(found[name], ours[name]) for name in ours)
+    return {"read back": "bitwise equal", "tokens": f"the library's differ by at most {TOLERANCE:g}"}
+
+
+def _onnx(trained: Trained, folder: Path) -> Written:
+    from .graphs import write_onnx
+
+    return ["student.onnx"], write_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx")
+
+
+def _executorch(trained: Trained, folder: Path) -> Written:
+    from .graphs import write_executorch
+
+    files = {False: "student-fp32.pte", True: "student-int8.pte"}
+    size_px = trained.preprocessing.size_px
+    facts = {file: write_executorch(trained.encoder, size_px, folder / file, int8=int8) for int8, file in files.items()}
+    return list(files.values()), {"input": f"1x3x{size_px}x{size_px}", **facts}
+
+
+FORMATS: dict[str, Callable[[Trained, Path], Written]] = {
+    "eupe": _eupe,
+    "timm": _timm,
+    "transformers": _transformers,
+    "onnx": _onnx,
+    "executorch": _executorch,
+}

@@ -1,0 +1,121 @@
+"""The student written as an ONNX graph and as ExecuTorch programs for XNNPACK, each run once against the original before it counts.
+
+ONNX: torch.export with the batch and both sides open (in steps of the stride), checked in onnxruntime at other sizes than it was traced
+at. ExecuTorch: one picture of one size, fp32, and int8 by PT2E: weights per output channel, activations per call from their own range.
+This dynamic kind needs no calibration pictures, so an export stays a function of the weights; its price is a pass over each activation,
+and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers, which hold 93 % or more of every student's weights).
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...storage.core.errors import BadInput
+from ...teachers.encoders.encoder import Encoder
+from ...teachers.encoders.tokens import Tokens
+from ...teachers.registry.canary import canary_images
+from .runtimes import Deployed, Runner, eager_runner, executorch_runner, onnx_runner, optional
+
+MAX_DIFFERENCE = 1e-3
+"""Largest absolute difference of an fp32 graph's tokens that is put down to another order of adding."""
+OPSET = 23  # the newest that torch's exporter has operators of its own for
+LONGEST_SIDE_TOKENS = 256
+CANARIES = 8
+
+
+def write_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
+    """Write the graph and return its facts; raises BadInput without onnx or when its tokens are not the encoder's."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        optional(library)
+    stride = encoder.stride_px
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        program = torch.onnx.export(
+            Deployed(encoder),
+            (torch.zeros(2, 3, 4 * stride, 6 * stride),),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            dynamic_shapes=_open_shapes(stride),
+            input_names=["pixels"],
+            output_names=["cls", "patch"],
+        )  # fmt: skip - the picture is traced with sides 4 and 6: a 1, or equal sides, would become constants
+        assert program is not None
+        program.save(str(path))
+    run = onnx_runner(path)
+    shapes = [(1, size_px, size_px), (2, 3 * stride, 5 * stride)]
+    differences = {f"{b}x3x{h}x{w}": _need_close(encoder, run, b, h, w) for b, h, w in shapes}
+    return {"opset": program.model.opset_imports[""], "max_abs_difference": differences, "dynamic": "batch, height and width"}
+
+
+def _open_shapes(stride_px: int) -> dict[str, Any]:
+    dim = torch.export.Dim
+    rows, columns = (stride_px * dim(name, min=1, max=LONGEST_SIDE_TOKENS) for name in ("rows", "columns"))
+    return {"pixels": {0: dim("batch", min=1, max=65_536), 2: rows, 3: columns}}
+
+
+def write_executorch(encoder: Encoder, size_px: int, path: Path, *, int8: bool) -> dict[str, Any]:
+    """Write the program and return its facts; raises BadInput without executorch or when an fp32 program's tokens differ."""
+    lower: Any = optional("executorch.exir").to_edge_transform_and_lower
+    partition: Any = optional("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    example = (_pixels(encoder, 1, size_px, size_px),)
+    partitioners = [partition.XnnpackPartitioner()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchao and executorch warn of their own deprecations
+        program = torch.export.export(Deployed(encoder), example)
+        if int8:
+            program = torch.export.export(_quantised(program, example), example)
+            partitioners.insert(0, partition.XnnpackDynamicallyQuantizedPartitioner())
+        path.write_bytes(lower(program, partitioner=partitioners).to_executorch().buffer)
+    run = executorch_runner(path)
+    if int8:
+        return {"quantisation": "weights int8 per channel, activations int8 per call", **_agreement(encoder, run, size_px)}
+    return {"max_abs_difference": _need_close(encoder, run, 1, size_px, size_px)}
+
+
+def _quantised(program: torch.export.ExportedProgram, example: tuple[Tensor, ...]) -> nn.Module:
+    quantizers: Any = optional("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
+    pt2e: Any = optional("torchao.quantization.pt2e.quantize_pt2e")
+    config = quantizers.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    quantizer = quantizers.XNNPACKQuantizer().set_module_type(nn.Linear, config)
+    prepared = pt2e.prepare_pt2e(program.module(), quantizer)
+    with torch.no_grad():
+        prepared(*example)
+    converted: nn.Module = pt2e.convert_pt2e(prepared)
+    return converted
+
+
+def _pixels(encoder: Encoder, batch: int, height_px: int, width_px: int) -> Tensor:
+    """Normalised canary pictures, cut to shape."""
+    side = max(height_px, width_px)
+    bytes_BHWC = torch.from_numpy(canary_images(batch, side)[:, :height_px, :width_px].copy())
+    return encoder.preprocessing.apply(bytes_BHWC).contiguous()
+
+
+def _need_close(encoder: Encoder, run: Runner, batch: int, height_px: int, width_px: int) -> float:
+    pixels_BCHW = _pixels(encoder, batch, height_px, width_px)
+    worst = max_difference(run(pixels_BCHW), eager_runner(encoder)(pixels_BCHW))
+    if not worst <= MAX_DIFFERENCE:
+        raise BadInput(f"the exported graph gives other tokens than the student at {height_px}×{width_px} px: up to {worst:.2g}")
+    return worst
+
+
+def _agreement(encoder: Encoder, run: Runner, size_px: int) -> dict[str, float]:
+    """Least cosines over eight canary pictures: what quantisation costs, before any task is asked."""
+    reference, cosines = eager_runner(encoder), dict[str, float]()
+    for pixels_CHW in _pixels(encoder, CANARIES, size_px, size_px):
+        for name, one, other in zip(("cls", "patch"), run(pixels_CHW[None]), reference(pixels_CHW[None]), strict=True):
+            assert one is not None
+            assert other is not None
+            cosine = nn.functional.cosine_similarity(one.flatten(0, -2), other.flatten(0, -2), dim=-1)
+            least = cosine.min() if name == "cls" else cosine.mean()
+            cosines[name] = min(cosines.get(name, 1.0), least.item())
+    return {"least_cls_cosine": cosines["cls"], "least_mean_patch_cosine": cosines["patch"]}
+
+
+def max_difference(one: Tokens, other: Tokens) -> float:
+    """The largest absolute difference between two sets of tokens, class and patch."""
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True) if a is not None and b is not None)

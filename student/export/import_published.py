@@ -1,0 +1,44 @@
+"""A published checkpoint as a run's folder: something that training starts from, that teaches, that is evaluated and exported.
+
+    OUT/model/         model.json  backbone.safetensors  adapters.json  adapters.safetensors (both empty)
+    OUT/imported.json  source, its sha256, layout, what was left out
+
+It has no adapters, because nobody publishes them: training that starts from it begins with fresh ones. There is no recipe and no summary,
+so the folder never passes for a run that was trained here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ...storage.core.errors import BadInput
+from ...storage.core.identity import file_sha256, json_bytes
+from ...storage.core.urls import require_utf8
+from ...storage.objects.atomic_files import write_atomically
+from ...teachers.checkpoints.published import load_encoder, read_published
+from ..model.student import Student, count_parameters
+from ..training.run_folder import save_model
+
+
+def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[str, Any]:
+    """Write `out` from a .pth, .safetensors, timm or transformers folder; raises BadInput when it is none, or `out` is not empty."""
+    if not source.exists():
+        raise BadInput(f"{source} does not exist; give a .pth or .safetensors file, or a folder with a config.json")
+    if out.exists() and any(out.iterdir()):
+        raise BadInput(f"{out} is not empty; give an empty or a new folder")
+    require_utf8("--out", str(out), "safetensors")
+    found = read_published(source)
+    encoder = load_encoder(found.architecture, found.tensors)
+    encoder.preprocessing = found.preprocessing
+    side = size_px or found.preprocessing.size_px
+    encoder.grid(side, side)  # raises BadInput off the stride
+    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.suffix in (".safetensors", ".json"))
+    origin = {
+        "source": source.name,
+        "sha256": {path.name: file_sha256(path) for path in files},
+        "layout": found.layout,
+        "notes": found.notes,
+    }
+    save_model(Student(encoder, 1, {}), out / "model", size_px=side, targets={})
+    write_atomically(out / "imported.json", json_bytes(origin, indent=1))
+    parameters = count_parameters(encoder)
+    return {"model": str(out), "architecture": found.architecture, "size_px": side, "parameters": parameters, **origin}

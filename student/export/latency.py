@@ -1,0 +1,139 @@
+"""How long one picture takes: batch 1, one size, a stated number of threads, in every runtime that an export folder holds.
+
+Warm-up calls first (compilers, allocators, caches), then each call is timed alone; median and 95th percentile are of those. Time does not
+depend on the weights' values, so eager and torch.compile run the architecture with fresh ones, and the graphs the exported ones. FLOPs
+count multiply and add as two, over convolutions, linear layers and attention. A shared machine shows in p95, and in a
+median above the processor time: one thread on a machine of its own has them equal.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...storage.core.errors import BadInput, CacheMismatch, unknown_name
+from ...teachers.encoders.encoder import Encoder, build_encoder
+from ..model.student import count_parameters
+from .runtimes import Runner, compiled_runner, eager_runner, executorch_runner, onnx_runner
+
+PAPER_IPHONE_MS = {
+    "eupe_vitt16": 6.8, "eupe_vits16": 17.1, "eupe_vitb16": 55.2,
+    "eupe_convnext_tiny": 22.4, "eupe_convnext_small": 38.5, "eupe_convnext_base": 59.3,
+}  # fmt: skip
+"""The paper's latency on an iPhone at 256 px (ExecuTorch); another machine than yours."""
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """How it is measured."""
+
+    threads: int = 1
+    """Threads of every runtime."""
+    warmup: int = 10
+    """Calls before the first that counts."""
+    calls: int = 50
+    """Calls that count."""
+    runtimes: tuple[str, ...] = ()
+    """Which of RUNTIMES; () for all that the folder holds."""
+
+    def __post_init__(self) -> None:
+        if min(self.threads, self.calls) < 1 or self.warmup < 0:
+            raise BadInput(f"threads and calls are at least 1 and warmup at least 0, got {self}")
+        for name in self.runtimes:
+            if name not in RUNTIMES:
+                raise unknown_name("runtime", name, RUNTIMES)
+
+
+def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
+    """Measure an export; returns parameters, FLOPs and {runtime: {median_ms, p95_ms, cpu_ms}}. Raises BadInput when it is not one."""
+    record = _read_export(folder)
+    size_px = record["preprocessing"]["size_px"]
+    encoder = build_encoder(record["architecture"]).eval()
+    pixels_BCHW = torch.randn(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+    table: dict[str, Any] = {}
+    with _threads(options.threads):
+        for number, name in enumerate(chosen := options.runtimes or tuple(RUNTIMES)):
+            run = RUNTIMES[name](encoder, folder, options.threads)
+            if run is None and options.runtimes:
+                raise BadInput(f"{folder} holds nothing for the runtime {name}; export that format first")
+            if run is not None:
+                on_event({"event": "progress", "stage": f"latency {name}", "done": number, "total": len(chosen), "unit": "runtimes"})
+                table[name] = measure(run, pixels_BCHW, options)
+    return {
+        "student": record["student"], "input": f"1x3x{size_px}x{size_px}", "threads": options.threads, "warmup": options.warmup,
+        "calls": options.calls, "parameters": count_parameters(encoder), "gflops": count_gflops(encoder, size_px),
+        "paper_iphone_ms": PAPER_IPHONE_MS.get(record["student"]) if size_px == 256 else None, "columns": "median_ms, p95_ms, cpu_ms",
+        "runtimes": table,
+    }  # fmt: skip
+
+
+def measure(run: Runner, pixels_BCHW: torch.Tensor, options: LatencyOptions) -> dict[str, float]:
+    """Median and 95th percentile of single calls, and the median of the processor time that they took, in milliseconds."""
+    for _ in range(options.warmup):
+        run(pixels_BCHW)
+    took_ms, cpu_ms = [], []
+    for _ in range(options.calls):
+        began, cpu_began = time.perf_counter(), time.process_time()
+        run(pixels_BCHW)
+        cpu_ms.append((time.process_time() - cpu_began) * 1e3)
+        took_ms.append((time.perf_counter() - began) * 1e3)
+    p95_ms = sorted(took_ms)[max(0, -(-95 * len(took_ms) // 100) - 1)]
+    return {"median_ms": statistics.median(took_ms), "p95_ms": p95_ms, "cpu_ms": statistics.median(cpu_ms)}
+
+
+def count_gflops(encoder: Encoder, size_px: int) -> float:
+    """Floating-point operations of one picture, in 10⁹, an addition and a multiplication counting as two."""
+    pixels_BCHW = torch.zeros(1, 3, size_px, size_px)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:  # MATH: seen as matrix products
+        encoder(pixels_BCHW)
+    return float(counter.get_total_flops()) / 1e9
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _read_export(folder: Path) -> dict[str, Any]:
+    """What all formats of the folder say alike; raises BadInput when there are none, CacheMismatch when they are of several students."""
+    try:
+        records = [dict(json.loads(path.read_text())) for path in sorted(folder.glob("*/export.json"))]
+        found = [{key: record[key] for key in ("student", "architecture", "preprocessing", "weights_sha256")} for record in records]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"an export.json in {folder} is not one of ours: {error!r}") from error
+    if not found:
+        raise BadInput(f"{folder} is not the folder of an export: no */export.json; run `eupe-pipeline export RUN --out {folder} …` first")
+    if any(one != found[0] for one in found):
+        raise CacheMismatch(f"the formats in {folder} are of different students or sizes; export them together")
+    return found[0]
+
+
+def _file_runner(open_runner: Callable[[Path, int], Runner], where: str) -> Callable[[Encoder, Path, int], Runner | None]:
+    def opened(encoder: Encoder, folder: Path, threads: int) -> Runner | None:
+        path = folder / where
+        return open_runner(path, threads) if path.is_file() else None
+
+    return opened
+
+
+RUNTIMES: dict[str, Callable[[Encoder, Path, int], Runner | None]] = {
+    "eager": lambda encoder, folder, threads: eager_runner(encoder),
+    "torch.compile": lambda encoder, folder, threads: compiled_runner(encoder),
+    "onnxruntime": _file_runner(onnx_runner, "onnx/student.onnx"),
+    "executorch fp32": _file_runner(executorch_runner, "executorch/student-fp32.pte"),
+    "executorch int8": _file_runner(executorch_runner, "executorch/student-int8.pte"),
+}
+"""Every way to run a student; each gives None when the folder does not hold its file."""

@@ -1,0 +1,102 @@
+"""The student as one graph, and the ways to run it: eager, compiled, ONNX Runtime, ExecuTorch; each a function of float pixels.
+
+Axes: B images, C colours, H and W grid, D channels. A deployed graph takes normalised float32 pixels (B, 3, h, w) and gives two tensors,
+`cls` (B, D) and `patch` (B, H, W, D); resizing and normalising stay outside, where a phone has its own means for them. ONNX graphs leave
+the batch and both sides open; an ExecuTorch program is planned ahead of time for one picture of one size. onnx, onnxruntime and
+executorch are not dependencies of the package: a missing one is an error that names the extra which brings it.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...storage.core.errors import BadInput
+from ...teachers.encoders.encoder import Encoder
+from ...teachers.encoders.tokens import Tokens
+from .deployable import deployable
+
+Runner = Callable[[Tensor], Tokens]
+EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch"}
+
+
+class Deployed(nn.Module):
+    """Float pixels (B, 3, h, w) → (cls (B, D), patch (B, H, W, D))."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = deployable(encoder)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both tensors; a student always has a class token."""
+        cls_BD, patch_BHWD = self.encoder(pixels)
+        assert cls_BD is not None
+        return cls_BD, patch_BHWD
+
+
+def optional(module: str) -> ModuleType:
+    """Import a module of an optional library; raises BadInput that names the extra when the library is not installed."""
+    library = module.split(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in EXTRAS:
+            raise
+        raise BadInput(
+            f"{error.name} is not installed, and {library} needs it here; run: pip install 'eupe-pipeline[{EXTRAS[library]}]'"
+        ) from error
+
+
+def eager_runner(encoder: Encoder) -> Runner:
+    """The encoder as it is trained, with timm's own rotary embedding: what the graphs are compared with."""
+
+    def run(pixels_BCHW: Tensor) -> Tokens:
+        with torch.no_grad():
+            tokens: Tokens = encoder(pixels_BCHW)
+            return tokens
+
+    return run
+
+
+def compiled_runner(encoder: Encoder) -> Runner:
+    """The encoder through torch.compile; the first call of each shape compiles."""
+    model = torch.compile(Deployed(encoder), dynamic=False)
+
+    def run(pixels_BCHW: Tensor) -> Tokens:
+        with torch.no_grad():
+            return Tokens(*model(pixels_BCHW))
+
+    return run
+
+
+def onnx_runner(path: Path, threads: int = 1) -> Runner:
+    """An ONNX file in onnxruntime's CPU provider; raises BadInput when onnxruntime is not installed."""
+    onnxruntime: Any = optional("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(pixels_BCHW: Tensor) -> Tokens:
+        cls_BD, patch_BHWD = session.run(["cls", "patch"], {"pixels": pixels_BCHW.numpy()})
+        return Tokens(torch.from_numpy(cls_BD), torch.from_numpy(patch_BHWD))
+
+    return run
+
+
+def executorch_runner(path: Path, threads: int = 1) -> Runner:
+    """A `.pte` in ExecuTorch's Python runtime, for one picture of its own size; its thread pool is the process's."""
+    runtime: Any = optional("executorch.runtime")
+    bindings: Any = optional("executorch.extension.pybindings.portable_lib")
+    bindings._unsafe_reset_threadpool(threads)  # the only way to set it; unsafe while a method runs, none does here
+    program = runtime.Runtime.get().load_program(str(path))
+    method = program.load_method("forward")
+
+    def run(pixels_BCHW: Tensor) -> Tokens:
+        cls_BD, patch_BHWD = method.execute([pixels_BCHW.contiguous()])
+        return Tokens(cls_BD.clone(), patch_BHWD.clone())  # the next call writes over its memory
+
+    return run

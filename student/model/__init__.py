@@ -1,0 +1,1 @@
+"""What is trained: recipe, student, losses, optimisers, ranks."""

@@ -1,0 +1,102 @@
+"""Optimisers by name: torch's fused AdamW, and LAMB (You et al., arXiv 1904.00962) for stage 1's large batches.
+
+LAMB is ours because torch has none: Adam's update with bias correction plus decoupled decay, scaled per tensor by ‖w‖ / ‖update‖ (1 where
+either is 0), without the paper's clipping of the ratio. `decays` alone decides what decays: the weights of linear layers and
+convolutions, which is ours. Both keep their state per parameter as tensors, in the order of the groups: that is what a checkpoint stores.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from ...storage.core.errors import unknown_name
+from .recipe import OptimizerConfig
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB; `lr`, `betas`, `eps` and `weight_decay` by parameter group."""
+
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient; closures are not supported."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return None
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        count, (beta1, beta2) = int(state["step"]), group["betas"]
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        denominator = (square / (1 - beta2**count)).sqrt_().add_(group["eps"])
+        update = (mean / (1 - beta1**count)).div_(denominator).add_(parameter, alpha=group["weight_decay"])
+        parameter.sub_(update.mul_(_trust_ratio(parameter, update) * group["lr"]))
+
+
+def _trust_ratio(parameter: Tensor, update: Tensor) -> Tensor:
+    weight_norm, update_norm = parameter.norm(), update.norm()
+    usable = (weight_norm > 0) & (update_norm > 0)
+    return torch.where(usable, weight_norm / update_norm.clamp_min(1e-30), torch.ones_like(weight_norm))
+
+
+def decays(name: str, parameter: Tensor, decayed: str = "weights") -> bool:
+    """Whether weight decay covers a parameter: the weights of linear layers and convolutions.
+
+    Norms, biases, layer scales, class, register and mask tokens, position embeddings and tables have none. torch and timm call
+    `weight` (or `in_proj_weight`) what a layer multiplies by, and give tokens, embeddings and scales names of their own, whatever their
+    shape. With `decayed = "matrices"` the shape decides instead, tokens of shape (1, n, D) included: how runs were trained before.
+    """
+    return parameter.ndim >= 2 and (decayed == "matrices" or name.rpartition(".")[2].endswith("weight"))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, decayed: str = "weights") -> list[dict[str, Any]]:
+    """Two groups of trainable parameters: those that decay, and the others."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups[decays(name, parameter, decayed)].append(parameter)
+    return [{"params": found, "weight_decay": weight_decay if decaying else 0.0} for decaying, found in groups.items() if found]
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+
+
+def _lamb(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    return Lamb(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
+BUILDERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "lamb": _lamb}
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the module's trainable parameters; raises `BadInput` for an unknown name."""
+    if config.name not in BUILDERS:
+        raise unknown_name("optimizer", config.name, BUILDERS)
+    return BUILDERS[config.name](parameter_groups(module, config.weight_decay, config.decayed), config)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

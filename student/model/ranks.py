@@ -1,0 +1,50 @@
+"""The processes that train one student together, and the little that they say to each other outside of a model's own gradients.
+
+One process alone is `ALONE`: nothing is sent. With more, the caller has opened torch's process group (gloo on a CPU, nccl on CUDA). Each
+rank takes its span of every batch; sums over ranks keep decisions (stop, not finite) equal everywhere, or ranks would wait for each other
+for ever.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..data.order import rank_span
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is number `number` of `count`."""
+
+    number: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files and reports."""
+        return self.number == 0
+
+    def span(self, batch_size: int) -> tuple[int, int]:
+        """[start, stop) of this rank in a batch; raises `BadInput` when a rank would have nothing."""
+        return rank_span(batch_size, self.number, self.count)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of a small tensor over all ranks."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool, device: str = "cpu") -> bool:
+        """Whether the flag is set on at least one rank."""
+        return flag if self.count == 1 else bool(self.total(torch.tensor([float(flag)], device=device)).item())
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+ALONE = Ranks()

@@ -1,0 +1,60 @@
+"""One student on several ranks: a whole copy each (DDP), or a share of every weight each (FSDP2), and whole tensors again for a checkpoint.
+
+DDP suits students: their weights fit anywhere. The 1.9 B proxy with LAMB's two moments takes 30 GB in fp32, so FSDP2 shards weights,
+gradients and moments over the ranks, block by block; a block's weights are gathered when it runs. Checkpoints always hold whole tensors
+under their plain names, so a run goes on with any number of ranks and in either way. Gathering is collective: every rank calls, the first
+writes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ...teachers.encoders.regularity import residual_blocks
+from .ranks import Ranks
+from .student import Student
+
+
+def spread(student: Student, way: str, ranks: Ranks) -> nn.Module:
+    """The module whose forward and backward work over all ranks; one rank's student is returned as it is.
+
+    `fsdp` changes the student's parameters in place, so optimisers are built afterwards.
+    """
+    if ranks.count == 1:
+        return student
+    if way == "ddp":
+        return DistributedDataParallel(student, broadcast_buffers=False)
+    mesh = init_device_mesh(next(student.parameters()).device.type, (ranks.count,))
+    for part in (*residual_blocks(student.encoder), *student.adapters):
+        fully_shard(part, mesh=mesh)
+    fully_shard(student, mesh=mesh)
+    return student
+
+
+def exchanging(module: nn.Module, now: bool) -> None:
+    """Whether the next backward pass exchanges gradients: only a step's last part has to."""
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = now
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(now)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor's full value on every rank; collective when it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, template: Tensor) -> Tensor:
+    """A whole tensor shared over ranks as the template is."""
+    if not isinstance(template, DTensor) or tensor.shape != template.shape:
+        return tensor
+    placed = tensor.to(template.device)
+    return distribute_tensor(placed, template.device_mesh, template.placements, src_data_rank=None)
+
+
+def gradient_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+    """Scale the whole gradient down to `clip_norm` and return the norm it had, the same on every rank."""
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, clip_norm)).detach()

@@ -1,0 +1,91 @@
+"""The student: one encoder, and for each teacher an adapter for the class token and one for the patch tokens.
+
+An adapter is `Linear(no bias) → LayerNorm → GELU → Linear(no bias)` to the teacher's width (paper, sections 3.1 and 4.1). Adapters are
+dropped after training but kept beside the backbone: stage 3 starts from them and zero-shot evaluation needs them. A teacher without a class
+token has no class adapter. Axes: B images, H and W grid, C colours, D channels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ...teachers.encoders.encoder import Encoder
+from ...teachers.encoders.tokens import Tokens
+from ..data.sampled import SampledTokens, at_places
+
+NONE_SAMPLED: Mapping[str, SampledTokens] = {}
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What one teacher's targets look like."""
+
+    cls_dim: int | None
+    """Channels of the class token; None without one."""
+    patch_dim: int
+    """Channels of a patch token."""
+    grid: tuple[int, int]
+    """Rows and columns of patch tokens: at the teacher's own size, or as stored."""
+    tokens: int | None = None
+    """How many of the grid's tokens a view has, at recorded places; None: all."""
+
+
+class Adapter(nn.Sequential):
+    """Tokens (…, in_dim) → (…, out_dim)."""
+
+    def __init__(self, in_dim: int, width: int, out_dim: int) -> None:
+        first, last = nn.Linear(in_dim, width, bias=False), nn.Linear(width, out_dim, bias=False)
+        super().__init__(first, nn.LayerNorm(width), nn.GELU(), last)
+
+
+class TeacherHeads(nn.Module):
+    """Both adapters of one teacher; `cls` is None for a teacher without a class token."""
+
+    def __init__(self, in_dim: int, width: int, spec: TargetSpec) -> None:
+        super().__init__()
+        self.cls = Adapter(in_dim, width, spec.cls_dim) if spec.cls_dim is not None else None
+        self.patch = Adapter(in_dim, width, spec.patch_dim)
+
+    def forward(self, tokens: Tokens | SampledTokens) -> Tokens | SampledTokens:
+        """The student's tokens, all or some, in the teacher's normalised space."""
+        cls_BD = self.cls(tokens.cls_BD) if self.cls is not None else None
+        if isinstance(tokens, SampledTokens):
+            return tokens._replace(cls_BD=cls_BD, patch_BTD=self.patch(tokens.patch_BTD))
+        return Tokens(cls_BD, self.patch(tokens.patch_BHWD))
+
+
+class Student(nn.Module):
+    """An encoder with adapters; `adapters` has one entry a teacher, in the order of `teacher_names`.
+
+    Teacher names may hold characters that module names may not (dots), so the modules stand in a list. The list's order decides in which
+    order sums are added and nothing else: in files an adapter has its teacher's name (`kept_name`).
+    """
+
+    def __init__(self, encoder: Encoder, width: int, teachers: Mapping[str, TargetSpec]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.teacher_names = list(teachers)
+        self.adapters = nn.ModuleList([TeacherHeads(encoder.width, width, spec) for spec in teachers.values()])
+
+    def forward(self, pixels_BHWC: Tensor, sampled: Mapping[str, SampledTokens] = NONE_SAMPLED) -> dict[str, Tokens | SampledTokens]:
+        """uint8 pixels (B, H, W, C) of any valid size → predicted tokens by teacher, at the places of those whose targets are sampled."""
+        tokens: Tokens = self.encoder(self.encoder.preprocessing.apply(pixels_BHWC))
+        heads_of = dict(zip(self.teacher_names, self.adapters, strict=True))
+        return {name: heads(at_places(tokens, sampled[name]) if name in sampled else tokens) for name, heads in heads_of.items()}
+
+
+def kept_name(module: nn.Module, name: str) -> str:
+    """The name of a module's tensor in a checkpoint: an adapter's has its teacher's name in the place of its number.
+
+    Numbers follow the order in which teachers were given, and two teachers of one width would take each other's adapters.
+    """
+    if not isinstance(module, Student) or not name.startswith("adapters."):
+        return name
+    _, number, rest = name.split(".", 2)
+    return f"adapters.{module.teacher_names[int(number)]}.{rest}"
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,0 +1,74 @@
+"""`[views]` of a recipe: which views its targets are of, as far as the recipe says; an extraction draws them, a training compares them.
+
+What a recipe leaves out is None and may be anything. How many views an image has and their seed are stated for extractions alone: other
+draws of the same distribution train as well. Of centre views nothing counts but the crop.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ...storage.core.errors import BadInput
+from ...storage.views.photometric import Distortion
+from ...storage.views.view_spec import ViewSpec
+
+NOT_COMPARED = ("views_per_image", "seed", "pixels")
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """`[views]`: how the teachers' and the student's views are drawn; fields as those of `storage.views.ViewSpec`."""
+
+    kind: str | None = None
+    """`random_resized_crop` or `center`."""
+    views_per_image: int | None = None
+    """Recorded views of each image (ours: the paper draws them anew)."""
+    seed: int | None = None
+    """Seed of the draws."""
+    scale: tuple[float, ...] | None = None
+    """Least and largest share of the image's area."""
+    ratio: tuple[float, ...] | None = None
+    """Least and largest width over height."""
+    flip_probability: float | None = None
+    """Of a horizontal flip."""
+    crop_fraction: float | None = None
+    """Of the shorter side, for centre views."""
+    photometric: str | None = None
+    """Who sees colour jitter, blur and solarisation: `none`, `teacher_same` for both, `student_only`."""
+    distortion: Distortion | None = None
+    """How strong and how often those are."""
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio"):
+            if (pair := getattr(self, name)) is not None and len(pair) != 2:
+                raise BadInput(f"recipe value views.{name} = {list(pair)} is not the two numbers of a range")
+        try:
+            self.spec()
+        except BadInput as error:
+            raise BadInput(f"recipe table views: {error}") from error
+
+    def stated(self) -> dict[str, Any]:
+        """The values that the recipe states, by field."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def spec(self, base: ViewSpec | None = None) -> ViewSpec:
+        """The views that are stated, with `base` where nothing is."""
+        base = base or ViewSpec()
+        values = self.stated()
+        if values.get("kind", base.kind) == "center":
+            values |= {"photometric": "none", "views_per_image": 1}
+        return dataclasses.replace(base, **values)
+
+    def differences(self, spec: ViewSpec) -> dict[str, tuple[object, object]]:
+        """Each value in which recorded views are not those that are stated: key → (theirs, the stated one)."""
+        wanted, got = _flat(self.spec(spec).identity()), _flat(spec.identity())
+        if wanted["kind"] != got["kind"]:
+            return {"kind": (got["kind"], wanted["kind"])}
+        found = {key: (got.get(key), value) for key, value in wanted.items() if key not in NOT_COMPARED and got.get(key) != value}
+        return {"photometric": found["photometric"]} if "photometric" in found else found
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    distortion = identity.pop("distortion", {})
+    return identity | {f"distortion.{key}": value for key, value in distortion.items()}

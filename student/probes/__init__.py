@@ -1,0 +1,1 @@
+"""Measures of features: kNN, linear probe, dense heads, keypoints."""

@@ -1,0 +1,1 @@
+"""The training loop: trainer, learner, checkpoints, the run's folder."""

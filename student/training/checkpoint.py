@@ -1,0 +1,236 @@
+"""Checkpoints of a training run: everything that a bit-equal resume needs, without pickle.
+
+    checkpoints/step-0001000/
+        model.safetensors       the student: backbone and adapters, each adapter under its teacher's name
+        optimizer.safetensors   `<parameter>/<state name>`, parameters named as in the model
+        average.safetensors     the moving average of the weights, where there is one
+        checkpoint.json         step, recipe, teachers, feature identities, versions, score (what makes one the best)
+
+Tensors are whole, whatever the ranks and their way to share a student. A checkpoint is written to a temporary folder and renamed, so it is
+whole or absent; a full disk leaves the one before it in place. The schedule, the order and all draws are functions of the step and need no
+state. `step` counts finished optimiser steps. Format 1 numbered adapters and parameters; it is read into a student whose teachers stand in
+the order of that run (`RunFolder.teacher_order`).
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ...storage.core.errors import BadInput, CacheDamaged
+from ...storage.objects.atomic_files import TEMPORARY_PREFIX, refusals, remove_folder, replace_folder
+from ..model.ranks import ALONE, Ranks
+from ..model.sharding import like, whole
+from ..model.student import kept_name
+from ..model.versions import code_digest, versions
+from .metrics import read_metrics
+
+_PREFIX = "step-"
+FORMAT = 2
+_NAMED_AT_MOST = 5
+_NUMBERED = 1  # the format in which adapters and parameters had numbers
+_DAMAGED = "; the file is damaged. To go on from the checkpoint before, move that folder out of the run's checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk: its folder, finished steps and what was written beside the tensors."""
+
+    folder: Path
+    step: int
+    described: dict[str, Any]
+
+
+def step_of(name: str) -> int | None:
+    """The step in a checkpoint's name, with or without the folders above it; None for any other name."""
+    digits = name.rpartition("/")[2].removeprefix(_PREFIX)
+    return int(digits) if name.endswith(f"{_PREFIX}{digits}") and digits.isascii() and digits.isdecimal() else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders by step, oldest first; temporary ones are not among them. From step 10,000,000 a name has one digit more."""
+    steps = {one: step for one in folder.glob(f"{_PREFIX}*") if (step := step_of(one.name)) is not None}
+    return sorted(steps, key=lambda one: steps[one])
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed writer left: a checkpoint half written or half removed, as large as a whole one. One writer at a time."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint, or None; raises `CacheDamaged` when its description is unreadable."""
+    found = list_checkpoints(folder)
+    if not found:
+        return None
+    described = _read_description(found[-1])
+    step, layout = described["step"], described["format"]
+    if layout not in (_NUMBERED, FORMAT):
+        raise BadInput(f"checkpoint {found[-1]} has format {layout}, this version reads formats {_NUMBERED} and {FORMAT}")
+    return Checkpoint(found[-1], step, described)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text())
+        return {**described, "step": int(described["step"]), "format": int(described["format"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheDamaged(f"checkpoint {folder} cannot be read ({error}){_DAMAGED}") from error
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the highest evaluation of its own step, else with the lowest smoothed loss; the older of equals."""
+    scores = {one: score_of(one) for one in list_checkpoints(folder)}
+    evaluated = {one: -float(score["evaluation"]) for one, score in scores.items() if score.get("evaluation") is not None}
+    ranked = evaluated or {one: float(score["loss"]) for one, score in scores.items() if "loss" in score}
+    return min(ranked, key=lambda one: ranked[one], default=None)
+
+
+def score_of(folder: Path) -> dict[str, Any]:
+    """What a checkpoint is ranked by; format 1 repeated an older evaluation: it counts where the metrics have one of this step."""
+    described = _read_description(folder)
+    score = dict(described.get("score", {}))
+    if described["format"] == _NUMBERED and score.get("evaluation") is not None:
+        evaluated = {line["step"] for line in read_metrics(folder.parent.parent) if "knn" in line}
+        score["evaluation"] = score["evaluation"] if described["step"] in evaluated else None
+    return score
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Load the best checkpoint's weights strictly, when there is one; raises `CacheDamaged`."""
+    best = best_checkpoint(folder)
+    if best is not None:
+        layout = _read_description(best)["format"]
+        with _loading(best):
+            _load_model(model, load_file(best / "model.safetensors"), layout)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    described: Mapping[str, Any],
+    keep: int,
+    *,
+    keep_best: bool = False,
+    average: nn.Module | None = None,
+    ranks: Ranks = ALONE,
+) -> Path:
+    """Write `step-NNNNNNN`, then drop all but the newest `keep` and, if asked, the best; raises `StoreUnavailable` with the bytes needed.
+
+    Every rank calls this, the first writes.
+    """
+    final = folder / f"{_PREFIX}{step:07d}"
+    files = {"model": _model_tensors(model), "optimizer": _optimizer_tensors(optimizer, model)}
+    if average is not None:
+        files["average"] = _model_tensors(average)
+    if ranks.first:
+        needed_bytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+        with refusals(final, needed_bytes), replace_folder(final) as temporary:
+            for name, tensors in files.items():
+                _save(tensors, temporary / f"{name}.safetensors")
+            description = {**described, "step": step, "format": FORMAT, "versions": {**versions(), "code": code_digest()}}
+            (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1, sort_keys=True))
+        best = best_checkpoint(folder) if keep_best else None
+        for old in list_checkpoints(folder)[:-keep]:
+            if old != best:
+                remove_folder(old)
+    ranks.wait()
+    return final
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None) -> None:
+    """Load weights and optimiser state strictly; raises `CacheDamaged` when a file is unreadable or does not fit."""
+    layout = checkpoint.described["format"]
+    with _loading(checkpoint.folder):
+        _load_model(model, load_file(checkpoint.folder / "model.safetensors"), layout)
+        _load_optimizer(optimizer, model, load_file(checkpoint.folder / "optimizer.safetensors"), layout)
+        if average is not None:
+            _load_model(average, load_file(checkpoint.folder / "average.safetensors"), layout)
+
+
+@contextlib.contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """A checkpoint that is whole but another student's stays where it is: nothing is wrong with it."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CacheDamaged(f"checkpoint {folder} cannot be loaded ({error}){_DAMAGED}") from error
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise CacheDamaged(
+            f"checkpoint {folder} is whole, and cannot be loaded into this student: {error}. Use the student and the teachers that the run "
+            "was begun with, or give a new folder"
+        ) from error
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except safetensors.SafetensorError as error:  # its text carries the operating system's, its type does not
+        raise _as_os_error(error) from error
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """The OSError that safetensors wraps as text: `... (os error 28)`."""
+    _, _, number = str(error).rpartition("os error ")
+    digits = number.split(")")[0]
+    return OSError(int(digits) if digits.isdigit() else None, str(error))
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {kept_name(model, name): tensor for name, tensor in _contiguous(model.state_dict()).items()}
+
+
+def _load_model(model: nn.Module, tensors: dict[str, Tensor], layout: int) -> None:
+    own = model.state_dict()
+    names = {name if layout == _NUMBERED else kept_name(model, name): name for name in own}
+    shapes = {name: (list(tensor.shape), list(own[names[name]].shape)) for name, tensor in tensors.items() if name in names}
+    wrong = [
+        *(f"{name} is not in the checkpoint" for name in names if name not in tensors),
+        *(f"{name} is not in the student" for name in tensors if name not in names),
+        *(f"{name}: got {got}, wanted {wanted}" for name, (got, wanted) in shapes.items() if got != wanted),
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong[:_NAMED_AT_MOST]) + "; …" * (len(wrong) > _NAMED_AT_MOST))
+    model.load_state_dict({names[name]: like(tensor, own[names[name]]) for name, tensor in tensors.items()}, strict=True)
+
+
+def _parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, tuple[str, nn.Parameter]]:
+    """Name in files and parameter by the optimiser's own number, which depends on the order of teachers."""
+    names = {parameter: kept_name(model, name) for name, parameter in model.named_parameters()}
+    numbers = [number for group in optimizer.state_dict()["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {number: (names[parameter], parameter) for number, parameter in zip(numbers, parameters, strict=True)}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    known, states = _parameters(optimizer, model), optimizer.state_dict()["state"]
+    return _contiguous({f"{known[number][0]}/{name}": value for number, state in states.items() for name, value in state.items()})
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], layout: int) -> None:
+    known, state = _parameters(optimizer, model), dict[int, dict[str, Tensor]]()
+    numbers = {str(number) if layout == _NUMBERED else name: number for number, (name, _) in known.items()}
+    for key, tensor in tensors.items():
+        parameter, _, name = key.rpartition("/")
+        if parameter not in numbers:
+            raise ValueError(f"optimiser state of {parameter}, which this student does not have")
+        number = numbers[parameter]
+        state.setdefault(number, {})[name] = like(tensor, known[number][1])
+    if state and set(state) != set(known):
+        raise ValueError(f"optimiser state of {len(state)} parameters, expected {len(known)}")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

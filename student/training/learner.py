@@ -1,0 +1,204 @@
+"""One student in training: its weights, optimiser, moving average, checkpoints and metrics in one run folder.
+
+The trainer feeds it parts of a batch with their targets (`learn`) and then asks for one optimiser step (`update`). Several learners may
+share a stream; each computes exactly what it would compute alone, because torch's generators are seeded anew from (seed, step) before each
+forward pass. All parts of a step and all ranks use the same seed: what the model draws once a forward (the RoPE rescale) then does not
+depend on how a batch is divided. Price: with drop-path, samples at the same place of different parts leave out the same branches.
+A loss or gradient that is not finite stops the run before the weights change, naming the images.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...storage.core.errors import BadInput, EupeError
+from ...teachers.runtime.devices import Choice, attending, computing
+from ..data.sampled import SampledTokens
+from ..data.targets import Targets
+from ..model.draws import dropped_teachers, step_seed
+from ..model.losses import distillation_loss
+from ..model.optimizers import build_optimizer, set_learning_rate
+from ..model.ranks import ALONE, Ranks
+from ..model.recipe import TrainRecipe
+from ..model.schedule import learning_rate
+from ..model.sharding import exchanging, gradient_norm, spread
+from ..model.student import Student
+from .checkpoint import best_checkpoint, latest_checkpoint, load_best, restore, save_checkpoint, score_of, step_of, sweep
+from .metrics import Metrics, read_metrics
+from .run_folder import RunFolder, save_model
+
+_SMOOTHED_STEPS = 100  # the loss is averaged evenly over the first steps, with a decay of 1 − 1/100 after them
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+
+
+class TrainingDiverged(EupeError, ArithmeticError):
+    """Loss or gradient are not finite; the text names the step and the images."""
+
+
+class Learner:
+    """A student with everything that its steps change; `done` counts its finished steps.
+
+    `statistics` has the digest of the statistics behind each teacher's targets, by name: what the saved adapters map to.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        student: Student,
+        folder: RunFolder,
+        *,
+        device: Choice,
+        precision: Choice,
+        statistics: Mapping[str, str],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.recipe, self.student, self.folder = recipe, student.to(device.value), folder
+        self.device, self.precision, self.statistics, self.ranks = device, precision, dict(statistics), ranks
+        self.average = self._averaged_copy()
+        spread_student = spread(student, recipe.run.parallel, ranks)
+        self.forward: nn.Module = torch.compile(spread_student) if recipe.compile else spread_student  # type: ignore[assignment]
+        self._spread = spread_student
+        self.optimizer = build_optimizer(student, recipe.optimizer)
+        self.parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        self.done = 0
+        self.metrics: Metrics | None = None
+        self.line: Event = {}
+        self.smoothed_loss = 0.0
+        self._evaluated: tuple[int, float] | None = None
+        self._sums: dict[tuple[str, str], Tensor] = {}
+        self._last: dict[tuple[str, str], Tensor] = {}
+
+    def _averaged_copy(self) -> Student | None:
+        if not self.recipe.student.ema:
+            return None
+        if self.ranks.count > 1 and self.recipe.run.parallel == "fsdp":
+            raise BadInput("student.ema keeps a whole copy of the weights and does not work with run.parallel = 'fsdp'; use 'ddp'")
+        return copy.deepcopy(self.student).requires_grad_(False)
+
+    @property
+    def name(self) -> str:
+        """The architecture's name."""
+        return self.recipe.student.architecture
+
+    @property
+    def evaluation(self) -> float | None:
+        """The evaluation of these very weights in percent, higher is better; None where nobody evaluated after this step."""
+        return self._evaluated[1] if self._evaluated is not None and self._evaluated[0] == self.done else None
+
+    @evaluation.setter
+    def evaluation(self, percent: float | None) -> None:
+        self._evaluated = None if percent is None else (self.done, percent)
+
+    def begin(self) -> None:
+        """Go on from the newest checkpoint when there is one, and open the metrics."""
+        checkpoint = latest_checkpoint(self.folder.checkpoints)
+        if checkpoint is not None:
+            if checkpoint.step > self.recipe.run.steps:
+                raise BadInput(f"{checkpoint.folder} is past the {self.recipe.run.steps} steps of this recipe")
+            restore(checkpoint, self.student, self.optimizer, self.average)
+            self.done = checkpoint.step
+            score = score_of(checkpoint.folder)
+            self.smoothed_loss, self.evaluation = score.get("loss", 0.0), score.get("evaluation")
+            self.line = next((line for line in read_metrics(self.folder.out) if line["step"] == self.done and "loss" in line), {})
+        if self.ranks.first:
+            sweep(self.folder.checkpoints)
+        self.ranks.wait()  # the first rank's metrics must not move before all have read the checkpoint
+        if self.ranks.first:
+            self.metrics = Metrics(self.folder.out, self.done)
+
+    def learn(self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool) -> None:
+        """Add one part's gradient, weighted by its share of this rank's batch; `last` for the part that ends the step."""
+        torch.manual_seed(step_seed(self.recipe.seed, step))
+        self.student.train()
+        exchanging(self._spread, last)
+        with computing(self.device.value, self.precision.value):
+            predicted = self.forward(pixels_BHWC, {name: one for name, one in targets.items() if isinstance(one, SampledTokens)})
+        ordered = {name: targets[name] for name in self.student.teacher_names}  # sums are added in the run's order, whoever came first
+        dropped = dropped_teachers(self.recipe.seed, step, list(ordered), self.recipe.teacher.drop_probability)
+        loss, terms = distillation_loss(predicted, ordered, self.recipe.loss, self.recipe.teacher.weights, dropped)
+        with attending(self.device.value):
+            (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks
+        values = {("", ""): loss, **{(name, term): value for name, each in terms.items() for term, value in each.items()}}
+        for key, value in values.items():
+            part = value.detach().double() * share
+            self._sums[key] = self._sums[key] + part if key in self._sums else part
+
+    def update(self, step: int, image_ids: Callable[[], str]) -> None:
+        """One optimiser step from the gradient that the parts made; raises `TrainingDiverged` before the weights change."""
+        config = self.recipe.optimizer
+        norm = gradient_norm(self.parameters, config.clip_norm or math.inf)
+        keys = list(self._sums)
+        self._sums = dict(zip(keys, self.ranks.total(torch.stack([self._sums[key] for key in keys])), strict=True))
+        self._refuse_non_finite(step, {"loss": self._sums["", ""], "norm of the gradient": norm}, image_ids)
+        set_learning_rate(self.optimizer, learning_rate(step, self.recipe.run.steps, config))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - self.recipe.student.ema)
+        self.smoothed_loss += (float(self._sums["", ""]) - self.smoothed_loss) / min(step + 1, _SMOOTHED_STEPS)
+        self._last, self._sums = self._sums, {}
+        self.done = step + 1
+
+    def _refuse_non_finite(self, step: int, values: Mapping[str, Tensor], image_ids: Callable[[], str]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(float(value)):
+                kept = f" and the state after step {step} is kept: the same command tries this step again" if step else ""
+                raise TrainingDiverged(
+                    f"the {name} is {float(value)} at step {step + 1}; the weights were not changed{kept}. Images of this batch: "
+                    f"{image_ids()}, … Lower optimizer.learning_rate or optimizer.clip_norm, or set precision = 'fp32'"
+                    f"{', with another --out' if step else ''}"
+                )
+
+    def losses(self) -> Event:
+        """`loss` and `losses` (unweighted terms by teacher) of the last step, over all ranks."""
+        terms: dict[str, dict[str, float]] = {}
+        for (name, term), value in self._last.items():
+            if name:
+                terms.setdefault(name, {})[term] = float(value)
+        return {"loss": float(self._last["", ""]), "losses": terms, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def log(self, line: Event) -> None:
+        """Keep one line of metrics."""
+        self.line = line
+        if self.metrics is not None:
+            self.metrics.write(line)
+
+    def close(self) -> None:
+        """Close the metrics."""
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def keep(self, described: Mapping[str, Any]) -> Path:
+        """Write a checkpoint of `done` steps; every rank calls this."""
+        score = {"loss": self.smoothed_loss, "evaluation": self.evaluation}
+        return save_checkpoint(
+            self.folder.checkpoints, self.done, self.student, self.optimizer,
+            {"recipe": self.recipe.to_dict(), "score": score, "teachers": self.student.teacher_names, **described},
+            self.recipe.run.keep_checkpoints, keep_best=self.recipe.run.keep_best, average=self.average, ranks=self.ranks,
+        )  # fmt: skip
+
+    def best(self) -> Event:
+        """The step of the best checkpoint, for the summary; nothing unless the recipe keeps it."""
+        found = best_checkpoint(self.folder.checkpoints) if self.recipe.run.keep_best else None
+        return {} if found is None else {"best_step": step_of(found.name)}
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the model, its average, and the summary: the run is finished; every rank calls this."""
+        size_px = max(self.recipe.student.sizes_px)
+        for student, folder in ((self.student, self.folder.model), (self.average, self.folder.average)):
+            if student is not None:
+                save_model(student, folder, size_px=size_px, targets=self.statistics, ranks=self.ranks)
+        if self.recipe.run.keep_best and not self.ranks.any(not self.best(), self.device.value):  # all ranks see it, so all load it
+            load_best(self.folder.checkpoints, self.student)
+            save_model(self.student, self.folder.best, size_px=size_px, targets=self.statistics, ranks=self.ranks)
+        if self.ranks.first:
+            self.folder.finish(summary)
+        self.ranks.wait()

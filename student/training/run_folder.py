@@ -1,0 +1,226 @@
+"""A run's folder: the one place where training leaves anything.
+
+    OUT/
+      recipe.json          the resolved recipe, the origin of each value, and what "auto" was decided to be and why
+      identities.json      what the targets are, and what the run started from
+      metrics.jsonl        one line a logged step          tensorboard/   the same as events
+      checkpoints/step-NNNNNNN/
+      initial/model/       the untrained student, when it started from random weights
+      model/               model.json  backbone.safetensors  adapters.json  adapters.safetensors
+      average/model/       the same of the weights' moving average, where the recipe asks for one
+      best/model/          the same of the best checkpoint, where the recipe keeps it
+      summary.json         written last: the run is finished
+
+`model/` is what evaluation, extraction and later stages read.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
+from ...storage.core.identity import differing_fields, json_bytes
+from ...storage.objects.atomic_files import make_folder, refusals, replace_folder, write_atomically
+from ...teachers.runtime.devices import Choice
+from ..model.ranks import ALONE, Ranks
+from ..model.recipe import TrainRecipe, decisive
+from ..model.sharding import whole
+from ..model.student import Student
+from ..model.view_config import ViewsConfig
+from .checkpoint import latest_checkpoint, list_checkpoints
+from .metrics import Metrics, read_metrics
+
+__all__ = ["Metrics", "RunFolder", "adapter_record", "load_model", "read_adapters", "read_metrics", "save_model"]
+
+_BY_TEACHER = 2  # `format` of adapters whose tensors have their teacher's name; without one they have numbers
+_LONG = 200  # characters of one difference that help a reader; an identity has thousands
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json_bytes(value, indent=1, sort_keys=True))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CacheDamaged(f"{path} cannot be read ({error}); start this run in a new folder") from error
+
+
+class RunFolder:
+    """Reads and writes one run's folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.checkpoints, self.model = out / "checkpoints", out / "model"
+        self.initial, self.average, self.best = (out / kind / "model" for kind in ("initial", "average", "best"))
+        self.taken_over: list[str] = []
+        """Keys of the recipe that are as the run was begun and not as they were asked for."""
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary of a finished run, None otherwise."""
+        path = self.out / "summary.json"
+        return dict(_read_json(path)) if path.is_file() else None
+
+    def as_begun(self, recipe: TrainRecipe, origins: Mapping[str, str]) -> TrainRecipe:
+        """The recipe as the run that stands here was begun with it, in what its record is older than; raises `CacheDamaged`."""
+        if (self.out / "recipe.json").is_file() and self.has_steps():
+            recorded = _read_json(self.out / "recipe.json")
+            recipe, self.taken_over = recipe.as_recorded(recorded["decisive"], origins)
+            if not recorded.get("recipe", {}).get("views"):
+                recipe = replace(recipe, views=ViewsConfig())
+        return recipe
+
+    def begin(
+        self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any], choices: Mapping[str, Choice] | None = None
+    ) -> None:
+        """Record recipe, identities and choices; raises `CacheMismatch` naming each field in which a run that stands there differs.
+
+        Choices that were recorded when the run began stay. A run that has not finished a step has nothing to protect: whoever mends what
+        stopped it begins anew in the same folder.
+        """
+        plain, settled = json.loads(json.dumps(identities)), {name: one._asdict() for name, one in (choices or {}).items()}
+        if (self.out / "recipe.json").is_file() and not self.has_steps():
+            shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was
+        elif (self.out / "recipe.json").is_file():
+            recorded = _read_json(self.out / "recipe.json")
+            self._refuse_other("with another recipe", recipe.decisive(), decisive(recorded["decisive"]))
+            self._refuse_other("that learns from something else", plain, _read_json(self.out / "identities.json"))
+            settled |= recorded.get("choices", {})
+        elif any(self.out.glob("*")):
+            raise BadInput(f"{self.out} is not empty and holds no run; give an empty or a new folder for the run")
+        make_folder(self.out)
+        _write_json(self.out / "identities.json", plain)
+        told = {**origins, **dict.fromkeys(self.taken_over, "as this run was begun")}
+        described = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": told, "choices": settled}
+        _write_json(self.out / "recipe.json", described)
+
+    def has_steps(self) -> bool:
+        """Whether anything was trained here: a checkpoint, a logged step, or a summary."""
+        return (self.out / "summary.json").is_file() or bool(read_metrics(self.out)) or bool(list_checkpoints(self.checkpoints))
+
+    def recorded(self, name: str) -> dict[str, Any]:
+        """`recipe.json` or `identities.json` of a run that has taken a step here, {} where none has."""
+        return dict(_read_json(self.out / name)) if (self.out / name).is_file() and self.has_steps() else {}
+
+    def choices(self) -> dict[str, Choice]:
+        """What was decided when the run began, where that was recorded."""
+        path = self.out / "recipe.json"
+        found = _read_json(path).get("choices", {}) if path.is_file() else {}
+        return {name: Choice(**one) for name, one in found.items()}
+
+    def teacher_order(self, names: Iterable[str]) -> list[str]:
+        """The order in which this run's student holds its teachers: by name, or as the run that stands here began.
+
+        A sum's last bits depend on it, so a run that goes on keeps it. Raises `CacheMismatch` for a checkpoint whose adapters have numbers
+        when nothing says what the numbers mean.
+        """
+        wanted, recorded = sorted(names), self._recorded_order()
+        if recorded is None and len(wanted) > 1 and (newest := latest_checkpoint(self.checkpoints)) is not None:
+            raise CacheMismatch(
+                f"{newest.folder} numbers its adapters, and the run does not say which number is which teacher ({', '.join(wanted)}); "
+                "train in a new folder. This one is left as it is"
+            )
+        if recorded is not None and sorted(recorded) != wanted:
+            raise CacheMismatch(f"{self.out} holds a run that learns from other teachers: got {wanted}, wanted {sorted(recorded)}")
+        return recorded or wanted
+
+    def _recorded_order(self) -> list[str] | None:
+        """As the newest checkpoint says it; older ones do not, and then the metrics do, whose lines keep it, or the initial model."""
+        newest = latest_checkpoint(self.checkpoints)
+        if newest is not None and "teachers" in newest.described:
+            return list(newest.described["teachers"])
+        last = math.inf if newest is None else newest.step
+        logged = [list(line["losses"]) for line in read_metrics(self.out) if line["step"] <= last and line.get("losses")]
+        if logged:
+            return logged[-1]
+        initial = self.initial / "adapters.json"
+        return list(_read_json(initial)["order"]) if initial.is_file() else None
+
+    def _refuse_other(self, what: str, got: dict[str, Any], wanted: dict[str, Any]) -> None:
+        if lines := [line if len(line) < _LONG else f"{line[:_LONG]}…" for line in differing_fields(got, wanted)]:
+            raise CacheMismatch(f"{self.out} holds a run {what}: {'; '.join(lines)}. Use the values it was begun with, or a new folder")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary: from now on the run is finished."""
+        _write_json(self.out / "summary.json", dict(summary))
+
+
+def save_model(student: Student, folder: Path, *, size_px: int, targets: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+    """Write a `model/` folder: the encoder, its adapters, and what the adapters were trained for; replaces an older one.
+
+    With several ranks, every rank calls this and the first writes.
+    """
+    encoder = student.encoder
+    preprocessing = {**encoder.preprocessing.identity(), "size_px": size_px}
+    described = {"architecture": encoder.architecture, "size_px": size_px, "preprocessing": preprocessing}
+    backbone = _whole(encoder.state_dict())
+    named = zip(student.teacher_names, student.adapters, strict=True)
+    adapters = {f"{name}.{key}": tensor for name, heads in named for key, tensor in _whole(heads.state_dict()).items()}
+    if not ranks.first:
+        return
+    needed_bytes = sum(tensor.nbytes for tensor in (*backbone.values(), *adapters.values()))
+    with refusals(folder, needed_bytes), replace_folder(folder) as temporary:
+        safetensors.torch.save_file(backbone, temporary / "backbone.safetensors")
+        safetensors.torch.save_file(adapters, temporary / "adapters.safetensors")
+        (temporary / "model.json").write_text(json.dumps(described, indent=1, sort_keys=True))
+        (temporary / "adapters.json").write_text(json.dumps(adapter_record(student, targets), indent=1, sort_keys=True))
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def adapter_record(student: Student, targets: Mapping[str, Any]) -> dict[str, Any]:
+    """What the adapters map to, by teacher: widths, and the digest of the statistics that normalise (`targets`: name → digest)."""
+    record: dict[str, Any] = {}
+    for name, heads in zip(student.teacher_names, student.adapters, strict=True):
+        widths = {key: list(tensor.shape) for key, tensor in heads.state_dict().items()}
+        record[name] = {"shapes": widths, "statistics": targets.get(name)}
+    return {"teachers": record, "order": student.teacher_names, "format": _BY_TEACHER}
+
+
+def read_adapters(model: Path) -> dict[str, dict[str, Tensor]]:
+    """A `model/` folder's adapters by teacher, tensors named as in `TeacherHeads`; in older folders they are numbered by `order`."""
+    record = _read_json(model / "adapters.json")
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in record["order"]}
+    for key, tensor in safetensors.torch.load_file(model / "adapters.safetensors").items():
+        owner, *rest = key.rsplit(".", 3)  # a teacher's name may hold dots; cls.0.weight has two
+        name = owner if record.get("format") == _BY_TEACHER else record["order"][int(owner)]
+        found[name][".".join(rest)] = tensor
+    return found
+
+
+def load_model(student: Student, run: Path, targets: Mapping[str, Any]) -> None:
+    """Start from a run's backbone and adapters, strictly; raises `BadInput` for no such model, `CacheMismatch` for other adapters.
+
+    A model that was imported has no adapters at all: then the backbone alone is loaded and the adapters stay as they are.
+    """
+    folder = run / "model"
+    if not (folder / "model.json").is_file():
+        raise BadInput(f"{run} holds no trained model (no {folder / 'model.json'}); finish that run first: `eupe-pipeline train …`")
+    recorded = _read_json(folder / "adapters.json")
+    imported = not recorded["order"] and (run / "imported.json").is_file()
+    teachers = adapter_record(student, targets)["teachers"]
+    differences = [
+        *differing_fields(student.encoder.architecture, _read_json(folder / "model.json")["architecture"], "architecture."),
+        *([] if imported else differing_fields(teachers, recorded["teachers"], "adapters.teachers.")),
+    ]
+    if differences:
+        raise CacheMismatch(f"{run} does not fit this student: {'; '.join(differences[:5])}")
+    try:
+        student.encoder.load_state_dict(safetensors.torch.load_file(folder / "backbone.safetensors"), strict=True)
+        if not imported:
+            adapters = read_adapters(folder)
+            for name, heads in zip(student.teacher_names, student.adapters, strict=True):
+                heads.load_state_dict(adapters[name], strict=True)
+    except (OSError, RuntimeError, KeyError, ValueError, IndexError, safetensors.SafetensorError) as error:
+        raise CacheDamaged(f"the model in {folder} cannot be loaded ({error}); train it again") from error

@@ -1,0 +1,95 @@
+"""A published student of any layout, taken in: official EUPE (.pth, .safetensors), a timm folder, a transformers folder.
+
+The layout is recognised by what lies there, never by its name. A file's names and shapes must all fit. For timm and transformers their own
+library loads the weights first, and our encoder must then give its outputs on a test picture: a difference in how the model is built cannot
+slip through. The official code is not a dependency, so for its files the names, shapes, bias masks and rotary periods are what is checked.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...storage.core.errors import BadInput
+from ..encoders.architectures import Options, facts
+from ..encoders.encoder import NATIVE_SIZE_PX, Encoder, build_encoder
+from ..encoders.preprocessing import Preprocessing
+from ..encoders.tokens import Tokens
+from .convert import read_checkpoint
+from .official import Imported, Tensors, from_official
+from .weights import read_weights
+
+TOLERANCE = 1e-4
+
+
+class Published(NamedTuple):
+    """What was found, in our terms."""
+
+    layout: str
+    """eupe, timm or transformers."""
+    architecture: Options
+    tensors: Tensors
+    preprocessing: Preprocessing
+    notes: list[str]
+    """What was left out or replaced."""
+
+
+def read_published(source: Path) -> Published:
+    """Read a checkpoint file or a model folder; raises BadInput when it is none of the three layouts or does not fit."""
+    if source.is_file():
+        found, prep = from_official(_read_file(source)), Preprocessing(NATIVE_SIZE_PX)
+        load_encoder(found.architecture, found.tensors)
+        return Published("eupe", found.architecture, found.tensors, prep, found.notes)
+    config = source / "config.json"
+    if not config.is_file():
+        raise BadInput(
+            f"{source} is neither a checkpoint file nor a folder with a config.json; expected a .pth or .safetensors, or a folder"
+        )
+    if '"model_type"' in config.read_text():
+        from .transformers_folder import read_transformers, transformers_tokens
+
+        return _verified("transformers", *read_transformers(source), transformers_tokens)
+    from .timm_folder import read_timm, timm_tokens
+
+    return _verified("timm", *read_timm(source), timm_tokens)
+
+
+def load_encoder(architecture: Options, tensors: Tensors) -> Encoder:
+    """An encoder in eval mode with these tensors; raises BadInput when one is missing, stray or of another shape."""
+    encoder = build_encoder(architecture).eval()
+    try:
+        encoder.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise BadInput(f"the weights do not fit the architecture {architecture}: {error}") from error
+    return encoder
+
+
+def _read_file(source: Path) -> Tensors:
+    if source.suffix == ".safetensors":
+        return read_weights(source)
+    return read_checkpoint(source.read_bytes(), str(source))
+
+
+def _verified(
+    layout: str, found: Imported, prep: Preprocessing, model: nn.Module, tokens_of: Callable[[nn.Module, Tensor], Tokens]
+) -> Published:
+    stride = facts(found.architecture).stride_px
+    pixels_BCHW = torch.randn(1, 3, 4 * stride, 6 * stride, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        worst = _difference(load_encoder(found.architecture, found.tensors)(pixels_BCHW), tokens_of(model, pixels_BCHW))
+    if not worst <= TOLERANCE:
+        raise BadInput(
+            f"{layout} computes other tokens from these weights than our encoder (up to {worst:.2g}): not a student of EUPE's kind"
+        )
+    return Published(layout, found.architecture, found.tensors, prep, found.notes)
+
+
+def _difference(ours: Tokens, theirs: Tokens) -> float:
+    """The largest between two encoders' tokens, infinite where even their shapes differ."""
+    assert ours.cls_BD is not None
+    assert theirs.cls_BD is not None
+    pairs = [(ours.cls_BD, theirs.cls_BD), (ours.patch_BHWD, theirs.patch_BHWD)]
+    return max((a - b).abs().max().item() if a.shape == b.shape else math.inf for a, b in pairs)

@@ -1,0 +1,1 @@
+"""Encoders: architectures, preprocessing, pixels to tokens."""

@@ -1,0 +1,170 @@
+"""Encoders: pixels in, normed class and patch tokens out; the two trainable families, built by timm.
+
+Axes: B images, H and W patches, C and D channels. `Encoder` is the one interface that students train and that teachers
+freeze. A ViT's tokens have passed the final norm; its class token is the learnt one, the registers are dropped. A
+ConvNeXt's class token is norm(mean of the last map), its patch tokens norm(map): 8×8 at 256 px, as the official hub does.
+timm leaves the coordinate rescale of EUPE's rotary embedding off and pools by average; both are set here, and `EupeVit` has
+what timm's ViT does otherwise than the official code. Any input whose sides are multiples of the stride works. The state
+dict is timm's with the prefix `backbone.`.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...storage.core.errors import BadInput
+from ..runtime.timm_import import import_timm
+from .architectures import TIMM_STUDENT, Options, canonical, facts
+from .preprocessing import Preprocessing
+from .tokens import Tokens
+
+import_timm()
+
+from timm.layers import LayerNorm  # noqa: E402 - only after import_timm
+from timm.models._manipulate import checkpoint  # noqa: E402
+from timm.models.convnext import ConvNeXt  # noqa: E402
+from timm.models.eva import Eva  # noqa: E402
+
+NATIVE_SIZE_PX = 256
+
+
+class Encoder(nn.Module):
+    """Preprocessed float pixels (B, 3, h, w) → Tokens; the sides must be multiples of `stride_px`.
+
+    `architecture` is canonical and JSON-able, `width` the channels of the patch tokens, `cls` what serves as class token,
+    `preprocessing` how the pixels were meant to be made.
+    """
+
+    def __init__(self, backbone: nn.Module, architecture: Options, *, width: int, stride_px: int, cls: str, prep: Preprocessing) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.architecture = architecture
+        self.width = width
+        self.stride_px = stride_px
+        self.cls = cls
+        self.preprocessing = prep
+
+    def grid(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """(rows, columns) of patch tokens; raises BadInput unless both sides are multiples of the stride."""
+        stride = self.stride_px
+        if height_px % stride or width_px % stride or not height_px or not width_px:
+            raise BadInput(f"an input of {height_px}×{width_px} px is not a multiple of this encoder's {stride} px stride")
+        return height_px // stride, width_px // stride
+
+    def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
+        """The family's own forward."""
+        raise NotImplementedError
+
+    def forward(self, pixels_BCHW: Tensor) -> Tokens:
+        """Tokens of a batch; raises BadInput on sides that the stride does not divide."""
+        return self.tokens(pixels_BCHW, self.grid(*pixels_BCHW.shape[-2:]))
+
+
+class VitEncoder(Encoder):
+    """DINOv3-style ViT with registers and rotary position embedding."""
+
+    def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
+        """cls (B, D) and patch (B, H, W, D), both after the final norm."""
+        x_BND: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
+        patch_BND = x_BND[:, 1 + self.architecture["registers"] :]
+        return Tokens(x_BND[:, 0], torch.unflatten(patch_BND, 1, grid))  # no len(): an exported graph keeps the batch open
+
+
+class EupeVit(Eva):  # type: ignore[misc] # timm is untyped
+    """timm's ViT with the official code's random weights and draws: std 0.02 at every depth, a rescale of positions for each block.
+
+    timm divides the weights that end block n by √(2n), 0.004 instead of 0.020 in the twelfth, and draws one rescale a forward pass.
+    """
+
+    draws_in_each_block = True
+
+    def fix_init_weight(self) -> None:
+        """Leave the weights as they were drawn."""
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Tokens (B, N, D) after the norm."""
+        if not (self.training and self.draws_in_each_block):
+            found: Tensor = super().forward_features(x, attn_mask, is_causal)
+            return found
+        x_BHWD = self.patch_embed(x)
+        x_BND, rope = self._pos_embed(x_BHWD)  # the first block's draw
+        x_BND = self.norm_pre(x_BND)
+        for number, block in enumerate(self.blocks):
+            rope = self.rope.get_embed(shape=x_BHWD.shape[1:3]) if number else rope
+            x_BND = checkpoint(block, x_BND, rope=rope) if self.grad_checkpointing else block(x_BND, rope=rope)
+        normed: Tensor = self.norm(x_BND)
+        return normed
+
+
+class ConvNextEncoder(Encoder):
+    """ConvNeXt with one norm for the pooled vector and for every position."""
+
+    def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
+        """cls (B, D) = norm(mean), patch (B, H, W, D) = norm(map)."""
+        x_BCHW: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
+        norm: Any = self.backbone.head.norm
+        normed = partial(F.layer_norm, normalized_shape=(self.width,), weight=norm.weight, bias=norm.bias, eps=norm.eps)
+        return Tokens(normed(x_BCHW.mean(dim=(2, 3))), normed(x_BCHW.permute(0, 2, 3, 1)))
+
+
+def _vit_backbone(options: Options) -> nn.Module:
+    rescale = options["rope_rescale"]
+    backbone: nn.Module = EupeVit(
+        img_size=16 * options["patch_px"],  # only a default: dynamic_img_size takes any
+        patch_size=options["patch_px"],
+        dynamic_img_size=True,
+        num_classes=0,
+        global_pool="token",
+        embed_dim=options["width"],
+        depth=options["depth"],
+        num_heads=options["heads"],
+        qkv_bias=options["qkv_bias"],
+        mlp_ratio=(options["mlp_hidden"] + 0.5) / options["width"],  # timm truncates width * ratio: half a channel spare
+        swiglu_mlp=options["mlp"] == "swiglu",
+        swiglu_align_to=8,
+        init_values=options["layer_scale"],
+        num_reg_tokens=options["registers"],
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        rope_type="dinov3",
+        rope_rotate_half=True,
+        rope_temperature=options["rope_base"],
+        rope_rescale_coords=None if rescale == 1 else float(rescale),
+        use_fc_norm=False,
+        norm_layer=partial(LayerNorm, eps=options["norm_eps"]),
+    )
+    return backbone
+
+
+def _convnext_backbone(options: Options) -> nn.Module:
+    backbone: nn.Module = ConvNeXt(
+        num_classes=0,
+        depths=tuple(options["depths"]),
+        dims=tuple(options["widths"]),
+        ls_init_value=options["layer_scale"],
+        norm_eps=options["norm_eps"],
+    )
+    return backbone
+
+
+_FAMILIES: dict[str, tuple[type[Encoder], Callable[[Options], nn.Module]]] = {
+    "vit": (VitEncoder, _vit_backbone),
+    "convnext": (ConvNextEncoder, _convnext_backbone),
+}
+
+
+def build_encoder(architecture: str | Mapping[str, Any]) -> Encoder:
+    """A randomly initialised encoder, in training mode; raises BadInput on unknown names, options and bad values."""
+    options = canonical(architecture)
+    if options["name"] == TIMM_STUDENT:
+        from .timm_students import build_timm_student  # which builds on this file
+
+        return build_timm_student(options)
+    encoder, backbone = _FAMILIES[options["name"]]
+    width, stride_px, cls = facts(options)
+    prep = Preprocessing(size_px=NATIVE_SIZE_PX)
+    return encoder(backbone(options), options, width=width, stride_px=stride_px, cls=cls, prep=prep)

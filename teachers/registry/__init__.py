@@ -1,0 +1,1 @@
+"""Teachers by name: the table, their licences, their identity, their canaries."""

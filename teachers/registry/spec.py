@@ -1,0 +1,84 @@
+"""One teacher, fully decided, before anything large is built: what a feature set's identity says about it.
+
+Cheap to make, small to send to a worker, equal when the tokens would be equal. The path and the display name are for
+people; the identity has the sha256 of the weight file's bytes instead, so that a renamed file is the same teacher and a
+changed one is another.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...storage.core.errors import BadInput
+from ..encoders.preprocessing import Preprocessing
+
+CLS_KINDS = (
+    "class token",
+    "attention pool",
+    "projected attention pool",
+    "mean of patch tokens",
+    "normed mean of patch tokens",
+    "none",
+)
+PRECISIONS = ("fp32", "bf16")
+RANDOM_WEIGHTS = "random weights, seed 0"
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A frozen encoder with its weights, input and outputs; raises BadInput when the fields contradict each other."""
+
+    name: str
+    """For people, and for the folder of its features; not in the identity."""
+    architecture: dict[str, Any]
+    """Canonical, JSON-able."""
+    weights_path: Path
+    """A local safetensors file; not in the identity."""
+    weights_sha256: str
+    """Of that file's bytes, 64 hexadecimal digits; or RANDOM_WEIGHTS, for trials of speed and size."""
+    preprocessing: Preprocessing
+    """How an image becomes its input."""
+    cls: str
+    """What serves as class token, one of CLS_KINDS."""
+    cls_dim: int | None
+    """Channels of the class token; None exactly when `cls` is "none"."""
+    patch_dim: int
+    """Channels of a patch token."""
+    grid: tuple[int, int]
+    """Rows and columns of patch tokens at the native size."""
+    precision: str = "fp32"
+    """fp32, or bf16 for autocast."""
+
+    def __post_init__(self) -> None:
+        if self.cls not in CLS_KINDS or (self.cls == "none") != (self.cls_dim is None):
+            raise BadInput(f"teacher {self.name}: cls is {self.cls!r} with width {self.cls_dim}; kinds: {CLS_KINDS}")
+        if self.precision not in PRECISIONS:
+            raise BadInput(f"teacher {self.name}: precision must be one of {PRECISIONS}, got {self.precision!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """JSON-able; everything that decides the tokens, and nothing else."""
+        return {
+            "architecture": self.architecture,
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": self.preprocessing.identity(),
+            "cls": self.cls,
+            "cls_dim": self.cls_dim,
+            "patch_dim": self.patch_dim,
+            "grid": list(self.grid),
+            "precision": self.precision,
+        }
+
+    @property
+    def stride_px(self) -> int:
+        """Pixels per patch token."""
+        return self.preprocessing.size_px // self.grid[0]
+
+    def at_size(self, size_px: int) -> "TeacherSpec":
+        """The same teacher at another input size; raises BadInput unless the stride divides it."""
+        if size_px < self.stride_px or size_px % self.stride_px:
+            raise BadInput(
+                f"teacher {self.name} takes sizes that are multiples of {self.stride_px} px, got {size_px}; "
+                f"the nearest is {max(1, round(size_px / self.stride_px)) * self.stride_px}"
+            )
+        side = size_px // self.stride_px
+        return replace(self, preprocessing=replace(self.preprocessing, size_px=size_px), grid=(side, side))

@@ -1,0 +1,210 @@
+"""Text towers for zero-shot classification, from a folder on disk: CLIP and SigLIP of transformers, CLIP of open_clip (PE's too).
+
+    transformers    config.json (clip, siglip)    model.safetensors           tokenizer.json …
+    open_clip       open_clip_config.json         open_clip_model.safetensors  tokenizer.json
+
+transformers builds its own towers, strictly loaded. open_clip is not a dependency: its standard tower (causal attention, the end token's
+place, a projection) is written out here and loaded strictly; a config that asks for more (another pooling, a tower of Hugging Face's) is
+refused. Texts are lower-cased, as every one of these models was trained. The image half keeps its last projection in the same files, so the
+tower has that too: a teacher whose class token comes before it (CLIP's, PE's attention pool) needs it to meet the texts. Axes: n texts, T
+tokens, D channels.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.identity import file_sha256
+from ..checkpoints.weights import read_weights
+from ..runtime import torchvision_guard
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_KNOWN_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "embed_cls", "pool_type", "no_causal_mask"}
+_PROJECTIONS = {  # name in the file → whether it is stored as (in, out)
+    "visual_projection.weight": False, "visual.proj": True, "visual.trunk.head.weight": False, "visual.head.proj.weight": False,
+}  # fmt: skip
+_TEXTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """Texts to one space, and the projection (out, in) that takes images of the same model there, where it has one."""
+
+    identity: dict[str, Any]
+    """Digests of the weights and the tokenizer; never the path."""
+    image_projection: Tensor | None
+    embed_ids: Callable[[Tensor], Tensor]
+    """Token ids (n, T) → (n, D)."""
+    tokenize: Callable[[list[str]], Tensor]
+
+    @torch.no_grad()
+    def embed(self, texts: list[str]) -> Tensor:
+        """(n, D) fp32 on the CPU, not normalised."""
+        ids = self.tokenize([text.lower() for text in texts])
+        return torch.cat([self.embed_ids(part).float() for part in torch.split(ids, _TEXTS_AT_ONCE)])
+
+    def project(self, images_ND: Tensor, kind: str) -> Tensor:
+        """Image embeddings in the texts' space, from class tokens of a `kind` of `spec.CLS_KINDS`; raises BadInput when widths differ."""
+        if self.image_projection is None or kind == "projected attention pool":
+            return images_ND
+        if images_ND.shape[1] != self.image_projection.shape[1]:
+            raise BadInput(
+                f"the text tower's model projects image embeddings of {self.image_projection.shape[1]} channels, this space has "
+                f"{images_ND.shape[1]}: they are not of one model"
+            )
+        return images_ND.float() @ self.image_projection.t().float()
+
+
+def load_text_tower(folder: Path) -> TextTower:
+    """The tower of a folder; raises BadInput when it is none of the layouts or its weights do not fit."""
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return _open_clip(folder)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} holds neither {OPEN_CLIP_CONFIG} nor config.json: give the folder of a CLIP or SigLIP model")
+    kind = str(_read_json(folder / "config.json").get("model_type"))
+    if kind not in _FAMILIES:
+        raise unknown_name("text tower of transformers", kind, _FAMILIES)
+    return _transformers(folder, kind)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read: {error}") from error
+
+
+_FAMILIES = {"clip": ("CLIPTextModelWithProjection", "text_embeds"), "siglip": ("SiglipTextModel", "pooler_output")}
+
+
+def _identity(weights: Path, tokenizer: Path) -> dict[str, Any]:
+    return {"weights_sha256": file_sha256(weights), "tokenizer_sha256": file_sha256(tokenizer)}
+
+
+def _transformers(folder: Path, kind: str) -> TextTower:
+    torchvision_guard.install()
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # what it would warn of is an error below
+    transformers.logging.disable_progress_bar()
+    name, output = _FAMILIES[kind]
+    weights, tokens_file = folder / "model.safetensors", folder / "tokenizer.json"
+    try:
+        model, said = getattr(transformers, name).from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        identity = _identity(weights, tokens_file)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise BadInput(f"transformers cannot load a text tower from {folder}: {str(error)[:400]}") from error
+    if missing := [*map(str, said["missing_keys"]), *map(str, said["mismatched_keys"])]:
+        raise BadInput(f"{weights} does not fill the text tower: {len(missing)} tensors are missing ({', '.join(missing[:3])})")
+    frozen, length = model.eval().requires_grad_(False), int(model.config.max_position_embeddings)
+
+    def tokenize(texts: list[str]) -> Tensor:
+        found = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return cast(Tensor, found["input_ids"])
+
+    return TextTower(identity, _projection(read_weights(weights)), lambda ids: getattr(frozen(input_ids=ids), output), tokenize)
+
+
+def _projection(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The image half's last projection as (out, in)."""
+    for name, transposed in _PROJECTIONS.items():
+        if name in tensors:
+            return tensors[name].t() if transposed else tensors[name]
+    return None
+
+
+class ClipText(nn.Module):
+    """open_clip's standard text transformer; the names of its parameters are those of the files."""
+
+    def __init__(self, width: int, heads: int, layers: int, context: int, vocabulary: int, embed_dim: int, quick: bool, mlp: float) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(context, width))
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(_Block(width, heads, quick, mlp) for _ in range(layers))})
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.zeros(width, embed_dim))
+
+    def forward(self, ids_nT: Tensor) -> Tensor:
+        """(n, D): the token at the highest id, which is the end of the text."""
+        x = self.token_embedding(ids_nT) + self.positional_embedding[: ids_nT.shape[1]]
+        for block in cast(nn.ModuleList, self.transformer["resblocks"]):
+            x = block(x)
+        x = self.ln_final(x)
+        found: Tensor = x[torch.arange(len(x)), ids_nT.argmax(dim=1)] @ self.text_projection
+        return found
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, quick: bool, mlp: float) -> None:
+        super().__init__()
+        self.heads, self.quick = heads, quick
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, int(width * mlp)), "c_proj": nn.Linear(int(width * mlp), width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, device=x.device).triu(1)
+        normed = self.ln_1(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
+        hidden = self.mlp["c_fc"](self.ln_2(x))
+        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick else functional.gelu(hidden)
+        out: Tensor = x + self.mlp["c_proj"](hidden)
+        return out
+
+
+def _open_clip(folder: Path) -> TextTower:
+    weights, tokens_file = folder / "open_clip_model.safetensors", folder / "tokenizer.json"
+    config = _read_json(folder / OPEN_CLIP_CONFIG)
+    try:
+        model_config = config["model_cfg"]
+        text = dict(model_config["text_cfg"])
+        tower = ClipText(
+            text["width"], text["heads"], text["layers"], text.get("context_length", 77), text.get("vocab_size", 49408),
+            model_config["embed_dim"], bool(model_config.get("quick_gelu", False)), float(text.get("mlp_ratio", 4.0)),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{folder / OPEN_CLIP_CONFIG} does not describe a text tower of open_clip: {error!r}") from error
+    asked = text.keys() - _KNOWN_TEXT_KEYS
+    if asked or text.get("embed_cls") or text.get("no_causal_mask") or text.get("pool_type", "argmax") != "argmax":
+        raise BadInput(f"{folder} asks for a text tower that is not open_clip's standard one ({', '.join(sorted(asked)) or 'its pooling'})")
+    tensors = read_weights(weights)
+    prefix = "text." if any(name.startswith("text.") for name in tensors) else ""
+    own = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
+    wanted = tower.state_dict()
+    faults = [name for name, value in wanted.items() if name not in own or own[name].shape != value.shape]
+    if faults:
+        raise BadInput(f"{weights} does not fill the text tower: {len(faults)} tensors are missing or misshapen ({', '.join(faults[:3])})")
+    tower.load_state_dict({name: own[name] for name in wanted})
+    frozen, length = tower.eval().requires_grad_(False), text.get("context_length", 77)
+    return TextTower(_identity(weights, tokens_file), _projection(tensors), frozen, _clip_tokenizer(tokens_file, length))
+
+
+def _clip_tokenizer(path: Path, length: int) -> Callable[[list[str]], Tensor]:
+    """open_clip's way: zeros after the end token, and a text that is too long keeps its end token."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise BadInput(f"{path} is missing: the tokenizer of CLIP, which the model's page on the hub has")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+
+    def tokenize(texts: list[str]) -> Tensor:
+        rows = torch.zeros(len(texts), length, dtype=torch.int64)
+        for row, encoded in zip(rows, tokenizer.encode_batch(texts), strict=True):
+            ids = encoded.ids[: length - 1] + encoded.ids[-1:] if len(encoded.ids) > length else encoded.ids
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+    return tokenize

@@ -1,0 +1,1 @@
+"""What encoders run on: devices, the import of timm, building without weights."""

@@ -1,0 +1,103 @@
+"""Readers that a child inherits by fork, as a DataLoader's workers do: they read the same, and the parent goes on."""
+
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eupe_pipeline.storage.objects.remote import RemoteObjects
+from eupe_pipeline.storage.store import FeatureStore
+
+from ..faulty_s3 import FaultyServer
+from ..made_up_store import Made, files
+
+
+def in_child(work: Callable[[], bool], limit_s: float = 30) -> bool:
+    """Whether a forked child did the work well, in time."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if work() else 1)
+        finally:
+            os._exit(2)
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+@pytest.fixture(scope="module")
+def url(server: FaultyServer, pristine: Made) -> str:
+    url = f"s3://bucket/{uuid.uuid4().hex}"
+    objects = RemoteObjects(url)
+    for path in files(pristine.folder):
+        objects.create(str(path.relative_to(pristine.folder)), [path.read_bytes()])
+    return url
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("cached", [False, True], ids=["by ranges", "by copies"])
+def test_an_inherited_reader_of_s3_connects_anew(url: str, pristine: Made, tmp_path: Path, cached: bool) -> None:
+    features = FeatureStore.open(url, shard_cache=tmp_path if cached else None).features(pristine.features.key)
+    rows = np.arange(features.rows)
+    features.expect(rows)
+    features.read(rows[:8])
+    wanted = pristine.features.read(rows).patch
+
+    def read() -> bool:
+        grandchild = in_child(lambda: bool((features.read(rows[3:9]).patch == wanted[3:9]).all()))
+        return grandchild and bool((features.read(rows).patch == wanted).all())
+
+    assert in_child(read)
+    assert all([in_child(read), in_child(read)])
+    assert (features.read(rows).patch == wanted).all()  # the parent's connections are whole
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_of_a_data_loader_read_what_they_inherited(url: str, pristine: Made) -> None:
+    from torch.utils.data import DataLoader, Dataset
+
+    features = FeatureStore.open(url).features(pristine.features.key)
+    wanted = pristine.features.read(np.arange(16)).patch
+    assert (features.read(np.arange(16)).patch == wanted).all()
+
+    class Rows(Dataset[bytes]):
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, row: int) -> bytes:
+            return features.read([row]).patch.tobytes()
+
+    loader = DataLoader(Rows(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=30)
+    assert list(loader) == [row.tobytes() for row in wanted]
+    assert (features.read(np.arange(16)).patch == wanted).all()
+
+
+def test_a_lock_that_another_thread_holds_does_not_stop_the_child(copied: Callable[[], Made]) -> None:
+    features = copied().features
+    wanted = features.read([0, 9]).patch
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with features.group._lock, features.views._lock:
+            held.set()
+            over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    try:
+        assert in_child(lambda: bool((features.read([0, 9]).patch == wanted).all()), limit_s=10)
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,81 @@
+"""Reads by several threads: the same rows, every error, and memory that nobody writes to any more when the read has come back."""
+
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eupe_pipeline.storage.core.errors import CacheDamaged
+from eupe_pipeline.storage.objects.reading_threads import side_by_side, threads_for_files
+
+from ..made_up_store import build, reopen
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 16])
+def test_any_number_of_threads_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    made = build(tmp_path, images=20)
+    whole = made.features.read(np.arange(40), threads=1)
+    features = reopen(made).features
+    monkeypatch.setattr(features.group.objects, "threads_for", lambda size: at_once)
+    for rows in (np.arange(40), np.random.default_rng(0).integers(0, 40, 100), np.array([7]), np.empty(0, np.int64)):
+        found = features.read(rows)
+        for got, expected in zip(found, whole, strict=True):
+            if expected is not None:
+                np.testing.assert_array_equal(got, expected[rows])
+
+
+def test_damage_that_another_thread_finds_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(tmp_path, images=20)
+    path = next((tmp_path / "store/features").rglob("patch/c.4.*"))
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+    features = reopen(made).features
+    monkeypatch.setattr(features.group.objects, "threads_for", lambda size: 4)
+    with pytest.raises(CacheDamaged, match="shard 4"):
+        features.read(np.arange(40))
+    features.read(np.arange(32))
+
+
+def test_files_take_threads_by_the_megabyte() -> None:
+    assert [threads_for_files(size) for size in (0, 1 << 20, 3 << 20)] == [1, 1, 1]
+    assert 1 <= threads_for_files(1 << 30) <= 4
+
+
+def test_nobody_is_at_work_when_an_error_comes_back() -> None:
+    done = []
+
+    def slow() -> None:
+        time.sleep(0.05)
+        done.append(threading.current_thread().name)
+
+    def fail() -> None:
+        raise CacheDamaged("first")
+
+    with pytest.raises(CacheDamaged, match="first"):
+        side_by_side([fail, slow, slow])
+    assert len(done) == 2
+    with pytest.raises(CacheDamaged, match="first"):
+        side_by_side([slow, fail, slow])
+    assert len(done) == 4
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_reads_with_threads_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build(tmp_path, images=20)
+    monkeypatch.setattr(made.features.group.objects, "threads_for", lambda size: 4)
+    wanted = made.features.read(np.arange(40)).patch
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(made.features.read(np.arange(40)).patch, wanted)
+        os.write(writer, b"same" if same else b"else")
+        os._exit(0)
+    os.close(writer)
+    assert os.read(reader, 4) == b"same"
+    os.waitpid(child, 0)
+    os.close(reader)

@@ -1,0 +1,79 @@
+"""Text towers: what transformers computes, the same weights under open_clip's names, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.teachers.registry.text_tower import load_text_tower
+
+from ..tiny_clip import CONTEXT, write_clip, write_open_clip, write_siglip
+
+TEXTS = ["a photo of a red thing.", "Blue", "a drawing of a green thing . . . . . . ."]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("clip")
+    return folder, write_clip(folder)
+
+
+def test_a_folder_of_transformers_gives_its_text_features(clip: tuple[Path, Any]) -> None:
+    folder, model = clip
+    tower = load_text_tower(folder)
+    with torch.no_grad():
+        output = model.text_model(input_ids=tower.tokenize([text.lower() for text in TEXTS]))
+        wanted = model.text_projection(output.pooler_output)
+    torch.testing.assert_close(tower.embed(TEXTS), wanted, atol=1e-5, rtol=1e-5)
+    assert tower.image_projection is not None
+    torch.testing.assert_close(tower.image_projection, model.visual_projection.weight.detach())
+
+
+def test_siglips_text_features_are_the_librarys_own(tmp_path: Path) -> None:
+    model, tower = write_siglip(tmp_path), load_text_tower(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    lower = [text.lower() for text in TEXTS]
+    ids = tokenizer(lower, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")["input_ids"]
+    assert torch.equal(tower.tokenize(lower), ids)
+    with torch.no_grad():
+        wanted = model.get_text_features(input_ids=ids)
+    torch.testing.assert_close(tower.embed(TEXTS), getattr(wanted, "pooler_output", wanted), atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(tower.embed(TEXTS)[0], tower.embed(TEXTS)[1], atol=1e-2)
+    images = torch.randn(3, 24)
+    assert tower.project(images, "attention pool") is images
+
+
+@pytest.mark.parametrize("prefix", ["", "text."])
+def test_open_clips_layout_gives_the_same_embeddings(clip: tuple[Path, Any], tmp_path: Path, prefix: str) -> None:
+    folder, model = clip
+    write_open_clip(tmp_path / "open_clip", model, prefix)
+    ours, theirs = load_text_tower(tmp_path / "open_clip"), load_text_tower(folder)
+    torch.testing.assert_close(ours.embed(TEXTS), theirs.embed(TEXTS), atol=1e-5, rtol=1e-5)
+    images = torch.randn(3, 32)
+    torch.testing.assert_close(ours.project(images, "class token"), theirs.project(images, "class token"))
+
+
+def test_images_that_are_projected_already_stay_and_other_widths_are_refused(clip: tuple[Path, Any]) -> None:
+    tower, images = load_text_tower(clip[0]), torch.randn(2, 20)
+    assert tower.project(images, "projected attention pool") is images
+    with pytest.raises(BadInput, match="not of one model"):
+        tower.project(images, "attention pool")
+
+
+def test_what_is_no_standard_tower_or_not_whole_is_refused(clip: tuple[Path, Any], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"neither open_clip_config\.json nor config\.json"):
+        load_text_tower(tmp_path)
+    write_open_clip(tmp_path / "open_clip", clip[1])
+    path = tmp_path / "open_clip" / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["text_cfg"]["layers"] = 3
+    path.write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="tensors are missing or misshapen"):
+        load_text_tower(tmp_path / "open_clip")
+    config["model_cfg"]["text_cfg"] |= {"layers": 2, "hf_model_name": "roberta"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=r"not open_clip's standard one \(hf_model_name\)"):
+        load_text_tower(tmp_path / "open_clip")
