@@ -36,7 +36,7 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.run_folder import save_model
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.registry.canary import canary_images
 from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
 from PIL import Image

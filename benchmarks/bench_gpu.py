@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from eupe_pipeline.jobs.extraction.measure_statistics import Normalisation
 from eupe_pipeline.jobs.extraction.pool import InProcess
-from eupe_pipeline.jobs.extraction.shard_report import ShardReport
-from eupe_pipeline.jobs.extraction.shard_worker import WorkOrder
+from eupe_pipeline.jobs.extraction.summary import ShardReport
+from eupe_pipeline.jobs.extraction.work_orders import WorkOrder
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
 from eupe_pipeline.storage.images.indexing import build_index

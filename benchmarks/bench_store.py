@@ -27,10 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from eupe_pipeline.storage.core.checksums import byte_view
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, TokenRows, features_identity
 from eupe_pipeline.storage.features.statistics import Statistics
 from eupe_pipeline.storage.images.indexing import build_index
-from eupe_pipeline.storage.shards.zarr_format import CRC_BYTES, byte_view
+from eupe_pipeline.storage.shards.zarr_format import CRC_BYTES
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import ViewSpec

@@ -23,7 +23,7 @@ from eupe_pipeline.student.model.recipe import RunConfig, StudentConfig, TrainRe
 from eupe_pipeline.student.training.learner import Learner
 from eupe_pipeline.student.training.run_folder import RunFolder
 from eupe_pipeline.student.training.trainer import Trainer
-from eupe_pipeline.teachers.encoders.architectures import canonical
+from eupe_pipeline.teachers.encoders.build import canonical
 from eupe_pipeline.teachers.encoders.preprocessing import Preprocessing
 from eupe_pipeline.teachers.registry.registry import load_teacher
 from eupe_pipeline.teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec

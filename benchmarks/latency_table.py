@@ -18,7 +18,7 @@ from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.latency import PAPER_IPHONE_MS, RUNTIMES, LatencyOptions, latency
 from eupe_pipeline.student.model.student import Student
 from eupe_pipeline.student.training.run_folder import save_model
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 
 SIZE_PX = 256
 

@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from .core.errors import BadInput, CacheDamaged, unknown_name
+from .core.errors import BadInput, CacheDamaged, command, unknown_name
 from .core.identity import canonical_json, digest, short
 from .features.features import FeatureReader
 from .features.statistics import Statistics
 from .images.dataset import ImageDataset
-from .objects.content_addressed import MAX_IDENTITY_BYTES, damage, is_key, read_identity
+from .objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, damage, is_key, read_identity
 from .objects.mending import held
 from .objects.objects import Objects, open_objects
 from .objects.remote import RemoteObjects
 from .objects.shard_cache import DEFAULT_LIMIT_BYTES, CachedObjects
-from .upkeep.findings import command
 from .views.view_set import ViewSet
 
-MARKER = "eupe-store.json"
 FORMAT = 1
 MARKER_BYTES = canonical_json({"format": FORMAT, "kind": "eupe-pipeline store"})
 MAX_STATISTICS_BYTES = 256 << 20  # two PHI-S matrices of 4,096 channels in base64

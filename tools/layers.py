@@ -1,7 +1,9 @@
 """Check the house rules that no linter knows; prints each breach as `file:line: why` and exits 1.
 
-Imports go down only (pipeline, jobs, student, teachers, storage) and across rooms they are relative; each heavy or replaceable library
-lives in one place; nothing unpickles. Only the syntax tree is read, nothing is imported, so a lazy import inside a function counts too.
+Imports go down only: from room to room (pipeline, jobs, student, teachers, storage), and inside a room from wing to wing in the order of
+`WINGS`; no files import one another in a circle. A wing has at most 15 files, a file at most 400 lines. Inside the package imports are
+relative; each heavy or replaceable library lives in one place; nothing unpickles. Only the syntax tree is read, nothing is
+imported, so a lazy import inside a function counts too.
 Limits: `importlib.import_module` with a computed name is not seen.
 
     .venv/bin/python tools/layers.py [CHECKOUT]
@@ -9,10 +11,22 @@ Limits: `importlib.import_module` with a computed name is not seen.
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOMS = ("pipeline", "jobs", "student", "teachers", "storage")  # from the top down
+
+# The wings of a room, and files that stand in the room itself, from the top down: each imports only what stands below it.
+WINGS = {
+    "pipeline": ("__main__", "commands", "demo", "reports", "pictures", "console", "recipes"),
+    "jobs": ("estimates", "training", "evaluation", "repair", "extraction", "runs", "ray_session", "ray_folders"),
+    "student": ("export", "training", "probes", "data", "model"),
+    "teachers": ("registry", "checkpoints", "encoders", "runtime"),
+    "storage": ("upkeep", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
+}
+MAX_WING_FILES, MAX_FILE_LINES = 15, 400
 
 # library -> the places that may import it, as a path prefix inside the checkout
 HOMES = {
@@ -56,20 +70,67 @@ def imported(node: ast.AST) -> list[tuple[int, str]]:
 
 def import_breach(where: str, dots: int, module: str) -> str | None:
     """Return why the import is not allowed in file `where` (path inside the checkout), or None."""
-    room, top = where.split("/")[0], module.split(".")[0]
-    depth = where.count("/")  # a file right in its room has depth 1: one dot is the room, two are the house
+    top = module.split(".")[0]
     if dots == 0:
         if top == "eupe_pipeline":
-            return f"`{module}` is imported absolutely; across rooms write `from ..room.file import …`"
+            return f"`{module}` is imported absolutely; inside the package write `from ..wing.file import …`"
         allowed = HOMES.get(top)
         if allowed is not None and not any(where.startswith(prefix) for prefix in allowed):
             return f"{top} is imported outside of {' and '.join(allowed) or 'nowhere: it runs code from data'}"
         return None
-    if dots == depth + 1 and top in ROOMS and ROOMS.index(top) < ROOMS.index(room):
-        return f"{room} imports {top}, which stands above it; imports go {' -> '.join(ROOMS)}"
-    if dots > depth + 1:
+    folders = where.split("/")[:-1]
+    if dots > len(folders) + 1:
         return f"`{'.' * dots}{module}` leaves the package"
+    target = [*folders[: len(folders) - dots + 1], *module.split(".")]
+    room, wing = place(where)
+    if target[0] not in ROOMS:
+        return f"`{'.' * dots}{module}` leaves the package" if dots == len(folders) + 1 else None
+    if ROOMS.index(target[0]) < ROOMS.index(room):
+        return f"{room} imports {target[0]}, which stands above it; imports go {' -> '.join(ROOMS)}"
+    wings = WINGS[room]
+    if target[0] == room and len(target) > 1 and target[1] in wings and wing in wings and wings.index(target[1]) < wings.index(wing):
+        return f"{room}/{wing} imports {room}/{target[1]}, which stands above it; imports go {' -> '.join(wings)}"
     return None
+
+
+def place(where: str) -> tuple[str, str]:
+    """Return (room, wing) of a file; a file that stands in the room itself is its own wing."""
+    parts = where.removesuffix(".py").split("/")
+    return parts[0], parts[1]
+
+
+def circles(checkout: Path, files: list[Path]) -> Iterator[str]:
+    """Yield the first circle of files that import one another, lazily or for their types alone included."""
+    known = {path.relative_to(checkout).with_suffix("").as_posix() for path in files}
+    graph = {}
+    for path in files:
+        where = path.relative_to(checkout).with_suffix("").as_posix()
+        graph[where] = set(imported_files(where, ast.parse(path.read_text()), known))
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        chain = " <- ".join(f"{name}.py" for name in error.args[1])
+        yield f"{error.args[1][0]}.py:1: files import one another in a circle: {chain}"
+
+
+def imported_files(where: str, tree: ast.AST, known: set[str]) -> Iterator[str]:
+    """Yield the files of the package that a file imports, both without `.py`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folders = where.split("/")[:-1]
+            base = "/".join([*folders[: len(folders) - node.level + 1], *(node.module or "").split(".")]).rstrip("/")
+            yield from known & {base, *(f"{base}/{alias.name}" for alias in node.names)} - {where}
+
+
+def sizes(checkout: Path, files: list[Path]) -> Iterator[str]:
+    """Yield what has grown too large to find one's way in: wings and files."""
+    wings = Counter(path.parent for path in files if path.name != "__init__.py")
+    for wing, count in wings.items():
+        if count > MAX_WING_FILES:
+            yield f"{wing.relative_to(checkout).as_posix()}:1: {count} files, at most {MAX_WING_FILES} stand in one wing"
+    for path in files:
+        if (lines := path.read_text().count("\n")) > MAX_FILE_LINES:
+            yield f"{path.relative_to(checkout).as_posix()}:1: {lines} lines, a file has at most {MAX_FILE_LINES}"
 
 
 def says(call: ast.Call, keyword: str, value: bool) -> bool:
@@ -93,6 +154,9 @@ def breaches(checkout: Path, path: Path) -> Iterator[str]:
     where = path.relative_to(checkout).as_posix()
     if path.stem in VAGUE_NAMES:
         yield f"{where}:1: a file is one idea; `{path.stem}` names none"
+    room, wing = place(where)
+    if wing not in (*WINGS[room], "__init__"):
+        yield f"{where}:1: {room}/{wing} is no wing; {room} has {', '.join(WINGS[room])} (WINGS in tools/layers.py)"
     for node in ast.walk(ast.parse(path.read_text(), filename=where)):
         found = [import_breach(where, dots, module) for dots, module in imported(node)]
         found += [call_breach(node)] if isinstance(node, ast.Call) else []
@@ -103,6 +167,7 @@ def main(checkout: Path) -> int:
     """Print every breach in the rooms; returns the exit status."""
     files = [path for room in ROOMS for path in sorted((checkout / room).rglob("*.py"))]
     found = [line for path in files for line in breaches(checkout, path)]
+    found += [*sizes(checkout, files), *circles(checkout, files)]
     print(*found, sep="\n" if found else "")
     print(f"layer rules: {len(files)} files, {len(found)} breaches")
     return 1 if found else 0

@@ -9,7 +9,6 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ import numpy as np
 import torch
 
 from ...storage.core.errors import BadInput, StoreUnavailable
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.objects.objects import below
 from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
-from ...teachers.encoders.encoder import build_encoder
+from ...teachers.encoders.build import build_encoder
 from ...teachers.registry.native_size import size_warning
 from ...teachers.registry.registry import load_teacher
 from ...teachers.registry.spec import TeacherSpec
@@ -34,8 +34,6 @@ from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_c
 _PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
 _STUDENT_BATCH = {"cpu": 4, "cuda": 128}
 _LOOKED_AT = 64  # objects, to find a large one
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class PlanOptions:
             raise BadInput(f"these must be above 0: {', '.join(bad)}")
 
 
-def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions, on_event: OnEvent = lambda event: None) -> dict[str, Any]:
+def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """A JSON-able plan of `extract_features` with these options; raises `BadInput` as that would."""
     store = FeatureStore.open(store_url)
     images = len(store.dataset(options.data))
@@ -116,7 +114,7 @@ def student_speed(plan: PlanOptions, device: str) -> float:
     return batch / float(np.median(seconds[1:]))
 
 
-def store_speed(store: FeatureStore, on_event: OnEvent = lambda event: None) -> float:
+def store_speed(store: FeatureStore, on_event: OnEvent = ignore_event) -> float:
     """Bytes a second of reading back a probe of 64 MB in pieces of 4 MB; the probe is removed.
 
     Where nothing can be written, of reading the largest of some objects that are there; that is said.

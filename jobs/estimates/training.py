@@ -17,15 +17,14 @@ from torch import Tensor
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
-from ...student.data.order import rank_span
 from ...student.data.prefetch import slot_bytes, slots_within
-from ...student.data.sampled import SampledTokens, at_places, refuse_other_grids
 from ...student.data.targets import STUDENT, CachedTargets, Memory
-from ...student.model.ranks import Ranks
+from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
-from ...student.model.student import Student, TargetSpec, count_parameters
+from ...student.model.student import Student, TargetSpec, count_parameters, refuse_other_grids
+from ...teachers.encoders.build import try_sizes
 from ...teachers.encoders.regularity import set_recompute
-from ...teachers.encoders.timm_students import try_sizes
+from ...teachers.encoders.tokens import SampledTokens, at_places
 from ..training.data import Part, cached_targets, open_parts
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
 

@@ -7,8 +7,9 @@ and a test of one class is easily all right: both are said, because the figure i
 from collections.abc import Sequence
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
-from .labelled_features import OnEvent, Split, labels_as
+from .labelled_features import Split, labels_as
 
 _NAMED = 5
 

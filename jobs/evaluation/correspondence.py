@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...storage.core.errors import unknown_name
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import read_picture
 from ...storage.images.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
 from ...student.probes.correspondence import ALPHA, Points, hits, matches, summary
@@ -25,7 +26,6 @@ from ...teachers.runtime.devices import choose_device
 from .dense import DenseOptions, open_dense_model
 from .dense_tokens import patch_tokens, stacked
 from .knn import evaluated
-from .labelled_features import OnEvent
 
 PROTOCOLS = ("paper", "ours")
 SIDE_PX = 512
@@ -37,7 +37,7 @@ _SAY_EVERY = 20
 
 def evaluate_correspondence(
     model: str, data: Path, options: DenseOptions, *, split: str = "test", protocol: str = "ours", pairs_per_category: int | None = None,
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
     """PCK@0.1 in percent: `pck` (mean over categories), `categories`, over all keypoints, and over pairs; kept beside the model.
 

@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.events import OnEvent
 from ...storage.images.dense_pairs import Pair, pairs_digest, picture_digests
 from ...storage.sources.decode import Pixels
 from ...student.data.order import KeyedPermutation
 from ...student.model.draws import bits64, step_seed
 from ...student.probes.dense_head import DenseHead, HeadRecipe
+from ...student.probes.evaluation_records import PARTIAL, as_json, keep_partial, record_path
 from ...student.probes.head_training import HeadTraining
-from ...student.training.evaluation_records import PARTIAL, as_json, keep_partial, record_path
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
 from .dense_tokens import patch_tokens, stacked, training_mode
 from .knn import evaluated
-from .labelled_features import OnEvent
 from .models import Model, open_model
 from .overlap import check_overlap
 

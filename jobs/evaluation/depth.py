@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, is_nyu, read_depth, read_picture
 from ...storage.sources.decode import Pixels
 from ...student.probes.dense_head import NYU_RECIPE, DenseHead, HeadRecipe
@@ -29,7 +30,6 @@ from ...student.probes.depth import (
 from ...teachers.registry.teacher import Teacher
 from .dense import DenseEvaluation, DenseOptions, open_dense_model, refuse_other_size, run_dense, said_progress
 from .dense_tokens import padding_px, patch_tokens, stacked
-from .labelled_features import OnEvent
 
 OFFICIAL = {"name": "official", "encoder": "training mode while the head learns", "convnext": "padded to a multiple of 4"}
 """What a record of the official protocol says besides; one without a name is ours."""
@@ -48,7 +48,7 @@ class DepthOptions:
 
 
 def evaluate_depth(
-    model: str, data: Path, options: DenseOptions, own: DepthOptions | None = None, on_event: OnEvent = lambda event: None
+    model: str, data: Path, options: DenseOptions, own: DepthOptions | None = None, on_event: OnEvent = ignore_event
 ) -> dict[str, Any]:
     """rmse (m), abs_rel and delta1 on the validation pictures, means over pictures; kept beside the model.
 

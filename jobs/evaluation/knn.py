@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import CacheMismatch, StoreUnavailable
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...student.export.lineage import read_record
+from ...student.probes.evaluation_records import keep_record, kept_record, record_path
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
-from ...student.training.evaluation_records import keep_record, kept_record, record_path
 from ...teachers.registry.registry import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device
 from .class_checks import check_classes
@@ -26,7 +27,6 @@ from .labelled_features import (
     WHOLE,
     EvaluationSize,
     Int64s,
-    OnEvent,
     Split,
     cached_images,
     embed_images,
@@ -114,7 +114,7 @@ def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -
 
 def evaluate_knn(
     model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = WHOLE,
-    weights: Path | None = None, out: Path | None = None, dry_run: bool = False, on_event: OnEvent = lambda event: None,
+    weights: Path | None = None, out: Path | None = None, dry_run: bool = False, on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
     """kNN of `model` (see `open_subject`) with neighbours from one dataset and questions from the other, kept in its folder."""
     subject = open_subject(model, store, size_px=size.size_px, weights=weights, out=out)
@@ -183,7 +183,7 @@ def mean_patch_name(*readers: FeatureReader) -> str:
 
 def compare(
     bank: Embeddings, bank_labels: Int64s, queries: Embeddings, query_labels: Int64s, *, device: str = "cpu",
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
     """`{"cls": {"paper": %, "ours": %, "official": {"10": %, …}}, "mean_patch": {…}, "train_images": N, "test_images": N}`."""
     result: dict[str, Any] = {"train_images": len(bank_labels), "test_images": len(query_labels)}

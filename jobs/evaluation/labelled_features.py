@@ -6,7 +6,7 @@ store has indexed is taken as it is, and every image read is compared with the i
 de-normalised to the teacher's own space, one view an image (k = 0). Axes: N images, D channels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
@@ -39,7 +40,6 @@ _READ_THREADS = 2
 TRAIN_FOLDERS, TEST_FOLDERS = ("train", "training"), ("val", "validation", "test")
 
 Int64s = NDArray[np.int64]
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Split:
         return LabelledSplit(read_embeddings(reader, images, on_event), labels_as(self.dataset, classes)[images], images)
 
 
-def open_data(store: FeatureStore, name: str, on_event: OnEvent = lambda event: None) -> ImageDataset:
+def open_data(store: FeatureStore, name: str, on_event: OnEvent = ignore_event) -> ImageDataset:
     """A dataset of the store by name or key, or a source that is indexed into it under its folder's name.
 
     A source's images are taken as they are stored, as the paper's and the official evaluations read them.
@@ -206,7 +206,7 @@ def cached_images(reader: FeatureReader, limit: int | None, purpose: str) -> Int
     return np.setdiff1d(images, reader.failed_rows() // reader.views.views_per_image)
 
 
-def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = lambda event: None) -> Embeddings:
+def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = ignore_event) -> Embeddings:
     """View 0 of each image from a feature set: class tokens and mean patch tokens in the teacher's own space.
 
     Raises `BadInput` for tokens of distorted views: an evaluation is of what a teacher says about the images themselves.

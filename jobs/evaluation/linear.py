@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.store import FeatureStore
+from ...student.probes.evaluation_records import PARTIAL, as_json, keep_partial, record_path
 from ...student.probes.linear import POWERS, VALIDATION_SHARE, fit, sweep
-from ...student.training.evaluation_records import PARTIAL, as_json, keep_partial, record_path
 from ...teachers.runtime.devices import choose_device
 from .knn import evaluated, images_in_both, splits_of
-from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, OnEvent, read_upright
+from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, read_upright
 from .models import open_subject
 
 
 def evaluate_linear(
     model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = WHOLE, seed: int = 0,
     powers: Sequence[float] = POWERS, weights: Path | None = None, out: Path | None = None, dry_run: bool = False,
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
     """Top-1 accuracy in percent on the test set, the chosen C, and validation accuracy by C; kept in the model's folder."""
     subject = open_subject(model, store, size_px=size.size_px, weights=weights, out=out)

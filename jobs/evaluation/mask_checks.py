@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.events import OnEvent
 from ...storage.images.dense_pairs import ADE20K_CLASSES, MaskValues, Pair, is_ade20k, mask_values, read_classes
 from ...student.probes.segmentation import Mask, classes_of
-from .labelled_features import OnEvent
 
 DATASETS = ("ade20k", "other")
 READ_THREADS = 2

@@ -18,7 +18,7 @@ from ...storage.core.identity import digest, file_sha256, short
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...teachers.checkpoints.published import Published, load_encoder, read_published
-from ...teachers.encoders.architectures import facts
+from ...teachers.encoders.build import facts
 from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.registry.registry import MODEL_FILE, TEACHERS, load_teacher, resolve_teacher
 from ...teachers.registry.spec import TeacherSpec

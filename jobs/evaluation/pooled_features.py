@@ -7,14 +7,13 @@ shard. One process, one device; decoding runs beside the forward passes.
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ...storage.core.errors import StoreUnavailable
+from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
 from ...storage.features.statistics import Statistics
 from ...storage.images.dataset import ImageDataset
@@ -29,8 +28,6 @@ from .models import Model
 
 IMAGES_PER_SHARD = 512
 _RENDER_THREADS = 2
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 def pooled_features(

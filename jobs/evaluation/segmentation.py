@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import Pair, read_picture, segmentation_pairs
 from ...storage.sources.decode import Pixels
 from ...student.probes.dense_head import ADE20K_RECIPE, DenseHead, HeadRecipe
@@ -31,7 +32,6 @@ from ...student.probes.segmentation import (
 from ...teachers.registry.teacher import Teacher
 from .dense import DenseEvaluation, DenseOptions, open_dense_model, refuse_other_size, run_dense, said_progress
 from .dense_tokens import patch_tokens, stacked
-from .labelled_features import OnEvent
 from .mask_checks import MaskClasses, check_masks
 
 _DROPOUT = 0.1
@@ -59,7 +59,7 @@ class SegmentationOptions:
 
 
 def evaluate_segmentation(
-    model: str, data: Path, options: DenseOptions, own: SegmentationOptions | None = None, on_event: OnEvent = lambda event: None
+    model: str, data: Path, options: DenseOptions, own: SegmentationOptions | None = None, on_event: OnEvent = ignore_event
 ) -> dict[str, Any]:
     """mIoU, pixel accuracy and IoU by class in percent on the validation split, `best_miou` of all measurements; kept beside the model."""
     own = own or SegmentationOptions()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import digest, file_sha256
 from ...storage.store import FeatureStore
 from ...student.export.adapter_chain import AdapterChain, write_chain
@@ -26,7 +27,7 @@ from ...teachers.registry.registry import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
 from .class_checks import refuse_one_class
 from .knn import evaluated, say_distilled_on
-from .labelled_features import WHOLE, EvaluationSize, OnEvent, Split, open_data, read_upright
+from .labelled_features import WHOLE, EvaluationSize, Split, open_data, read_upright
 from .models import CachedModel, Model, open_subject
 from .overlap import digests_of
 
@@ -79,7 +80,7 @@ class _Way:
 
 
 def evaluate_zero_shot(
-    model: str, store: FeatureStore, data: str, options: ZeroShotOptions, on_event: OnEvent = lambda event: None
+    model: str, store: FeatureStore, data: str, options: ZeroShotOptions, on_event: OnEvent = ignore_event
 ) -> dict[str, Any]:
     """Top-1 and top-5 accuracy in percent over a labelled dataset; kept in the model's folder."""
     subject = open_subject(model, store, size_px=options.size.size_px, weights=options.weights, out=options.out)

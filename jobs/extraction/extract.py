@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...storage.core.errors import BadInput, Interrupted
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
 from ...storage.objects.dry_run_objects import Rehearsal
 from ...storage.store import FeatureStore
@@ -26,10 +27,8 @@ from .measure_statistics import Normalisation
 from .options import ExtractOptions, TeacherRequest
 from .other_weights import other_weights
 from .pool import Workers, workers
-from .shard_report import ShardReport
-from .shard_worker import WorkOrder
-from .summary import OnEvent, progress, together, work_done
-from .work_orders import work_order, worker_count
+from .summary import ShardReport, progress, together, work_done
+from .work_orders import WorkOrder, work_order, worker_count
 
 
 @dataclass
@@ -53,7 +52,7 @@ class _Plan:
         return found
 
 
-def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent = lambda event: None) -> dict[str, Any]:
+def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Make the store hold complete feature sets of the teachers over the views; returns a JSON-able summary.
 
     Raises `BadInput` for what the user must change, `CacheMismatch` for images or teachers that changed, and `Interrupted` when it was

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...storage.core.errors import BadInput, CacheMismatch
+from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields
 from ...storage.features.features import FeatureReader
 from ...storage.features.phis import Covariance
@@ -21,7 +22,7 @@ from ...storage.views.view_set import ViewSet
 from ...teachers.registry.spec import TeacherSpec
 from .pool import Workers
 from .shard_worker import Measure, SampleMoments
-from .summary import OnEvent, progress
+from .summary import progress
 
 SAMPLE_BATCH = 32  # views; the paper measures over 500 iterations
 _SAMPLE_SEED = 0x5EED

@@ -6,10 +6,10 @@ A flipped bit in a weight file is another teacher, too, and would begin another 
 from collections.abc import Mapping
 
 from ...storage.core.errors import EupeError
+from ...storage.core.events import OnEvent
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.registry.spec import TeacherSpec
-from .summary import OnEvent
 
 
 def other_weights(store: FeatureStore, views: ViewSet, specs: Mapping[str, TeacherSpec], on_event: OnEvent) -> dict[str, dict[str, str]]:

@@ -10,20 +10,21 @@ import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 from ...storage.core.errors import BadInput, EupeError
+from ...storage.core.events import OnEvent, ignore_event
 from ..ray_session import ray_session
-from .shard_worker import TASKS_AT_ONCE, ShardWorker, WorkOrder
+from .shard_worker import TASKS_AT_ONCE, ShardWorker
+from .work_orders import WorkOrder
 
 MAX_TRIES = 3
 SAY_AFTER_S = 10.0  # without room for a single worker
 GIVE_UP_AFTER_S = 300.0
-OnEvent = Callable[[dict[str, Any]], None]
 Task = tuple[str, tuple[Any, ...]]  # method of ShardWorker, its arguments
 
 
@@ -125,7 +126,7 @@ class RayActors:
     ray: Any
     order: WorkOrder
     count: int | None
-    on_event: OnEvent = lambda event: None
+    on_event: OnEvent = ignore_event
     retries: int = 0
     most: int = 0
     _starting: dict[Any, _Hired] = field(default_factory=dict)  # by what `ready` will answer
@@ -275,7 +276,7 @@ def room_text(ray: Any, who: str, wanted: str) -> str:
 
 
 @contextlib.contextmanager
-def workers(order: WorkOrder, count: int | None, address: str | None, on_event: OnEvent = lambda event: None) -> Iterator[Workers]:
+def workers(order: WorkOrder, count: int | None, address: str | None, on_event: OnEvent = ignore_event) -> Iterator[Workers]:
     """`count` workers for an order: in this process for 0, otherwise Ray actors, locally or on the cluster at `address`.
 
     `None` is as many as the cluster has room for.

@@ -34,30 +34,13 @@ from ...teachers.registry.registry import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from .batch_size import SizedTeacher
 from .canaries import check_canary
-from .placement import gpu_use
 from .rendering import FreshViews, RenderedBatch, RenderedShard, input_of
-from .shard_report import ShardReport
 from .stored_tokens import stored_tokens
+from .summary import ShardReport
 from .transfers import Arriving, StoredTokens, busy_seconds, compute
+from .work_orders import WorkOrder, gpu_use
 
 TASKS_AT_ONCE = 2  # one with the teachers, one being written or rendering its first batch
-
-
-@dataclass(frozen=True)
-class WorkOrder:
-    """What a worker needs to know, small enough to be sent to any machine that sees the store and the weights."""
-
-    store_url: str
-    view_set: str  # key
-    teachers: tuple[TeacherSpec, ...]
-    device: str
-    threads: int
-    batch_size: int | None  # views in one forward; None: found by each worker
-    render_threads: int = 1
-    gpus: float = 1.0  # of one worker, where the device is one
-    normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
-    devices: Mapping[str, str] = field(default_factory=dict)  # of teachers that are elsewhere than on `device`
-    compile: bool = False
 
 
 Measure = Moments | Covariance

@@ -1,18 +1,55 @@
-"""What an extraction tells: progress events while it runs, and a JSON-able summary at its end.
+"""What an extraction tells: each shard's cost, progress events while it runs, and a JSON-able summary at its end.
 
 Phases overlap, so their shares of the workers' wall time add up to more than 1: `forward` (by the device's own clock) near 1 is a device
 that never waits. `wait` is the time in which a worker's teachers had nothing to compute, for want of rendered views or because encoding
 lagged behind. `gpu_use` is what the driver says of the GPUs, at the end of each shard; it is absent on CPUs and without nvidia-ml-py.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from .shard_report import ShardReport
+from ...storage.core.events import Event
+from ...storage.shards.commit import Record
 
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
+
+@dataclass
+class ShardReport:
+    """What one shard cost: views, failures by image id, seconds by phase, bytes committed, views in a forward by teacher, back-offs."""
+
+    shard: int
+    views: int
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
+    batch_sizes: dict[str, int] = field(default_factory=dict)
+    backoffs: int = 0
+    gpu_use: float | None = None  # share of the last moment
+    found: bool = False  # another driver had committed it meanwhile: nothing was computed
+
+    def of_records(self, records: Iterable[Record | None]) -> "ShardReport":
+        """This report, of a shard that another driver has committed: its failures, and nothing spent."""
+        self.found = True
+        for record in records:
+            self.failed |= {} if record is None else record.failed
+        return self
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the block's wall time to a phase; one thread a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(phase, time.perf_counter() - start)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add time to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
 PHASES = ("decode", "wait", "forward", "encode", "write")
 
 

@@ -1,17 +1,41 @@
-"""What each worker of an extraction is told, and how many workers there are: the user's options and this machine's devices."""
+"""What each worker of an extraction is told, how many workers there are, and which teacher runs on which of a worker's devices.
 
+A worker sees the GPUs that it was given as cuda:0, cuda:1, …. What the user placed goes there; the other teachers are dealt out over the
+worker's GPUs in turn. Teachers on different GPUs compute one batch side by side, so a batch takes as long as the slowest GPU. Where a
+teacher runs is no part of any identity: the canary says whether it is the same teacher there.
+"""
+
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
+from ...storage.core.errors import BadInput, unknown_name
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.registry.spec import TeacherSpec
 from ..ray_session import cluster_address
 from .options import ExtractOptions
-from .placement import place
-from .shard_worker import WorkOrder
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """What a worker needs to know, small enough to be sent to any machine that sees the store and the weights."""
+
+    store_url: str
+    view_set: str  # key
+    teachers: tuple[TeacherSpec, ...]
+    device: str
+    threads: int
+    batch_size: int | None  # views in one forward; None: found by each worker
+    render_threads: int = 1
+    gpus: float = 1.0  # of one worker, where the device is one
+    normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
+    devices: Mapping[str, str] = field(default_factory=dict)  # of teachers that are elsewhere than on `device`
+    compile: bool = False
+
 
 _MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a second and thread
 
@@ -44,3 +68,44 @@ def worker_count(order: WorkOrder, options: ExtractOptions) -> int | None:
     if options.workers is not None or cluster_address(options.address) is not None:
         return options.workers
     return int(torch.cuda.device_count() / order.gpus) if order.device == "cuda" else torch.get_num_threads()
+
+
+def place(names: Sequence[str], device: str, gpus: float, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Device of each teacher of one worker that has `gpus` GPUs (of kind `device`, "cuda" or "cpu").
+
+    Raises `BadInput` for a teacher that is not there, and for a device that the worker does not have.
+    """
+    for name, wanted in chosen.items():
+        if name not in names:
+            raise unknown_name("teacher in --teacher-device", name, names)
+        _check(name, wanted, device, gpus)
+    count = max(1, math.floor(gpus)) if device == "cuda" else 0
+    free = [name for name in names if name not in chosen]
+    dealt = {name: f"cuda:{number % count}" if count > 1 else device for number, name in enumerate(free)}
+    return {name: chosen.get(name) or dealt[name] for name in names}
+
+
+def _check(name: str, wanted: str, device: str, gpus: float) -> None:
+    try:
+        asked = torch.device(wanted)
+    except RuntimeError as error:
+        raise BadInput(f"--teacher-device {name}={wanted}: devices are cpu, cuda:0, cuda:1, …") from error
+    if asked.type not in ("cpu", "cuda"):
+        raise BadInput(f"--teacher-device {name}={wanted}: devices are cpu, cuda:0, cuda:1, …")
+    if asked.type == "cuda" and device != "cuda":
+        raise BadInput(f"--teacher-device {name}={wanted}: this machine has no CUDA device")
+    if asked.type == "cuda" and (asked.index or 0) >= math.ceil(gpus):
+        raise BadInput(
+            f"--teacher-device {name}={wanted}: a worker has {gpus:g} GPU; give it more with --num-gpus {(asked.index or 0) + 1}"
+        )
+
+
+def gpu_use(devices: Iterable[torch.device]) -> float | None:
+    """Share of the last moment in which the GPUs computed, their mean; None on CPUs and where the driver's library does not say."""
+    shares = []
+    for device in {device for device in devices if device.type == "cuda"}:
+        try:
+            shares.append(torch.cuda.utilization(device) / 100)
+        except (ModuleNotFoundError, RuntimeError, AttributeError):  # no nvidia-ml-py, or a driver that refuses to say
+            return None
+    return sum(shares) / len(shares) if shares else None

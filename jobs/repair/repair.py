@@ -7,7 +7,6 @@ fresh forward over a fixed random sample of views, in the normalised space that 
 """
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.features.sampling import Positions
 from ...storage.objects.dry_run_objects import Rehearsal
@@ -32,7 +32,6 @@ from ..extraction.stored_tokens import stored_tokens
 from .recorded_teacher import recorded_teacher
 from .repairs_with_teacher import with_teachers
 
-OnEvent = Callable[[dict[str, Any]], None]
 _SEED = 0xF1DE
 _LIKENESS_SHARDS = 4
 
@@ -47,7 +46,7 @@ def repair_features(
     key: str | None = None,
     *,
     teacher: TeacherRequest | None = None,
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = ignore_event,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Find all damage of a store, or of what one feature set needs, and mend what can be mended; returns what is and what is not.

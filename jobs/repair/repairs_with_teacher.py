@@ -8,11 +8,11 @@ shard's tokens are computed whole; only then, and only what is damaged of it, is
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby
-from typing import Any
 
 import torch
 
 from ...storage.core.errors import CacheMismatch, EupeError
+from ...storage.core.events import OnEvent
 from ...storage.features.canaries import pack_canary
 from ...storage.features.features import FeatureReader
 from ...storage.objects.mending import put
@@ -23,9 +23,9 @@ from ...teachers.registry.registry import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
-from ..extraction.shard_worker import ShardWorker, WorkOrder
+from ..extraction.shard_worker import ShardWorker
+from ..extraction.work_orders import WorkOrder
 
-OnEvent = Callable[[dict[str, Any]], None]
 Resolve = Callable[[FeatureReader], TeacherSpec]
 Likeness = Callable[[FeatureReader, Teacher], float | None]
 _BATCH = 32

@@ -15,8 +15,8 @@ from typing import Any
 from ...storage.core.errors import BadInput, StoreUnavailable
 from ...storage.upkeep.leases import LEASE_SECONDS, Lease, holders
 from ...storage.store import FeatureStore
+from ...storage.core.events import Event, OnEvent
 
-OnEvent = Callable[[dict[str, Any]], None]
 EXTRACTION = "extract"
 _RENEW_S = LEASE_SECONDS / 6
 

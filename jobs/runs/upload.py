@@ -29,7 +29,8 @@ from ...storage.objects.objects import Objects, open_objects
 from ...student.training.checkpoint import step_of
 from ...student.model.ranks import Ranks
 from .remote_run import MANIFEST, RUN_ID, Manifest, RunCopy
-from .upload_thread import OnEvent, uploading
+from .upload_thread import uploading
+from ...storage.core.events import OnEvent
 
 _LAST = "summary.json"
 _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put as a whole

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ...storage.core.errors import Interrupted, StoreUnavailable
+from ...storage.core.events import Event, OnEvent
 
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
 GRACE_S = 2.0
 _PUSH_AT = ("start", "checkpoint")
 _SAY_AFTER_S = 1.0

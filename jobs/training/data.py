@@ -6,7 +6,7 @@ between datasets (one adapter cannot map to two normalisations; `extract-feature
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, CacheMismatch, StoreUnavailable
+from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
@@ -28,8 +29,6 @@ from ...student.data.targets import CachedTargets, TargetSource
 from ...student.model.recipe import TrainRecipe
 from ...teachers.registry.spec import RANDOM_WEIGHTS
 from ..runs.reading_leases import extractors
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

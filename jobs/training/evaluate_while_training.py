@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...storage.views.view_spec import ViewSpec, draw, render
@@ -28,7 +29,6 @@ from ..evaluation.overlap import check_overlap, digests_of
 
 EVALUATIONS = ("knn",)
 
-OnEvent = Callable[[dict[str, Any]], None]
 AfterStep = Callable[[Sequence[Learner], int], None]
 
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.registry.spec import TeacherSpec
 from ..extraction.extract import complete, extract_features
 from ..extraction.options import ExtractOptions, TeacherRequest
-from ..extraction.summary import OnEvent
 from ..repair.repair import teacher_of
 from .data import over
 
@@ -33,7 +33,7 @@ def fill_missing(
     views_per_image: int = 1,
     views: ViewSpec | None = None,
     allow_random_weights: bool = False,
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:
     """Make the store hold complete feature sets over each dataset; returns how many shards were computed, by dataset.
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput, EupeError
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.stop_signals import on_stop
 from ...storage.core.urls import absolute, is_url
 from ...storage.store import FeatureStore
-from ...student.data.order import rank_span
-from ...student.model.ranks import Ranks
+from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
 from ..extraction.pool import GIVE_UP_AFTER_S, SAY_AFTER_S, room_text
 from ..ray_session import ray_session
@@ -30,7 +30,6 @@ from .data import open_parts
 from .evaluate_while_training import Watch
 from .train import absolute_places, train
 
-OnEvent = Callable[[dict[str, Any]], None]
 MAX_RESTARTS = 3
 _POLL_S = 0.2
 _STOP_POLL_S = 1.0
@@ -97,9 +96,7 @@ class _Board:
         return self._over
 
 
-def train_on_workers(
-    order: TrainOrder, workers: int, *, address: str | None = None, on_event: OnEvent = lambda event: None
-) -> dict[str, Any]:
+def train_on_workers(order: TrainOrder, workers: int, *, address: str | None = None, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Train with `workers` ranks and return the summary as `train` does; raises what it raises, `EupeError` after too many deaths."""
     rank_span(order.recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
     open_parts(FeatureStore.open(order.store), order.features, order.data, order.recipe.data.shares, complete=order.follow_s is None)

@@ -17,23 +17,22 @@ from typing import Any
 import torch
 
 from ...storage.core.errors import BadInput, CacheMismatch
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256
 from ...storage.core.urls import absolute, is_url, require_utf8
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...student.data.prefetch import prefetch_of
-from ...student.data.sampled import refuse_other_grids
 from ...student.data.targets import LiveTargets, TargetSource
 from ...student.model.draws import step_seed
 from ...student.model.ranks import ALONE, Ranks
 from ...student.model.recipe import BEFORE, TrainRecipe
-from ...student.model.student import Student, TargetSpec
+from ...student.model.student import Student, TargetSpec, refuse_other_grids
 from ...student.training.learner import Learner
 from ...student.training.run_folder import RunFolder, load_model, save_model
 from ...student.training.trainer import Trainer
-from ...teachers.encoders.encoder import build_encoder
+from ...teachers.encoders.build import build_encoder, try_sizes
 from ...teachers.encoders.regularity import set_drop_path, set_recompute, set_rope_draws, shrink_with_depth
-from ...teachers.encoders.timm_students import try_sizes
 from ...teachers.registry.registry import absolute_name, load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
@@ -46,8 +45,6 @@ from .data import Part, as_recorded, await_sets, cached_targets, joined_views, o
 from .evaluate_while_training import Watch, watching
 from .start_checks import check_pixels, check_teachers
 
-OnEvent = Callable[[dict[str, Any]], None]
-
 
 def train(
     recipe: TrainRecipe,
@@ -59,7 +56,7 @@ def train(
     proxy: Path | str | None = None,
     live_teachers: Sequence[str] = (),
     students: Sequence[str] = (),
-    on_event: OnEvent = lambda event: None,
+    on_event: OnEvent = ignore_event,
     origins: Mapping[str, str] | None = None,
     allow_random_weights: bool = False,
     follow_s: float | None = None,

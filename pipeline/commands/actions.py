@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...storage.core.errors import BadInput
-from ..console.progress import OnEvent
+from ...storage.core.events import OnEvent
 
 if TYPE_CHECKING:
     from ...jobs.extraction.options import TeacherRequest

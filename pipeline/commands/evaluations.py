@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput
-from ..console.progress import OnEvent
+from ...storage.core.events import OnEvent
 
 
 def datasets_of(data: str | None, train_set: str | None, test_set: str | None) -> tuple[str, str]:

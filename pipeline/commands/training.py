@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.core.urls import absolute, is_url
-from ..console.progress import OnEvent
 from ..recipes.load import ResolvedRecipe, load_recipe
 from .actions import recipe_table
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from ...storage.core.cache_home import cache_home, can_be_written, home_folder
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.objects.atomic_files import refusals
 from ...storage.objects.exclusive import publish
-from .progress import OnEvent
 
 PACKAGES = ("eupe-pipeline", "torch", "timm", "torchvision", "transformers", "ray", "zarr", "numpy", "pillow", "pyarrow", "safetensors")
 PROBE_BYTES = 64 << 20

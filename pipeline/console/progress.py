@@ -16,8 +16,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-Event = Mapping[str, Any]
-OnEvent = Callable[[Event], None]
+from ...storage.core.events import Event, OnEvent
+
 QUIET_LINE_EVERY_S = 5.0
 
 

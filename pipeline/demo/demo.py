@@ -20,11 +20,11 @@ from ...jobs.extraction.extract import extract_features
 from ...jobs.extraction.options import ExtractOptions, TeacherRequest
 from ...jobs.ray_session import ray_session
 from ...jobs.training.train import train
+from ...storage.core.events import OnEvent
 from ...storage.images.indexing import build_index
 from ...storage.objects.atomic_files import write_atomically
 from ...storage.store import FeatureStore
 from ...storage.views.view_spec import ViewSpec
-from ..console.progress import OnEvent
 from ..reports.report import write_report
 from .cifar import unpack
 from .demo_recipe import DemoRecipe, load_demo

@@ -12,11 +12,11 @@ import numpy as np
 
 from ...jobs.estimates.live_cost import live_teacher_cost
 from ...jobs.extraction.options import TeacherRequest
+from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...teachers.registry.registry import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device, choose_precision
-from ..console.progress import OnEvent
 from ..pictures.neighbours import galleries, telling_images, telling_queries
 from ..pictures.patch_tokens import Encoders, Photo, patch_tokens
 from ..pictures.pca import pictures

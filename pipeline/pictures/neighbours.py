@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
 from ...storage.sources.decode import Pixels
-from ..console.progress import OnEvent
 from .seen_views import as_teacher_saw
 
 BLOCK = 16_384

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.sources.decode import Pixels, decode_image
 from ...storage.views.view_spec import ViewSpec, draw, render
-from ..console.progress import OnEvent
 
 SHOWN_PX = 448  # a photo's side beside its tokens
 _BATCH = 4

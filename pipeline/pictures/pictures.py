@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.store import FeatureStore
-from ..console.progress import OnEvent
 from .neighbours import galleries, query_images, telling_queries
 from .patch_tokens import Encoders, patch_tokens, read_photos
 from .pca import pictures

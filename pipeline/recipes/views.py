@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.views.view_spec import StoredPixels, ViewSpec
 from ...student.model.view_config import ViewsConfig
-from ..console.progress import OnEvent
 from .load import load_recipe, read_document, stages_of
 from .typed_tables import leaves
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.objects.atomic_files import write_atomically
-from ..console.progress import OnEvent
 from ..pictures.inline_images import photo_data_uri, png_data_uri
 from ..recipes.typed_tables import leaves
 from .cache_sample import ShownImage, TokenFigures, figures, sample_rows, shown_images

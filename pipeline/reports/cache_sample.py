@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.core.errors import CacheMismatch
+from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import STD_FLOOR, Moments
 from ...storage.sources.decode import Pixels
-from ..console.progress import OnEvent
 from ..pictures.neighbours import images_with_tokens, telling_images
 from ..pictures.patch_tokens import SHOWN_PX
 from ..pictures.pca import colours

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
+from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import STD_FLOOR, Statistics
 from ...storage.objects.dry_run_objects import Rehearsal
@@ -25,7 +26,6 @@ from ...storage.upkeep.examiner import Examiner
 from ...storage.upkeep.findings import Finding
 from ...storage.upkeep.maintenance import checked_part, prune
 from ...storage.views.view_set import ViewSet
-from ..console.progress import OnEvent
 
 _NAMED_CHANNELS = 16
 

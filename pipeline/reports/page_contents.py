@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ...storage.core.errors import BadInput, CacheMismatch
+from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.sources.decode import BadImage
 from ...storage.store import FeatureStore
-from ..console.progress import OnEvent
 from ..pictures.neighbours import Gallery, galleries, images_with_tokens, query_images, telling_images, telling_queries
 from ..pictures.patch_tokens import Encoders, Photo, patch_tokens, read_photos
 from ..pictures.pca import pictures

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.core.urls import is_url
 from ...student.training.checkpoint import list_checkpoints, step_of
-from ..console.progress import OnEvent
 from ..recipes.typed_tables import leaves
 from .run_folder import RunRecord, read_run
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.upkeep.maintenance import verify
-from ..console.progress import OnEvent
 
 MOST_REASONS = 12
 

@@ -6,6 +6,7 @@ nothing of us still catch the right thing. A message says what happened, what we
 """
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -40,3 +41,8 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> BadInput:
     nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5) or difflib.get_close_matches(got, said, n=1, cutoff=0.5)
     guess = f"; did you mean {said.get(nearest[0], nearest[0])!r}?" if nearest else "."
     return BadInput(f"unknown {kind} {got!r}{guess} Known: {', '.join(names) or 'none yet'}")
+
+
+def command(*words: str, store: str) -> str:
+    """A command line on a store, quoted so that it can be run as it stands."""
+    return f"`eupe-pipeline {shlex.join([*words, '--store', store])}`"

@@ -23,10 +23,10 @@ from ..images.dataset import ImageDataset
 from ..objects.content_addressed import MAX_IDENTITY_BYTES, check_metadata, check_name, create_named, damage
 from ..objects.objects import Objects
 from ..shards.commit import Record
+from ..shards.healing import heal, standing_record
 from ..shards.rows import check_out
 from ..shards.shards import ShardedGroup
 from ..shards.zarr_format import ArraySpec, group_metadata, parse_small_array, small_array, small_key
-from ..upkeep.healing import heal, standing_record
 from ..views.view_set import ViewSet
 from .codec import decode, encode
 from .layout import FeatureLayout

@@ -71,9 +71,7 @@ def _below(root: Path, names: Sequence[str], what: str) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise BadInput(
-        f"{root} has no folder {' or '.join(names)} with the {what}; see `eupe_pipeline.storage.images.dense_pairs` for the layouts"
-    )
+    raise BadInput(f"{root} has no folder {' or '.join(names)} with the {what}; docs/evaluations.md shows the layouts")
 
 
 def _folders(root: Path, split: str, names: Sequence[str], endings: Sequence[str]) -> list[Pair]:

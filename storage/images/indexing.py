@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..core.errors import BadInput
+from ..core.events import Event
 from ..core.identity import short
-from ..objects.content_addressed import MAX_IDENTITY_BYTES, check_name, damage
+from ..objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, check_name, damage
 from ..objects.mending import flaw_of, held, put
 from ..objects.objects import Objects
 from ..sources.decode import BadImage, Orientation, image_header
@@ -34,7 +35,6 @@ from ..sources.found import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, s
 from ..sources.image_kinds import IMAGE_ENDINGS, ending_of, targets_among
 from ..sources.locations import add_place, canonical_source
 from ..sources.sources import list_files, open_source, walk
-from ..store import MARKER
 from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, parse_description, part_name
 from .index_rows import IndexRows, rows_of
 from .left_out import LeftOutCounts
@@ -44,7 +44,6 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _THREADS = 4
 _AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
 _TARGETS = "targets of dense tasks (.seg.png, .depth.png and so on) beside their image; --dense-targets takes them as images"
-Event = dict[str, Any]
 
 
 class Result(NamedTuple):

@@ -4,24 +4,20 @@ Each read of an image checks that image's sha256 anyway, so training can never s
 and also those that reading cannot notice: images added, or files reordered. It costs one reading of the source (2 GB/s of hashing a core).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice, zip_longest
 
 from ..core.errors import BadInput, CacheMismatch
+from ..core.events import OnEvent, ignore_event
 from .dataset import ImageDataset, ImageRow
-from .indexing import Event, examined
+from .indexing import examined
 
 _SHOWN = 5
 _BLOCK = 4096
-OnEvent = Callable[[Event], None]
 Image = tuple[str, bytes]  # id and sha256
 
 
-def _silent(event: Event) -> None:
-    """Report nothing."""
-
-
-def source_differences(dataset: ImageDataset, on_event: OnEvent = _silent, source: str | None = None) -> list[str]:
+def source_differences(dataset: ImageDataset, on_event: OnEvent = ignore_event, source: str | None = None) -> list[str]:
     """One line for each image that was replaced, removed, added or moved to another place in the order since it was indexed.
 
     An index that does not say whether it took the targets of dense tasks for images is unchanged when either reading fits it.
@@ -65,7 +61,7 @@ def _compared(there: list[Image], here: list[Image]) -> list[str]:
     return lines or ["the images are in another order"]
 
 
-def verify_source(dataset: ImageDataset, on_event: OnEvent = _silent, source: str | None = None) -> None:
+def verify_source(dataset: ImageDataset, on_event: OnEvent = ignore_event, source: str | None = None) -> None:
     """Raise `CacheMismatch` naming the first differences when the source is not what was indexed, or is gone."""
     place = source or dataset.source
     try:

@@ -121,3 +121,6 @@ def check_metadata(objects: Objects, prefix: str, files: Mapping[str, bytes]) ->
                 f"{prefix}/{name} is not what identity.json implies; it was altered, belongs to another set, or another version wrote it: "
                 "run `eupe-pipeline features repair`"
             )
+
+
+MARKER = "eupe-store.json"

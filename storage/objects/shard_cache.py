@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged, StoreUnavailable
-from ..shards.zarr_format import xxh3_128
 from .atomic_files import TEMPORARY_PREFIX, Content, make_folder, refusals, sweep
 from .objects import LocalObjects, OpenObject, Vanished
 from .parallel_reads import Fetchers

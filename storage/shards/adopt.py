@@ -9,9 +9,10 @@ of other images or of another teacher is further off and is refused instead of b
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.checksums import crc32c, xxh3_64, xxh3_128
 from ..core.errors import CacheDamaged
 from .commit import ObjectRecord
-from .zarr_format import CRC_BYTES, MISSING, ArraySpec, ShardObject, crc32c, parse_index, xxh3_64, xxh3_128
+from .zarr_format import CRC_BYTES, MISSING, ArraySpec, ShardObject, parse_index
 
 MAX_DIFFERENCE = 0.1
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.checksums import byte_view, xxh3_64
 from ..core.errors import BadInput, CacheDamaged
 from ..objects.objects import OpenObject
-from .zarr_format import CRC_BYTES, MISSING, ArraySpec, byte_view, xxh3_64
+from .zarr_format import CRC_BYTES, MISSING, ArraySpec
 
 _RUN_BYTES = 2 << 20
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged, StoreUnavailable
 from ..core.forks import renewed_after_fork
 from ..objects.objects import Objects, OpenObject
@@ -27,7 +28,7 @@ from .adopt import adopt
 from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_of
 from .ledger import LEDGER_SHARDS, Ledgers
 from .rows import OpenArray, Place, check_out, flat_bytes, read_rows, refuse_blank_rows
-from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index, xxh3_128
+from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index
 
 _KEPT_RECORDS = 4096
 _RECORDS_AT_ONCE, _BLOCK = 16, 1024

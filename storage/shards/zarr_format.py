@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from crc32c import crc32c as _crc32c
 from numpy.typing import NDArray
 
+from ..core.checksums import byte_view, crc32c, xxh3_64
 from ..core.errors import BadInput, CacheDamaged
 from ..objects.large_files import Streamed
 
@@ -34,11 +34,6 @@ _NAMES = {
     "float16": "float16",
     "float32": "float32",
 }
-
-
-def crc32c(data: Any) -> int:
-    """crc32c (Castagnoli) of any contiguous buffer."""
-    return int(_crc32c(data))
 
 
 def group_metadata(attributes: dict[str, Any], members: Mapping[str, bytes] | None = None) -> bytes:
@@ -202,24 +197,6 @@ def _chunks(spec: ArraySpec, rows: NDArray[Any], present: NDArray[np.bool_]) -> 
         keep = present
     views: list[memoryview | None] = [byte_view(block) if keep[n] else None for n, block in enumerate(blocks)]
     return views + [None] * (spec.chunks_per_shard - len(views))
-
-
-def byte_view(array: NDArray[Any]) -> memoryview:
-    """The memory of a contiguous array as bytes, writable when the array is; nothing is copied."""
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # numpy's stubs do not say that arrays are buffers
-
-
-def xxh3_64(data: Any) -> int:
-    """xxh3 (64 bits, seed 0) of any contiguous buffer."""
-    return xxhash.xxh3_64_intdigest(data)
-
-
-def xxh3_128(buffers: Sequence[bytes | memoryview]) -> str:
-    """xxh3 (128 bits) over the joined buffers, hexadecimal."""
-    hasher = xxhash.xxh3_128()
-    for buffer in buffers:
-        hasher.update(buffer)
-    return hasher.hexdigest()
 
 
 def parse_index(spec: ArraySpec, tail: bytes, object_size: int, where: str) -> NDArray[np.uint64]:

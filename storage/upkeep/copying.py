@@ -8,29 +8,24 @@ for nothing of the other; the price is their memory.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
+from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged
+from ..core.events import OnEvent, ignore_event
 from ..features.features import FeatureReader
 from ..objects.objects import Objects, below
 from ..shards.commit import record_key
 from ..shards.shards import ShardedGroup
-from ..shards.zarr_format import xxh3_128
 from ..sources.locations import add_place
 from ..store import FeatureStore, canary_key
 
-OnEvent = Callable[[dict[str, Any]], None]
 _AT_ONCE = 4
 _MEMORY_BYTES = 1 << 30  # of the shards under way
 
 
-def _silent(event: dict[str, Any]) -> None:
-    """Report nothing."""
-
-
-def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event: OnEvent = _silent) -> FeatureReader:
+def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event: OnEvent = ignore_event) -> FeatureReader:
     """Copy a feature set with its views and dataset to another store; what is there already is kept. Raises `CacheDamaged`."""
     features = source.features(key)
     views = features.views

@@ -12,10 +12,10 @@ from ..core.identity import digest, short
 from ..core.urls import is_url
 from ..features.features import FeatureReader
 from ..images.dataset import ImageDataset
-from ..objects.content_addressed import read_identity
+from ..objects.content_addressed import MARKER, read_identity
 from ..objects.mending import held, put, set_aside
 from ..shards.commit import MAX_RECORD_BYTES, parse_record, record_key
-from ..store import MARKER, MARKER_BYTES, marker_flaw
+from ..store import MARKER_BYTES, marker_flaw
 from ..views.view_set import ViewSet
 from .examine_datasets import examine_dataset
 from .examine_groups import examine_group

@@ -13,11 +13,12 @@ from ..core.identity import ids_digest
 from ..features.features import FeatureReader
 from ..objects.mending import held, put, reason
 from ..shards.commit import MAX_RECORD_BYTES, Record, record_key
+from ..shards.healing import damaged_arrays, from_rows, standing_record
 from ..shards.shards import ShardedGroup
 from ..views.view_set import ViewSet
 from .examiner import ITSELF, Examiner, ToExtract
 from .findings import Kind
-from .healing import damaged_arrays, from_rows, heal_views, standing_record
+from .heal_views import heal_views
 from .ledger_salvage import damaged_ledgers, salvage_ledger
 
 TEACHER = "its teacher and the images"

@@ -10,16 +10,15 @@ from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
-from ..core.errors import CacheDamaged
+from ..core.errors import CacheDamaged, command
+from ..core.events import OnEvent, ignore_event
 from ..features.features import FeatureReader
 from ..objects.mending import Check, flaw_of, held, put, unflipped
+from ..shards.healing import Healed
 from ..shards.shards import ShardedGroup
 from ..store import FeatureStore
-from .findings import Finding, Kind, command
-from .healing import Healed
+from .findings import Finding, Kind
 
-Event = dict[str, object]
-OnEvent = Callable[[Event], None]
 _MOST_IN_VAIN = 64  # some seconds each
 ITSELF = "what is left of it: one bit was flipped"
 
@@ -30,10 +29,6 @@ class ToExtract(NamedTuple):
     reader: FeatureReader
     shard: int
     finding: Finding
-
-
-def silent(event: Event) -> None:
-    """Report nothing."""
 
 
 class Examiner:
@@ -47,7 +42,7 @@ class Examiner:
         images: bool,
         acting: bool,
         part: tuple[int, int] = (1, 1),
-        on_event: OnEvent = silent,
+        on_event: OnEvent = ignore_event,
     ) -> None:
         self.store, self.objects = store, store.objects
         self.images, self.acting, self.part, self.on_event = images, acting, part, on_event

@@ -1,6 +1,5 @@
 """What an examination of a store finds: a file that is not what it must be, what it follows from, and the way out."""
 
-import shlex
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -35,8 +34,3 @@ class Finding:
         if self.mended:
             return f"{self.kind} {self.where} {self.what}: made again{made}"
         return f"{self.kind} {self.where} {self.what}; {'can be made again' + made + ': ' if made else ''}{self.way_out}"
-
-
-def command(*words: str, store: str) -> str:
-    """A command line on a store, quoted so that it can be run as it stands."""
-    return f"`eupe-pipeline {shlex.join([*words, '--store', store])}`"

@@ -6,9 +6,10 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..core.errors import BadInput, CacheDamaged, StoreUnavailable
+from ..core.events import OnEvent, ignore_event
 from ..core.identity import ids_digest
 from ..core.urls import is_url
 from ..features.features import FeatureReader
@@ -16,9 +17,6 @@ from ..objects.objects import below
 from ..store import FeatureStore
 from ..views.view_set import ViewSet
 from .leases import drop_expired, refuse_leased
-
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
 
 
 class Damage(NamedTuple):
@@ -28,11 +26,7 @@ class Damage(NamedTuple):
     reason: str
 
 
-def _silent(event: Event) -> None:
-    """Report nothing."""
-
-
-def verify(one: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_event: OnEvent = _silent) -> list[Damage]:
+def verify(one: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_event: OnEvent = ignore_event) -> list[Damage]:
     """Read every byte of part k of n of a set's committed shards and compare with the records; returns the damaged shards.
 
     The n parts together cover every shard once. Raises `BadInput` for a part that is none,
@@ -90,7 +84,7 @@ def _deletion_order(key: str) -> tuple[int, str]:
 
 
 def prune(
-    store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], float] = time.time, on_event: OnEvent = _silent
+    store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], float] = time.time, on_event: OnEvent = ignore_event
 ) -> list[str]:
     """Delete a feature set; returns the objects that go, or with `dry_run` would go, in order.
 

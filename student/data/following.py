@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, StoreUnavailable
 from ...storage.features.features import FeatureReader
+from ..model.ranks import rank_span
 from .joined import Numbering
-from .order import BatchOrder, Int64s, Places, rank_span
+from .order import BatchOrder, Int64s, Places
 
 POLL_S = 1.0
 _LOOK_S = 5.0  # between listings of what is there

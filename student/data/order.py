@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput
 from ..model.draws import bits64
+from ..model.ranks import rank_span
 
 Int64s = NDArray[np.int64]
 UInt64s = NDArray[np.uint64]
@@ -79,16 +80,6 @@ class KeyedPermutation:
         for key in reversed(keys):
             left, right = right ^ (mixed_bits(left, key) & mask), left
         return (left << half) | right
-
-
-def rank_span(batch_size: int, rank: int, ranks: int) -> tuple[int, int]:
-    """[start, stop) of a batch that one rank takes: the spans of all ranks tile it, their sizes differ by one at most.
-
-    Raises `BadInput` when a rank would have nothing.
-    """
-    if batch_size < ranks:
-        raise BadInput(f"a batch of {batch_size} cannot be shared by {ranks} ranks; raise run.batch_size or use fewer workers")
-    return batch_size * rank // ranks, batch_size * (rank + 1) // ranks
 
 
 class Places(NamedTuple):

@@ -18,12 +18,11 @@ from torch import Tensor
 from ...storage.core.errors import BadInput
 from ...storage.features.features import FeatureReader, TokenRows
 from ...storage.features.statistics import Statistics
-from ...teachers.encoders.tokens import Tokens
+from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.registry.teacher import Teacher
 from ..model.draws import choose_size
 from ..model.student import TargetSpec
 from .decode_tokens import decode_patch, normalised
-from .sampled import SampledTokens
 
 STUDENT = "student"  # the key of the student's own pixels; teachers' names stand beside it
 Memory = dict[str, Tensor]

@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...storage.core.errors import BadInput, CacheMismatch, unknown_name
-from ...teachers.encoders.encoder import Encoder, build_encoder
+from ...teachers.encoders.build import build_encoder
+from ...teachers.encoders.encoder import Encoder
 from ..model.student import count_parameters
 from .runtimes import Runner, compiled_runner, eager_runner, executorch_runner, onnx_runner
 

@@ -17,12 +17,13 @@ from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.identity import file_sha256
 from ...teachers.checkpoints.published import load_encoder
 from ...teachers.checkpoints.weights import read_weights
-from ...teachers.encoders.architectures import ARCHITECTURES, Options, canonical
+from ...teachers.encoders.architectures import ARCHITECTURES, Options
+from ...teachers.encoders.build import canonical
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.registry.licences import OFFICIAL_EUPE, UNKNOWN, Terms, terms_of
 from ...teachers.registry.registry import BACKBONE_FILE, MODEL_FILE, resolve_teacher
-from ..training.evaluation_records import evaluations_of
+from ..probes.evaluation_records import evaluations_of
 
 RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # what a run knows of its models
 PARTS = {

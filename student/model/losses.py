@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...storage.core.errors import BadInput
-from ...teachers.encoders.tokens import Tokens
-from ..data.sampled import SampledTokens
+from ...teachers.encoders.tokens import SampledTokens, Tokens
 from .recipe import LossConfig, TeacherWeights
 
 _COSINE_EPS = 1e-8

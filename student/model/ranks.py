@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..data.order import rank_span
+from ...storage.core.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,13 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def rank_span(batch_size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """[start, stop) of a batch that one rank takes: the spans of all ranks tile it, their sizes differ by one at most.
+
+    Raises `BadInput` when a rank would have nothing.
+    """
+    if batch_size < ranks:
+        raise BadInput(f"a batch of {batch_size} cannot be shared by {ranks} ranks; raise run.batch_size or use fewer workers")
+    return batch_size * rank // ranks, batch_size * (rank + 1) // ranks

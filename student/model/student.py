@@ -8,11 +8,14 @@ token has no class adapter. Axes: B images, H and W grid, C colours, D channels.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from ...storage.core.errors import BadInput
+from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
-from ...teachers.encoders.tokens import Tokens
-from ..data.sampled import SampledTokens, at_places
+from ...teachers.encoders.tokens import SampledTokens, Tokens, at_places, other_grid
+from .recipe import TrainRecipe
 
 NONE_SAMPLED: Mapping[str, SampledTokens] = {}
 
@@ -89,3 +92,17 @@ def kept_name(module: nn.Module, name: str) -> str:
 def count_parameters(module: nn.Module) -> int:
     """Trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def refuse_other_grids(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> None:
+    """Raise `BadInput` when a teacher's tokens are sampled and the student's grid is not the stored one at each of its sizes."""
+    sampled = {name: spec for name, spec in specs.items() if spec.tokens is not None}
+    if not sampled:
+        return
+    with torch.device("meta"):
+        encoder = build_encoder({**recipe.student.options, "name": recipe.student.architecture})
+    for size_px in recipe.student.sizes_px:
+        for name, spec in sampled.items():
+            if (grid := encoder.grid(size_px, size_px)) != spec.grid:
+                who = f"{recipe.student.architecture} at {size_px} px"
+                raise BadInput(f"teacher {name}: {other_grid(who, grid, spec.grid)}")

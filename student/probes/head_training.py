@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,12 +19,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...storage.core.errors import BadInput, CacheDamaged
+from ...storage.core.events import OnEvent
 from ..model.draws import step_seed
-from ..training.evaluation_records import keep_partial
 from .dense_head import DenseHead, HeadRecipe, build_optimizer, set_schedule
+from .evaluation_records import keep_partial
 
 Batch = TypeVar("Batch")
-OnEvent = Callable[[dict[str, Any]], None]
 KEEP_EVERY = 500
 _LOG_EVERY = 20
 

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...teachers.encoders.encoder import Encoder, build_encoder
+from ...teachers.encoders.build import build_encoder
+from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.runtime.devices import computing
 from ..model.ranks import ALONE, Ranks

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput, EupeError
+from ...storage.core.events import Event
+from ...teachers.encoders.tokens import SampledTokens
 from ...teachers.runtime.devices import Choice, attending, computing
-from ..data.sampled import SampledTokens
 from ..data.targets import Targets
 from ..model.draws import dropped_teachers, step_seed
 from ..model.losses import distillation_loss
@@ -33,9 +34,6 @@ from .metrics import Metrics, read_metrics
 from .run_folder import RunFolder, save_model
 
 _SMOOTHED_STEPS = 100  # the loss is averaged evenly over the first steps, with a decay of 1 − 1/100 after them
-
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
 
 
 class TrainingDiverged(EupeError, ArithmeticError):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...storage.core.errors import BadInput, Interrupted
+from ...storage.core.events import Event, OnEvent, ignore_event
 from ...storage.core.stop_signals import on_stop
 from ..data.following import POLL_S, FollowedOrder
 from ..data.joined import AnyViews
@@ -31,7 +32,7 @@ from ..data.targets import STUDENT, Rendering, Targets, TargetSource
 from ..model.draws import choose_size
 from ..model.recipe import TrainRecipe
 from ..model.student import count_parameters
-from .learner import Event, Learner, OnEvent, TrainingDiverged
+from .learner import Learner, TrainingDiverged
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Trainer:
         views: AnyViews,
         order: BatchOrder,
         *,
-        on_event: OnEvent = lambda event: None,
+        on_event: OnEvent = ignore_event,
         stop_asked: Callable[[], bool] = lambda: False,
         after_step: Callable[[Sequence[Learner], int], None] = lambda learners, done: None,
     ) -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...storage.core.errors import BadInput
-from ..encoders.architectures import Options, canonical
+from ..encoders.architectures import Options
+from ..encoders.build import canonical
 
 PREFIX = "backbone."
 _BF16_STEP = 2.0**-8  # the largest relative error of a value rounded to bf16

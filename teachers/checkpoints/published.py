@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
-from ..encoders.architectures import Options, facts
-from ..encoders.encoder import NATIVE_SIZE_PX, Encoder, build_encoder
+from ..encoders.architectures import Options
+from ..encoders.build import build_encoder, facts
+from ..encoders.encoder import NATIVE_SIZE_PX, Encoder
 from ..encoders.preprocessing import Preprocessing
 from ..encoders.tokens import Tokens
 from .convert import read_checkpoint

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
-from ..encoders.architectures import CONVNEXT, CONVNEXT_STRIDE_PX, VIT, Options, canonical
+from ..encoders.architectures import CONVNEXT, CONVNEXT_STRIDE_PX, VIT, Options
+from ..encoders.build import canonical
 from ..encoders.preprocessing import Preprocessing
 from ..encoders.tokens import Tokens
 from ..runtime.timm_import import import_timm

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
-from ..encoders.architectures import CONVNEXT_STRIDE_PX, Options, canonical
+from ..encoders.architectures import CONVNEXT_STRIDE_PX, Options
+from ..encoders.build import canonical
 from ..encoders.preprocessing import Preprocessing
 from ..encoders.tokens import Tokens
 from ..runtime import torchvision_guard

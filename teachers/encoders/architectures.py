@@ -1,16 +1,15 @@
 """Trainable architectures by name, as plain data: EUPE's six students, the 1.9 B proxy and small siblings.
 
-A name stands for a full set of options of one of two families, `vit` and `convnext`. `canonical` turns a name, or a mapping
+A name stands for a full set of options of one of two families, `vit` and `convnext`. `build.canonical` turns a name, or a mapping
 of a name and the options to change, into that full set: what a run's model.json holds and what goes into an identity, so
 that two names for one shape are one thing. `timm:NAME` is any ViT or ConvNeXt of timm (`timm_students`). The values are the
 official hub models' (arXiv 2603.22387); the proxy's dimensions are ours (the paper gives only its size), and so are the
 siblings. Nothing here builds a module.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.errors import BadInput
 
 Options = dict[str, Any]
 
@@ -70,36 +69,6 @@ class Facts(NamedTuple):
     """What serves as class token."""
 
 
-def canonical(architecture: str | Mapping[str, Any]) -> Options:
-    """The full options of an architecture, JSON-able; raises BadInput on unknown names, options and bad values."""
-    changes = {"name": architecture} if isinstance(architecture, str) else dict(architecture)
-    name = changes.pop("name", None)
-    if name is None:
-        raise BadInput(f"an architecture needs a name, one of {sorted(ARCHITECTURES)}; got {dict(changes)!r}")
-    if name == TIMM_STUDENT or str(name).startswith("timm:"):
-        from .timm_students import timm_student  # builds modules, though on no memory
-
-        return timm_student(name, changes)
-    if name not in ARCHITECTURES:
-        raise unknown_name("architecture", str(name), (*ARCHITECTURES, "timm:NAME"))
-    base = ARCHITECTURES[name]
-    for key in changes:
-        if key not in base:
-            raise unknown_name(f"option of architecture {name!r}", key, set(base) - {"name"})
-    full = {**base, **{key: list(v) if isinstance(v, tuple) else v for key, v in changes.items()}}
-    return _checked_vit(full) if full["name"] == "vit" else _checked_convnext(full)
-
-
-def facts(architecture: str | Mapping[str, Any]) -> Facts:
-    """Width, stride and kind of class token of an architecture; raises as `canonical` does."""
-    full = canonical(architecture)
-    if full["name"] == TIMM_STUDENT:
-        return Facts(full["width"], full["stride_px"], full["cls"])
-    if full["name"] == "vit":
-        return Facts(full["width"], full["patch_px"], "class token")
-    return Facts(full["widths"][-1], CONVNEXT_STRIDE_PX, "normed mean of patch tokens")
-
-
 def _need(condition: bool, what: str, full: Options) -> None:
     if not condition:
         raise BadInput(f"{what}; got the architecture {full}")
@@ -113,7 +82,8 @@ def _is_positive(value: object, least: float = 0.0) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > least
 
 
-def _checked_vit(full: Options) -> Options:
+def checked_vit(full: Options) -> Options:
+    """Return a ViT's full options with what follows from others filled in; raise `BadInput` on bad values."""
     counts = all(_is_count(full[key]) for key in ("width", "depth", "heads", "patch_px"))
     _need(counts and _is_count(full["registers"], 0), "width, depth, heads, patch_px and registers are counts", full)
     if full["mlp_hidden"] is None:
@@ -128,7 +98,8 @@ def _checked_vit(full: Options) -> Options:
     return _checked_scales(full)
 
 
-def _checked_convnext(full: Options) -> Options:
+def checked_convnext(full: Options) -> Options:
+    """Return a ConvNeXt's full options; raise `BadInput` on bad values."""
     for key in ("depths", "widths"):
         stages = full[key]
         _need(isinstance(stages, list) and len(stages) == 4 and all(map(_is_count, stages)), f"{key}: 4 counts", full)

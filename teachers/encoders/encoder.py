@@ -8,7 +8,7 @@ what timm's ViT does otherwise than the official code. Any input whose sides are
 dict is timm's with the prefix `backbone.`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
 from ..runtime.timm_import import import_timm
-from .architectures import TIMM_STUDENT, Options, canonical, facts
+from .architectures import Facts, Options
 from .preprocessing import Preprocessing
 from .tokens import Tokens
 
@@ -157,14 +157,8 @@ _FAMILIES: dict[str, tuple[type[Encoder], Callable[[Options], nn.Module]]] = {
 }
 
 
-def build_encoder(architecture: str | Mapping[str, Any]) -> Encoder:
-    """A randomly initialised encoder, in training mode; raises BadInput on unknown names, options and bad values."""
-    options = canonical(architecture)
-    if options["name"] == TIMM_STUDENT:
-        from .timm_students import build_timm_student  # which builds on this file
-
-        return build_timm_student(options)
+def built_from(options: Options, known: Facts) -> Encoder:
+    """Return an encoder of one of our own two families, randomly initialised, from its full options."""
     encoder, backbone = _FAMILIES[options["name"]]
-    width, stride_px, cls = facts(options)
     prep = Preprocessing(size_px=NATIVE_SIZE_PX)
-    return encoder(backbone(options), options, width=width, stride_px=stride_px, cls=cls, prep=prep)
+    return encoder(backbone(options), options, width=known.width, stride_px=known.stride_px, cls=known.cls, prep=prep)

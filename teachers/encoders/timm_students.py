@@ -9,7 +9,7 @@ and grids of unequal strides. The record of a run holds what was found of the mo
 with another model of that name is an error.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ..runtime import torchvision_guard
 from .architectures import TIMM_STUDENT, Options
-from .encoder import ConvNextEncoder, Encoder, build_encoder
+from .encoder import ConvNextEncoder, Encoder
 from .preprocessing import Preprocessing
 from .tokens import Tokens
 
@@ -89,29 +89,6 @@ def timm_student(name: str, given: Mapping[str, Any]) -> Options:
     return found
 
 
-def try_sizes(architecture: str | Mapping[str, Any], sizes_px: Iterable[int]) -> None:
-    """Raise BadInput unless the student takes each input size: by its stride, and one of timm by a forward that computes nothing."""
-    with torch.device("meta"):
-        encoder = build_encoder(architecture)
-        for size_px in sizes_px:
-            grid = encoder.grid(size_px, size_px)
-            if encoder.architecture["name"] == TIMM_STUDENT:
-                _try(encoder, size_px, grid)
-
-
-def _try(encoder: Encoder, size_px: int, grid: tuple[int, int]) -> None:
-    what = f"the student timm:{encoder.architecture['model']} cannot be trained at {size_px} px"
-    try:
-        cls_BD, patch_BHWD = encoder(torch.zeros(2, 3, size_px, size_px))
-    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise BadInput(
-            f"{what}: timm {timm.__version__} says {str(error) or repr(error)}; choose student.sizes_px or the student anew"
-        ) from error
-    width = encoder.width
-    if cls_BD.shape != (2, width) or patch_BHWD.shape != (2, *grid, width):
-        raise BadInput(f"{what}: it gives tokens of {tuple(patch_BHWD.shape[1:])}, not of {(*grid, width)}; choose another student")
-
-
 @lru_cache(maxsize=64)
 def _inspect(model: str) -> Mapping[str, Any]:
     with torch.device("meta"):
@@ -152,3 +129,17 @@ def _create(model: str) -> nn.Module:
         )
     found: nn.Module = backbone
     return found
+
+
+def try_size(encoder: Encoder, size_px: int, grid: tuple[int, int]) -> None:
+    """Raise `BadInput` unless a student of timm gives tokens of `grid` (H, W) at an input size; the encoder is on the meta device."""
+    what = f"the student timm:{encoder.architecture['model']} cannot be trained at {size_px} px"
+    try:
+        cls_BD, patch_BHWD = encoder(torch.zeros(2, 3, size_px, size_px))
+    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise BadInput(
+            f"{what}: timm {timm.__version__} says {str(error) or repr(error)}; choose student.sizes_px or the student anew"
+        ) from error
+    width = encoder.width
+    if cls_BD.shape != (2, width) or patch_BHWD.shape != (2, *grid, width):
+        raise BadInput(f"{what}: it gives tokens of {tuple(patch_BHWD.shape[1:])}, not of {(*grid, width)}; choose another student")

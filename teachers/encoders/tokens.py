@@ -3,11 +3,18 @@
 Axes: B images, H and W rows and columns of the patch grid (top to bottom, left to right), D channels. An encoder that has
 no class token gives None, never zeros: a zero target would be learnt. The two widths may differ (an attention pool with a
 projection), so each has its own D.
+
+A teacher's targets may hold only T of its H·W patch tokens, at recorded positions that are uniform and without replacement: the mean of the
+patch loss over them is an unbiased estimate of the mean over the grid, at T / (H·W) of the bytes; with T = H·W it is the dense loss to the
+bit. The student's grid must equal the teacher's, because tokens that were not stored cannot take part in an interpolation.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from ...storage.core.errors import BadInput
 
 
 class Tokens(NamedTuple):
@@ -15,3 +22,30 @@ class Tokens(NamedTuple):
 
     cls_BD: Tensor | None
     patch_BHWD: Tensor
+
+
+class SampledTokens(NamedTuple):
+    """Class tokens (B, D) or None, patch tokens (B, T, D), their places (B, T), their grid (H, W): a teacher's or the student's."""
+
+    cls_BD: Tensor | None
+    patch_BTD: Tensor
+    position_BT: Tensor
+    grid: tuple[int, int]
+
+
+def at_places(tokens: Tokens, target: SampledTokens) -> SampledTokens:
+    """Return the student's tokens at the target's positions; raise `BadInput` when the student's grid is another."""
+    patch_BHWD = tokens.patch_BHWD
+    if tuple(patch_BHWD.shape[1:3]) != target.grid:
+        raise BadInput(other_grid("the student", tuple(patch_BHWD.shape[1:3]), target.grid))
+    place_BT1 = target.position_BT.long()[..., None]
+    patch_BTD = torch.gather(patch_BHWD.flatten(1, 2), 1, place_BT1.expand(-1, -1, patch_BHWD.shape[-1]))
+    return SampledTokens(tokens.cls_BD, patch_BTD, target.position_BT, target.grid)
+
+
+def other_grid(who: str, own: tuple[int, ...], stored: tuple[int, int]) -> str:
+    """Return the message for sampled targets of another grid than the student's."""
+    return (
+        f"{who} has a grid of {own[0]}×{own[1]}, the feature set holds sampled tokens of a grid of {stored[0]}×{stored[1]}, and these need "
+        f"equal grids: choose student.sizes_px so, or extract with --grid {own[0]}x{own[1]} or without --tokens-per-view"
+    )

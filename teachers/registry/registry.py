@@ -20,8 +20,9 @@ from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import file_sha256
 from ..checkpoints.hub import HUB_PREFIX, fetch, is_repository, local_weights
 from ..checkpoints.weights import check_format, load_strictly, weights_folder
-from ..encoders.architectures import ARCHITECTURES, TIMM_STUDENT, Options, canonical, facts
-from ..encoders.encoder import Encoder, build_encoder
+from ..encoders.architectures import ARCHITECTURES, TIMM_STUDENT, Options
+from ..encoders.build import build_encoder, canonical, facts
+from ..encoders.encoder import Encoder
 from ..encoders.frozen import (
     KERAS_CHANNELS,
     KERAS_PREPROCESSING,

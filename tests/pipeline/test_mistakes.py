@@ -6,7 +6,8 @@ from typing import Any
 
 import fsspec
 import pytest
-from eupe_pipeline.pipeline.commands.main import LARGEST_PX, main
+from eupe_pipeline.pipeline.commands.main import main
+from eupe_pipeline.pipeline.commands.options import LARGEST_PX
 from eupe_pipeline.storage.store import FeatureStore
 from PIL import Image
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eupe_pipeline.storage.core.checksums import xxh3_128
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from eupe_pipeline.storage.objects import remote, shard_cache
 from eupe_pipeline.storage.objects.remote import TRIES, RemoteObjects, persist
-from eupe_pipeline.storage.shards.zarr_format import xxh3_128
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.leases import Lease, holders
 from eupe_pipeline.storage.upkeep.maintenance import prune

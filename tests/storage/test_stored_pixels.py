@@ -10,7 +10,7 @@ import zarr
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.copying import copy_features
-from eupe_pipeline.storage.upkeep.healing import heal_views
+from eupe_pipeline.storage.upkeep.heal_views import heal_views
 from eupe_pipeline.storage.upkeep.maintenance import verify
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec, render

@@ -10,7 +10,7 @@ from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
 from eupe_pipeline.jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
-from eupe_pipeline.student.training.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import evaluations_of
 
 from ...teachers.tiny_clip import write_clip
 from .test_overlap import Sets, fresh, sets, watched

@@ -14,7 +14,8 @@ from eupe_pipeline.jobs.evaluation.depth import evaluate_depth
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.spair import keypoint_pairs, sample_pairs
-from eupe_pipeline.teachers.encoders.encoder import Encoder, build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
+from eupe_pipeline.teachers.encoders.encoder import Encoder
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 from eupe_pipeline.teachers.registry.spec import TeacherSpec
 from eupe_pipeline.teachers.registry.teacher import Teacher

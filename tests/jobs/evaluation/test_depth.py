@@ -10,7 +10,7 @@ from eupe_pipeline.jobs.evaluation.depth import DepthOptions, evaluate_depth
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.probes.dense_head import NYU_RECIPE
 from eupe_pipeline.student.probes.depth import DepthView
-from eupe_pipeline.student.training.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import evaluations_of
 from PIL import Image
 
 from ..oracle import ColourEncoder, oracle_model

@@ -13,7 +13,7 @@ from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, evaluate_knn
 from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.student.training.evaluation_records import evaluations_of, keep_record
+from eupe_pipeline.student.probes.evaluation_records import evaluations_of, keep_record
 from PIL import Image
 
 from ...fault_log import Trials

@@ -27,8 +27,8 @@ from eupe_pipeline.jobs.evaluation.models import open_model
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.export.export import ExportOptions, export
+from eupe_pipeline.student.probes.evaluation_records import evaluations_of
 from eupe_pipeline.student.probes.knn import Embeddings
-from eupe_pipeline.student.training.evaluation_records import evaluations_of
 
 from ...student.export.test_export import make_run
 

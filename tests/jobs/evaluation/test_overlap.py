@@ -21,7 +21,7 @@ from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.student.training.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import evaluations_of
 from PIL import Image
 
 from ..oracle import ColourEncoder, oracle_model

@@ -10,8 +10,8 @@ from eupe_pipeline.jobs.evaluation.dense import DenseOptions
 from eupe_pipeline.jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.probes.dense_head import ADE20K_RECIPE
+from eupe_pipeline.student.probes.evaluation_records import evaluations_of
 from eupe_pipeline.student.probes.segmentation import SegmentationView
-from eupe_pipeline.student.training.evaluation_records import evaluations_of
 from PIL import Image
 
 from ..oracle import ColourEncoder, oracle_model

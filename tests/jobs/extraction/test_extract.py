@@ -17,7 +17,8 @@ from eupe_pipeline.jobs.extraction import extract
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import TeacherRequest
 from eupe_pipeline.jobs.extraction.pool import InProcess, workers
-from eupe_pipeline.jobs.extraction.shard_worker import ShardWorker, WorkOrder
+from eupe_pipeline.jobs.extraction.shard_worker import ShardWorker
+from eupe_pipeline.jobs.extraction.work_orders import WorkOrder
 from eupe_pipeline.jobs.training.data import refuse_random_weights
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.storage.images.indexing import build_index

@@ -7,7 +7,7 @@ import pytest
 import torch
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import TeacherRequest
-from eupe_pipeline.jobs.extraction.placement import gpu_use, place
+from eupe_pipeline.jobs.extraction.work_orders import gpu_use, place
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.pool import MAX_TRIES, InProcess, RayActors
-from eupe_pipeline.jobs.extraction.shard_worker import WorkOrder
+from eupe_pipeline.jobs.extraction.work_orders import WorkOrder
 from eupe_pipeline.jobs.ray_session import ray_session
 from eupe_pipeline.storage.core.errors import BadInput, EupeError
 from eupe_pipeline.storage.images.indexing import build_index

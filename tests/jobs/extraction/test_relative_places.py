@@ -71,7 +71,7 @@ def test_what_goes_to_ranks_holds_no_relative_place(here: Path) -> None:
     assert (by_proxy.proxy, by_proxy.live_teachers) == (f"{base}/../teacher", ())
 
 
-@pytest.mark.long  # tests/jobs/test_train_ranks.py trains into a relative folder in every run of the suite
+@pytest.mark.long  # tests/jobs/training/test_ranks.py trains into a relative folder in every run of the suite
 @pytest.mark.filterwarnings("ignore")  # Ray Train's own
 def test_ranks_train_into_a_relative_folder_from_a_relative_start_with_a_relative_proxy(ray: Any, here: Path) -> None:
     command(stage=2, out="runs/first")

@@ -3,8 +3,7 @@
 import time
 
 import pytest
-from eupe_pipeline.jobs.extraction.shard_report import ShardReport
-from eupe_pipeline.jobs.extraction.summary import PHASES, progress, together, work_done
+from eupe_pipeline.jobs.extraction.summary import PHASES, ShardReport, progress, together, work_done
 
 
 def report(shard: int, size: int) -> ShardReport:

@@ -27,7 +27,7 @@ from eupe_pipeline.student.data.targets import CachedTargets
 from eupe_pipeline.student.model.recipe import DataConfig, TeacherConfig, TeacherWeights, TrainRecipe
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.run_folder import RunFolder, save_model
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.runtime.devices import Choice
 
 from ...conftest import TEACHER_PX, make_teacher, write_images

@@ -17,10 +17,10 @@ from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
-from eupe_pipeline.student.data.sampled import SampledTokens
 from eupe_pipeline.student.data.targets import CachedTargets
 from eupe_pipeline.student.model.recipe import RunConfig, TeacherConfig
 from eupe_pipeline.student.training.run_folder import read_metrics
+from eupe_pipeline.teachers.encoders.tokens import SampledTokens
 
 from .test_train import RECIPE, losses
 

@@ -37,7 +37,8 @@ def test_help_comes_in_less_than_three_tenths_of_a_second() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from eupe_pipeline.pipeline.commands.main import main; main(['extract-features', '--help']); print(sorted(sys.modules))"
+    run = "from eupe_pipeline.pipeline.commands.main import main; main(['extract-features', '--help'])"
+    code = f"import sys; {run}; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = done.stdout.rsplit("[", 1)[1]
     assert not [name for name in ("torch", "numpy", "ray", "timm", "zarr", "rich", "jinja2") if f"'{name}'" in modules]

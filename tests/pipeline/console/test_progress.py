@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from eupe_pipeline.pipeline.console.progress import Bars, Event, Lines, bars, duration, reporter
+from eupe_pipeline.pipeline.console.progress import Bars, Lines, bars, duration, reporter
+from eupe_pipeline.storage.core.events import Event
 from rich.console import Console
 
 

@@ -6,7 +6,7 @@ import pytest
 from eupe_pipeline.pipeline.demo.demo_recipe import load_demo
 from eupe_pipeline.pipeline.recipes.load import FOLDER
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.teachers.encoders.architectures import facts
+from eupe_pipeline.teachers.encoders.build import facts
 
 
 def changed(folder: Path, old: str, new: str) -> str:

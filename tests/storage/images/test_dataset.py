@@ -148,7 +148,9 @@ def test_rows_and_labels_come_back_from_disk_in_order(
 def test_an_index_takes_no_memory_that_grows_with_its_images(tmp_path: Path) -> None:
     """Twenty times the rows, and not twenty more megabytes: in a process of its own, whose peak is its own."""
     script = (
-        "import re, numpy as np; from eupe_pipeline.storage import index_rows as r; from eupe_pipeline.storage.images.dataset import ImageRow\n"
+        "import re, numpy as np\n"
+        "from eupe_pipeline.storage.images import index_rows as r\n"
+        "from eupe_pipeline.storage.images.dataset import ImageRow\n"
         "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])\n"
         "def build(count):\n"
         "    with r.IndexRows() as rows:\n"

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorstore
+from eupe_pipeline.storage.core.checksums import crc32c
 from eupe_pipeline.storage.core.errors import CacheDamaged
-from eupe_pipeline.storage.shards.zarr_format import ArraySpec, build_shard, crc32c, parse_index, parse_small_array, small_array
+from eupe_pipeline.storage.shards.zarr_format import ArraySpec, build_shard, parse_index, parse_small_array, small_array
 
 from ..made_up_store import CLS_DIM, Made, plan, tokens, with_features
 

@@ -303,8 +303,9 @@ def as_nobody(store: Path, source: Path) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     # Root's own folders are closed to others: the child imports first, and gives up being root before it runs.
     script = (
-        "import os, sys; from eupe_pipeline.pipeline import cli, actions; from eupe_pipeline.storage import indexing, source_check\n"
-        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); sys.exit(cli.main(sys.argv[1:]))"
+        "import os, sys; from eupe_pipeline.pipeline.commands import actions, main as program\n"
+        "from eupe_pipeline.storage.images import indexing, verify_source\n"
+        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); sys.exit(program.main(sys.argv[1:]))"
     )
     return subprocess.run([sys.executable, "-c", script, *command[3:]], capture_output=True, text=True, check=False, timeout=60)
 

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from eupe_pipeline.storage.objects.atomic_files import write_atomically
+from eupe_pipeline.storage.objects.content_addressed import MARKER
 from eupe_pipeline.storage.objects.dry_run_objects import Rehearsal
 from eupe_pipeline.storage.objects.mending import MOST_FLIP_BYTES, put, reason, unflipped
 from eupe_pipeline.storage.objects.objects import LocalObjects, open_objects
 from eupe_pipeline.storage.shards import ledger, shards
-from eupe_pipeline.storage.store import MARKER, FeatureStore
+from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.examination import examine
 from eupe_pipeline.storage.upkeep.examiner import Examiner
 from eupe_pipeline.storage.upkeep.findings import Finding

@@ -11,7 +11,7 @@ from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.shards import ledger, shards
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep import maintenance
-from eupe_pipeline.storage.upkeep.healing import heal_views
+from eupe_pipeline.storage.upkeep.heal_views import heal_views
 from eupe_pipeline.storage.upkeep.leases import Lease, holders
 from eupe_pipeline.storage.upkeep.maintenance import prune, verify
 

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.student.data.order import Order, rank_span
-from eupe_pipeline.student.model.ranks import ALONE, Ranks
+from eupe_pipeline.student.data.order import Order
+from eupe_pipeline.student.model.ranks import ALONE, Ranks, rank_span
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -14,7 +14,7 @@ from eupe_pipeline.student.export.adapter_chain import AdapterChain, write_chain
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.model.student import Student, TargetSpec, TeacherHeads
 from eupe_pipeline.student.training.run_folder import save_model
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 from numpy.typing import NDArray
 from safetensors.torch import save_file

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from eupe_pipeline.student.export.deployable import OpenRotary, deployable
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 
 from ...teachers.checkpoints.test_official import randomised
 

@@ -13,10 +13,9 @@ from eupe_pipeline.student.export.export import FORMATS, ExportOptions, export
 from eupe_pipeline.student.export.import_published import import_weights
 from eupe_pipeline.student.export.lineage import hub_name, open_trained
 from eupe_pipeline.student.model.student import Student, TargetSpec
-from eupe_pipeline.student.training.evaluation_records import keep_record
+from eupe_pipeline.student.probes.evaluation_records import keep_record
 from eupe_pipeline.student.training.run_folder import save_model
-from eupe_pipeline.teachers.encoders.architectures import canonical
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder, canonical
 
 needs_executorch = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="executorch is not installed: pip install -e '.[executorch]'"

@@ -8,7 +8,7 @@ import torch
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.latency import LatencyOptions, count_gflops, latency, measure
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 
 from .test_export import make_run

@@ -13,10 +13,10 @@ from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.import_published import import_weights
 from eupe_pipeline.student.export.lineage import open_trained, teachers_of, title_of
 from eupe_pipeline.student.model.student import Student, TargetSpec
-from eupe_pipeline.student.training.evaluation_records import keep_record
+from eupe_pipeline.student.probes.evaluation_records import keep_record
 from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.checkpoints.official import to_official
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 
 from .test_export import make_run
 

@@ -14,7 +14,7 @@ from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.lineage import open_trained
 from eupe_pipeline.student.export.usage_examples import usage_example
 from eupe_pipeline.teachers.checkpoints.timm_folder import NAMES
-from eupe_pipeline.teachers.encoders.architectures import canonical
+from eupe_pipeline.teachers.encoders.build import canonical
 from eupe_pipeline.teachers.encoders.preprocessing import HALF, Preprocessing
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 from PIL import Image
@@ -24,7 +24,7 @@ from .test_export import make_run, needs_executorch
 # The example as it stands, then its tokens: `tokens` is the official hub's dictionary, else they are called cls and patch.
 RUN_AND_KEEP = """
 import runpy, sys
-from eupe_pipeline.teachers import torchvision_guard
+from eupe_pipeline.teachers.runtime import torchvision_guard
 torchvision_guard.install()
 import numpy as np
 found = runpy.run_path("usage.py")

@@ -11,7 +11,7 @@ from eupe_pipeline.student.model.recipe import LossConfig, OptimizerConfig
 from eupe_pipeline.student.model.sharding import exchanging, gradient_norm, spread, whole
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.checkpoint import latest_checkpoint, restore, save_checkpoint
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.regularity import set_recompute
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from eupe_pipeline.student.model.student import Adapter, Student, TargetSpec, count_parameters
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from torch import nn
 
 SPECS = {"one.five": TargetSpec(20, 24, (3, 3)), "no-cls": TargetSpec(None, 16, (2, 2))}

@@ -5,7 +5,7 @@ import torch
 from eupe_pipeline.student.model.optimizers import build_optimizer, decays, parameter_groups
 from eupe_pipeline.student.model.recipe import OptimizerConfig
 from eupe_pipeline.student.model.student import Student, TargetSpec
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from torch import Tensor, nn
 
 ARCHITECTURES = ["vit-mini", "convnext-mini", "proxy-small", "timm:vit_tiny_patch16_224", "timm:convnextv2_atto"]

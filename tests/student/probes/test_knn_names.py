@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from eupe_pipeline.pipeline.reports.evaluation_table import read_evaluations
 from eupe_pipeline.pipeline.reports.report import knn_rows
+from eupe_pipeline.student.probes.evaluation_records import evaluations_of
 from eupe_pipeline.student.probes.knn_names import named_as_today, record_named_as_today
-from eupe_pipeline.student.training.evaluation_records import evaluations_of
 
 OLD: dict[str, Any] = {
     "evaluation": "knn",

@@ -21,7 +21,7 @@ from eupe_pipeline.student.training.checkpoint import (
 )
 from eupe_pipeline.student.training.metrics import Metrics
 from eupe_pipeline.student.training.run_folder import RunFolder, load_model, read_adapters, save_model
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.runtime.devices import Choice
 from safetensors.torch import load_file, save_file
 from torch import Tensor

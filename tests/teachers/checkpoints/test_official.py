@@ -8,8 +8,8 @@ import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.teachers.checkpoints.official import from_official, rope_periods, to_official
-from eupe_pipeline.teachers.encoders.architectures import canonical
-from eupe_pipeline.teachers.encoders.encoder import Encoder, build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder, canonical
+from eupe_pipeline.teachers.encoders.encoder import Encoder
 
 from ...official_hub import official_model
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from eupe_pipeline.teachers.encoders.encoder import Encoder, EupeVit, build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
+from eupe_pipeline.teachers.encoders.encoder import Encoder, EupeVit
 from eupe_pipeline.teachers.encoders.regularity import set_recompute, set_rope_draws, shrink_with_depth
 from timm.models.eva import Eva
 from torch import Tensor, nn

@@ -12,7 +12,7 @@ from eupe_pipeline.teachers.checkpoints.official import to_official
 from eupe_pipeline.teachers.checkpoints.published import load_encoder, read_published
 from eupe_pipeline.teachers.checkpoints.timm_folder import NAMES, read_timm, timm_name, timm_tokens, write_timm
 from eupe_pipeline.teachers.checkpoints.transformers_folder import read_transformers, transformers_tokens, write_transformers
-from eupe_pipeline.teachers.encoders.architectures import canonical
+from eupe_pipeline.teachers.encoders.build import canonical
 from eupe_pipeline.teachers.encoders.encoder import Encoder
 from eupe_pipeline.teachers.encoders.preprocessing import HALF, Preprocessing
 

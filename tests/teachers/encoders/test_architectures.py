@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.teachers.encoders.architectures import ARCHITECTURES, canonical, facts
+from eupe_pipeline.teachers.encoders.architectures import ARCHITECTURES
+from eupe_pipeline.teachers.encoders.build import canonical, facts
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.teachers.encoders.encoder import Encoder, build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
+from eupe_pipeline.teachers.encoders.encoder import Encoder
 from torch import Tensor
 
 OFFICIAL = {

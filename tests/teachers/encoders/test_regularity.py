@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.regularity import residual_blocks, set_drop_path, set_recompute
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.teachers.encoders.architectures import canonical, facts
-from eupe_pipeline.teachers.encoders.encoder import Encoder, build_encoder
-from eupe_pipeline.teachers.encoders.timm_students import try_sizes
+from eupe_pipeline.teachers.encoders.build import build_encoder, canonical, facts, try_sizes
+from eupe_pipeline.teachers.encoders.encoder import Encoder
 from torch import Tensor
 
 FEW = (

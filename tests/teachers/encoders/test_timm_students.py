@@ -3,8 +3,8 @@
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.teachers.encoders.architectures import canonical, facts
-from eupe_pipeline.teachers.encoders.encoder import Encoder, build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder, canonical, facts
+from eupe_pipeline.teachers.encoders.encoder import Encoder
 from eupe_pipeline.teachers.encoders.regularity import residual_blocks, set_drop_path, set_recompute
 
 SMALL = ("timm:test_vit", "timm:test_convnext", "timm:test_vit3", "timm:eva02_tiny_patch14_224")

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from eupe_pipeline.teachers.encoders.architectures import Options
-from eupe_pipeline.teachers.encoders.encoder import build_encoder
+from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.runtime.empty_build import build_empty
 from torch import Tensor, nn
 

@@ -36,7 +36,7 @@ def test_what_was_put_off_works_when_it_is_called() -> None:
 def test_whoever_asks_the_stand_in_for_more_gets_the_real_module() -> None:
     script = (
         "import torch, sys\n"
-        "from eupe_pipeline.teachers import light_timm\n"
+        "from eupe_pipeline.teachers.runtime import timm_import as light_timm\n"
         "with light_timm._stand_in():\n"
         "    from torch._dynamo.utils import counters\n"
         "    assert counters is not None\n"

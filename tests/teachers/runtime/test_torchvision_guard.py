@@ -14,7 +14,7 @@ def run(script: str) -> str:
 
 def test_timm_imports_and_builds_after_the_guard_in_a_fresh_process() -> None:
     script = (
-        "from eupe_pipeline.teachers import torchvision_guard as g; g.install(); g.install()\n"
+        "from eupe_pipeline.teachers.runtime import torchvision_guard as g; g.install(); g.install()\n"
         "import timm, torchvision.transforms.v2\n"
         "print(sum(p.numel() for p in timm.create_model('test_vit').parameters()))"
     )

@@ -18,7 +18,7 @@ from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from ...storage.core.identity import digest, json_bytes, short
 from ...storage.objects.atomic_files import make_folder, write_atomically
 from ..model.versions import versions
-from ..probes.knn_names import record_named_as_today
+from .knn_names import record_named_as_today
 
 FOLDER = "evaluations"
 PARTIAL = ".partial.json"  # what an evaluation has done so far

@@ -6,10 +6,10 @@ because its bytes, its place and its hash do not change; a kill leaves damage th
 whole must be alike to those (`adopt.alike`), so that another teacher, other images or another library cannot fill the gaps.
 
 Where only what stands beside the rows is damaged (checksums, the index, the object's length), the object follows from its record and its
-rows, and neither teacher nor images are needed. Views are drawn anew, and must come out as their record says, to the byte.
+rows, and neither teacher nor images are needed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,17 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.checksums import crc32c, xxh3_64, xxh3_128
 from ..core.errors import CacheDamaged, CacheMismatch, StoreUnavailable
-from ..core.identity import ids_digest
 from ..core.urls import is_url
 from ..objects.mending import held, put, unflipped
-from ..shards.adopt import alike
-from ..shards.commit import ObjectRecord, Record, record_key
-from ..shards.shards import ShardedGroup
-from ..shards.zarr_format import CRC_BYTES, ArraySpec, ShardObject, build_shard, crc32c, xxh3_64, xxh3_128
-from ..sources.decode import BadImage
-from ..views.view_set import PIXELS, ViewSet
-from ..views.view_spec import cut, pixel_digest, resize
+from .adopt import alike
+from .commit import ObjectRecord, Record, record_key
+from .shards import ShardedGroup
+from .zarr_format import CRC_BYTES, ArraySpec, ShardObject, build_shard
 
 Present = NDArray[np.bool_]
 Chunks = list[memoryview | None]
@@ -169,7 +166,7 @@ def _kept(group: ShardedGroup, name: str, standing: Record | None, data: bytes |
     """What is whole of an object, and stays; None for the chunks that are made anew, and for those that do not exist."""
     spec, where = group.specs[name], f"{group.prefix}/{name}"
     if standing is None:
-        sound = _sound_chunks(spec, fresh.missing, data)
+        sound = sound_chunks(spec, fresh.missing, data)
         return [old if old is not None and new is not None and alike(spec, old, new) else None
                 for old, new in zip(sound, fresh.chunks, strict=True)]  # fmt: skip
     hashes = standing.objects[name].chunk_hashes()
@@ -184,7 +181,7 @@ def _kept(group: ShardedGroup, name: str, standing: Record | None, data: bytes |
     return kept
 
 
-def _sound_chunks(spec: ArraySpec, missing: Present, data: bytes | None) -> Chunks:
+def sound_chunks(spec: ArraySpec, missing: Present, data: bytes | None) -> Chunks:
     """The chunks whose own checksum holds, of an object that no record describes."""
     memory, kept = memoryview(data or b""), Chunks()
     for begin in _places(spec, missing):
@@ -192,84 +189,3 @@ def _sound_chunks(spec: ArraySpec, missing: Present, data: bytes | None) -> Chun
         sound = begin is not None and crc32c(memory[begin:end]).to_bytes(CRC_BYTES, "little") == memory[end : end + CRC_BYTES]
         kept.append(memory[begin:end] if sound else None)
     return kept
-
-
-def heal_views(views: ViewSet, shard: int, known: Callable[[], set[str]]) -> Healed:
-    """What makes a shard of views whole; `known`: the digests of its record that feature sets were made from.
-
-    Raises `CacheMismatch` where the images are not at hand, or are not decoded as they were.
-    """
-    group, standing, ids = views.group, standing_record(views.group, shard), views.dataset.ids(*views.shard_images(shard))
-    if standing is not None and standing.image_ids_sha256 != ids_digest(ids):
-        standing = None
-    names = set(group.specs) if standing is None else set(damaged_arrays(group, standing))
-    arrays, failed = _drawn(views, shard), {} if standing is None else standing.failed
-    if names & {"pixel_digest", PIXELS}:
-        try:
-            failed = _with_pixels(views, shard, arrays)
-        except CacheMismatch:
-            if standing is not None or not _as_they_lie(views, shard, arrays):
-                raise
-    rows = len(arrays["crop"])
-    present = dict.fromkeys(arrays, np.ones(rows, np.bool_))
-    if PIXELS in arrays:
-        present[PIXELS] = np.repeat([image_id not in failed for image_id in ids], views.views_per_image)
-    fresh = Record(views.digest, shard, rows, ids_digest(ids), {}, dict(failed))
-    healed = heal(group, fresh, arrays, present, trust=standing is not None)
-    if standing is not None and healed.record_changes:
-        raise CacheMismatch(f"shard {shard} of {group.prefix}: drawn anew it is not what was committed; restore the image library of then")
-    if standing is None and (wanted := known()) and healed.record.digest not in wanted:
-        raise CacheMismatch(
-            f"shard {shard} of {group.prefix} lost its record, and drawn anew it is not the one that feature sets were made from; "
-            "restore the images and the image library of then"
-        )
-    return healed
-
-
-def _drawn(views: ViewSet, shard: int) -> dict[str, NDArray[Any]]:
-    """What follows from the dataset's index alone; digests and pixels are zero."""
-    drawn = views.draw_shard(shard)
-    arrays: dict[str, NDArray[Any]] = {
-        "crop": drawn.crop,
-        "flip": drawn.flip[:, None],
-        "photometric": drawn.photometric,
-        "pixel_digest": drawn.digest,
-    }
-    if views.spec.pixels is not None:
-        side = views.spec.pixels.size_px
-        arrays[PIXELS] = np.zeros((len(drawn.crop), side, side, 3), np.uint8)
-    return arrays
-
-
-def _with_pixels(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
-    """Fill in digests and pixels from the images; returns those that cannot be decoded (id → reason)."""
-    failed, first = {}, views.shard_images(shard)[0]
-    for image in range(*views.shard_images(shard)):
-        try:
-            source = views.dataset.read_image(image)
-        except BadImage as error:
-            failed[views.dataset.row(image).id] = str(error)
-            continue
-        for row in range((image - first) * views.views_per_image, (image - first + 1) * views.views_per_image):
-            crop = cut(source, arrays["crop"][row])
-            arrays["pixel_digest"][row] = np.frombuffer(pixel_digest(crop), np.uint8)
-            if views.spec.pixels is not None:
-                stored = views.spec.pixels
-                arrays[PIXELS][row] = resize(crop, bool(arrays["flip"][row, 0]), stored.size_px, stored.interpolation)
-    return failed
-
-
-def _as_they_lie(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Fill in digests and pixels from the objects that lie there; False when they are damaged, or an image may have failed.
-
-    What a lost record said cannot be checked here, but by the digest that feature sets keep of it.
-    """
-    for name in arrays.keys() & {"pixel_digest", PIXELS}:
-        spec, values = views.group.specs[name], arrays[name]
-        data, _ = held(views.group.objects, f"{views.group.prefix}/{spec.key(shard)}")
-        chunks = _sound_chunks(spec, build_shard(spec, values, np.ones(len(values), np.bool_)).missing, data)
-        whole = b"".join(chunk for chunk in chunks if chunk is not None)
-        if len(whole) < values.nbytes:
-            return False
-        values[:] = np.frombuffer(whole[: values.nbytes], values.dtype).reshape(values.shape)
-    return bool(arrays["pixel_digest"].any(axis=1).all())

@@ -7,14 +7,13 @@ import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.sampling import draw_positions
-from eupe_pipeline.student.data.sampled import SampledTokens, at_places, refuse_other_grids
 from eupe_pipeline.student.model.losses import distillation_loss, patch_loss, teacher_terms
 from eupe_pipeline.student.model.recipe import LossConfig, StudentConfig, TrainRecipe
-from eupe_pipeline.student.model.student import TargetSpec, TeacherHeads
-from eupe_pipeline.teachers.encoders.tokens import Tokens
+from eupe_pipeline.student.model.student import TargetSpec, TeacherHeads, refuse_other_grids
+from eupe_pipeline.teachers.encoders.tokens import SampledTokens, Tokens, at_places
 from torch import Tensor
 
-from ..model.test_losses import float64_patch_loss
+from tests.student.model.test_losses import float64_patch_loss
 
 GRID = (2, 3)
 

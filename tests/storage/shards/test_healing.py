@@ -10,12 +10,14 @@ from eupe_pipeline.storage.core.errors import CacheDamaged, CacheMismatch, EupeE
 from eupe_pipeline.storage.features.features import TokenRows
 from eupe_pipeline.storage.objects.atomic_files import write_atomically
 from eupe_pipeline.storage.objects.objects import LocalObjects
-from eupe_pipeline.storage.upkeep.healing import from_rows, heal_views
+from eupe_pipeline.storage.shards.healing import from_rows
+from eupe_pipeline.storage.upkeep.heal_views import heal_views
 from eupe_pipeline.storage.upkeep.maintenance import verify
+
+from tests.storage.upkeep.test_maintenance import contents
 
 from ...fault_log import Trials
 from ..made_up_store import Made, everything, reopen, same, tokens, with_features
-from .test_maintenance import contents
 
 ROWS = range(16, 24)  # of shard 2
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.storage.core.errors import CacheDamaged
-from eupe_pipeline.student.training.evaluation_records import evaluations_of, keep_record, kept_record, record_path
+from eupe_pipeline.student.probes.evaluation_records import evaluations_of, keep_record, kept_record, record_path
 
 
 def test_a_record_is_found_by_its_protocol_and_by_no_other(tmp_path: Path) -> None:

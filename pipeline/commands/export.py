@@ -1,0 +1,79 @@
+"""`export`, `import-weights`, `convert-weights`, `benchmark`: students out of the pipeline and into it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .group import cli, run
+from .options import FILE, FOLDER, JSON, PLACE, folder_or_url, input_size, options, store_url
+
+
+@cli.command()
+@click.argument("run_folder", metavar="RUN|URL", callback=folder_or_url)
+@options(
+    click.option("--format", "formats", multiple=True, required=True,
+                 type=click.Choice(["eupe", "timm", "transformers", "onnx", "executorch"]), help="Repeatable."),
+    click.option("--out", type=FOLDER, required=True, help="Gets one folder a format."),
+    input_size("the run's own"),
+    click.option("--adapters", is_flag=True, help="Also the adapters, with the statistics that --store holds (zero-shot)."),
+    click.option("--store", default=None, callback=store_url, metavar="URL", help="Feature store of the training; with --adapters."),
+    click.option("--proxy", callback=folder_or_url, default=None, metavar="RUN|URL",
+                 help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
+    click.option("--evaluation", "evaluations", multiple=True, type=FILE,
+                 help="Another JSON result for the model card, beside those in RUN's evaluations; repeatable."),
+    JSON,
+)  # fmt: skip
+def export(as_json: bool, run_folder: Path | str, **values: Any) -> None:
+    """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
+    from . import actions
+
+    run(actions.export, as_json, run=run_folder, **values)
+
+
+@cli.command("import-weights")
+@click.argument("source", type=PLACE)
+@options(
+    click.option("--out", type=FOLDER, required=True, help="A run's folder: a teacher, or a start."),
+    input_size("the checkpoint's own"),
+    JSON,
+)
+def import_weights(as_json: bool, **values: Any) -> None:
+    """Take in a published student. SOURCE is an official EUPE .pth or .safetensors, a timm or a transformers folder."""
+    from . import actions
+
+    run(actions.import_weights, as_json, **values)
+
+
+@cli.command("convert-weights")
+@click.argument("source", type=PLACE)
+@options(click.option("--out", type=FILE, required=True, help="The safetensors file to write."), JSON)
+def convert_weights(as_json: bool, **values: Any) -> None:
+    """Turn a teacher's .pt into safetensors.
+
+    SOURCE (.pt or .pth) is a flat state dict of plain tensors; nothing from it is run.
+    """
+    from . import actions
+
+    run(actions.convert_weights, as_json, **values)
+
+
+@cli.group()
+def benchmark() -> None:
+    """Measure how fast things are on this machine."""
+
+
+@benchmark.command()
+@click.argument("folder", metavar="DIR", type=FOLDER)
+@options(
+    click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of every runtime."),
+    click.option("--warmup", type=click.IntRange(0), default=10, show_default=True, help="Calls before the first that counts."),
+    click.option("--calls", type=click.IntRange(1), default=50, show_default=True, help="Calls that count."),
+    click.option("--runtime", "runtimes", multiple=True, help="One of the runtimes; repeatable; default: all that DIR holds."),
+    JSON,
+)
+def latency(as_json: bool, **values: Any) -> None:
+    """Time one picture in each runtime of an export. Those of DIR: eager, torch.compile, ONNX Runtime, ExecuTorch."""
+    from . import actions
+
+    run(actions.latency, as_json, **values)

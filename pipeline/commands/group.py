@@ -1,0 +1,51 @@
+"""The group of all commands, and how a command runs its action: progress to stderr, the result to stdout."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from ...storage.core.cache_home import name_user
+
+
+def run(action: Callable[..., Mapping[str, Any]], as_json: bool, /, **values: Any) -> Mapping[str, Any]:
+    """Run an action with its progress shown; prints the result as JSON (last line) or as readable text, and returns it."""
+    from ..console.plain_text import readable
+    from ..console.progress import reporter
+
+    refuse_boundless(click.get_current_context())
+    name_user()
+    with reporter(as_json=as_json) as on_event:
+        result = {**action(**values, on_event=on_event), "event": "result"}
+    shown = {key: value for key, value in result.items() if key != "event"}
+    print(json.dumps(result, default=str) if as_json else readable(shown), flush=True)
+    return result
+
+
+def refuse_boundless(context: click.Context) -> None:
+    """Raise click's usage error for an option that is nan, infinite, or a number beyond what is exact: ranges let those pass."""
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        if isinstance(value, (int, float)) and not abs(value) <= 2**53:
+            raise click.BadParameter(f"{value} is not a number that can be counted with", context, option)
+
+
+_ORDER = (
+    "index", "extract-features", "plan", "train", "evaluate", "features", "runs", "recipe", "pictures", "report", "export",
+    "import-weights", "convert-weights", "benchmark", "demo", "doctor",
+)  # fmt: skip
+
+
+class InOrder(click.Group):
+    """Commands are listed in the order in which they are used, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in order of use; one that `_ORDER` does not know comes last."""
+        return sorted(self.commands, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="eupe-pipeline")
+def cli() -> None:
+    """Run large frozen vision teachers once; share their features among any number of student runs."""

@@ -1,0 +1,221 @@
+"""Options that several commands share, and the types that turn words into values: click's part of the edge."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ...storage.core.urls import absolute
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+LARGEST_PX = 8192  # of an input: beyond, one picture's tokens fill any memory
+
+
+def pairs(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Return repeated NAME=VALUE words as a dict; the last `=` splits, since a run folder's path may hold one."""
+    split = [word.rpartition("=") for word in values]
+    bad = [word for word, (name, _, value) in zip(values, split, strict=True) if not name or not value]
+    if bad:
+        raise click.BadParameter(f"{bad[0]!r} is not {option.make_metavar(context)}", context, option)
+    names = [name for name, _, _ in split]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise click.BadParameter(f"{twice[0]!r} has several values; give it one", context, option)
+    return {name: value for name, _, value in split}
+
+
+def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, int]:
+    """Return repeated NAME=PIXELS words as a dict."""
+    found = pairs(context, option, values)
+    bad = [f"{name}={value}" for name, value in found.items() if not value.isdecimal() or not 1 <= int(value) <= LARGEST_PX]
+    if bad:
+        metavar = option.make_metavar(context)
+        raise click.BadParameter(f"{bad[0]!r} is not {metavar} with 1 to {LARGEST_PX:,} px", context, option)
+    return {name: int(value) for name, value in found.items()}
+
+
+def place(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:
+    """Return ROW,COL as two numbers from 0."""
+    words = value.split(",")
+    if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
+        raise click.BadParameter(f"{value!r} is not ROW,COL, such as 3,4", context, option)
+    return int(words[0]), int(words[1])
+
+
+def number_or_none(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """Return a whole number, or None for the word none."""
+    if value == "none":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a whole number nor the word none", context, option) from None
+
+
+def folder_or_url(context: click.Context, option: click.Parameter, value: str | None) -> Path | str | None:
+    """Return an absolute path, or a URL such as s3://… as it is; a path would lose one of its slashes."""
+    return value if value is None or "://" in value else Path(absolute(value))
+
+
+def store_url(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Return a store's folder as an absolute path, or its URL as it is."""
+    return None if value is None else absolute(value)
+
+
+class AbsolutePath(click.Path):
+    """A path, made absolute where it enters; hub:OWNER/NAME@COMMIT stays as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of a word, checked as click's own type does."""
+        return super().convert(absolute(str(value)), param, ctx)
+
+
+def png_file(context: click.Context, option: click.Parameter, value: Path) -> Path:
+    """Return the path of a PNG to be; another ending would promise another format."""
+    if value.suffix.lower() != ".png":
+        raise click.BadParameter(f"{str(value)!r} does not end in .png, and a PNG is what will be written", context, option)
+    return value
+
+
+def folders_or_urls(context: click.Context, option: click.Parameter, values: Sequence[str]) -> list[Path | str | None]:
+    """Return each as `folder_or_url` does."""
+    return [folder_or_url(context, option, value) for value in values]
+
+
+def count_or_auto(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """Return a count of at least 1, None for "auto"."""
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a count nor auto", context, option)
+    return int(value)
+
+
+def grid_of(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Return (rows, columns) of a word such as 16x16."""
+    if value is None:
+        return None
+    rows, _, columns = value.lower().replace("×", "x").partition("x")
+    if not (rows.isdecimal() and columns.isdecimal() and int(rows) and int(columns)):
+        raise click.BadParameter(f"{value!r} is not ROWSxCOLUMNS, such as 16x16", context, option)
+    return int(rows), int(columns)
+
+
+def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return one decorator for several options, shown in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for one in reversed(given):
+            command = one(command)
+        return command
+
+    return decorate
+
+
+def input_size(default: str) -> Callable[[Command], Command]:
+    """Return the option --size, an input's side in pixels; `default` says what it is without."""
+    return click.option("--size", "size_px", type=click.IntRange(1, LARGEST_PX), default=None, metavar="PX",
+                        help=f"Input size; default: {default}.")  # fmt: skip
+
+
+FOLDER = AbsolutePath(file_okay=False, path_type=Path)
+
+
+FILE = AbsolutePath(dir_okay=False, path_type=Path)
+
+
+PLACE = AbsolutePath(path_type=Path)
+
+
+STORE = click.option(
+    "--store", required=True, callback=store_url, metavar="URL", help="Feature store: a folder or an fsspec URL such as s3://…."
+)
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON lines on stdout.")
+
+
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+
+
+BAD_SHARE = click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.001, show_default=True,
+                         help="Stop when more than this share of the images cannot be read.")  # fmt: skip
+
+
+RANDOM = click.option("--allow-random-weights", is_flag=True, help="For trials: a teacher without weights gets random ones, and says so.")
+
+
+SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overlay one recipe value (TOML syntax); repeatable.")
+
+
+TEACHER = click.option("--teacher", default=None, help="The teacher that made the set, or its run's folder; default: by the set's name.")
+
+
+WEIGHTS_FILE = click.option("--weights", type=PLACE, default=None, help="Its weight file; default: the weights folder.")
+
+
+DATA = click.option("--data", required=True, help="Dataset, by name or name@digest.")
+
+
+TEACHERS = (
+    click.option("--teacher", "teachers", multiple=True, required=True, help="Teacher's name or a run's folder; repeatable."),
+    click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
+    click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
+    click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), default="fp32", show_default=True, help="auto: by device."),
+    click.option("--recipe", default=None, help="Recipe's name or TOML file whose views are drawn; default: a crop and a flip."),
+    click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."),
+    click.option("--views", type=click.IntRange(1), default=None, help="Recorded views of each image; default: the recipe's, or 1."),
+    click.option("--codec", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True),
+    click.option("--tokens-per-view", type=click.IntRange(1), default=None, metavar="T", help="Keep T random patch tokens; default: all."),
+    click.option("--grid", default=None, metavar="HxW", callback=grid_of, help="Store a larger teacher's grid resampled, as 16x16."),
+    click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
+    click.option("--batch-size", default="32", show_default=True, callback=count_or_auto, help="Views in one forward, or auto."),
+    click.option(
+        "--constants", type=click.Choice(["own", "imagenet"]), default="own", show_default=True, help="Mean and std of the input."
+    ),
+    RANDOM,
+)
+
+
+PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), default=None, metavar="PX",
+                      help="Store the views' pixels too, at the student's size: training needs no images.")  # fmt: skip
+
+
+ANY_STORE = click.option(
+    "--store", default=None, callback=store_url, metavar="URL", help="Feature store; default: one below $EUPE_PIPELINE_HOME."
+)
+
+
+RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
+
+
+INPUT_SIZE = input_size("the model's")
+
+
+OVERLAP = click.option("--allow-overlap", is_flag=True, help="Test on images that are learnt from as well; say it instead of refusing.")
+
+
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+
+
+SEED = click.option("--seed", type=int, default=0, show_default=True)
+
+
+EVALUATED_WEIGHTS = click.option("--weights", type=PLACE, default=None, help="A named teacher's weight file.")
+
+
+IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=PLACE)
+
+
+PNG = click.option("--out", type=FILE, required=True, callback=png_file, metavar="FILE.png", help="Where it goes.")
+
+
+MODELS = (
+    click.option("--model", "models", multiple=True, required=True, metavar="NAME", help="Teacher's name or a run's folder; repeatable."),
+    input_size("each model's own"),
+    click.option("--model-size", "model_sizes", multiple=True, callback=sizes, metavar="NAME=PX", help="Another size for one model."),
+    click.option("--weights", multiple=True, callback=pairs, metavar="NAME=PATH", help="A model's weight file; repeatable."),
+)

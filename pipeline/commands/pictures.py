@@ -1,0 +1,48 @@
+"""`pictures`: what encoders see, as PNG."""
+
+from typing import Any
+
+import click
+
+from .group import cli, run
+from .options import IMAGES, JSON, MODELS, PNG, STORE, options, place
+
+
+@cli.group()
+def pictures() -> None:
+    """Draw what encoders see, as PNG. `report` has the same in a page."""
+
+
+@pictures.command("pca")
+@IMAGES
+@options(*MODELS, click.option("--foreground", is_flag=True, help="Leave the background black; guessed from the tokens."), PNG, JSON)
+def pictures_pca(as_json: bool, **values: Any) -> None:
+    """Patch tokens of several encoders as colours. Side by side: their three strongest directions as colours, one basis an encoder."""
+    from ..pictures import pictures as drawing
+
+    run(drawing.pca, as_json, **values)
+
+
+@pictures.command("similarity")
+@IMAGES
+@options(*MODELS, click.option("--patch", callback=place, required=True, metavar="ROW,COL", help="In the first model's grid."), PNG, JSON)
+def pictures_similarity(as_json: bool, **values: Any) -> None:
+    """How alike every patch is to the named one. By cosine, for several encoders side by side."""
+    from ..pictures import pictures as drawing
+
+    run(drawing.similarity, as_json, **values)
+
+
+@pictures.command("neighbours")
+@click.argument("key")
+@options(
+    STORE,
+    click.option("--query", "queries", multiple=True, metavar="ID", help="Image id; repeatable; default: one of each of six labels."),
+    click.option("--count", type=click.IntRange(1, 32), default=8, show_default=True, help="Neighbours of each."),
+    PNG, JSON,
+)  # fmt: skip
+def pictures_neighbours(as_json: bool, **values: Any) -> None:
+    """Nearest neighbours by cached class tokens. Those of feature set KEY, with cosine distances."""
+    from ..pictures import pictures as drawing
+
+    run(drawing.neighbours, as_json, **values)

@@ -1,0 +1,29 @@
+"""`report`: one HTML page."""
+
+from typing import Any
+
+import click
+
+from .group import cli, run
+from .options import FILE, FOLDER, JSON, MODELS, PLACE, options, store_url
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...", type=FOLDER)
+@options(
+    click.option("--store", default=None, callback=store_url, metavar="URL",
+                 help="Feature store: adds its health, neighbours, photos for the pictures."),
+    click.option("--features", multiple=True, metavar="KEY", help="Feature set; repeatable; default: those the runs learnt from."),
+    click.option("--verify", is_flag=True, help="Read every byte of the feature sets and report damage."),
+    click.option("--image", "images", multiple=True, type=PLACE, help="Photo for the pictures; repeatable."),
+    click.option("--query", "queries", multiple=True, metavar="ID", help="Image whose neighbours are shown; repeatable."),
+    click.option("--model", "models", multiple=True, metavar="NAME", help="Another encoder beside the runs; repeatable."),
+    *MODELS[1:],
+    click.option("--foreground", is_flag=True, help="Leave the pictures' background black; guessed from the tokens."),
+    click.option("--out", type=FILE, required=True, help="Where the page goes."), JSON,
+)  # fmt: skip
+def report(as_json: bool, **values: Any) -> None:
+    """Write one HTML page about runs or feature sets. It needs no other file and no script."""
+    from ..reports import page_contents
+
+    run(page_contents.report, as_json, **values)
