@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...storage.core.choices import NORMALISATIONS
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.views.view_set import DEFAULT_IMAGES_PER_SHARD
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.registry.spec import TeacherSpec
-
-NORMALISATIONS = ("mean-std", "phi-s")
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,14 @@ Usable from a notebook as it is. Heavy imports stay inside the functions, so tha
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from ...storage.core.choices import Orientation, ViewKind
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 
 if TYPE_CHECKING:
     from ...jobs.extraction.options import TeacherRequest
-    from ...storage.sources.decode import Orientation
-
-ViewKind = Literal["random_resized_crop", "center"]
 
 
 def index(*, source: str, store: str, name: str, max_bad_share: float, on_event: OnEvent, verify: bool = False,

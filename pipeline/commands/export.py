@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ...storage.core.choices import EXPORT_FORMATS
 from .group import cli, run
 from .options import FILE, FOLDER, JSON, PLACE, folder_or_url, input_size, options, store_url
 
@@ -13,7 +14,7 @@ from .options import FILE, FOLDER, JSON, PLACE, folder_or_url, input_size, optio
 @click.argument("run_folder", metavar="RUN|URL", callback=folder_or_url)
 @options(
     click.option("--format", "formats", multiple=True, required=True,
-                 type=click.Choice(["eupe", "timm", "transformers", "onnx", "executorch"]), help="Repeatable."),
+                 type=click.Choice(EXPORT_FORMATS), help="Repeatable."),
     click.option("--out", type=FOLDER, required=True, help="Gets one folder a format."),
     input_size("the run's own"),
     click.option("--adapters", is_flag=True, help="Also the adapters, with the statistics that --store holds (zero-shot)."),

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from ...storage.core.choices import NORMALISATIONS, ORIENTATIONS, PHOTOMETRIC_MODES, VIEW_KINDS
 from .group import cli, run
 from .options import BAD_SHARE, DATA, DRY_RUN, JSON, PIXELS, STORE, TEACHERS, options, pairs
 
@@ -15,7 +16,7 @@ from .options import BAD_SHARE, DATA, DRY_RUN, JSON, PIXELS, STORE, TEACHERS, op
     click.option("--name", required=True, help="What the dataset is called."),
     click.option("--verify", is_flag=True, help="Only compare the source with the index that is there, image by image."),
     click.option("--dense-targets", is_flag=True, help="Take files such as 1.seg.png or 1.depth.png beside 1.jpg as images too."),
-    click.option("--orientation", type=click.Choice(["stored", "upright"]), default=None,
+    click.option("--orientation", type=click.Choice(ORIENTATIONS), default=None,
                  help="Turn images as their EXIF orientation asks for, or leave them; default: upright."),
     BAD_SHARE, JSON,
 )  # fmt: skip
@@ -29,13 +30,13 @@ def index(as_json: bool, **values: Any) -> None:
 @cli.command("extract-features")
 @options(
     STORE, DATA, *TEACHERS, PIXELS,
-    click.option("--photometric", type=click.Choice(["none", "teacher_same", "student_only"]), default=None,
+    click.option("--photometric", type=click.Choice(PHOTOMETRIC_MODES), default=None,
                  help="Who sees colour jitter, blur, solarisation: nobody, both, the student; default: the recipe's, or none."),
-    click.option("--view-kind", type=click.Choice(["random_resized_crop", "center"]), default=None,
+    click.option("--view-kind", type=click.Choice(VIEW_KINDS), default=None,
                  help="Default: the recipe's, or random_resized_crop."),
     click.option("--seed", type=int, default=None, help="Seed of the views; default: the recipe's, or 0."),
     click.option("--statistics-batches", type=click.IntRange(1), default=500, show_default=True, help="Of 32 views, for mean and std."),
-    click.option("--normalisation", type=click.Choice(["mean-std", "phi-s"]), default="mean-std", show_default=True, help="Of tokens."),
+    click.option("--normalisation", type=click.Choice(NORMALISATIONS), default="mean-std", show_default=True, help="Of tokens."),
     click.option("--statistics-from", multiple=True, metavar="KEY", help="Use a feature set's statistics again; repeatable."),
     click.option("--workers", type=click.IntRange(0), default=None, help="Extracting actors; default: one a GPU or core; 0: none."),
     click.option("--num-gpus", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="GPUs of one worker."),

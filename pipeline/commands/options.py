@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ...storage.core.choices import CODECS, CONSTANTS, DEVICES, PRECISIONS
 from ...storage.core.urls import absolute
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -164,18 +165,16 @@ TEACHERS = (
     click.option("--teacher", "teachers", multiple=True, required=True, help="Teacher's name or a run's folder; repeatable."),
     click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
     click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
-    click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]), default="fp32", show_default=True, help="auto: by device."),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="auto: by device."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file whose views are drawn; default: a crop and a flip."),
     click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."),
     click.option("--views", type=click.IntRange(1), default=None, help="Recorded views of each image; default: the recipe's, or 1."),
-    click.option("--codec", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True),
+    click.option("--codec", type=click.Choice(CODECS), default="int8", show_default=True),
     click.option("--tokens-per-view", type=click.IntRange(1), default=None, metavar="T", help="Keep T random patch tokens; default: all."),
     click.option("--grid", default=None, metavar="HxW", callback=grid_of, help="Store a larger teacher's grid resampled, as 16x16."),
     click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
     click.option("--batch-size", default="32", show_default=True, callback=count_or_auto, help="Views in one forward, or auto."),
-    click.option(
-        "--constants", type=click.Choice(["own", "imagenet"]), default="own", show_default=True, help="Mean and std of the input."
-    ),
+    click.option("--constants", type=click.Choice(CONSTANTS), default="own", show_default=True, help="Mean and std of the input."),
     RANDOM,
 )
 
@@ -198,7 +197,7 @@ INPUT_SIZE = input_size("the model's")
 OVERLAP = click.option("--allow-overlap", is_flag=True, help="Test on images that are learnt from as well; say it instead of refusing.")
 
 
-DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+DEVICE = click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 
 
 SEED = click.option("--seed", type=int, default=0, show_default=True)

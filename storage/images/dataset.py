@@ -28,13 +28,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..core.choices import Orientation
 from ..core.errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailable
 from ..core.forks import renewed_after_fork
 from ..core.identity import canonical_json, digest, short
 from ..core.selection import only_ids
 from ..objects.content_addressed import damage, read_identity_file
 from ..objects.objects import LocalObjects, Objects
-from ..sources.decode import Orientation, Pixels, decode_image
+from ..sources.decode import Pixels, decode_image
 from ..sources.locations import places
 from ..sources.sources import read_bytes
 

@@ -24,13 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..core.choices import Orientation
 from ..core.errors import BadInput
 from ..core.events import Event
 from ..core.identity import short
 from ..objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, check_name, damage
 from ..objects.mending import flaw_of, held, put
 from ..objects.objects import Objects
-from ..sources.decode import BadImage, Orientation, image_header
+from ..sources.decode import BadImage, image_header
 from ..sources.found import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, shown
 from ..sources.image_kinds import IMAGE_ENDINGS, ending_of, targets_among
 from ..sources.locations import add_place, canonical_source

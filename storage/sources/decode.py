@@ -11,20 +11,20 @@ is decoded).
 import io
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from ..core.choices import Orientation
 from ..core.errors import EupeError
 
 MAX_FILE_BYTES = 100_000_000
 MAX_PIXELS = 50_000_000
 _NO_RANGE = {"F": "a floating-point number", "I": "a 32-bit integer"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-Orientation = Literal["stored", "upright"]
 _IN_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")  # where a PNG's orientation may stand, behind its pixels too
 
 # Set once for the process: `warnings.catch_warnings` around each call would race between the threads that decode.

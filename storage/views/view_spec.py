@@ -10,13 +10,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..core.choices import ViewKind
 from ..core.errors import BadInput, unknown_name
 from ..sources.decode import Pixels
 from . import photometric
@@ -54,7 +55,7 @@ class StoredPixels:
 class ViewSpec:
     """How views are drawn; every field is part of their identity."""
 
-    kind: Literal["random_resized_crop", "center"] = "random_resized_crop"
+    kind: ViewKind = "random_resized_crop"
     views_per_image: int = 1
     seed: int = 0
     scale: tuple[float, float] = (0.32, 1.0)  # share of the image's area

@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...storage.core.choices import DEVICES, OPTIMIZERS, PRECISIONS, TARGET_SOURCES
 from ...storage.core.errors import BadInput, unknown_name
 from .view_config import ViewsConfig
 
-PRECISIONS = ("auto", "fp32", "bf16")
-DEVICES = ("auto", "cpu", "cuda")
-SOURCES = ("cached", "live")
-OPTIMIZERS = ("adamw", "lamb")
 ROPE_DRAWS = ("block", "forward")
 INITIAL_WEIGHTS = ("official", "timm")
 DECAYED = ("weights", "matrices")
@@ -118,7 +115,7 @@ class TeacherConfig:
     """Probability that a teacher's loss counts nothing in a step; one teacher always stays (ours)."""
 
     def __post_init__(self) -> None:
-        _check_choice("target source", self.source, SOURCES)
+        _check_choice("target source", self.source, TARGET_SOURCES)
         _check(0 <= self.drop_probability < 1, "teacher.drop_probability", self.drop_probability, "in [0, 1)")
         _check(self.source == "live" or not self.sizes_px, "teacher.sizes_px", self.sizes_px, "none with cached targets")
         if self.sizes_px:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...storage.core.choices import CONSTANTS
 from ...storage.core.errors import BadInput, unknown_name
 
 Triple = tuple[float, float, float]
@@ -23,7 +24,6 @@ CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 HALF: Triple = (0.5, 0.5, 0.5)
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 CHANNEL_ORDERS = ("rgb", "bgr")
-CONSTANTS = ("own", "imagenet")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import pytest
 from eupe_pipeline.jobs.evaluation.knn import differences
 from eupe_pipeline.jobs.evaluation.labelled_features import open_data, read_upright
 from eupe_pipeline.pipeline.commands import actions
+from eupe_pipeline.storage.core.choices import Orientation
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.dataset import read_description
 from eupe_pipeline.storage.images.indexing import build_index
-from eupe_pipeline.storage.sources.decode import Orientation, decode_image, image_header, image_size_hw, stored_values
+from eupe_pipeline.storage.sources.decode import decode_image, image_header, image_size_hw, stored_values
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_set import ViewSet, views_identity
 from eupe_pipeline.storage.views.view_spec import ViewSpec, cut, draw, pixel_digest

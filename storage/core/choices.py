@@ -1,0 +1,46 @@
+"""Closed lists that the command line, the recipes and the code share: each stands here once, as a type and as the tuple of its names.
+
+Nothing is imported, so that `--help` and a recipe's check cost nothing. The table that implements a list (codecs, export formats, …) stands
+with its code; a test compares each table with its list, so that a name without code, or code without a name, is a red test.
+"""
+
+from typing import Literal, get_args
+
+Codec = Literal["fp32", "fp16", "int8", "int4"]
+CODECS: tuple[Codec, ...] = get_args(Codec)
+
+ViewKind = Literal["random_resized_crop", "center"]
+VIEW_KINDS: tuple[ViewKind, ...] = get_args(ViewKind)
+
+PhotometricMode = Literal["none", "teacher_same", "student_only"]
+PHOTOMETRIC_MODES: tuple[PhotometricMode, ...] = get_args(PhotometricMode)
+
+Orientation = Literal["stored", "upright"]
+"""Images as their bytes have them, or turned as their EXIF orientation asks for."""
+ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
+
+Normalisation = Literal["mean-std", "phi-s"]
+NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
+
+Constants = Literal["own", "imagenet"]
+"""Mean and deviation of a teacher's input: its own, or ImageNet's."""
+CONSTANTS: tuple[Constants, ...] = get_args(Constants)
+
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[Device, ...] = get_args(Device)
+
+TargetSource = Literal["cached", "live"]
+TARGET_SOURCES: tuple[TargetSource, ...] = get_args(TargetSource)
+
+OnMiss = Literal["refuse", "compute"]
+"""What a training does about shards that are not there."""
+ON_MISS: tuple[OnMiss, ...] = get_args(OnMiss)
+
+Optimizer = Literal["adamw", "lamb"]
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+
+ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
