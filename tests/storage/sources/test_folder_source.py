@@ -304,6 +304,7 @@ def as_nobody(store: Path, source: Path) -> "subprocess.CompletedProcess[str]":
     # Root's own folders are closed to others: the child imports first, and gives up being root before it runs.
     script = (
         "import os, sys; from eupe_pipeline.pipeline.commands import actions, main as program\n"
+        "from eupe_pipeline.pipeline.console import plain_text, progress\n"
         "from eupe_pipeline.storage.images import indexing, verify_source\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); sys.exit(program.main(sys.argv[1:]))"
     )
