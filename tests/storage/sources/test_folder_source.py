@@ -301,7 +301,7 @@ def as_nobody(store: Path, source: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "eupe_pipeline.pipeline", "index", str(source), "--store", str(store), "--name", "x", "--json"]
     if os.geteuid() != 0:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    # Root's own folders, Python's library too, are closed to others: a first run imports what is needed, then the child gives up being root.
+    # Root's own folders, Python's library too, are closed to others: a first run imports all, then the child gives up being root.
     script = (
         "import os, sys, tempfile; from eupe_pipeline.pipeline.commands.main import main\n"
         "main(['index', '/nowhere', *sys.argv[3:]])\n"
