@@ -1,7 +1,8 @@
 """Optimisers by name: torch's fused AdamW, and LAMB (You et al., arXiv 1904.00962) for stage 1's large batches.
 
-LAMB is ours because torch has none: Adam's update with bias correction plus decoupled decay, scaled per tensor by ‖w‖ / ‖update‖ (1 where
-either is 0), without the paper's clipping of the ratio. `decays` alone decides what decays: the weights of linear layers and
+LAMB is ours because torch has none, and timm's counts steps by group, which checkpoints of state by parameter would lose. It is Adam's
+update with bias correction plus decoupled decay, scaled per tensor by ‖w‖ / ‖update‖ (1 where either is 0), without the paper's clipping
+of the ratio. `decays` alone decides what decays: the weights of linear layers and
 convolutions, which is ours. Both keep their state per parameter as tensors, in the order of the groups: that is what a checkpoint stores.
 """
 
