@@ -23,11 +23,15 @@ from ...storage.store import FeatureStore
 from ...teachers.encoders.tokens import Tokens
 from ..model.student import TargetSpec, TeacherHeads
 from ..training.run_folder import read_adapters
-from .lineage import is_proxy_of, read_record, targets_of, title_of
+from .lineage import is_made_by, read_record, read_targets, run_title
 
 
 def write_chain(run: Path, proxy: Path | None, store: FeatureStore, folder: Path) -> dict[str, Any]:
-    """Write both files, return chain.json's content; raises BadInput without adapters or statistics, CacheMismatch for a strange proxy."""
+    """Write both files into `folder` and return chain.json's content.
+
+    Raises BadInput for a run without adapters and for statistics that the store does not hold, CacheMismatch for a proxy that did not teach
+    the run.
+    """
     steps, tensors = [], dict[str, Tensor]()
     for number, one in enumerate([run] if proxy is None else [run, proxy]):
         record = read_record(one, "model/adapters.json")
@@ -39,7 +43,7 @@ def write_chain(run: Path, proxy: Path | None, store: FeatureStore, folder: Path
             prefix = f"{number}/{place}"
             tensors |= {f"{prefix}/{key}": value for key, value in adapters[name].items()}
             tensors |= {f"{prefix}/statistics/{key}": torch.from_numpy(value.copy()) for key, value in statistics.arrays().items()}
-        steps.append({"run": title_of(one), "teachers": record["order"]})
+        steps.append({"run": run_title(one), "teachers": record["order"]})
     chain: dict[str, Any] = {"steps": steps, "through": _proxy_name(run, proxy)}
     save_file(tensors, folder / "adapters.safetensors")
     (folder / "chain.json").write_text(json.dumps(chain, indent=1))
@@ -47,16 +51,17 @@ def write_chain(run: Path, proxy: Path | None, store: FeatureStore, folder: Path
 
 
 def _proxy_name(run: Path, proxy: Path | None) -> str | None:
-    """Under which name the student knows the proxy."""
+    """Return the name under which the student knows the proxy, None without one; raises CacheMismatch for another proxy."""
     if proxy is None:
         return None
-    names = [name for name, target in targets_of(run).items() if is_proxy_of(target, proxy)]
+    names = [name for name, target in read_targets(run).items() if is_made_by(target, proxy)]
     if not names:
         raise CacheMismatch(f"{proxy} is not the proxy that taught {run}: none of its targets has the sha256 of its weights")
     return names[0]
 
 
 def _find_statistics(store: FeatureStore, teacher: str, digest: str) -> Statistics:
+    """Return a teacher's statistics by their digest from any feature set of the store; raises BadInput when none has them."""
     for key in store.list_features():
         if key.split("@")[0] == teacher and (found := store.features(key).statistics).digest == digest:
             return found
@@ -76,11 +81,14 @@ class AdapterChain:
         self._tensors = load_file(folder / "adapters.safetensors")
 
     def teachers(self) -> list[str]:
-        """Names of the spaces that can be reached."""
+        """Return the names of the teachers whose spaces can be reached."""
         return [name for step in self.steps for name in step]
 
     def map(self, tokens: Tokens, teacher: str) -> Tokens:
-        """The student's tokens (B, D), (B, H, W, D) in a teacher's own space; raises BadInput for a space out of reach."""
+        """Return the student's fp32 tokens, cls (B, D) and patch (B, H, W, D), in a teacher's own space.
+
+        Raises BadInput for a teacher whose space these adapters do not reach.
+        """
         for number, names in enumerate(self.steps):
             if teacher in names:
                 return self._step(tokens, number, names.index(teacher))
@@ -89,6 +97,7 @@ class AdapterChain:
         raise BadInput(f"these adapters do not lead to {teacher!r}, only to: {', '.join(self.teachers())}")
 
     def _step(self, tokens: Tokens, number: int, place: int) -> Tokens:
+        """Apply one teacher's adapters of a step, then undo the normalisation of its targets."""
         prefix = f"{number}/{place}/"
         own = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
         arrays = {key.removeprefix("statistics/"): value.numpy() for key, value in own.items() if key.startswith("statistics/")}
@@ -101,6 +110,7 @@ class AdapterChain:
 
 
 def _heads(weights: Mapping[str, Tensor]) -> TeacherHeads:
+    """Return the adapters whose shapes the weights have, loaded strictly, in eval mode."""
     width, in_dim = weights["patch.0.weight"].shape
     cls_dim = len(weights["cls.3.weight"]) if "cls.3.weight" in weights else None
     heads = TeacherHeads(in_dim, width, TargetSpec(cls_dim, len(weights["patch.3.weight"]), (1, 1)))

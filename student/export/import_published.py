@@ -20,7 +20,10 @@ from ..training.run_folder import save_model
 
 
 def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[str, Any]:
-    """Write `out` from a .pth, .safetensors, timm or transformers folder; raises BadInput when it is none, or `out` is not empty."""
+    """Write the run folder `out` from a .pth or .safetensors file, or a timm or transformers folder; return what was read.
+
+    Raises BadInput when the source is none of these, when `out` is not empty, and for a size off the stride.
+    """
     if not source.exists():
         raise BadInput(f"{source} does not exist; give a .pth or .safetensors file, or a folder with a config.json")
     if out.exists() and any(out.iterdir()):

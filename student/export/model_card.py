@@ -15,7 +15,7 @@ from huggingface_hub.repocard_data import ModelCardData
 
 from ...teachers.registry.licences import UNKNOWN, Terms
 from ...teachers.registry.registry import TEACHERS, TIMM_PREFIX
-from .lineage import Trained, read_record, targets_of
+from .lineage import Trained, read_record, read_targets
 from .model_card_results import HUB_DATASETS, eval_results
 from .model_card_text import card_text
 
@@ -48,7 +48,7 @@ def model_card(
 def card_data(trained: Trained, form: str, terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]]) -> ModelCardData:
     """Return the Hub's metadata of a student in one format; what is not known has no key."""
     teachers, datasets, results = hub_models(terms), _hub_datasets(trained), eval_results(evaluations)
-    distilled = ["knowledge-distillation"] if targets_of(trained.run) and trained.part != "initial" else []
+    distilled = ["knowledge-distillation"] if read_targets(trained.run) and trained.part != "initial" else []
     return ModelCardData(
         **licence_fields({} if trained.part == "initial" else terms, random_weights=trained.part == "initial"),
         library_name=_LIBRARIES.get(form, form),
@@ -72,6 +72,7 @@ def licence_fields(terms: Mapping[str, Terms], *, random_weights: bool = False) 
 
 
 def _licence_of(terms: Terms) -> dict[str, Any]:
+    """Return the Hub's fields for one teacher's terms: an id of HUB_LICENCES, or `other` with a name and a link."""
     if terms.licence == UNKNOWN.licence:
         return {"license": "unknown"}
     name = re.sub(r"[^a-z0-9.+]+", "-", terms.licence.split(" (")[0].lower()).strip("-")
@@ -88,6 +89,7 @@ def hub_models(terms: Mapping[str, Terms]) -> list[str]:
 
 
 def _hub_model(teacher: str, terms: Terms) -> str | None:
+    """Return the repository on the Hub that a teacher's weights come from, None where it is not recorded."""
     if teacher.startswith(TIMM_PREFIX):
         model = teacher.removeprefix(TIMM_PREFIX)
         return f"timm/{model}" if "." in model else None  # without a tag timm chooses the weights, and the name does not say which
@@ -99,6 +101,6 @@ def _hub_model(teacher: str, terms: Terms) -> str | None:
 
 
 def _hub_datasets(trained: Trained) -> list[str]:
-    """The Hub's ids of the datasets that the run learnt from, as far as their names are known there."""
+    """Return the Hub's ids of the datasets that the run learnt from, as far as their names are known there."""
     names = [str(key).split("@")[0] for key in read_record(trained.run, "identities.json").get("views", ())]
     return sorted({HUB_DATASETS[name] for name in names if name in HUB_DATASETS})

@@ -71,6 +71,7 @@ def eval_results(evaluations: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
 
 
 def _of_record(record: Record, images: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """Yield the figures of one record; `images` has the fields of EvalResult that name what was tested."""
     task = _TASKS[record["evaluation"]]
     figures = _knn_figures(record["results"]) if record["evaluation"] == "knn" else _plain_figures(task, record)
     for kind, name, protocol, value, details in figures:
@@ -86,6 +87,7 @@ _Figure = tuple[str, str, str, float, dict[str, Any]]  # metric type, name, prot
 
 
 def _plain_figures(task: _Task, record: Record) -> Iterator[_Figure]:
+    """Yield the figures of an evaluation that has one protocol a record."""
     protocol = str(record["protocol"].get("name", "ours"))  # a record without a name is ours
     feature = {"feature": record["results"]["feature"]} if "feature" in record["results"] else {}
     for key, (kind, name) in task.metrics.items():
@@ -94,7 +96,7 @@ def _plain_figures(task: _Task, record: Record) -> Iterator[_Figure]:
 
 
 def _knn_figures(results: Record) -> Iterator[_Figure]:
-    """kNN measures each feature by all three protocols at once; the official one has a figure for each k."""
+    """Yield kNN's figures: each feature by all three protocols, the official one with a figure for each k."""
     for feature, by_protocol in results.items():
         for protocol in PROTOCOLS if isinstance(by_protocol, Mapping) else ():
             value = by_protocol.get(protocol)
@@ -105,7 +107,7 @@ def _knn_figures(results: Record) -> Iterator[_Figure]:
 
 
 def _dataset(protocol: Record) -> dict[str, Any]:
-    """The tested images as fields of EvalResult, {} where the record does not say: a dataset by name, pictures of a folder by digest."""
+    """Return the tested images as fields of EvalResult: a dataset by name, a folder's images by digest; {} where none are recorded."""
     test, data = (value if isinstance(value, Mapping) else {} for value in (protocol.get("test"), protocol.get("data")))
     if "dataset" in test:
         name = str(test["dataset"]).split("@")[0]
@@ -121,5 +123,5 @@ def _dataset(protocol: Record) -> dict[str, Any]:
 
 
 def _learnt_from(protocol: Record) -> dict[str, str]:
-    """The images that a probe learnt from, or among which neighbours were looked for."""
+    """Return the images that a probe learnt from or that are the neighbours, {} where none are recorded."""
     return {"train": protocol["train"]["dataset"]} if isinstance(protocol.get("train"), Mapping) else {}

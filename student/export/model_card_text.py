@@ -10,7 +10,7 @@ from typing import Any
 
 from ...teachers.registry.licences import Terms, sentence
 from ..model.student import count_parameters
-from .lineage import PARTS, Trained, read_record, targets_of
+from .lineage import PARTS, Trained, read_record, read_targets
 from .model_card_results import is_record
 
 _TITLES = {
@@ -48,6 +48,7 @@ def card_text(
 
 
 def _licence(terms: Mapping[str, Terms]) -> str:
+    """Return the teachers' terms as a list, with a warning in front where commercial use is forbidden or unknown."""
     lines = [f"- {sentence(name, one)}" for name, one in terms.items()] or ["- no teacher is recorded: terms unknown to us"]
     unsafe = any(one.non_commercial is not False for one in terms.values()) or not terms
     warning = (
@@ -59,12 +60,13 @@ def _licence(terms: Mapping[str, Terms]) -> str:
 
 
 def _training(trained: Trained) -> str:
+    """Return where the weights come from: the source of an imported model, or a run's targets, recipe and result."""
     run = trained.run
     if origin := read_record(run, "imported.json"):
         return f"Imported from {origin['source']} ({origin['layout']} layout), not trained here.\n\n" + "\n".join(
             f"- {note}" for note in origin["notes"]
         )
-    recipe, targets, summary = read_record(run, "recipe.json"), targets_of(run), read_record(run, "summary.json")
+    recipe, targets, summary = read_record(run, "recipe.json"), read_targets(run), read_record(run, "summary.json")
     features = {name: _feature_identity(target) for name, target in targets.items()}
     result = "Result" if trained.part is None else "Result of the run's last step"
     parts = {
@@ -77,7 +79,7 @@ def _training(trained: Trained) -> str:
 
 
 def _which(trained: Trained, summary: Mapping[str, Any]) -> list[str]:
-    """Which of its run's models this is, unless it is the run's own."""
+    """Return a sentence on which of its run's models this is, [] for the run's own."""
     if trained.part is None:
         return []
     step = f", of step {summary['best_step']}" if trained.part == "best" and "best_step" in summary else ""
@@ -85,13 +87,14 @@ def _which(trained: Trained, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _feature_identity(target: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies a target, without the fields that repeat the rest of the card."""
     identity = target.get("identity", {})
     kept = {key: value for key, value in target.items() if key != "identity"}
     return {**kept, **{key: identity[key] for key in ("views", "statistics", "layout", "teacher") if key in identity}}
 
 
 def _evaluation(one: Mapping[str, Any]) -> str:
-    """Results under their name, then the protocol that they depend on; measurements on the way are left out."""
+    """Return the results under their name, then their protocol; measurements of earlier steps are left out."""
     if not is_record(one):
         return _code(one)
     results = {name: value for name, value in one["results"].items() if name not in _ON_THE_WAY}
@@ -99,9 +102,11 @@ def _evaluation(one: Mapping[str, Any]) -> str:
 
 
 def _table(facts: Mapping[str, Any]) -> str:
+    """Return facts as a Markdown table of two columns."""
     rows = "\n".join(f"| {key} | {json.dumps(value, ensure_ascii=False)} |" for key, value in facts.items())
     return f"| | |\n|---|---|\n{rows}"
 
 
 def _code(value: Any) -> str:
+    """Return a value as a fenced block of JSON."""
     return f"```json\n{json.dumps(value, indent=1, ensure_ascii=False)}\n```"

@@ -18,8 +18,8 @@ from .ranks import Ranks
 from .student import Student
 
 
-def spread(student: Student, way: str, ranks: Ranks) -> nn.Module:
-    """The module whose forward and backward work over all ranks; one rank's student is returned as it is.
+def parallelize(student: Student, way: str, ranks: Ranks) -> nn.Module:
+    """Return the module whose forward and backward passes run over all ranks: `ddp` or `fsdp`; with one rank the student itself.
 
     `fsdp` changes the student's parameters in place, so optimisers are built afterwards.
     """
@@ -34,27 +34,27 @@ def spread(student: Student, way: str, ranks: Ranks) -> nn.Module:
     return student
 
 
-def exchanging(module: nn.Module, now: bool) -> None:
-    """Whether the next backward pass exchanges gradients: only a step's last part has to."""
+def set_gradient_sync(module: nn.Module, now: bool) -> None:
+    """Set whether the next backward pass synchronises gradients: only a step's last micro-batch has to."""
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = now
     elif isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(now)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor's full value on every rank; collective when it is sharded."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor's full value on every rank; collective when it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, template: Tensor) -> Tensor:
-    """A whole tensor shared over ranks as the template is."""
+def distribute_like(tensor: Tensor, template: Tensor) -> Tensor:
+    """Return a full tensor sharded over ranks as the template is."""
     if not isinstance(template, DTensor) or tensor.shape != template.shape:
         return tensor
     placed = tensor.to(template.device)
     return distribute_tensor(placed, template.device_mesh, template.placements, src_data_rank=None)
 
 
-def gradient_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
+def clip_gradient_norm(parameters: list[nn.Parameter], clip_norm: float) -> Tensor:
     """Scale the whole gradient down to `clip_norm` and return the norm it had, the same on every rank."""
-    return whole(torch.nn.utils.clip_grad_norm_(parameters, clip_norm)).detach()
+    return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, clip_norm)).detach()

@@ -25,8 +25,8 @@ _CHANNELS_AT_ONCE = 64
 Points = NDArray[np.float64]
 
 
-def token_at(patch_HWD: Tensor, points_K2: Tensor, side_px: int) -> Tensor:
-    """Tokens (K, D) of the upsampled map at the pixels (x, y) of a square of `side_px`, unit length."""
+def sample_tokens(patch_HWD: Tensor, points_K2: Tensor, side_px: int) -> Tensor:
+    """Return the unit-length tokens (K, D) of the upsampled map at pixels (x, y) of a square of `side_px`."""
     # Pixel (x, y) has its centre at x + 0.5; grid_sample's −1 and 1 are the outer edges of the map. Beyond the outermost centres, as in
     # bilinear upsampling, the border's own token counts.
     places = (2 * (points_K2.round().clamp(0, side_px - 1) + 0.5) / side_px - 1).float()
@@ -36,19 +36,19 @@ def token_at(patch_HWD: Tensor, points_K2: Tensor, side_px: int) -> Tensor:
     return functional.normalize(sampled[0, :, 0].t(), dim=1)
 
 
-def norms(patch_HWD: Tensor, side_px: int) -> Tensor:
-    """Lengths (S, S) of the upsampled tokens."""
+def upsampled_norms(patch_HWD: Tensor, side_px: int) -> Tensor:
+    """Return the lengths (S, S) of the upsampled tokens."""
     squares = torch.zeros(side_px, side_px, device=patch_HWD.device)
     for part in torch.split(patch_HWD.permute(2, 0, 1), _CHANNELS_AT_ONCE):
         squares += functional.interpolate(part[None], (side_px, side_px), mode="bilinear")[0].square().sum(dim=0)
     return squares.sqrt().clamp_min(1e-12)
 
 
-def matches(source_HWD: Tensor, target_HWD: Tensor, points_K2: Points, side_px: int) -> Points:
-    """Pixels (x, y) of the target square that answer the keypoints of the source square, (K, 2)."""
-    queries_KD = token_at(source_HWD, torch.from_numpy(points_K2).to(source_HWD.device), side_px)
+def match_keypoints(source_HWD: Tensor, target_HWD: Tensor, points_K2: Points, side_px: int) -> Points:
+    """Return the pixels (x, y) of the target square that answer the keypoints of the source square, (K, 2)."""
+    queries_KD = sample_tokens(source_HWD, torch.from_numpy(points_K2).to(source_HWD.device), side_px)
     dots_KHW = torch.einsum("kd,hwd->khw", queries_KD, target_HWD)
-    lengths, found = norms(target_HWD, side_px), []
+    lengths, found = upsampled_norms(target_HWD, side_px), []
     for dots_HW in dots_KHW:  # one keypoint at a time: S × S numbers, whatever K is
         cosine_SS = functional.interpolate(dots_HW[None, None], (side_px, side_px), mode="bilinear")[0, 0] / lengths
         best = int(cosine_SS.argmax())
@@ -56,14 +56,14 @@ def matches(source_HWD: Tensor, target_HWD: Tensor, points_K2: Points, side_px: 
     return np.array(found, np.float64).reshape(-1, 2)
 
 
-def hits(found_K2: Points, truth_K2: Points, longer_side_px: float, alpha: float = ALPHA) -> NDArray[np.bool_]:
-    """Which answers lie within `alpha` times the longer side of the box; all in pixels of the second picture."""
+def correct_keypoints(found_K2: Points, truth_K2: Points, longer_side_px: float, alpha: float = ALPHA) -> NDArray[np.bool_]:
+    """Return which answers lie within `alpha` times the longer side of the box (K,); all in pixels of the second image."""
     right: NDArray[np.bool_] = np.linalg.norm(found_K2 - truth_K2, axis=1) <= alpha * longer_side_px
     return right
 
 
-def summary(by_category: Mapping[str, Sequence[NDArray[np.bool_]]]) -> dict[str, Any]:
-    """PCK in percent: by category over keypoints, their mean, over all keypoints, and the mean over pairs."""
+def summarize_pck(by_category: Mapping[str, Sequence[NDArray[np.bool_]]]) -> dict[str, Any]:
+    """Return PCK in percent: by category over keypoints, their mean, over all keypoints, and the mean over pairs."""
     pairs = [pair for several in by_category.values() for pair in several]
     categories = {name: 100 * float(np.concatenate(several).mean()) for name, several in sorted(by_category.items())}
     return {

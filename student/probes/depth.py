@@ -43,17 +43,18 @@ class DepthView:
     distort: bool = True
 
 
-def depth_of(logits_BKHW: Tensor, view: DepthView) -> Tensor:
-    """Metres (B, 1, H, W) from bins."""
+def depth_from_bins(logits_BKHW: Tensor, view: DepthView) -> Tensor:
+    """Return metres (B, 1, H, W): the mean of the bins' depths, weighted by relu(logit) + 0.1."""
     weights = functional.relu(logits_BKHW) + 0.1
     values = torch.linspace(view.min_m, view.max_m, logits_BKHW.shape[1], device=logits_BKHW.device)
     return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), values)[:, None]
 
 
 def log_loss(predicted_m: Tensor, truth_m: Tensor, step: int) -> Tensor:
-    """√(0.15 mean(g)² + var(g)) of g = log(predicted + ε) − log(truth + ε) over valid pixels (1-D both); no variance in the first steps.
+    """Return √(0.15 mean(g)² + var(g)) of g = log(predicted + ε) − log(truth + ε) over valid pixels (both 1-D).
 
-    0 without two valid pixels, where mean or variance would be NaN and the head lost.
+    The variance is left out in the first 100 steps. Returns 0 without two valid pixels, where mean or variance would be NaN and the head
+    lost.
     """
     if len(truth_m) < 2:
         return predicted_m.sum() * 0.0
@@ -63,20 +64,20 @@ def log_loss(predicted_m: Tensor, truth_m: Tensor, step: int) -> Tensor:
 
 
 def training_depth_loss(logits_BKHW: Tensor, truth_B1HW: Tensor, view: DepthView, step: int) -> Tensor:
-    """`log_loss` of the upsampled prediction where depth was measured."""
-    predicted = functional.interpolate(depth_of(logits_BKHW, view), truth_B1HW.shape[2:], mode="bilinear")
-    measured = truth_B1HW != 0
-    return log_loss(predicted[measured], truth_B1HW[measured], step)
+    """Return `log_loss` of the upsampled prediction over the pixels whose depth was measured."""
+    predicted = functional.interpolate(depth_from_bins(logits_BKHW, view), truth_B1HW.shape[2:], mode="bilinear")
+    valid_depth = truth_B1HW != 0
+    return log_loss(predicted[valid_depth], truth_B1HW[valid_depth], step)
 
 
 def scaled_box(box: tuple[int, int, int, int], height: int, width: int) -> tuple[slice, slice]:
-    """A box in 480 × 640 pixels (rows, columns) for a picture of another size."""
+    """Return a box in 480 × 640 pixels (rows, columns) as slices of an image of another size."""
     top, bottom, left, right = box
     return slice(top * height // 480, bottom * height // 480), slice(left * width // 640, right * width // 640)
 
 
 def training_view(picture: Pixels, depth_m: Metres, view: DepthView, generator: np.random.Generator) -> tuple[Pixels, Metres]:
-    """A drawn crop of both; smaller than `crop_hw` only where the picture is."""
+    """Draw a crop of both; smaller than `crop_hw` only where the image is."""
     if view.nyu_crops:
         box = scaled_box(_FRAME, *depth_m.shape)
         picture, depth_m = picture[box], depth_m[box]
@@ -90,26 +91,29 @@ def training_view(picture: Pixels, depth_m: Metres, view: DepthView, generator: 
     box = slice(top, top + view.crop_hw[0]), slice(left, left + view.crop_hw[1])
     picture, depth_m = picture[box], depth_m[box]
     if view.distort and generator.random() < 0.5:
-        picture = _recoloured(picture, view, generator)
+        picture = _jitter_colours(picture, view, generator)
     return picture, depth_m
 
 
-def _recoloured(picture: Pixels, view: DepthView, generator: np.random.Generator) -> Pixels:
-    """Gamma 0.9 to 1.1 on values of 0 to 255, brightness, and a factor a channel."""
+def _jitter_colours(picture: Pixels, view: DepthView, generator: np.random.Generator) -> Pixels:
+    """Draw gamma 0.9 to 1.1 on values of 0 to 255, brightness, and a factor for each channel."""
     x = picture.astype(np.float32) ** generator.uniform(0.9, 1.1) * generator.uniform(*view.brightness) * generator.uniform(0.9, 1.1, 3)
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
 
 
-def measured(depth_m: Metres, view: DepthView) -> NDArray[np.bool_]:
-    """Where the truth counts: strictly within the range, and inside Eigen's crop where that is asked for."""
+def valid_depth(depth_m: Metres, view: DepthView) -> NDArray[np.bool_]:
+    """Return where depth is evaluated (H, W): strictly within the range, and inside Eigen's crop with `nyu_crops`."""
     inside = np.zeros(depth_m.shape, np.bool_)
     inside[scaled_box(_EIGEN, *depth_m.shape) if view.nyu_crops else slice(None)] = True
     return inside & (depth_m > view.min_m) & (depth_m < view.max_m)
 
 
 def predicted_depth(logits_BKHW: Tensor, size_hw: tuple[int, int], view: DepthView) -> Metres:
-    """Metres (H, W) from the bins of a picture and of its mirror image (B = 2), averaged at the grid's resolution, upsampled, clamped."""
-    depth_B1HW = depth_of(logits_BKHW, view)
+    """Return metres (H, W) from the bins of an image and of its mirror image (B = 2).
+
+    Both are averaged at the grid's resolution, then upsampled and clamped to the range.
+    """
+    depth_B1HW = depth_from_bins(logits_BKHW, view)
     both = (depth_B1HW[:1] + depth_B1HW[1:].flip(-1)) / 2
     upsampled = functional.interpolate(both, size_hw, mode="bilinear")[0, 0]
     metres: Metres = upsampled.clamp(view.min_m, view.max_m).cpu().numpy()
@@ -117,7 +121,7 @@ def predicted_depth(logits_BKHW: Tensor, size_hw: tuple[int, int], view: DepthVi
 
 
 def depth_metrics(predicted_m: Metres, truth_m: Metres, counted: NDArray[np.bool_]) -> dict[str, float]:
-    """rmse (m), abs_rel and delta1 (share within a factor of 1.25) of one picture, in float64; NaN where nothing counts."""
+    """Return rmse (m), abs_rel and delta1 (share within a factor of 1.25) of one image, in float64; NaN without a valid pixel."""
     guess, truth = predicted_m[counted].astype(np.float64), truth_m[counted].astype(np.float64)
     if not len(truth):
         return dict.fromkeys(("rmse", "abs_rel", "delta1"), float("nan"))

@@ -22,7 +22,7 @@ from ...storage.core.errors import BadInput, CacheDamaged
 from ...storage.core.events import OnEvent
 from ..model.draws import step_seed
 from .dense_head import DenseHead, HeadRecipe, build_optimizer, set_schedule
-from .evaluation_records import keep_partial
+from .evaluation_records import write_partial
 
 Batch = TypeVar("Batch")
 KEEP_EVERY = 500
@@ -43,12 +43,12 @@ class HeadTraining(Generic[Batch]):
             self._restore()
 
     def train_until(self, stop: int) -> None:
-        """Take the steps that are missing before `stop`, and keep the state."""
+        """Take the steps that are missing before `stop`, and save the state; raises `BadInput` when the loss is not finite."""
         if self.done >= stop:
             return
         self.head.train()
         started, first = time.perf_counter(), self.done
-        for batch in _ahead(self.make_batch, self.done, stop):
+        for batch in _prefetch(self.make_batch, self.done, stop):
             self._step(batch)
             if self.done % KEEP_EVERY == 0:
                 self._keep()
@@ -79,7 +79,7 @@ class HeadTraining(Generic[Batch]):
         tensors = {f"head.{name}": tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
-        keep_partial(self.file, lambda: save(tensors, {"step": str(self.done)}), self.on_event)
+        write_partial(self.file, lambda: save(tensors, {"step": str(self.done)}), self.on_event)
 
     def _restore(self) -> None:
         try:
@@ -99,8 +99,8 @@ class HeadTraining(Generic[Batch]):
         self.done = step
 
 
-def _ahead(make_batch: Callable[[int], Batch], first: int, stop: int) -> Iterator[Batch]:
-    """Batches [first, stop) in order, the next one in the making."""
+def _prefetch(make_batch: Callable[[int], Batch], first: int, stop: int) -> Iterator[Batch]:
+    """Yield batches [first, stop) in order; a thread makes the next one meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
         coming = pool.submit(make_batch, first)
         for step in range(first, stop):

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.student.export.export import ExportOptions, export
-from eupe_pipeline.student.export.lineage import evaluations_about, open_trained, teachers_of
+from eupe_pipeline.student.export.lineage import collect_terms, evaluations_of_weights, open_trained
 from eupe_pipeline.student.export.model_card import HUB_LICENCES, hub_models, licence_fields, model_card
 from eupe_pipeline.student.export.model_card_results import eval_results
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of, keep_record
+from eupe_pipeline.student.probes.evaluation_records import list_records, write_record
 from eupe_pipeline.teachers.registry.licences import OFFICIAL_EUPE, TERMS, UNKNOWN, Terms
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -27,7 +27,7 @@ DENSE = {"data": {"train": {"pictures": 8, "digest": "1" * 64}, "val": {"picture
 def card_of(run: Path, out: Path) -> ModelCard:
     """The card of a run, written and read back; without the export around it, which is tested elsewhere and slow."""
     trained = open_trained(run)
-    out.write_text(model_card(trained, "timm", {}, teachers_of(run, None), evaluations_about(trained), "import timm\n"))
+    out.write_text(model_card(trained, "timm", {}, collect_terms(run, None), evaluations_of_weights(trained), "import timm\n"))
     card: ModelCard = ModelCard.load(out)
     return card
 
@@ -64,7 +64,7 @@ def test_a_card_without_results_says_what_the_model_is_and_names_no_figure(run: 
 
 
 def test_every_figure_of_knn_stands_under_its_protocol_and_feature(run: Path, tmp_path: Path) -> None:
-    keep_record(run, "knn", {"train": TRAIN, "test": LABELLED}, KNN, 1.0)
+    write_record(run, "knn", {"train": TRAIN, "test": LABELLED}, KNN, 1.0)
     card = card_of(run, tmp_path / "out")
     assert metrics_of(card) == {
         "kNN, cls feature, top-1 accuracy (%), by the paper protocol": 61.5,
@@ -104,20 +104,20 @@ def test_every_figure_of_knn_stands_under_its_protocol_and_feature(run: Path, tm
 def test_each_evaluation_has_its_task_and_its_own_metrics(
     run: Path, tmp_path: Path, evaluation: str, protocol: dict[str, Any], results: dict[str, Any], task: str, named: dict[str, float]
 ) -> None:
-    keep_record(run, evaluation, protocol, results, 1.0)
+    write_record(run, evaluation, protocol, results, 1.0)
     card = card_of(run, tmp_path / "out")
     assert metrics_of(card) == named
     assert [result["task"]["type"] for result in data_of(card)["model-index"][0]["results"]] == [task]
 
 
 def test_results_read_back_are_those_that_were_measured(run: Path, tmp_path: Path) -> None:
-    keep_record(run, "knn", {"train": TRAIN, "test": LABELLED}, KNN, 1.0)
-    keep_record(run, "linear", {"train": TRAIN, "test": LABELLED}, {"feature": "cls", "top1": 71.5}, 1.0)
-    keep_record(run, "depth", DENSE, {"rmse": 0.5, "abs_rel": 0.125, "delta1": 0.75}, 1.0)
-    keep_record(run, "segmentation", {**DENSE, "classes": 3}, {"miou": 41.25}, 1.0)
+    write_record(run, "knn", {"train": TRAIN, "test": LABELLED}, KNN, 1.0)
+    write_record(run, "linear", {"train": TRAIN, "test": LABELLED}, {"feature": "cls", "top1": 71.5}, 1.0)
+    write_record(run, "depth", DENSE, {"rmse": 0.5, "abs_rel": 0.125, "delta1": 0.75}, 1.0)
+    write_record(run, "segmentation", {**DENSE, "classes": 3}, {"miou": 41.25}, 1.0)
     card = card_of(run, tmp_path / "out")
     assert isinstance(card.data, ModelCardData)
-    measured = eval_results(evaluations_of(run))
+    measured = eval_results(list_records(run))
     assert len(measured) == 8 + 1 + 3 + 1
     assert sorted(card.data.eval_results or [], key=repr) == sorted(measured, key=repr)
     assert card.data.model_name == "vit"
@@ -132,7 +132,7 @@ def test_what_was_given_without_a_protocol_stands_in_the_text_alone(run: Path, t
     assert "61.5" in card.text
     assert '"dry_run": true' in card.text
     assert "model-index" not in data_of(card)
-    keep_record(run, "an evaluation of somebody's own", {"x": 1}, {"y": 2.5}, 1.0)
+    write_record(run, "an evaluation of somebody's own", {"x": 1}, {"y": 2.5}, 1.0)
     assert "model-index" not in data_of(card_of(run, tmp_path / "out2"))
 
 
@@ -140,7 +140,7 @@ def test_what_was_given_without_a_protocol_stands_in_the_text_alone(run: Path, t
 def test_names_with_special_characters_break_neither_metadata_nor_text(tmp_path: Path, teacher: str) -> None:
     run = make_run(tmp_path / "run", "vit-mini", 32, teacher=teacher)
     test = {**LABELLED, "dataset": f"{teacher}@0123456789ab"}
-    keep_record(run, "zero-shot", {"test": test}, {"top1": 31.5}, 1.0)
+    write_record(run, "zero-shot", {"test": test}, {"top1": 31.5}, 1.0)
     card = card_of(run, tmp_path / "out")
     (result,) = data_of(card)["model-index"][0]["results"]
     assert result["dataset"]["name"] == teacher
@@ -152,7 +152,7 @@ def test_known_datasets_and_teachers_have_their_ids_on_the_hub(tmp_path: Path) -
     run = make_run(tmp_path / "run", "vit-mini", 32, teacher="clip-l")
     identities = (run / "identities.json").read_text()
     (run / "identities.json").write_text(identities[:-1] + ', "views": ["cifar10@0123456789ab", "photos@0123456789ab"]}')
-    keep_record(run, "linear", {"train": TRAIN, "test": TRAIN}, {"feature": "cls", "top1": 71.5}, 1.0)
+    write_record(run, "linear", {"train": TRAIN, "test": TRAIN}, {"feature": "cls", "top1": 71.5}, 1.0)
     data = data_of(card_of(run, tmp_path / "out"))
     assert data["datasets"] == ["uoft-cs/cifar10"]
     assert data["base_model"] == ["timm/vit_large_patch14_clip_336.openai"]
