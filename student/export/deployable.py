@@ -1,4 +1,4 @@
-"""A copy of an encoder that exporters can trace: open sides, and plain linear layers. Same tokens, other code.
+"""A copy of an encoder that exporters can trace: dynamic sides, and plain linear layers. Same tokens, other code.
 
 timm divides rotary coordinates by `float(side)`, which turns a traced side into the constant that the example had. torch.export guards
 that constant, but an ONNX file has no guards: the graph runs at every size and is right at one (tokens were off by 0.48 at 80 px for a
@@ -18,7 +18,7 @@ from ...teachers.encoders.encoder import Encoder
 
 
 class DynamicRotary(nn.Module):
-    """Rotary embedding of symbolic sides in the place of timm's RotaryEmbeddingDinoV3; `periods` (head width / 4,) fp32."""
+    """Rotary embedding of symbolic sides instead of timm's RotaryEmbeddingDinoV3; `periods` (head width / 4,) fp32."""
 
     def __init__(self, periods: Tensor) -> None:
         super().__init__()
@@ -48,4 +48,4 @@ def _join_biases(attention: Any) -> None:
     """Give the fused linear layer the biases of q, k (zeros) and v as one parameter."""
     zeros = torch.zeros_like(attention.q_bias)
     attention.qkv.bias = nn.Parameter(torch.cat([attention.q_bias, zeros, attention.v_bias]), requires_grad=False)
-    attention.q_bias = attention.v_bias = None  # timm's sign for "the linear layer has its own"
+    attention.q_bias = attention.v_bias = None  # how timm marks that the linear layer has its own bias

@@ -1,4 +1,4 @@
-"""A trained student in the formats that people deploy: one self-contained folder a format.
+"""A trained student in the formats that people deploy, each in one self-contained folder.
 
     OUT/FORMAT/
       the model            see FORMATS
@@ -6,11 +6,11 @@
       usage.py             ten lines that run it
       export.json          what was exported and how far it is from the trained student
       SHA256SUMS           of every other file
-      adapters/            with adapters: the way from the student's tokens to its teachers' spaces
+      adapters/            with --adapters: from the student's tokens to its teachers' spaces
 
-Each writer runs what it wrote (or loads it with the library that it is for) before the folder takes its place; an export that cannot be
-checked is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export takes seconds
-to minutes.
+Each writer runs what it wrote (or loads it with the library that it is for) before the folder is renamed to its name; an export that
+cannot be checked is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export
+takes seconds to minutes.
 """
 
 import json
@@ -163,8 +163,8 @@ def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:
     """Load the folder with its own library, which also compares its tokens with ours, and compare the tensors."""
     from ...teachers.checkpoints.published import TOLERANCE, read_published
 
-    found, ours = read_published(folder).tensors, trained.encoder.state_dict()
-    assert all(torch.equal(found[name], ours[name]) for name in ours)
+    read, ours = read_published(folder).tensors, trained.encoder.state_dict()
+    assert all(torch.equal(read[name], ours[name]) for name in ours)
     return {"read back": "bitwise equal", "tokens": f"the library's differ by at most {TOLERANCE:g}"}
 
 

@@ -1,8 +1,8 @@
 """The student written as an ONNX graph and as ExecuTorch programs for XNNPACK, each run once against the original before it counts.
 
-ONNX: torch.export with the batch and both sides open (in steps of the stride), checked in onnxruntime at other sizes than it was traced
-at. ExecuTorch: one picture of one size, fp32, and int8 by PT2E: weights per output channel, activations per call from their own range.
-This dynamic kind needs no calibration pictures, so an export stays a function of the weights; its price is a pass over each activation,
+ONNX: torch.export with a dynamic batch and dynamic sides (in steps of the stride), checked in onnxruntime at other sizes than it was traced
+at. ExecuTorch: one image of one size, fp32, and int8 by PT2E: weights per output channel, activations per call from their own range.
+This dynamic kind needs no calibration images, so an export stays a function of the weights; its price is a pass over each activation,
 and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers, which hold 93 % or more of every student's weights).
 """
 
@@ -42,7 +42,7 @@ def write_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
             dynamic_shapes=_dynamic_shapes(stride),
             input_names=["pixels"],
             output_names=["cls", "patch"],
-        )  # fmt: skip - the picture is traced with sides 4 and 6: a 1, or equal sides, would become constants
+        )  # fmt: skip - the image is traced with sides 4 and 6: a 1, or equal sides, would become constants
         assert program is not None
         program.save(str(path))
     run = onnx_runner(path)
@@ -110,15 +110,15 @@ def _agreement(encoder: Encoder, run: Runner, size_px: int) -> dict[str, float]:
     """Return the least cosines over eight canary images: what quantisation costs, before any task is evaluated."""
     reference, cosines = eager_runner(encoder), dict[str, float]()
     for pixels_CHW in _pixels(encoder, CANARIES, size_px, size_px):
-        for name, one, other in zip(("cls", "patch"), run(pixels_CHW[None]), reference(pixels_CHW[None]), strict=True):
-            assert one is not None
-            assert other is not None
-            cosine = nn.functional.cosine_similarity(one.flatten(0, -2), other.flatten(0, -2), dim=-1)
+        for name, exported, original in zip(("cls", "patch"), run(pixels_CHW[None]), reference(pixels_CHW[None]), strict=True):
+            assert exported is not None
+            assert original is not None
+            cosine = nn.functional.cosine_similarity(exported.flatten(0, -2), original.flatten(0, -2), dim=-1)
             least = cosine.min() if name == "cls" else cosine.mean()
             cosines[name] = min(cosines.get(name, 1.0), least.item())
     return {"least_cls_cosine": cosines["cls"], "least_mean_patch_cosine": cosines["patch"]}
 
 
-def max_difference(one: Tokens, other: Tokens) -> float:
+def max_difference(first: Tokens, second: Tokens) -> float:
     """Return the largest absolute difference between two sets of tokens, class and patch."""
-    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True) if a is not None and b is not None)
+    return max((a - b).abs().max().item() for a, b in zip(first, second, strict=True) if a is not None and b is not None)

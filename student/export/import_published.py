@@ -29,19 +29,19 @@ def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; give an empty or a new folder")
     require_utf8("--out", str(out), "safetensors")
-    found = read_published(source)
-    encoder = load_encoder(found.architecture, found.tensors)
-    encoder.preprocessing = found.preprocessing
-    side = size_px or found.preprocessing.size_px
+    published = read_published(source)
+    encoder = load_encoder(published.architecture, published.tensors)
+    encoder.preprocessing = published.preprocessing
+    side = size_px or published.preprocessing.size_px
     encoder.grid(side, side)  # raises BadInput off the stride
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.suffix in (".safetensors", ".json"))
     origin = {
         "source": source.name,
         "sha256": {path.name: file_sha256(path) for path in files},
-        "layout": found.layout,
-        "notes": found.notes,
+        "layout": published.layout,
+        "notes": published.notes,
     }
     save_model(Student(encoder, 1, {}), out / "model", size_px=side, targets={})
     write_atomically(out / "imported.json", json_bytes(origin, indent=1))
     parameters = count_parameters(encoder)
-    return {"model": str(out), "architecture": found.architecture, "size_px": side, "parameters": parameters, **origin}
+    return {"model": str(out), "architecture": published.architecture, "size_px": side, "parameters": parameters, **origin}

@@ -1,4 +1,4 @@
-"""How long one picture takes: batch 1, one size, a stated number of threads, in every runtime that an export folder holds.
+"""Latency of one image: batch 1, one size, a stated number of threads, in every runtime that an export folder holds.
 
 Warm-up calls first (compilers, allocators, caches), then each call is timed alone; median and 95th percentile are of those. Time does not
 depend on the weights' values, so eager and torch.compile run the architecture with fresh ones, and the graphs the exported ones. FLOPs
@@ -113,14 +113,14 @@ def _read_export(folder: Path) -> dict[str, Any]:
     """Return what all formats of a folder have in common; raises BadInput without any, CacheMismatch for several students in one."""
     try:
         records = [dict(json.loads(path.read_text())) for path in sorted(folder.glob("*/export.json"))]
-        found = [{key: record[key] for key in ("student", "architecture", "preprocessing", "weights_sha256")} for record in records]
+        students = [{key: record[key] for key in ("student", "architecture", "preprocessing", "weights_sha256")} for record in records]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"an export.json in {folder} is not one of ours: {error!r}") from error
-    if not found:
+    if not students:
         raise BadInput(f"{folder} is not the folder of an export: no */export.json; run `eupe-pipeline export RUN --out {folder} …` first")
-    if any(one != found[0] for one in found):
+    if any(student != students[0] for student in students):
         raise CacheMismatch(f"the formats in {folder} are of different students or sizes; export them together")
-    return found[0]
+    return students[0]
 
 
 def _file_runner(open_runner: Callable[[Path, int], Runner], where: str) -> Callable[[Encoder, Path, int], Runner | None]:

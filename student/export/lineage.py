@@ -1,4 +1,4 @@
-"""Where a trained student comes from: its run's recipe, its targets, and through the proxy's run the teachers above.
+"""Where a trained student comes from: its run's recipe, its targets, and through the proxy's run the proxy's teachers.
 
 A run names its teachers and the sha256 of their weights. When a teacher is itself a run (the proxy), the chain goes on in that run's
 folder, which the caller gives; it must hold exactly the weights that the student was taught by. What was given but does not fit is an
@@ -87,9 +87,9 @@ def _what_instead(run: Path) -> str:
 
 def part_of(run: Path) -> str | None:
     """Return which of PARTS a folder is of the run around it; None for a folder with records of its own, or with no run around it."""
-    place = Path(os.path.abspath(run))
-    own, around = (any((folder / name).is_file() for name in RECORDS) for folder in (place, place.parent))
-    return place.name if place.name in PARTS and around and not own else None
+    folder = Path(os.path.abspath(run))
+    has_records, run_has_records = (any((where / name).is_file() for name in RECORDS) for where in (folder, folder.parent))
+    return folder.name if folder.name in PARTS and run_has_records and not has_records else None
 
 
 def records_folder(run: Path) -> Path:
@@ -136,34 +136,35 @@ def _terms_above(run: Path, proxy: Path | None) -> dict[str, Terms]:
         return {}
     if origin := read_record(run, "imported.json"):
         return {f"imported: {origin['source']}": OFFICIAL_EUPE if origin["layout"] == "eupe" else UNKNOWN}
-    found = _terms_of_start(run, proxy)
+    collected = _terms_of_start(run, proxy)
     for name, target in read_targets(run).items():
         if proxy is not None and is_made_by(target, proxy):
-            found |= {f"{above} (through {name})": terms for above, terms in _terms_above(proxy, None).items()}
+            collected |= {f"{above} (through {name})": terms for above, terms in _terms_above(proxy, None).items()}
         else:
-            found[name] = terms_of(name)
-    return found
+            collected[name] = terms_of(name)
+    return collected
 
 
 def _terms_of_start(run: Path, proxy: Path | None) -> dict[str, Terms]:
     """Return the terms of the weights that a run started from (`student.init_from`); {} for random ones."""
-    wanted = read_record(run, "identities.json").get("init_from")
-    if not wanted:
+    recorded = read_record(run, "identities.json").get("init_from")
+    if not recorded:
         return {}
     start = Path(str(read_record(run, "recipe.json").get("recipe", {}).get("student", {}).get("init_from")))
     weights = start / BACKBONE_FILE
-    if weights.is_file() and file_sha256(weights) == wanted[BACKBONE_FILE.name]:
+    if weights.is_file() and file_sha256(weights) == recorded[BACKBONE_FILE.name]:
         return _terms_above(start, proxy)
     return {f"the weights it began with ({start}, not found here)": UNKNOWN}
 
 
 def evaluations_of_weights(trained: Trained) -> list[dict[str, Any]]:
     """Return the records that measured exactly these weights: those beside them, and those beside other parts of the run."""
-    around = records_folder(trained.run)
-    beside_it = [one for one in list_records(trained.run) if _measured_weights(one) in (None, trained.weights_sha256)]
-    folders = [folder for folder in (around, *(around / part for part in PARTS)) if folder != trained.run]
-    elsewhere = [one for folder in folders for one in list_records(folder) if _measured_weights(one) == trained.weights_sha256]
-    return list({json.dumps([one["evaluation"], one["protocol"]], sort_keys=True): one for one in [*beside_it, *elsewhere]}.values())
+    run = records_folder(trained.run)
+    beside_it = [record for record in list_records(trained.run) if _measured_weights(record) in (None, trained.weights_sha256)]
+    folders = [folder for folder in (run, *(run / part for part in PARTS)) if folder != trained.run]
+    elsewhere = [record for folder in folders for record in list_records(folder) if _measured_weights(record) == trained.weights_sha256]
+    by_protocol = {json.dumps([record["evaluation"], record["protocol"]], sort_keys=True): record for record in [*beside_it, *elsewhere]}
+    return list(by_protocol.values())
 
 
 def _measured_weights(evaluation: Mapping[str, Any]) -> str | None:

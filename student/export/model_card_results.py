@@ -66,7 +66,7 @@ def is_record(evaluation: Mapping[str, Any]) -> bool:
 
 def eval_results(evaluations: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
     """Return the figures of evaluations, in their order; what is no record, of an unknown evaluation or of unnamed images gives none."""
-    records = [one for one in evaluations if is_record(one) and one["evaluation"] in _TASKS]
+    records = [evaluation for evaluation in evaluations if is_record(evaluation) and evaluation["evaluation"] in _TASKS]
     return [result for record in records if (images := _dataset(record["protocol"])) for result in _of_record(record, images)]
 
 

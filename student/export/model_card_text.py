@@ -49,8 +49,8 @@ def card_text(
 
 def _licence(terms: Mapping[str, Terms]) -> str:
     """Return the teachers' terms as a list, with a warning in front where commercial use is forbidden or unknown."""
-    lines = [f"- {sentence(name, one)}" for name, one in terms.items()] or ["- no teacher is recorded: terms unknown to us"]
-    unsafe = any(one.non_commercial is not False for one in terms.values()) or not terms
+    lines = [f"- {sentence(name, each)}" for name, each in terms.items()] or ["- no teacher is recorded: terms unknown to us"]
+    unsafe = any(each.non_commercial is not False for each in terms.values()) or not terms
     warning = (
         "**At least one teacher forbids commercial use or has terms that we do not know. They may bind this model.**\n\n" if unsafe else ""
     )
@@ -93,12 +93,12 @@ def _feature_identity(target: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **{key: identity[key] for key in ("views", "statistics", "layout", "teacher") if key in identity}}
 
 
-def _evaluation(one: Mapping[str, Any]) -> str:
+def _evaluation(evaluation: Mapping[str, Any]) -> str:
     """Return the results under their name, then their protocol; measurements of earlier steps are left out."""
-    if not is_record(one):
-        return _code(one)
-    results = {name: value for name, value in one["results"].items() if name not in _ON_THE_WAY}
-    return f"{one['evaluation']}:\n\n{_code(results)}\n\nby the protocol\n\n{_code(one['protocol'])}"
+    if not is_record(evaluation):
+        return _code(evaluation)
+    results = {name: value for name, value in evaluation["results"].items() if name not in _ON_THE_WAY}
+    return f"{evaluation['evaluation']}:\n\n{_code(results)}\n\nby the protocol\n\n{_code(evaluation['protocol'])}"
 
 
 def _table(facts: Mapping[str, Any]) -> str:

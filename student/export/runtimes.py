@@ -1,8 +1,8 @@
-"""The student as one graph, and the ways to run it: eager, compiled, ONNX Runtime, ExecuTorch; each a function of float pixels.
+"""The student as one graph, and its runners: eager, compiled, ONNX Runtime, ExecuTorch; each a function of float pixels.
 
 Axes: B images, C colours, H and W grid, D channels. A deployed graph takes normalised float32 pixels (B, 3, h, w) and gives two tensors,
-`cls` (B, D) and `patch` (B, H, W, D); resizing and normalising stay outside, where a phone has its own means for them. ONNX graphs leave
-the batch and both sides open; an ExecuTorch program is planned ahead of time for one picture of one size. onnx, onnxruntime and
+`cls` (B, D) and `patch` (B, H, W, D); resizing and normalising stay outside, where a phone has its own means for them. ONNX graphs have
+a dynamic batch and dynamic sides; an ExecuTorch program is planned ahead of time for one image of one size. onnx, onnxruntime and
 executorch are not dependencies of the package: a missing one is an error that names the extra which brings it.
 """
 

@@ -126,7 +126,8 @@ class Learner:
     def forward_backward(self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool) -> None:
         """Accumulate the gradient of one micro-batch.
 
-        `pixels_BHWC` is uint8, `share` its share of this rank's batch; `last` marks the step's last one, whose backward pass syncs the ranks.
+        `pixels_BHWC` is uint8, `share` its share of this rank's batch; `last` marks the step's last micro-batch, whose backward pass
+        synchronises the ranks.
         """
         torch.manual_seed(step_seed(self.recipe.seed, step))
         self.student.train()

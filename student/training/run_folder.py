@@ -84,8 +84,8 @@ class RunFolder:
     ) -> None:
         """Record recipe, identities and choices; raises `CacheMismatch` naming each field in which the run in this folder differs.
 
-        Choices that were recorded when the run began stay. A run without a finished step has nothing to protect: it is begun anew in the same
-        folder, so that a corrected mistake needs no other one.
+        Choices that were recorded when the run began stay. A run without a finished step has nothing to protect: it is begun anew in
+        the same folder, so that a corrected mistake needs no other one.
         """
         plain, settled = json.loads(json.dumps(identities)), {name: one._asdict() for name, one in (choices or {}).items()}
         if (self.out / "recipe.json").is_file() and not self.has_steps():
