@@ -80,7 +80,7 @@ def distillation_loss(
     """Return `Σ_teachers (w_cls·L_cls + w_patch·L_patch)`, and the unweighted terms by teacher and name (`cls`, `patch`).
 
     A teacher without a class token has no `cls` term; one that is not in `weights` has weights 1. A `dropped` teacher counts times 0, so
-    that its adapters still have a gradient (DDP and FSDP wait for each).
+    that its adapters still have a gradient (DDP and FSDP wait for each one).
     """
     terms: dict[str, dict[str, Tensor]] = {}
     total: Tensor | float = 0.0

@@ -72,11 +72,13 @@ def is_decayed(name: str, parameter: Tensor, decayed: str = "weights") -> bool:
 
 def parameter_groups(module: nn.Module, weight_decay: float, decayed: str = "weights") -> list[dict[str, Any]]:
     """Return two groups of trainable parameters: those that decay, and the others; an empty one is left out."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    by_decay: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[is_decayed(name, parameter, decayed)].append(parameter)
-    return [{"params": found, "weight_decay": weight_decay if decaying else 0.0} for decaying, found in groups.items() if found]
+            by_decay[is_decayed(name, parameter, decayed)].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0} for decays, parameters in by_decay.items() if parameters
+    ]
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
-"""The processes that train one student together, and the little that they say to each other outside of a model's own gradients.
+"""The ranks that train one student together, and the few collectives outside of the model's own gradients.
 
-One process alone is `ALONE`: nothing is sent. With more, the caller has opened torch's process group (gloo on a CPU, nccl on CUDA). Each
+A single process is `ALONE`: nothing is sent. With more, the caller has opened torch's process group (gloo on a CPU, nccl on CUDA). Each
 rank takes its span of every batch; sums over ranks keep decisions (stop, not finite) equal everywhere, or ranks would wait for each other
 for ever.
 """

@@ -32,7 +32,7 @@ OPERATIONAL = (  # run.accumulate and the two after it change a run's rounding, 
     "run.parallel",
 )
 
-LEGACY_VALUES = {  # how runs were trained before these values existed; a record leaves them out, so that such runs go on as they were begun
+LEGACY_VALUES = {  # how runs were trained before these keys existed; a record leaves them out, so that such runs resume as they were begun
     "student.rope_draws": "forward",
     "student.initial_weights": "timm",
     "optimizer.decayed": "matrices",

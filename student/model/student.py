@@ -31,7 +31,7 @@ class TargetSpec:
     grid: tuple[int, int]
     """Rows and columns of patch tokens: at the teacher's own size, or as stored."""
     tokens: int | None = None
-    """How many of the grid's tokens a view has, at recorded places; None: all."""
+    """How many of the grid's tokens a view has, at recorded positions; None: all."""
 
 
 class Adapter(nn.Sequential):
@@ -61,8 +61,8 @@ class TeacherHeads(nn.Module):
 class Student(nn.Module):
     """An encoder with adapters; `adapters` has one entry a teacher, in the order of `teacher_names`.
 
-    Teacher names may hold characters that module names may not (dots), so the modules stand in a list. The list's order decides in which
-    order sums are added and nothing else: in files an adapter has its teacher's name (`checkpoint_name`).
+    Teacher names may hold characters that module names may not (dots), so the adapters are a list. Its order decides in which order sums
+    are added and nothing else: in files an adapter has its teacher's name (`checkpoint_name`).
     """
 
     def __init__(self, encoder: Encoder, width: int, teachers: Mapping[str, TargetSpec]) -> None:

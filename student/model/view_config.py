@@ -62,11 +62,13 @@ class ViewsConfig:
 
     def differences(self, spec: ViewSpec) -> dict[str, tuple[object, object]]:
         """Return each value in which recorded views are not those that are stated: key → (theirs, the stated one)."""
-        wanted, got = _flat(self.spec(spec).identity()), _flat(spec.identity())
-        if wanted["kind"] != got["kind"]:
-            return {"kind": (got["kind"], wanted["kind"])}
-        found = {key: (got.get(key), value) for key, value in wanted.items() if key not in NOT_COMPARED and got.get(key) != value}
-        return {"photometric": found["photometric"]} if "photometric" in found else found
+        stated, recorded = _flat(self.spec(spec).identity()), _flat(spec.identity())
+        if stated["kind"] != recorded["kind"]:
+            return {"kind": (recorded["kind"], stated["kind"])}
+        different = {
+            key: (recorded.get(key), value) for key, value in stated.items() if key not in NOT_COMPARED and recorded.get(key) != value
+        }
+        return {"photometric": different["photometric"]} if "photometric" in different else different
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:

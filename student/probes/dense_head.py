@@ -33,8 +33,8 @@ class DenseHead(nn.Module):
 
     def forward(self, patch_BHWD: Tensor) -> Tensor:
         """Return logits at the grid's resolution."""
-        found: Tensor = self.linear(self.norm(self.dropout(patch_BHWD.permute(0, 3, 1, 2))))
-        return found
+        logits_BKHW: Tensor = self.linear(self.norm(self.dropout(patch_BHWD.permute(0, 3, 1, 2))))
+        return logits_BKHW
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,15 @@ class HeadRecipe:
 
     def at(self, step: int) -> tuple[float, float]:
         """Return the learning rate and first beta of a step."""
-        n, top, total, warm = max(0, step - self.schedule_lag), self.learning_rate, self.steps, self.warmup_steps
-        if n >= warm:
-            beta1 = _cosine(*_BETA_RANGE, (n - warm) / (total - warm))
-            return _cosine(top, top / _START_DIVISOR / self.final_divisor, min(1.0, (n + 1) / total)), beta1 if self.cycled_beta1 else 0.9
+        scheduled, peak, total, warmup = max(0, step - self.schedule_lag), self.learning_rate, self.steps, self.warmup_steps
+        if scheduled >= warmup:
+            beta1 = _cosine(*_BETA_RANGE, (scheduled - warmup) / (total - warmup))
+            end = peak / _START_DIVISOR / self.final_divisor
+            return _cosine(peak, end, min(1.0, (scheduled + 1) / total)), beta1 if self.cycled_beta1 else 0.9
         if self.warmup_ratio:
-            rise = 1 - (1 - n / warm) * (1 - self.warmup_ratio)
-            return top * rise * (1 - n / total), 0.9
-        return top / self.final_divisor + _cosine(top, 0.0, n / total) * n / warm, 0.0 if self.cycled_beta1 else 0.9
+            rise = 1 - (1 - scheduled / warmup) * (1 - self.warmup_ratio)
+            return peak * rise * (1 - scheduled / total), 0.9
+        return peak / self.final_divisor + _cosine(peak, 0.0, scheduled / total) * scheduled / warmup, 0.0 if self.cycled_beta1 else 0.9
 
     def identity(self) -> dict[str, Any]:
         """Return every field as JSON-able data; an infinite limit as text."""

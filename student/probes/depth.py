@@ -1,10 +1,10 @@
 """Monocular depth with a linear head over bins, as the official evaluation code measures it on NYUv2.
 
 The head gives 256 weights a token, relu + 0.1, normalised to one; depth is their mean of 256 values from 0.001 to 10 m (AdaBins).
-Training (EUPE's config-nyu): the picture without its white frame, turned by up to 2.5° half of the time, mirrored, cropped to 416 × 544,
-colours shifted; scale-invariant log loss (its variance term from the 101st step). Inference: the whole picture and its mirror image,
-averaged; upsampled to the truth, clamped, and measured where the truth lies within the range and inside Eigen's crop, a picture at a
-time, then averaged over pictures. Pictures are uint8 numpy (H, W, 3), depth float32 metres (H, W), 0 for nothing measured. Axes: B
+Training (EUPE's config-nyu): the image without its white frame, turned by up to 2.5° half of the time, mirrored, cropped to 416 × 544,
+colours shifted; scale-invariant log loss (its variance term from the 101st step). Inference: the whole image and its mirror image,
+averaged; upsampled to the truth, clamped, and measured where the truth lies within the range and inside Eigen's crop, one image at a
+time, then averaged over images. Images are uint8 numpy (H, W, 3), depth float32 metres (H, W), 0 for nothing measured. Axes: B
 images, K bins.
 """
 
@@ -21,7 +21,7 @@ from ...storage.sources.decode import Pixels
 
 BINS = 256
 _EPS = 1e-3
-_FRAME = (45, 472, 43, 608)  # rows and columns of a 480 × 640 picture inside its white frame
+_FRAME = (45, 472, 43, 608)  # rows and columns of a 480 × 640 image inside its white frame
 _EIGEN = (45, 471, 41, 601)
 _VARIANCE_FROM_STEP = 100
 
@@ -39,7 +39,7 @@ class DepthView:
     turn_degrees: float = 2.5
     brightness: tuple[float, float] = (0.75, 1.25)
     nyu_crops: bool = True
-    """Whether pictures have NYU's white frame and are measured inside Eigen's crop."""
+    """Whether images have NYU's white frame and are measured inside Eigen's crop."""
     distort: bool = True
 
 
@@ -66,8 +66,8 @@ def log_loss(predicted_m: Tensor, truth_m: Tensor, step: int) -> Tensor:
 def training_depth_loss(logits_BKHW: Tensor, truth_B1HW: Tensor, view: DepthView, step: int) -> Tensor:
     """Return `log_loss` of the upsampled prediction over the pixels whose depth was measured."""
     predicted = functional.interpolate(depth_from_bins(logits_BKHW, view), truth_B1HW.shape[2:], mode="bilinear")
-    valid_depth = truth_B1HW != 0
-    return log_loss(predicted[valid_depth], truth_B1HW[valid_depth], step)
+    valid = truth_B1HW != 0
+    return log_loss(predicted[valid], truth_B1HW[valid], step)
 
 
 def scaled_box(box: tuple[int, int, int, int], height: int, width: int) -> tuple[slice, slice]:
@@ -76,28 +76,28 @@ def scaled_box(box: tuple[int, int, int, int], height: int, width: int) -> tuple
     return slice(top * height // 480, bottom * height // 480), slice(left * width // 640, right * width // 640)
 
 
-def training_view(picture: Pixels, depth_m: Metres, view: DepthView, generator: np.random.Generator) -> tuple[Pixels, Metres]:
+def training_view(image: Pixels, depth_m: Metres, view: DepthView, generator: np.random.Generator) -> tuple[Pixels, Metres]:
     """Draw a crop of both; smaller than `crop_hw` only where the image is."""
     if view.nyu_crops:
         box = scaled_box(_FRAME, *depth_m.shape)
-        picture, depth_m = picture[box], depth_m[box]
+        image, depth_m = image[box], depth_m[box]
     if generator.random() < 0.5:
         degrees = generator.uniform(-view.turn_degrees, view.turn_degrees)
-        picture = np.asarray(Image.fromarray(np.ascontiguousarray(picture)).rotate(degrees, Image.Resampling.BILINEAR))
+        image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).rotate(degrees, Image.Resampling.BILINEAR))
         depth_m = np.asarray(Image.fromarray(np.ascontiguousarray(depth_m)).rotate(degrees, Image.Resampling.NEAREST))
     if generator.random() < 0.5:
-        picture, depth_m = picture[:, ::-1], depth_m[:, ::-1]
-    top, left = (int(generator.integers(0, max(side - wanted, 0) + 1)) for side, wanted in zip(depth_m.shape, view.crop_hw, strict=True))
+        image, depth_m = image[:, ::-1], depth_m[:, ::-1]
+    top, left = (int(generator.integers(0, max(side - crop, 0) + 1)) for side, crop in zip(depth_m.shape, view.crop_hw, strict=True))
     box = slice(top, top + view.crop_hw[0]), slice(left, left + view.crop_hw[1])
-    picture, depth_m = picture[box], depth_m[box]
+    image, depth_m = image[box], depth_m[box]
     if view.distort and generator.random() < 0.5:
-        picture = _jitter_colours(picture, view, generator)
-    return picture, depth_m
+        image = _jitter_colours(image, view, generator)
+    return image, depth_m
 
 
-def _jitter_colours(picture: Pixels, view: DepthView, generator: np.random.Generator) -> Pixels:
+def _jitter_colours(image: Pixels, view: DepthView, generator: np.random.Generator) -> Pixels:
     """Draw gamma 0.9 to 1.1 on values of 0 to 255, brightness, and a factor for each channel."""
-    x = picture.astype(np.float32) ** generator.uniform(0.9, 1.1) * generator.uniform(*view.brightness) * generator.uniform(0.9, 1.1, 3)
+    x = image.astype(np.float32) ** generator.uniform(0.9, 1.1) * generator.uniform(*view.brightness) * generator.uniform(0.9, 1.1, 3)
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
 
 

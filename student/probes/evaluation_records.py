@@ -73,9 +73,9 @@ def to_strict_json(figures: Mapping[str, Any], evaluation: str) -> bytes:
 def _not_finite(value: Any, name: str = "") -> list[str]:
     """Return the dotted names of NaN and infinite numbers."""
     if isinstance(value, Mapping):
-        return [found for key, one in value.items() for found in _not_finite(one, f"{name}.{key}".lstrip("."))]
+        return [dotted for key, item in value.items() for dotted in _not_finite(item, f"{name}.{key}".lstrip("."))]
     if isinstance(value, list | tuple):
-        return [found for place, one in enumerate(value) for found in _not_finite(one, f"{name}.{place}")]
+        return [dotted for index, item in enumerate(value) for dotted in _not_finite(item, f"{name}.{index}")]
     return [name] if isinstance(value, float) and not math.isfinite(value) else []
 
 

@@ -3,7 +3,7 @@
     FILE.safetensors     the head, its optimiser's state, and the number of finished steps; replaced atomically
 
 A step is a function of (seed, step) and what the head has become: batches come by step, dropout is seeded by step. So a head that was
-stopped and trained on is the head that was never stopped. Batches are made by threads while the encoder works. Axes as in `dense_head`.
+stopped and resumed is the head that was never stopped. Batches are made by threads while the encoder works. Axes as in `dense_head`.
 """
 
 import math
@@ -51,10 +51,10 @@ class HeadTraining(Generic[Batch]):
         for batch in _prefetch(self.make_batch, self.done, stop):
             self._step(batch)
             if self.done % KEEP_EVERY == 0:
-                self._keep()
+                self._save()
             if self.done % _LOG_EVERY == 0 or self.done == stop:
-                self._say((self.done - first) / (time.perf_counter() - started))
-        self._keep()
+                self._report((self.done - first) / (time.perf_counter() - started))
+        self._save()
 
     def _step(self, batch: Batch) -> None:
         step = self.done
@@ -69,13 +69,13 @@ class HeadTraining(Generic[Batch]):
         if not math.isfinite(self.last_loss):  # before the state is kept, and before a figure is made of it
             raise BadInput(f"the head's loss is {self.last_loss} at step {step}, so it learns nothing; look at the labels and the model")
 
-    def _say(self, steps_per_s: float) -> None:
+    def _report(self, steps_per_s: float) -> None:
         self.on_event(
             {"event": "progress", "stage": "head", "done": self.done, "total": self.recipe.steps, "unit": "steps", "rate": steps_per_s,
              "seconds_left": (self.recipe.steps - self.done) / steps_per_s, "loss": self.last_loss}
         )  # fmt: skip
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         tensors = {f"head.{name}": tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value.detach().cpu().contiguous() for name, value in state.items()}

@@ -69,23 +69,23 @@ def knn(
     `on_done` is called with the number of finished test images. Raises `BadInput` without images or labels.
     """
     _refuse_unlabelled(train_ND, train_labels, test_ND, test_labels)
-    k, usable = min(k, len(train_ND)), sorted({min(one, len(train_ND)) for one in ks})
-    paper, ours, right, done = 0, 0, dict.fromkeys(usable, 0), 0
-    labels, truth = (torch.from_numpy(one).to(device) for one in (train_labels, test_labels))
+    k, usable = min(k, len(train_ND)), sorted({min(k_used, len(train_ND)) for k_used in ks})
+    paper, ours, correct, done = 0, 0, dict.fromkeys(usable, 0), 0
+    labels, truth = (torch.from_numpy(k_used).to(device) for k_used in (train_labels, test_labels))
     classes, chunk = int(labels.max()) + 1, max(1, min(_CHUNK_SIMILARITIES // len(train_ND), 512))
     by_cosine, by_distance = _Bank.normalised(train_ND, device), _Bank.plain(train_ND, device)
     for start in range(0, len(test_ND), chunk):
-        queries, wanted = test_ND[start : start + chunk], truth[start : start + chunk]
+        queries, truth_n = test_ND[start : start + chunk], truth[start : start + chunk]
         similarity_nk, places_nk = by_cosine.nearest(queries, max([k, *usable]))
         labels_nk = labels[places_nk]
-        ours += _count_correct(_majority(labels_nk[:, :k], classes), wanted)
+        ours += _count_correct(_majority(labels_nk[:, :k], classes), truth_n)
         weights_nk = functional.softmax(similarity_nk[:, : max(usable, default=1)] / temperature, dim=1)
-        for one in usable:
-            right[one] += _count_correct(_votes(labels_nk[:, :one], weights_nk[:, :one], classes), wanted)
-        paper += _count_correct(_majority(labels[by_distance.nearest(queries, k)[1]], classes), wanted)
-        done += len(wanted)
+        for k_used in usable:
+            correct[k_used] += _count_correct(_votes(labels_nk[:, :k_used], weights_nk[:, :k_used], classes), truth_n)
+        paper += _count_correct(_majority(labels[by_distance.nearest(queries, k)[1]], classes), truth_n)
+        done += len(truth_n)
         on_done(done)
-    shares = {one: 100.0 * count / len(test_ND) for one, count in right.items()}
+    shares = {k_used: 100.0 * count / len(test_ND) for k_used, count in correct.items()}
     return Knn(100.0 * paper / len(test_ND), shares, 100.0 * ours / len(test_ND))
 
 
@@ -159,7 +159,7 @@ def embed(model: Callable[[Tensor], Tokens], batches: Iterable[NDArray[np.uint8]
         patches.append(tokens.patch_BHWD.float().mean(dim=(1, 2)).cpu())
     if not patches:
         raise BadInput("there is no image to embed")
-    found = Embeddings(torch.cat(classes).numpy() if classes else None, torch.cat(patches).numpy())
-    if not all(np.isfinite(features_ND).all() for features_ND in found if features_ND is not None):
+    embeddings = Embeddings(torch.cat(classes).numpy() if classes else None, torch.cat(patches).numpy())
+    if not all(np.isfinite(features_ND).all() for features_ND in embeddings if features_ND is not None):
         raise BadInput("the model gives features that are not finite, of which a figure would mean nothing; look at its weights")
-    return found
+    return embeddings

@@ -11,10 +11,10 @@ from typing import Any
 
 def rename_protocols(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return one feature's figures by protocol, or a table of such figures by feature, under today's names."""
-    found = {key: rename_protocols(value) if isinstance(value, Mapping) else value for key, value in figures.items()}
-    if "paper" in found and "ours" not in found:
-        found = {"ours" if key == "paper" else key: value for key, value in found.items()}
-    return found
+    renamed = {key: rename_protocols(value) if isinstance(value, Mapping) else value for key, value in figures.items()}
+    if "paper" in renamed and "ours" not in renamed:
+        renamed = {"ours" if key == "paper" else key: value for key, value in renamed.items()}
+    return renamed
 
 
 def rename_record_protocols(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,9 +76,9 @@ def _fit(axes: _Axes, labels_N: Tensor, classes: int, c: float, start: Probe | N
     count, dim = axes.z_ND.shape
     # Along an axis the loss curves by about its variance / K, the penalty by 1 / CN: scaled by that, all directions curve alike.
     scale_D = (axes.variance_D / classes + 1 / (c * count)).sqrt()
-    like = {"dtype": torch.float64, "device": axes.z_ND.device}
-    scaled = (torch.zeros(classes, dim, **like) if start is None else start.weight_KD * scale_D).requires_grad_()  # type: ignore[call-overload]
-    bias = (torch.zeros(classes, **like) if start is None else start.bias_K.clone()).requires_grad_()  # type: ignore[call-overload]
+    options = {"dtype": torch.float64, "device": axes.z_ND.device}
+    scaled = (torch.zeros(classes, dim, **options) if start is None else start.weight_KD * scale_D).requires_grad_()  # type: ignore[call-overload]
+    bias = (torch.zeros(classes, **options) if start is None else start.bias_K.clone()).requires_grad_()  # type: ignore[call-overload]
     solver = torch.optim.LBFGS(
         [scaled, bias], max_iter=max_iterations, tolerance_grad=_GRADIENT_TOLERANCE, tolerance_change=1e-12, history_size=10,
         line_search_fn="strong_wolfe",

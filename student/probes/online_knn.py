@@ -47,8 +47,8 @@ def evaluate_student(student: Student, held_out: HeldOut, *, device: str, precis
         return {}
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        found = _knn(_frozen_copy(student.encoder, state, device), held_out, device, precision)
-    return {**found, "seconds": time.perf_counter() - started}
+        figures = _knn(_frozen_copy(student.encoder, state, device), held_out, device, precision)
+    return {**figures, "seconds": time.perf_counter() - started}
 
 
 def _frozen_copy(encoder: Encoder, state: Mapping[str, Tensor], device: str) -> Encoder:

@@ -6,7 +6,7 @@ side 512, windows of 512 px every 341 px whose logits are averaged, then upsampl
 5,000 steps and reports the best on the validation set; both numbers are given here, because the best was chosen on what it is measured
 on. Two protocols: `official` is the official code's arithmetic (its loss is averaged over all pixels, those that are ignored or padded too,
 and masks are resized by torch's "nearest", which takes the pixel at the corner); `ours` averages over the pixels that count and resizes by
-Pillow's, which takes the pixel at the centre. Pictures are uint8 numpy arrays (H, W, 3), masks int (H, W) with classes from 0 and IGNORE,
+Pillow's, which takes the pixel at the centre. Images are uint8 numpy arrays (H, W, 3), masks int (H, W) with classes from 0 and IGNORE,
 which is no value that a stored mask can have. Axes: B images, K classes.
 """
 
@@ -47,11 +47,11 @@ class SegmentationView:
     distort: bool = True
 
 
-def resize_shorter(picture: Pixels, side_px: int, *, nearest: bool = False) -> Pixels:
+def resize_shorter(image: Pixels, side_px: int, *, nearest: bool = False) -> Pixels:
     """Return an image (H, W, 3) or mask (H, W) with its shorter side at `side_px`, bilinear and antialiased, or nearest."""
-    height, width = resized_hw(picture.shape[0], picture.shape[1], side_px)
+    height, width = resized_hw(image.shape[0], image.shape[1], side_px)
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-    values = picture if not nearest else picture.astype(np.int32)
+    values = image if not nearest else image.astype(np.int32)
     return np.asarray(Image.fromarray(values).resize((width, height), method))
 
 
@@ -80,16 +80,16 @@ def to_classes(stored: Mask, ignore: int | None, zero_is_ignored: bool) -> Mask:
 
 
 def training_view(
-    picture: Pixels, mask: Mask, view: SegmentationView, generator: np.random.Generator, protocol: str = "ours"
+    image: Pixels, mask: Mask, view: SegmentationView, generator: np.random.Generator, protocol: str = "ours"
 ) -> tuple[Pixels, Mask]:
     """Draw a crop of both, at most `size_px` a side (smaller where the resized image is)."""
     side = int(view.size_px * generator.uniform(*view.scale))
-    picture, mask = resize_shorter(picture, side), resize_mask(mask, side, protocol)
+    image, mask = resize_shorter(image, side), resize_mask(mask, side, protocol)
     box = _draw_crop(mask, view, generator)
-    picture, mask = picture[box], mask[box]
+    image, mask = image[box], mask[box]
     if generator.random() < view.flip_probability:
-        picture, mask = picture[:, ::-1], mask[:, ::-1]
-    return (jitter_colours(picture, generator) if view.distort else picture), mask
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    return (jitter_colours(image, generator) if view.distort else image), mask
 
 
 def _draw_crop(mask: Mask, view: SegmentationView, generator: np.random.Generator) -> tuple[slice, slice]:
@@ -103,13 +103,13 @@ def _draw_crop(mask: Mask, view: SegmentationView, generator: np.random.Generato
     return box
 
 
-def jitter_colours(picture: Pixels, generator: np.random.Generator) -> Pixels:
+def jitter_colours(image: Pixels, generator: np.random.Generator) -> Pixels:
     """Draw brightness ± 32, contrast and saturation × [0.5, 1.5], hue ± half a turn, each with probability 0.5; contrast first or last."""
 
     def contrast(x: Pixels) -> Pixels:
         return _clipped(x * generator.uniform(0.5, 1.5)) if generator.random() < 0.5 else x
 
-    x = _clipped(picture + generator.uniform(-32, 32)) if generator.random() < 0.5 else picture
+    x = _clipped(image + generator.uniform(-32, 32)) if generator.random() < 0.5 else image
     contrast_first = generator.random() < 0.5
     x = contrast(x) if contrast_first else x
     for change, low, high in ((saturation, 0.5, 1.5), (hue, -0.5, 0.5)):
@@ -142,20 +142,20 @@ def window_starts(side_px: int, window_px: int, stride_px: int) -> list[int]:
     return [max(min(number * stride_px + window_px, side_px) - window_px, 0) for number in range(count)]
 
 
-def slide_inference(picture: Pixels, predict: Callable[[Pixels], Tensor], window_px: int, stride_px: int) -> Tensor:
+def slide_inference(image: Pixels, predict: Callable[[Pixels], Tensor], window_px: int, stride_px: int) -> Tensor:
     """Return logits (K, H, W) of an image: the mean over the windows that cover a pixel.
 
     `predict` maps a window (h, w, 3) to (K, h, w) on the CPU.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     total, count = None, torch.zeros(height, width)
     side = min(window_px, height, width) if window_px > max(height, width) else window_px
     for top in window_starts(height, side, stride_px):
         for left in window_starts(width, side, stride_px):
             box = slice(top, top + side), slice(left, left + side)
-            found = predict(picture[box])
-            total = torch.zeros(len(found), height, width) if total is None else total
-            total[:, box[0], box[1]] += found
+            logits_Khw = predict(image[box])
+            total = torch.zeros(len(logits_Khw), height, width) if total is None else total
+            total[:, box[0], box[1]] += logits_Khw
             count[box] += 1
     assert total is not None
     return total / count
@@ -163,13 +163,13 @@ def slide_inference(picture: Pixels, predict: Callable[[Pixels], Tensor], window
 
 def upsampled_argmax(logits_KHW: Tensor, height: int, width: int) -> Mask:
     """Return the class of each pixel after bilinear upsampling; a few classes at a time, so that large images fit."""
-    best, chosen = torch.full((height, width), -torch.inf), torch.zeros(height, width, dtype=torch.int64)
+    best, classes = torch.full((height, width), -torch.inf), torch.zeros(height, width, dtype=torch.int64)
     for first in range(0, len(logits_KHW), _CLASSES_AT_ONCE):
         part = functional.interpolate(logits_KHW[None, first : first + _CLASSES_AT_ONCE], (height, width), mode="bilinear")[0]
-        value, place = part.max(dim=0)
-        better = value > best
-        best, chosen = torch.where(better, value, best), torch.where(better, place + first, chosen)
-    return chosen.numpy()
+        score, index = part.max(dim=0)
+        better = score > best
+        best, classes = torch.where(better, score, best), torch.where(better, index + first, classes)
+    return classes.numpy()
 
 
 class Confusion:

@@ -60,10 +60,10 @@ def read_descriptions(path: Path | None) -> Descriptions:
 
 def _strings(path: Path, key: str, value: Any) -> tuple[str, ...]:
     """Return a text or a list of texts as a tuple; raises BadInput for anything else."""
-    several = [value] if isinstance(value, str) else value
-    if not isinstance(several, list) or not several or not all(isinstance(one, str) for one in several):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise BadInput(f"{path}: {key} must be a text or a list of texts, got {value!r}")
-    return tuple(several)
+    return tuple(texts)
 
 
 def build_classifier(labels: Sequence[str], descriptions: Descriptions, embed_texts: Callable[[list[str]], Tensor]) -> Tensor:

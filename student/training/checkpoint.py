@@ -6,10 +6,10 @@
         average.safetensors     the moving average of the weights, where there is one
         checkpoint.json         step, recipe, teachers, feature identities, versions, score (what makes one the best)
 
-Tensors are whole, whatever the ranks and their way to share a student. A checkpoint is written to a temporary folder and renamed, so it is
-whole or absent; a full disk leaves the one before it in place. The schedule, the order and all draws are functions of the step and need no
-state. `step` counts finished optimiser steps. Format 1 numbered adapters and parameters; it is read into a student whose teachers stand in
-the order of that run (`RunFolder.teacher_order`).
+Tensors are full, whatever the number of ranks and however they share a student. A checkpoint is written to a temporary folder and renamed,
+so it is complete or absent; a full disk leaves the one before it in place. The schedule, the order and all draws are functions of the step
+and need no state. `step` counts finished optimiser steps. Format 1 numbered adapters and parameters; it is read into a student whose
+teachers are in the order of that run (`RunFolder.teacher_order`).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput, CacheDamaged
 from ...storage.objects.atomic_files import TEMPORARY_PREFIX, refusals, remove_folder, replace_folder
 from ..model.ranks import ALONE, Ranks
-from ..model.sharding import distribute_like, full_tensor
+from ..model.sharding import distribute_like, full_cpu_tensors
 from ..model.student import checkpoint_name
 from ..model.versions import code_digest, versions
 from .metrics import read_metrics
@@ -42,7 +42,7 @@ _DAMAGED = "; the file is damaged. To go on from the checkpoint before, move tha
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its folder, finished steps and what was written beside the tensors."""
+    """A checkpoint on disk: its folder, finished steps and checkpoint.json."""
 
     folder: Path
     step: int
@@ -57,8 +57,8 @@ def step_in_name(name: str) -> int | None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return checkpoint folders by step, oldest first, without temporary ones. From step 10,000,000 a name has one digit more."""
-    steps = {one: step for one in folder.glob(f"{_PREFIX}*") if (step := step_in_name(one.name)) is not None}
-    return sorted(steps, key=lambda one: steps[one])
+    steps = {path: step for path in folder.glob(f"{_PREFIX}*") if (step := step_in_name(path.name)) is not None}
+    return sorted(steps, key=lambda path: steps[path])
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -69,31 +69,31 @@ def remove_leftovers(folder: Path) -> None:
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest checkpoint, or None; raises `CacheDamaged` when its metadata is unreadable, `BadInput` for a later format."""
-    found = list_checkpoints(folder)
-    if not found:
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
         return None
-    described = _read_description(found[-1])
-    step, layout = described["step"], described["format"]
+    metadata = _read_metadata(checkpoints[-1])
+    step, layout = metadata["step"], metadata["format"]
     if layout not in (_NUMBERED, FORMAT):
-        raise BadInput(f"checkpoint {found[-1]} has format {layout}, this version reads formats {_NUMBERED} and {FORMAT}")
-    return Checkpoint(found[-1], step, described)
+        raise BadInput(f"checkpoint {checkpoints[-1]} has format {layout}, this version reads formats {_NUMBERED} and {FORMAT}")
+    return Checkpoint(checkpoints[-1], step, metadata)
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def _read_metadata(folder: Path) -> dict[str, Any]:
     """Return checkpoint.json; raises `CacheDamaged`."""
     try:
-        described: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text())
-        return {**described, "step": int(described["step"]), "format": int(described["format"])}
+        metadata: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text())
+        return {**metadata, "step": int(metadata["step"]), "format": int(metadata["format"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheDamaged(f"checkpoint {folder} cannot be read ({error}){_DAMAGED}") from error
 
 
 def best_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint with the highest evaluation of its own step, else with the lowest smoothed loss; the older of equals."""
-    scores = {one: checkpoint_score(one) for one in list_checkpoints(folder)}
-    evaluated = {one: -float(score["evaluation"]) for one, score in scores.items() if score.get("evaluation") is not None}
-    ranked = evaluated or {one: float(score["loss"]) for one, score in scores.items() if "loss" in score}
-    return min(ranked, key=lambda one: ranked[one], default=None)
+    scores = {path: checkpoint_score(path) for path in list_checkpoints(folder)}
+    evaluated = {path: -float(score["evaluation"]) for path, score in scores.items() if score.get("evaluation") is not None}
+    ranked = evaluated or {path: float(score["loss"]) for path, score in scores.items() if "loss" in score}
+    return min(ranked, key=lambda path: ranked[path], default=None)
 
 
 def checkpoint_score(folder: Path) -> dict[str, Any]:
@@ -101,11 +101,11 @@ def checkpoint_score(folder: Path) -> dict[str, Any]:
 
     Format 1 repeated an earlier step's evaluation; it counts only where the metrics have one of this step.
     """
-    described = _read_description(folder)
-    score = dict(described.get("score", {}))
-    if described["format"] == _NUMBERED and score.get("evaluation") is not None:
+    metadata = _read_metadata(folder)
+    score = dict(metadata.get("score", {}))
+    if metadata["format"] == _NUMBERED and score.get("evaluation") is not None:
         evaluated = {line["step"] for line in read_metrics(folder.parent.parent) if "knn" in line}
-        score["evaluation"] = score["evaluation"] if described["step"] in evaluated else None
+        score["evaluation"] = score["evaluation"] if metadata["step"] in evaluated else None
     return score
 
 
@@ -113,7 +113,7 @@ def load_best(folder: Path, model: nn.Module) -> None:
     """Load the best checkpoint's weights strictly, when there is one; raises `CacheDamaged`."""
     best = best_checkpoint(folder)
     if best is not None:
-        layout = _read_description(best)["format"]
+        layout = _read_metadata(best)["format"]
         with _load_errors(best):
             _load_model(model, load_file(best / "model.safetensors"), layout)
 
@@ -123,7 +123,7 @@ def save_checkpoint(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    described: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     keep: int,
     *,
     keep_best: bool = False,
@@ -143,7 +143,7 @@ def save_checkpoint(
         with refusals(final, needed_bytes), replace_folder(final) as temporary:
             for name, tensors in files.items():
                 _save(tensors, temporary / f"{name}.safetensors")
-            description = {**described, "step": step, "format": FORMAT, "versions": {**versions(), "code": code_digest()}}
+            description = {**metadata, "step": step, "format": FORMAT, "versions": {**versions(), "code": code_digest()}}
             (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1, sort_keys=True))
         best = best_checkpoint(folder) if keep_best else None
         for old in list_checkpoints(folder)[:-keep]:
@@ -192,28 +192,24 @@ def _as_os_error(error: Exception) -> OSError:
     return OSError(int(digits) if digits.isdigit() else None, str(error))
 
 
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: full_tensor(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's full tensors on the CPU under their names in files; collective when they are sharded."""
-    return {checkpoint_name(model, name): tensor for name, tensor in _contiguous(model.state_dict()).items()}
+    return {checkpoint_name(model, name): tensor for name, tensor in full_cpu_tensors(model.state_dict()).items()}
 
 
 def _load_model(model: nn.Module, tensors: dict[str, Tensor], layout: int) -> None:
     """Load tensors of a checkpoint in format `layout`; raises ValueError that names missing, unknown and misshapen ones."""
-    own = model.state_dict()
-    names = {name if layout == _NUMBERED else checkpoint_name(model, name): name for name in own}
-    shapes = {name: (list(tensor.shape), list(own[names[name]].shape)) for name, tensor in tensors.items() if name in names}
+    expected = model.state_dict()
+    names = {name if layout == _NUMBERED else checkpoint_name(model, name): name for name in expected}
+    shapes = {name: (list(tensor.shape), list(expected[names[name]].shape)) for name, tensor in tensors.items() if name in names}
     wrong = [
         *(f"{name} is not in the checkpoint" for name in names if name not in tensors),
         *(f"{name} is not in the student" for name in tensors if name not in names),
-        *(f"{name}: got {got}, wanted {wanted}" for name, (got, wanted) in shapes.items() if got != wanted),
+        *(f"{name}: got {got}, wanted {shape}" for name, (got, shape) in shapes.items() if got != shape),
     ]
     if wrong:
         raise ValueError("; ".join(wrong[:_MAX_NAMES]) + "; …" * (len(wrong) > _MAX_NAMES))
-    model.load_state_dict({names[name]: distribute_like(tensor, own[names[name]]) for name, tensor in tensors.items()}, strict=True)
+    model.load_state_dict({names[name]: distribute_like(tensor, expected[names[name]]) for name, tensor in tensors.items()}, strict=True)
 
 
 def _named_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[int, tuple[str, nn.Parameter]]:
@@ -227,7 +223,7 @@ def _named_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Return the optimiser's full state as `<parameter>/<state name>`; collective when it is sharded."""
     known, states = _named_parameters(optimizer, model), optimizer.state_dict()["state"]
-    return _contiguous({f"{known[number][0]}/{name}": value for number, state in states.items() for name, value in state.items()})
+    return full_cpu_tensors({f"{known[number][0]}/{name}": value for number, state in states.items() for name, value in state.items()})
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], layout: int) -> None:

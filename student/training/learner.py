@@ -1,9 +1,9 @@
 """One student in training: its weights, optimiser, moving average, checkpoints and metrics in one run folder.
 
-The trainer feeds it parts of a batch with their targets (`learn`) and then asks for one optimiser step (`update`). Several learners may
-share a stream; each computes exactly what it would compute alone, because torch's generators are seeded anew from (seed, step) before each
-forward pass. All parts of a step and all ranks use the same seed: what the model draws once a forward (the RoPE rescale) then does not
-depend on how a batch is divided. Price: with drop-path, samples at the same place of different parts leave out the same branches.
+The trainer calls `forward_backward` for each micro-batch of a step and then `optimizer_step`. Several learners may share a stream; each
+computes exactly what it would compute alone, because torch's generators are seeded anew from (seed, step) before each forward pass. All
+micro-batches of a step and all ranks use the same seed: what the model draws once a forward pass (the RoPE rescale) then does not depend on
+how a batch is divided. Price: with drop-path, samples at the same row of different micro-batches leave out the same branches.
 A loss or gradient that is not finite stops the run before the weights change, naming the images.
 """
 
@@ -50,7 +50,7 @@ class TrainingDiverged(EupeError, ArithmeticError):
 
 
 class Learner:
-    """A student with everything that its steps change; `done` counts its finished steps.
+    """A student with everything that its steps change; `steps_done` counts its finished steps.
 
     `statistics` has the digest of the statistics behind each teacher's targets, by name: what the saved adapters map to.
     """
@@ -133,16 +133,16 @@ class Learner:
         self.student.train()
         set_gradient_sync(self._parallel_student, last)
         with autocast(self.device.value, self.precision.value):
-            predicted = self.forward(pixels_BHWC, {name: one for name, one in targets.items() if isinstance(one, SampledTokens)})
+            predicted = self.forward(pixels_BHWC, {name: tokens for name, tokens in targets.items() if isinstance(tokens, SampledTokens)})
         ordered = {name: targets[name] for name in self.student.teacher_names}  # sums are added in the run's order, whoever came first
         dropped = dropped_teachers(self.recipe.seed, step, list(ordered), self.recipe.teacher.drop_probability)
         loss, terms = distillation_loss(predicted, ordered, self.recipe.loss, self.recipe.teacher.weights, dropped)
         with attention_kernel(self.device.value):
             (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks
-        values = {("", ""): loss, **{(name, term): value for name, each in terms.items() for term, value in each.items()}}
+        values = {("", ""): loss, **{(name, term): value for name, by_name in terms.items() for term, value in by_name.items()}}
         for key, value in values.items():
-            part = value.detach().double() * share
-            self._sums[key] = self._sums[key] + part if key in self._sums else part
+            weighted = value.detach().double() * share
+            self._sums[key] = self._sums[key] + weighted if key in self._sums else weighted
 
     def optimizer_step(self, step: int, image_ids: Callable[[], str]) -> None:
         """Update the weights with the accumulated gradient; raises `TrainingDiverged` before they change if it is not finite."""
@@ -191,19 +191,19 @@ class Learner:
         if self.metrics is not None:
             self.metrics.close()
 
-    def save(self, described: Mapping[str, Any]) -> Path:
+    def save(self, metadata: Mapping[str, Any]) -> Path:
         """Write a checkpoint of the finished steps and return its folder; collective."""
         score = {"loss": self.smoothed_loss, "evaluation": self.evaluation}
         return save_checkpoint(
             self.folder.checkpoints, self.steps_done, self.student, self.optimizer,
-            {"recipe": self.recipe.to_dict(), "score": score, "teachers": self.student.teacher_names, **described},
+            {"recipe": self.recipe.to_dict(), "score": score, "teachers": self.student.teacher_names, **metadata},
             self.recipe.run.keep_checkpoints, keep_best=self.recipe.run.keep_best, average=self.average, ranks=self.ranks,
         )  # fmt: skip
 
     def best(self) -> Event:
         """Return {best_step} for the summary; {} unless the recipe keeps the best checkpoint."""
-        found = best_checkpoint(self.folder.checkpoints) if self.recipe.run.keep_best else None
-        return {} if found is None else {"best_step": step_in_name(found.name)}
+        best = best_checkpoint(self.folder.checkpoints) if self.recipe.run.keep_best else None
+        return {} if best is None else {"best_step": step_in_name(best.name)}
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the model, its average, the best one and the summary: the run is finished; collective."""

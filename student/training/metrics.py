@@ -23,12 +23,12 @@ class Metrics:
     """`metrics.jsonl` and TensorBoard's events; what was logged after `resumed_from` is dropped first."""
 
     def __init__(self, out: Path, resumed_from: int) -> None:
-        path, board = out / "metrics.jsonl", out / "tensorboard"
+        path, events = out / "metrics.jsonl", out / "tensorboard"
         kept = [line for line in read_metrics(out) if line["step"] <= resumed_from]
         write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
-        again = truncate_events(board, resumed_from)
-        self._board = SummaryWriter(str(board), purge_step=resumed_from + 1 if again else None)
+        has_events = truncate_events(events, resumed_from)
+        self._board = SummaryWriter(str(events), purge_step=resumed_from + 1 if has_events else None)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line, and its numbers as events."""
@@ -45,13 +45,13 @@ class Metrics:
 
 def _flatten(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     """Return (tag, value) of every number, nested keys joined by `/`; without `step`."""
-    found: list[tuple[str, float]] = []
+    numbers: list[tuple[str, float]] = []
     for key, value in line.items():
         if isinstance(value, Mapping):
-            found += _flatten(value, f"{prefix}{key}/")
+            numbers += _flatten(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and key != "step":
-            found.append((f"{prefix}{key}", float(value)))
-    return found
+            numbers.append((f"{prefix}{key}", float(value)))
+    return numbers
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

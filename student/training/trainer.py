@@ -2,9 +2,9 @@
 
 A step is a pure function of (recipe, weights, optimiser state, step): its batch, its input sizes, its learning rate and the seed of torch's
 generators all follow from the step's number, so a run that is stopped anywhere and run again gives bit-equal losses on a CPU. A stop
-signal ends the step in hand, writes a checkpoint and raises `Interrupted`; a step that diverges leaves a checkpoint of the step before.
+signal finishes the current step, writes a checkpoint and raises `Interrupted`; a step that diverges leaves a checkpoint of the step before.
 Images are read and targets made once for all students; a student whose checkpoint is ahead of the others' waits until they have caught
-up. Price: one wait for the device a step, to look at the loss.
+up. Price: one synchronisation with the device a step, to look at the loss.
 """
 
 import contextlib
@@ -93,7 +93,9 @@ class Trainer:
         """Return every (size in px, interpolation) that a step of this run may want."""
         students = {(size_px, self.interpolation) for size_px in self.recipe.student.sizes_px}
         drawn = self.recipe.teacher.sizes_px
-        return students | {(size_px, one.interpolation) for one in self.source.renderings(0) for size_px in drawn or (one.size_px,)}
+        return students | {
+            (size_px, rendering.interpolation) for rendering in self.source.renderings(0) for size_px in drawn or (rendering.size_px,)
+        }
 
     def train(self) -> list[dict[str, Any]]:
         """Train to the end, each learner from its newest checkpoint; write each model and summary, and return the summaries."""
@@ -173,12 +175,12 @@ class Trainer:
         learners = [learner for learner in self.learners if learner.steps_done == step]
         tensors = batch.to(self.device)
         for start, stop, last in self._micro_batches():
-            part = as_all_see(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
+            micro_batch = as_all_see(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
             with torch.no_grad():
-                targets = self.source.resolve(part)
+                targets = self.source.resolve(micro_batch)
             for learner in learners:
-                pixels_BHWC, own_targets = _to_device(learner.device.value, part[f"pixels/{STUDENT}"], targets)
-                learner.forward_backward(step, pixels_BHWC, own_targets, (stop - start) / self.recipe.run.batch_size, last)
+                pixels_BHWC, moved_targets = _to_device(learner.device.value, micro_batch[f"pixels/{STUDENT}"], targets)
+                learner.forward_backward(step, pixels_BHWC, moved_targets, (stop - start) / self.recipe.run.batch_size, last)
         for learner in learners:
             learner.optimizer_step(step, lambda: self._image_ids(batch))
         return learners
@@ -235,7 +237,7 @@ class Trainer:
         """Append a line of metrics for each learner and report it."""
         rate = self.clock.steps / max(self.clock.seconds, 1e-9)
         shared = {
-            "sizes_px": {one.key: one.size_px for one in batch.plan.renderings},
+            "sizes_px": {rendering.key: rendering.size_px for rendering in batch.plan.renderings},
             "epoch": self.order.epoch_of(done * self.recipe.run.batch_size),
             "images_per_s": rate * self.recipe.run.batch_size,
             "wait_share": self.clock.wait_share,
@@ -286,5 +288,8 @@ def _comparable_values(recipe: TrainRecipe) -> str:
 
 def _to_device(device: str, pixels_BHWC: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
     """Return pixels and targets on a learner's device; nothing is copied where they are there already."""
-    moved = {name: type(one)._make(part.to(device) if isinstance(part, Tensor) else part for part in one) for name, one in targets.items()}
+    moved = {
+        name: type(tokens)._make(field.to(device) if isinstance(field, Tensor) else field for field in tokens)
+        for name, tokens in targets.items()
+    }
     return pixels_BHWC.to(device), moved
