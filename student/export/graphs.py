@@ -17,7 +17,7 @@ from ...storage.core.errors import BadInput
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.canary import canary_images
-from .runtimes import Deployed, Runner, eager_runner, executorch_runner, import_optional, onnx_runner
+from .runtimes import ExportWrapper, Runner, eager_runner, executorch_runner, import_optional, onnx_runner
 
 MAX_DIFFERENCE = 1e-3
 """Largest absolute difference of an fp32 graph's tokens that is put down to another order of adding."""
@@ -34,7 +34,7 @@ def write_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
-            Deployed(encoder),
+            ExportWrapper(encoder),
             (torch.zeros(2, 3, 4 * stride, 6 * stride),),
             dynamo=True,
             opset_version=OPSET,
@@ -66,7 +66,7 @@ def write_executorch(encoder: Encoder, size_px: int, path: Path, *, int8: bool) 
     partitioners = [partition.XnnpackPartitioner()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao and executorch warn of their own deprecations
-        program = torch.export.export(Deployed(encoder), example)
+        program = torch.export.export(ExportWrapper(encoder), example)
         if int8:
             program = torch.export.export(_quantised(program, example), example)
             partitioners.insert(0, partition.XnnpackDynamicallyQuantizedPartitioner())

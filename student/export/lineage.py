@@ -1,6 +1,6 @@
 """Where a trained student comes from: its run's recipe, its targets, and through the proxy's run the proxy's teachers.
 
-A run names its teachers and the sha256 of their weights. When a teacher is itself a run (the proxy), the chain goes on in that run's
+A run names its teachers and the sha256 of their weights. When a teacher is itself a run (the proxy), the chain continues in that run's
 folder, which the caller gives; it must hold exactly the weights that the student was taught by. What was given but does not fit is an
 error, what was not given is said to be unknown. An imported model has its source instead of a recipe. RUN/average, RUN/best and
 RUN/initial hold a model of the run without its records: these are the run's, one folder up.

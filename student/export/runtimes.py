@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
-from .deployable import exportable_copy
+from .exportable import exportable_copy
 
 Runner = Callable[[Tensor], Tokens]
 EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch"}
 
 
-class Deployed(nn.Module):
+class ExportWrapper(nn.Module):
     """Float pixels (B, 3, h, w) → (cls (B, D), patch (B, H, W, D))."""
 
     def __init__(self, encoder: Encoder) -> None:
@@ -64,7 +64,7 @@ def eager_runner(encoder: Encoder) -> Runner:
 
 def compiled_runner(encoder: Encoder) -> Runner:
     """Return a runner through torch.compile; the first call of each shape compiles."""
-    model = torch.compile(Deployed(encoder), dynamic=False)
+    model = torch.compile(ExportWrapper(encoder), dynamic=False)
 
     def run(pixels_BCHW: Tensor) -> Tokens:
         with torch.no_grad():

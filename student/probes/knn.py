@@ -71,13 +71,13 @@ def knn(
     _refuse_unlabelled(train_ND, train_labels, test_ND, test_labels)
     k, usable = min(k, len(train_ND)), sorted({min(k_used, len(train_ND)) for k_used in ks})
     paper, ours, correct, done = 0, 0, dict.fromkeys(usable, 0), 0
-    labels, truth = (torch.from_numpy(k_used).to(device) for k_used in (train_labels, test_labels))
+    labels, truth = (torch.from_numpy(numbers).to(device) for numbers in (train_labels, test_labels))
     classes, chunk = int(labels.max()) + 1, max(1, min(_CHUNK_SIMILARITIES // len(train_ND), 512))
     by_cosine, by_distance = _Bank.normalised(train_ND, device), _Bank.plain(train_ND, device)
     for start in range(0, len(test_ND), chunk):
         queries, truth_n = test_ND[start : start + chunk], truth[start : start + chunk]
-        similarity_nk, places_nk = by_cosine.nearest(queries, max([k, *usable]))
-        labels_nk = labels[places_nk]
+        similarity_nk, neighbours_nk = by_cosine.nearest(queries, max([k, *usable]))
+        labels_nk = labels[neighbours_nk]
         ours += _count_correct(_majority(labels_nk[:, :k], classes), truth_n)
         weights_nk = functional.softmax(similarity_nk[:, : max(usable, default=1)] / temperature, dim=1)
         for k_used in usable:

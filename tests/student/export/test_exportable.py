@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from eupe_pipeline.student.export.deployable import DynamicRotary, exportable_copy
+from eupe_pipeline.student.export.exportable import DynamicRotary, exportable_copy
 from eupe_pipeline.teachers.encoders.build import build_encoder
 
 from ...teachers.checkpoints.test_official import randomised
