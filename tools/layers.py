@@ -35,7 +35,7 @@ HOMES = {
     "timm": ("teachers/",),
     "transformers": ("teachers/",),
     "torchvision": ("teachers/",),
-    "huggingface_hub": ("teachers/",),
+    "huggingface_hub": ("teachers/", "student/export/model_card"),
     "zarr": ("storage/",),
     "fsspec": ("storage/",),
     "s3fs": ("storage/",),

@@ -21,7 +21,7 @@ from ...student.data.prefetch import slot_bytes, slots_within
 from ...student.data.targets import STUDENT, CachedTargets, Memory
 from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
-from ...student.model.student import Student, TargetSpec, count_parameters, refuse_other_grids
+from ...student.model.student import Student, TargetSpec, count_parameters, refuse_unequal_grids
 from ...teachers.encoders.build import try_sizes
 from ...teachers.encoders.regularity import set_recompute
 from ...teachers.encoders.tokens import SampledTokens, at_places
@@ -56,7 +56,7 @@ def plan_training(
     runs = student_runs(recipe, students, Path())
     for own, _ in runs.values():
         if recipe.teacher.source == "cached":
-            refuse_other_grids(own, specs)
+            refuse_unequal_grids(own, specs)
         try_sizes(architecture_of(own), own.student.sizes_px)
     return {
         "data": {part.views.dataset.key: data_share(recipe, part) for part in parts},

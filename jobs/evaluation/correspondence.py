@@ -20,7 +20,7 @@ from ...storage.core.errors import unknown_name
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import read_picture
 from ...storage.images.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
-from ...student.probes.correspondence import ALPHA, Points, hits, matches, summary
+from ...student.probes.correspondence import ALPHA, Points, correct_keypoints, match_keypoints, summarize_pck
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
 from .dense import DenseOptions, open_dense_model
@@ -72,15 +72,15 @@ def _found(teacher: Teacher, pairs: list[KeypointPair], side_px: int, on_event: 
     by_category: dict[str, list[Any]] = {}
     for done, pair in enumerate(pairs, start=1):
         (source_HWD, source_scale), (target_HWD, target_scale) = maps.of(pair.source), maps.of(pair.target)
-        found: Points = matches(source_HWD, target_HWD, pair.source_points * source_scale, side_px) / target_scale
-        by_category.setdefault(pair.category, []).append(hits(found, pair.target_points, pair.longer_side_px))
+        found: Points = match_keypoints(source_HWD, target_HWD, pair.source_points * source_scale, side_px) / target_scale
+        by_category.setdefault(pair.category, []).append(correct_keypoints(found, pair.target_points, pair.longer_side_px))
         if done % _SAY_EVERY == 0 or done == len(pairs):
             rate = done / (time.perf_counter() - started)
             on_event(
                 {"event": "progress", "stage": "correspondence", "done": done, "total": len(pairs), "unit": "pairs", "rate": rate,
                  "seconds_left": (len(pairs) - done) / rate}
             )  # fmt: skip
-    return summary(by_category)
+    return summarize_pck(by_category)
 
 
 class _Maps:

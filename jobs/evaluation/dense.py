@@ -27,7 +27,7 @@ from ...storage.sources.decode import Pixels
 from ...student.data.order import KeyedPermutation
 from ...student.model.draws import bits64, step_seed
 from ...student.probes.dense_head import DenseHead, HeadRecipe
-from ...student.probes.evaluation_records import PARTIAL, as_json, keep_partial, record_path
+from ...student.probes.evaluation_records import PARTIAL, record_path, to_strict_json, write_partial
 from ...student.probes.head_training import HeadTraining
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
@@ -181,7 +181,7 @@ def _train_and_measure(
             head.eval()
             with torch.no_grad():
                 by_step[str(stop)] = evaluation.measure(teacher, head)
-            keep_partial(progress, lambda: as_json(by_step, evaluation.name), on_event)
+            write_partial(progress, lambda: to_strict_json(by_step, evaluation.name), on_event)
             on_event({"event": "evaluation", "step": stop, evaluation.name: by_step[str(stop)]})
     best = {} if evaluation.best is None else {f"best_{evaluation.best}": max(one[evaluation.best] for one in by_step.values())}
     return {**by_step[str(evaluation.recipe.steps)], **best, "by_step": by_step}

@@ -22,10 +22,10 @@ from ...student.probes.depth import (
     DepthView,
     Metres,
     depth_metrics,
-    measured,
     predicted_depth,
     training_depth_loss,
     training_view,
+    valid_depth,
 )
 from ...teachers.registry.teacher import Teacher
 from .dense import DenseEvaluation, DenseOptions, open_dense_model, refuse_other_size, run_dense, said_progress
@@ -86,7 +86,7 @@ def _read(pair: Pair, per_metre: float) -> tuple[Pixels, Metres]:
 def _refuse_no_depth(pairs: Mapping[str, list[Pair]], per_metre: float, view: DepthView) -> None:
     if not any(bool((read_depth(pair.target, per_metre) != 0).any()) for pair in pairs["train"]):  # stops at the first
         raise BadInput("no training picture has a pixel with depth, so a head would learn nothing; 0 stands for nothing measured")
-    if not any(bool(measured(read_depth(pair.target, per_metre), view).any()) for pair in pairs["val"]):
+    if not any(bool(valid_depth(read_depth(pair.target, per_metre), view).any()) for pair in pairs["val"]):
         raise BadInput(f"no validation picture has depth between {view.min_m} and {view.max_m} m where it is measured; check --per-metre")
 
 
@@ -98,7 +98,7 @@ def _measure(
         picture, truth_m = _read(pair, per_metre)
         logits = head(patch_tokens(teacher, *stacked([picture, picture[:, ::-1]]), padding_px(teacher.encoder, official)))
         guess_m = predicted_depth(logits, (truth_m.shape[0], truth_m.shape[1]), view)
-        found.append(depth_metrics(guess_m, truth_m, measured(truth_m, view)))
+        found.append(depth_metrics(guess_m, truth_m, valid_depth(truth_m, view)))
         say(done)
     counted = [one for one in found if np.isfinite(one["rmse"])]
     return {name: float(np.mean([one[name] for one in counted])) for name in ("rmse", "abs_rel", "delta1")}

@@ -17,7 +17,7 @@ from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...student.export.lineage import read_record
-from ...student.probes.evaluation_records import keep_record, kept_record, record_path
+from ...student.probes.evaluation_records import find_record, record_path, write_record
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
 from ...teachers.registry.registry import load_teacher, resolve_teacher
@@ -60,7 +60,7 @@ def evaluated(
     Returns the results with `model`, `seconds`, `record` (the file) and `already`.
     """
     whole = {**protocol, "model": subject.identity}
-    record = kept_record(subject.folder, evaluation, whole)
+    record = find_record(subject.folder, evaluation, whole)
     already = record is not None
     if record is None:
         on_event({"event": evaluation, "model": subject.name})
@@ -68,7 +68,7 @@ def evaluated(
         results = compute()
         seconds = time.perf_counter() - started
         try:
-            record = keep_record(subject.folder, evaluation, whole, results, seconds)
+            record = write_record(subject.folder, evaluation, whole, results, seconds)
         except StoreUnavailable as error:
             on_event({"event": "warning", "text": f"the result is not kept, only shown: {error}; --out names another folder"})
             return {"model": subject.name, **results, "seconds": round(seconds, 3), "record": None, "already": False}

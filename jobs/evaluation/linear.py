@@ -16,7 +16,7 @@ from torch import Tensor
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.store import FeatureStore
-from ...student.probes.evaluation_records import PARTIAL, as_json, keep_partial, record_path
+from ...student.probes.evaluation_records import PARTIAL, record_path, to_strict_json, write_partial
 from ...student.probes.linear import POWERS, VALIDATION_SHARE, fit, sweep
 from ...teachers.runtime.devices import choose_device
 from .knn import evaluated, images_in_both, splits_of
@@ -67,7 +67,7 @@ def _probe(
     bank: Labelled, queries: Labelled, classes: int, powers: Sequence[float], seed: int, partial: Path, on_event: OnEvent
 ) -> dict[str, Any]:
     def keep(accuracies: dict[str, float]) -> None:
-        keep_partial(partial, lambda: as_json(accuracies, "linear probe"), on_event)
+        write_partial(partial, lambda: to_strict_json(accuracies, "linear probe"), on_event)
         on_event({"event": "progress", "stage": "linear probe", "done": len(accuracies), "total": len(powers), "unit": "fits"})
 
     known = json.loads(partial.read_text()) if partial.is_file() else {}

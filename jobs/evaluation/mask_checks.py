@@ -13,7 +13,7 @@ from pathlib import Path
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.events import OnEvent
 from ...storage.images.dense_pairs import ADE20K_CLASSES, MaskValues, Pair, is_ade20k, mask_values, read_classes
-from ...student.probes.segmentation import Mask, classes_of
+from ...student.probes.segmentation import Mask, to_classes
 
 DATASETS = ("ade20k", "other")
 READ_THREADS = 2
@@ -31,7 +31,7 @@ class MaskClasses:
 
     def read(self, pair: Pair) -> Mask:
         """Classes from 0 and IGNORE."""
-        return classes_of(read_classes(pair.target), self.ignore, self.zero_is_ignored)
+        return to_classes(read_classes(pair.target), self.ignore, self.zero_is_ignored)
 
 
 def check_masks(

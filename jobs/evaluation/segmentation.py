@@ -23,11 +23,11 @@ from ...student.probes.segmentation import (
     Confusion,
     Mask,
     SegmentationView,
-    classes_at,
     resize_shorter,
     segmentation_loss,
-    slide,
+    slide_inference,
     training_view,
+    upsampled_argmax,
 )
 from ...teachers.registry.teacher import Teacher
 from .dense import DenseEvaluation, DenseOptions, open_dense_model, refuse_other_size, run_dense, said_progress
@@ -99,7 +99,7 @@ def _measure(
 
     for done, pair in enumerate(pairs, start=1):
         picture, mask = _read(pair, masks)
-        logits = slide(resize_shorter(picture, view.size_px), predict, view.size_px, view.stride_px)
-        confusion.add(mask, classes_at(logits, *mask.shape))
+        logits = slide_inference(resize_shorter(picture, view.size_px), predict, view.size_px, view.stride_px)
+        confusion.add(mask, upsampled_argmax(logits, *mask.shape))
         say(done)
     return confusion.metrics()

@@ -19,9 +19,9 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import digest, file_sha256
 from ...storage.store import FeatureStore
 from ...student.export.adapter_chain import AdapterChain, write_chain
-from ...student.export.lineage import read_record, targets_of
+from ...student.export.lineage import read_record, read_targets
 from ...student.probes.knn import Embeddings
-from ...student.probes.zero_shot import classified, classifier, percent_right, read_descriptions
+from ...student.probes.zero_shot import build_classifier, class_cosines, read_descriptions, top_k_accuracy
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.registry import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
@@ -101,9 +101,11 @@ def evaluate_zero_shot(
         found = split.features(labels, on_event)
         if not labels or found.labels.min(initial=0) < 0:
             raise BadInput("zero-shot classification is measured on images with labels; index a source whose folders name the class")
-        cosine_NK = classified(_projected(way.go(found.embeddings), tower, way.kind), classifier(labels, descriptions, tower.embed))
+        cosine_NK = class_cosines(
+            _projected(way.go(found.embeddings), tower, way.kind), build_classifier(labels, descriptions, tower.embed)
+        )
         truth = torch.from_numpy(found.labels)
-        tops = {f"top{top}": percent_right(cosine_NK, truth, top) for top in (1, 5)}
+        tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
         return {**tops, **read_upright(split.dataset), "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", subject, protocol, compute, on_event)
@@ -127,7 +129,7 @@ def _way(subject: Model | CachedModel, store: FeatureStore, options: ZeroShotOpt
         with tempfile.TemporaryDirectory() as written:
             write_chain(folder, options.proxy, store, Path(written))
             runs = [folder] if options.proxy is None else [folder, options.proxy]
-            return _through(Path(written), options.teacher, {name: one for run in runs for name, one in targets_of(run).items()})
+            return _through(Path(written), options.teacher, {name: one for run in runs for name, one in read_targets(run).items()})
     if options.teacher is not None:
         raise BadInput(f"{subject.name} has no adapters that could lead to {options.teacher}; export it with --adapters, or give its run")
     return _Way(None, None, own, None)

@@ -54,7 +54,7 @@ def fetch_once(runs: Iterable[str], ranks: Ranks) -> None:
         for run in remote:
             run_at_hand(run)
     if remote:
-        ranks.wait()
+        ranks.barrier()
 
 
 def _fetch_record(copy: RunCopy, record: str, home: Path) -> None:

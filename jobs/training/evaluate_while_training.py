@@ -79,7 +79,7 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_o
                 learner.metrics.write({"step": done, **found})
                 on_event({"event": "evaluation", "step": done, "student": learner.name, **found})
                 on_event({"event": "note", "text": _words(done, learner.name, found)})
-        ranks.wait()
+        ranks.barrier()
 
     return after_step
 

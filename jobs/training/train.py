@@ -26,8 +26,8 @@ from ...student.data.prefetch import prefetch_of
 from ...student.data.targets import LiveTargets, TargetSource
 from ...student.model.draws import step_seed
 from ...student.model.ranks import ALONE, Ranks
-from ...student.model.recipe import BEFORE, TrainRecipe
-from ...student.model.student import Student, TargetSpec, refuse_other_grids
+from ...student.model.recipe import LEGACY_VALUES, TrainRecipe
+from ...student.model.student import Student, TargetSpec, refuse_unequal_grids
 from ...student.training.learner import Learner
 from ...student.training.run_folder import RunFolder, load_model, save_model
 from ...student.training.trainer import Trainer
@@ -97,7 +97,7 @@ def train(
                 check_start(store, parts, source)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
             for own, folder in runs.values():
-                refuse_other_grids(own, source.specs)
+                refuse_unequal_grids(own, source.specs)
                 if not folder.has_steps():  # a run that goes on has its views in its identities
                     refuse_other_views(own, parts)
                     try_sizes(architecture_of(own), own.student.sizes_px)
@@ -185,13 +185,13 @@ def begin_runs(
     for name, (recipe, folder) in runs.items():
         if ranks.first:
             for key in folder.taken_over:
-                on_event({"event": "note", "text": f"{key}: {BEFORE[key]}  # as the run in {folder.out} was begun"})
+                on_event({"event": "note", "text": f"{key}: {LEGACY_VALUES[key]}  # as the run in {folder.out} was begun"})
             now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
             identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
             known = folder.choices() if folder.has_steps() else now
             folder.begin(recipe, origins, identities, now)
             _say_kept(now, known, on_event)
-        ranks.wait()
+        ranks.barrier()
         if (finished := folder.finished()) is not None:
             summaries[name] = {**finished, "already": True}
             on_event({"event": "already", **summaries[name]})

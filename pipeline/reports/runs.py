@@ -13,7 +13,7 @@ from typing import Any
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.core.urls import is_url
-from ...student.training.checkpoint import list_checkpoints, step_of
+from ...student.training.checkpoint import list_checkpoints, step_in_name
 from ..recipes.typed_tables import leaves
 from .run_folder import RunRecord, read_run
 
@@ -88,7 +88,7 @@ def state(out: Path, record: RunRecord) -> str:
         return "finished"
     checkpoints = list_checkpoints(out / "checkpoints")
     if checkpoints:
-        return f"resumes at {step_of(checkpoints[-1].name)}"
+        return f"resumes at {step_in_name(checkpoints[-1].name)}"
     return "running" if record.metrics else "begun"
 
 

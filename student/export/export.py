@@ -1,4 +1,4 @@
-"""A trained student in the formats that people deploy: one self-contained folder a format.
+"""A trained student in the formats that people deploy, each in one self-contained folder.
 
     OUT/FORMAT/
       the model            see FORMATS
@@ -6,11 +6,11 @@
       usage.py             ten lines that run it
       export.json          what was exported and how far it is from the trained student
       SHA256SUMS           of every other file
-      adapters/            with adapters: the way from the student's tokens to its teachers' spaces
+      adapters/            with --adapters: from the student's tokens to its teachers' spaces
 
-Each writer runs what it wrote (or loads it with the library that it is for) before the folder takes its place; an export that cannot be
-checked is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export takes seconds
-to minutes.
+Each writer runs what it wrote (or loads it with the library that it is for) before the folder is renamed to its name; an export that
+cannot be checked is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export
+takes seconds to minutes.
 """
 
 import json
@@ -30,7 +30,7 @@ from ...teachers.checkpoints.official import from_official, to_official
 from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.registry.licences import Terms
 from .adapter_chain import write_chain
-from .lineage import Trained, evaluations_about, open_trained, teachers_of, title_of
+from .lineage import Trained, collect_terms, evaluations_of_weights, open_trained, run_title
 from .model_card import model_card
 from .usage_examples import usage_example
 
@@ -68,9 +68,9 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
     """Write `out`/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
     require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
-    _need_plain(trained)
-    terms = teachers_of(run, options.proxy)
-    evaluations = [*evaluations_about(trained), *(_read_evaluation(path) for path in options.evaluations)]
+    _refuse_unexportable(trained)
+    terms = collect_terms(run, options.proxy)
+    evaluations = [*evaluations_of_weights(trained), *(_read_evaluation(path) for path in options.evaluations)]
     written: dict[str, Any] = {}
     for number, form in enumerate(options.formats):
         on_event({"event": "progress", "stage": f"export {form}", "done": number, "total": len(options.formats), "unit": "formats"})
@@ -79,12 +79,13 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
             if options.adapters:
                 (folder / "adapters").mkdir()
                 facts["adapters"] = write_chain(run, options.proxy, FeatureStore.open(str(options.store)), folder / "adapters")
-            _describe(trained, form, files, facts, terms, evaluations, folder)
+            _write_documents(trained, form, files, facts, terms, evaluations, folder)
         written[form] = {"folder": str(out / form), "files": files, **facts}
     return {"run": str(run), "student": trained.name, "written": written}
 
 
-def _need_plain(trained: Trained) -> None:
+def _refuse_unexportable(trained: Trained) -> None:
+    """Raise BadInput for a student of a timm shape, and for pixels that the formats' preprocessing cannot describe."""
     prep, architecture = trained.preprocessing, trained.architecture
     if architecture["name"] == TIMM_STUDENT:
         raise BadInput(
@@ -98,13 +99,14 @@ def _need_plain(trained: Trained) -> None:
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
+    """Return a JSON result, or the last line of a .jsonl; raises BadInput for anything else."""
     try:
         return dict(json.loads(path.read_text().strip().splitlines()[-1] if path.suffix == ".jsonl" else path.read_text()))
     except (OSError, ValueError, IndexError, TypeError) as error:
         raise BadInput(f"{path} is not the JSON result of an evaluation: {error}") from error
 
 
-def _describe(
+def _write_documents(
     trained: Trained, form: str, files: Sequence[str], facts: Mapping[str, Any], terms: Mapping[str, Terms],
     evaluations: Sequence[Mapping[str, Any]], folder: Path,
 ) -> None:  # fmt: skip
@@ -112,7 +114,7 @@ def _describe(
     prep, name = trained.preprocessing.identity(), trained.name
     usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep)
     record = {
-        "format": form, "student": name, "run": title_of(trained.run), "architecture": trained.architecture, "preprocessing": prep,
+        "format": form, "student": name, "run": run_title(trained.run), "architecture": trained.architecture, "preprocessing": prep,
         "files": list(files), "weights_sha256": trained.weights_sha256, "facts": facts, "torch": torch.__version__,
     }  # fmt: skip
     (folder / "usage.py").write_text(usage)
@@ -127,6 +129,7 @@ Written = tuple[list[str], dict[str, Any]]
 
 
 def _eupe(trained: Trained, folder: Path) -> Written:
+    """Write a state dict with the official hub's names; the file's name holds its hash, as torch.hub expects."""
     name = trained.hub_name
     if name is None:
         raise BadInput("the official hub builds six shapes only and this student is none of them; export it as timm or transformers")
@@ -141,6 +144,7 @@ def _eupe(trained: Trained, folder: Path) -> Written:
 
 
 def _timm(trained: Trained, folder: Path) -> Written:
+    """Write a folder that timm loads."""
     from ...teachers.checkpoints.timm_folder import write_timm
 
     write_timm(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
@@ -148,6 +152,7 @@ def _timm(trained: Trained, folder: Path) -> Written:
 
 
 def _transformers(trained: Trained, folder: Path) -> Written:
+    """Write a folder that transformers loads."""
     from ...teachers.checkpoints.transformers_folder import write_transformers
 
     write_transformers(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
@@ -158,18 +163,20 @@ def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:
     """Load the folder with its own library, which also compares its tokens with ours, and compare the tensors."""
     from ...teachers.checkpoints.published import TOLERANCE, read_published
 
-    found, ours = read_published(folder).tensors, trained.encoder.state_dict()
-    assert all(torch.equal(found[name], ours[name]) for name in ours)
+    read, ours = read_published(folder).tensors, trained.encoder.state_dict()
+    assert all(torch.equal(read[name], ours[name]) for name in ours)
     return {"read back": "bitwise equal", "tokens": f"the library's differ by at most {TOLERANCE:g}"}
 
 
 def _onnx(trained: Trained, folder: Path) -> Written:
+    """Write an ONNX graph with a dynamic batch and dynamic sides."""
     from .graphs import write_onnx
 
     return ["student.onnx"], write_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx")
 
 
 def _executorch(trained: Trained, folder: Path) -> Written:
+    """Write ExecuTorch programs for XNNPACK in fp32 and int8."""
     from .graphs import write_executorch
 
     files = {False: "student-fp32.pte", True: "student-int8.pte"}

@@ -82,7 +82,7 @@ _TIMM_PATCH = {
 
 
 def usage_example(form: str, *, name: str, file: str, architecture: dict[str, Any], preprocessing: dict[str, Any]) -> str:
-    """The program for a format's folder; `name` is the official hub's, `file` the weights beside it."""
+    """Return the program of a format's folder; `name` is the official hub's, `file` the weights beside it."""
     family = architecture["name"]
     return Template(EXAMPLES[form]).substitute(
         name=name, file=file, side=preprocessing["size_px"], resample=preprocessing["interpolation"].upper(),

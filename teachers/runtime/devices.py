@@ -66,14 +66,14 @@ def use_tensor_cores(device: str) -> None:
 
 
 @contextlib.contextmanager
-def attending(device: str) -> Iterator[None]:
+def attention_kernel(device: str) -> Iterator[None]:
     """The attention kernel of a device; a backward pass that computes activations again needs it as the forward pass did."""
     with sdpa_kernel([SDPBackend.MATH]) if torch.device(device).type == "cpu" else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
-def computing(device: str, precision: str) -> Iterator[None]:
+def autocast(device: str, precision: str) -> Iterator[None]:
     """Autocast and attention kernel for a forward pass."""
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"), attending(device):
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"), attention_kernel(device):
         yield

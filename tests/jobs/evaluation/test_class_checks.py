@@ -10,7 +10,7 @@ from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
 from eupe_pipeline.jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 
 from ...teachers.tiny_clip import write_clip
 from .test_overlap import Sets, fresh, sets, watched
@@ -24,7 +24,7 @@ def test_a_dataset_of_one_class_is_refused(sets: Sets, evaluate: Any) -> None:
     before = sets.store.list_features()
     with pytest.raises(BadInput, match=r"one@\w+ holds one class only \('class0'\), so every answer is right"):
         evaluate(str(sets.run), sets.store, str(one), str(other))
-    assert (sets.store.list_features(), evaluations_of(sets.run)) == (before, [])
+    assert (sets.store.list_features(), list_records(sets.run)) == (before, [])
 
 
 def test_a_sample_that_falls_into_one_class_is_refused_too(sets: Sets) -> None:

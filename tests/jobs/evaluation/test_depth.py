@@ -10,7 +10,7 @@ from eupe_pipeline.jobs.evaluation.depth import DepthOptions, evaluate_depth
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.probes.dense_head import NYU_RECIPE
 from eupe_pipeline.student.probes.depth import DepthView
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from PIL import Image
 
 from ..oracle import ColourEncoder, oracle_model
@@ -51,7 +51,7 @@ def test_planes_are_measured_to_a_few_decimetres(oracle: Path) -> None:
     assert result["rmse"] < 0.5
     assert result["abs_rel"] < 0.1
     assert result["delta1"] > 0.95
-    (record,) = evaluations_of(oracle / "model")
+    (record,) = list_records(oracle / "model")
     assert (record["protocol"]["bins"], record["protocol"]["view"]["nyu_crops"]) == (256, False)
 
 

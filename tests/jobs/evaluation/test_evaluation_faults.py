@@ -13,7 +13,7 @@ from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, evaluate_knn
 from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of, keep_record
+from eupe_pipeline.student.probes.evaluation_records import list_records, write_record
 from PIL import Image
 
 from ...fault_log import Trials
@@ -66,7 +66,7 @@ def test_a_figure_that_is_no_number_is_never_kept(tmp_path: Path) -> None:
     with Trials(33) as trials:
         for value in (float("nan"), float("inf"), float("-inf")):
             with pytest.raises(BadInput, match=r"segmentation: by_class\.1\.iou is not a number"):
-                keep_record(tmp_path, "segmentation", {"k": 1}, {"miou": 1.0, "by_class": [{"iou": 2.0}, {"iou": value}]}, 1.0)
+                write_record(tmp_path, "segmentation", {"k": 1}, {"miou": 1.0, "by_class": [{"iou": 2.0}, {"iou": value}]}, 1.0)
             assert not list(tmp_path.rglob("*.json"))
             trials.note("detected")
 
@@ -82,7 +82,7 @@ def test_one_class_and_test_pictures_in_the_training_set(sets: Sets, evaluate: C
         for train, test in (*pairs, (str(one), str(one))):
             with pytest.raises(BadInput, match=r"are also learnt from|one class only"):
                 evaluate(str(sets.run), sets.store, train, test)
-            assert evaluations_of(sets.run) == []
+            assert list_records(sets.run) == []
             trials.note("detected")
         result = evaluate(str(sets.run), sets.store, "photos", str(mixed), size=EvaluationSize(allow_overlap=True))
         assert result["test_images_in_train"] == 4

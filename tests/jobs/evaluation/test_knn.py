@@ -27,7 +27,7 @@ from eupe_pipeline.jobs.evaluation.models import open_model
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.export.export import ExportOptions, export
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from eupe_pipeline.student.probes.knn import Embeddings
 
 from ...student.export.test_export import make_run
@@ -75,7 +75,7 @@ def test_results_land_in_the_runs_folder_with_the_protocol_and_are_found_again(c
     assert (first["already"], again["already"]) == (False, True)
     assert {**first, "already": True} == again
     assert [event["event"] for event in seen] == ["warning"]
-    (record,) = evaluations_of(copied.run)
+    (record,) = list_records(copied.run)
     assert record["protocol"]["train"]["digest"] == copied.store.dataset("photos").digest
     assert record["protocol"]["train"]["view"] == {"crop": "center", "fraction": 1.0, "size_px": 16, "interpolation": "bicubic"}
     assert record["protocol"]["official"] == {"ks": [10, 20, 100, 200], "temperature": 0.07}
@@ -202,7 +202,7 @@ def test_a_linear_probe_learns_what_neighbours_see_and_keeps_its_sweep(copied: E
     result = evaluate_linear(str(copied.run), copied.store, "photos", "photos", powers=(-2.0, 0.0, 2.0), size=size)
     assert result["top1"] > 60
     assert set(result["validation_by_power"]) == {"-2", "0", "2"}
-    assert [record["evaluation"] for record in evaluations_of(copied.run)] == ["linear"]
+    assert [record["evaluation"] for record in list_records(copied.run)] == ["linear"]
     assert not list((copied.run / "evaluations").glob("*.partial.json"))
 
 
@@ -210,7 +210,7 @@ def test_a_dry_run_says_what_would_be_evaluated_and_computes_nothing(copied: Eva
     before = copied.store.list_features()
     plan = copied.knn(copied.run, dry_run=True)
     assert plan["protocol"]["test"]["images"] == 24
-    assert (copied.store.list_features(), evaluations_of(copied.run)) == (before, [])
+    assert (copied.store.list_features(), list_records(copied.run)) == (before, [])
 
 
 def test_folders_of_images_are_indexed_once(copied: Evaluable, tiny_store: Any, events: Any) -> None:

@@ -21,7 +21,7 @@ from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from PIL import Image
 
 from ..oracle import ColourEncoder, oracle_model
@@ -84,7 +84,7 @@ def with_copies(sets: Sets, count: int, copies: int) -> Path:
 def test_renamed_copies_of_training_images_are_refused_with_their_number_and_names(sets: Sets, evaluate: Any) -> None:
     with pytest.raises(BadInput, match=r"5 of 35 test images are also learnt from, by their bytes \(class\d/renamed.*--allow-overlap"):
         evaluate(str(sets.run), sets.store, "photos", str(with_copies(sets, 30, 5)))
-    assert evaluations_of(sets.run) == []
+    assert list_records(sets.run) == []
 
 
 def test_a_tar_of_the_training_folder_is_the_training_folder(sets: Sets) -> None:
@@ -116,7 +116,7 @@ def test_what_is_allowed_is_said_and_recorded(sets: Sets, events: Any) -> None:
     result = evaluate_knn(str(sets.run), sets.store, "photos", str(with_copies(sets, 30, 5)), size=size, on_event=on_event)
     assert result["test_images_in_train"] == 5
     assert any(event["event"] == "warning" and "measures memory as well" in event["text"] for event in seen)
-    (record,) = evaluations_of(sets.run)
+    (record,) = list_records(sets.run)
     assert record["results"]["test_images_in_train"] == 5
 
 

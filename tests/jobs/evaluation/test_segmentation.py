@@ -10,7 +10,7 @@ from eupe_pipeline.jobs.evaluation.dense import DenseOptions
 from eupe_pipeline.jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.probes.dense_head import ADE20K_RECIPE
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from eupe_pipeline.student.probes.segmentation import SegmentationView
 from PIL import Image
 
@@ -48,7 +48,7 @@ def test_what_is_linear_in_the_tokens_is_segmented_nearly_perfectly(oracle: Path
     assert result["pixel_accuracy"] > 95
     assert (len(result["iou_by_class"]), list(result["by_step"])) == (4, ["60", "120"])
     assert result["best_miou"] == max(one["miou"] for one in result["by_step"].values())
-    (record,) = evaluations_of(oracle / "model")
+    (record,) = list_records(oracle / "model")
     assert record["protocol"]["classes"] == 4
     assert record["protocol"]["data"]["val"]["pictures"] == 3
     assert record["protocol"]["head"]["clip_norm"] == "inf"

@@ -13,7 +13,7 @@ from eupe_pipeline.jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_ze
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.export.export import ExportOptions, export
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.text_tower import load_text_tower
@@ -92,7 +92,7 @@ def test_a_student_goes_through_its_adapters_and_statistics(tiny_store: Any, sto
     assert tower.image_projection is not None
     logits = functional.normalize(space @ tower.image_projection.t(), dim=1) @ class_vectors(tower.embed).t()
     assert result["top1"] == pytest.approx(100 * float((logits.argmax(dim=1).numpy() == dataset.labels()).mean()))
-    (record,) = evaluations_of(run)
+    (record,) = list_records(run)
     assert record["protocol"]["teacher"] == "tiny-teacher"
     assert set(record["protocol"]["way"]) == {"adapters.safetensors", "chain.json"}
 

@@ -13,7 +13,7 @@ from eupe_pipeline.student.export.export import FORMATS, ExportOptions, export
 from eupe_pipeline.student.export.import_published import import_weights
 from eupe_pipeline.student.export.lineage import hub_name, open_trained
 from eupe_pipeline.student.model.student import Student, TargetSpec
-from eupe_pipeline.student.probes.evaluation_records import keep_record
+from eupe_pipeline.student.probes.evaluation_records import write_record
 from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.encoders.build import build_encoder, canonical
 
@@ -104,7 +104,7 @@ def test_import_of_an_export_gives_bitwise_the_runs_tensors(
 
 def test_evaluations_of_the_run_stand_in_the_card_without_being_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "vit-mini", 32)
-    keep_record(run, "segmentation", {"data": "ade"}, {"miou": 41.25, "by_step": {"1": "on the way"}}, 2.0)
+    write_record(run, "segmentation", {"data": "ade"}, {"miou": 41.25, "by_step": {"1": "on the way"}}, 2.0)
     export(run, ExportOptions(("timm",)), tmp_path / "out")
     card = (tmp_path / "out" / "timm" / "README.md").read_text()
     assert '"miou": 41.25' in card
