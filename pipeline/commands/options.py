@@ -1,12 +1,15 @@
-"""Options that several commands share, and the types that turn words into values: click's part of the edge."""
+"""Options that several commands share, each defined once, and the types that turn words into values: click's part of the edge.
+
+A group of options has a TypedDict of what click makes of it, so that mypy compares them with the fields of the request that they fill.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import click
 
-from ...storage.core.choices import CODECS, CONSTANTS, DEVICES, PRECISIONS
+from ...storage.core.choices import CODECS, CONSTANTS, DEVICES, PRECISIONS, Codec, Constants, Precision
 from ...storage.core.urls import absolute
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -179,6 +182,28 @@ TEACHERS = (
 )
 
 
+class ExtractionValues(TypedDict):
+    """What STORE, DATA, TEACHERS and PIXELS say."""
+
+    store: str
+    data: str
+    teachers: tuple[str, ...]
+    teacher_sizes: dict[str, int]
+    weights: dict[str, str]
+    precision: Precision
+    recipe: str | None
+    stage: int | None
+    views: int | None
+    codec: Codec
+    tokens_per_view: int | None
+    grid: tuple[int, int] | None
+    images_per_shard: int
+    batch_size: int | None
+    constants: Constants
+    allow_random_weights: bool
+    pixels_px: int | None
+
+
 PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), default=None, metavar="PX",
                       help="Store the views' pixels too, at the student's size: training needs no images.")  # fmt: skip
 
@@ -218,3 +243,12 @@ MODELS = (
     click.option("--model-size", "model_sizes", multiple=True, callback=sizes, metavar="NAME=PX", help="Another size for one model."),
     click.option("--weights", multiple=True, callback=pairs, metavar="NAME=PATH", help="A model's weight file; repeatable."),
 )
+
+
+class ModelsValues(TypedDict):
+    """What MODELS say."""
+
+    models: tuple[str, ...]
+    size_px: int | None
+    model_sizes: dict[str, int]
+    weights: dict[str, str]

@@ -14,6 +14,7 @@ import click
 from eupe_pipeline.pipeline.commands.main import cli
 
 GOLDEN = Path(__file__).parent / "public_surface.json"
+_NOTHING = ("None", "False", "[]", "()")
 
 
 def commands(group: click.Group, *names: str) -> Iterator[tuple[str, click.Command]]:
@@ -30,8 +31,8 @@ def parameter(one: click.Parameter) -> str:
     kept = ("opts", "secondary_opts", "required", "nargs", "multiple", "is_flag", "flag_value")
     said = {key: info.get(key) for key in kept} | {"metavar": one.metavar, "default": one.default}
     said |= {"shown": getattr(one, "show_default", None), "help": getattr(one, "help", None)}
-    told = [f"{key}={value}" for key, value in said.items() if value not in (None, False, [], ()) and "UNSET" not in repr(value).upper()]
-    kind = ", ".join(f"{key}={value}" for key, value in info["type"].items() if value not in (None, False))
+    told = [f"{key}={value}" for key, value in said.items() if repr(value) not in _NOTHING and "UNSET" not in repr(value).upper()]
+    kind = ", ".join(f"{key}={value}" for key, value in info["type"].items() if repr(value) not in _NOTHING)
     return "; ".join([*told, f"type: {kind}"])
 
 

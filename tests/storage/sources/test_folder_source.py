@@ -303,8 +303,8 @@ def as_nobody(store: Path, source: Path) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     # Root's own folders are closed to others: the child imports first, and gives up being root before it runs.
     script = (
-        "import os, sys; from eupe_pipeline.pipeline.commands import actions, main as program\n"
-        "from eupe_pipeline.storage.images import indexing, verify_source\n"
+        "import os, sys; from eupe_pipeline.pipeline.commands import main as program\n"
+        "from eupe_pipeline.storage import index\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); sys.exit(program.main(sys.argv[1:]))"
     )
     return subprocess.run([sys.executable, "-c", script, *command[3:]], capture_output=True, text=True, check=False, timeout=60)
