@@ -60,7 +60,7 @@ def plain(text: object) -> str:
 
 def default(field: "dataclasses.Field[Any]") -> str:
     if field.default_factory is not dataclasses.MISSING:
-        return f" = {field.default_factory.__name__}()"
+        return f" = {plain(field.default_factory)}()"
     return "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
 
 
@@ -117,9 +117,9 @@ def test_importing_the_surface_costs_no_torch() -> None:
 
 
 def test_every_request_is_frozen() -> None:
-    requests = [getattr(pipeline, name) for name in pipeline.__all__ if name.endswith("Options")]
+    requests: list[Any] = [getattr(pipeline, name) for name in pipeline.__all__ if name.endswith("Options")]
     assert len(requests) > 10
-    assert all(dataclasses.is_dataclass(one) and one.__dataclass_params__.frozen for one in requests)
+    assert all(one.__dataclass_params__.frozen for one in requests)
 
 
 if __name__ == "__main__":
