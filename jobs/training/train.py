@@ -1,9 +1,9 @@
 """Training in this process: from a recipe, a store and feature sets to a run folder, or to one for each of several students.
 
-Everything that could make a cached target wrong is checked before the first step: which feature sets go together (`train_data`), that a
+Everything that could make a cached target wrong is checked before the first step: which feature sets go together (`data`), that a
 live teacher is the one whose tokens were cached (its statistics normalise it), that images still decode as they did (`start_checks`), and
 that a run which stands in the folder was begun with the same recipe and targets. A lease keeps the sets from being pruned. Then the
-trainer runs here, alone or as one of several ranks (`train_ranks` starts those); a finished run is not trained again. A student's random
+trainer runs here, alone or as one of several ranks (`ranks` starts those); a finished run is not trained again. A student's random
 weights come from the recipe's seed alone, whatever else is trained beside it.
 """
 

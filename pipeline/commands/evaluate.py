@@ -24,11 +24,13 @@ from .options import (
     EVALUATED_WEIGHTS,
     FILE,
     FOLDER,
+    FORWARD,
     INPUT_SIZE,
     JSON,
     OVERLAP,
     RESULTS,
     SEED,
+    TEST_IMAGES,
     input_size,
     number_or_none,
     options,
@@ -46,12 +48,10 @@ CLASSIFIED = (
     click.option("--train", "train_set", default=None, help="Dataset of the store, folder or Parquet files to learn from."),
     click.option("--test", "test_set", default=None, help="Dataset of the store, folder or Parquet files that is classified."),
     click.option("--train-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    INPUT_SIZE,
+    TEST_IMAGES, INPUT_SIZE,
     click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
                  help="Of the shorter side; 0.875 is the official code's resize to 256 and crop to 224."),
-    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
-    OVERLAP, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    FORWARD, OVERLAP, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
 
 
@@ -203,11 +203,9 @@ def correspondence(
     click.option("--classes", type=FILE, default=None, metavar="TOML", help="Names and templates."),
     click.option("--teacher", default=None, help="The teacher whose space the text tower shares; with a student's adapters."),
     click.option("--proxy", type=FOLDER, default=None, help="The proxy's run, when MODEL was taught by one."),
-    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    INPUT_SIZE,
+    TEST_IMAGES, INPUT_SIZE,
     click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
-    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
-    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    FORWARD, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
 def zero_shot(
     as_json: bool, model: str, store: str | None, test_set: str, text: Path, classes: Path | None, teacher: str | None, proxy: Path | None,

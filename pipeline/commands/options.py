@@ -164,13 +164,16 @@ WEIGHTS_FILE = click.option("--weights", type=PLACE, default=None, help="Its wei
 DATA = click.option("--data", required=True, help="Dataset, by name or name@digest.")
 
 
+STAGE = click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several.")
+
+
 TEACHERS = (
     click.option("--teacher", "teachers", multiple=True, required=True, help="Teacher's name or a run's folder; repeatable."),
     click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
     click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="auto: by device."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file whose views are drawn; default: a crop and a flip."),
-    click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."),
+    STAGE,
     click.option("--views", type=click.IntRange(1), default=None, help="Recorded views of each image; default: the recipe's, or 1."),
     click.option("--codec", type=click.Choice(CODECS), default="int8", show_default=True),
     click.option("--tokens-per-view", type=click.IntRange(1), default=None, metavar="T", help="Keep T random patch tokens; default: all."),
@@ -214,6 +217,12 @@ ANY_STORE = click.option(
 
 
 RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
+
+
+TEST_IMAGES = click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all.")
+
+
+FORWARD = click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward.")
 
 
 INPUT_SIZE = input_size("the model's")

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .group import cli, run
-from .options import JSON, SETTINGS, folder_or_url, folders_or_urls, options
+from .options import JSON, SETTINGS, STAGE, folder_or_url, folders_or_urls, options
 
 
 @cli.group()
@@ -59,7 +59,7 @@ def recipe_ls(as_json: bool) -> None:
 
 @recipe.command("show")
 @click.argument("name")
-@options(click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."), SETTINGS, JSON)
+@options(STAGE, SETTINGS, JSON)
 def recipe_show(as_json: bool, name: str, stage: int | None, settings: tuple[str, ...]) -> None:
     """Print each value of a recipe with its origin. NAME or a TOML file; the paper's, ours and why, a file, --set, default."""
     from ..recipes import load
