@@ -27,17 +27,21 @@ from ...teachers.registry.registry import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
 from .class_checks import refuse_one_class
 from .knn import evaluated, say_distilled_on
-from .labelled_features import WHOLE, EvaluationSize, Split, open_data, read_upright
+from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright
 from .models import CachedModel, Model, open_subject
 from .overlap import digests_of
 
 _MAPPED_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
-class ZeroShotOptions:
-    """What the images are compared with, and how they get there."""
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotOptions(EvaluatedImages):
+    """Which model's images are compared with which texts, and how they get there."""
 
+    model: str
+    """A run's folder, an exported folder, a checkpoint file, a teacher, or a feature set (read, not computed)."""
+    data: str
+    """Dataset of the store, folder or Parquet files that is classified."""
     text: Path
     """Folder of the text tower."""
     classes: Path | None = None
@@ -46,10 +50,14 @@ class ZeroShotOptions:
     """The teacher whose space the adapters lead to; None: the only one that they know."""
     proxy: Path | None = None
     """The proxy's run."""
-    size: EvaluationSize = WHOLE
+    store: str | None = None
+    """Folder or URL of the feature store; None: the evaluations' own below $EUPE_PIPELINE_HOME."""
     weights: Path | None = None
+    """A named teacher's weight file."""
     out: Path | None = None
+    """Folder that keeps the result; None: the model's own."""
     dry_run: bool = False
+    """Only say by what protocol, and where the result would be kept."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,11 @@ class _Way:
         return torch.cat(found)
 
 
-def evaluate_zero_shot(
-    model: str, store: FeatureStore, data: str, options: ZeroShotOptions, on_event: OnEvent = ignore_event
-) -> dict[str, Any]:
+def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Top-1 and top-5 accuracy in percent over a labelled dataset; kept in the model's folder."""
-    subject = open_subject(model, store, size_px=options.size.size_px, weights=options.weights, out=options.out)
-    split = Split(subject, store, open_data(store, data, on_event), options.size, options.size.test_images, "test")
+    store = open_store(options.store)
+    subject = open_subject(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
+    split = Split(subject, store, open_data(store, options.data, on_event), options, options.test_images, "test")
     tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes)
     labels, way = split.dataset.label_names, _way(subject, store, options)
     refuse_one_class(split.dataset, labels)
@@ -95,7 +102,7 @@ def evaluate_zero_shot(
         "classes": len(labels), "way": way.identity, "teacher": way.teacher,
     }  # fmt: skip
     if options.dry_run:
-        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
+        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
 
     def compute() -> dict[str, Any]:
         found = split.features(labels, on_event)

@@ -44,3 +44,21 @@ OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+
+TrainingEvaluation = Literal["knn"]
+"""What measures a student while it trains."""
+TRAINING_EVALUATIONS: tuple[TrainingEvaluation, ...] = get_args(TrainingEvaluation)
+
+HeadProtocol = Literal["official", "ours"]
+"""Whose arithmetic trains and measures a head on patch tokens."""
+HEAD_PROTOCOLS: tuple[HeadProtocol, ...] = get_args(HeadProtocol)
+
+MaskDataset = Literal["ade20k", "other"]
+MASK_DATASETS: tuple[MaskDataset, ...] = get_args(MaskDataset)
+
+PairProtocol = Literal["paper", "ours"]
+"""Whose pairs and sizes semantic correspondence is measured by."""
+PAIR_PROTOCOLS: tuple[PairProtocol, ...] = get_args(PairProtocol)
+
+PairSplit = Literal["trn", "val", "test"]
+PAIR_SPLITS: tuple[PairSplit, ...] = get_args(PairSplit)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import replace_folder
@@ -39,8 +40,12 @@ _HASH_DIGITS = 8  # torch.hub's convention: the digits in a file's name are chec
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is exported, and what goes beside it."""
+    """Which run is exported where, in what formats, and what goes beside it."""
 
+    run: Path | str
+    """A finished run's folder; `jobs.runs.export_run` takes its URL as well."""
+    out: Path
+    """Gets one folder a format."""
     formats: tuple[str, ...]
     """Names of FORMATS."""
     size_px: int | None = None
@@ -49,7 +54,7 @@ class ExportOptions:
     """Also the adapters with their statistics."""
     store: str | None = None
     """URL of the feature store that holds those statistics."""
-    proxy: Path | None = None
+    proxy: Path | str | None = None
     """The run of stage 1, when the student was taught by a proxy."""
     evaluations: tuple[Path, ...] = field(default=())
     """Further JSON results for the model card; those of `evaluate` are found in the run's folder."""
@@ -64,12 +69,13 @@ class ExportOptions:
             raise BadInput("--adapters and --store go together: the store holds the statistics that undo the adapters' normalisation")
 
 
-def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
-    """Write `out`/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
+def export(options: ExportOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """Write OUT/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
+    run, out, proxy = Path(options.run), options.out, None if options.proxy is None else Path(options.proxy)
     require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
     _refuse_unexportable(trained)
-    terms = collect_terms(run, options.proxy)
+    terms = collect_terms(run, proxy)
     evaluations = [*evaluations_of_weights(trained), *(_read_evaluation(path) for path in options.evaluations)]
     written: dict[str, Any] = {}
     for number, form in enumerate(options.formats):
@@ -78,7 +84,7 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
             files, facts = FORMATS[form](trained, folder)
             if options.adapters:
                 (folder / "adapters").mkdir()
-                facts["adapters"] = write_chain(run, options.proxy, FeatureStore.open(str(options.store)), folder / "adapters")
+                facts["adapters"] = write_chain(run, proxy, FeatureStore.open(str(options.store)), folder / "adapters")
             _write_documents(trained, form, files, facts, terms, evaluations, folder)
         written[form] = {"folder": str(out / form), "files": files, **facts}
     return {"run": str(run), "student": trained.name, "written": written}

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...storage.core.errors import BadInput, CacheMismatch, unknown_name
+from ...storage.core.events import OnEvent, ignore_event
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ..model.student import count_parameters
@@ -34,8 +35,10 @@ PAPER_IPHONE_MS = {
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """How it is measured."""
+    """Which export is measured, and how."""
 
+    folder: Path
+    """Of an export: one folder a format."""
     threads: int = 1
     """Threads of every runtime."""
     warmup: int = 10
@@ -53,8 +56,9 @@ class LatencyOptions:
                 raise unknown_name("runtime", name, RUNTIMES)
 
 
-def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
+def latency(options: LatencyOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Measure an export; return parameters, GFLOPs and {runtime: {median_ms, p95_ms, cpu_ms}}. Raises BadInput when it is not one."""
+    folder = options.folder
     record = _read_export(folder)
     size_px = record["preprocessing"]["size_px"]
     encoder = build_encoder(record["architecture"]).eval()

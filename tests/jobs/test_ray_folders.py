@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 from eupe_pipeline.jobs import ray_folders as places
 from eupe_pipeline.jobs.estimates.extraction import store_speed
-from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, evaluate_knn
+from eupe_pipeline.jobs.evaluation.knn import EvaluationSize
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.ray_session import has_token, refuse_open_ports
 from eupe_pipeline.jobs.runs.reading_leases import leases
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.pipeline.reports.catalog import copy_feature_set, list_store, show_features, verify_features
 from eupe_pipeline.storage.core.errors import BadInput, StoreUnavailable
 from eupe_pipeline.storage.objects.probes import probe
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.student.model.recipe import AdapterConfig, RunConfig, StudentConfig, TrainRecipe
+
+from .evaluation_request import evaluate_knn
+from .training_request import train
 
 Event = dict[str, Any]
 
@@ -126,15 +128,15 @@ def test_a_set_by_other_weights_is_made_with_a_warning_that_names_both(tiny_stor
     shutil.copytree(tiny_store.store.url, tmp_path / "store")
     shutil.copytree(tiny_store.teacher_run, tmp_path / "teacher")
     url, said = str(tmp_path / "store"), list[Event]()
-    options = ExtractOptions("photos", (TeacherRequest(str(tmp_path / "teacher")),), ViewSpec(views_per_image=1), workers=0)
-    first = extract_features(url, options, said.append)
+    options = ExtractOptions(url, "photos", (TeacherRequest(str(tmp_path / "teacher")),), ViewSpec(views_per_image=1), workers=0)
+    first = extract_features(options, said.append)
     assert "other_weights" not in first
     assert [event for event in said if event["event"] == "warning"] == []
     weights = next((tmp_path / "teacher").rglob("backbone.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-40] ^= 1
     weights.write_bytes(data)
-    second = extract_features(url, options, said.append)
+    second = extract_features(options, said.append)
     (name, old), (_, new) = next(iter(first["features"].items())), next(iter(second["features"].items()))
     assert old != new
     store = FeatureStore.open(url)

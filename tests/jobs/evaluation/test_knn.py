@@ -14,7 +14,6 @@ from eupe_pipeline.jobs.evaluation.knn import (
     EvaluationSize,
     compare,
     embed_images,
-    evaluate_knn,
     knn_of_features,
     knn_of_model,
     labels_as,
@@ -22,7 +21,6 @@ from eupe_pipeline.jobs.evaluation.knn import (
     sample_images,
 )
 from eupe_pipeline.jobs.evaluation.labelled_features import open_data, split_folders
-from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
 from eupe_pipeline.jobs.evaluation.models import open_model
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from eupe_pipeline.storage.store import FeatureStore
@@ -31,6 +29,7 @@ from eupe_pipeline.student.probes.evaluation_records import list_records
 from eupe_pipeline.student.probes.knn import Embeddings
 
 from ...student.export.test_export import make_run
+from ..evaluation_request import evaluate_knn, evaluate_linear
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def test_a_stopped_feature_extraction_goes_on_at_its_missing_shard(copied: Evalu
 
 @pytest.mark.parametrize("form", ["timm", "transformers"])
 def test_an_exported_folder_is_evaluated_as_its_run_is(copied: Evaluable, form: str) -> None:
-    export(copied.run, ExportOptions((form,)), copied.home / "out")
+    export(ExportOptions(copied.run, copied.home / "out", (form,)))
     result = copied.knn(copied.home / "out" / form)
     assert result["cls"] == copied.knn(copied.run)["cls"]
     assert Path(result["record"]).parent == copied.home / "out" / form / "evaluations"
@@ -119,7 +118,7 @@ def test_an_exported_folder_is_evaluated_as_its_run_is(copied: Evaluable, form: 
 def test_an_official_state_dict_and_its_folder_are_the_runs_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path / "home"))
     run = make_run(tmp_path / "run", "eupe_vitt16", 32)
-    export(run, ExportOptions(("eupe",)), tmp_path / "out")
+    export(ExportOptions(run, tmp_path / "out", ("eupe",)))
     file = next((tmp_path / "out" / "eupe").glob("*.pth"))
     pixels = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted = open_model(str(run)).load("cpu")(pixels)

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from eupe_pipeline.jobs.evaluation.depth import evaluate_depth
-from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, evaluate_knn
-from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
+from eupe_pipeline.jobs.evaluation.knn import EvaluationSize
 from eupe_pipeline.jobs.evaluation.overlap import MOST_SHARED, check_overlap, digests_of
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
-from eupe_pipeline.jobs.training.evaluate_while_training import Watch
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.training.options import Watch
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
@@ -24,9 +22,11 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.probes.evaluation_records import list_records
 from PIL import Image
 
+from ..evaluation_request import evaluate_knn, evaluate_linear
 from ..oracle import ColourEncoder, oracle_model
 from ..training.test_train import RECIPE
 from ..training.test_train_mixture import MIXED, mixed
+from ..training_request import train
 from . import test_depth as of_depth
 from . import test_segmentation as of_masks
 
@@ -180,7 +180,7 @@ def test_copies_inside_the_evaluated_set_are_no_neighbours_of_themselves(sets: S
 def test_validation_pictures_under_other_names_are_found(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, events: Any) -> None:
     seen, on_event = events
     model, root = oracle_model(tmp_path / "model", ColourEncoder()), tmp_path / "data"
-    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluation.{kind}.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluation.{kind}.open_dense_model", lambda options: model)
     pictures, targets = ("images", "annotations") if kind == "segmentation" else ("rgb", "depth")
     for split, count in (("train", 3), ("val", 2)):
         if kind == "segmentation":
@@ -192,8 +192,8 @@ def test_validation_pictures_under_other_names_are_found(tmp_path: Path, kind: s
 
     def evaluate(**more: Any) -> dict[str, Any]:
         if kind == "segmentation":
-            return evaluate_segmentation("oracle", root, replace(of_masks.OPTIONS, steps=2, **more), of_masks.OWN, on_event)
-        return evaluate_depth("oracle", root, replace(of_depth.OPTIONS, steps=2, **more), of_depth.OWN, on_event)
+            return evaluate_segmentation(replace(of_masks.OPTIONS, data=root, steps=2, **more), on_event)
+        return evaluate_depth(replace(of_depth.OPTIONS, data=root, steps=2, **more), on_event)
 
     with pytest.raises(BadInput, match=r"1 of 3 test images are also learnt from, by their bytes \((val|rgb/val)?/?another"):
         evaluate()

@@ -49,16 +49,16 @@ def test_a_place_that_is_not_there_is_refused(device: str, gpus: float, chosen: 
 
 def test_where_a_teacher_runs_is_no_part_of_what_it_says(photos: Any) -> None:
     """Two teachers in one worker, one by an explicit device: the feature sets are those of two teachers on one."""
-    store, options, root = photos
+    _, options, root = photos
     apart = FeatureStore.create(str(root / "apart"))
     build_index(apart.objects, str(root / "images"), "photos")
     first = options.teachers[0]
-    expected = extract_features(store.url, options)["features"]
-    placed = extract_features(apart.url, replace(options, teachers=(TeacherRequest(first.name, device="cpu:0"),)))
+    expected = extract_features(options)["features"]
+    placed = extract_features(replace(options, store=apart.url, teachers=(TeacherRequest(first.name, device="cpu:0"),)))
     assert placed["features"] == expected
     assert "gpu_use" not in placed
     with pytest.raises(BadInput, match=r"no CUDA device|--num-gpus"):
-        extract_features(apart.url, replace(options, teachers=(TeacherRequest(first.name, device="cuda:7"),)))
+        extract_features(replace(options, store=apart.url, teachers=(TeacherRequest(first.name, device="cuda:7"),)))
 
 
 def test_the_use_of_gpus_is_absent_without_any() -> None:
@@ -71,8 +71,8 @@ def test_the_use_of_gpus_is_absent_without_any() -> None:
 def test_a_compiled_teacher_passes_the_canary_of_the_one_that_was_not(photos: Any) -> None:
     """The feature set is the same, so the canary is too: the first run records it, the second one compares."""
     store, options, _ = photos
-    first = extract_features(store.url, options)["features"]["teacher"]
+    first = extract_features(options)["features"]["teacher"]
     store.features(first).group.discard(1)
-    again = extract_features(store.url, replace(options, compile=True))
+    again = extract_features(replace(options, compile=True))
     assert (again["features"]["teacher"], again["views_done"]) == (first, 16)
     assert store.features(first).complete

@@ -13,7 +13,7 @@ from eupe_pipeline.jobs.evaluation.pooled_features import pooled_features
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.extraction.shard_worker import ShardWorker
-from eupe_pipeline.jobs.repair.repair import repair_features
+from eupe_pipeline.jobs.repair.repair import RepairOptions, repair_features
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import CacheMismatch
 from eupe_pipeline.storage.images.indexing import build_index
@@ -56,7 +56,9 @@ class Extracted:
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
 
     def repair(self, with_teacher: bool = True, **values: Any) -> dict[str, Any]:
-        return repair_features(str(self.folder), self.key, teacher=TeacherRequest(str(self.teacher)) if with_teacher else None, **values)
+        return repair_features(
+            RepairOptions(str(self.folder), self.key, teacher=TeacherRequest(str(self.teacher)) if with_teacher else None, **values)
+        )
 
     def verified(self, capsys: Capture) -> tuple[int, list[dict[str, Any]]]:
         """The status and the findings of `features verify`."""
@@ -71,8 +73,10 @@ def template(tiny_store: Any, tmp_path_factory: pytest.TempPathFactory) -> Extra
     store = FeatureStore.create(str(root / "store"))
     dataset = build_index(store.objects, str(root / "images"), "photos")
     request = TeacherRequest(str(tiny_store.teacher_run))
-    options = ExtractOptions("photos", (request,), ViewSpec(views_per_image=2, seed=3), 4, "int8", statistics_batches=3, workers=0)
-    key = extract_features(store.url, options)["features"]["teacher"]
+    options = ExtractOptions(
+        store.url, "photos", (request,), ViewSpec(views_per_image=2, seed=3), 4, "int8", statistics_batches=3, workers=0
+    )
+    key = extract_features(options)["features"]["teacher"]
     return Extracted(root / "store", root / "images", tiny_store.teacher_run, key, store.features(key).views.key, dataset.key)
 
 
@@ -178,11 +182,11 @@ def test_a_given_teacher_that_did_not_make_the_set_is_refused_before_anything_is
     extracted.path("{views}/zarr.json").write_bytes(extracted.path("{views}/crop/zarr.json").read_bytes())
     extracted.spoil("{features}/patch/c.0.0.0.0")
     before = extracted.contents()
-    result = repair_features(str(extracted.folder), extracted.key, teacher=TeacherRequest(str(tmp_path / "teacher")))
+    result = repair_features(RepairOptions(str(extracted.folder), extracted.key, teacher=TeacherRequest(str(tmp_path / "teacher"))))
     assert "weights_sha256" in result["left"][0]
     assert {name for name, data in before.items() if extracted.contents()[name] != data} == {f"views/{extracted.views}/zarr.json"}
     with pytest.raises(CacheMismatch, match="weights_sha256"):  # now that the set can be opened
-        repair_features(str(extracted.folder), extracted.key, teacher=TeacherRequest(str(tmp_path / "teacher")))
+        repair_features(RepairOptions(str(extracted.folder), extracted.key, teacher=TeacherRequest(str(tmp_path / "teacher"))))
 
 
 def test_a_lost_canary_is_recorded_by_the_teacher_whose_tokens_the_store_holds_only(extracted: Extracted) -> None:
@@ -283,7 +287,7 @@ def test_what_evaluations_keep_is_made_again_as_means(template: Extracted, tmp_p
     data = bytearray(before)
     data[5], data[900] = data[5] ^ 9, data[900] ^ 9
     path.write_bytes(data)
-    result = repair_features(str(tmp_path / "store"), made.key, teacher=TeacherRequest(str(template.teacher)))
+    result = repair_features(RepairOptions(str(tmp_path / "store"), made.key, teacher=TeacherRequest(str(template.teacher))))
     assert (result["repaired"], result["left"]) == ([0], [])
     fresh = FeatureStore.open(tmp_path / "store").features(made.key).read(np.arange(made.rows)).patch
     np.testing.assert_allclose(fresh.astype(np.float32), right.astype(np.float32), rtol=1e-4, atol=1e-5)
@@ -292,8 +296,9 @@ def test_what_evaluations_keep_is_made_again_as_means(template: Extracted, tmp_p
 def test_one_set_is_mended_alone_and_the_whole_store_at_once(extracted: Extracted, capsys: Capture) -> None:
     """Two sets of one teacher over the same views: damage of the other is none of the first's."""
     request = (TeacherRequest(str(extracted.teacher)),)
-    options = ExtractOptions("photos", request, ViewSpec(views_per_image=2, seed=3), 4, "fp16", statistics_batches=3, workers=0)
-    other = extract_features(str(extracted.folder), options)["features"]["teacher"]
+    views = ViewSpec(views_per_image=2, seed=3)
+    options = ExtractOptions(str(extracted.folder), "photos", request, views, 4, "fp16", statistics_batches=3, workers=0)
+    other = extract_features(options)["features"]["teacher"]
     before = extracted.contents()
     extracted.spoil("{features}/patch/c.1.0.0.0")
     extracted.spoil(f"features/{other}/patch/c.3.0.0.0")
@@ -329,7 +334,7 @@ def test_an_identity_without_a_teacher_of_ours_is_said_and_the_rest_is_mended(tm
     before = zarr.read_bytes()
     zarr.write_bytes(b"")
     next((tmp_path / "store/features").glob("fp32@*/patch/c.0.*")).unlink()
-    result = repair_features(str(tmp_path / "store"))
+    result = repair_features(RepairOptions(str(tmp_path / "store")))
     assert zarr.read_bytes() == before
     assert len(result["left"]) == 1
     assert "of its teacher, which cannot be built again" in result["left"][0]

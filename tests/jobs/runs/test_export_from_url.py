@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.jobs.runs.upload import local_copy
-from eupe_pipeline.jobs.training.train import train
+from ..training_request import train
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.identity import file_sha256
 

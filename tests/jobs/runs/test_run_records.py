@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from eupe_pipeline.jobs.runs import upload_thread as run_uploads
 from eupe_pipeline.jobs.runs.remote_run import MANIFEST
-from eupe_pipeline.jobs.training.train import train
+from ..training_request import train
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.reports.runs import compare_runs, list_runs, show_run
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from eupe_pipeline.jobs.runs.upload import RunMirror
 from eupe_pipeline.jobs.runs.run_source import run_at_hand
-from eupe_pipeline.jobs.training.train import train
+from ..training_request import train
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.objects.objects import open_objects

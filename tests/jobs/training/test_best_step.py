@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.jobs.runs.upload import RunMirror
-from eupe_pipeline.jobs.training.evaluate_while_training import Watch
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.training.options import Watch
 from eupe_pipeline.pipeline.reports.runs import row
 from eupe_pipeline.storage.objects.objects import open_objects
 from eupe_pipeline.student.training.checkpoint import step_in_name
 from eupe_pipeline.student.training.run_folder import read_metrics
 
+from ..training_request import train
 from .test_train import RECIPE, STEPS, interrupt_after, losses
 
 OFTEN = replace(RECIPE, run=replace(RECIPE.run, checkpoint_every=1, keep_checkpoints=STEPS, keep_best=True))

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.core.errors import CacheMismatch, Interrupted
 from eupe_pipeline.student.model.recipe import LEGACY_VALUES, AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TrainRecipe
 from eupe_pipeline.student.training.run_folder import read_metrics
+
+from ..training_request import train
 
 STEPS = 6
 NOW = TrainRecipe(

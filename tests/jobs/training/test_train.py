@@ -11,7 +11,7 @@ import pytest
 import torch
 from eupe_pipeline.jobs.estimates.live_cost import live_teacher_cost
 from eupe_pipeline.jobs.training.data import excluded_images, open_features
-from eupe_pipeline.jobs.training.train import initial_student, train
+from eupe_pipeline.jobs.training.train import initial_student
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.student.data.targets import LiveTargets
 from eupe_pipeline.student.model.recipe import (
@@ -25,6 +25,8 @@ from eupe_pipeline.student.model.recipe import (
 )
 from eupe_pipeline.student.model.student import TargetSpec
 from eupe_pipeline.student.training.run_folder import read_metrics
+
+from ..training_request import train
 
 STEPS = 8
 RECIPE = TrainRecipe(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.pipeline.commands.evaluations import datasets_of
+from eupe_pipeline.jobs.evaluation.knn import KnnOptions
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from PIL import Image
@@ -43,7 +43,7 @@ def test_neighbours_and_probe_take_datasets_or_a_folder_of_both(folder: Path, ti
     assert result["classes"] == 3
     assert (folder / "home" / "evaluations" / "store" / "eupe-store.json").is_file()
     with pytest.raises(BadInput, match="and not both"):
-        datasets_of("x", "a", "b")
+        KnnOptions(model="m", data="x", train_set="a", test_set="b").datasets()
 
 
 def test_dense_evaluations_run_a_real_student(folder: Path, capsys: Capture) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.pipeline.commands import actions
 from eupe_pipeline.pipeline.commands.main import main
+from eupe_pipeline.pipeline.recipes import load
 from eupe_pipeline.storage.features.features import FeatureReader
 
 Capture = pytest.CaptureFixture[str]
@@ -196,7 +196,7 @@ def test_ctrl_c_says_that_everything_finished_is_kept(monkeypatch: pytest.Monkey
     def stop(**values: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(actions, "list_recipe_names", stop)
+    monkeypatch.setattr(load, "list_recipes", stop)
     assert main(["recipe", "ls"]) == 2
     assert "is kept" in capsys.readouterr().err
 
@@ -226,7 +226,7 @@ def test_a_missing_package_and_too_little_memory_are_said(
     def fail(**values: Any) -> None:
         raise error
 
-    monkeypatch.setattr(actions, "list_recipe_names", fail)
+    monkeypatch.setattr(load, "list_recipes", fail)
     assert main(["recipe", "ls"]) == 2
     assert says in capsys.readouterr().err
 
@@ -235,6 +235,6 @@ def test_a_module_of_our_own_that_is_missing_is_no_word_to_the_user(monkeypatch:
     def fail(**values: Any) -> None:
         raise ModuleNotFoundError("No module named 'eupe_pipeline.gone'", name="eupe_pipeline.gone")
 
-    monkeypatch.setattr(actions, "list_recipe_names", fail)
+    monkeypatch.setattr(load, "list_recipes", fail)
     with pytest.raises(ModuleNotFoundError):
         main(["recipe", "ls"])

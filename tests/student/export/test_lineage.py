@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from eupe_pipeline.teachers.encoders.build import build_encoder
 
 from .test_export import make_run
 
-TIMM = ExportOptions(("timm",))
+TIMM = ExportOptions(Path("run"), Path("out"), ("timm",))
 
 
 def run_with_parts(folder: Path, **more: Any) -> Path:
@@ -35,7 +36,7 @@ def run_with_parts(folder: Path, **more: Any) -> Path:
 
 
 def card_of(run: Path, out: Path, options: ExportOptions = TIMM) -> str:
-    export(run, options, out)
+    export(replace(options, run=run, out=out))
     return (out / "timm" / "README.md").read_text()
 
 

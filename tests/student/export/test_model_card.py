@@ -126,8 +126,7 @@ def test_results_read_back_are_those_that_were_measured(run: Path, tmp_path: Pat
 def test_what_was_given_without_a_protocol_stands_in_the_text_alone(run: Path, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"cls": {"paper": 61.5}}')
     (tmp_path / "dry.json").write_text('{"dry_run": true, "protocol": {"k": 10}}')
-    options = ExportOptions(("timm",), evaluations=(tmp_path / "other.json", tmp_path / "dry.json"))
-    export(run, options, tmp_path / "exported")
+    export(ExportOptions(run, tmp_path / "exported", ("timm",), evaluations=(tmp_path / "other.json", tmp_path / "dry.json")))
     card = ModelCard.load(tmp_path / "exported" / "timm" / "README.md")
     assert "61.5" in card.text
     assert '"dry_run": true' in card.text
