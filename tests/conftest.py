@@ -4,7 +4,7 @@ Session-wide and read-only: tests that change a store copy it first.
 """
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +126,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tests = Path(__file__).parent
         places = {tests / name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Leave out what only a power cut would show: milliseconds each, some ten thousand times. Processes that tests start do it all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

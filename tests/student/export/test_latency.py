@@ -19,7 +19,7 @@ QUICK = LatencyOptions(warmup=1, calls=3, runtimes=("eager", "onnxruntime"))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("latency")
-    export(make_run(out / "run", "vit-mini", 32), ExportOptions(("timm", "onnx")), out / "exported")
+    export(make_run(out / "run", {"name": "vit-mini", "depth": 1}, 32), ExportOptions(("timm", "onnx")), out / "exported")
     return out / "exported"
 
 
