@@ -21,16 +21,16 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ...storage.objects.atomic_files import TEMPORARY_PREFIX, replace_folder, write_atomically
 from ...storage.core.cache_home import cache_home
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.core.identity import canonical_json, digest, short
+from ...storage.objects.atomic_files import TEMPORARY_PREFIX, replace_folder, write_atomically
 from ...storage.objects.objects import Objects, open_objects
-from ...student.training.checkpoint import step_in_name
 from ...student.model.ranks import Ranks
+from ...student.training.checkpoint import step_in_name
 from .remote_run import MANIFEST, RUN_ID, Manifest, RunCopy
 from .upload_thread import uploading
-from ...storage.core.events import OnEvent
 
 _LAST = "summary.json"
 _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put as a whole

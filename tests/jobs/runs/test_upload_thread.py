@@ -1,6 +1,5 @@
 """Uploads beside the training, cut at every request, killed at random and stopped by SIGTERM: no part of a checkpoint passes for one."""
 
-from dataclasses import replace
 import json
 import os
 import random
@@ -20,14 +19,14 @@ from eupe_pipeline.jobs.runs import upload_thread as run_uploads
 from eupe_pipeline.jobs.runs.remote_run import RunCopy
 from eupe_pipeline.jobs.runs.upload import RunMirror, local_copy
 from eupe_pipeline.jobs.runs.upload_thread import uploading
-from ..training_request import train_command
-from eupe_pipeline.storage.objects.atomic_files import remove_folder, replace_folder
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted, StoreUnavailable
+from eupe_pipeline.storage.objects.atomic_files import remove_folder, replace_folder
 from eupe_pipeline.storage.objects.objects import LocalObjects, open_objects
 
 from ...fault_log import Trials
 from ...storage.faulty_s3 import Fault, FaultyServer
 from ..training.test_train import interrupt_after
+from ..training_request import train_command
 
 SETTINGS = (
     "views.photometric=none",

@@ -41,7 +41,7 @@ def vitt_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("mini"), {"name": "vit-mini", "layer_scale": 1.0}, 32)
+    return make_run(tmp_path_factory.mktemp("mini"), {"name": "vit-mini", "depth": 1, "layer_scale": 1.0}, 32)
 
 
 @pytest.fixture(scope="module")

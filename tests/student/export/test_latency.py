@@ -20,7 +20,7 @@ QUICK = LatencyOptions(Path("exported"), warmup=1, calls=3, runtimes=("eager", "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("latency")
-    export(ExportOptions(make_run(out / "run", "vit-mini", 32), out / "exported", ("timm", "onnx")))
+    export(ExportOptions(make_run(out / "run", {"name": "vit-mini", "depth": 1}, 32), out / "exported", ("timm", "onnx")))
     return out / "exported"
 
 

@@ -68,14 +68,17 @@ def assert_close(one: Path, other: Path) -> None:
         assert torch.allclose(tensor, others[name], atol=3e-5), name
 
 
-@pytest.mark.parametrize(("way", "optimizer"), [("ddp", "adamw"), ("fsdp", "adamw"), ("fsdp", "lamb")])
+@pytest.mark.parametrize(("way", "optimizer"), [("ddp", "adamw"), pytest.param("fsdp", "adamw", marks=pytest.mark.long), ("fsdp", "lamb")])
 def test_two_ranks_train_what_one_process_trains(tmp_path: Path, way: str, optimizer: str) -> None:
     train(ALONE, way, optimizer, 0, STEPS, tmp_path / "alone")
     on_ranks(2, tmp_path, train, way, optimizer, 0, STEPS, tmp_path / "two")
     assert_close(tmp_path / "two", tmp_path / "alone")
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp", "alone"), pytest.param("alone", "fsdp", marks=pytest.mark.long), ("ddp", "fsdp")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pytest.param("fsdp", "alone", marks=pytest.mark.long), pytest.param("alone", "fsdp", marks=pytest.mark.long), ("ddp", "fsdp")],
+)
 def test_a_checkpoint_goes_on_in_another_way(tmp_path: Path, before: str, after: str) -> None:
     train(ALONE, "ddp", "lamb", 0, STEPS, tmp_path / "whole")
     for way, first, last in ((before, 0, 1), (after, 1, STEPS)):
