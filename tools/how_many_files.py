@@ -59,6 +59,14 @@ class Exercise:
         """The source files that it touches."""
         return list(dict.fromkeys(file for file, _, _ in self.additions))
 
+    def undo(self, folder: Path) -> None:
+        """Put its files in a copy of the checkout back as they are here."""
+        for file in self.files:
+            if (CHECKOUT / file).exists():
+                shutil.copy2(CHECKOUT / file, folder / file)
+            else:
+                (folder / file).unlink(missing_ok=True)
+
     def carry_out(self, folder: Path, without: str | None = None) -> None:
         """Make the additions in a copy of the checkout, but for one file; raise ValueError for a text that does not stand there once."""
         for file, after, text in self.additions:
@@ -108,7 +116,7 @@ def run_tests(exercise: Exercise, folder: Path, environment: dict[str, str]) -> 
     return done.returncode, (failed or (lines[-1] if lines else done.stderr.strip()))[:200]
 
 
-def missing_words(exercise: Exercise, folder: Path, environment: dict[str, str]) -> list[str]:
+def missing_words(exercise: Exercise, environment: dict[str, str]) -> list[str]:
     """Return what the copy's command line should print and does not."""
     main = "import sys; from eupe_pipeline.pipeline.commands.main import main; sys.exit(main())"
     missing = []
@@ -124,12 +132,13 @@ def breaches(exercise: Exercise, say: Callable[[str], None] = print) -> list[str
     say(f"{exercise.title}: {len(exercise.files)} source files: {', '.join(exercise.files)}")
     found = [] if len(exercise.files) <= MOST_FILES else [f"{len(exercise.files)} files are touched, at most {MOST_FILES} should be"]
     left_out = exercise.files if len(exercise.files) > 1 else []
-    steps = [("as it is", None, True, False), ("with the addition", None, True, True)]
+    steps: list[tuple[str, str | None, bool, bool]] = [("as it is", None, True, False), ("with the addition", None, True, True)]
     steps += [(f"without {file}", file, False, True) for file in left_out]
-    for what, without, should_be_green, adding in steps:
-        with tempfile.TemporaryDirectory(prefix="eupe-exercise-") as made:
-            folder = Path(made)
-            environment = copy_checkout(folder)
+    with tempfile.TemporaryDirectory(prefix="eupe-exercise-") as made:
+        folder = Path(made)
+        environment = copy_checkout(folder)
+        for what, without, should_be_green, adding in steps:
+            exercise.undo(folder)
             if adding:
                 exercise.carry_out(folder, without)
             status, line = run_tests(exercise, folder, environment)
@@ -137,8 +146,8 @@ def breaches(exercise: Exercise, say: Callable[[str], None] = print) -> list[str
             if not right:
                 found.append(f"{what}: the tests should be {'green' if should_be_green else 'red'}: {line}")
             if adding and without is None:
-                found += missing_words(exercise, folder, environment)
-        say(f"  {what}: {'green' if status == _GREEN else 'red'}: {line}")
+                found += missing_words(exercise, environment)
+            say(f"  {what}: {'green' if status == _GREEN else 'red'}: {line}")
     return found
 
 
