@@ -26,7 +26,7 @@ from ...storage.images.indexing import build_index
 from ...storage.objects.atomic_files import make_folder
 from ...storage.sources.locations import canonical_source
 from ...storage.store import FeatureStore
-from ...storage.views.photometric import SEEN_BY
+from ...storage.views.photometric import MODES
 from ...storage.views.view_spec import ViewSpec, draw, render
 from ...student.data.decode_tokens import mean_patch
 from ...student.data.order import KeyedPermutation
@@ -252,7 +252,7 @@ def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = i
 
     Raises `BadInput` for tokens of distorted views: an evaluation is of what a teacher says about the images themselves.
     """
-    if "teacher" in SEEN_BY[reader.views.spec.photometric]:
+    if MODES[reader.views.spec.photometric].seen_by_teacher:
         raise BadInput(
             f"{reader.key} holds tokens of distorted views (photometric {reader.views.spec.photometric}), which are not evaluated; "
             "extract with --photometric none or student_only, best with --view-kind center"

@@ -19,6 +19,10 @@ Orientation = Literal["stored", "upright"]
 """Images as their bytes have them, or turned as their EXIF orientation asks for."""
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 
+Container = Literal["file", "tar", "parquet"]
+"""What holds an image: a file of its own, or others in a file with that ending."""
+CONTAINERS: tuple[Container, ...] = get_args(Container)
+
 Normalisation = Literal["mean-std", "phi-s"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
@@ -26,7 +30,14 @@ Constants = Literal["own", "imagenet"]
 """Mean and deviation of a teacher's input: its own, or ImageNet's."""
 CONSTANTS: tuple[Constants, ...] = get_args(Constants)
 
-Precision = Literal["auto", "fp32", "bf16"]
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+
+ComputePrecision = Literal["fp32", "bf16"]
+"""What a forward pass computes in."""
+COMPUTE_PRECISIONS: tuple[ComputePrecision, ...] = get_args(ComputePrecision)
+
+Precision = Literal["auto", ComputePrecision]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 Device = Literal["auto", "cpu", "cuda"]

@@ -158,7 +158,7 @@ class OptimizerConfig:
     """`[optimizer]`: update rule and learning-rate schedule."""
 
     name: str = "adamw"
-    """`adamw` or `lamb`."""
+    """The update rule, an optimiser of `student.model.optimizers`."""
     learning_rate: float = 2e-5
     """Peak of the schedule; not scaled with the batch."""
     weight_decay: float = 1e-4

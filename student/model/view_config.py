@@ -10,7 +10,7 @@ from typing import Any
 
 from ...storage.core.errors import BadInput
 from ...storage.views.photometric import Distortion
-from ...storage.views.view_spec import ViewSpec
+from ...storage.views.view_spec import VIEW_KINDS, ViewSpec
 
 NOT_COMPARED = ("views_per_image", "seed", "pixels")
 
@@ -56,7 +56,8 @@ class ViewsConfig:
         """Return the views that are stated, with `base` where nothing is."""
         base = base or ViewSpec()
         values = self.stated()
-        if values.get("kind", base.kind) == "center":
+        kind = VIEW_KINDS.get(values.get("kind", base.kind))
+        if kind is not None and not kind.is_random:
             values |= {"photometric": "none", "views_per_image": 1}
         return dataclasses.replace(base, **values)
 
