@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from ..storage.store import FeatureStore as FeatureStore
     from ..storage.views.view_spec import StoredPixels as StoredPixels
     from ..storage.views.view_spec import ViewSpec as ViewSpec
+    from ..student.data.stored_views import StoredViews as StoredViews
     from ..student.export.export import ExportOptions as ExportOptions
     from ..student.export.import_published import import_weights as import_weights
     from ..student.export.latency import LatencyOptions as LatencyOptions
@@ -98,6 +99,7 @@ _NAMES = {
     "..storage.index": ("IndexOptions", "index"),
     "..storage.store": ("FeatureStore",),
     "..storage.views.view_spec": ("StoredPixels", "ViewSpec"),
+    "..student.data.stored_views": ("StoredViews",),
     "..student.export.export": ("ExportOptions",),
     "..student.export.import_published": ("import_weights",),
     "..student.export.latency": ("LatencyOptions", "latency"),

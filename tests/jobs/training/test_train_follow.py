@@ -49,7 +49,7 @@ def begun(photos: Any) -> tuple[FeatureStore, Any, str]:
 def test_a_run_waits_for_its_extraction_and_is_the_run_that_had_not_to_wait(photos: Any, tmp_path: Path) -> None:
     store, options, _ = begun(photos)
     waits: list[dict[str, Any]] = []
-    extraction = threading.Thread(target=extract_features, args=(store.url, options))
+    extraction = threading.Thread(target=extract_features, args=(options,))
 
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "progress":
@@ -93,7 +93,7 @@ def test_without_an_extraction_the_wait_ends_with_what_to_do(photos: Any, tmp_pa
 
 def test_a_run_may_be_started_before_its_extraction(photos: Any, tmp_path: Path) -> None:
     store, options, _ = photos
-    extraction = threading.Thread(target=extract_features, args=(store.url, options))
+    extraction = threading.Thread(target=extract_features, args=(options,))
     notes: list[str] = []
 
     def on_event(event: dict[str, Any]) -> None:
