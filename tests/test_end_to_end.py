@@ -124,7 +124,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_commands_of_the_readme_walk_from_images_to_a_student(
+def test_the_commands_of_the_quick_start_walk_from_images_to_a_student(
     demo: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, store = demo[0] / "data" / "train-96", str(tmp_path / "store")

@@ -135,8 +135,8 @@ def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event:
     A run that goes on keeps the order that it began with, also when its store has moved to another kind of place.
     """
     data = replace(recipe.data, replace_failed=recipe.data.replace_failed or follow)
-    if data.order == "auto" and begun is not None:
-        data = replace(data, order=begun.recorded("recipe.json")["recipe"]["data"]["order"])
+    if data.order == "auto" and begun is not None and (recorded := begun.recorded("recipe.json")):
+        data = replace(data, order=recorded["recipe"]["data"]["order"])
     if data.order == "auto":
         remote = is_url(store.url)
         data = replace(data, order="shards" if remote else "global")

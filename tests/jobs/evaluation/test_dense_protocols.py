@@ -47,7 +47,7 @@ class WatchedEncoder(ColourEncoder):
 def evaluate(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, **more: Any) -> tuple[dict[str, Any], list[bool]]:
     encoder, root = WatchedEncoder(), tmp_path / kind
     model = oracle_model(tmp_path / f"model-{protocol}", encoder)
-    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluate_{kind}.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluation.{kind}.open_dense_model", lambda name, options: model)
     if not root.exists():
         for split, count in (("train", 3), ("val", 1)):
             (of_masks.draw_pictures if kind == "segmentation" else of_depth.planes)(root, count, split)

@@ -180,7 +180,7 @@ def test_copies_inside_the_evaluated_set_are_no_neighbours_of_themselves(sets: S
 def test_validation_pictures_under_other_names_are_found(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, events: Any) -> None:
     seen, on_event = events
     model, root = oracle_model(tmp_path / "model", ColourEncoder()), tmp_path / "data"
-    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluate_{kind}.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluation.{kind}.open_dense_model", lambda name, options: model)
     pictures, targets = ("images", "annotations") if kind == "segmentation" else ("rgb", "depth")
     for split, count in (("train", 3), ("val", 2)):
         if kind == "segmentation":

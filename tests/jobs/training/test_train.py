@@ -276,6 +276,15 @@ def test_a_folder_with_other_things_is_refused(tiny_store: Any, tmp_path: Path) 
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_run_that_lost_its_record_is_refused_and_stays_as_it_is(tiny_store: Any, tmp_path: Path) -> None:
+    run(tiny_store, replace(RECIPE, run=replace(RECIPE.run, steps=3)), tmp_path / "run")
+    (tmp_path / "run" / "recipe.json").unlink()
+    before = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    with pytest.raises(BadInput, match="is not empty and holds no run"):
+        run(tiny_store, RECIPE, tmp_path / "run")
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == before
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_store: Any, tmp_path: Path) -> None:
     from eupe_pipeline.student.training.learner import TrainingDiverged
 

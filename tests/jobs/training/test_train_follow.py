@@ -148,7 +148,7 @@ RUN = """
 import sys
 from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.store import FeatureStore
-from tests.jobs.test_train import RECIPE
+from tests.jobs.training.test_train import RECIPE
 train(RECIPE, FeatureStore.open(sys.argv[1]), ["teacher"], data="photos", out=__import__("pathlib").Path(sys.argv[2]), follow_s=60.0)
 """
 

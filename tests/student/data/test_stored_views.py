@@ -78,9 +78,9 @@ def test_rows_are_found_by_the_ids_of_images(tiny_store: Any) -> None:
         reader.read(["elsewhere.png"])
 
 
-def test_the_readmes_notebook_lines_run(tiny_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    code = readme.split("```python\n")[1].split("```")[0]
+def test_the_notebook_lines_of_the_quick_start_run(tiny_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    quickstart = (Path(__file__).parents[3] / "docs" / "quickstart.md").read_text()
+    code = quickstart.split("```python\n")[1].split("```")[0]
     for theirs, ours in (("efficientnet-lite0", "tiny-teacher"), ("keras-resnet50", "tiny-int8")):
         code = code.replace(theirs, ours)
     monkeypatch.chdir(Path(tiny_store.store.url.removeprefix("file://")).parent)
