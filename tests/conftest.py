@@ -133,7 +133,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_wait_for_the_disk() -> Iterator[None]:
-    """Leave out what only a power cut would show: milliseconds each, some ten thousand times. Processes that tests start do it all."""
+    """Leave out what only a power cut would show, which takes milliseconds a file. Processes that tests start do it all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
