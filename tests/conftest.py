@@ -22,6 +22,7 @@ from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.teacher import Teacher
+from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -40,6 +41,8 @@ LONGEST = (
     "student/export/test_usage_examples.py",
     "pipeline/commands/test_ways_out.py",
 )
+settings.register_profile("side by side", deadline=None)  # another process may hold the core for longer than an example takes
+settings.load_profile("side by side")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared by several processes: threads of one would only take them from another
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -130,7 +133,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_wait_for_the_disk() -> Iterator[None]:
-    """Leave out what only a power cut would show: milliseconds each, some ten thousand times. Processes that tests start do it all."""
+    """Leave out what only a power cut would show, which takes milliseconds a file. Processes that tests start do it all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
