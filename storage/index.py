@@ -1,4 +1,4 @@
-"""`index`: a source of images becomes a dataset of a store, or is compared with the one that was made of it."""
+"""Index a source of images as a dataset of a store, or compare the source with an existing index."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,14 @@ from .store import FeatureStore
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """Which images become which dataset."""
+    """Options of `index`: the source, the store and how images are taken."""
 
     source: str
     """A folder tree, WebDataset tars, or Parquet files with image bytes."""
     store: str
-    """Folder or URL of the feature store, which is made when absent."""
+    """Folder or URL of the feature store, created when absent."""
     name: str
-    """What the dataset is called."""
+    """Name of the dataset."""
     max_bad_share: float = 0.001
     """Stop when more than this share of the images cannot be read."""
     verify: bool = False
@@ -33,9 +33,9 @@ class IndexOptions:
 
 
 def index(options: IndexOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Index a source into a store and return the dataset's key and counts; with `verify` only compare. Raises BadInput, CacheMismatch."""
+    """Index a source into a store and return the dataset's key and counts; with `verify` only compare. Raise BadInput, CacheMismatch."""
     if options.verify:
-        return _verified(options, on_event)
+        return _verify_against_source(options, on_event)
     store, name, orientation = FeatureStore.create(options.store), options.name, options.orientation or "upright"
     dataset = build_index(
         store.objects, options.source, name, max_bad_share=options.max_bad_share, dense_targets=options.dense_targets,
@@ -50,8 +50,8 @@ def index(options: IndexOptions, on_event: OnEvent = ignore_event) -> dict[str, 
     return {"dataset": dataset.key, **counts, **turns, "skipped": dataset.skipped, "left_out": dataset.left_out}
 
 
-def _verified(options: IndexOptions, on_event: OnEvent) -> dict[str, Any]:
-    """Compare each image of the source with the index; raises CacheMismatch where they differ."""
+def _verify_against_source(options: IndexOptions, on_event: OnEvent) -> dict[str, Any]:
+    """Compare each image of the source with the index; raise `CacheMismatch` where they differ."""
     indexed, source = FeatureStore.open(options.store).dataset(options.name), options.source
     location = next((known for known in indexed.sources if canonical_source(known) == canonical_source(source)), None)
     if location is None:

@@ -3,7 +3,7 @@
     STORE/
       eupe-store.json        says that this is a store, and of which format
       datasets/<name>@<digest>/   views/<name>@<digest>/   features/<name>@<digest>/
-      statistics/<name>@<digest>.json     measured before the first shard; the first writer's stay
+      statistics/<name>@<digest>.json     measured before the first shard is written; never replaced
 
 A name without its digest is enough while it is the only one of its kind; otherwise the error lists the candidates.
 """
@@ -40,34 +40,34 @@ class FeatureStore:
 
     @classmethod
     def open(cls, url: str | Path, *, shard_cache: Path | None = None, shard_cache_bytes: int = DEFAULT_LIMIT_BYTES) -> "FeatureStore":
-        """An existing store; raises `BadInput` when there is none at `url`.
+        """Open an existing store; raise `BadInput` when there is none at `url`.
 
-        With a `shard_cache` folder, shards of a remote store are fetched whole and kept there, up to `shard_cache_bytes`.
+        With a `shard_cache` folder, whole shards of a remote store are downloaded and kept there, up to `shard_cache_bytes`.
         """
         objects = open_objects(str(url))
         if shard_cache is not None and isinstance(objects, RemoteObjects):
             objects = CachedObjects(objects, shard_cache, shard_cache_bytes)
         flaw = marker_flaw(objects)
         if flaw:
-            raise _no_store(objects, f"its {MARKER} {flaw}")
+            raise _not_a_store_error(objects, f"its {MARKER} {flaw}")
         return cls(objects)
 
     @classmethod
     def open_damaged(cls, url: str | Path) -> "FeatureStore":
-        """A store whose marker may be damaged, to be examined; raises `BadInput` where there is nothing of a store."""
+        """Open a store for examination although its marker may be damaged; raise `BadInput` where there is no store at all."""
         objects = open_objects(str(url))
         flaw = marker_flaw(objects)
         if flaw and not _holds_sets(objects):
-            raise _no_store(objects, f"its {MARKER} {flaw}")
+            raise _not_a_store_error(objects, f"its {MARKER} {flaw}")
         return cls(objects)
 
     @classmethod
     def create(cls, url: str | Path) -> "FeatureStore":
-        """The store at `url`, made when there is none; raises `BadInput` for a folder that holds other things."""
+        """Open the store at `url`, creating it when there is none; raise `BadInput` for a folder with other files in it."""
         objects = open_objects(str(url), make=True)
         if objects.size(MARKER) is None:
             if _holds_sets(objects):
-                raise _no_store(objects, f"its {MARKER} is missing")
+                raise _not_a_store_error(objects, f"its {MARKER} is missing")
             strangers = objects.names("")
             if strangers:
                 raise BadInput(
@@ -81,46 +81,46 @@ class FeatureStore:
         return f"FeatureStore({self.url!r})"
 
     def list_datasets(self) -> list[str]:
-        """Keys of the datasets."""
+        """Return the keys of the datasets."""
         return self._keys("datasets")
 
     def list_view_sets(self) -> list[str]:
-        """Keys of the sets of views."""
+        """Return the keys of the view sets."""
         return self._keys("views")
 
     def list_features(self) -> list[str]:
-        """Keys of the feature sets."""
+        """Return the keys of the feature sets."""
         return self._keys("features")
 
     def _keys(self, kind: str) -> list[str]:
-        """Names that are keys; what else lies there (a backup copy, a stray file) is nobody's set."""
+        """Return the names that are keys; other files and folders there (a backup copy, a stray file) are ignored."""
         return [name for name in self.objects.names(kind) if is_key(name)]
 
     def _resolve(self, kind: str, name: str) -> str:
         keys = self._keys(kind)
         if name in keys:
             return name
-        wanted, _, prefix = name.partition("@")
-        found = [key for key in keys if key.split("@")[0] == wanted and key.split("@")[1].startswith(prefix)]
-        if len(found) > 1:  # a deletion that was killed, or a stray file of such a name, is no choice
-            found = self._with_identity(kind, found) or found
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise BadInput(f"{name!r} is the name of several {kind} in {self.url}; say which: {', '.join(found)}")
+        base_name, _, prefix = name.partition("@")
+        matches = [key for key in keys if key.split("@")[0] == base_name and key.split("@")[1].startswith(prefix)]
+        if len(matches) > 1:  # what an interrupted deletion left, or a stray file of such a name, is not a candidate
+            matches = self._with_identity(kind, matches) or matches
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise BadInput(f"{name!r} is the name of several {kind} in {self.url}; say which: {', '.join(matches)}")
         raise unknown_name(f"{kind} in {self.url}:", name, keys)
 
     def _with_identity(self, kind: str, keys: list[str]) -> list[str]:
         return [key for key in keys if self.objects.size(f"{kind}/{key}/identity.json") is not None]
 
     def _key_of(self, kind: str, full_digest: str) -> str | None:
-        """The key of the set with this digest, None when there is none; of several, one with an identity (the others are copies)."""
-        found = [key for key in self._keys(kind) if key.endswith(f"@{short(full_digest)}")]
-        whole = self._with_identity(kind, found) if len(found) > 1 else found
-        return next(iter(whole or found), None)
+        """Return the key of the set with this digest, or None; of several (copies), one that has an identity.json."""
+        keys = [key for key in self._keys(kind) if key.endswith(f"@{short(full_digest)}")]
+        with_identity = self._with_identity(kind, keys) if len(keys) > 1 else keys
+        return next(iter(with_identity or keys), None)
 
     def dataset(self, name: str) -> ImageDataset:
-        """A dataset by name or key; raises `BadInput` when it is unknown or ambiguous."""
+        """Return a dataset by name or key; raise `BadInput` when it is unknown or ambiguous."""
         return ImageDataset(self.objects, self._resolve("datasets", name))
 
     def _dataset_of(self, full_digest: str) -> ImageDataset:
@@ -129,7 +129,7 @@ class FeatureStore:
         raise CacheDamaged(f"{self.url} has no dataset @{short(full_digest)}, over which these views were drawn; index it again")
 
     def view_set(self, name: str) -> ViewSet:
-        """A set of views by key."""
+        """Return a view set by name or key; raise `BadInput` when it is unknown or ambiguous."""
         key = self._resolve("views", name)
         identity = read_identity(self.objects, f"views/{key}", "views")
         return ViewSet(self.objects, key, self._dataset_of(str(identity.get("dataset"))), identity)
@@ -140,71 +140,71 @@ class FeatureStore:
         raise CacheDamaged(f"{self.url} has no views @{short(full_digest)}, over which these features were made")
 
     def features_identity(self, key: str) -> dict[str, Any]:
-        """The checked identity of a feature set, without opening it."""
+        """Return the verified identity of a feature set without opening the set; raise `CacheDamaged`."""
         return read_identity(self.objects, f"features/{key}", "features")
 
     def features_key(self, name: str) -> str:
-        """The key of a feature set by name or key, without opening it; raises `BadInput` when it is unknown or ambiguous."""
+        """Return the key of a feature set by name or key, without opening it; raise `BadInput` when it is unknown or ambiguous."""
         return self._resolve("features", name)
 
     def features(self, name: str) -> FeatureReader:
-        """A feature set by name or key; raises `BadInput` when it is unknown or ambiguous."""
+        """Return a feature set by name or key; raise `BadInput` when it is unknown or ambiguous."""
         key = self.features_key(name)
         identity = self.features_identity(key)
         return FeatureReader(self.objects, key, self._views_of(str(identity.get("views"))), identity)
 
     def keep_statistics(self, name: str, measured_on: dict[str, Any], statistics: Statistics) -> Statistics:
-        """Freeze measured statistics under what they were measured on; returns those of the first writer."""
+        """Store measured statistics under what they were measured on, unless another writer was first; return those that are stored."""
         self.objects.create(statistics_key(name, measured_on), [pack_kept_statistics(measured_on, statistics)])
         kept = self.kept_statistics(name, measured_on)
         assert kept is not None
         return kept
 
     def kept_statistics(self, name: str, measured_on: dict[str, Any]) -> Statistics | None:
-        """The statistics that were frozen for this teacher, these views and this sample, None when there are none."""
+        """Return the statistics stored for this teacher, these views and this sample, or None."""
         key = statistics_key(name, measured_on)
         try:
-            found = self.read_statistics(key)
+            kept = self.read_statistics(key)
         except FileNotFoundError:
             return None
         with damage(key):
-            if found[0] != measured_on:
+            if kept[0] != measured_on:
                 raise ValueError("it was measured on something else; remove it to measure the statistics again")
-        return found[1]
+        return kept[1]
 
     def read_statistics(self, key: str) -> tuple[dict[str, Any], Statistics]:
-        """What they were measured on, and the statistics; raises FileNotFoundError and `CacheDamaged`."""
+        """Return what stored statistics were measured on, and the statistics; raise FileNotFoundError or `CacheDamaged`."""
         return parse_kept_statistics(self.objects.read(key, MAX_STATISTICS_BYTES), key)
 
     def keys_of_statistics(self, statistics: Statistics) -> list[str]:
-        """Where statistics with these values are kept, under whatever they were measured on."""
+        """Return the keys of stored statistics that have these values, whatever they were measured on."""
         keys = [f"statistics/{name}" for name in self.objects.names("statistics") if is_key(name.removesuffix(".json"))]
         return [key for key in keys if self.read_statistics(key)[1].digest == statistics.digest]
 
 
 def marker_flaw(objects: Objects) -> str:
-    """What is wrong with a store's marker, "" when nothing is; raises `BadInput` for a store of another format."""
+    """Return what is wrong with a store's marker file, "" when it is correct; raise `BadInput` for a store of another format."""
     data, flaw = held(objects, MARKER, MAX_IDENTITY_BYTES)
     if data is None or flaw or data == MARKER_BYTES:
         return flaw
     try:
-        found = json.loads(data)["format"]
+        store_format = json.loads(data)["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return f"cannot be read ({type(error).__name__}: {error})"
-    if found != FORMAT:
+    if store_format != FORMAT:
         raise BadInput(
-            f"{objects.url} is a store of format {found}, this version reads format {FORMAT}. Where no other version ever wrote to it, "
-            f"{MARKER} was altered: remove that file, then run {command('features', 'repair', store=objects.url)}"
+            f"{objects.url} is a store of format {store_format}, this version reads format {FORMAT}. Where no other version ever wrote to "
+            f"it, {MARKER} was altered: remove that file, then run {command('features', 'repair', store=objects.url)}"
         )
     return ""
 
 
 def _holds_sets(objects: Objects) -> bool:
-    """Whether there are datasets, views or features, whatever the marker says."""
+    """Return whether there are datasets, views or features, whatever the marker file says."""
     return any(is_key(name) for kind in ("datasets", "views", "features") for name in objects.names(kind))
 
 
-def _no_store(objects: Objects, why: str) -> BadInput:
+def _not_a_store_error(objects: Objects, why: str) -> BadInput:
     url = objects.url
     if _holds_sets(objects):
         advice = f"It holds sets as one does: run {command('features', 'repair', store=url)}"
@@ -213,14 +213,14 @@ def _no_store(objects: Objects, why: str) -> BadInput:
 
 
 def pack_kept_statistics(measured_on: dict[str, Any], statistics: Statistics) -> bytes:
-    """The content of a file of measured statistics."""
+    """Return the file content for measured statistics."""
     arrays = {array: base64.b64encode(values.astype("<f4").tobytes()).decode() for array, values in statistics.arrays().items()}
     body = {"measured_on": measured_on, "count": statistics.count, "arrays": arrays}
     return canonical_json({**body, "digest": digest(body)})
 
 
 def parse_kept_statistics(data: bytes, key: str) -> tuple[dict[str, Any], Statistics]:
-    """What statistics were measured on, and the statistics; raises `CacheDamaged` for an altered file."""
+    """Return what the statistics in a file were measured on, and the statistics; raise `CacheDamaged` for an altered file."""
     with damage(key):
         body = json.loads(data)
         claimed = body.pop("digest")
@@ -231,10 +231,10 @@ def parse_kept_statistics(data: bytes, key: str) -> tuple[dict[str, Any], Statis
 
 
 def canary_key(teacher_identity: dict[str, Any]) -> str:
-    """Where a teacher's canary lies in a store."""
+    """Return the object key of a teacher's canary."""
     return f"canaries/{digest(teacher_identity)}.json"
 
 
 def statistics_key(name: str, measured_on: dict[str, Any]) -> str:
-    """Where statistics of a teacher lie that were measured on this."""
+    """Return the object key of a teacher's statistics."""
     return f"statistics/{name}@{short(digest(measured_on))}.json"

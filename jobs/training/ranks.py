@@ -17,7 +17,7 @@ from typing import Any
 
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.core.stop_signals import on_stop
+from ...storage.core.stop_signals import call_on_stop
 from ...storage.core.urls import is_url
 from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
@@ -94,7 +94,7 @@ def _run(ray: Any, board: Any, options: TrainOptions, on_event: OnEvent) -> dict
     results: list[Any] = []
     stop = threading.Event()
     try:
-        with on_stop(stop.set):
+        with call_on_stop(stop.set):
             group.start()
             while True:
                 running = group.is_alive()

@@ -1,1 +1,1 @@
-"""What every other wing of the store uses: errors, identities, URLs, choosing by name."""
+"""Shared foundations of the storage room: errors, identities, URLs, closed lists of choices, events."""

@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 
 def crc32c(data: Any) -> int:
-    """crc32c (Castagnoli) of any contiguous buffer."""
+    """Return the crc32c (Castagnoli) of any contiguous buffer."""
     return int(_crc32c(data))
 
 
 def byte_view(array: NDArray[Any]) -> memoryview:
-    """The memory of a contiguous array as bytes, writable when the array is; nothing is copied."""
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # numpy's stubs do not say that arrays are buffers
+    """Return the memory of a contiguous array as bytes, without a copy; writable when the array is."""
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # numpy's stubs lack the buffer protocol
 
 
 def xxh3_64(data: Any) -> int:
-    """xxh3 (64 bits, seed 0) of any contiguous buffer."""
+    """Return the 64-bit xxh3 (seed 0) of any contiguous buffer."""
     return xxhash.xxh3_64_intdigest(data)
 
 
 def xxh3_128(buffers: Sequence[bytes | memoryview]) -> str:
-    """xxh3 (128 bits) over the joined buffers, hexadecimal."""
+    """Return the 128-bit xxh3 of the concatenated buffers, in hexadecimal."""
     hasher = xxhash.xxh3_128()
     for buffer in buffers:
         hasher.update(buffer)

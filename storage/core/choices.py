@@ -1,7 +1,7 @@
-"""Closed lists that the command line, the recipes and the code share: each stands here once, as a type and as the tuple of its names.
+"""Closed lists that the command line, the recipes and the code share: each is defined here once, as a type and as the tuple of its names.
 
-Nothing is imported, so that `--help` and a recipe's check cost nothing. The table that implements a list (codecs, export formats, …) stands
-with its code; a test compares each table with its list, so that a name without code, or code without a name, is a red test.
+This module imports nothing, so that `--help` and the check of a recipe are fast. The table that implements a list (codecs, export formats,
+…) lives with its code; a test compares each table with its list, so that a name without code, or code without a name, fails a test.
 """
 
 from typing import Literal, get_args
@@ -16,11 +16,11 @@ PhotometricMode = Literal["none", "teacher_same", "student_only"]
 PHOTOMETRIC_MODES: tuple[PhotometricMode, ...] = get_args(PhotometricMode)
 
 Orientation = Literal["stored", "upright"]
-"""Images as their bytes have them, or turned as their EXIF orientation asks for."""
+"""Images as stored, or rotated and mirrored as their EXIF orientation asks for."""
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 
 Container = Literal["file", "tar", "parquet"]
-"""What holds an image: a file of its own, or others in a file with that ending."""
+"""What holds an image: a file of its own, or a tar or Parquet file with many of them."""
 CONTAINERS: tuple[Container, ...] = get_args(Container)
 
 Normalisation = Literal["mean-std", "phi-s"]
@@ -34,7 +34,7 @@ Interpolation = Literal["bicubic", "bilinear", "nearest"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 ComputePrecision = Literal["fp32", "bf16"]
-"""What a forward pass computes in."""
+"""Number format of a forward pass."""
 COMPUTE_PRECISIONS: tuple[ComputePrecision, ...] = get_args(ComputePrecision)
 
 Precision = Literal["auto", ComputePrecision]
@@ -47,7 +47,7 @@ TargetSource = Literal["cached", "live"]
 TARGET_SOURCES: tuple[TargetSource, ...] = get_args(TargetSource)
 
 OnMiss = Literal["refuse", "compute"]
-"""What a training does about shards that are not there."""
+"""What a training does about shards that are missing from the store."""
 ON_MISS: tuple[OnMiss, ...] = get_args(OnMiss)
 
 Optimizer = Literal["adamw", "lamb"]
@@ -57,18 +57,18 @@ ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 TrainingEvaluation = Literal["knn"]
-"""What measures a student while it trains."""
+"""Evaluations that run during a training."""
 TRAINING_EVALUATIONS: tuple[TrainingEvaluation, ...] = get_args(TrainingEvaluation)
 
 HeadProtocol = Literal["official", "ours"]
-"""Whose arithmetic trains and measures a head on patch tokens."""
+"""Whose protocol trains and evaluates a head on patch tokens."""
 HEAD_PROTOCOLS: tuple[HeadProtocol, ...] = get_args(HeadProtocol)
 
 MaskDataset = Literal["ade20k", "other"]
 MASK_DATASETS: tuple[MaskDataset, ...] = get_args(MaskDataset)
 
 PairProtocol = Literal["paper", "ours"]
-"""Whose pairs and sizes semantic correspondence is measured by."""
+"""Whose image pairs and input sizes semantic correspondence is measured with."""
 PAIR_PROTOCOLS: tuple[PairProtocol, ...] = get_args(PairProtocol)
 
 PairSplit = Literal["trn", "val", "test"]

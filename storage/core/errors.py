@@ -1,8 +1,8 @@
-"""The errors that we raise on purpose, one class by who must act.
+"""The exceptions that this package raises on purpose, one class for each party that can act on it.
 
-`BadInput` is the user's to mend, `CacheMismatch` says that a cache is not the one that was asked for, `CacheDamaged` that bytes are not
-those that were committed, `StoreUnavailable` that the disk or the network refused. Each is a builtin as well, so that callers who know
-nothing of us still catch the right thing. A message says what happened, what we got and expected, where, and what to do next.
+`BadInput` is for the user to correct, `CacheMismatch` means that the store holds something other than what was requested, `CacheDamaged`
+that bytes differ from those that were committed, `StoreUnavailable` that the disk or the network failed. Each also derives from a builtin
+exception, so that callers need not import ours. A message says what happened, what was found and expected, where, and what to do next.
 """
 
 import difflib
@@ -19,30 +19,30 @@ class BadInput(EupeError, ValueError):
 
 
 class CacheMismatch(BadInput):
-    """The store holds something else than what was asked for; the text names each field that differs."""
+    """The store holds something other than what was requested; the text names each field that differs."""
 
 
 class CacheDamaged(EupeError, OSError):
-    """Bytes in the store are not the ones that its records describe; the text names the shard."""
+    """Bytes in the store differ from what its records describe; the text names the shard."""
 
 
 class StoreUnavailable(EupeError, OSError):
-    """The disk, the permission or the network refused; the text says what is needed."""
+    """The disk, its permissions or the network failed; the text says what is needed."""
 
 
 class Interrupted(EupeError):
-    """Stopped by the user or the scheduler, with the state kept: the same command goes on from there."""
+    """The run was stopped by the user or the scheduler and its state saved: the same command resumes it."""
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str]) -> BadInput:
-    """The error for a name that is not in a list of choices: names the nearest one and lists them all."""
+    """Return the error for a name that is not in a list of choices; its text names the nearest one and lists them all."""
     names = sorted(set(known))
-    said = {name.split("@")[0]: name for name in reversed(names)}  # nobody types a digest from memory
-    nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5) or difflib.get_close_matches(got, said, n=1, cutoff=0.5)
-    guess = f"; did you mean {said.get(nearest[0], nearest[0])!r}?" if nearest else "."
+    full_names = {name.split("@")[0]: name for name in reversed(names)}  # nobody types a digest from memory
+    nearest = difflib.get_close_matches(got, names, n=1, cutoff=0.5) or difflib.get_close_matches(got, full_names, n=1, cutoff=0.5)
+    guess = f"; did you mean {full_names.get(nearest[0], nearest[0])!r}?" if nearest else "."
     return BadInput(f"unknown {kind} {got!r}{guess} Known: {', '.join(names) or 'none yet'}")
 
 
 def command(*words: str, store: str) -> str:
-    """A command line on a store, quoted so that it can be run as it stands."""
+    """Return an `eupe-pipeline` command on a store, quoted for the shell."""
     return f"`eupe-pipeline {shlex.join([*words, '--store', store])}`"

@@ -1,7 +1,7 @@
-"""What long work tells while it runs: one plain dict an event, given to the function that the caller brought.
+"""Progress events of long-running work: each is a plain dict, passed to a callback.
 
-`event` names the kind ("progress", "note", "warning", "already", …), the other keys are its values, JSON-able. The command line shows
-events as a progress bar or, with --json, as lines; a notebook may pass any function, or none.
+The key `event` names the kind ("progress", "note", "warning", "already", …); the other keys are its values, all JSON-able. The command line
+shows events as a progress bar or, with --json, as lines; a notebook may pass any function, or none.
 """
 
 from collections.abc import Callable
@@ -12,4 +12,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore_event(event: Event) -> None:
-    """Do nothing with an event; the default where nobody listens."""
+    """Do nothing; the default callback."""

@@ -1,7 +1,7 @@
-"""Names made of content: canonical JSON, its sha256, and the difference of two identities.
+"""Content addressing: canonical JSON, its sha256, and the difference of two identities.
 
-A thing in the store is named by the digest of everything that decides its bytes, never by a date, a revision word or a person's name for
-it. Two identities that differ in one value are two things, and `differing_fields` says in which value.
+A dataset, a view set or a feature set is named by the digest of everything that decides its bytes, never by a date or a revision word.
+Two identities that differ in one value name two sets, and `differing_fields` says which value differs.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ SHORT_DIGEST = 12
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces; raises ValueError on NaN, infinities and anything that JSON lacks."""
+    """Return UTF-8 JSON with sorted keys and no spaces; raise ValueError for NaN, infinities and values that JSON cannot hold."""
     return json_bytes(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def json_bytes(value: Any, **style: Any) -> bytes:
-    """UTF-8 JSON in one of `json.dumps`' styles; bytes of a path that are not UTF-8 stand as escapes, so that they can be read back."""
+    """Return UTF-8 JSON; `style` goes to `json.dumps`. Bytes of a path that are not UTF-8 become escapes and survive a round trip."""
     try:
         return json.dumps(value, ensure_ascii=False, **style).encode()
     except UnicodeEncodeError:
@@ -27,23 +27,23 @@ def json_bytes(value: Any, **style: Any) -> bytes:
 
 
 def digest(value: Any) -> str:
-    """sha256 of the canonical JSON, as 64 hexadecimal digits."""
+    """Return the sha256 of the canonical JSON as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def short(full_digest: str) -> str:
-    """The first twelve digits, as they stand in folder names."""
+    """Return the first twelve digits, as used in folder names."""
     return full_digest[:SHORT_DIGEST]
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a local file's bytes, read once in blocks."""
+    """Return the sha256 of a local file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def ids_digest(image_ids: Iterable[str]) -> str:
-    """sha256 over image ids in order, each with its length in front so that no two lists collide by joining."""
+    """Return the sha256 over image ids in order, each prefixed with its length so that no two lists of ids give the same bytes."""
     hasher = hashlib.sha256()
     for image_id in image_ids:
         raw = image_id.encode()
@@ -53,14 +53,14 @@ def ids_digest(image_ids: Iterable[str]) -> str:
 
 
 def differing_fields(got: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One line for each leaf in which two identities differ, none exactly when their digests are equal: `path: got …, wanted …`."""
+    """Return a line `path: got …, wanted …` for each leaf in which two identities differ; [] exactly when their digests are equal."""
     lines: list[str] = []
     for key in sorted({*got, *wanted}):
         path = f"{prefix}{key}"
         left, right = got.get(key), wanted.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping) and left and right:
             lines += differing_fields(left, right, f"{path}.")
-        elif (key in got) != (key in wanted) or canonical_json(left) != canonical_json(right):  # to JSON, 1, 1.0 and true are three
+        elif (key in got) != (key in wanted) or canonical_json(left) != canonical_json(right):  # 1, 1.0 and true are different in JSON
             lines.append(f"{path}: got {_shown(got, key)}, wanted {_shown(wanted, key)}")
     return lines
 

@@ -1,7 +1,7 @@
-"""Which process of which machine: written down by one, so that another on the same machine can tell that it is gone.
+"""Record which process holds a lock or a lease, so that another process of the same machine can tell when it has ended.
 
-Only a process under the same boot and in the same namespace of process ids can be judged: containers that share a store have ids of their
-own, and another machine's processes are out of sight. An id that was given to a new process is told apart by when that was started.
+Only a process of the same boot and the same PID namespace can be judged: containers that share a store have PIDs of their own, and
+processes of other machines are invisible. A reused PID is recognised by the start time of its process.
 """
 
 import os
@@ -11,35 +11,35 @@ Process = dict[str, str | int]
 
 
 def this_process() -> Process:
-    """What identifies this process; {} where the system does not say (it is not Linux)."""
+    """Return what identifies this process: boot id, PID namespace, PID and start time; {} where there is no Linux /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        started = _started(os.getpid())
+        start_ticks = _start_ticks(os.getpid())
         namespace = os.readlink("/proc/self/ns/pid")
     except (OSError, ValueError, IndexError):
         return {}
-    return {"boot": boot, "pid_namespace": namespace, "pid": os.getpid(), "started": started}
+    return {"boot": boot, "pid_namespace": namespace, "pid": os.getpid(), "started": start_ticks}
 
 
-def is_gone(process: object) -> bool:
-    """Whether a process that was written down has certainly ended; False for all that cannot be judged here."""
-    here = this_process()
-    if not here or not isinstance(process, dict) or any(process.get(key) != here[key] for key in ("boot", "pid_namespace")):
+def has_ended(process: object) -> bool:
+    """Return whether a recorded process has certainly ended; False for one that cannot be judged from here."""
+    current = this_process()
+    if not current or not isinstance(process, dict) or any(process.get(key) != current[key] for key in ("boot", "pid_namespace")):
         return False
-    pid, started = process.get("pid"), process.get("started")
-    if type(pid) is not int or type(started) is not int or pid <= 0:
+    pid, start_ticks = process.get("pid"), process.get("started")
+    if type(pid) is not int or type(start_ticks) is not int or pid <= 0:
         return False
     try:
-        return _started(pid) != started
+        return _start_ticks(pid) != start_ticks
     except (FileNotFoundError, ProcessLookupError):
         return True
     except (OSError, ValueError, IndexError):
         return False
 
 
-def _started(pid: int) -> int:
-    """When a process was started, in ticks since the boot; raises FileNotFoundError when there is none, or only what is left of it."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # its name may hold spaces and brackets
+def _start_ticks(pid: int) -> int:
+    """Return the start time of a process in clock ticks since the boot; raise FileNotFoundError when it has ended or is a zombie."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the process name before it may hold spaces and brackets
     if fields[0] in (b"Z", b"X"):
         raise FileNotFoundError(pid)
     return int(fields[19])

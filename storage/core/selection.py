@@ -1,7 +1,7 @@
-"""Which rows or images a caller asks for: whatever a notebook hands over becomes row numbers or ids, or an error that says what to give.
+"""Normalise a caller's selection of rows or images to row numbers or ids, or raise an error that says what is accepted.
 
-Numbers may come as an integer array or tensor, a list or a range, ids as a list or an array of strings. A mask is refused: taken for
-numbers, its False and True would be rows 0 and 1. So are one id alone (it is a sequence of letters) and fractions.
+Row numbers may be an integer array or tensor, a list or a range; ids a list or an array of strings. A boolean mask is refused, because as
+integers its False and True would select rows 0 and 1. So are a single id (a string is a sequence of letters) and fractions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from .errors import BadInput
 
 Rows = NDArray[np.int64]
-Asked = NDArray[Any] | Sequence[int] | Sequence[str]
+Selection = NDArray[Any] | Sequence[int] | Sequence[str]
 
 
-def rows_or_ids(which: object) -> Rows | list[str]:
-    """Row numbers (n,) int64, or ids, from either of them in any form; raises `BadInput`."""
-    if isinstance(which, np.ndarray) and which.dtype == np.int64 and which.ndim == 1:
-        return which
-    if isinstance(which, (str, bytes)) or not isinstance(which, (np.ndarray, Iterable)):
-        raise BadInput(f"give a list of rows or of image ids, such as [{which!r}], got {which!r}")
-    values = which if isinstance(which, np.ndarray) else list(which)
+def rows_or_ids(selection: object) -> Rows | list[str]:
+    """Return row numbers (n,) int64, or a list of ids; raise `BadInput` for anything else."""
+    if isinstance(selection, np.ndarray) and selection.dtype == np.int64 and selection.ndim == 1:
+        return selection
+    if isinstance(selection, (str, bytes)) or not isinstance(selection, (np.ndarray, Iterable)):
+        raise BadInput(f"give a list of rows or of image ids, such as [{selection!r}], got {selection!r}")
+    values = selection if isinstance(selection, np.ndarray) else list(selection)
     if len(values) and all(isinstance(value, str) for value in values):
         return [str(value) for value in values]
     array = np.asarray(values) if len(values) else np.empty(0, np.int64)
@@ -32,9 +32,9 @@ def rows_or_ids(which: object) -> Rows | list[str]:
     return array.astype(np.int64)
 
 
-def only_rows(which: object, count: int, key: str) -> Rows:
-    """Row numbers (n,) int64 below `count`; raises `BadInput` for ids, for anything else, and for rows outside."""
-    rows = rows_or_ids(which)
+def only_rows(selection: object, count: int, key: str) -> Rows:
+    """Return row numbers (n,) int64 within [0, count); raise `BadInput` for ids, other types and rows out of range."""
+    rows = rows_or_ids(selection)
     if isinstance(rows, list):
         raise BadInput(f"{key} is read by row numbers here, got ids; `rows_of(ids)` of a feature set gives their rows")
     if len(rows) and not (rows.min() >= 0 and rows.max() < count):
@@ -42,9 +42,9 @@ def only_rows(which: object, count: int, key: str) -> Rows:
     return rows
 
 
-def only_ids(which: object) -> list[str]:
-    """Image ids; raises `BadInput` for row numbers and anything else."""
-    ids = rows_or_ids(which)
+def only_ids(selection: object) -> list[str]:
+    """Return image ids; raise `BadInput` for row numbers and other types."""
+    ids = rows_or_ids(selection)
     if isinstance(ids, list):
         return ids
     if len(ids):

@@ -1,7 +1,7 @@
-"""The signals by which the world ends a run: SIGTERM (a scheduler), SIGINT (Ctrl-C) and SIGHUP (a closed terminal or connection).
+"""Handle the signals that stop a run: SIGTERM (from a scheduler), SIGINT (Ctrl-C) and SIGHUP (a closed terminal or connection).
 
-All three keep the run's state. SIGHUP and SIGINT that were ignored when the process started stay ignored: that is what `nohup` and a
-shell's `&` ask for.
+A run that is stopped by any of them saves its state. SIGHUP and SIGINT that are ignored when the process starts stay ignored, as `nohup`
+and a shell's `&` require.
 """
 
 import contextlib
@@ -12,21 +12,21 @@ from types import FrameType
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that end a run of this process."""
-    asked = (number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN)
-    return signal.SIGTERM, *asked
+    """Return the signals that stop a run of this process."""
+    not_ignored = (number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN)
+    return signal.SIGTERM, *not_ignored
 
 
 def interrupt_on_stop() -> None:
-    """Make every stop signal raise KeyboardInterrupt, as Ctrl-C does; does nothing outside the main thread."""
+    """Make every stop signal raise KeyboardInterrupt, as Ctrl-C does; do nothing outside the main thread."""
     if threading.current_thread() is threading.main_thread():
         for number in stop_signals():
             signal.signal(number, signal.default_int_handler)
 
 
 @contextlib.contextmanager
-def on_stop(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback` at each stop signal instead of ending the process; outside the main thread signals are left alone."""
+def call_on_stop(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` at each stop signal inside the block instead of ending the process; do nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -34,9 +34,9 @@ def on_stop(callback: Callable[[], None]) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         callback()
 
-    before = {number: signal.signal(number, handle) for number in stop_signals()}
+    previous_handlers = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

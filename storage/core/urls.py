@@ -1,6 +1,7 @@
-"""What a URL of a store or of a source may be: no secrets in it, because URLs stand in identities, records, logs and errors.
+"""Checks of the URLs of stores and sources: no secrets, because URLs are written into identities, records, logs and errors.
 
-Errors of this file never repeat a URL that holds one. Credentials come through the environment, as every client library reads them.
+Error messages of this file never repeat a URL that holds a secret. Credentials come from the environment, as every client library reads
+them.
 """
 
 import re
@@ -8,43 +9,43 @@ from pathlib import Path
 
 from .errors import BadInput
 
-NAMED = ("hf:", "hub:", "timm:")  # begins of names of teachers and of weights, which are neither paths nor URLs
-_HALF = re.compile(r"(?!hf:|hub:|timm:)[a-z][a-z0-9+]+:/[^/]")
-SAME_SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
-_SERVER = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d*")
+_NAME_PREFIXES = ("hf:", "hub:", "timm:")  # prefixes of names of teachers and weights, which are neither paths nor URLs
+_BROKEN_URL = re.compile(r"(?!hf:|hub:|timm:)[a-z][a-z0-9+]+:/[^/]")
+_SCHEME_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\[\]]+):\d*")
 _ADVICE = "credentials come from the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.netrc and so on)"
 
 
-def is_url(place: Path | str) -> bool:
-    """Whether this is a URL, and not a path; raises `BadInput` for what is left of a URL that went through a path."""
-    if _HALF.match(place := str(place)):
-        raise BadInput(f"{place!r} is neither a folder nor a URL; did you mean {place.replace(':/', '://', 1)!r}?")
-    return "://" in place
+def is_url(location: Path | str) -> bool:
+    """Return whether a location is a URL rather than a path; raise `BadInput` for `s3:/bucket`, a URL that `pathlib` has collapsed."""
+    if _BROKEN_URL.match(location := str(location)):
+        raise BadInput(f"{location!r} is neither a folder nor a URL; did you mean {location.replace(':/', '://', 1)!r}?")
+    return "://" in location
 
 
-def absolute(place: str) -> str:
-    """A path as an absolute one, with ~ as the home folder; a URL, a name such as hub:OWNER/NAME and "" as they are.
+def absolute(location: str) -> str:
+    """Return a path made absolute, with `~` expanded; return a URL, a name such as hub:OWNER/NAME and "" unchanged.
 
-    Every path that is given is made absolute where it enters: Ray starts workers in other folders, and a run is gone on with from others.
-    A relative one means the same everywhere, also in a recipe's file: it starts at the folder in which the command runs.
+    Every path is made absolute where it enters, because Ray starts workers in other folders and a run may be resumed from another one.
+    A relative path, also one in a recipe file, is relative to the folder in which the command runs.
     """
-    if not place or place.startswith(NAMED) or is_url(place):
-        return place
-    return str(Path(place).expanduser().absolute())
+    if not location or location.startswith(_NAME_PREFIXES) or is_url(location):
+        return location
+    return str(Path(location).expanduser().absolute())
 
 
-def one_spelling(url: str) -> str:
-    """A URL with the scheme that its client knows, in small letters: Hadoop's `s3a://` and `s3n://` are `s3://`; a path as it is."""
+def normalize_scheme(url: str) -> str:
+    """Return a URL with its scheme in lower case and as fsspec knows it (`s3a://` and `s3n://` become `s3://`); a path unchanged."""
     scheme, separator, rest = url.partition("://")
-    return f"{SAME_SCHEMES.get(scheme.lower(), scheme.lower())}://{rest}" if separator else url
+    return f"{_SCHEME_ALIASES.get(scheme.lower(), scheme.lower())}://{rest}" if separator else url
 
 
 def refuse_endpoint(what: str, url: str) -> None:
-    """Raise `BadInput` for an S3 URL that names a server where the bucket belongs."""
+    """Raise `BadInput` for an S3 URL with a server (host:port) in place of the bucket."""
     for part in url.split("::"):
         scheme, _, rest = part.partition("://")
         server, _, path = rest.partition("/")
-        if scheme.lower() in ("s3", "s3a", "s3n") and _SERVER.fullmatch(server):
+        if scheme.lower() in ("s3", "s3a", "s3n") and _HOST_AND_PORT.fullmatch(server):
             raise BadInput(
                 f"the {what}'s URL {part} names the server {server} where the bucket belongs: "
                 f"export AWS_ENDPOINT_URL=http://{server} (or https://), and give s3://{path or 'BUCKET/FOLDER'}"
@@ -52,9 +53,9 @@ def refuse_endpoint(what: str, url: str) -> None:
 
 
 def refuse_secrets(what: str, url: str) -> None:
-    """Raise `BadInput` for a URL with a user or a password, a query or a fragment; chained URLs (`a://x::b://y`) part by part.
+    """Raise `BadInput` for a URL with a user, a password, a query or a fragment; each part of a chained URL (`a://x::b://y`) is checked.
 
-    A signed URL's signature is in its query, and it runs out while what was recorded stays.
+    A signed URL carries its signature in the query; it expires while the record that holds it stays.
     """
     for part in url.split("::"):
         scheme, separator, rest = part.partition("://")
@@ -65,7 +66,7 @@ def refuse_secrets(what: str, url: str) -> None:
 
 
 def require_utf8(option: str, path: str, why: str) -> None:
-    """Raise `BadInput` for a path whose bytes are not UTF-8, where `why` (a library) takes no such path."""
+    """Raise `BadInput` for a path whose bytes are not UTF-8; `why` names the library that cannot take it."""
     try:
         path.encode()
     except UnicodeEncodeError as error:

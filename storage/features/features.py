@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import BadInput, CacheDamaged
 from ..core.identity import digest, ids_digest, short
-from ..core.selection import Asked, only_rows, rows_or_ids
+from ..core.selection import Selection, only_rows, rows_or_ids
 from ..images.dataset import ImageDataset
 from ..objects.content_addressed import MAX_IDENTITY_BYTES, check_metadata, check_name, create_named, damage
 from ..objects.objects import Objects
@@ -56,7 +56,7 @@ def features_identity(
     sampling: Mapping[str, Any],
     layout: FeatureLayout,
 ) -> dict[str, Any]:
-    """Everything that decides a feature set; `sampling` says which views the statistics were measured on."""
+    """Return everything that decides a feature set; `sampling` says which views the statistics were measured on."""
     return {
         "format": 1,
         "teacher": dict(teacher),
@@ -91,14 +91,14 @@ class FeatureReader:
 
     @classmethod
     def create(cls, objects: Objects, name: str, views: ViewSet, identity: dict[str, Any], statistics: Statistics) -> "FeatureReader":
-        """The feature set of this identity, made when the store does not have it yet."""
+        """Return the feature set of this identity, made when the store does not have it yet."""
         key = f"{check_name('feature set', name)}@{short(digest(identity))}"
         files = features_metadata(identity, FeatureLayout.from_identity(identity["layout"]).specs(views), statistics)
         create_named(objects, f"features/{key}", "features", identity, files)
         return cls(objects, key, views, identity)
 
     def _check_views(self, record: Record) -> None:
-        """Refuse tokens of other images or of other views than those that stand beside them now; raises `CacheDamaged`."""
+        """Refuse tokens of other images or of other views than those that stand beside them now; raise `CacheDamaged`."""
         of_views = self.views.group.record(record.shard)
         if of_views is None and not record.views_record:
             return
@@ -114,12 +114,12 @@ class FeatureReader:
         return bool(self.group.committed_mask().all())
 
     def missing_shards(self) -> list[int]:
-        """The shards that have no record yet, in order."""
+        """Return the shards that have no record yet, in order."""
         missing: list[int] = np.flatnonzero(~self.group.committed_mask()).tolist()
         return missing
 
     def failed_rows(self) -> NDArray[np.int64]:
-        """The rows of images that failed, in order; they have no tokens."""
+        """Return the rows of images that failed, in order; they have no tokens."""
         rows: list[int] = []
         views_per_image = self.views.views_per_image
         for record in self.group.records(sorted({*self.group.uncompacted(), *self.group.ledgers.totals()[1]})):
@@ -136,17 +136,17 @@ class FeatureReader:
         return TokenRows(arrays.get("cls"), arrays["patch"], arrays.get("patch_scale"), arrays.get("patch_position"))
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The rows of images by id: all views of the first, then all of the next; raises `BadInput` for an unknown id."""
+        """Return the rows of images by id: all views of the first, then all of the next; raise `BadInput` for an unknown id."""
         views = self.views.views_per_image
         rows: NDArray[np.int64] = (self.views.dataset.index_of(ids)[:, None] * views + np.arange(views)).reshape(-1)
         return rows
 
     def dataset(self) -> ImageDataset:
-        """The images whose tokens these are: ids, labels, sizes, pixels."""
+        """Return the images whose tokens these are: ids, labels, sizes, pixels."""
         return self.views.dataset
 
-    def read(self, which: Asked, out: TokenRows | None = None, *, check: bool = True, threads: int | None = None) -> TokenRows:
-        """The given rows, or all views of the images of the given ids, in their order, into `out` when given.
+    def read(self, which: Selection, out: TokenRows | None = None, *, check: bool = True, threads: int | None = None) -> TokenRows:
+        """Return the given rows, or all views of the images of the given ids, in their order, into `out` when given.
 
         Rows and ids may come as an array, a list or a range (`selection`). Large reads take several threads, at most `threads`. Raises
         `BadInput` for rows outside and unknown ids, `CacheDamaged` naming the shard for damage.
@@ -163,7 +163,7 @@ class FeatureReader:
         self.group.expect(rows, self.group.specs)
 
     def read_cls(self, rows: NDArray[Any] | Sequence[int]) -> NDArray[np.floating]:
-        """Class tokens (n, D) alone; raises `BadInput` when the teacher has none, and for rows outside."""
+        """Class tokens (n, D) alone; raise `BadInput` when the teacher has none, and for rows outside."""
         if self.cls_dim is None:
             raise BadInput(f"{self.key} has no class tokens: its teacher has none")
         chosen = only_rows(rows, self.rows, self.key)
@@ -176,14 +176,14 @@ class FeatureReader:
         return decode(tokens.patch, tokens.scale, self.codec, out)
 
     def draw_positions(self, shard: int) -> Positions | None:
-        """The places (n, T) of the tokens that a shard stores of each view, drawn anew; None when it stores all."""
+        """Return the places (n, T) of the tokens that a shard stores of each view, drawn anew; None when it stores all."""
         if self.layout.tokens_per_view is None:
             return None
         ids, views = self.views.dataset.ids(*self.views.shard_images(shard)), self.views
         return draw_positions(views.spec.seed, ids, views.views_per_image, self.grid[0] * self.grid[1], self.layout.tokens_per_view)
 
     def encode(self, cls_nD: NDArray[np.float32] | None, patch: NDArray[np.float32], position_nT: Positions | None = None) -> TokenRows:
-        """The stored form of n rows of normalised fp32 tokens; what is not finite stays so and is refused at the commit.
+        """Return the stored form of n rows of normalised fp32 tokens; what is not finite stays so and is refused at the commit.
 
         `patch` is (n, H, W, D), or for a sampled set the tokens (n, T, D) that stand at `position_nT`.
         """
@@ -194,14 +194,14 @@ class FeatureReader:
     def commit_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
         """Publish one shard of encoded tokens; rows of the images in `failed` (id → reason) are left out.
 
-        Raises `BadInput` naming the image when a token is not finite: no reader could train on it.
+        Raise `BadInput` naming the image when a token is not finite: no reader could train on it.
         """
         return self.group.publish(*self._checked(shard, tokens, failed, views_record))
 
     def heal_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
-        """Make a damaged shard whole in its place, from its tokens computed anew (`healing`); returns its record.
+        """Make a damaged shard whole in its place, from its tokens computed anew (`healing`); return its record.
 
-        Raises as `commit_shard`, and `CacheMismatch` where what is whole of it is not what these tokens say.
+        Raise as `commit_shard`, and `CacheMismatch` where what is whole of it is not what these tokens say.
         """
         record, arrays, present = self._checked(shard, tokens, failed, views_record)
         standing = standing_record(self.group, shard)
@@ -215,7 +215,7 @@ class FeatureReader:
     def _checked(
         self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str
     ) -> tuple[Record, dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        """A shard's record without its objects, its arrays, and which rows exist."""
+        """Return a shard's record without its objects, its arrays, and which rows exist."""
         first, last = self.views.shard_images(shard)
         ids = self.views.dataset.ids(first, last)
         present = np.repeat([image_id not in failed for image_id in ids], self.views.views_per_image)
@@ -231,24 +231,24 @@ class FeatureReader:
         return Record(self.digest, shard, len(present), ids_digest(ids), {}, dict(failed), views_record), arrays, present
 
     def stored_bytes(self) -> int:
-        """Bytes of the committed shards' objects, from their records."""
+        """Return bytes of the committed shards' objects, from their records."""
         return self.group.stored_bytes()
 
     def open_zarr(self) -> Any:
-        """The set as a read-only zarr-python group, for notebooks; it checks inner checksums but not our records."""
+        """Return the set as a read-only zarr-python group, for notebooks; it checks inner checksums but not our records."""
         import zarr
 
         return zarr.open_group(f"{self._objects.url.rstrip('/')}/features/{self.key}", mode="r")
 
 
 def _named(tokens: TokenRows) -> dict[str, NDArray[Any]]:
-    """The arrays by their names in the group."""
+    """Return the arrays by their names in the group."""
     every = {"cls": tokens.cls, "patch": tokens.patch, "patch_scale": tokens.scale, "patch_position": tokens.position}
     return {name: array for name, array in every.items() if array is not None}
 
 
 def features_metadata(identity: Mapping[str, Any], specs: list[ArraySpec], statistics: Statistics) -> dict[str, bytes]:
-    """Every file of the set that follows from its identity and its statistics."""
+    """Return every file of the set that follows from its identity and its statistics."""
     files: dict[str, bytes] = {"statistics/zarr.json": group_metadata({"count": statistics.count})}
     for name, values in statistics.arrays().items():
         channel = "cls_channel" if name.startswith("cls") else "channel"
@@ -269,7 +269,7 @@ def _about(name: str) -> dict[str, str]:
 
 
 def read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any]) -> Statistics:
-    """The statistics that lie in a feature set, checked against what its identity says of them; raises `CacheDamaged`."""
+    """Return the statistics that lie in a feature set, checked against what its identity says of them; raise `CacheDamaged`."""
     names = objects.names(f"{prefix}/statistics")
     arrays: dict[str, NDArray[np.float32]] = {}
     for name in ("cls_mean", "cls_std", "patch_mean", "patch_std", "cls_matrix", "patch_matrix"):

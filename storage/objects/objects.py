@@ -20,7 +20,7 @@ from typing import Protocol
 from ..core.cache_home import expanded
 from ..core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ..core.forks import renewed_after_fork
-from ..core.urls import is_url, one_spelling
+from ..core.urls import is_url, normalize_scheme
 from .atomic_files import Content, create_exclusively, fsync_folder, make_folder, refusals, sweep, write_atomically
 from .parallel_reads import Fetchers
 from .reading_threads import threads_for_files
@@ -308,7 +308,7 @@ def open_objects(url: str, *, make: bool = False) -> Objects:
             make_folder(root)
         return LocalObjects(root)
     try:
-        return RemoteObjects(one_spelling(url))
+        return RemoteObjects(normalize_scheme(url))
     except EupeError:
         raise
     except (ValueError, ImportError) as error:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..core.errors import BadInput
 from ..core.identity import canonical_json, digest, short
-from ..core.urls import is_url, one_spelling
+from ..core.urls import is_url, normalize_scheme
 from ..objects.content_addressed import damage
 from ..objects.objects import Objects
 
@@ -28,11 +28,11 @@ _PLACE_COLUMNS = ["path", "container", "offset", "length"]
 def canonical_source(source: str) -> str:
     """One spelling for all of a source's: an absolute path without `.`, `..` or a last slash for what lies here, else a URL without one.
 
-    Links stay as they are written, because they may lead elsewhere tomorrow. Raises `BadInput` for a path that is no text.
+    Links stay as they are written, because they may lead elsewhere tomorrow. Raise `BadInput` for a path that is no text.
     """
     scheme, separator, rest = source.partition("://")
     if is_url(source) and scheme.lower() not in ("file", "local"):
-        return source if "::" in source else one_spelling(f"{scheme}://{rest.rstrip('/') or rest[:1]}")
+        return source if "::" in source else normalize_scheme(f"{scheme}://{rest.rstrip('/') or rest[:1]}")
     as_written = os.path.join(os.getcwd(), os.path.expanduser(rest if separator else source))
     path = os.path.normpath(as_written)
     if os.path.realpath(path) != os.path.realpath(as_written):  # `link/..` is not the folder that the link lies in
@@ -43,7 +43,7 @@ def canonical_source(source: str) -> str:
 
 
 def add_place(objects: Objects, key: str, source: str, tables: Iterable[pa.Table]) -> bool:
-    """Note that a dataset's images lie at `source` too; whether that is new. Raises `BadInput` when they lie there in another way."""
+    """Note that a dataset's images lie at `source` too; whether that is new. Raise `BadInput` when they lie there in another way."""
     described = json.loads(objects.read(f"datasets/{key}/identity.json"))
     if canonical_source(source) in {canonical_source(known) for known in (described["source"], *places(objects, key))}:
         return False
@@ -61,7 +61,7 @@ def add_place(objects: Objects, key: str, source: str, tables: Iterable[pa.Table
 
 
 def places(objects: Objects, key: str) -> list[str]:
-    """The further sources of a dataset, in order of their files' names; raises `CacheDamaged` for an altered file."""
+    """Return the further sources of a dataset, in order of their files' names; raise `CacheDamaged` for an altered file."""
     found = []
     for name in objects.names(f"datasets/{key}/places"):
         where = f"datasets/{key}/places/{name}"
@@ -70,7 +70,7 @@ def places(objects: Objects, key: str) -> list[str]:
 
 
 def parse_place(data: bytes, where: str) -> str:
-    """The source that a place's file names; raises `CacheDamaged` for an altered file."""
+    """Return the source that a place's file names; raise `CacheDamaged` for an altered file."""
     with damage(where):
         body = json.loads(data)
         claimed = body.pop("file_digest")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from ..core.errors import BadInput, CacheDamaged, StoreUnavailable
 from ..core.identity import canonical_json
-from ..core.process import is_gone, this_process
+from ..core.process import has_ended, this_process
 from ..objects.objects import Objects
 
 LEASE_SECONDS = 3600
@@ -63,7 +63,7 @@ def holders(objects: Objects, key: str, clock: Callable[[], float] = time.time) 
 
 
 def _live(objects: Objects, key: str, clock: Callable[[], float]) -> list[tuple[str, int]]:
-    """Owner and expiry of the leases that have not ended."""
+    """Return owner and expiry of the leases that have not ended."""
     found = []
     for name in objects.names(f"leases/{key}"):
         match = _NAME.fullmatch(name)
@@ -73,9 +73,9 @@ def _live(objects: Objects, key: str, clock: Callable[[], float]) -> list[tuple[
 
 
 def _abandoned(objects: Objects, where: str) -> bool:
-    """Whether the process that holds a lease is gone; False for what does not say or cannot be read, and for older leases."""
+    """Return whether the process that holds a lease is gone; False for what does not say or cannot be read, and for older leases."""
     try:
-        return is_gone(json.loads(objects.read(where, _MAX_BYTES))["process"])
+        return has_ended(json.loads(objects.read(where, _MAX_BYTES))["process"])
     except FileNotFoundError:  # given back a moment ago
         return True
     except (ValueError, KeyError, TypeError, RecursionError, CacheDamaged, StoreUnavailable):

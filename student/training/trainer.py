@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...storage.core.errors import BadInput, Interrupted
 from ...storage.core.events import Event, OnEvent, ignore_event
-from ...storage.core.stop_signals import on_stop
+from ...storage.core.stop_signals import call_on_stop
 from ..data.following import POLL_S, FollowedOrder
 from ..data.joined import AnyViews
 from ..data.order import BatchOrder
@@ -105,7 +105,7 @@ class Trainer:
         try:
             for learner in self.learners:
                 self.on_event({"event": "start", **self._student_fields(learner), **self._start_event(learner)})
-            with on_stop(self._stop.set):
+            with call_on_stop(self._stop.set):
                 self._loop(first, self.recipe.run.steps)
         finally:
             for learner in self.learners:

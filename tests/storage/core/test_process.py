@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.core.process import Process, is_gone, this_process
+from eupe_pipeline.storage.core.process import Process, has_ended, this_process
 from eupe_pipeline.storage.objects.objects import LocalObjects
 from eupe_pipeline.storage.upkeep.leases import Lease, drop_expired, holders, refuse_leased
 
@@ -33,16 +33,16 @@ def dead() -> Process:
 
 
 def test_this_process_is_not_gone_and_one_that_ended_is(dead: Process) -> None:
-    assert not is_gone(this_process())
-    assert is_gone(dead)
-    assert is_gone({**this_process(), "started": 1})  # its number was given to another
+    assert not has_ended(this_process())
+    assert has_ended(dead)
+    assert has_ended({**this_process(), "started": 1})  # its number was given to another
 
 
 def test_what_cannot_be_judged_counts_as_alive(dead: Process) -> None:
     changed: list[Process] = [{"boot": "another"}, {"pid_namespace": "pid:[1]"}, {"pid": "7"}, {"pid": -1}, {"started": "1"}]
     others: list[object] = [{}, None, [], "x", *({**dead, **change} for change in changed)]
     for other in others:
-        assert not is_gone(other)
+        assert not has_ended(other)
 
 
 def test_the_lease_of_a_killed_process_ends_at_once(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """One spelling for URLs that mean the same, and paths that enter as they were written."""
 
 import pytest
-from eupe_pipeline.storage.core.urls import one_spelling
+from eupe_pipeline.storage.core.urls import normalize_scheme
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from eupe_pipeline.storage.core.urls import one_spelling
     ],
 )
 def test_a_scheme_is_the_clients_and_the_rest_stays(given: str, known: str) -> None:
-    assert one_spelling(given) == known
+    assert normalize_scheme(given) == known
