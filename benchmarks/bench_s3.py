@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from eupe_pipeline.storage.features.features import FeatureReader, TokenRows
 from eupe_pipeline.storage.objects.objects import open_objects
-from eupe_pipeline.storage.objects.s3_download import whole_objects
+from eupe_pipeline.storage.objects.s3_download import s3_downloader
 from eupe_pipeline.storage.objects.shard_cache import CONNECTIONS
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.copying import copy_features
@@ -97,7 +97,7 @@ def main() -> None:
         with server():
             features = fill(folder / "local", options.shards)
             objects = open_objects(URL)
-            whole = whole_objects(url_to_fs(URL)[0])
+            whole = s3_downloader(url_to_fs(URL)[0])
             keys = [f"features/{features.key}/{features.group.specs['patch'].key(shard)}" for shard in range(options.shards)]
             total = sum(objects.size(key) or 0 for key in keys)
             read_epoch(opened(folder / "full", features.key))

@@ -20,8 +20,8 @@ from .core.identity import canonical_json, digest, short
 from .features.features import FeatureReader
 from .features.statistics import Statistics
 from .images.dataset import ImageDataset
-from .objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, damage, is_key, read_identity
-from .objects.mending import held
+from .objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, is_key, parsing, read_identity
+from .objects.damaged_files import read_or_flaw
 from .objects.objects import Objects, open_objects
 from .objects.remote import RemoteObjects
 from .objects.shard_cache import DEFAULT_LIMIT_BYTES, CachedObjects
@@ -167,7 +167,7 @@ class FeatureStore:
             kept = self.read_statistics(key)
         except FileNotFoundError:
             return None
-        with damage(key):
+        with parsing(key):
             if kept[0] != measured_on:
                 raise ValueError("it was measured on something else; remove it to measure the statistics again")
         return kept[1]
@@ -184,7 +184,7 @@ class FeatureStore:
 
 def marker_flaw(objects: Objects) -> str:
     """Return what is wrong with a store's marker file, "" when it is correct; raise `BadInput` for a store of another format."""
-    data, flaw = held(objects, MARKER, MAX_IDENTITY_BYTES)
+    data, flaw = read_or_flaw(objects, MARKER, MAX_IDENTITY_BYTES)
     if data is None or flaw or data == MARKER_BYTES:
         return flaw
     try:
@@ -221,7 +221,7 @@ def pack_kept_statistics(measured_on: dict[str, Any], statistics: Statistics) ->
 
 def parse_kept_statistics(data: bytes, key: str) -> tuple[dict[str, Any], Statistics]:
     """Return what the statistics in a file were measured on, and the statistics; raise `CacheDamaged` for an altered file."""
-    with damage(key):
+    with parsing(key):
         body = json.loads(data)
         claimed = body.pop("digest")
         if claimed != digest(body) or canonical_json({**body, "digest": claimed}) != data:

@@ -17,7 +17,7 @@ from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
 from ...storage.features.statistics import Statistics
 from ...storage.images.dataset import ImageDataset
-from ...storage.objects.dry_run_objects import Rehearsal
+from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.probes import check_writable
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
@@ -40,7 +40,7 @@ def pooled_features(
             check_writable(store.objects)
     except StoreUnavailable as error:
         on_event({"event": "warning", "text": f"features of {dataset.name} are not kept for the next evaluation: {error}"})
-        reader = _begun(FeatureStore(Rehearsal(store.objects)), dataset, model, crop_fraction)
+        reader = _begun(FeatureStore(DryRunObjects(store.objects)), dataset, model, crop_fraction)
     missing, views = reader.missing_shards(), reader.views
     if not missing:
         return reader

@@ -1,6 +1,6 @@
 """What an extraction would do, and nothing done: not even the names of what it would make are left in the store.
 
-Keys follow from identities: what the store lacks is made in a rehearsal of it (`storage.rehearsal`), to learn its key and its size. A
+Keys follow from identities: what the store lacks is made in memory (`dry_run_objects`), to learn its key and its size. A
 feature set's key holds its statistics; where those are still to be measured it is not known yet, and sizes follow from the shapes.
 """
 
@@ -17,7 +17,7 @@ from .measure_statistics import Normalisation
 def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, FeatureLayout], normalisation: Normalisation) -> dict[str, Any]:
     """Shards that a run would do, the bytes that it would write, by teacher, and the statistics that it would measure first.
 
-    `store` is a rehearsal of the real one.
+    `store` keeps what is created in memory.
     """
     missing: dict[str, set[int]] = {}
     keys: dict[str, str | None] = {}

@@ -14,7 +14,7 @@ from typing import Any
 from ...storage.core.errors import BadInput, Interrupted
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
-from ...storage.objects.dry_run_objects import Rehearsal
+from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.registry.native_size import size_warning
@@ -60,7 +60,7 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     """
     store = FeatureStore.open(options.store)
     if options.dry_run:
-        store = FeatureStore(Rehearsal(store.objects))
+        store = FeatureStore(DryRunObjects(store.objects))
     dataset = store.dataset(options.data)
     specs = [resolve_request(request, options) for request in options.teachers]
     if len({spec.name for spec in specs}) != len(specs):

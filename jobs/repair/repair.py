@@ -18,7 +18,7 @@ from ...storage.core.errors import BadInput, CacheDamaged, EupeError, StoreUnava
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.features.sampling import Positions
-from ...storage.objects.dry_run_objects import Rehearsal
+from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.upkeep.examination import examine
 from ...storage.upkeep.examiner import Examiner
@@ -77,7 +77,7 @@ def repair_features(options: RepairOptions, on_event: OnEvent = ignore_event) ->
     """
     teacher, dry_run, store = options.teacher, options.dry_run, FeatureStore.open_damaged(options.store)
     if dry_run:
-        store = FeatureStore(Rehearsal(store.objects))
+        store = FeatureStore(DryRunObjects(store.objects))
     whole = None if options.key is None else store.features_key(options.key)
     if teacher is not None and whole is not None:
         with contextlib.suppress(CacheDamaged, StoreUnavailable):  # looked at again when its files are whole

@@ -15,7 +15,7 @@ from ...storage.core.errors import CacheMismatch, EupeError
 from ...storage.core.events import OnEvent
 from ...storage.features.canaries import pack_canary
 from ...storage.features.features import FeatureReader
-from ...storage.objects.mending import put
+from ...storage.objects.damaged_files import replace_verified
 from ...storage.store import FeatureStore
 from ...storage.upkeep.examiner import Examiner, ToExtract
 from ...teachers.registry.canary import canary
@@ -113,4 +113,4 @@ def _record_canary(examiner: Examiner, where: str, reader: FeatureReader, spec: 
         raise CacheMismatch(
             f"{spec.name} gives other tokens than {reader.key} holds (cosine {cosine:.4f}); its canary is not recorded anew"
         )
-    put(examiner.objects, where, pack_canary(canary(loaded)))
+    replace_verified(examiner.objects, where, pack_canary(canary(loaded)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...storage.core.errors import CacheDamaged
 from ...storage.core.identity import file_sha256
-from ...storage.objects.atomic_files import refusals, replace_folder, write_atomically
+from ...storage.objects.atomic_files import replace_folder, translate_os_errors, write_atomically
 from ...storage.objects.objects import Objects
 
 Manifest = Mapping[str, Mapping[str, Any]]
@@ -74,7 +74,7 @@ class RunCopy:
         """One whole folder into place, or nothing; raises `CacheDamaged` for a file that differs from the manifest."""
         manifest = self.manifest(name) or {}
         needed_bytes = sum(one["bytes"] for one in manifest.values())
-        with refusals(final, needed_bytes), replace_folder(final) as temporary:
+        with translate_os_errors(final, needed_bytes), replace_folder(final) as temporary:
             for file, described in manifest.items():
                 try:
                     (temporary / file).write_bytes(self.objects.read(f"{name}/{file}", described["bytes"]))

@@ -20,8 +20,8 @@ from typing import Any
 from ...storage.core.cache_home import cache_home, can_be_written, home_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.objects.atomic_files import refusals
-from ...storage.objects.exclusive import publish
+from ...storage.objects.atomic_files import translate_os_errors
+from ...storage.objects.exclusive_create import publish
 
 PACKAGES = ("eupe-pipeline", "torch", "timm", "torchvision", "transformers", "ray", "zarr", "numpy", "pillow", "pyarrow", "safetensors")
 PROBE_BYTES = 64 << 20
@@ -66,7 +66,7 @@ def user() -> dict[str, Any]:
 
 def publishing(folder: Path) -> str:
     """Return how a store in a folder would publish files without replacing any."""
-    with refusals(folder, 0), tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-doctor-") as own:
+    with translate_os_errors(folder, 0), tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-doctor-") as own:
         new = Path(own) / "new"
         new.write_bytes(b"")
         try:
@@ -114,7 +114,7 @@ def disk(folder: Path) -> dict[str, Any]:
     """Return free space in GB and the measured write and read rates in MB/s of a folder."""
     block = os.urandom(BLOCK_BYTES)
     count = PROBE_BYTES // BLOCK_BYTES
-    with refusals(folder, PROBE_BYTES), tempfile.TemporaryFile(dir=folder, prefix=".tmp-doctor-") as file:
+    with translate_os_errors(folder, PROBE_BYTES), tempfile.TemporaryFile(dir=folder, prefix=".tmp-doctor-") as file:
         descriptor = file.fileno()
         began = time.perf_counter()
         for _ in range(count):

@@ -18,7 +18,7 @@ from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import STD_FLOOR, Statistics
-from ...storage.objects.dry_run_objects import Rehearsal
+from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.upkeep.copying import copy_features
 from ...storage.upkeep.examination import examine
@@ -161,7 +161,7 @@ def verify_features(*, store: str, on_event: OnEvent = ignore_event, key: str | 
     if not (number.isdecimal() and parts.isdecimal()):
         raise BadInput(f"--subset takes k/n, such as 1/10, got {subset!r}")
     part = checked_part((int(number), int(parts)))
-    examiner = Examiner(FeatureStore(Rehearsal(opened.objects)), whole, images=False, acting=False, part=part, on_event=on_event)
+    examiner = Examiner(FeatureStore(DryRunObjects(opened.objects)), whole, images=False, acting=False, part=part, on_event=on_event)
     readers = examine(examiner, whole)
     for one in examiner.findings:
         if not one.unfinished:

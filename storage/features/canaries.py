@@ -19,7 +19,7 @@ MAX_CANARY_BYTES = 16 << 20
 
 
 def pack_canary(features: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """The file's content."""
+    """Return the file's content."""
     arrays = {
         name: {"shape": list(values.shape), "float32": base64.b64encode(values.astype("<f4").tobytes()).decode()}
         for name, values in features.items()
@@ -28,7 +28,7 @@ def pack_canary(features: Mapping[str, NDArray[np.float32]]) -> bytes:
 
 
 def parse_canary(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
-    """The tokens by name; raises `CacheDamaged` for an altered file."""
+    """Return the tokens by name; raise `CacheDamaged` for an altered file."""
     try:
         body = json.loads(data)
         if body["digest"] != digest(body["arrays"]) or body["format"] != 1 or canonical_json(body) != data:

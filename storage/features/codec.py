@@ -121,14 +121,14 @@ class TokenCodec:
 
 
 def _rounded_up(wanted: Float32s) -> Scales:
-    """The smallest fp16 scales that are not below the wanted ones, so that no code has to be clipped and half a step bounds the error."""
+    """Return the smallest fp16 scales ≥ the wanted ones: no code is clipped, and half a step bounds the error."""
     scale = np.maximum(wanted.astype(np.float16), _SMALLEST_SCALE)
     rounded: Scales = np.where(scale.astype(np.float32) < wanted, np.nextafter(scale, _LARGEST_SCALE), scale)
     return rounded
 
 
 def _halved(groups: Float32s, pick: np.ufunc) -> Float32s:
-    """The minimum or maximum of each group by halving it: faster than a reduction over so short an axis."""
+    """Return the minimum or maximum of each group by halving it: faster than a reduction over so short an axis."""
     while groups.shape[-1] % 2 == 0:
         half = groups.shape[-1] // 2
         groups = pick(groups[..., :half], groups[..., half:])

@@ -20,7 +20,7 @@ from ..core.errors import BadInput, CacheDamaged
 from ..core.identity import digest, ids_digest, short
 from ..core.selection import Selection, only_rows, rows_or_ids
 from ..images.dataset import ImageDataset
-from ..objects.content_addressed import MAX_IDENTITY_BYTES, check_metadata, check_name, create_named, damage
+from ..objects.content_addressed import MAX_IDENTITY_BYTES, check_metadata, check_name, create_set, parsing
 from ..objects.objects import Objects
 from ..shards.commit import Record
 from ..shards.healing import heal, standing_record
@@ -72,7 +72,7 @@ class FeatureReader:
     def __init__(self, objects: Objects, key: str, views: ViewSet, identity: dict[str, Any]) -> None:
         self.key, self.name, self.views, self.identity = key, key.split("@")[0], views, identity
         self.digest = digest(identity)
-        with damage(f"features/{key}/identity.json"):
+        with parsing(f"features/{key}/identity.json"):
             self.layout = FeatureLayout.from_identity(identity["layout"])
             specs = self.layout.specs(views)
             if identity["views"] != views.digest:
@@ -94,7 +94,7 @@ class FeatureReader:
         """Return the feature set of this identity, made when the store does not have it yet."""
         key = f"{check_name('feature set', name)}@{short(digest(identity))}"
         files = features_metadata(identity, FeatureLayout.from_identity(identity["layout"]).specs(views), statistics)
-        create_named(objects, f"features/{key}", "features", identity, files)
+        create_set(objects, f"features/{key}", "features", identity, files)
         return cls(objects, key, views, identity)
 
     def _check_views(self, record: Record) -> None:
@@ -158,9 +158,9 @@ class FeatureReader:
         self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check, threads=threads)
         return target
 
-    def expect(self, rows: NDArray[np.int64]) -> None:
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Say which rows will be read soon: from a remote store with a shard cache their shards are fetched in the background."""
-        self.group.expect(rows, self.group.specs)
+        self.group.prefetch(rows, self.group.specs)
 
     def read_cls(self, rows: NDArray[Any] | Sequence[int]) -> NDArray[np.floating]:
         """Class tokens (n, D) alone; raise `BadInput` when the teacher has none, and for rows outside."""

@@ -55,7 +55,7 @@ class FeatureLayout:
 
     @classmethod
     def from_identity(cls, described: Mapping[str, Any]) -> "FeatureLayout":
-        """The layout that `identity` describes; raises ValueError, KeyError or TypeError for anything else."""
+        """Return the layout that `identity` describes; raise ValueError, KeyError or TypeError for anything else."""
         own = described.get("resampled_from")
         layout = cls(
             described["cls_dim"],
@@ -70,7 +70,7 @@ class FeatureLayout:
         return layout
 
     def identity(self) -> dict[str, Any]:
-        """JSON-able; what a set that stores the teacher's whole grid does not need is left out."""
+        """Return JSON-able; what a set that stores the teacher's whole grid does not need is left out."""
         plain = {"cls_dim": self.cls_dim, "patch_dim": self.patch_dim, "grid": list(self.grid), "codec": self.codec}
         sampled = {"tokens": "all"} if self.tokens_per_view is None else {"tokens": "sampled", "tokens_per_view": self.tokens_per_view}
         own = {} if self.resampled_from is None else {"resampled_from": list(self.resampled_from), "resampling": RESAMPLING}
@@ -87,7 +87,7 @@ class FeatureLayout:
         return sum(spec.row_bytes for spec in self._arrays(1, 1))
 
     def specs(self, views: ViewSet) -> list[ArraySpec]:
-        """The arrays over a set of views; the class tokens are fp32 beside fp32 patch tokens and fp16 otherwise."""
+        """Return the arrays over a set of views; the class tokens are fp32 beside fp32 patch tokens and fp16 otherwise."""
         return self._arrays(views.rows, views.group.shard_rows)
 
     def _arrays(self, rows: int, shard_rows: int) -> list[ArraySpec]:

@@ -32,13 +32,13 @@ def draw_positions(seed: int, image_ids: Sequence[str], views_per_image: int, ce
 
 
 def at_positions(patch_nHWD: NDArray[Any], positions_nT: Positions) -> NDArray[Any]:
-    """The tokens (n, T, D) of whole grids at some places of each."""
+    """Return the tokens (n, T, D) of whole grids at some places of each."""
     flat_nND = patch_nHWD.reshape(len(patch_nHWD), -1, patch_nHWD.shape[-1])
     return np.take_along_axis(flat_nND, positions_nT.astype(np.int64)[..., None], axis=1)
 
 
 def first_bad_row(positions_nT: Positions, cells: int) -> int | None:
-    """The first row whose places are not ascending within the grid, None when all are."""
+    """Return the first row whose places are not ascending within the grid, None when all are."""
     whole = positions_nT.astype(np.int64)
     bad = (whole >= cells).any(axis=1) | (np.diff(whole, axis=1) <= 0).any(axis=1)
     return int(np.argmax(bad)) if bad.any() else None

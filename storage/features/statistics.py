@@ -56,7 +56,7 @@ class Moments:
         self.count = total
 
     def finish(self, floor: float = STD_FLOOR) -> tuple[Float32s, Float32s]:
-        """Mean and floored population standard deviation, both (D,) fp32; raises ValueError before any sample."""
+        """Return mean and floored population standard deviation, both (D,) fp32; raise ValueError before any sample."""
         if not self.count:
             raise ValueError("no samples were measured")
         std = np.maximum(np.sqrt(self.squares / self.count), floor)
@@ -91,7 +91,7 @@ class Statistics:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Float32s], count: int) -> "Statistics":
-        """The inverse of `arrays`, for flat or shaped matrices; raises KeyError or ValueError when they are not a set."""
+        """Return the inverse of `arrays`, for flat or shaped matrices; raise KeyError or ValueError when they are not a set."""
         shaped = {name: values.reshape(math.isqrt(values.size), -1) for name, values in arrays.items() if name.endswith("_matrix")}
         matrices = shaped.get("cls_matrix"), shaped.get("patch_matrix")
         return cls(arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], count, *matrices)
@@ -108,7 +108,7 @@ class Statistics:
         return self.normalisation.method
 
     def arrays(self) -> dict[str, Float32s]:
-        """The arrays by the names under which they are stored."""
+        """Return the arrays by the names under which they are stored."""
         named = {"patch_mean": self.patch_mean, "patch_std": self.patch_std}
         if self.cls_mean is not None and self.cls_std is not None:
             named |= {"cls_mean": self.cls_mean, "cls_std": self.cls_std}
@@ -128,23 +128,23 @@ class Statistics:
         return hasher.hexdigest()
 
     def normalize_cls(self, cls_nD: Float32s) -> Float32s:
-        """(x − mean) / std, or W (x − mean), for class tokens; the teacher must have them."""
+        """Return (x − mean) / std, or W (x − mean), for class tokens; the teacher must have them."""
         assert self.cls_mean is not None
         assert self.cls_std is not None
         return _normalised(cls_nD, self.cls_mean, self.cls_std, self.cls_matrix)
 
     def normalize_patch(self, patch_nHWD: Float32s) -> Float32s:
-        """(x − mean) / std, or W (x − mean), for patch tokens of any leading shape."""
+        """Return (x − mean) / std, or W (x − mean), for patch tokens of any leading shape."""
         return _normalised(patch_nHWD, self.patch_mean, self.patch_std, self.patch_matrix)
 
     def denormalize_cls(self, cls_nD: Float32s) -> Float32s:
-        """The teacher's own class tokens from normalised ones."""
+        """Return the teacher's own class tokens from normalised ones."""
         assert self.cls_mean is not None
         assert self.cls_std is not None
         return _restored(cls_nD, self.cls_mean, self.cls_std, self.cls_matrix)
 
     def denormalize_patch(self, patch_nHWD: Float32s) -> Float32s:
-        """The teacher's own patch tokens from normalised ones."""
+        """Return the teacher's own patch tokens from normalised ones."""
         return _restored(patch_nHWD, self.patch_mean, self.patch_std, self.patch_matrix)
 
 

@@ -12,7 +12,7 @@ from .codec import codec_named
 
 
 def first_nonfinite(values: NDArray[Any], present: NDArray[np.bool_]) -> int | None:
-    """The first present row with a NaN or an infinity, None when there is none.
+    """Return the first present row with a NaN or an infinity, None when there is none.
 
     Integer arithmetic on the bits, a row at a time: `np.isfinite` takes eight times as long on fp16, half as long as writing the shard.
     """
@@ -30,7 +30,7 @@ def first_nonfinite(values: NDArray[Any], present: NDArray[np.bool_]) -> int | N
 
 
 def refuse_tokens(cls_D: NDArray[np.floating] | None, patch_HWD: NDArray[np.floating], codec: str) -> str | None:
-    """Why one view's normalised tokens must not be stored, None when they may: not finite, beyond fp16, or empty."""
+    """Return why one view's normalised tokens must not be stored, None when they may: not finite, beyond fp16, or empty."""
     largest = codec_named(codec).largest
     for name, values in (("class token", cls_D), ("patch tokens", patch_HWD)):
         if values is None:

@@ -33,7 +33,7 @@ from ..core.errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailabl
 from ..core.forks import renewed_after_fork
 from ..core.identity import canonical_json, digest, short
 from ..core.selection import only_ids
-from ..objects.content_addressed import damage, read_identity_file
+from ..objects.content_addressed import parsing, read_identity_file
 from ..objects.objects import LocalObjects, Objects
 from ..sources.decode import Pixels, decode_image
 from ..sources.locations import places
@@ -100,7 +100,7 @@ def read_description(objects: Objects, prefix: str) -> dict[str, Any]:
 
 def parse_description(data: bytes, prefix: str) -> dict[str, Any]:
     """The content of a dataset's `identity.json` from its bytes; raises `CacheDamaged` when it is altered or another dataset's."""
-    with damage(f"{prefix}/identity.json"):
+    with parsing(f"{prefix}/identity.json"):
         described: dict[str, Any] = json.loads(data)
         claimed = described.pop("file_digest")
         if digest(described) != claimed or describe(described) != data:
@@ -131,7 +131,7 @@ class ImageDataset:
         self.key, self.name = key, key.split("@")[0]
         self._objects, self._prefix = objects, f"datasets/{key}"
         described = read_description(objects, self._prefix)
-        with damage(f"{self._prefix}/identity.json"):
+        with parsing(f"{self._prefix}/identity.json"):
             self.digest: str = described["digest"]
             self.source: str = described["source"]
             self._place = self.source
@@ -163,7 +163,7 @@ class ImageDataset:
                 raise CacheDamaged(f"{where} is missing; {self._way_out}") from error
             if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
                 raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; {self._way_out}")
-            with damage(where):
+            with parsing(where):
                 if isinstance(self._objects, LocalObjects):  # mapped, not held
                     path = os.fsencode(Path(self._objects.root, where))  # as bytes: Arrow takes no name that is not UTF-8
                     self._parts[number] = pq.ParquetFile(pa.memory_map(path))  # type: ignore[arg-type]  # its stubs know no bytes
@@ -192,7 +192,7 @@ class ImageDataset:
         with self._lock:
             if number not in self._groups:
                 part, within = divmod(number, PART_IMAGES // ROW_GROUP)
-                with damage(f"{self._prefix}/{part_name(part)}"):
+                with parsing(f"{self._prefix}/{part_name(part)}"):
                     self._groups[number] = self._part(part).read_row_group(within)
                 while len(self._groups) > _KEPT_GROUPS:
                     self._groups.popitem(last=False)

@@ -47,17 +47,17 @@ class Pair(NamedTuple):
 
 
 def segmentation_pairs(root: Path, split: str) -> list[Pair]:
-    """The pairs of a split ("train" or "val") in order of their ids; raises `BadInput` that names the layout when there are none."""
+    """Return the pairs of a split ("train" or "val") in order of their ids; raise `BadInput` that names the layout when there are none."""
     return _folders(root, split, _CLASSES, (".png", *IMAGE_ENDINGS))
 
 
 def is_ade20k(root: Path, pairs: Sequence[Pair]) -> bool:
-    """Whether these are ADE20k's 150 classes: its list of them lies in `root`, or every picture has one of its names."""
+    """Return whether these are ADE20k's 150 classes: its list of them lies in `root`, or every picture has one of its names."""
     return (root / _ADE20K_LIST).is_file() or all(_ADE20K_PICTURE.fullmatch(Path(pair.id).stem) for pair in pairs)
 
 
 def is_nyu(root: Path) -> bool:
-    """Whether NYUv2's list of training files lies in `root`."""
+    """Return whether NYUv2's list of training files lies in `root`."""
     return (root / _NYU_LISTS["train"]).is_file()
 
 
@@ -103,7 +103,7 @@ def _number(name: str) -> int:
 
 
 def _listed(root: Path, listed: Path) -> list[Pair]:
-    """The lines whose depth is not `None`, in the file's order."""
+    """Return the lines whose depth is not `None`, in the file's order."""
     rows = [line.split() for line in listed.read_text().splitlines() if line.strip()]
     rows = [row for row in rows if len(row) >= 2 and row[1] != "None"]
     if not rows:
@@ -115,12 +115,12 @@ def _listed(root: Path, listed: Path) -> list[Pair]:
 
 
 def picture_digests(pairs: Sequence[Pair]) -> list[bytes]:
-    """sha256 of each picture's bytes."""
+    """Return sha256 of each picture's bytes."""
     return [hashlib.sha256(_bytes(pair.picture)).digest() for pair in pairs]
 
 
 def pairs_digest(pairs: Sequence[Pair], pictures: Sequence[bytes] | None = None) -> str:
-    """sha256 over ids and the contents of every picture and target; `pictures` are the pictures' digests, when they are known."""
+    """Return sha256 over ids and the contents of every picture and target; `pictures` are the pictures' digests, when they are known."""
     hasher = hashlib.sha256()
     for pair, picture in zip(pairs, pictures or picture_digests(pairs), strict=True):
         hasher.update(pair.id.encode() + b"\0" + picture + hashlib.sha256(_bytes(pair.target)).digest())
@@ -128,12 +128,12 @@ def pairs_digest(pairs: Sequence[Pair], pictures: Sequence[bytes] | None = None)
 
 
 def read_picture(path: Path) -> Pixels:
-    """(H, W, 3) uint8 RGB; raises `BadImage` naming the file."""
+    """Return (H, W, 3) uint8 RGB; raise `BadImage` naming the file."""
     return decode_image(_bytes(path), where=str(path))
 
 
 def read_classes(path: Path) -> NDArray[np.int64]:
-    """Class of each pixel (H, W) as stored; raises `BadImage` for a picture with colours."""
+    """Class of each pixel (H, W) as stored; raise `BadImage` for a picture with colours."""
     values = _raw(path)
     if values.ndim != 2:
         raise BadImage(f"{path}: a mask has one channel of class numbers, this has {values.shape[2]}; convert its colours to numbers")
@@ -150,7 +150,7 @@ class MaskValues(NamedTuple):
 
 
 def mask_values(pairs: Sequence[Pair], threads: int) -> MaskValues:
-    """Every value that the masks of a split hold; each mask is decoded once. Raises `BadImage`."""
+    """Return every value that the masks of a split hold; each mask is decoded once. Raise `BadImage`."""
     pixels, example = dict[int, int](), dict[int, Path]()
     with ThreadPoolExecutor(threads, thread_name_prefix="masks") as pool:
         for pair, (values, counts) in zip(pairs, pool.map(lambda pair: _counted(read_classes(pair.target)), pairs), strict=True):
@@ -161,14 +161,14 @@ def mask_values(pairs: Sequence[Pair], threads: int) -> MaskValues:
 
 
 def _counted(mask: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The values of a mask, which has 8 or 16 bits, and how many pixels have each."""
+    """Return the values of a mask, which has 8 or 16 bits, and how many pixels have each."""
     counts = np.bincount(mask.ravel())
     values = np.flatnonzero(counts)
     return values, counts[values]
 
 
 def read_depth(path: Path, per_metre: float = NYU_PER_METRE) -> NDArray[np.float32]:
-    """Metres (H, W), 0 where nothing was measured; `per_metre` is the unit of PNGs. Raises `BadImage`."""
+    """Metres (H, W), 0 where nothing was measured; `per_metre` is the unit of PNGs. Raise `BadImage`."""
     metres = _stored_metres(path, per_metre)
     if metres.min(initial=0.0) < 0:  # its logarithm is none: the head would learn NaN
         raise BadImage(f"{path}: depth of {metres.min():.6g} m; where nothing was measured it is 0, never negative")
@@ -192,7 +192,7 @@ def _stored_metres(path: Path, per_metre: float) -> NDArray[np.float32]:
 
 
 def _raw(path: Path) -> NDArray[np.generic]:
-    """The stored numbers, no palette applied."""
+    """Return the stored numbers, no palette applied."""
     return stored_values(_bytes(path), where=str(path))
 
 

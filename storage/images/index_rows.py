@@ -52,7 +52,7 @@ class IndexRows:
         self._block.clear()
 
     def tables(self, rows: int, label_numbers: NDArray[np.int32]) -> Iterator[pa.Table]:
-        """All rows in `SCHEMA`, so many a table, each label replaced by `label_numbers[label]`; no row may be added after this."""
+        """Yield all rows in `SCHEMA`, so many a table, each label replaced by `label_numbers[label]`; no row may be added after this."""
         if self._table is None:
             self._flush()
             self._writer.close()
@@ -68,7 +68,7 @@ class IndexRows:
 
 
 def rows_of(table: pa.Table) -> Iterator[ImageRow]:
-    """The rows of a table."""
+    """Yield the rows of a table."""
     for start in range(0, len(table), _BLOCK_ROWS):
         for values in table.slice(start, _BLOCK_ROWS).to_pylist():
             yield ImageRow(**values)

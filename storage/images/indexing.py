@@ -28,8 +28,8 @@ from ..core.choices import Orientation
 from ..core.errors import BadInput
 from ..core.events import Event
 from ..core.identity import short
-from ..objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, check_name, damage
-from ..objects.mending import flaw_of, held, put
+from ..objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, check_name, parsing
+from ..objects.damaged_files import read_and_check, read_or_flaw, replace_verified
 from ..objects.objects import Objects
 from ..sources.decode import BadImage, image_header
 from ..sources.found import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, shown
@@ -78,7 +78,7 @@ class _Index:
         self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
 
     def _agree(self, classes: ClassNames) -> None:
-        """Take the names of the classes; raises `BadInput` when another file has named others."""
+        """Take the names of the classes; raise `BadInput` when another file has named others."""
         known = self.classes or classes
         if known.names != classes.names:
             places = zip_longest(known.names, classes.names)
@@ -103,7 +103,7 @@ class _Index:
     def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
         """Label names in their final order, and the final number of each number by first sight; the last is of −1.
 
-        The order is that of a file's class names, where there are any; else numbers come first, as numbers. Raises `BadInput` for a label
+        The order is that of a file's class names, where there are any; else numbers come first, as numbers. Raise `BadInput` for a label
         that is none of the class names.
         """
         if self.classes is not None and (stray := [text for text in self.labels if text not in self.classes.names]):
@@ -120,7 +120,7 @@ class _Index:
 
 
 def _place_of_label(text: str) -> tuple[int, Decimal, str]:
-    """Where a label is sorted: numbers as numbers, negative ones and fractions too, then names."""
+    """Return where a label is sorted: numbers as numbers, negative ones and fractions too, then names."""
     return (0, Decimal(text), text) if _NUMBER.fullmatch(text) else (1, Decimal(0), text)
 
 
@@ -136,7 +136,7 @@ def _examine(found: SourceImage, orientation: Orientation) -> Result:
 
 
 def _results(filesystem: Any, root: str, path: str, dense_targets: bool, orientation: Orientation) -> list[Result]:
-    """What one file of the source holds, each image examined as it comes; a tar's labels and targets are known at its end."""
+    """Return what one file of the source holds, each image examined as it comes; a tar's labels and targets are known at its end."""
     results: list[Result] = []
     end = TarEnd()
     for found in walk(filesystem, root, path):
@@ -195,7 +195,7 @@ def build_index(
     orientation: Orientation = "upright",
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> ImageDataset:
-    """Index `source` as `name`; the same content gives the same dataset. Raises `BadInput` for an empty or broken source.
+    """Index `source` as `name`; the same content gives the same dataset. Raise `BadInput` for an empty or broken source.
 
     Images are turned upright, or taken as stored; where none carries an orientation the two are one dataset. Files such as `1.seg.png`
     beside `1.jpg` are no training images, unless `dense_targets` takes them. Where the dataset stands with a damaged identity or index,
@@ -297,7 +297,7 @@ def _publish(objects: Objects, source: str, name: str, index: _Index, orientatio
     labels, numbers = index.final_labels()
     key = f"{name}@{short(full)}"
     where = f"datasets/{key}/identity.json"
-    data, flaw = flaw_of(objects, where, partial(parse_description, prefix=f"datasets/{key}"), MAX_IDENTITY_BYTES)
+    data, flaw = read_and_check(objects, where, partial(parse_description, prefix=f"datasets/{key}"), MAX_IDENTITY_BYTES)
     if data is not None and not flaw:
         described = parse_description(data, f"datasets/{key}")
         _mend_parts(objects, key, described, index.rows.tables(PART_IMAGES, numbers))
@@ -322,7 +322,7 @@ def _publish(objects: Objects, source: str, name: str, index: _Index, orientatio
     if _TARGETS in index.left_out.counts:
         described["without_targets"] = True
     if not objects.create(where, [describe(described)]) and flaw:
-        put(objects, where, describe(described))
+        replace_verified(objects, where, describe(described))
     return key
 
 
@@ -333,22 +333,22 @@ def _part_bytes(table: pa.Table) -> bytes:
 
 
 def _publish_part(objects: Objects, key: str, table: pa.Table, number: int) -> str:
-    """Write one part of the index; returns the sha256 of the file that stands there, ours or one that a killed run left.
+    """Write one part of the index; return the sha256 of the file that stands there, ours or one that a killed run left.
 
     The dataset has no identity that would vouch for another file, and its digest is that of our rows: what differs from them is replaced.
     """
     ours, where = _part_bytes(table), f"datasets/{key}/{part_name(number)}"
     if objects.create(where, [ours]):
         return hashlib.sha256(ours).hexdigest()
-    standing, flaw = flaw_of(objects, where, partial(_refuse_other_rows, table=table, where=where))
+    standing, flaw = read_and_check(objects, where, partial(_refuse_other_rows, table=table, where=where))
     if standing is None or flaw:
-        put(objects, where, ours)
+        replace_verified(objects, where, ours)
         standing = ours
     return hashlib.sha256(standing).hexdigest()
 
 
 def _refuse_other_rows(data: bytes, table: pa.Table, where: str) -> None:
-    with damage(where):
+    with parsing(where):
         if not pq.read_table(io.BytesIO(data)).equals(table):
             raise ValueError("it has other rows")
 
@@ -361,10 +361,10 @@ def _mend_parts(objects: Objects, key: str, described: dict[str, Any], tables: I
     known = list(described["index_sha256"])
     for number, table in enumerate(tables):
         where = f"datasets/{key}/{part_name(number)}"
-        standing, flaw = held(objects, where)
+        standing, flaw = read_or_flaw(objects, where)
         if standing is None or flaw or hashlib.sha256(standing).hexdigest() != described["index_sha256"][number]:
             ours = _part_bytes(table)
-            put(objects, where, ours)
+            replace_verified(objects, where, ours)
             known[number] = hashlib.sha256(ours).hexdigest()
     if known != described["index_sha256"]:
-        put(objects, f"datasets/{key}/identity.json", describe({**described, "index_sha256": known}))
+        replace_verified(objects, f"datasets/{key}/identity.json", describe({**described, "index_sha256": known}))

@@ -48,7 +48,7 @@ class LeftOutCounts:
         return dict([*self.first_broken.items(), *self._first_others.items()][:FIRST_NAMES])
 
     def lines(self) -> list[tuple[str, bool]]:
-        """A line for each kind that is no lost sample, and whether it is one to worry about."""
+        """Return a line for each kind that is no lost sample, and whether it is one to worry about."""
         return [(self._line(kind, self.counts[kind]), kind not in self._plain) for kind in self._others]
 
     def _line(self, kind: str, count: int) -> str:

@@ -41,7 +41,7 @@ class KeypointPair:
 
 
 def keypoint_pairs(root: Path, split: str = "test") -> list[KeypointPair]:
-    """The pairs of a split in order of their files' names; raises `BadInput` that names the layout, or a broken annotation."""
+    """Return the pairs of a split in order of their files' names; raise `BadInput` that names the layout, or a broken annotation."""
     folder = root / "PairAnnotation" / split
     files = sorted(folder.glob("*.json"))
     if not files:
@@ -79,7 +79,7 @@ def sample_pairs(pairs: Sequence[KeypointPair], per_category: int) -> list[Keypo
 
 
 def pairs_digest(root: Path, split: str, pairs: Sequence[KeypointPair]) -> str:
-    """sha256 over the annotations and the pictures."""
+    """Return sha256 over the annotations and the pictures."""
     hasher = hashlib.sha256()
     for pair in pairs:
         hasher.update(hashlib.sha256((root / "PairAnnotation" / split / f"{pair.id}.json").read_bytes()).digest())

@@ -1,1 +1,1 @@
-"""Bytes under keys: local files and S3, written atomically, read in parallel, cached."""
+"""Objects (bytes under keys) in local folders and S3: atomic writes, parallel reads, a local cache."""

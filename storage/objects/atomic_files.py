@@ -1,8 +1,8 @@
-"""Local files that are either wholly there or not there at all.
+"""Atomic writes of local files: readers see a complete file or none.
 
-Every write goes to a temporary name in the same folder, is fsynced, and is then published: by rename where the newest version should win
-(a run's own files), exclusively where nothing may ever be replaced (the store, `exclusive`). The price is one fsync for the file and one
-for the folder. Whatever the system refuses becomes `StoreUnavailable` with the path; a write whose fsync failed is not published.
+Every write goes to a temporary name in the same folder, is fsynced, and is then published: by rename where the newest version wins (a run's
+own files), with an exclusive create where nothing may be replaced (the store, `exclusive_create`). The price is one fsync of the file and
+one of the folder. Errors of the operating system become `StoreUnavailable` with the path; a write whose fsync failed is not published.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..core.errors import EupeError, StoreUnavailable
-from .exclusive import publish
+from .exclusive_create import publish
 from .large_files import LARGE_BYTES, Buffer, Streamed, write_large
 
 TEMPORARY_PREFIX = ".tmp-"
 STALE_SECONDS = 86_400.0
 _IOV_MAX = 1024
-_REFUSED = {
+_ERROR_TEXTS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "no permission to write there",
@@ -40,51 +40,51 @@ _REFUSED = {
     errno.ESTALE: "the network file system lost the file (stale handle)",
     errno.ETIMEDOUT: "the network file system did not answer in time",
 }
-_NO_SUCH_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of a folder, on some network file systems
+_FSYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of a folder, on some network file systems
 
 Content = Sequence[Buffer] | Streamed
 
 
 @contextlib.contextmanager
-def refusals(path: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn the operating system's refusals to write `needed_bytes` at `path` into `StoreUnavailable`."""
+def translate_os_errors(path: Path, needed_bytes: int) -> Iterator[None]:
+    """Turn OSErrors inside the block into `StoreUnavailable`; `needed_bytes` is the size of the file to be written at `path`."""
     try:
         yield
     except OSError as error:
         if isinstance(error, EupeError):
             raise
-        short_of_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        needed = f" ({needed_bytes:,} bytes were needed for this file)" if short_of_room else ""
+        out_of_space = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        size_note = f" ({needed_bytes:,} bytes were needed for this file)" if out_of_space else ""
         raise StoreUnavailable(
-            f"cannot write {path}: {_REFUSED.get(error.errno or 0, error.strerror or error)}{needed}. Nothing that was committed is lost. "
-            "Make room or permission there or name another place, then run the same command again."
+            f"cannot write {path}: {_ERROR_TEXTS.get(error.errno or 0, error.strerror or error)}{size_note}. Nothing that was committed is "
+            "lost. Make room or permission there or name another place, then run the same command again."
         ) from error
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    with refusals(folder, 0):
+    """Fsync a folder, which makes the names in it durable."""
+    with translate_os_errors(folder, 0):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in _NO_SUCH_FSYNC:
+            if error.errno not in _FSYNC_UNSUPPORTED:
                 raise
         finally:
             os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, each name made durable."""
+    """Create a folder and its parents and fsync each parent."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    with refusals(folder, 0):
+    with translate_os_errors(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
         for created in missing:
             fsync_folder(created.parent)
 
 
 def size_of(content: Content) -> int:
-    """Bytes of a file to be."""
+    """Return the length in bytes of content to be written."""
     return content.size if isinstance(content, Streamed) else sum(memoryview(buffer).nbytes for buffer in content)
 
 
@@ -100,11 +100,11 @@ def _write_all(descriptor: int, buffers: Iterable[Buffer]) -> None:
 
 @contextlib.contextmanager
 def _temporary_file(final: Path, content: Content, durable: bool = True) -> Iterator[Path]:
-    """A fsynced file (unless not `durable`) beside `final` that holds the content; removed at the end unless it was renamed."""
+    """Yield a fsynced temporary file beside `final` that holds the content (not fsynced unless `durable`); remove it if not renamed."""
     size = size_of(content)
     temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{final.name}"[:200])
     try:
-        with refusals(final, size):
+        with translate_os_errors(final, size):
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             try:
                 write = write_large if durable and size >= LARGE_BYTES else _write_all
@@ -115,27 +115,27 @@ def _temporary_file(final: Path, content: Content, durable: bool = True) -> Iter
                 os.close(descriptor)
         yield temporary
     finally:
-        with contextlib.suppress(OSError):  # on a read-only file system, where it would hide the right error
+        with contextlib.suppress(OSError):  # on a read-only file system this would hide the first error
             temporary.unlink()
 
 
 def write_atomically(path: Path, data: Buffer) -> None:
-    """Replace `path` by `data`: readers see the old file or the new one, never a part. Raises `StoreUnavailable`."""
+    """Replace `path` by `data`; readers see the old file or the new one, never a part. Raise `StoreUnavailable`."""
     make_folder(path.parent)
-    with _temporary_file(path, [data]) as temporary, refusals(path, len(data)):
+    with _temporary_file(path, [data]) as temporary, translate_os_errors(path, len(data)):
         temporary.rename(path)
     fsync_folder(path.parent)
 
 
 def create_exclusively(path: Path, content: Content, *, durable: bool = True) -> bool:
-    """Publish the content at `path` unless something is there; True when this call created it.
+    """Create `path` with the content unless it exists; return True when this call created it.
 
-    The order of system calls is write, fsync, link, fsync of the folder: a name never stands for unwritten bytes. Where the folder's
-    fsync fails, the name is taken back. Without `durable` there is no fsync, and after a crash of the machine the name may stand for
+    The order of system calls is write, fsync, link, fsync of the folder, so that a name never refers to unwritten bytes. If the fsync of
+    the folder fails, the name is removed again. Without `durable` nothing is fsynced, and after a crash of the machine the file may hold
     anything.
     """
     make_folder(path.parent)
-    with _temporary_file(path, content, durable) as temporary, refusals(path, 0):
+    with _temporary_file(path, content, durable) as temporary, translate_os_errors(path, 0):
         try:
             publish(temporary, path)
         except FileExistsError:
@@ -143,7 +143,7 @@ def create_exclusively(path: Path, content: Content, *, durable: bool = True) ->
     if durable:
         try:
             fsync_folder(path.parent)
-        except StoreUnavailable:  # a retry would find the name and take it for durable
+        except StoreUnavailable:  # a retry would find the name and assume that it is durable
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
@@ -151,16 +151,16 @@ def create_exclusively(path: Path, content: Content, *, durable: bool = True) ->
 
 
 def sweep(folder: Path, older_than_s: float = STALE_SECONDS) -> int:
-    """Remove what killed writers left anywhere below a folder: temporary files that nobody has written to for a day. Returns how many.
+    """Remove temporary files of killed writers anywhere below a folder, those unmodified for a day; return their number.
 
-    A writer at work writes its file within minutes, so that clocks of machines may differ by hours.
+    A running writer finishes its file within minutes, so clocks of machines may differ by hours.
     """
-    oldest, removed = time.time() - older_than_s, 0
+    cutoff, removed = time.time() - older_than_s, 0
     for parent, _, names in os.walk(folder):
         for name in names:
             if name.startswith(TEMPORARY_PREFIX):
                 with contextlib.suppress(OSError):  # gone already, or another user's
-                    if os.stat(os.path.join(parent, name)).st_mtime < oldest:
+                    if os.stat(os.path.join(parent, name)).st_mtime < cutoff:
                         os.unlink(os.path.join(parent, name))
                         removed += 1
     return removed
@@ -168,18 +168,18 @@ def sweep(folder: Path, older_than_s: float = STALE_SECONDS) -> int:
 
 @contextlib.contextmanager
 def replace_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `final` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary folder that replaces `final` when the block succeeds and is removed when it raises."""
     make_folder(final.parent)
     temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{final.name}")
     try:
-        with refusals(final, 0):
+        with translate_os_errors(final, 0):
             temporary.mkdir()
         yield temporary
-        readers = temporary.stat().st_mode & 0o666  # safetensors writes files that nobody else may read, whatever the umask says
+        readers = temporary.stat().st_mode & 0o666  # safetensors writes files with mode 0600 whatever the umask
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(readers)
-            with refusals(file, 0):
+            with translate_os_errors(file, 0):
                 _fsync_path(file)
         fsync_folder(temporary)
         old = temporary.with_name(f"{temporary.name[:190]}-old")
@@ -193,10 +193,10 @@ def replace_folder(final: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it; whoever reads it finds the whole folder or none, a kill leaves a temporary name."""
-    gone = folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{folder.name}")
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    """Remove a folder and its content; readers find the complete folder or none, and a kill leaves a temporary name."""
+    renamed = folder.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{folder.name}")
+    folder.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _fsync_path(path: Path) -> None:

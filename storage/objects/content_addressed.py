@@ -1,7 +1,7 @@
-"""Things that are named by their content: create one, open one, and refuse one that was altered.
+"""Content-addressed sets (datasets, views, features): create one, open one, refuse one that was altered.
 
-`identity.json` holds what the digest in the folder's name was made of, and goes in last. The Zarr metadata beside it follows from the
-identity alone, so that an altered byte in either is found when the thing is opened, before a row is read.
+`identity.json` holds what the digest in the folder's name was computed from, and is written last. The Zarr metadata beside it follows from
+the identity alone, so an altered byte in either is found when the set is opened, before any row is read.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.errors import BadInput, CacheDamaged, EupeError
 from ..core.identity import SHORT_DIGEST, canonical_json, digest, short
-from .mending import flaw_of, put
+from .damaged_files import read_and_check, replace_verified
 from .objects import Objects
 
 MAX_IDENTITY_BYTES = 128 << 20
@@ -22,20 +22,20 @@ _KEY = re.compile(rf"[^@/\s]+@[0-9a-f]{{{SHORT_DIGEST}}}")
 
 
 def is_key(name: str) -> bool:
-    """Whether a folder's name is a key, NAME@DIGEST: a copy beside it (`KEY.bak`, `KEY copy`, `Copy of KEY`) is not."""
+    """Return whether a folder's name is a key NAME@DIGEST; a copy beside it (`KEY.bak`, `KEY copy`, `Copy of KEY`) is not."""
     return _KEY.fullmatch(name) is not None
 
 
 def check_name(kind: str, name: str) -> str:
-    """The name, when it can stand before the `@` of a folder; raises `BadInput`."""
+    """Return the name if it can stand before the `@` of a key; raise `BadInput` otherwise."""
     if not _NAME.fullmatch(name):
         raise BadInput(f"the name of a {kind} has 1 to 100 letters, digits and '_.:+-', and starts with none of '.:+-'; got {name!r}")
     return name
 
 
 @contextlib.contextmanager
-def damage(where: str) -> Iterator[None]:
-    """Anything that parsing of stored values raises, as `CacheDamaged`: what we read may have been altered in any way."""
+def parsing(where: str) -> Iterator[None]:
+    """Turn every error that parsing raises inside the block into `CacheDamaged`: stored bytes may have been altered in any way."""
     try:
         yield
     except EupeError:
@@ -58,48 +58,48 @@ def damage(where: str) -> Iterator[None]:
         ) from error
 
 
-def create_named(objects: Objects, prefix: str, kind: str, identity: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Publish a thing's metadata and its identity; a thing that exists already is left as it is, but for what killed writers left in it.
+def create_set(objects: Objects, prefix: str, kind: str, identity: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a set's metadata and identity.json; leave an existing set as it is, apart from temporary files of killed writers.
 
-    An identity that is damaged is put right: its folder's name says that it was this one.
+    A damaged identity.json is repaired, because the digest in the folder's name proves which identity it was.
     """
     objects.sweep(prefix)
     where = f"{prefix}/identity.json"
-    _, flaw = flaw_of(objects, where, partial(parse_identity, prefix=prefix, kind=kind), MAX_IDENTITY_BYTES)
+    _, flaw = read_and_check(objects, where, partial(parse_identity, prefix=prefix, kind=kind), MAX_IDENTITY_BYTES)
     if not flaw:
         return
     for name, data in files.items():
         objects.create(f"{prefix}/{name}", [data])
-    described = identity_file(kind, identity)
+    described = pack_identity(kind, identity)
     if not objects.create(where, [described]):
-        put(objects, where, described)
+        replace_verified(objects, where, described)
 
 
-def identity_file(kind: str, identity: Mapping[str, Any]) -> bytes:
-    """The content of `identity.json`."""
+def pack_identity(kind: str, identity: Mapping[str, Any]) -> bytes:
+    """Return the content of `identity.json`."""
     return canonical_json({"kind": kind, "digest": digest(dict(identity)), "identity": dict(identity)})
 
 
 def read_identity(objects: Objects, prefix: str, kind: str) -> dict[str, Any]:
-    """The checked identity of a thing; raises `CacheDamaged` when it is not what its name says."""
+    """Return the verified identity of a set; raise `CacheDamaged` when it does not match the digest in its key."""
     return parse_identity(read_identity_file(objects, prefix), prefix, kind)
 
 
 def parse_identity(data: bytes, prefix: str, kind: str) -> dict[str, Any]:
-    """The identity in a file's bytes; raises `CacheDamaged` when it is not what the name of its folder says."""
-    with damage(f"{prefix}/identity.json"):
+    """Return the identity in the bytes of `identity.json`; raise `CacheDamaged` when it does not match the digest in the key."""
+    with parsing(f"{prefix}/identity.json"):
         described = json.loads(data)
         identity: dict[str, Any] = described["identity"]
-        claimed = described["digest"]
-        if described["kind"] != kind or digest(identity) != claimed or canonical_json(described) != data:
+        claimed_digest = described["digest"]
+        if described["kind"] != kind or digest(identity) != claimed_digest or canonical_json(described) != data:
             raise ValueError("its digest differs")
-    if prefix.rsplit("@", 1)[-1] != short(claimed):
-        raise CacheDamaged(f"{prefix} holds the {kind} @{short(claimed)}; was a folder renamed or copied over?")
+    if prefix.rsplit("@", 1)[-1] != short(claimed_digest):
+        raise CacheDamaged(f"{prefix} holds the {kind} @{short(claimed_digest)}; was a folder renamed or copied over?")
     return identity
 
 
 def read_identity_file(objects: Objects, prefix: str) -> bytes:
-    """The bytes of a thing's `identity.json`; raises `CacheDamaged` when there is none."""
+    """Return the bytes of a set's `identity.json`; raise `CacheDamaged` when there is none."""
     try:
         return objects.read(f"{prefix}/identity.json", MAX_IDENTITY_BYTES)
     except FileNotFoundError as error:
@@ -110,13 +110,13 @@ def read_identity_file(objects: Objects, prefix: str) -> bytes:
 
 
 def check_metadata(objects: Objects, prefix: str, files: Mapping[str, bytes]) -> None:
-    """Compare the metadata files with what the identity implies; raises `CacheDamaged` naming the file."""
-    for name, wanted in files.items():
+    """Compare metadata files with what the identity implies; raise `CacheDamaged` naming the file that differs."""
+    for name, expected in files.items():
         try:
-            found = objects.read(f"{prefix}/{name}", len(wanted) + 1)
+            data = objects.read(f"{prefix}/{name}", len(expected) + 1)
         except FileNotFoundError as error:
             raise CacheDamaged(f"{prefix}/{name} is missing; it follows from identity.json: run `eupe-pipeline features repair`") from error
-        if found != wanted:
+        if data != expected:
             raise CacheDamaged(
                 f"{prefix}/{name} is not what identity.json implies; it was altered, belongs to another set, or another version wrote it: "
                 "run `eupe-pipeline features repair`"

@@ -1,8 +1,7 @@
-"""A store in which nothing is made: a dry run goes the real way, and what it would create stays in this process's memory.
+"""`Objects` for dry runs: what would be created is kept in this process's memory, the store itself is not changed.
 
-Reads find what was created here first, then what the store behind holds. For identities and metadata, and for pooled
-features of a store that cannot be written; nothing can be
-removed through it.
+Reads look at what was created here first, then at the underlying store. Meant for identities and metadata, and for pooled features of a
+store that cannot be written; nothing can be removed.
 """
 
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from .atomic_files import Content
 from .objects import Objects, OpenObject
 
 
-class _Made:
-    """What was made here, open for reading."""
+class _InMemoryObject:
+    """An object created in the dry run, open for reading."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self.size = data, len(data)
@@ -26,64 +25,64 @@ class _Made:
             buffer[:] = self._data[offset : offset + len(buffer)]
             offset += len(buffer)
 
-    def renew(self) -> None:
-        """It is there as long as its rehearsal."""
+    def touch(self) -> None:
+        """Do nothing: the object lives as long as the dry run."""
 
-    def doubt(self) -> bool:
-        """It is no copy."""
+    def recheck(self) -> bool:
+        """Return False: this is no cached copy."""
         return False
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
-class Rehearsal:
-    """`Objects` over others, which stay as they are."""
+class DryRunObjects:
+    """`Objects` over others, which are not changed."""
 
-    def __init__(self, behind: Objects) -> None:
-        self._behind, self.url, self.fetchers = behind, behind.url, behind.fetchers
-        self._made: dict[str, bytes] = {}
+    def __init__(self, base: Objects) -> None:
+        self._base, self.url, self.fetchers = base, base.url, base.fetchers
+        self._created: dict[str, bytes] = {}
 
     def threads_for(self, size: int) -> int:
-        """As for what is behind."""
-        return self._behind.threads_for(size)
+        """Return the number of threads that the underlying store wants."""
+        return self._base.threads_for(size)
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
-        """What was made here, or what is behind."""
-        return self._made[key] if key in self._made else self._behind.read(key, limit_bytes)
+        """Return the bytes created here, or those of the underlying store."""
+        return self._created[key] if key in self._created else self._base.read(key, limit_bytes)
 
     def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
-        """Open what was made here, or what is behind."""
-        return _Made(self._made[key]) if key in self._made else self._behind.open(key, xxh3_128)
+        """Open what was created here, or the object of the underlying store."""
+        return _InMemoryObject(self._created[key]) if key in self._created else self._base.open(key, xxh3_128)
 
     def size(self, key: str) -> int | None:
-        """Length in bytes, here or behind."""
-        return len(self._made[key]) if key in self._made else self._behind.size(key)
+        """Return the length in bytes, here or in the underlying store."""
+        return len(self._created[key]) if key in self._created else self._base.size(key)
 
     def names(self, prefix: str) -> list[str]:
-        """Names below a prefix, here and behind."""
+        """Return the names below a prefix, here and in the underlying store."""
         start = f"{prefix.rstrip('/')}/"
-        here = {key.removeprefix(start).partition("/")[0] for key in self._made if key.startswith(start)}
-        return sorted(here | set(self._behind.names(prefix)))
+        here = {key.removeprefix(start).partition("/")[0] for key in self._created if key.startswith(start)}
+        return sorted(here | set(self._base.names(prefix)))
 
     def create(self, key: str, content: Content) -> bool:
-        """Keep the content here unless the key exists."""
+        """Keep the content in memory unless the key exists."""
         if self.size(key) is not None:
             return False
-        self._made[key] = b"".join(content)
+        self._created[key] = b"".join(content)
         return True
 
     def replace(self, key: str, data: bytes) -> None:
-        """Keep it here, in the place of what is behind."""
-        self._made[key] = data
+        """Keep the content in memory, hiding that of the underlying store."""
+        self._created[key] = data
 
     def remove(self, key: str) -> None:
-        """Raise `BadInput`: a rehearsal takes nothing away."""
+        """Raise `BadInput`: a dry run removes nothing."""
         raise BadInput(f"a dry run would remove {key}; run the command without --dry-run")
 
     def drop_empty(self, prefix: str) -> None:
-        """Nothing was made that could be empty."""
+        """Do nothing."""
 
     def sweep(self, prefix: str) -> int:
-        """Nothing was left here."""
+        """Do nothing and return 0."""
         return 0

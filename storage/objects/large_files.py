@@ -1,9 +1,9 @@
-"""Write a large file past the page cache, each block filled while the disk has the ones before it.
+"""Write a large file with O_DIRECT, filling each block while the disk writes the ones before it.
 
-A shard is written once and seldom read soon, so a copy of it in the page cache costs time and pushes out what readers use. Blocks of one
-megabyte are filled from the buffers (which a shard makes and hashes as they are asked for, `zarr_format.ShardObject`) and written by three
-threads with O_DIRECT: 84 MB and their fsync took 43 ms where `write` and `fsync` took 92, at the same processor time with the hashing. A
-file system that refuses O_DIRECT is written to as usual. The caller fsyncs; the bytes after the last whole block go through the cache.
+A shard is written once and seldom read soon, so a copy of it in the page cache costs time and evicts what readers use. Blocks of one
+megabyte are filled from the buffers (which a shard produces and hashes on demand, `zarr_format.ShardObject`) and written by three threads:
+84 MB and their fsync took 43 ms where `write` and `fsync` took 92, with the same processor time, hashing included. A file system without
+O_DIRECT is written to through the page cache. The caller calls fsync; the bytes after the last complete block go through the page cache.
 """
 
 import errno
@@ -19,33 +19,33 @@ Buffer = bytes | bytearray | memoryview
 
 BLOCK_BYTES = 1 << 20
 LARGE_BYTES = 8 * BLOCK_BYTES
-_AT_ONCE = 3
+_WRITERS = 3
 _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux alone
 
 
 class Streamed(ABC):
-    """Bytes of a known number that are made while they are written; may be iterated over again."""
+    """An iterable of buffers of known total size, produced while they are written; can be iterated over again."""
 
     size: int
 
     @abstractmethod
     def __iter__(self) -> Iterator[Buffer]:
-        """The bytes, piece by piece."""
+        """Yield the bytes, buffer by buffer."""
 
 
 def write_large(descriptor: int, buffers: Iterable[Buffer]) -> None:
-    """Write the joined buffers from the start of an empty file; raises OSError."""
+    """Write the concatenated buffers to an empty file from its start; raise OSError."""
     _set_direct(descriptor, True)
     under_way: deque[Future[None]] = deque()
     offset, rest = 0, memoryview(b"")
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="write") as pool:
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as pool:
         for block in _blocks(buffers):
             if len(block) < BLOCK_BYTES:
                 rest = block
                 break
             under_way.append(pool.submit(_write_at, descriptor, block, offset))
             offset += len(block)
-            if len(under_way) == _AT_ONCE:  # before the memory of that block is filled again
+            if len(under_way) == _WRITERS:  # before the memory of that block is filled again
                 under_way.popleft().result()
         for future in under_way:
             future.result()
@@ -54,18 +54,18 @@ def write_large(descriptor: int, buffers: Iterable[Buffer]) -> None:
 
 
 def _blocks(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
-    """The joined buffers in blocks whose memory begins at a page; it is used again `_AT_ONCE` blocks later."""
-    ring = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(_AT_ONCE)]
+    """Yield the concatenated buffers in page-aligned blocks; the memory of a block is reused `_WRITERS` blocks later."""
+    ring = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(_WRITERS)]
     number = filled = 0
     for buffer in buffers:
-        left = memoryview(buffer).cast("B")
-        while left:
-            taken = min(len(left), BLOCK_BYTES - filled)
-            ring[number][filled : filled + taken] = left[:taken]
-            left, filled = left[taken:], filled + taken
+        remaining = memoryview(buffer).cast("B")
+        while remaining:
+            count = min(len(remaining), BLOCK_BYTES - filled)
+            ring[number][filled : filled + count] = remaining[:count]
+            remaining, filled = remaining[count:], filled + count
             if filled == BLOCK_BYTES:
                 yield ring[number]
-                number, filled = (number + 1) % _AT_ONCE, 0
+                number, filled = (number + 1) % _WRITERS, 0
     yield ring[number][:filled]
 
 
@@ -80,12 +80,12 @@ def _write_at(descriptor: int, block: memoryview, offset: int) -> None:
         block, offset = block[written:], offset + written
 
 
-def _set_direct(descriptor: int, wanted: bool) -> bool:
-    """Switch O_DIRECT on or off where there is such a thing; whether that changed anything."""
-    before = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    after = before | _DIRECT if wanted else before & ~_DIRECT
+def _set_direct(descriptor: int, enabled: bool) -> bool:
+    """Switch O_DIRECT on or off where the system has it; return whether that changed anything."""
+    old_flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    new_flags = old_flags | _DIRECT if enabled else old_flags & ~_DIRECT
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, after)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, new_flags)
     except OSError:
         return False
-    return before != after
+    return old_flags != new_flags

@@ -21,9 +21,9 @@ from ..core.cache_home import expanded
 from ..core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ..core.forks import renewed_after_fork
 from ..core.urls import is_url, normalize_scheme
-from .atomic_files import Content, create_exclusively, fsync_folder, make_folder, refusals, sweep, write_atomically
-from .parallel_reads import Fetchers
-from .reading_threads import threads_for_files
+from .atomic_files import Content, create_exclusively, fsync_folder, make_folder, sweep, translate_os_errors, write_atomically
+from .read_ahead import Fetchers
+from .read_threads import threads_for_files
 from .remote import RemoteObjects, check_limit
 
 _IOV_MAX = 1024
@@ -38,10 +38,10 @@ class OpenObject(Protocol):
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Fill the buffers, one after another, from `offset`; raises `CacheDamaged` when the object ends before."""
 
-    def renew(self) -> None:
+    def touch(self) -> None:
         """It will be read soon: a copy that may be dropped is made the newest, or made again."""
 
-    def doubt(self) -> bool:
+    def recheck(self) -> bool:
         """What it gave is not what was expected: a copy is compared, and made again when it is damaged. Whether to read once more."""
 
     def close(self) -> None:
@@ -73,7 +73,7 @@ class Objects(Protocol):
         """Publish the content, all of which is made, unless the key exists; True when this call created it. Raises `StoreUnavailable`."""
 
     def replace(self, key: str, data: bytes) -> None:
-        """Put an object whether or not the key exists; readers find the old or the new one. For runs; of a store only `mending`."""
+        """Put an object whether or not the key exists; readers find the old or the new one. For runs; of a store only `damaged_files`."""
 
     def remove(self, key: str) -> None:
         """Remove one object; no error when it is gone already."""
@@ -190,10 +190,10 @@ class _LocalFile:
             if wanted:
                 pending = after(pending, got)
 
-    def renew(self) -> None:
+    def touch(self) -> None:
         """It is there as long as its store."""
 
-    def doubt(self) -> bool:
+    def recheck(self) -> bool:
         """It is no copy."""
         return False
 
@@ -214,7 +214,7 @@ def after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
 
 
 class LocalObjects:
-    """`Objects` in a folder of this machine or of a shared file system that can name files exclusively (`exclusive`)."""
+    """`Objects` in a folder of this machine or of a shared file system that can name files exclusively (`exclusive_create`)."""
 
     fetchers: Fetchers | None = None
 
@@ -281,7 +281,7 @@ class LocalObjects:
     def remove(self, key: str) -> None:
         """Unlink the file, and make that durable."""
         path = self.root / key
-        with refusals(path, 0):
+        with translate_os_errors(path, 0):
             path.unlink(missing_ok=True)
         _DESCRIPTORS.forget(str(path))  # while it is open here, the disk keeps its bytes
         if path.parent.exists():

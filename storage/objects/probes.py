@@ -1,6 +1,6 @@
-"""Small objects that are made to see whether, and how fast, a store takes and gives bytes; they are removed at once.
+"""Write small objects to find out whether, and how fast, a store can be written and read; they are removed at once.
 
-probes/<seconds since 1970>-<random>      what a kill left is removed by the next one, an hour later
+probes/<seconds since 1970>-<random>      one left by a killed process is removed by a later probe, after an hour
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _STALE_S = 3600
 
 @contextlib.contextmanager
 def probe(objects: Objects, data: bytes) -> Iterator[str]:
-    """The key of an object with these bytes, while it is needed; raises `StoreUnavailable` where nothing can be written."""
+    """Yield the key of a temporary object with these bytes; raise `StoreUnavailable` where nothing can be written."""
     key = f"{_PREFIX}/{int(time.time())}-{secrets.token_hex(8)}"
     objects.create(key, [data])
     try:
@@ -36,9 +36,9 @@ def check_writable(objects: Objects) -> None:
 
 
 def sweep_probes(objects: Objects) -> None:
-    """Remove what killed probes left, an hour ago or more."""
+    """Remove probes that killed processes left an hour ago or more."""
     for name in objects.names(_PREFIX):
-        begun = name.partition("-")[0]
-        if not begun.isdecimal() or "-" not in name or int(begun) < time.time() - _STALE_S:
+        created = name.partition("-")[0]
+        if not created.isdecimal() or "-" not in name or int(created) < time.time() - _STALE_S:
             objects.remove(f"{_PREFIX}/{name}")
     objects.sweep(_PREFIX)

@@ -1,9 +1,9 @@
-"""Objects behind an fsspec URL (s3://…, memory://…): one request a verb, retries in one place, errors that name the key and the tries.
+"""`Objects` behind an fsspec URL (s3://…, memory://…): one request a method, retries in one place, errors that name the key and the tries.
 
-The exclusive create is a conditional put (`If-None-Match: *` on S3). Its reply can get lost after it succeeded, and the next try then finds
-the object there: so "not created" may mean an earlier try of our own, and callers compare contents, which they do anyway (`adopt`). The
-libraries below have retries of their own, nested in each other; they are switched off, or 5 × 5 tries of a minute each would pass for a
-hang. Nothing is retried that cannot change: absence, permission, a failed check. Listings are never taken from a cache.
+The exclusive create is a conditional put (`If-None-Match: *` on S3). Its reply can get lost after it succeeded, and the retry then finds
+the object there: so "not created" may mean an earlier try of our own, and callers compare contents, which they do anyway
+(`existing_objects`). The retries of the libraries below are switched off: nested, they would be 5 × 5 tries of a minute each, which looks
+like a hang. Permanent errors (absence, permission, a failed check) are not retried. Listings never come from a cache.
 """
 
 import errno
@@ -19,16 +19,16 @@ import xxhash
 from ..core.errors import CacheDamaged, EupeError, StoreUnavailable
 from ..core.forks import renewed_after_fork
 from ..core.urls import refuse_endpoint, refuse_secrets
-from .atomic_files import Content, refusals
-from .parallel_reads import Fetchers
-from .reading_threads import MOST
-from .s3_download import WholeObjects, whole_objects
+from .atomic_files import Content, translate_os_errors
+from .read_ahead import Fetchers
+from .read_threads import MAX_THREADS
+from .s3_download import S3Downloader, s3_downloader
 
 TRIES = 6
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
-_MOST_PATIENCE_S = 60.0  # that a server may ask for
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
-_FINAL_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOSYS, errno.EPERM}
+_MIN_WAIT_S, _MAX_WAIT_S = 0.1, 10.0
+_MAX_RETRY_AFTER_S = 60.0  # that a server may ask for
+_PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+_PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOSYS, errno.EPERM}
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "CredentialRetrievalError", "TokenRetrievalError")
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
@@ -39,15 +39,15 @@ Result = TypeVar("Result")
 
 
 class TryLater(Exception):
-    """A server asks for patience, or gave what cannot be the whole answer; with the seconds that it asked for, if it did."""
+    """A temporary failure: the server asks to retry, or the answer is incomplete; `retry_after_s` is the wait that it asked for."""
 
-    def __init__(self, text: str, patience_s: float = 0.0) -> None:
+    def __init__(self, text: str, retry_after_s: float = 0.0) -> None:
         super().__init__(text)
-        self.patience_s = patience_s
+        self.retry_after_s = retry_after_s
 
 
-def connected(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, without retries and listings of its own, and the path in it."""
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL, without its own retries and listings cache, and the path in it."""
     filesystem, root = fsspec.url_to_fs(url, **(_S3_OPTIONS if url.startswith("s3:") else {}))
     if url.startswith("s3:"):
         filesystem.retries = 1
@@ -55,29 +55,29 @@ def connected(url: str) -> tuple[Any, str]:
 
 
 def lacks_credentials(error: Exception) -> bool:
-    """Whether nothing was sent because this machine has no credentials; botocore's own classes, which other stores do without."""
+    """Return whether a request was not sent for lack of credentials; by name, because other stores do without botocore."""
     return type(error).__name__ in _NO_CREDENTIALS
 
 
 def no_credentials(url: str, error: Exception) -> StoreUnavailable:
-    """The error for a URL that this machine has no credentials for."""
+    """Return the error for a URL that this machine has no credentials for."""
     return StoreUnavailable(
         f"no credentials for {url} ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, and AWS_ENDPOINT_URL for "
         "a service other than Amazon's"
     )
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether trying again cannot help."""
-    if isinstance(error, _FINAL) or lacks_credentials(error):
+def _is_permanent(error: Exception) -> bool:
+    """Return whether a retry cannot help."""
+    if isinstance(error, _PERMANENT) or lacks_credentials(error):
         return True
-    return isinstance(error, OSError) and error.errno in _FINAL_NUMBERS
+    return isinstance(error, OSError) and error.errno in _PERMANENT_ERRNOS
 
 
-def persist(what: str, call: Callable[[], Result], tries: int = TRIES) -> Result:
-    """The result of `call`, tried again with growing, jittered waits while it fails for reasons that may pass.
+def retry(what: str, call: Callable[[], Result], tries: int = TRIES) -> Result:
+    """Return the result of `call`, retried with exponential, jittered waits while it fails for reasons that may pass.
 
-    Raises the error at once when trying again cannot help, `StoreUnavailable` with the number of tries in the end.
+    Raise permanent errors at once, `StoreUnavailable` with the number of tries in the end.
     """
     for attempt in range(1, tries + 1):
         try:
@@ -85,13 +85,13 @@ def persist(what: str, call: Callable[[], Result], tries: int = TRIES) -> Result
         except EupeError:
             raise
         except Exception as error:  # botocore's and aiohttp's errors have no common base
-            if _is_final(error):
+            if _is_permanent(error):
                 raise
             if attempt == tries:
                 raise StoreUnavailable(f"{what} failed {tries} times, the last time with {type(error).__name__}: {error}") from error
-            asked = min(_MOST_PATIENCE_S, error.patience_s) if isinstance(error, TryLater) else 0.0
-            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**attempt)
-            time.sleep(asked + wait * random.uniform(0.5, 1.0))
+            retry_after_s = min(_MAX_RETRY_AFTER_S, error.retry_after_s) if isinstance(error, TryLater) else 0.0
+            backoff_s = min(_MAX_WAIT_S, _MIN_WAIT_S * 2.0**attempt)
+            time.sleep(retry_after_s + backoff_s * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable")
 
 
@@ -100,22 +100,22 @@ class _RemoteObject:
         self._objects, self._key, self.size = objects, key, size
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
-        wanted = sum(len(buffer) for buffer in buffers)
-        data = self._objects.read_range(self._key, offset, wanted)
+        length = sum(len(buffer) for buffer in buffers)
+        data = self._objects.read_range(self._key, offset, length)
         start = 0
         for buffer in buffers:
             buffer[:] = data[start : start + len(buffer)]
             start += len(buffer)
 
-    def renew(self) -> None:
-        """There is no copy."""
+    def touch(self) -> None:
+        """Do nothing: there is no cached copy."""
 
-    def doubt(self) -> bool:
-        """There is no copy."""
+    def recheck(self) -> bool:
+        """Return False: there is no cached copy."""
         return False
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 class RemoteObjects:
@@ -127,38 +127,38 @@ class RemoteObjects:
         refuse_secrets("store", url)
         refuse_endpoint("store", url)
         self.url = url
-        self._inherited: list[Any] = []
+        self._parents_connections: list[Any] = []
         self._connect()
         renewed_after_fork(self)
 
     def _connect(self) -> None:
-        self._connected, self._root = connected(self.url)
+        self._fsspec_filesystem, self._root = open_filesystem(self.url)
         self._stale = False
-        self._whole_objects = whole_objects(self._connected) if self.url.startswith("s3:") else None
+        self._s3_downloader = s3_downloader(self._fsspec_filesystem) if self.url.startswith("s3:") else None
 
     def after_fork(self) -> None:
-        """Connect anew at the next request; the parent's connections are kept from being closed here, which it would notice."""
-        self._inherited += [self._connected, self._whole_objects]
+        """Reconnect at the next request; keep the parent's connections referenced, because closing them here would close the parent's."""
+        self._parents_connections += [self._fsspec_filesystem, self._s3_downloader]
         self._stale = not self.url.startswith("memory:")  # which has no connection, and is the parent's at the fork
 
     @property
     def _filesystem(self) -> Any:
         if self._stale:
             self._connect()
-        return self._connected
+        return self._fsspec_filesystem
 
     @property
-    def _whole(self) -> WholeObjects | None:
+    def _downloader(self) -> S3Downloader | None:
         if self._stale:
             self._connect()
-        return self._whole_objects
+        return self._s3_downloader
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}".rstrip("/")
 
     def _call(self, verb: str, key: str, call: Callable[[], Result]) -> Result:
         try:
-            return persist(f"{verb} {self.url}/{key}", call)
+            return retry(f"{verb} {self.url}/{key}", call)
         except PermissionError as error:
             raise StoreUnavailable(
                 f"no permission to {verb} {key} below {self.url}; check the credentials and the bucket's policy"
@@ -173,70 +173,70 @@ class RemoteObjects:
             raise
 
     def threads_for(self, size: int) -> int:
-        """Many: each row is a round trip."""
-        return MOST
+        """Return many: each row is a round trip."""
+        return MAX_THREADS
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
-        """One whole GET; with a limit, an object above it is refused before its first byte."""
+        """Return all bytes by one GET; refuse an object above the limit before its first byte."""
         return self._call("read", key, lambda: b"".join(bytes(piece) for piece in self._pieces(key, limit_bytes)))
 
     def _pieces(self, key: str, limit_bytes: int | None = None) -> Iterable[memoryview]:
-        """A whole object in pieces, each to be used before the next one is taken."""
+        """Yield a whole object in pieces, each valid until the next one is taken."""
         path = self._path(key)
-        if self._whole is not None:
-            return self._whole.pieces(path, lambda size: check_limit(key, size, limit_bytes))
+        if self._downloader is not None:
+            return self._downloader.pieces(path, lambda size: check_limit(key, size, limit_bytes))
         if limit_bytes is not None:
             check_limit(key, int(self._filesystem.size(path)), limit_bytes)
         return [memoryview(self._filesystem.cat_file(path))]
 
-    def save(self, key: str, path: Path) -> str:
-        """One whole GET into a local file, hashed on its way; returns the xxh3 (128 bits) of what came."""
+    def download(self, key: str, path: Path) -> str:
+        """Download an object into a local file by one GET; return the 128-bit xxh3 of what came."""
 
         def attempt() -> str:
             hasher = xxhash.xxh3_128()
             with path.open("wb", buffering=0) as file:
                 for piece in self._pieces(key):
                     hasher.update(piece)
-                    with refusals(path, len(piece)):
+                    with translate_os_errors(path, len(piece)):
                         while piece:
                             piece = piece[file.write(piece) :]
             return hasher.hexdigest()
 
         return self._call("read", key, attempt)
 
-    def read_range(self, key: str, offset: int, wanted: int) -> bytes:
-        """One ranged GET; raises `CacheDamaged` when the object ends before."""
-        if not wanted:
+    def read_range(self, key: str, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset` by one ranged GET; raise `CacheDamaged` when the object ends before."""
+        if not length:
             return b""
         path = self._path(key)
-        data = self._call("read", key, lambda: bytes(self._filesystem.cat_file(path, start=offset, end=offset + wanted)))
-        if len(data) != wanted:
-            raise CacheDamaged(f"{key} gave {len(data):,} bytes at {offset:,}, its record describes {wanted:,}")
+        data = self._call("read", key, lambda: bytes(self._filesystem.cat_file(path, start=offset, end=offset + length)))
+        if len(data) != length:
+            raise CacheDamaged(f"{key} gave {len(data):,} bytes at {offset:,}, its record describes {length:,}")
         return data
 
     def open(self, key: str, xxh3_128: str | None = None) -> _RemoteObject:
-        """One HEAD now, ranged GETs later."""
+        """Open for ranged GETs, after one HEAD."""
         return _RemoteObject(self, key, self._call("find", key, lambda: int(self._filesystem.size(self._path(key)))))
 
     def size(self, key: str) -> int | None:
-        """One HEAD."""
+        """Return the length in bytes by one HEAD, None when there is no such object."""
         try:
             return self._call("find", key, lambda: int(self._filesystem.size(self._path(key))))
         except FileNotFoundError:
             return None
 
     def names(self, prefix: str) -> list[str]:
-        """One listing, never from a cache; hidden names are left out, as of a folder."""
+        """Return the names below a prefix by one listing, never from a cache; hidden names are left out."""
         try:
             entries = self._call("list", prefix, lambda: self._filesystem.ls(self._path(prefix), detail=False, refresh=True))
         except FileNotFoundError:
             return []
-        own = self._path(prefix).strip("/")
-        names = {str(entry).strip("/") for entry in entries} - {own}
+        folder = self._path(prefix).strip("/")
+        names = {str(entry).strip("/") for entry in entries} - {folder}
         return sorted(last for name in names if not (last := name.rsplit("/", 1)[-1]).startswith("."))
 
     def create(self, key: str, content: Content) -> bool:
-        """One conditional put."""
+        """Create by one conditional put; return False when the key exists."""
         data = b"".join(content)
         try:
             self._call("create", key, lambda: self._filesystem.pipe_file(self._path(key), data, mode="create"))
@@ -247,18 +247,18 @@ class RemoteObjects:
         return True
 
     def replace(self, key: str, data: bytes) -> None:
-        """One put."""
+        """Put the object."""
         self._call("replace", key, lambda: self._filesystem.pipe_file(self._path(key), data))
 
     def drop_empty(self, prefix: str) -> None:
-        """There are no folders."""
+        """Do nothing: there are no folders."""
 
     def sweep(self, prefix: str) -> int:
-        """A put that did not end leaves nothing."""
+        """Return 0: an unfinished put leaves nothing."""
         return 0
 
     def remove(self, key: str) -> None:
-        """One DELETE."""
+        """Delete the object."""
         try:
             self._call("remove", key, lambda: self._filesystem.rm_file(self._path(key)))
         except FileNotFoundError:
@@ -266,6 +266,6 @@ class RemoteObjects:
 
 
 def check_limit(key: str, size: int, limit_bytes: int | None) -> None:
-    """Raise `CacheDamaged` for a file that is larger than any of ours can be."""
+    """Raise `CacheDamaged` for an object that is larger than any of its kind can be."""
     if limit_bytes is not None and size > limit_bytes:
         raise CacheDamaged(f"{key} has {size:,} bytes, no such file of ours has more than {limit_bytes:,}; it was altered")

@@ -1,12 +1,11 @@
-"""Whole shards of a remote store in a local folder, shared by the processes of a machine, bounded in size.
+"""Local cache of whole shards of a remote store: one folder shared by the processes of a machine, bounded in size.
 
-An epoch in shard order wants one GET a shard, not one a row. A copy is named by the xxh3 that the shard's record gives, so it is verified
-once, while it comes, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. Copies are not
-fsynced; one from before the machine's last start is hashed again before it is used. A copy that gives other bytes than its shard's record
-describes, or none, is hashed, dropped, said and fetched again, once a read; what comes damaged then is the store's own damage. One process
-downloads while others wait for its lock, and readers that go from shard to shard, or say what they will read, have it fetched while they
-read (`read_ahead`). The copies that were used longest ago go first when the folder is over its limit; one that is gone while it is open is
-fetched again. Records and metadata are not cached.
+An epoch in shard order needs one GET a shard, not one a row. A copy is named by the xxh3 in the shard's record, so it is verified once,
+while it is downloaded, can never stand for other bytes, and needs no invalidation: a repaired shard has another name. Copies are not
+fsynced; one from before the last boot is hashed again before use. A copy that fails a check or cannot be read is hashed, dropped, logged
+and downloaded again, once a read; if the download fails the check too, the store itself is damaged. One process downloads while others wait
+for its lock, and shards that readers announce or are about to reach are downloaded in the background (`read_ahead`). The least recently
+used copies go when the folder exceeds its limit; one that is removed while open is downloaded again. Records and metadata are not cached.
 """
 
 import contextlib
@@ -22,9 +21,9 @@ from pathlib import Path
 
 from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged, StoreUnavailable
-from .atomic_files import TEMPORARY_PREFIX, Content, make_folder, refusals, sweep
+from .atomic_files import TEMPORARY_PREFIX, Content, make_folder, sweep, translate_os_errors
 from .objects import LocalObjects, OpenObject, Vanished
-from .parallel_reads import Fetchers
+from .read_ahead import Fetchers
 from .remote import RemoteObjects
 
 DEFAULT_LIMIT_BYTES = 100 << 30
@@ -33,13 +32,13 @@ _LOG = logging.getLogger(__name__)
 CONNECTIONS = 8  # S3 gives one some 50 to 100 MB/s
 
 
-def _started() -> float:
-    """When this machine was started, in seconds since 1970."""
+def _boot_time() -> float:
+    """Return when this machine was booted, in seconds since 1970."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class CachedObjects:
-    """`Objects` that opens expected contents from local copies, and passes everything else on."""
+    """`Objects` that opens objects of known xxh3 from local copies and passes everything else on to the remote store."""
 
     def __init__(self, remote: RemoteObjects, folder: Path, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         make_folder(folder)
@@ -51,67 +50,67 @@ class CachedObjects:
         self._local = LocalObjects(folder)
 
     def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
-        """A local copy when the caller says what it expects, ranged reads otherwise."""
+        """Open a local copy when the expected xxh3 is given, for ranged reads otherwise."""
         return self.remote.open(key) if xxh3_128 is None else _CachedObject(self, key, xxh3_128)
 
-    def fetched(self, key: str, wanted: str) -> OpenObject:
-        """The local copy, made first when there is none; raises `CacheDamaged` when the remote object is not what was expected."""
+    def open_copy(self, key: str, expected_xxh3: str) -> OpenObject:
+        """Open the local copy, downloaded first when there is none; raise `CacheDamaged` when the remote object has another xxh3."""
         try:
-            self._doubt_old(key, wanted)
-            copy = self._local.open(wanted)
+            self._check_after_reboot(key, expected_xxh3)
+            copy = self._local.open(expected_xxh3)
         except FileNotFoundError:
-            with self._locked(wanted):
-                if self._local.size(wanted) is None:
-                    self._download(key, wanted)
-                copy = self._local.open(wanted)
+            with self._locked(expected_xxh3):
+                if self._local.size(expected_xxh3) is None:
+                    self._download(key, expected_xxh3)
+                copy = self._local.open(expected_xxh3)
         except StoreUnavailable:  # the copy cannot be read
-            copy = self.compared(key, wanted)
+            copy = self.open_verified_copy(key, expected_xxh3)
         with contextlib.suppress(OSError):  # another process made room, or another user owns it
-            os.utime(self.folder / wanted)
+            os.utime(self.folder / expected_xxh3)
         return copy
 
-    def compared(self, key: str, wanted: str) -> OpenObject:
-        """The local copy, hashed again, and fetched again when it is not whole; raises `CacheDamaged` when what comes is not either."""
-        with self._locked(wanted):
-            if why := self._flaw(wanted):
-                self._drop(key, wanted, why)
-            if self._local.size(wanted) is None:
-                self._download(key, wanted)
-            return self._local.open(wanted)
+    def open_verified_copy(self, key: str, expected_xxh3: str) -> OpenObject:
+        """Hash the local copy, download it again when it is damaged, and open it; raise `CacheDamaged` as `open_copy`."""
+        with self._locked(expected_xxh3):
+            if why := self._copy_flaw(expected_xxh3):
+                self._drop(key, expected_xxh3, why)
+            if self._local.size(expected_xxh3) is None:
+                self._download(key, expected_xxh3)
+            return self._local.open(expected_xxh3)
 
-    def _flaw(self, wanted: str) -> str:
-        """Why a copy is not what its name says, "" when it is."""
+    def _copy_flaw(self, expected_xxh3: str) -> str:
+        """Return why a copy does not match its name, "" when it does."""
         try:
-            data = self._local.read(wanted)
+            data = self._local.read(expected_xxh3)
         except FileNotFoundError:
             return "was removed"
         except (StoreUnavailable, CacheDamaged) as error:
             return f"cannot be read ({error})"
-        return "" if xxh3_128([data]) == wanted else f"is damaged ({len(data):,} bytes with another xxh3 than its name)"
+        return "" if xxh3_128([data]) == expected_xxh3 else f"is damaged ({len(data):,} bytes with another xxh3 than its name)"
 
-    def _drop(self, key: str, wanted: str, why: str) -> None:
-        path = self.folder / wanted
+    def _drop(self, key: str, expected_xxh3: str, why: str) -> None:
+        path = self.folder / expected_xxh3
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        self._local.remove(wanted)
+        self._local.remove(expected_xxh3)
         self.dropped += 1
         _LOG.warning("the local copy %s of %s %s; it was dropped and is fetched again (%d so far)", path, key, why, self.dropped)
 
-    def _doubt_old(self, key: str, wanted: str) -> None:
-        """Hash a copy that outlived a start of the machine, and drop it when it is not whole."""
-        if os.stat(self.folder / wanted).st_ctime < _started() and (why := self._flaw(wanted)):
-            self._drop(key, wanted, why)
+    def _check_after_reboot(self, key: str, expected_xxh3: str) -> None:
+        """Hash a copy from before the last boot, and drop it when it is damaged."""
+        if os.stat(self.folder / expected_xxh3).st_ctime < _boot_time() and (why := self._copy_flaw(expected_xxh3)):
+            self._drop(key, expected_xxh3, why)
 
-    def _download(self, key: str, wanted: str) -> None:
-        temporary = self.folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{wanted}"
+    def _download(self, key: str, expected_xxh3: str) -> None:
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{expected_xxh3}"
         try:
-            if self.remote.save(key, temporary) != wanted:
+            if self.remote.download(key, temporary) != expected_xxh3:
                 raise CacheDamaged(
                     f"{key} of {self.url} is damaged in the store itself: xxh3 differs from its record; run `eupe-pipeline features repair`"
                 )
             self._make_room(temporary.stat().st_size)
-            with refusals(self.folder / wanted, 0):
-                temporary.rename(self.folder / wanted)
+            with translate_os_errors(self.folder / expected_xxh3, 0):
+                temporary.rename(self.folder / expected_xxh3)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -124,19 +123,19 @@ class CachedObjects:
                     with contextlib.suppress(FileNotFoundError):  # another process made room meanwhile
                         status = entry.stat()
                         copies.append((status.st_mtime_ns, status.st_size, entry.name))
-        held = sum(size for _, size, _ in copies)
+        total = sum(size for _, size, _ in copies)
         for _, size, name in sorted(copies):
-            if held + needed <= self.limit_bytes:
+            if total + needed <= self.limit_bytes:
                 return
             self._local.remove(name)
-            held -= size
+            total -= size
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """One process at a time; the lock falls with its holder, however that ends."""
+        """Hold a file lock for the block; the system releases it when the process ends in any way."""
         make_folder(self.folder)  # somebody may have emptied the cache
         lock = self.folder / f"{_LOCK}{name[:2]}"
-        with refusals(lock, 0):
+        with translate_os_errors(lock, 0):
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -145,64 +144,64 @@ class CachedObjects:
             os.close(descriptor)
 
     def threads_for(self, size: int) -> int:
-        """As for the copies."""
+        """Return the number of threads that local copies are worth."""
         return self._local.threads_for(size)
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
-        """As the store behind."""
+        """Read from the remote store."""
         return self.remote.read(key, limit_bytes)
 
     def size(self, key: str) -> int | None:
-        """As the store behind."""
+        """Return the size in the remote store."""
         return self.remote.size(key)
 
     def names(self, prefix: str) -> list[str]:
-        """As the store behind."""
+        """Return the names in the remote store."""
         return self.remote.names(prefix)
 
     def create(self, key: str, content: Content) -> bool:
-        """As the store behind."""
+        """Create in the remote store."""
         return self.remote.create(key, content)
 
     def replace(self, key: str, data: bytes) -> None:
-        """As the store behind."""
+        """Replace in the remote store."""
         self.remote.replace(key, data)
 
     def drop_empty(self, prefix: str) -> None:
-        """As the store behind."""
+        """Pass on to the remote store."""
         self.remote.drop_empty(prefix)
 
     def sweep(self, prefix: str) -> int:
-        """As the store behind."""
+        """Pass on to the remote store."""
         return self.remote.sweep(prefix)
 
     def remove(self, key: str) -> None:
-        """As the store behind."""
+        """Remove from the remote store."""
         self.remote.remove(key)
 
 
 class _CachedObject:
-    def __init__(self, cache: CachedObjects, key: str, wanted: str) -> None:
-        self._cache, self._key, self._wanted = cache, key, wanted
-        self._copy = cache.fetched(key, wanted)
+    def __init__(self, cache: CachedObjects, key: str, expected_xxh3: str) -> None:
+        self._cache, self._key, self._expected_xxh3 = cache, key, expected_xxh3
+        self._copy = cache.open_copy(key, expected_xxh3)
         self.size = self._copy.size
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
         try:
             self._copy.read_into(buffers, offset)
         except Vanished:
-            self._copy = self._cache.fetched(self._key, self._wanted)
+            self._copy = self._cache.open_copy(self._key, self._expected_xxh3)
             self._copy.read_into(buffers, offset)
 
-    def renew(self) -> None:
+    def touch(self) -> None:
         try:
-            os.utime(self._cache.folder / self._wanted)
+            os.utime(self._cache.folder / self._expected_xxh3)
         except OSError:
-            self._copy = self._cache.fetched(self._key, self._wanted)
+            self._copy = self._cache.open_copy(self._key, self._expected_xxh3)
 
-    def doubt(self) -> bool:
-        """The copy may have been altered since it came: on the disk, or by somebody."""
-        self._copy = self._cache.compared(self._key, self._wanted)
+    def recheck(self) -> bool:
+        """Verify the copy, which may have been altered on the disk since it was downloaded; return True."""
+        self._copy = self._cache.open_verified_copy(self._key, self._expected_xxh3)
         self.size = self._copy.size
         return True
 

@@ -18,7 +18,7 @@ MAX_DIFFERENCE = 0.1
 
 
 def adopt(spec: ArraySpec, shard: int, ours: ShardObject, data: bytes, where: str) -> ObjectRecord:
-    """The record entry of the published object `data`; raises `CacheDamaged` when it is damaged or is not this shard's."""
+    """Return the record entry of the published object `data`; raise `CacheDamaged` when it is damaged or is not this shard's."""
     if len(data) < spec.index_bytes:
         raise _refusal(where, f"it has {len(data)} bytes")
     tail = data[-spec.index_bytes :]
@@ -42,7 +42,7 @@ def adopt(spec: ArraySpec, shard: int, ours: ShardObject, data: bytes, where: st
 
 
 def alike(spec: ArraySpec, theirs: bytes | memoryview, ours: bytes | memoryview) -> bool:
-    """Whether two chunks hold the same rows, up to a teacher's rounding."""
+    """Return whether two chunks hold the same rows, up to a teacher's rounding."""
     if not spec.inexact:
         return bytes(theirs) == bytes(ours)
     left, right = _values(spec, theirs), _values(spec, ours)

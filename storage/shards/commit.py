@@ -35,7 +35,7 @@ class ObjectRecord:
 
     @classmethod
     def of(cls, key: str, size: int, hashes: tuple[int, str, NDArray[np.uint64]]) -> "ObjectRecord":
-        """The record of an object with these `ShardObject.hashes`."""
+        """Return the record of an object with these `ShardObject.hashes`."""
         index_crc32c, whole, chunks = hashes
         return cls(key, size, whole, index_crc32c, base64.b64encode(chunks.astype("<u8").tobytes()).decode())
 
@@ -43,7 +43,7 @@ class ObjectRecord:
         _expect(self, key=str, bytes=int, xxh3_128=str, index_crc32c=int, chunk_xxh3_64=str)
 
     def chunk_hashes(self) -> NDArray[np.uint64]:
-        """The chunks' hashes (chunks,) uint64."""
+        """Return the chunks' hashes (chunks,) uint64."""
         return np.frombuffer(base64.b64decode(self.chunk_xxh3_64, validate=True), "<u8").astype(np.uint64)
 
 
@@ -63,7 +63,7 @@ class Record:
         _expect(self, group=str, shard=int, rows=int, image_ids_sha256=str, objects=dict, failed=dict, views_record=str)
 
     def body(self) -> dict[str, Any]:
-        """The record as JSON-able data, without its own digest."""
+        """Return the record as JSON-able data, without its own digest."""
         return {"format": FORMAT, **asdict(self)}
 
     @property
@@ -72,7 +72,7 @@ class Record:
         return digest(self.body())
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """Return the file's content."""
         return canonical_json({**self.body(), "digest": self.digest})
 
 
@@ -84,18 +84,18 @@ def _expect(described: object, **types: type) -> None:
 
 
 def record_key(shard: int) -> str:
-    """Where a shard's record lies in its group."""
+    """Return where a shard's record lies in its group."""
     return f"commits/{shard:06d}.json"
 
 
 def shard_of(name: str) -> int | None:
-    """The shard number of a file name in `commits/`, None for any other file."""
+    """Return the shard number of a file name in `commits/`, None for any other file."""
     stem, _, ending = name.partition(".")
     return int(stem) if ending == "json" and stem.isdecimal() and stem.isascii() else None
 
 
 def parse_record(data: bytes, *, where: str, group: str, shard: int) -> Record:
-    """Read and check a record; raises `CacheDamaged` when it is altered, or is another shard's or another set's."""
+    """Read and check a record; raise `CacheDamaged` when it is altered, or is another shard's or another set's."""
     try:
         body = json.loads(data)
         claimed = body.pop("digest")

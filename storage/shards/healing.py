@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..core.checksums import crc32c, xxh3_64, xxh3_128
 from ..core.errors import CacheDamaged, CacheMismatch, StoreUnavailable
 from ..core.urls import is_url
-from ..objects.mending import held, put, unflipped
+from ..objects.damaged_files import read_or_flaw, replace_verified, undo_bit_flip
 from .adopt import alike
 from .commit import ObjectRecord, Record, record_key
 from .shards import ShardedGroup
@@ -41,15 +41,15 @@ class Healed:
     def put_in_place(self, group: ShardedGroup) -> None:
         """Objects, then the record; each is read back."""
         for name, data in self.objects.items():
-            put(group.objects, f"{group.prefix}/{group.specs[name].key(self.record.shard)}", data)
+            replace_verified(group.objects, f"{group.prefix}/{group.specs[name].key(self.record.shard)}", data)
         if self.record_changes:
             group.ledgers.discard(self.record.shard)
-            put(group.objects, f"{group.prefix}/{record_key(self.record.shard)}", self.record.to_bytes())
+            replace_verified(group.objects, f"{group.prefix}/{record_key(self.record.shard)}", self.record.to_bytes())
         group.forget(self.record.shard)
 
 
 def standing_record(group: ShardedGroup, shard: int) -> Record | None:
-    """A shard's record, None when it has none that is whole."""
+    """Return a shard's record, None when it has none that is whole."""
     group.forget(shard)
     try:
         return group.record(shard)
@@ -62,10 +62,10 @@ def standing_record(group: ShardedGroup, shard: int) -> Record | None:
 
 
 def damaged_arrays(group: ShardedGroup, record: Record) -> dict[str, str]:
-    """The arrays whose object is not the record's, and why."""
+    """Return the arrays whose object is not the record's, and why."""
     found = {}
     for name, entry in record.objects.items():
-        data, flaw = held(group.objects, f"{group.prefix}/{entry.key}")
+        data, flaw = read_or_flaw(group.objects, f"{group.prefix}/{entry.key}")
         if not flaw and data is not None and xxh3_128([data]) != entry.xxh3_128:
             flaw = "differs from its record" + ("" if len(data) == entry.bytes else f" ({len(data):,} bytes for {entry.bytes:,})")
         if flaw:
@@ -74,15 +74,15 @@ def damaged_arrays(group: ShardedGroup, record: Record) -> dict[str, str]:
 
 
 def from_rows(group: ShardedGroup, record: Record) -> Healed | None:
-    """A shard whose rows are all there, only what stands beside them damaged; None where a row is damaged."""
+    """Return a shard whose rows are all there, only what stands beside them damaged; None where a row is damaged."""
     objects = {}
     for name in damaged_arrays(group, record):
         spec, entry = group.specs[name], record.objects[name]
-        data, _ = held(group.objects, f"{group.prefix}/{entry.key}")
+        data, _ = read_or_flaw(group.objects, f"{group.prefix}/{entry.key}")
         check = partial(_refuse_other, entry)
         whole: bytes | None = b"".join(ShardObject(spec, _whole_rows(spec, entry, data)))
         if xxh3_128([whole or b""]) != entry.xxh3_128:
-            whole = unflipped(data, check)
+            whole = undo_bit_flip(data, check)
         if whole is None:
             return None
         objects[name] = whole
@@ -97,9 +97,9 @@ def _refuse_other(entry: ObjectRecord, data: bytes) -> None:
 def heal(
     group: ShardedGroup, fresh: Record, arrays: Mapping[str, NDArray[Any]], present: Present | Mapping[str, Present], trust: bool = True
 ) -> Healed:
-    """What makes a shard whole from its rows computed anew; `fresh` says what is known of it but for its objects.
+    """Return what makes a shard whole from its rows computed anew; `fresh` says what is known of it but for its objects.
 
-    `trust`: a record that stands is of these images and views. Raises `CacheMismatch` where the fresh rows are not what was stored.
+    `trust`: a record that stands is of these images and views. Raise `CacheMismatch` where the fresh rows are not what was stored.
     """
     standing = standing_record(group, fresh.shard) if trust else None
     if standing is not None and standing.failed.keys() != fresh.failed.keys():
@@ -109,7 +109,7 @@ def heal(
     built = {
         name: build_shard(group.specs[name], arrays[name], present[name] if isinstance(present, Mapping) else present) for name in touched
     }
-    held_bytes = {name: held(group.objects, f"{group.prefix}/{group.specs[name].key(fresh.shard)}")[0] for name in touched}
+    held_bytes = {name: read_or_flaw(group.objects, f"{group.prefix}/{group.specs[name].key(fresh.shard)}")[0] for name in touched}
     kept: dict[str, Chunks] = {name: [None] * len(built[name].chunks) for name in touched}
     if trust:
         kept = {name: _kept(group, name, standing, held_bytes[name], built[name]) for name in touched}
@@ -127,7 +127,7 @@ def heal(
 
 
 def _touched(group: ShardedGroup, standing: Record | None) -> list[str]:
-    """The arrays that may change: the damaged ones, and those whose rows belong to rows of theirs."""
+    """Return the arrays that may change: the damaged ones, and those whose rows belong to rows of theirs."""
     bad = set(group.specs) if standing is None else set(damaged_arrays(group, standing))
     return [name for name in group.specs if name in bad or (name in _joint(group) and bad & _joint(group))]
 
@@ -147,13 +147,13 @@ def _one_forward_a_row(group: ShardedGroup, kept: Mapping[str, Chunks]) -> None:
 
 
 def _places(spec: ArraySpec, missing: Present) -> list[int | None]:
-    """Where each chunk begins: those that exist, one behind the other."""
+    """Return where each chunk begins: those that exist, one behind the other."""
     step, rank = spec.chunk_bytes + CRC_BYTES, np.cumsum(~missing) - 1
     return [None if gone else int(rank[n]) * step for n, gone in enumerate(missing.tolist())]
 
 
 def _whole_rows(spec: ArraySpec, entry: ObjectRecord, data: bytes | None) -> Chunks:
-    """The chunks that match their hash in the record; None for those that do not, and for those that do not exist."""
+    """Return the chunks that match their hash in the record; None for those that do not, and for those that do not exist."""
     hashes, memory = entry.chunk_hashes(), memoryview(data or b"")
     kept: Chunks = []
     for n, begin in enumerate(_places(spec, hashes == 0)):
@@ -163,7 +163,7 @@ def _whole_rows(spec: ArraySpec, entry: ObjectRecord, data: bytes | None) -> Chu
 
 
 def _kept(group: ShardedGroup, name: str, standing: Record | None, data: bytes | None, fresh: ShardObject) -> Chunks:
-    """What is whole of an object, and stays; None for the chunks that are made anew, and for those that do not exist."""
+    """Return what is whole of an object, and stays; None for the chunks that are made anew, and for those that do not exist."""
     spec, where = group.specs[name], f"{group.prefix}/{name}"
     if standing is None:
         sound = sound_chunks(spec, fresh.missing, data)
@@ -182,7 +182,7 @@ def _kept(group: ShardedGroup, name: str, standing: Record | None, data: bytes |
 
 
 def sound_chunks(spec: ArraySpec, missing: Present, data: bytes | None) -> Chunks:
-    """The chunks whose own checksum holds, of an object that no record describes."""
+    """Return the chunks whose own checksum holds, of an object that no record describes."""
     memory, kept = memoryview(data or b""), Chunks()
     for begin in _places(spec, missing):
         end = (begin or 0) + spec.chunk_bytes

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import CacheDamaged
 from ..core.forks import renewed_after_fork
-from ..objects.content_addressed import damage
+from ..objects.content_addressed import parsing
 from ..objects.objects import Objects, OpenObject
 from .commit import MAX_RECORD_BYTES, parse_record, record_key, shard_of
 
@@ -146,7 +146,7 @@ class Ledgers:
             data, records = self._objects.read(where, MAX_INDEX_BYTES), self._objects.open(self.records_key(number))
         except FileNotFoundError as error:
             raise CacheDamaged(f"{where} or its records are missing; run `eupe-pipeline features repair`") from error
-        with damage(where):
+        with parsing(where):
             table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
             if table.num_rows != last - first or table.schema.names != SCHEMA.names:
                 raise ValueError(f"{table.num_rows} rows of {table.schema.names}")

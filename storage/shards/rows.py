@@ -35,7 +35,7 @@ class OpenArray:
 
 
 def check_out(spec: ArraySpec, out: NDArray[Any], count: int) -> None:
-    """Refuse memory that rows of this array cannot be read into; raises `BadInput`."""
+    """Refuse memory that rows of this array cannot be read into; raise `BadInput`."""
     if out.shape != (count, *spec.shape[1:]) or out.dtype != spec.dtype or not out.flags.c_contiguous or not out.flags.writeable:
         flaws = ("" if out.flags.c_contiguous else ", not contiguous") + ("" if out.flags.writeable else ", read-only")
         raise BadInput(
@@ -44,7 +44,7 @@ def check_out(spec: ArraySpec, out: NDArray[Any], count: int) -> None:
 
 
 def read_rows(array: OpenArray, places: Sequence[Place], out_bytes: memoryview, check: bool) -> None:
-    """Fill `out_bytes` with the rows of `places`, which is sorted by row; raises `CacheDamaged` naming the shard."""
+    """Fill `out_bytes` with the rows of `places`, which is sorted by row; raise `CacheDamaged` naming the shard."""
     if array.spec.chunk_rows > 1:
         _read_from_blocks(array, places, out_bytes, check)
         return
@@ -112,5 +112,5 @@ def _damaged_chunk(array: OpenArray, chunk: int) -> CacheDamaged:
 
 
 def flat_bytes(out: NDArray[Any]) -> memoryview:
-    """The caller's memory as one writable byte string."""
+    """Return the caller's memory as one writable byte string."""
     return byte_view(out)

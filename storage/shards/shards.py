@@ -22,8 +22,8 @@ from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged, StoreUnavailable
 from ..core.forks import renewed_after_fork
 from ..objects.objects import Objects, OpenObject
-from ..objects.parallel_reads import ReadAhead
-from ..objects.reading_threads import side_by_side
+from ..objects.read_ahead import ReadAhead
+from ..objects.read_threads import run_parallel
 from .adopt import adopt
 from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_of
 from .ledger import LEDGER_SHARDS, Ledgers
@@ -203,15 +203,15 @@ class ShardedGroup:
         offsets = memoryview(index[:, 0].astype(np.uint64))  # type: ignore[arg-type]  # numpy's stubs do not say that arrays are buffers
         return OpenArray(spec, file, offsets, memoryview(entry.chunk_hashes()), where)  # type: ignore[arg-type]
 
-    def expect(self, rows: NDArray[np.int64], names: Iterable[str]) -> None:
+    def prefetch(self, rows: NDArray[np.int64], names: Iterable[str]) -> None:
         """Say which rows will be read soon: where shards are kept as local copies, theirs are fetched in the background."""
         if self._ahead is not None:
-            self._ahead.expect(np.unique(rows // self.shard_rows).tolist(), tuple(names))
+            self._ahead.prefetch(np.unique(rows // self.shard_rows).tolist(), tuple(names))
 
     def _fetch(self, shard: int, names: Iterable[str]) -> None:
         """Open a shard that will be read soon, and keep what is at hand of it from being dropped."""
         for array in self._open_shard(shard, names).values():
-            array.file.renew()
+            array.file.touch()
 
     def read(
         self,
@@ -233,9 +233,9 @@ class ShardedGroup:
         order = np.argsort(rows, kind="stable")
         if self._ahead is not None:
             for shard in np.unique(rows // self.shard_rows).tolist():
-                self._ahead.after(shard, tuple(flat))
+                self._ahead.note_read(shard, tuple(flat))
         parts = min(threads or self.objects.threads_for(sum(map(len, flat.values()))), len(rows)) or 1
-        side_by_side(partial(self._read_part, rows, part, arrays, check) for part, arrays in self._parts(rows, order, flat, parts))
+        run_parallel(partial(self._read_part, rows, part, arrays, check) for part, arrays in self._parts(rows, order, flat, parts))
         for name, array in targets.items():
             if self.specs[name].chunk_rows > 1:
                 refuse_blank_rows(name, array, self.prefix)
@@ -263,7 +263,7 @@ class ShardedGroup:
         """The rows at some positions, which `order` gives sorted by row."""
         for shard, places in by_shard(rows, order, self.shard_rows):
             if self._ahead is not None:
-                self._ahead.settle(shard)
+                self._ahead.wait_for(shard)
             opened = self._open_shard(shard, flat)
             for name, memory in flat.items():
                 once_more(opened[name].file, partial(read_rows, opened[name], places, memory, check))
@@ -324,7 +324,7 @@ def once_more(file: OpenObject, call: Callable[[], Result]) -> Result:
     try:
         return call()
     except (CacheDamaged, StoreUnavailable):
-        if not file.doubt():
+        if not file.recheck():
             raise
         return call()
 

@@ -37,7 +37,7 @@ _NAMES = {
 
 
 def group_metadata(attributes: dict[str, Any], members: Mapping[str, bytes] | None = None) -> bytes:
-    """zarr.json of a group; `members` (path → zarr.json) are repeated in it, as zarr-python's consolidated metadata.
+    """Return zarr.json of a group; `members` (path → zarr.json) are repeated in it, as zarr-python's consolidated metadata.
 
     A client then lists the arrays without probing our other files, and opens the group of an object store with one request.
     """
@@ -104,7 +104,7 @@ class ArraySpec:
         return 16 * self.chunks_per_shard + CRC_BYTES
 
     def metadata(self) -> bytes:
-        """zarr.json of the array."""
+        """Return zarr.json of the array."""
         inner = [_bytes_codec(self.dtype), {"name": "crc32c"}]
         index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
         sharding = {
@@ -131,7 +131,7 @@ class ArraySpec:
         )
 
     def key(self, shard: int) -> str:
-        """The object that holds a shard, relative to the group."""
+        """Return the object that holds a shard, relative to the group."""
         return f"{self.name}/c.{shard}" + ".0" * (len(self.shape) - 1)
 
 
@@ -148,7 +148,7 @@ class ShardObject(Streamed):
         self._hashes: tuple[int, str, NDArray[np.uint64]] | None = None
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
-        """The buffers to be written in order."""
+        """Yield the buffers to be written in order."""
         whole, hashes = xxhash.xxh3_128(), np.zeros(len(self.chunks), np.uint64)
         index, offset = np.full((len(self.chunks), 2), MISSING, "<u8"), 0
         for number, chunk in enumerate(self.chunks):
@@ -169,7 +169,7 @@ class ShardObject(Streamed):
         yield tail
 
     def hashes(self) -> tuple[int, str, NDArray[np.uint64]]:
-        """What the record holds: crc32c of the index, xxh3 (128 bits) of all, xxh3 (64 bits) of each chunk, zero where it is missing."""
+        """Return what the record holds: crc32c of the index, 128-bit xxh3 of all, 64-bit xxh3 of each chunk (0 where missing)."""
         if self._hashes is None:
             deque(self, maxlen=0)
         assert self._hashes is not None
@@ -200,7 +200,7 @@ def _chunks(spec: ArraySpec, rows: NDArray[Any], present: NDArray[np.bool_]) -> 
 
 
 def parse_index(spec: ArraySpec, tail: bytes, object_size: int, where: str) -> NDArray[np.uint64]:
-    """Offsets and lengths (chunks, 2) from a shard's last `index_bytes`; raises `CacheDamaged` on anything impossible."""
+    """Offsets and lengths (chunks, 2) from a shard's last `index_bytes`; raise `CacheDamaged` on anything impossible."""
     if crc32c(tail[:-CRC_BYTES]) != int.from_bytes(tail[-CRC_BYTES:], "little"):
         raise CacheDamaged(f"{where} is damaged: its shard index fails its checksum")
     index = np.frombuffer(tail[:-CRC_BYTES], "<u8").reshape(-1, 2)
@@ -213,7 +213,7 @@ def parse_index(spec: ArraySpec, tail: bytes, object_size: int, where: str) -> N
 
 
 def small_key(name: str, dimensions: int = 1) -> str:
-    """The object that holds the values of a small array."""
+    """Return the object that holds the values of a small array."""
     return f"{name}/c" + ".0" * dimensions
 
 
@@ -237,7 +237,7 @@ def small_array(name: str, values: NDArray[np.float32], dimensions: tuple[str, .
 
 
 def parse_small_array(data: bytes, where: str) -> NDArray[np.float32]:
-    """The values of a small array, flat; raises `CacheDamaged` when the checksum fails."""
+    """Return the values of a small array, flat; raise `CacheDamaged` when the checksum fails."""
     if len(data) < CRC_BYTES or crc32c(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
         raise CacheDamaged(f"{where} is damaged: its checksum fails")
     return np.frombuffer(data[:-CRC_BYTES], "<f4").astype(np.float32)

@@ -15,7 +15,7 @@ _NO_FILES = "pipes, sockets and devices"
 
 
 def list_folder(root: str) -> list[str]:
-    """Paths below a folder that are no folders to look into, relative to it, in no order; raises `BadInput` naming a folder."""
+    """Paths below a folder that are no folders to look into, relative to it, in no order; raise `BadInput` naming a folder."""
     if not os.path.isdir(root):
         raise BadInput(f"the source {shown(root)} is neither a folder nor a file, so it is not opened; give one of the two")
     found: list[str] = []
@@ -43,7 +43,7 @@ def list_folder(root: str) -> list[str]:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a folder or leads to one; a link that leads nowhere is none. Raises PermissionError where that is hidden."""
+    """Return whether an entry is a folder or links to one, False for a dead link; raise PermissionError where that cannot be seen."""
     try:
         return entry.is_dir()
     except PermissionError:
@@ -53,7 +53,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def not_a_file(full: str, path: str) -> Skipped | LeftOut | None:
-    """What a path is counted as when it is no regular file; None when it is one. Nothing is opened: a pipe would wait for its writer."""
+    """Return what a path is counted as when it is no regular file, None when it is one; nothing is opened, because a pipe would block."""
     try:
         mode = os.stat(full).st_mode
     except FileNotFoundError:

@@ -59,7 +59,7 @@ Found = SourceImage | Skipped | LeftOut | TarEnd | ClassNames
 
 
 def bad_name(name: str) -> str | None:
-    """Why a file's or member's name cannot be an image id, None when it can."""
+    """Return why a file's or member's name cannot be an image id, None when it can."""
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in name):
         return "a name with control characters or bytes that are not UTF-8"
     if name.startswith("/") or ".." in PurePosixPath(name).parts:
@@ -68,21 +68,21 @@ def bad_name(name: str) -> str | None:
 
 
 def shown(name: str) -> str:
-    """A name as it may be printed and kept: with escapes where it has bytes that are no text."""
+    """Return a name as it may be printed and kept: with escapes where it has bytes that are no text."""
     return name if name.isprintable() else ascii(name)
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a path is below what macOS and Unix hide: `._x` (AppleDouble), `.DS_Store`, `.git`, `__MACOSX`."""
+    """Return whether a path is below what macOS and Unix hide: `._x` (AppleDouble), `.DS_Store`, `.git`, `__MACOSX`."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(path).parts)
 
 
 def hidden(path: str) -> LeftOut:
-    """What such a path is counted as."""
+    """Return what such a path is counted as."""
     return LeftOut(shown(path), "hidden files and folders", plain=True)
 
 
 def of_another_kind(path: str) -> LeftOut:
-    """A file that is no image: one of so many with its ending."""
+    """Return a file that is no image: one of so many with its ending."""
     ending = PurePosixPath(path).suffix.lower()
     return LeftOut(shown(path), f"files ending {shown(ending)}" if ending else "files without an ending", plain=True)

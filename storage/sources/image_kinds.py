@@ -42,12 +42,12 @@ _TARGETS = (
 
 
 def ending_of(name: str) -> str:
-    """The last ending in lower case, with its dot; "" when there is none."""
+    """Return the last ending in lower case, with its dot; "" when there is none."""
     return PurePosixPath(name).suffix.lower()
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that begins so is of a format that `decode` reads."""
+    """Return whether a file that begins so is of a format that `decode` reads."""
     if head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return True
     if head[:2] == b"BM":
@@ -56,20 +56,20 @@ def is_image(head: bytes) -> bool:
 
 
 def unread_ending(name: str) -> str | None:
-    """Why an image of a format that is not read here is left out, by its ending; None for other endings."""
+    """Return why an image of a format that is not read here is left out, by its ending; None for other endings."""
     ending = ending_of(name)
     return f"{ending} images are not read here; convert it, for example to PNG" if ending in _UNREAD_ENDINGS else None
 
 
 def unread_start(head: bytes) -> str | None:
-    """The same by its first bytes."""
+    """Return the same by its first bytes."""
     if head.startswith(_UNREAD_STARTS) or (head[4:8] == b"ftyp" and head[8:12] in _UNREAD_BRANDS):
         return "images of AVIF, HEIC, JPEG 2000, JPEG XL or PSD are not read here; convert it, for example to PNG"
     return None
 
 
 def too_large(size: int) -> str | None:
-    """Why an image of so many bytes is left out, None when it is not."""
+    """Return why an image of so many bytes is left out, None when it is not."""
     return f"{size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}" if size > MAX_FILE_BYTES else None
 
 
@@ -82,7 +82,7 @@ def split_name(name: str) -> tuple[str, str, str]:
 
 
 def targets_among(images: Sequence[str]) -> set[str]:
-    """Those names (`1.seg.png`, `1.depth.png`) that are targets of dense tasks, because their sample has another image (`1.jpg`)."""
+    """Return those names (`1.seg.png`, `1.depth.png`) that are targets of dense tasks, because their sample has another image (`1.jpg`)."""
     targets = {name: split_name(name)[0] for name in images if name.count(".") > 1 and _is_target(name)}
     if not targets:
         return set()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ..core.errors import BadInput
 from ..core.identity import canonical_json, digest, short
 from ..core.urls import is_url, normalize_scheme
-from ..objects.content_addressed import damage
+from ..objects.content_addressed import parsing
 from ..objects.objects import Objects
 
 MAX_PLACE_BYTES = 1 << 20
@@ -49,7 +49,7 @@ def add_place(objects: Objects, key: str, source: str, tables: Iterable[pa.Table
         return False
     for number, table in enumerate(tables):
         where = f"datasets/{key}/index.{number}.parquet" if number else f"datasets/{key}/index.parquet"
-        with damage(where):
+        with parsing(where):
             standing = pq.read_table(pa.BufferReader(objects.read(where)), columns=_PLACE_COLUMNS)
         if not standing.equals(table.select(_PLACE_COLUMNS).cast(standing.schema)):
             raise BadInput(
@@ -71,7 +71,7 @@ def places(objects: Objects, key: str) -> list[str]:
 
 def parse_place(data: bytes, where: str) -> str:
     """Return the source that a place's file names; raise `CacheDamaged` for an altered file."""
-    with damage(where):
+    with parsing(where):
         body = json.loads(data)
         claimed = body.pop("file_digest")
         if digest(body) != claimed or canonical_json({**body, "file_digest": claimed}) != data or type(body["source"]) is not str:

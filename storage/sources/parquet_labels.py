@@ -47,7 +47,7 @@ class ParquetLabels:
         return names
 
     def read(self, value: Any, row: int) -> tuple[str | None, str | None]:
-        """A cell's label, or None and why it is not used (None for a null); raises `BadInput` for a class that the names lack."""
+        """Return a cell's label, or None and why it is not used (None for a null); raise `BadInput` for a class that the names lack."""
         if value is None:
             return None, None
         try:
@@ -71,7 +71,7 @@ class ParquetLabels:
 
 
 def _declared(schema: pa.Schema, column: str, where: str) -> list[Any] | None:
-    """The names of a ClassLabel in the metadata of Hugging Face's `datasets`; None when the column is not declared one."""
+    """Return the names of a ClassLabel in the metadata of Hugging Face's `datasets`; None when the column is not declared one."""
     said = (schema.metadata or {}).get(b"huggingface")
     if said is None:
         return None

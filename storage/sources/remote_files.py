@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from ..objects.remote import lacks_credentials, no_credentials, persist
+from ..objects.remote import lacks_credentials, no_credentials, retry
 
 _BLOCK_BYTES = 4 << 20  # read at once of a file that is walked through
 Result = TypeVar("Result")
@@ -22,23 +22,23 @@ class RemoteFiles:
         self.protocol = filesystem.protocol
 
     def address(self, path: str) -> str:
-        """What a message calls a path."""
+        """Return what a message calls a path."""
         return str(self._filesystem.unstrip_protocol(path))
 
     def _call(self, verb: str, path: str, call: Callable[[], Result]) -> Result:
         try:
-            return persist(f"{verb} {self.address(path)}", call)
+            return retry(f"{verb} {self.address(path)}", call)
         except Exception as error:  # botocore's errors have no common base with ours
             if lacks_credentials(error):
                 raise no_credentials(self._url, error) from error
             raise
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file or folder."""
+        """Return whether there is such a file or folder."""
         return self._call("find", path, lambda: bool(self._filesystem.exists(path)))
 
     def isfile(self, path: str) -> bool:
-        """Whether it is a file."""
+        """Return whether it is a file."""
         return self._call("find", path, lambda: bool(self._filesystem.isfile(path)))
 
     def find(self, root: str) -> list[str]:
@@ -46,19 +46,19 @@ class RemoteFiles:
         return self._call("list", root, lambda: [str(path) for path in self._filesystem.find(root)])
 
     def size(self, path: str) -> int:
-        """Length in bytes; raises FileNotFoundError."""
+        """Length in bytes; raise FileNotFoundError."""
         return self._call("find", path, lambda: int(self._filesystem.size(path)))
 
     def ukey(self, path: str) -> str:
-        """A word that is another one for another version of a file, where that can be known."""
+        """Return a word that is another one for another version of a file, where that can be known."""
         return self._call("find", path, lambda: str(self._filesystem.ukey(path)))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes from `start` to before `end`, or all; raises FileNotFoundError or PermissionError."""
+        """Return the bytes from `start` to before `end`, or all; raise FileNotFoundError or PermissionError."""
         return self._call("read", path, lambda: bytes(self._filesystem.cat_file(path, start=start, end=end)))
 
     def open(self, path: str, mode: str = "rb") -> IO[bytes]:
-        """A file to read and seek in; closing it is the caller's."""
+        """Return a file to read and seek in; closing it is the caller's."""
         return self._ranged(path, self.size(path))
 
     def _ranged(self, path: str, size: int) -> IO[bytes]:
@@ -80,16 +80,16 @@ class _RangedFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """The next byte that is read."""
+        """Return the next byte that is read."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte; returns it."""
+        """Go to a byte; return it."""
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as the file goes; raises OSError when the file became shorter."""
+        """Fill the buffer as far as the file goes; raise OSError when the file became shorter."""
         view = memoryview(buffer).cast("B")
         wanted = min(len(view), self._size - self._at)
         if wanted <= 0:

@@ -72,7 +72,7 @@ class Samples:
                 self._labels[split_name(name)[0]].append(_Label(name, value))
 
     def settle(self) -> Iterator[LeftOut | TarEnd]:
-        """Give every image its label, and yield the labels that are left; raises `BadInput` where names or labels do not fit."""
+        """Give every image its label, and yield the labels that are left; raise `BadInput` where names or labels do not fit."""
         found: dict[str, str] = {}
         targets = targets_among([name for images in self._images.values() for name in images])
         for key, labels in self._labels.items():
@@ -88,7 +88,7 @@ class Samples:
         yield TarEnd(found, frozenset(f"{self._path}/{name}" for name in targets))
 
     def _belongs(self, key: str, label: _Label, labels: list[_Label], photos: list[str]) -> bool:
-        """Whether a label is one of a sample's images; raises `BadInput` for several images and labels under one key."""
+        """Return whether a label is one of a sample's images; raise `BadInput` for several images and labels under one key."""
         middle = split_name(label.member)[1]
         if not middle:
             return True
@@ -103,7 +103,7 @@ class Samples:
         )
 
     def _one_of(self, labels: list[_Label]) -> tuple[_Label, bool]:
-        """The label of a sample, and whether there was another; raises `BadInput` where two of a kind differ."""
+        """Return the label of a sample, and whether there was another; raise `BadInput` where two of a kind differ."""
         by_number = {label.value.lstrip("-").isdecimal(): label for label in labels}
         for label in labels:
             other = by_number[label.value.lstrip("-").isdecimal()]
@@ -128,7 +128,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _text(text: str) -> str:
-    """A label as it is kept: one line of letters that can be printed, not empty, not too long."""
+    """Return a label as it is kept: one line of letters that can be printed, not empty, not too long."""
     line = " ".join(text.split())
     if not line or any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in line):
         raise Unusable(_UNREADABLE)
@@ -138,7 +138,7 @@ def _text(text: str) -> str:
 
 
 def _in_json(data: bytes) -> tuple[list[str], bool]:
-    """The labels in a .json, and whether a key for one is null; raises `Unusable` for what is no JSON, or a label that is no word."""
+    """Return the labels in a .json, and whether a key for one is null; raise `Unusable` for what is no JSON, or a label that is no word."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -148,12 +148,12 @@ def _in_json(data: bytes) -> tuple[list[str], bool]:
 
 
 def label_text(value: Any) -> str:
-    """A label of any source as it is kept; raises `Unusable`."""
+    """Return a label of any source as it is kept; raise `Unusable`."""
     return _text(_word(value))
 
 
 def _word(value: Any) -> str:
-    """A label that has a type as text; a whole number is the same one as a fraction."""
+    """Return a label that has a type as text; a whole number is the same one as a fraction."""
     if isinstance(value, (float, Decimal)) and math.isfinite(value):
         return str(int(value)) if value == int(value) else f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)
     if not isinstance(value, (str, bool, int)):

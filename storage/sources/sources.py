@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ..core import choices
 from ..core.errors import BadInput, EupeError
 from ..core.urls import refuse_endpoint, refuse_secrets
-from ..objects.remote import connected
+from ..objects.remote import open_filesystem
 from .folder_source import list_folder, not_a_file
 from .found import Found, LeftOut, Skipped, SourceImage, bad_name, hidden, is_hidden, of_another_kind, shown
 from .image_kinds import (
@@ -38,15 +38,15 @@ from .web_files import WebFiles, is_web
 
 
 def _files_of(url: str) -> tuple[Any, str]:
-    """The file system of a source and the path in it; what lies elsewhere is read with patience (`remote_files`)."""
+    """Return the file system of a source and the path in it; what lies elsewhere is read with patience (`remote_files`)."""
     if is_web(url):
         return WebFiles(url), url.rstrip("/")
-    filesystem, root = connected(url)
+    filesystem, root = open_filesystem(url)
     return (filesystem if isinstance(filesystem, LocalFileSystem) else RemoteFiles(filesystem, url)), root.rstrip("/")
 
 
 def open_source(url: str) -> tuple[Any, str]:
-    """The file system and the path of a source; raises `BadInput` when there is nothing, and for a URL with secrets."""
+    """Return the file system and the path of a source; raise `BadInput` when there is nothing, and for a URL with secrets."""
     refuse_secrets("source", url)
     refuse_endpoint("source", url)
     try:
@@ -61,21 +61,21 @@ def open_source(url: str) -> tuple[Any, str]:
 
 
 def _is_file(filesystem: Any, root: str) -> bool:
-    """Whether the source is one file. To HTTP every address is a file, those of listings too, so there its ending decides."""
+    """Return whether the source is one file. To HTTP every address is a file, those of listings too, so there its ending decides."""
     if is_web(root):
         return unread_ending(root) is not None or ending_of(root) in (*IMAGE_ENDINGS, *COMPRESSED_ENDINGS, *CONTAINER_ENDINGS)
     return bool(filesystem.isfile(root))
 
 
 def _name(root: str) -> str:
-    """What a source that is one file is called."""
+    """Return what a source that is one file is called."""
     return unquote(root.rsplit("/", 1)[-1], errors="surrogateescape") if is_web(root) else root.rsplit("/", 1)[-1]
 
 
 def list_files(filesystem: Any, root: str) -> list[str]:
     """Paths below the source, relative to it and sorted; a single file is its own source (its folder is the root).
 
-    Raises `BadInput` where a file lies inside another (ids would not be unique), and for a folder that cannot be listed.
+    Raise `BadInput` where a file lies inside another (ids would not be unique), and for a folder that cannot be listed.
     """
     if _is_file(filesystem, root):
         return [_name(root)]
@@ -97,13 +97,13 @@ def list_files(filesystem: Any, root: str) -> list[str]:
 
 
 def _why(error: OSError) -> str:
-    """What an error says; where a web server refused, with the address."""
+    """Return what an error says; where a web server refused, with the address."""
     said = error.strerror or str(error)
     return f"{said}: {error.filename}" if is_web(str(error.filename)) else said
 
 
 def walk(filesystem: Any, root: str, path: str) -> Iterator[Found]:
-    """What one file of a source holds: itself, a tar's members, or a Parquet file's rows. Raises `BadInput` for one that cannot be read."""
+    """Yield what one file of a source holds: itself, a tar's members, or a Parquet file's rows. Raise `BadInput` for an unreadable file."""
     is_source = _name(root) == path and _is_file(filesystem, root)
     full = root if is_source else f"{root}/{path}"
     other: Skipped | LeftOut | None = hidden(path) if is_hidden(path) and not is_source else None
@@ -132,7 +132,7 @@ def _walk_file(filesystem: Any, full: str, path: str, is_source: bool) -> Iterat
 
 
 def _one_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped | LeftOut:
-    """A file of its own: an image by its ending or its first bytes, or a file of another kind."""
+    """Return a file of its own: an image by its ending or its first bytes, or a file of another kind."""
     if ending_of(path) in COMPRESSED_ENDINGS:
         return Skipped(shown(path), "compressed archives cannot be read in place; unpack it or store a plain .tar")
     if ending_of(path) in TEXT_ENDINGS:
@@ -152,7 +152,7 @@ def _one_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped | 
 
 
 def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
-    """An image file; its label is the folder that it lies in."""
+    """Return an image file; its label is the folder that it lies in."""
     reason = bad_name(path.lstrip("/"))
     if reason is not None:
         return Skipped(shown(path), reason)
@@ -205,7 +205,7 @@ CONTAINERS: dict[str, Container] = {row.name: row for row in _ROWS}
 
 
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
-    """The bytes of one indexed image; raises FileNotFoundError or OSError when the place is gone, `StoreUnavailable` when none answers."""
+    """Return the bytes of one indexed image; raise OSError when it is not there any more, `StoreUnavailable` when no server answers."""
     filesystem, root = _files_of(url)
     names = (path, unquote(path)) if is_web(url) else (path,)
     full = root if _name(root) in names and _is_file(filesystem, root) else f"{root}/{path}"

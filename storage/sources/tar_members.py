@@ -60,14 +60,14 @@ class TarMembers:
             self._last = shown(member.name)
 
     def read(self, size: int) -> bytes:
-        """The next bytes of the member at hand."""
+        """Return the next bytes of the member at hand."""
         start, data = self._at, self._take(size)
         if len(data) < size:
             raise self._damaged("it ends within a member", start + len(data))
         return data
 
     def _take(self, size: int) -> bytes:
-        """The next bytes, fewer where the file ends."""
+        """Return the next bytes, fewer where the file ends."""
         parts = []
         while size and (part := self._file.read(size)):
             parts.append(part)
@@ -88,7 +88,7 @@ class TarMembers:
             raise self._damaged(f"it ends {where}", self._at)
 
     def _next(self) -> Member | None:
-        """The next member, behind the extensions that belong to it; None at the archive's end."""
+        """Return the next member, behind the extensions that belong to it; None at the archive's end."""
         long_name: bytes | None = None
         records: dict[str, bytes] = {}
         while True:
@@ -121,7 +121,7 @@ class TarMembers:
                 raise self._damaged(what, start) from error
 
     def _extension(self, size: int) -> bytes:
-        """The bytes of a long name or of PAX records."""
+        """Return the bytes of a long name or of PAX records."""
         if size > _LONGEST_EXTENSION:
             raise _Altered(f"an extension of {size:,} bytes")
         data = self.read(size)
@@ -135,7 +135,7 @@ class TarMembers:
             more = self.read(_BLOCK)[504:505]
 
     def _member(self, header: tarfile.TarInfo, block: bytes, long_name: bytes | None, records: dict[str, bytes]) -> Member:
-        """The member of a header and of its extensions; raises `_Altered` where the two disagree."""
+        """Return the member of a header and of its extensions; raise `_Altered` where the two disagree."""
         own = block[:100].split(b"\0")[0]
         name, size = header.name, header.size
         written = long_name if long_name is not None else records.get("GNU.sparse.name", records.get("path"))
@@ -181,7 +181,7 @@ def _number(digits: bytes) -> int:
 
 
 def pax_records(data: bytes) -> dict[str, bytes]:
-    """The records `LENGTH KEY=VALUE\\n` of a PAX header; raises `_Altered` where the lengths do not lead from one to the next."""
+    """Return the records `LENGTH KEY=VALUE\\n` of a PAX header; raise `_Altered` where the lengths do not lead from one to the next."""
     records: dict[str, bytes] = {}
     while data:
         digits, space, _ = data.partition(b" ")

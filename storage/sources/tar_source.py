@@ -29,7 +29,7 @@ _ARCHIVE_ENDINGS = (*CONTAINER_ENDINGS, *COMPRESSED_ENDINGS)
 
 
 def walk_tar(filesystem: Any, full: str, path: str) -> Iterator[Found]:
-    """The images of a tar in order, what is left out, and their labels at its end; raises `BadInput` for a damaged tar, naming the byte."""
+    """Yield a tar's images in order, what is left out, and at its end the labels; raise `BadInput` for a damaged tar, naming the byte."""
     samples, seen = Samples(path), set[str]()
     with filesystem.open(full, "rb") as file:
         archive = TarMembers(file, path)
@@ -40,7 +40,7 @@ def walk_tar(filesystem: Any, full: str, path: str) -> Iterator[Found]:
 
 
 def _refused(member: Member, seen: set[str]) -> str | None:
-    """Why a member is left out whatever it holds, None when it is a usable file."""
+    """Return why a member is left out whatever it holds, None when it is a usable file."""
     if not member.is_file:
         return "neither a file nor a folder"
     if member.is_sparse:
@@ -68,7 +68,7 @@ def _member(archive: TarMembers, member: Member, path: str, samples: Samples, se
 
 
 def _image(archive: TarMembers, member: Member, name: str, path: str, samples: Samples) -> Iterator[SourceImage | Skipped | LeftOut]:
-    """A member that is an image by its ending or its first bytes, or a file of another kind."""
+    """Yield a member that is an image by its ending or its first bytes, or a file of another kind."""
     head = archive.read(min(member.size, HEAD_BYTES))
     reason = unread_start(head)
     if reason is None and ending_of(member.name) not in IMAGE_ENDINGS and not is_image(head):

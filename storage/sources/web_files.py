@@ -45,7 +45,7 @@ class _Probe(NamedTuple):
 
 
 def is_web(url: str) -> bool:
-    """Whether a URL or path is a web server's."""
+    """Return whether a URL or path is a web server's."""
     return url.startswith(("http://", "https://"))
 
 
@@ -62,14 +62,14 @@ class WebFiles(RemoteFiles):
             raise BadInput(f"the source {url} names no server; an address is http://SERVER/PATH")
 
     def address(self, path: str) -> str:
-        """The encoded address of a path; the source's own may hold encoded letters already."""
+        """Return the encoded address of a path; the source's own may hold encoded letters already."""
         root = quote(_HALF_ENCODED.sub("%25", self._root), safe="%[]" + _PLAIN)
         if not path.startswith(f"{self._root}/"):
             return root
         return f"{root}/{quote(path[len(self._root) + 1 :], safe=_PLAIN, errors='surrogateescape')}"
 
     def exists(self, path: str) -> bool:
-        """Whether something is there; raises PermissionError for what must not be seen."""
+        """Return whether something is there; raise PermissionError for what must not be seen."""
         try:
             self._probe(path)
         except FileNotFoundError:
@@ -77,11 +77,11 @@ class WebFiles(RemoteFiles):
         return True
 
     def isfile(self, path: str) -> bool:
-        """Whether something is there: a web server tells no more."""
+        """Return whether something is there: a web server tells no more."""
         return self.exists(path)
 
     def ukey(self, path: str) -> str:
-        """The address: a version is not asked for at each image."""
+        """Return the address: a version is not asked for at each image."""
         return self.address(path)
 
     def size(self, path: str) -> int:
@@ -90,7 +90,7 @@ class WebFiles(RemoteFiles):
         return len(self.cat_file(path, 0, MAX_FILE_BYTES + 1)) if size is None else size
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """The bytes from `start` to before `end`, or all, whether the server knows ranges or not."""
+        """Return the bytes from `start` to before `end`, or all, whether the server knows ranges or not."""
         if start is None or end is None:
             return self._ask("read", path, None, _whole)
         first, last = start, end
@@ -101,7 +101,7 @@ class WebFiles(RemoteFiles):
         return self._ask("read", path, (first, last), part)
 
     def open(self, path: str, mode: str = "rb") -> IO[bytes]:
-        """The file by ranges, or a temporary copy from a server that knows none or says no length."""
+        """Return the file by ranges, or a temporary copy from a server that knows none or says no length."""
         probe = self._probe(path)
         if probe.size is not None and probe.has_ranges:
             return self._ranged(path, probe.size)
@@ -122,7 +122,7 @@ class WebFiles(RemoteFiles):
         return copy
 
     def find(self, root: str) -> list[str]:
-        """Paths of all files that listings below a folder link to; raises OSError when one of them cannot be read."""
+        """Paths of all files that listings below a folder link to; raise OSError when one of them cannot be read."""
         found, waiting, seen = dict[str, None](), [""], set[str]()
         while waiting:
             folder = waiting.pop()
@@ -139,7 +139,7 @@ class WebFiles(RemoteFiles):
         return list(found)
 
     def _listing(self, path: str) -> tuple[str, str]:
-        """The address that a folder was found at, and its page."""
+        """Return the address that a folder was found at, and its page."""
 
         async def read(reply: Any) -> tuple[str, str]:
             return str(reply.url), (await reply.read()).decode("utf-8", "replace")
@@ -157,7 +157,7 @@ class WebFiles(RemoteFiles):
         return self._ask("find", path, (0, 1), look)
 
     def _ask(self, verb: str, path: str, span: tuple[int, int] | None, use: Callable[[Any], Awaitable[Result]]) -> Result:
-        """What `use` makes of the reply to a request of a path, or of a part of it; tried again while the server asks for patience."""
+        """Return `use(reply)` for a GET of a path or of a byte range of it, retried while the server asks to wait."""
         address = self.address(path)
         headers = {"Accept-Encoding": "identity"} | ({} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"})
 
@@ -197,7 +197,7 @@ async def _whole(reply: Any) -> bytes:
 
 
 async def _part(reply: Any, start: int, end: int) -> bytes:
-    """The bytes [start, end) of a file out of the reply to that range; fewer where the file ends."""
+    """Return the bytes [start, end) of a file out of the reply to that range; fewer where the file ends."""
     if reply.status == 416:
         return b""
     if reply.status == 206:

@@ -26,7 +26,7 @@ _MEMORY_BYTES = 1 << 30  # of the shards under way
 
 
 def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event: OnEvent = ignore_event) -> FeatureReader:
-    """Copy a feature set with its views and dataset to another store; what is there already is kept. Raises `CacheDamaged`."""
+    """Copy a feature set with its views and dataset to another store; what is there already is kept. Raise `CacheDamaged`."""
     features = source.features(key)
     views = features.views
     _copy_dataset(source, target, views.dataset.key)
@@ -78,7 +78,7 @@ def _copy_what_extractions_look_up(source: FeatureStore, features: FeatureReader
 
 
 def _copy_shards(source: ShardedGroup, target: ShardedGroup, shards: list[int]) -> Iterator[None]:
-    """Several at once, in order; an item for each that is committed in the target. Raises the first error."""
+    """Yield several at once, in order; an item for each that is committed in the target. Raise the first error."""
     largest = source.shard_rows * sum(spec.row_bytes for spec in source.specs.values())
     at_once = max(1, min(_AT_ONCE, _MEMORY_BYTES // largest))
     under_way: deque[Future[None]] = deque()

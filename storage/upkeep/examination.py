@@ -13,7 +13,7 @@ from ..core.urls import is_url
 from ..features.features import FeatureReader
 from ..images.dataset import ImageDataset
 from ..objects.content_addressed import MARKER, read_identity
-from ..objects.mending import held, put, set_aside
+from ..objects.damaged_files import read_or_flaw, replace_verified, set_aside
 from ..shards.commit import MAX_RECORD_BYTES, parse_record, record_key
 from ..store import MARKER_BYTES, marker_flaw
 from ..views.view_set import ViewSet
@@ -25,7 +25,7 @@ from .leases import holders
 
 
 def examine(examiner: Examiner, key: str | None = None) -> dict[str, FeatureReader]:
-    """Judge the store, or what the feature set `key` needs of it; returns the feature sets that can be opened."""
+    """Judge the store, or what the feature set `key` needs of it; return the feature sets that can be opened."""
     _marker(examiner)
     store, views = examiner.store, dict[str, ViewSet]()
     of_features = {one: _features_identity(examiner, one) for one in ([key] if key is not None else store.list_features())}
@@ -68,10 +68,10 @@ def _without_views(examiner: Examiner, key: str, wanted: str) -> None:
 
 def _marker(examiner: Examiner) -> None:
     flaw = marker_flaw(examiner.objects)
-    if not flaw and held(examiner.objects, MARKER)[0] != MARKER_BYTES:
+    if not flaw and read_or_flaw(examiner.objects, MARKER)[0] != MARKER_BYTES:
         flaw = "is not what the format says"
     if flaw:
-        put(examiner.objects, MARKER, MARKER_BYTES)
+        replace_verified(examiner.objects, MARKER, MARKER_BYTES)
         examiner.found("marker", MARKER, flaw, "the format's definition")
 
 
@@ -80,7 +80,7 @@ def _features_identity(examiner: Examiner, key: str) -> dict[str, object] | None
 
 
 def _datasets(examiner: Examiner, view_keys: list[str], only_needed: bool) -> dict[str, tuple[ImageDataset | None, bool]]:
-    """All datasets, or those that the views name as far as that can be read; each with whether its index is whole."""
+    """Return all datasets, or those that the views name as far as that can be read; each with whether its index is whole."""
     needed, unknown = set(), False
     for key in view_keys:
         try:
@@ -110,7 +110,7 @@ def _views(examiner: Examiner, key: str, datasets: dict[str, ImageDataset]) -> V
 
 
 def _busy(examiner: Examiner) -> bool:
-    """Whether somebody may be writing shards: who extracts holds a lease."""
+    """Return whether somebody may be writing shards: who extracts holds a lease."""
     return any(holders(examiner.objects, key) for key in examiner.objects.names("leases"))
 
 
@@ -143,7 +143,7 @@ class _Known:
         found = set()
         for key, group in self._sets.items():
             where = f"features/{key}/{record_key(shard)}"
-            data, flaw = held(self._examiner.objects, where, MAX_RECORD_BYTES)
+            data, flaw = read_or_flaw(self._examiner.objects, where, MAX_RECORD_BYTES)
             with contextlib.suppress(CacheDamaged):
                 if data is not None and not flaw:
                     found.add(parse_record(data, where=where, group=group, shard=shard).views_record)

@@ -13,7 +13,7 @@ from ..core.identity import short
 from ..images.dataset import ImageDataset, parse_description, part_name
 from ..images.indexing import restore_index
 from ..objects.content_addressed import MAX_IDENTITY_BYTES
-from ..objects.mending import Check, held, set_aside
+from ..objects.damaged_files import Check, read_or_flaw, set_aside
 from ..sources.locations import MAX_PLACE_BYTES, parse_place
 from .examiner import Examiner
 from .findings import Kind
@@ -23,7 +23,7 @@ Made = Iterator[tuple[bytes | None, str]]
 
 
 def examine_dataset(examiner: Examiner, key: str) -> tuple[ImageDataset | None, bool]:
-    """A dataset, None where its identity is lost, and whether its index is whole."""
+    """Return a dataset, None where its identity is lost, and whether its index is whole."""
     prefix = f"datasets/{key}"
     where, check = f"{prefix}/identity.json", partial(parse_description, prefix=prefix)
     sources = [*_places(examiner, key), *_named_in(examiner, where)]
@@ -38,7 +38,7 @@ def examine_dataset(examiner: Examiner, key: str) -> tuple[ImageDataset | None, 
 def _file(
     examiner: Examiner, kind: Kind, key: str, where: str, check: Check, sources: list[str], made: Made, limit_bytes: int | None = None
 ) -> bytes | None:
-    """A dataset's file, from one walk over its images where nothing else is left of it."""
+    """Return a dataset's file, from one walk over its images where nothing else is left of it."""
     known = ", ".join(dict.fromkeys(sources))
     data = examiner.file(kind, where, check, made, lambda: _index_it(examiner, key, known), limit_bytes)
     if data is None and known and not examiner.images:
@@ -64,25 +64,25 @@ def _part_is_whole(examiner: Examiner, key: str, number: int, described: dict[st
 
 
 def _restored(examiner: Examiner, key: str, sources: list[str], where: str) -> Made:
-    """A dataset's file after its images were walked again, at the first place where they lie; one walk restores all of its files."""
+    """Yield a dataset's file after its images were walked again, at the first place where they lie; one walk restores all of its files."""
     if not examiner.images:
         return
     for source in dict.fromkeys(sources):
         with contextlib.suppress(EupeError, OSError):  # also of what comes after the index, such as a damaged place
             restore_index(examiner.objects, key, source, examiner.on_event)
-        yield held(examiner.objects, where)[0], f"{IMAGES} at {source}"
+        yield read_or_flaw(examiner.objects, where)[0], f"{IMAGES} at {source}"
 
 
 def _index_it(examiner: Examiner, key: str, known: str) -> str:
-    """What helps where the store itself cannot."""
+    """Return what helps where the store itself cannot."""
     there = f" (they are not, or not as they were, at {known})" if known else ""
     again = examiner.command("index", "SOURCE", "--name", key.rpartition("@")[0])
     return f"the store cannot make it again without the images{there}: run {again}, where SOURCE is the place where they lie now"
 
 
 def _named_in(examiner: Examiner, where: str) -> list[str]:
-    """The source that a damaged identity still names, if it can be read: whether it is the right one, its images' digest says."""
-    data, _ = held(examiner.objects, where, MAX_IDENTITY_BYTES)
+    """Return the source that a damaged identity still names, if it can be read: whether it is the right one, its images' digest says."""
+    data, _ = read_or_flaw(examiner.objects, where, MAX_IDENTITY_BYTES)
     match = re.search(rb'"source":("(?:[^"\\]|\\.)*")', data or b"")
     if match is None:
         return []
@@ -92,7 +92,7 @@ def _named_in(examiner: Examiner, where: str) -> list[str]:
 
 
 def _places(examiner: Examiner, key: str) -> list[str]:
-    """The further places that can be read; others are set aside, because nothing else knows what they said."""
+    """Return the further places that can be read; others are set aside, because nothing else knows what they said."""
     sources = []
     again = examiner.command("index", "SOURCE", "--name", key.rpartition("@")[0])
     for name in examiner.objects.names(f"datasets/{key}/places"):
@@ -101,7 +101,7 @@ def _places(examiner: Examiner, key: str) -> list[str]:
         if data is not None:
             sources.append(parse_place(data, where))
             continue
-        lost, (said, _) = examiner.findings[-1], held(examiner.objects, where, MAX_PLACE_BYTES)
+        lost, (said, _) = examiner.findings[-1], read_or_flaw(examiner.objects, where, MAX_PLACE_BYTES)
         text = f"{again}, where SOURCE is that place, notes it again (the file held {(said or b'')[:200]!r})"
         if examiner.acting:
             set_aside(examiner.objects, where)

@@ -11,7 +11,7 @@ from functools import partial
 from ..core.errors import CacheDamaged, EupeError
 from ..core.identity import ids_digest
 from ..features.features import FeatureReader
-from ..objects.mending import held, put, reason
+from ..objects.damaged_files import read_or_flaw, replace_verified, without_advice
 from ..shards.commit import MAX_RECORD_BYTES, Record, record_key
 from ..shards.healing import damaged_arrays, from_rows, standing_record
 from ..shards.shards import ShardedGroup
@@ -89,7 +89,7 @@ def _make_again(
 
 
 def _stranger(one: ViewSet | FeatureReader, record: Record, indexed: bool) -> str:
-    """Why a record that is whole is not of these images and views, "" when it is as far as can be told."""
+    """Return why a record that is whole is not of these images and views, "" when it is as far as can be told."""
     views = one.views if isinstance(one, FeatureReader) else one
     if indexed and record.image_ids_sha256 != ids_digest(views.dataset.ids(*views.shard_images(record.shard))):
         return "is of other images"
@@ -101,10 +101,10 @@ def _stranger(one: ViewSet | FeatureReader, record: Record, indexed: bool) -> st
 
 
 def _record(examiner: Examiner, group: ShardedGroup, shard: int) -> tuple[Record | None, str]:
-    """A shard's record as it is or from what is left of it, and what was wrong with it."""
+    """Return a shard's record as it is or from what is left of it, and what was wrong with it."""
     group.forget(shard)
     where = f"{group.prefix}/{record_key(shard)}"
-    data, flaw = held(examiner.objects, where, MAX_RECORD_BYTES)
+    data, flaw = read_or_flaw(examiner.objects, where, MAX_RECORD_BYTES)
     compacted = group.ledgers.record(shard)
     if flaw == "is missing":
         data, flaw = compacted, _NO_RECORD
@@ -114,7 +114,7 @@ def _record(examiner: Examiner, group: ShardedGroup, shard: int) -> tuple[Record
         try:
             record = group.parse(shard, data)
         except CacheDamaged as error:
-            flaw = reason(error)
+            flaw = without_advice(error)
         else:
             if compacted not in (None, data):  # a compaction would take the ledger's for the truth and remove this one
                 group.ledgers.discard(shard)
@@ -124,7 +124,7 @@ def _record(examiner: Examiner, group: ShardedGroup, shard: int) -> tuple[Record
     for candidate, source in _left_of(examiner, group, shard, data, compacted):
         if candidate is not None and (found := _parsed(group, shard, candidate)) is not None:
             group.ledgers.discard(shard)
-            put(examiner.objects, where, candidate)
+            replace_verified(examiner.objects, where, candidate)
             examiner.found("record", where, flaw, source, shard=shard)
             return found, flaw
     return None, flaw
@@ -134,7 +134,7 @@ def _left_of(
     examiner: Examiner, group: ShardedGroup, shard: int, data: bytes | None, compacted: bytes | None
 ) -> Iterator[tuple[bytes | None, str]]:
     yield compacted, "the ledger's"
-    yield examiner.unflipped(data, partial(group.parse, shard)), ITSELF
+    yield examiner.undo_bit_flip(data, partial(group.parse, shard)), ITSELF
 
 
 def _parsed(group: ShardedGroup, shard: int, data: bytes) -> Record | None:
@@ -145,7 +145,7 @@ def _parsed(group: ShardedGroup, shard: int, data: bytes) -> Record | None:
 
 
 def _with_objects(group: ShardedGroup) -> set[int]:
-    """The shards of which any object lies there."""
+    """Return the shards of which any object lies there."""
     found = set()
     for name in group.specs:
         for entry in group.objects.names(f"{group.prefix}/{name}"):

@@ -17,7 +17,7 @@ from ..features.layout import FeatureLayout
 from ..features.statistics import Statistics
 from ..images.dataset import ImageDataset
 from ..objects.content_addressed import MAX_IDENTITY_BYTES, parse_identity
-from ..objects.mending import held, put, set_aside, unflipped
+from ..objects.damaged_files import read_or_flaw, replace_verified, set_aside, undo_bit_flip
 from ..shards.zarr_format import parse_small_array, small_key
 from ..store import MAX_STATISTICS_BYTES, canary_key, pack_kept_statistics, parse_kept_statistics, statistics_key
 from ..views.view_set import ViewSet, views_metadata
@@ -28,7 +28,7 @@ _MEASURED = {"batches", "batch_size", "seed"}
 
 
 def examine_identity(examiner: Examiner, kind: str, key: str, lost: Callable[[], bytes | None]) -> dict[str, Any] | None:
-    """The identity of a set of views or features, None where it is lost."""
+    """Yield the identity of a set of views or features, None where it is lost."""
     prefix = f"{kind}/{key}"
     check = partial(parse_identity, prefix=prefix, kind=kind)
 
@@ -48,17 +48,17 @@ def examine_identity(examiner: Examiner, kind: str, key: str, lost: Callable[[],
 
 
 def lost_views(examiner: Examiner, key: str, datasets: list[ImageDataset]) -> bytes | None:
-    """A guess at a lost identity of views."""
+    """Return a guess at a lost identity of views."""
     return lost_views_identity(examiner.objects, key, datasets)
 
 
 def lost_features(examiner: Examiner, key: str) -> bytes | None:
-    """A guess at a lost identity of features."""
+    """Return a guess at a lost identity of features."""
     return lost_features_identity(examiner.objects, key, [found for _, found in _kept(examiner)])
 
 
 def examine_views(examiner: Examiner, key: str, identity: dict[str, Any], dataset: ImageDataset) -> ViewSet | None:
-    """The metadata of a set of views; the set, None where it cannot be opened."""
+    """Return the metadata of a set of views; the set, None where it cannot be opened."""
     try:
         files = views_metadata(identity)
     except (KeyError, TypeError, ValueError, EupeError):
@@ -106,7 +106,7 @@ def _statistics(examiner: Examiner, prefix: str, described: dict[str, Any]) -> S
 
 
 def _other_statistics(examiner: Examiner, prefix: str, described: dict[str, Any]) -> Iterator[Statistics]:
-    """Those kept beside the sets, those of other sets, and what one flipped bit is undone of."""
+    """Yield those kept beside the sets, those of other sets, and what one flipped bit is undone of."""
     yield from (statistics for _, (_, statistics) in _kept(examiner))
     for key in examiner.store.list_features():
         with contextlib.suppress(EupeError, FileNotFoundError):
@@ -114,8 +114,8 @@ def _other_statistics(examiner: Examiner, prefix: str, described: dict[str, Any]
     arrays: dict[str, NDArray[np.float32]] = {}
     for name in examiner.objects.names(f"{prefix}/statistics"):
         where = small_key(f"{prefix}/statistics/{name}", 2 if name.endswith("matrix") else 1)
-        data, _ = held(examiner.objects, where, MAX_IDENTITY_BYTES)
-        whole = data if _parses(data, where) else unflipped(data, partial(parse_small_array, where=where))
+        data, _ = read_or_flaw(examiner.objects, where, MAX_IDENTITY_BYTES)
+        whole = data if _parses(data, where) else undo_bit_flip(data, partial(parse_small_array, where=where))
         if whole is not None:
             arrays[name] = parse_small_array(whole, where)
     with contextlib.suppress(KeyError, ValueError, TypeError):
@@ -130,14 +130,14 @@ def _parses(data: bytes | None, where: str) -> bool:
 
 
 def _kept(examiner: Examiner) -> Iterator[tuple[str, tuple[dict[str, Any], Statistics]]]:
-    """The kept statistics that can be read, by their key."""
+    """Yield the kept statistics that can be read, by their key."""
     for name in examiner.objects.names("statistics"):
         with contextlib.suppress(EupeError, FileNotFoundError):
             yield f"statistics/{name}", examiner.store.read_statistics(f"statistics/{name}")
 
 
 def kept_of(reader: FeatureReader) -> tuple[str, bytes] | None:
-    """Where a set's statistics are kept under what they were measured on, and the file; None for those that were never measured so."""
+    """Return key and content of the file that keeps a set's measured statistics; None for statistics that were not measured."""
     described = {name: value for name, value in reader.identity["statistics"].items() if name not in ("method", "digest", "count")}
     if described.keys() != _MEASURED:
         return None
@@ -152,8 +152,8 @@ def _examine_kept(examiner: Examiner, reader: FeatureReader) -> None:
     if expected is not None:
         where, wanted = expected
         check = partial(_check_kept, where=where)
-        if held(examiner.objects, where, MAX_STATISTICS_BYTES)[1] == "is missing":  # only another extraction would look for it
-            put(examiner.objects, where, wanted)
+        if read_or_flaw(examiner.objects, where, MAX_STATISTICS_BYTES)[1] == "is missing":  # only another extraction would look for it
+            replace_verified(examiner.objects, where, wanted)
             examiner.found("statistics", where, "is missing", f"the statistics of features/{reader.key}", unfinished=True)
         examiner.file("statistics", where, check, [(wanted, f"the statistics of features/{reader.key}")], lambda: "", MAX_STATISTICS_BYTES)
 
@@ -169,7 +169,7 @@ def _examine_canary(examiner: Examiner, reader: FeatureReader) -> None:
     where = canary_key(reader.identity["teacher"])
     if where in examiner.canaries or "pooled" in reader.identity["statistics"]:
         return
-    if held(examiner.objects, where, MAX_CANARY_BYTES)[1] == "is missing":
+    if read_or_flaw(examiner.objects, where, MAX_CANARY_BYTES)[1] == "is missing":
         lost = examiner.found("canary", where, "is missing", "its teacher", examiner.repair, unfinished=True)
         examiner.canaries[where] = (reader, lost)
     elif examiner.file("canary", where, partial(parse_canary, where=where), [], lambda: examiner.repair, MAX_CANARY_BYTES) is None:

@@ -1,8 +1,8 @@
 """Who goes through a store's files: keeps what was found, and puts right what follows from other bytes of the store.
 
-`verify` examines a store behind a `Rehearsal`: what can be made again is made in memory, so that the examination goes on below it. `repair`
-examines the store itself, and may read images (`images`); what it makes is proved by a digest before it is put in place. Large objects
-are put in place only where `acting`.
+`verify` examines a store behind `DryRunObjects`: what can be made again is made in memory, so that the examination goes on below it.
+`repair` examines the store itself, and may read images (`images`); what it makes is proved by a digest before it is put in place. Large
+objects are put in place only where `acting`.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..core.errors import CacheDamaged, command
 from ..core.events import OnEvent, ignore_event
 from ..features.features import FeatureReader
-from ..objects.mending import Check, flaw_of, held, put, unflipped
+from ..objects.damaged_files import Check, read_and_check, read_or_flaw, replace_verified, undo_bit_flip
 from ..shards.healing import Healed
 from ..shards.shards import ShardedGroup
 from ..store import FeatureStore
@@ -58,7 +58,7 @@ class Examiner:
         return self.objects.url
 
     def command(self, *words: str) -> str:
-        """A command on this store, in words that can be run."""
+        """Return a command on this store, in words that can be run."""
         return command(*words, store=self.url)
 
     def found(
@@ -74,25 +74,25 @@ class Examiner:
         self, kind: Kind, where: str, check: Check, made: Iterable[tuple[bytes | None, str]], otherwise: Callable[[], str],
         limit_bytes: int | None = None,
     ) -> bytes | None:  # fmt: skip
-        """A file's right bytes, as they are or made again; None where they are lost, and `otherwise` says what helps.
+        """Return a file's right bytes, as they are or made again; None where they are lost, and `otherwise` says what helps.
 
         `made` gives what the file may follow from, in words, best first.
         """
-        data, flaw = flaw_of(self.objects, where, check, limit_bytes)
+        data, flaw = read_and_check(self.objects, where, check, limit_bytes)
         if not flaw:
             return data
-        for candidate, source in chain([(self.unflipped(data, check), ITSELF)], made):  # `made` last: it may cost a walk over images
+        for candidate, source in chain([(self.undo_bit_flip(data, check), ITSELF)], made):  # `made` last: it may cost a walk over images
             if candidate is not None and _passes(check, candidate):
-                if held(self.objects, where)[0] != candidate:  # a walk over images has put it there already
-                    put(self.objects, where, candidate)
+                if read_or_flaw(self.objects, where)[0] != candidate:  # a walk over images has put it there already
+                    replace_verified(self.objects, where, candidate)
                 self.found(kind, where, flaw, source)
                 return candidate
         self.found(kind, where, flaw, "", otherwise())
         return None
 
-    def unflipped(self, data: bytes | None, check: Check) -> bytes | None:
-        """The version without a flipped bit, if that is what is wrong; not tried for ever where thousands are damaged otherwise."""
-        found = unflipped(data, check) if self._in_vain < _MOST_IN_VAIN else None
+    def undo_bit_flip(self, data: bytes | None, check: Check) -> bytes | None:
+        """Return the version without a flipped bit, if that is what is wrong; not tried for ever where thousands are damaged otherwise."""
+        found = undo_bit_flip(data, check) if self._in_vain < _MOST_IN_VAIN else None
         self._in_vain += bool(data) and found is None
         return found
 
@@ -116,7 +116,7 @@ def _passes(check: Check, data: bytes) -> bool:
 
 
 def equals(wanted: bytes, where: str) -> Check:
-    """A check for a file whose bytes follow from others."""
+    """Return a check for a file whose bytes follow from others."""
 
     def check(data: bytes) -> None:
         if data != wanted:

@@ -26,7 +26,7 @@ class Finding:
     """No damage that is known of: a writer that was killed leaves objects without a record, too."""
 
     def as_json(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return JSON-able."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import CacheMismatch
 from ..core.identity import ids_digest
-from ..objects.mending import held
+from ..objects.damaged_files import read_or_flaw
 from ..shards.commit import Record
 from ..shards.healing import Healed, damaged_arrays, heal, sound_chunks, standing_record
 from ..shards.zarr_format import build_shard
@@ -89,7 +89,7 @@ def _as_they_lie(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]])
     """
     for name in arrays.keys() & {"pixel_digest", PIXELS}:
         spec, values = views.group.specs[name], arrays[name]
-        data, _ = held(views.group.objects, f"{views.group.prefix}/{spec.key(shard)}")
+        data, _ = read_or_flaw(views.group.objects, f"{views.group.prefix}/{spec.key(shard)}")
         chunks = sound_chunks(spec, build_shard(spec, values, np.ones(len(values), np.bool_)).missing, data)
         whole = b"".join(chunk for chunk in chunks if chunk is not None)
         if len(whole) < values.nbytes:

@@ -11,7 +11,7 @@ import json
 import numpy as np
 
 from ..core.errors import CacheDamaged
-from ..objects.mending import held, put, reason
+from ..objects.damaged_files import read_or_flaw, replace_verified, without_advice
 from ..shards.commit import MAX_RECORD_BYTES, Record, parse_record, record_key
 from ..shards.ledger import index_bytes
 from ..shards.shards import ShardedGroup
@@ -20,18 +20,18 @@ _START = b'{"digest":"'  # of every record in canonical JSON; cannot stand withi
 
 
 def damaged_ledgers(group: ShardedGroup) -> dict[int, tuple[str, str]]:
-    """The ledgers that cannot be used as they are, or not for each of their shards, with the file and what is wrong with it."""
+    """Return the ledgers that cannot be used as they are, or not for each of their shards, with the file and what is wrong with it."""
     found = {}
     names = (name.partition(".")[0] for name in group.objects.names(f"{group.prefix}/ledgers"))
     for number in sorted({int(stem) for stem in names if stem.isdecimal()}):
         ledgers, (first, last) = group.ledgers, group.ledgers.span(number)
         if first >= last:
             continue
-        index, flaw = held(group.objects, ledgers.key(number))
+        index, flaw = read_or_flaw(group.objects, ledgers.key(number))
         if index is None and flaw == "is missing" and len(_beside(group, number)) == last - first:
             continue  # a compaction that was killed; the next one goes on
         for key, none in ((ledgers.key(number), ""), (ledgers.records_key(number), "is empty")):  # all of them may be lost, and said so
-            _, flaw = held(group.objects, key)
+            _, flaw = read_or_flaw(group.objects, key)
             if flaw and flaw != none:
                 found[number] = key, flaw
         if number not in found:
@@ -39,7 +39,7 @@ def damaged_ledgers(group: ShardedGroup) -> dict[int, tuple[str, str]]:
                 group.ledgers.forget(number)
                 group.ledgers.opened(number)
             except CacheDamaged as error:
-                found[number] = ledgers.key(number), reason(error)
+                found[number] = ledgers.key(number), without_advice(error)
         if number not in found and (displaced := _displaced(group, number)):
             found[number] = ledgers.key(number), f"does not say where {displaced} of its records lie"
     return found
@@ -50,16 +50,16 @@ def salvage_ledger(group: ShardedGroup, number: int) -> None:
     ledgers, (first, last) = group.ledgers, group.ledgers.span(number)
     beside = _beside(group, number)
     if len(beside) == last - first:
-        put(group.objects, ledgers.records_key(number), b"".join(beside[shard] for shard in range(first, last)))
-    data, _ = held(group.objects, ledgers.records_key(number))
+        replace_verified(group.objects, ledgers.records_key(number), b"".join(beside[shard] for shard in range(first, last)))
+    data, _ = read_or_flaw(group.objects, ledgers.records_key(number))
     if data is None:
-        put(group.objects, ledgers.records_key(number), b"")
-    put(group.objects, ledgers.key(number), _index_of(group, number, data or b""))
+        replace_verified(group.objects, ledgers.records_key(number), b"")
+    replace_verified(group.objects, ledgers.key(number), _index_of(group, number, data or b""))
     ledgers.forget(number)
 
 
 def scan(group: ShardedGroup, data: bytes) -> dict[int, tuple[int, Record]]:
-    """The whole records in a ledger's bytes: shard → where it begins, and the record."""
+    """Return the whole records in a ledger's bytes: shard → where it begins, and the record."""
     found, text, start = {}, data.decode("latin-1"), data.find(_START)  # latin-1: a character a byte
     while start >= 0:
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, CacheDamaged):
@@ -87,12 +87,12 @@ def _index_of(group: ShardedGroup, number: int, data: bytes) -> bytes:
 
 
 def _beside(group: ShardedGroup, number: int) -> dict[int, bytes]:
-    """The whole JSON records of a ledger's span."""
+    """Return the whole JSON records of a ledger's span."""
     found, (first, last) = {}, group.ledgers.span(number)
     for name in group.objects.names(f"{group.prefix}/commits"):
         stem = name.partition(".")[0]
         if stem.isdecimal() and first <= int(stem) < last:
-            data, flaw = held(group.objects, f"{group.prefix}/{record_key(int(stem))}", MAX_RECORD_BYTES)
+            data, flaw = read_or_flaw(group.objects, f"{group.prefix}/{record_key(int(stem))}", MAX_RECORD_BYTES)
             with contextlib.suppress(CacheDamaged):
                 if data is not None and not flaw:
                     parse_record(data, where=name, group=group.group_digest, shard=int(stem))
@@ -101,7 +101,7 @@ def _beside(group: ShardedGroup, number: int) -> dict[int, bytes]:
 
 
 def _displaced(group: ShardedGroup, number: int) -> int:
-    """How many records the file holds whole at another place than the index says."""
+    """Return how many records the file holds whole at another place than the index says."""
     lost, (first, last) = [], group.ledgers.span(number)
     for shard in set(range(first, last)) - group.ledgers.discarded():
         data = group.ledgers.record(shard)

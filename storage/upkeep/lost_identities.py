@@ -16,8 +16,8 @@ from ..core.errors import EupeError
 from ..core.identity import digest, short
 from ..features.layout import FeatureLayout
 from ..images.dataset import ImageDataset
-from ..objects.content_addressed import MAX_IDENTITY_BYTES, identity_file
-from ..objects.mending import held
+from ..objects.content_addressed import MAX_IDENTITY_BYTES, pack_identity
+from ..objects.damaged_files import read_or_flaw
 from ..objects.objects import Objects
 from ..views.view_set import views_identity
 from ..views.view_spec import VIEW_KINDS, StoredPixels, ViewSpec
@@ -27,7 +27,7 @@ _CENTRE_FRACTIONS = (1.0, 0.875)
 
 
 def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict[str, Any], Any]]) -> bytes | None:
-    """`identity.json` of a feature set from kept statistics (what they were measured on, the statistics) and its arrays' shapes."""
+    """Return `identity.json` of a feature set from kept statistics (what they were measured on, the statistics) and its arrays' shapes."""
     arrays = {name: _array(objects, f"features/{key}/{name}") for name in ("patch", "cls")}
     if not arrays["patch"]:
         return None
@@ -40,7 +40,7 @@ def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict
                     "layout": layout.identity(),
                 }  # fmt: skip
                 if short(digest(identity)) == key.rpartition("@")[2]:
-                    return identity_file("features", identity)
+                    return pack_identity("features", identity)
         except (KeyError, TypeError, ValueError):
             continue
     return None
@@ -56,7 +56,7 @@ def _layouts(teacher: dict[str, Any], patch: dict[str, Any]) -> Iterator[Feature
 
 
 def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageDataset]) -> bytes | None:
-    """`identity.json` of a set of views, when they were drawn with a small seed and the commands' own values."""
+    """Return `identity.json` of a set of views, when they were drawn with a small seed and the commands' own values."""
     crop, pixels = _array(objects, f"views/{key}/crop"), _array(objects, f"views/{key}/pixels")
     try:
         rows, shard_rows = crop["shape"][0], crop["chunk_grid"]["configuration"]["chunk_shape"][0]
@@ -70,7 +70,7 @@ def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageData
         for spec in _specs(views_per_image, stored):
             identity = views_identity(dataset, spec, shard_rows // views_per_image)
             if short(digest(identity)) == key.rpartition("@")[2]:
-                return identity_file("views", identity)
+                return pack_identity("views", identity)
     return None
 
 
@@ -86,8 +86,8 @@ def _specs(views_per_image: int, stored: StoredPixels | None) -> Iterator[ViewSp
 
 
 def _array(objects: Objects, prefix: str) -> dict[str, Any]:
-    """An array's zarr.json as far as it can be read, {} where it cannot."""
-    data, flaw = held(objects, f"{prefix}/zarr.json", MAX_IDENTITY_BYTES)
+    """Return an array's zarr.json as far as it can be read, {} where it cannot."""
+    data, flaw = read_or_flaw(objects, f"{prefix}/zarr.json", MAX_IDENTITY_BYTES)
     try:
         parsed = {} if data is None or flaw else json.loads(data)
     except (ValueError, RecursionError, EupeError):

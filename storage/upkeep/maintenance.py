@@ -27,9 +27,9 @@ class Damage(NamedTuple):
 
 
 def verify(one: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_event: OnEvent = ignore_event) -> list[Damage]:
-    """Read every byte of part k of n of a set's committed shards and compare with the records; returns the damaged shards.
+    """Read every byte of part k of n of a set's committed shards and compare with the records; return the damaged shards.
 
-    The n parts together cover every shard once. Raises `BadInput` for a part that is none,
+    The n parts together cover every shard once. Raise `BadInput` for a part that is none,
     `CacheDamaged` where the dataset's index is damaged.
     """
     number, parts = checked_part(part)
@@ -44,7 +44,7 @@ def verify(one: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_even
 
 
 def checked_part(part: tuple[int, int]) -> tuple[int, int]:
-    """Part k of n; raises `BadInput` for one that is none."""
+    """Part k of n; raise `BadInput` for one that is none."""
     number, parts = part
     if not 1 <= number <= parts:
         raise BadInput(f"part {number} of {parts} does not exist; parts go from 1/{parts} to {parts}/{parts}")
@@ -86,9 +86,9 @@ def _deletion_order(key: str) -> tuple[int, str]:
 def prune(
     store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], float] = time.time, on_event: OnEvent = ignore_event
 ) -> list[str]:
-    """Delete a feature set; returns the objects that go, or with `dry_run` would go, in order.
+    """Delete a feature set; return the objects that go, or with `dry_run` would go, in order.
 
-    Also finishes a deletion that was killed. Raises `BadInput` for an unknown key and while somebody holds a lease.
+    Also finishes a deletion that was killed. Raise `BadInput` for an unknown key and while somebody holds a lease.
     """
     if key not in store.list_features():
         raise BadInput(f"{store.url} has no feature set {key!r}; give the whole key, one of: {', '.join(store.list_features()) or 'none'}")

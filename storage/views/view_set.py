@@ -24,7 +24,7 @@ from ..core.forks import renewed_after_fork
 from ..core.identity import digest, ids_digest, short
 from ..core.selection import only_rows
 from ..images.dataset import ImageDataset
-from ..objects.content_addressed import check_metadata, create_named, damage, is_key
+from ..objects.content_addressed import check_metadata, create_set, is_key, parsing
 from ..objects.objects import Objects
 from ..shards.commit import Record
 from ..shards.shards import ShardedGroup
@@ -98,7 +98,7 @@ class ViewSet:
     def __init__(self, objects: Objects, key: str, dataset: ImageDataset, identity: dict[str, Any]) -> None:
         self.key, self.dataset, self.identity = key, dataset, identity
         self.digest = digest(identity)
-        with damage(f"views/{key}/identity.json"):
+        with parsing(f"views/{key}/identity.json"):
             self.spec = ViewSpec.from_identity(identity["views"])
             self.views_per_image, self.images_per_shard = self.spec.views_per_image, int(identity["images_per_shard"])
             specs = _specs(identity)
@@ -123,7 +123,7 @@ class ViewSet:
         own = f"{dataset.name}{suffix}"
         others = [name for name in objects.names("views") if is_key(name) and name.endswith(suffix)]
         key = own if own in others else next(iter(others), own)
-        create_named(objects, f"views/{key}", "views", identity, views_metadata(identity))
+        create_set(objects, f"views/{key}", "views", identity, views_metadata(identity))
         return cls(objects, key, dataset, identity)
 
     def __repr__(self) -> str:
@@ -199,9 +199,9 @@ class ViewSet:
             out.photometric[here], out.digest[here] = views.photometric[local], views.digest[local]
         return out
 
-    def expect(self, rows: NDArray[np.int64]) -> None:
-        """Say which rows, with their pixels where there are any, will be read soon; as `FeatureReader.expect`."""
-        self.group.expect(rows, self.group.specs)
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
+        """Say which rows, with their pixels where there are any, will be read soon; as `FeatureReader.prefetch`."""
+        self.group.prefetch(rows, self.group.specs)
 
     def read_pixels(self, which: NDArray[Any] | Sequence[int], out: Pixels | None = None) -> Pixels:
         """Stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.

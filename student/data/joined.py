@@ -93,10 +93,10 @@ class JoinedViews:
             out.photometric[here], out.digest[here] = found.photometric, found.digest
         return out
 
-    def expect(self, rows: Int64s) -> None:
-        """As `ViewSet.expect`."""
+    def prefetch(self, rows: Int64s) -> None:
+        """As `ViewSet.prefetch`."""
         for part, _, local in self.numbering.split(rows):
-            self.parts[part].expect(local)
+            self.parts[part].prefetch(local)
 
     def read_pixels(self, rows: Int64s, out: Pixels) -> Pixels:
         """Stored pixels of any rows, into `out`; raises as `ViewSet.read_pixels` does."""
@@ -133,10 +133,10 @@ class JoinedTargets:
         """Memory that fits every dataset's rows."""
         return self._first.allocate(batch_size)
 
-    def expect(self, rows_b: Int64s) -> None:
+    def prefetch(self, rows_b: Int64s) -> None:
         """Each dataset's rows to its source."""
         for part, _, local in self.numbering.split(rows_b):
-            self._sources[part].expect(local)
+            self._sources[part].prefetch(local)
 
     def fill(self, rows_b: Int64s, memory: Memory, start: int) -> None:
         """Rows that follow each other in one dataset go to its source together."""

@@ -152,8 +152,8 @@ class Stream:
         """Have a step's shards fetched in the background, where its order knows them early enough."""
         if self._reach and self.order.ready(step, self.global_batch):
             rows_B = self.order.batch(step, self.global_batch, self.ranks.number, self.ranks.count).row_B
-            self.source.expect(rows_B)
-            self.views.expect(rows_B)
+            self.source.prefetch(rows_B)
+            self.views.prefetch(rows_B)
 
     def _submit(self, pool: ThreadPoolExecutor, slot: _Slot, step: int) -> tuple[Batch, list[Future[None]]]:
         plan = self.plan(step)

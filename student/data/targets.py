@@ -53,7 +53,7 @@ class TargetSource(Protocol):
     def allocate(self, batch_size: int) -> Memory:
         """Host memory for one batch, by name."""
 
-    def expect(self, rows_b: NDArray[np.int64]) -> None:
+    def prefetch(self, rows_b: NDArray[np.int64]) -> None:
         """These rows will be asked for soon."""
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
@@ -91,10 +91,10 @@ class CachedTargets:
             memory |= {f"{name}/{part}": torch.from_numpy(array) for part, array in arrays.items() if array is not None}
         return memory
 
-    def expect(self, rows_b: NDArray[np.int64]) -> None:
+    def prefetch(self, rows_b: NDArray[np.int64]) -> None:
         """Have the shards of a remote store fetched in the background."""
         for reader in self.readers.values():
-            reader.expect(rows_b)
+            reader.prefetch(rows_b)
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
         """Read checked rows straight into the batch; the caller has threads of its own."""
@@ -166,7 +166,7 @@ class LiveTargets:
         """Nothing: pixels are the stream's."""
         return {}
 
-    def expect(self, rows_b: NDArray[np.int64]) -> None:
+    def prefetch(self, rows_b: NDArray[np.int64]) -> None:
         """Nothing to fetch."""
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput, CacheDamaged
-from ...storage.objects.atomic_files import TEMPORARY_PREFIX, refusals, remove_folder, replace_folder
+from ...storage.objects.atomic_files import TEMPORARY_PREFIX, remove_folder, replace_folder, translate_os_errors
 from ..model.ranks import ALONE, Ranks
 from ..model.sharding import distribute_like, full_cpu_tensors
 from ..model.student import checkpoint_name
@@ -140,7 +140,7 @@ def save_checkpoint(
         files["average"] = _model_tensors(average)
     if ranks.first:
         needed_bytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
-        with refusals(final, needed_bytes), replace_folder(final) as temporary:
+        with translate_os_errors(final, needed_bytes), replace_folder(final) as temporary:
             for name, tensors in files.items():
                 _save(tensors, temporary / f"{name}.safetensors")
             description = {**metadata, "step": step, "format": FORMAT, "versions": {**versions(), "code": code_digest()}}

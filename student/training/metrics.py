@@ -13,7 +13,7 @@ from typing import IO, Any
 from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import SummaryWriter
 
-from ...storage.objects.atomic_files import refusals, write_atomically
+from ...storage.objects.atomic_files import translate_os_errors, write_atomically
 
 _LENGTH = struct.Struct("<Q4x")  # an event's bytes and their checksum, which is not ours to judge
 _CHECKSUM_BYTES = 4
@@ -32,7 +32,7 @@ class Metrics:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line, and its numbers as events."""
-        with refusals(Path(self._file.name), len(line) * 32):
+        with translate_os_errors(Path(self._file.name), len(line) * 32):
             self._file.write(f"{json.dumps(line)}\n")
         for tag, value in _flatten(line):
             self._board.add_scalar(tag, value, line["step"])

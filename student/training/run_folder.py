@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.identity import differing_fields, json_bytes
-from ...storage.objects.atomic_files import make_folder, refusals, replace_folder, write_atomically
+from ...storage.objects.atomic_files import make_folder, replace_folder, translate_os_errors, write_atomically
 from ...teachers.runtime.devices import Choice
 from ..model.ranks import ALONE, Ranks
 from ..model.recipe import TrainRecipe, decisive
@@ -170,7 +170,7 @@ def save_model(student: Student, folder: Path, *, size_px: int, targets: Mapping
     if not ranks.first:
         return
     needed_bytes = sum(tensor.nbytes for tensor in (*backbone.values(), *adapters.values()))
-    with refusals(folder, needed_bytes), replace_folder(folder) as temporary:
+    with translate_os_errors(folder, needed_bytes), replace_folder(folder) as temporary:
         safetensors.torch.save_file(backbone, temporary / "backbone.safetensors")
         safetensors.torch.save_file(adapters, temporary / "adapters.safetensors")
         (temporary / "model.json").write_text(json.dumps(record, indent=1, sort_keys=True))

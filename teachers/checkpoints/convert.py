@@ -39,7 +39,7 @@ _KERAS_TENSORS = {
 
 
 def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
-    """The flat state dict of a `.pth`, through the restricted unpickler; raises BadInput on anything else."""
+    """Return the flat state dict of a `.pth`, through the restricted unpickler; raise BadInput on anything else."""
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
@@ -53,13 +53,13 @@ def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 def convert_checkpoint(source: Path, out: Path, rename: Callable[[str], str] = str) -> None:
-    """A `.pth`/`.pt` state dict → safetensors at `out`, each key through `rename`; raises BadInput on unsafe files."""
+    """A `.pth`/`.pt` state dict → safetensors at `out`, each key through `rename`; raise BadInput on unsafe files."""
     state = read_checkpoint(_read(source), str(source))
     save_weights({rename(name): tensor for name, tensor in state.items()}, out)
 
 
 def convert_weights(source: Path, out: Path) -> dict[str, Any]:
-    """Turn a checkpoint of plain tensors into safetensors; returns the sha256 that feature sets will be named by. Raises BadInput."""
+    """Turn a checkpoint of plain tensors into safetensors; return the sha256 that feature sets will be named by. Raise BadInput."""
     convert_checkpoint(source, out)
     return {"weights": str(out), "bytes": out.stat().st_size, "sha256": file_sha256(out)}
 
@@ -86,7 +86,7 @@ def convert_keras_resnet50(source: Path, out: Path) -> None:
 
 
 def lite0_name(name: str) -> str:
-    """timm's name for a tensor of the efficientnet_lite_pytorch layout; raises BadInput on names it does not know."""
+    """Return timm's name for a tensor of the efficientnet_lite_pytorch layout; raise BadInput on names it does not know."""
     module, _, tensor = name.rpartition(".")
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", module)
     if block is None:
@@ -100,7 +100,7 @@ def lite0_name(name: str) -> str:
 
 
 def keras_name(name: str) -> str:
-    """`res4b_branch2a/kernel` → `stages.2.1.branch2a.weight`, and so on; raises BadInput on names it does not know."""
+    """Return `res4b_branch2a/kernel` → `stages.2.1.branch2a.weight`, and so on; raise BadInput on names it does not know."""
     layer, _, kind = name.partition("/")
     tensor = _known(_KERAS_TENSORS, kind, name)
     if layer in ("conv1", "bn_conv1", "fc1000"):
@@ -113,7 +113,7 @@ def keras_name(name: str) -> str:
 
 
 def read_tfjs(members: Shards, where: str) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """All float32 arrays of a TF.js layers model; raises BadInput when sizes, dtypes or shards do not agree."""
+    """Return all float32 arrays of a TF.js layers model; raise BadInput when sizes, dtypes or shards do not agree."""
     arrays: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {}
     try:
         for group in json.loads(members["model.json"])["weightsManifest"]:

@@ -37,7 +37,7 @@ class Imported(NamedTuple):
 
 
 def rope_periods(options: Mapping[str, Any]) -> Tensor:
-    """The rotary periods, (head width / 4,) fp32: base ** (i / n)."""
+    """Return the rotary periods, (head width / 4,) fp32: base ** (i / n)."""
     count = options["width"] // options["heads"] // 4
     exponents = 2 * torch.arange(count, dtype=torch.float32) / (2 * count)
     periods: Tensor = options["rope_base"] ** exponents
@@ -45,13 +45,13 @@ def rope_periods(options: Mapping[str, Any]) -> Tensor:
 
 
 def official_names(options: Mapping[str, Any]) -> dict[str, str]:
-    """{our name: official name} of the tensors that both sides hold unchanged."""
+    """Return {our name: official name} of the tensors that both sides hold unchanged."""
     pairs = _vit_names(options) if options["name"] == "vit" else _convnext_names(options)
     return {PREFIX + ours: official for ours, official in pairs}
 
 
 def with_unit_scales(tensors: Mapping[str, Tensor], options: Options) -> tuple[Tensors, Options]:
-    """The same encoder with layer scale: by ones where it has none. timm's builders and transformers cannot leave it out."""
+    """Return the same encoder with layer scale: by ones where it has none. timm's builders and transformers cannot leave it out."""
     if options["layer_scale"] is not None:
         return dict(tensors), options
     scaled = {**options, "layer_scale": 1.0}
@@ -61,7 +61,7 @@ def with_unit_scales(tensors: Mapping[str, Tensor], options: Options) -> tuple[T
 
 
 def to_official(tensors: Mapping[str, Tensor], architecture: str | Mapping[str, Any]) -> Tensors:
-    """The official state dict of an encoder's tensors; raises BadInput when they are not that architecture's."""
+    """Return the official state dict of an encoder's tensors; raise BadInput when they are not that architecture's."""
     options = canonical(architecture)
     names = official_names(options)
     biases = {f"{PREFIX}blocks.{block}.attn.{part}_bias" for block in _biased_blocks(options) for part in "qv"}
@@ -79,7 +79,7 @@ def to_official(tensors: Mapping[str, Tensor], architecture: str | Mapping[str, 
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> Imported:
-    """Architecture and our tensors of an official state dict; raises BadInput naming what does not belong."""
+    """Architecture and our tensors of an official state dict; raise BadInput naming what does not belong."""
     heads = [name for name in tensors if name.startswith("projectors.")]
     notes = [f"left out: {len(heads)} tensors of projection heads (projectors.*)"] if heads else []
     rest = {name: tensor.float() for name, tensor in tensors.items() if name not in heads}

@@ -39,7 +39,7 @@ class Published(NamedTuple):
 
 
 def read_published(source: Path) -> Published:
-    """Read a checkpoint file or a model folder; raises BadInput when it is none of the three layouts or does not fit."""
+    """Read a checkpoint file or a model folder; raise BadInput when it is none of the three layouts or does not fit."""
     if source.is_file():
         found, prep = from_official(_read_file(source)), Preprocessing(NATIVE_SIZE_PX)
         load_encoder(found.architecture, found.tensors)
@@ -59,7 +59,7 @@ def read_published(source: Path) -> Published:
 
 
 def load_encoder(architecture: Options, tensors: Tensors) -> Encoder:
-    """An encoder in eval mode with these tensors; raises BadInput when one is missing, stray or of another shape."""
+    """Return an encoder in eval mode with these tensors; raise BadInput when one is missing, stray or of another shape."""
     encoder = build_encoder(architecture).eval()
     try:
         encoder.load_state_dict(tensors, strict=True)
@@ -89,7 +89,7 @@ def _verified(
 
 
 def _difference(ours: Tokens, theirs: Tokens) -> float:
-    """The largest between two encoders' tokens, infinite where even their shapes differ."""
+    """Return the largest between two encoders' tokens, infinite where even their shapes differ."""
     assert ours.cls_BD is not None
     assert theirs.cls_BD is not None
     pairs = [(ours.cls_BD, theirs.cls_BD), (ours.patch_BHWD, theirs.patch_BHWD)]

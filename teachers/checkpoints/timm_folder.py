@@ -41,7 +41,7 @@ NAMES = {
 
 
 def timm_name(options: Options) -> str:
-    """timm's builder of this architecture; other shapes of a family take the smallest student's, with arguments."""
+    """Return timm's builder of this architecture; other shapes of a family take the smallest student's, with arguments."""
     for ours, name in NAMES.items():
         if canonical(ours) == options:
             return name
@@ -49,7 +49,7 @@ def timm_name(options: Options) -> str:
 
 
 def timm_arguments(options: Options) -> dict[str, Any]:
-    """Every argument of timm's builder that decides the shape or the mathematics; raises BadInput where timm has none."""
+    """Return every argument of timm's builder that decides the shape or the mathematics; raise BadInput where timm has none."""
     if options["name"] == "convnext":
         return {
             "depths": options["depths"], "dims": options["widths"], "ls_init_value": options["layer_scale"],
@@ -68,7 +68,7 @@ def timm_arguments(options: Options) -> dict[str, Any]:
 
 
 def write_timm(tensors: Mapping[str, Tensor], architecture: Options, preprocessing: Preprocessing, folder: Path) -> None:
-    """Write the folder after timm has built the model and taken every tensor; raises BadInput where timm cannot express it."""
+    """Write the folder after timm has built the model and taken every tensor; raise BadInput where timm cannot express it."""
     name = timm_name(architecture)
     tensors, options = with_unit_scales(tensors, architecture)
     arguments = timm_arguments(options)
@@ -90,7 +90,7 @@ def write_timm(tensors: Mapping[str, Tensor], architecture: Options, preprocessi
 
 
 def timm_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
-    """What our encoder calls class and patch tokens, from a timm model in eval mode, however it pools a ViT's tokens."""
+    """Return what our encoder calls class and patch tokens, from a timm model in eval mode, however it pools a ViT's tokens."""
     forward: Any = model.forward_features
     features = forward(pixels_BCHW)
     if isinstance(model, ConvNeXt):
@@ -103,7 +103,7 @@ def timm_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
 
 
 def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
-    """Our terms for a timm folder, its preprocessing and timm's own model; raises BadInput for another kind of model."""
+    """Our terms for a timm folder, its preprocessing and timm's own model; raise BadInput for another kind of model."""
     try:
         config = json.loads((folder / "config.json").read_text())
         given = config.get("model_args") or {}
@@ -131,7 +131,7 @@ def _preprocessing(shown: Mapping[str, Any], folder: Path) -> Preprocessing:
 
 
 def _linear(name: str, tensor: Tensor) -> Tensor:
-    """A 1×1 convolution of a ConvNeXt's MLP as the linear layer that it is; any other tensor as it stands."""
+    """Return a 1×1 convolution of a ConvNeXt's MLP as the linear layer that it is; any other tensor as it stands."""
     of_an_mlp = name.endswith((".mlp.fc1.weight", ".mlp.fc2.weight"))
     return tensor.flatten(1) if of_an_mlp and tensor.shape[2:] == (1, 1) else tensor
 
@@ -194,5 +194,5 @@ def _only_eps(model: nn.Module) -> float:
 
 
 def _scale(gamma: Tensor | None, started_from: float) -> float | None:
-    """What layer scale started from is not in the weights but in the arguments; None without layer scale."""
+    """Return what layer scale started from is not in the weights but in the arguments; None without layer scale."""
     return None if gamma is None else started_from

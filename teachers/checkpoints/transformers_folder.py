@@ -35,7 +35,7 @@ _RESAMPLE = {"bicubic": _BICUBIC, "bilinear": _BILINEAR, "nearest": _NEAREST}
 
 
 def transformers_config(options: Options, size_px: int) -> Any:
-    """The config object of this architecture."""
+    """Return the config object of this architecture."""
     if options["name"] == "convnext":
         return transformers.DINOv3ConvNextConfig(
             hidden_sizes=options["widths"], depths=options["depths"], layer_norm_eps=options["norm_eps"],
@@ -52,7 +52,7 @@ def transformers_config(options: Options, size_px: int) -> Any:
 
 
 def to_transformers(tensors: Mapping[str, Tensor], options: Options) -> Tensors:
-    """The state dict of the transformers model of an encoder's tensors."""
+    """Return the state dict of the transformers model of an encoder's tensors."""
     found = {theirs: tensors[PREFIX + ours].detach().contiguous() for ours, theirs in _names(options)}
     if options["name"] == "convnext":
         return found
@@ -67,7 +67,7 @@ def to_transformers(tensors: Mapping[str, Tensor], options: Options) -> Tensors:
 
 
 def from_transformers(state: Mapping[str, Tensor], config: Any) -> Imported:
-    """Our tensors of a transformers state dict; raises BadInput for a model with a key bias."""
+    """Our tensors of a transformers state dict; raise BadInput for a model with a key bias."""
     options = _options_of(config)
     found = {PREFIX + ours: state[theirs].float() for ours, theirs in _names(options)}
     if options["name"] == "convnext":
@@ -96,7 +96,7 @@ def write_transformers(tensors: Mapping[str, Tensor], architecture: Options, pre
 
 
 def transformers_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
-    """What our encoder calls class and patch tokens, from a transformers model in eval mode."""
+    """Return what our encoder calls class and patch tokens, from a transformers model in eval mode."""
     output, config = model(pixel_values=pixels_BCHW), getattr(model, "config")  # noqa: B009 - nn.Module's attributes are untyped
     vit = config.model_type == "dinov3_vit"
     stride, skipped = (config.patch_size, 1 + config.num_register_tokens) if vit else (CONVNEXT_STRIDE_PX, 1)
@@ -105,7 +105,7 @@ def transformers_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
 
 
 def read_transformers(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
-    """Our terms for a transformers folder, its preprocessing and transformers' own model; raises BadInput for another kind."""
+    """Our terms for a transformers folder, its preprocessing and transformers' own model; raise BadInput for another kind."""
     try:
         model, info = transformers.AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -155,7 +155,7 @@ def _options_of(config: Any) -> Options:
 
 
 def _names(options: Options) -> Iterator[tuple[str, str]]:
-    """(ours without prefix, theirs) of the tensors that both sides hold unchanged."""
+    """Yield (ours without prefix, theirs) of the tensors that both sides hold unchanged."""
     yield from _convnext_names(options) if options["name"] == "convnext" else _vit_names(options)
 
 

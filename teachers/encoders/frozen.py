@@ -35,11 +35,11 @@ class FrozenEncoder(Encoder):
     """An encoder whose class token follows `architecture["cls"]`."""
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """The backbone's features: a sequence (B, N, D), or a map."""
+        """Return the backbone's features: a sequence (B, N, D), or a map."""
         return self.backbone.forward_features(pixels_BCHW)  # type: ignore[no-any-return, operator]
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """cls (B, D') or None, patch (B, H, W, D)."""
+        """Return cls (B, D') or None, patch (B, H, W, D)."""
         features = self.features(pixels_BCHW)
         patch_BHWD = self._patches(features, grid)
         return Tokens(self._class_token(features, patch_BHWD), patch_BHWD)
@@ -80,7 +80,7 @@ class TimmFacts(NamedTuple):
 
 
 def build_timm(architecture: Options) -> FrozenEncoder:
-    """A timm model with random weights, whole; raises BadInput on an unknown model."""
+    """Return a timm model with random weights, whole; raise BadInput on an unknown model."""
     backbone = _create(architecture["model"], dynamic=architecture["dynamic_size"])
     prep = _published_preprocessing(backbone)
     found = partial(FrozenEncoder, backbone, architecture, cls=architecture["cls"], prep=prep)
@@ -97,7 +97,7 @@ def build_keras_resnet50(architecture: Options) -> FrozenEncoder:
 def timm_architecture(
     model: str, *, cls: str, width: int, stride_px: int, dynamic_size: bool = True, fuse_batch_norm: bool = False
 ) -> Options:
-    """The canonical architecture record of a timm model."""
+    """Return the canonical architecture record of a timm model."""
     return {
         "name": "timm", "model": model, "cls": cls, "width": width, "stride_px": stride_px,
         "dynamic_size": dynamic_size, "fuse_batch_norm": fuse_batch_norm,
@@ -105,7 +105,7 @@ def timm_architecture(
 
 
 def inspect_timm(model: str, cls: str | None = None) -> TimmFacts:
-    """Facts of a timm model from a forward on the meta device (under a second, no memory); raises BadInput."""
+    """Return facts of a timm model from a forward on the meta device (under a second, no memory); raise BadInput."""
     with torch.device("meta"):
         backbone = _create(model, dynamic=False)
         prep = _published_preprocessing(backbone)

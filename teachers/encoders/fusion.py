@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fuse_batch_norms(module: nn.Module) -> int:
-    """Fuse in place, recursively, every Conv2d with the BatchNorm2d defined right after it; returns how many.
+    """Fuse in place, recursively, every Conv2d with the BatchNorm2d defined right after it; return how many.
 
     A batch norm that carries an activation (timm's) leaves that activation in its place. `module` must be in eval mode.
     """

@@ -35,7 +35,7 @@ class Bottleneck(nn.Module):
             self.bn1 = nn.Identity()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """The block's output after its last ReLU."""
+        """Return the block's output after its last ReLU."""
         y_BCHW = torch.relu_(self.bn2a(self.branch2a(x_BCHW)))
         y_BCHW = torch.relu_(self.bn2b(self.branch2b(y_BCHW)))
         y_BCHW = self.bn2c(self.branch2c(y_BCHW))
@@ -63,7 +63,7 @@ class KerasResNet50(nn.Module):
         self.fc1000 = nn.Linear(in_channels[-1], classes)
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """The last stage's map after its ReLU, (B, 2048, H / 32, W / 32) rounded up."""
+        """Return the last stage's map after its ReLU, (B, 2048, H / 32, W / 32) rounded up."""
         x_BCHW = torch.relu_(self.bn_conv1(self.conv1(x_BCHW)))
         features_BCHW: Tensor = self.stages(self.pool(x_BCHW))
         return features_BCHW

@@ -29,7 +29,7 @@ _WHOLE = 1 << 24  # luma is summed in whole units of this: sums of integers do n
 
 
 def apply_photometric(pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
-    """uint8 images under each row's distortions, uint8 again, on the same device; raises `BadInput` for other shapes and types.
+    """Return uint8 images under each row's distortions, uint8 again, on the same device; raise `BadInput` for other shapes and types.
 
     Here, and only here, a stored blur becomes px: it counts 1/256 of the view's side, so that one view looks alike at every input size.
     """
@@ -47,7 +47,7 @@ def apply_photometric(pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
 
 
 def as_seen(viewer: Literal["teacher", "student"], mode: str, pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
-    """The pixels as a teacher or a student sees them under a photometric mode: distorted, or the very tensor that was given."""
+    """Return the pixels as a teacher or a student sees them under a photometric mode: distorted, or the very tensor that was given."""
     distorted = MODES[mode].seen_by_teacher if viewer == "teacher" else MODES[mode].seen_by_student
     return apply_photometric(pixels_BHWC, parameters_BP) if distorted else pixels_BHWC
 
@@ -74,7 +74,7 @@ def luma(x_BCHW: Tensor) -> Tensor:
 
 
 def blend(x_BCHW: Tensor, other: Tensor, factor_B: Tensor) -> Tensor:
-    """factor · x + (1 − factor) · other within [0, 1]."""
+    """Return factor · x + (1 − factor) · other within [0, 1]."""
     factor = factor_B[:, None, None, None]
     return (factor * x_BCHW + (1 - factor) * other).clamp(0, 1)
 

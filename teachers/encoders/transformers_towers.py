@@ -60,7 +60,7 @@ class HfEncoder(FrozenEncoder):
     """A vision tower of transformers; tokens after the final norm."""
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """cls (B, D), patch (B, H, W, D)."""
+        """Return cls (B, D), patch (B, H, W, D)."""
         kind, backbone = self.architecture["model_type"], cast(Any, self.backbone)
         if FAMILIES[kind].takes_patches:
             found = backbone(**_patches(pixels_BCHW, grid))
@@ -76,7 +76,7 @@ class HfEncoder(FrozenEncoder):
 
 
 def _patches(pixels_BCHW: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """What a NaFlex model takes: patches (B, N, p·p·C), none of them masked, and each image's grid (B, 2)."""
+    """Return what a NaFlex model takes: patches (B, N, p·p·C), none of them masked, and each image's grid (B, 2)."""
     images, channels, height, width = pixels_BCHW.shape
     rows, columns = grid
     cut = pixels_BCHW.reshape(images, channels, rows, height // rows, columns, width // columns).permute(0, 2, 4, 3, 5, 1)
@@ -96,7 +96,7 @@ class HfFacts(NamedTuple):
 
 
 def inspect_hf(folder: Path) -> HfFacts:
-    """Facts of a folder, from its JSON files alone; raises `BadInput` on what is missing, unknown or in several files."""
+    """Return facts of a folder, from its JSON files alone; raise `BadInput` on what is missing, unknown or in several files."""
     if (folder / "model.safetensors.index.json").is_file():
         raise BadInput(f"{folder} holds a checkpoint in several files; save it as one model.safetensors first")
     missing = [name for name in HF_FILES if not (folder / name).is_file()]
@@ -121,7 +121,7 @@ def inspect_hf(folder: Path) -> HfFacts:
 
 
 def load_hf(architecture: Options, weights: Path) -> HfEncoder:
-    """The tower with the weights of its folder; raises `BadInput` when the file does not fill the model exactly."""
+    """Return the tower with the weights of its folder; raise `BadInput` when the file does not fill the model exactly."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # what it would warn of is an error below

@@ -29,7 +29,7 @@ class Choice(NamedTuple):
 
 
 def choose_device(asked: str) -> Choice:
-    """`cpu` or `cuda`; raises `BadInput` when CUDA was asked for and is absent."""
+    """Return `cpu` or `cuda`; raise `BadInput` when CUDA was asked for and is absent."""
     present = torch.cuda.is_available()
     if asked == "cuda" and not present:
         raise BadInput("device = 'cuda' was asked for, but torch sees no CUDA device; use device = 'cpu' or mend the driver")
@@ -41,7 +41,7 @@ def choose_device(asked: str) -> Choice:
 
 
 def choose_precision(asked: str, device: str) -> Choice:
-    """`bf16` or `fp32` for autocast on a device."""
+    """Return `bf16` or `fp32` for autocast on a device."""
     if asked != "auto":
         return Choice(asked, "asked for")
     if torch.device(device).type == "cuda":
@@ -54,7 +54,7 @@ def choose_precision(asked: str, device: str) -> Choice:
 
 
 def choose_devices(asked: str, students: int) -> list[Choice]:
-    """A device for each student of one pass: CUDA devices in turn where there are several."""
+    """Return a device for each student of one pass: CUDA devices in turn where there are several."""
     chosen = choose_device(asked)
     count = torch.cuda.device_count() if chosen.value == "cuda" else 1
     if students == 1 or count == 1:

@@ -37,7 +37,7 @@ class _NothingToFill(TorchFunctionMode):
 
 
 def build_empty(build: Callable[[], Built]) -> Built:
-    """What `build` makes, its parameters in memory that nothing has filled: load all of them before any use."""
+    """Return what `build` makes, its parameters in memory that nothing has filled: load all of them before any use."""
     with _ONE_AT_A_TIME, _parameters_on_meta(), _NothingToFill():
         built = build()
     if any(tensor.device.type == "meta" for module in built.modules() for tensor in _own_tensors(module)):
@@ -51,7 +51,7 @@ def build_empty(build: Callable[[], Built]) -> Built:
 
 
 def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    """What a module computed for itself: buffers and plain tensors."""
+    """Yield what a module computed for itself: buffers and plain tensors."""
     yield from module.buffers(recurse=False)
     yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
 

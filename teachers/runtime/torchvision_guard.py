@@ -45,7 +45,7 @@ _declared: list[torch.library.Library] = []  # torch drops the schemas when the 
 
 
 def _real_operators_load() -> bool:
-    """Whether torchvision's own library registers its operators in this process."""
+    """Return whether torchvision's own library registers its operators in this process."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
@@ -58,7 +58,7 @@ def _real_operators_load() -> bool:
 
 
 def install() -> bool:
-    """Declare the missing schemas once; returns whether this process runs on declared (kernel-less) operators."""
+    """Declare the missing schemas once; return whether this process runs on declared (kernel-less) operators."""
     if _declared:
         return True
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None or _real_operators_load():

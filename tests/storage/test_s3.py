@@ -12,7 +12,7 @@ import pytest
 from eupe_pipeline.storage.core.checksums import xxh3_128
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from eupe_pipeline.storage.objects import remote, shard_cache
-from eupe_pipeline.storage.objects.remote import TRIES, RemoteObjects, persist
+from eupe_pipeline.storage.objects.remote import TRIES, RemoteObjects, retry
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.leases import Lease, holders
 from eupe_pipeline.storage.upkeep.maintenance import prune
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.fault
 
 @pytest.fixture
 def s3(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, RemoteObjects]]:
-    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(remote, "_MIN_WAIT_S", 0.001)
     server.faults.clear()
     server.seen.clear()
     yield server, RemoteObjects(f"s3://bucket/{uuid.uuid4().hex}")
@@ -228,8 +228,8 @@ def test_the_next_shards_are_fetched_while_a_reader_goes_from_shard_to_shard(
         np.testing.assert_array_equal(cached.read(np.array([8 * shard])).patch, local.features.read(np.array([8 * shard])).patch)
     wait_for(lambda: {name[-1] for name in shard_gets(server)} == {"0", "1", "2", "4"})
     assert cached.group._ahead is not None
-    cached.group._ahead.settle(2)
-    cached.group._ahead.settle(4)
+    cached.group._ahead.wait_for(2)
+    cached.group._ahead.wait_for(4)
     np.testing.assert_array_equal(cached.read(np.arange(40)).patch, local.features.read(np.arange(40)).patch)
     fetched = shard_gets(server)
     assert len(fetched) == len(set(fetched))
@@ -273,10 +273,10 @@ def test_rows_that_are_expected_are_at_hand_when_they_are_read_even_when_their_c
     assert cached.group._ahead is not None
     for _ in range(2):
         server.seen.clear()
-        cached.expect(np.array([33, 9, 8, 34]))
+        cached.prefetch(np.array([33, 9, 8, 34]))
         wait_for(lambda: {name[-1] for name in shard_gets(server)} == {"1", "4"})
-        cached.group._ahead.settle(1)
-        cached.group._ahead.settle(4)
+        cached.group._ahead.wait_for(1)
+        cached.group._ahead.wait_for(4)
         fetched = shard_gets(server)
         np.testing.assert_array_equal(cached.read(np.array([33, 9])).patch, local.features.read(np.array([33, 9])).patch)
         assert shard_gets(server) == fetched
@@ -289,11 +289,11 @@ def test_a_body_that_ends_early_is_fetched_again(s3: tuple[FaultyServer, RemoteO
     data = bytes(range(256)) * 20_000
     objects.create("large", [data])
     server.fail("GET", Fault(keep=1_500_000), Fault(keep=0), Fault(status=503))
-    assert objects.save("large", tmp_path / "copy") == xxh3_128([data])
+    assert objects.download("large", tmp_path / "copy") == xxh3_128([data])
     assert (tmp_path / "copy").read_bytes() == data
     assert server.faults == []
     with pytest.raises(FileNotFoundError):
-        objects.save("absent", tmp_path / "copy")
+        objects.download("absent", tmp_path / "copy")
 
 
 def test_a_full_shard_cache_drops_the_oldest_and_still_reads_right(s3: tuple[FaultyServer, RemoteObjects], tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_copy_that_outlived_a_crash_half_written_is_fetched_again(
     copies = [path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")]
     for path in copies:
         path.write_bytes(bytes(path.stat().st_size))
-    monkeypatch.setattr(shard_cache, "_started", lambda: time.time() + 1)
+    monkeypatch.setattr(shard_cache, "_boot_time", lambda: time.time() + 1)
     found = reopen_remote(made, tmp_path / "cache").features.read(np.arange(8))
     np.testing.assert_array_equal(found.patch, local.features.read(np.arange(8)).patch)
 
@@ -341,7 +341,7 @@ def test_a_damaged_remote_object_never_enters_the_cache(s3: tuple[FaultyServer, 
 
 
 def test_final_errors_are_raised_at_once_and_others_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr(remote, "_MIN_WAIT_S", 0.0)
     calls: list[int] = []
 
     def failing(error: Exception) -> None:
@@ -349,12 +349,12 @@ def test_final_errors_are_raised_at_once_and_others_a_bounded_number_of_times(mo
         raise error
 
     with pytest.raises(FileNotFoundError):
-        persist("x", lambda: failing(FileNotFoundError()))
+        retry("x", lambda: failing(FileNotFoundError()))
     with pytest.raises(OSError, match="full"):
-        persist("x", lambda: failing(OSError(28, "full")))
+        retry("x", lambda: failing(OSError(28, "full")))
     assert len(calls) == 2
     with pytest.raises(StoreUnavailable, match="x failed 6 times, the last time with TimeoutError"):
-        persist("x", lambda: failing(TimeoutError()))
+        retry("x", lambda: failing(TimeoutError()))
     assert len(calls) == 8
 
 

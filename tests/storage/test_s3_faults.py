@@ -26,7 +26,7 @@ pytestmark = pytest.mark.fault
 
 @pytest.fixture
 def s3(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FaultyServer, str]]:
-    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(remote, "_MIN_WAIT_S", 0.001)
     server.faults.clear()
     yield server, f"s3://bucket/{uuid.uuid4().hex}"
     server.faults.clear()

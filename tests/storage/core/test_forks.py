@@ -50,7 +50,7 @@ def url(server: FaultyServer, pristine: Made) -> str:
 def test_an_inherited_reader_of_s3_connects_anew(url: str, pristine: Made, tmp_path: Path, cached: bool) -> None:
     features = FeatureStore.open(url, shard_cache=tmp_path if cached else None).features(pristine.features.key)
     rows = np.arange(features.rows)
-    features.expect(rows)
+    features.prefetch(rows)
     features.read(rows[:8])
     wanted = pristine.features.read(rows).patch
 

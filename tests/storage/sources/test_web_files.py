@@ -42,7 +42,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.002)
+    monkeypatch.setattr(remote, "_MIN_WAIT_S", 0.002)
 
 
 @pytest.fixture

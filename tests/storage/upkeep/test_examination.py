@@ -11,8 +11,8 @@ import pytest
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from eupe_pipeline.storage.objects.atomic_files import write_atomically
 from eupe_pipeline.storage.objects.content_addressed import MARKER
-from eupe_pipeline.storage.objects.dry_run_objects import Rehearsal
-from eupe_pipeline.storage.objects.mending import MOST_FLIP_BYTES, put, reason, unflipped
+from eupe_pipeline.storage.objects.damaged_files import MAX_BIT_FLIP_BYTES, replace_verified, undo_bit_flip, without_advice
+from eupe_pipeline.storage.objects.dry_run_objects import DryRunObjects
 from eupe_pipeline.storage.objects.objects import LocalObjects, open_objects
 from eupe_pipeline.storage.shards import ledger, shards
 from eupe_pipeline.storage.store import FeatureStore
@@ -37,7 +37,7 @@ def repaired(url: str) -> list[Finding]:
 
 def verified(url: str) -> list[Finding]:
     """What `verify` finds, unfinished things left out."""
-    examiner = Examiner(FeatureStore(Rehearsal(FeatureStore.open_damaged(url).objects)), None, images=False, acting=False)
+    examiner = Examiner(FeatureStore(DryRunObjects(FeatureStore.open_damaged(url).objects)), None, images=False, acting=False)
     examine(examiner)
     return [one for one in examiner.findings if not one.unfinished]
 
@@ -147,11 +147,11 @@ def test_a_record_that_a_compaction_would_bring_back_is_found(copied: Callable[[
 def test_objects_of_a_writer_at_work_are_no_finding(copied: Callable[[], Made]) -> None:
     made = copied()
     (made.folder / f"features/{made.features.key}/commits/000001.json").unlink()
-    examiner = Examiner(FeatureStore(Rehearsal(made.store.objects)), None, images=False, acting=False)
+    examiner = Examiner(FeatureStore(DryRunObjects(made.store.objects)), None, images=False, acting=False)
     examine(examiner)
     assert ("record", True) in [(one.kind, one.unfinished) for one in examiner.findings]
     with Lease(made.store.objects, made.features.key, "extraction"):
-        examiner = Examiner(FeatureStore(Rehearsal(made.store.objects)), None, images=False, acting=False)
+        examiner = Examiner(FeatureStore(DryRunObjects(made.store.objects)), None, images=False, acting=False)
         examine(examiner)
         assert "record" not in [one.kind for one in examiner.findings]
 
@@ -194,21 +194,21 @@ def test_one_flipped_bit_is_undone_and_two_are_not() -> None:
     for _ in range(20):
         data = bytearray(right)
         data[random.integers(len(data))] ^= 1 << random.integers(8)
-        assert unflipped(bytes(data), check) == right
+        assert undo_bit_flip(bytes(data), check) == right
         data[0] ^= 0x18
-        assert unflipped(bytes(data), check) is None
-    assert unflipped(b"", check) is None
-    assert unflipped(bytes(MOST_FLIP_BYTES + 1), check) is None
+        assert undo_bit_flip(bytes(data), check) is None
+    assert undo_bit_flip(b"", check) is None
+    assert undo_bit_flip(bytes(MAX_BIT_FLIP_BYTES + 1), check) is None
 
 
 def test_a_disk_that_gives_back_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = open_objects(str(tmp_path / "store"), make=True)
-    put(objects, "a", b"whole")
+    replace_verified(objects, "a", b"whole")
     monkeypatch.setattr(LocalObjects, "read", lambda self, key, limit_bytes=None: b"other")
     with pytest.raises(StoreUnavailable, match="does not give back"):
-        put(objects, "a", b"whole")
+        replace_verified(objects, "a", b"whole")
 
 
 def test_a_finding_repeats_no_advice_of_the_error_it_was_made_from() -> None:
-    assert reason(CacheDamaged("x is damaged (why); run `eupe-pipeline features verify`")) == "x is damaged (why)"
-    assert reason(CacheDamaged("x is of two")) == "x is of two"
+    assert without_advice(CacheDamaged("x is damaged (why); run `eupe-pipeline features verify`")) == "x is damaged (why)"
+    assert without_advice(CacheDamaged("x is of two")) == "x is of two"

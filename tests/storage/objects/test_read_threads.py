@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import CacheDamaged
-from eupe_pipeline.storage.objects.reading_threads import side_by_side, threads_for_files
+from eupe_pipeline.storage.objects.read_threads import run_parallel, threads_for_files
 
 from ..made_up_store import build, reopen
 
@@ -56,10 +56,10 @@ def test_nobody_is_at_work_when_an_error_comes_back() -> None:
         raise CacheDamaged("first")
 
     with pytest.raises(CacheDamaged, match="first"):
-        side_by_side([fail, slow, slow])
+        run_parallel([fail, slow, slow])
     assert len(done) == 2
     with pytest.raises(CacheDamaged, match="first"):
-        side_by_side([slow, fail, slow])
+        run_parallel([slow, fail, slow])
     assert len(done) == 4
 
 

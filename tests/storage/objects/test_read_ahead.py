@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 from eupe_pipeline.storage.core.errors import StoreUnavailable
-from eupe_pipeline.storage.objects.parallel_reads import Fetchers, ReadAhead
+from eupe_pipeline.storage.objects.read_ahead import Fetchers, ReadAhead
 
 PATIENCE_S = 20.0
 
@@ -45,13 +45,13 @@ def ahead(remote: Remote, threads: int = 2, shards: int = 100, room: int = 1000,
 def test_what_is_expected_is_opened_once_in_order_by_few_threads() -> None:
     remote = Remote()
     reading = ahead(remote)
-    reading.expect([5, 3, 9], ("patch",))
-    reading.expect([9, 3, 7], ("patch",))
+    reading.prefetch([5, 3, 9], ("patch",))
+    reading.prefetch([9, 3, 7], ("patch",))
     remote.await_begun(2)
     assert remote.begun == [5, 3]
     remote.gate.set()
     for shard in (5, 3, 9, 7):
-        reading.settle(shard)
+        reading.wait_for(shard)
     assert sorted(remote.opened) == sorted({5, 3, *remote.begun})
     assert len(remote.begun) == len(set(remote.begun))
 
@@ -59,26 +59,26 @@ def test_what_is_expected_is_opened_once_in_order_by_few_threads() -> None:
 def test_one_that_waits_for_its_turn_is_its_readers_who_does_not_wait_in_the_queue() -> None:
     remote = Remote()
     reading = ahead(remote, threads=1)
-    reading.expect([1, 2, 3], ("patch",))
+    reading.prefetch([1, 2, 3], ("patch",))
     remote.await_begun(1)
     start = time.monotonic()
-    reading.settle(3)
+    reading.wait_for(3)
     assert time.monotonic() - start < PATIENCE_S / 2
     remote.gate.set()
-    reading.settle(1)
+    reading.wait_for(1)
     remote.await_begun(2)
-    reading.settle(2)
+    reading.wait_for(2)
     assert remote.begun == [1, 2], "the reader of 3 opens it itself"
-    reading.expect([3], ("patch",))
+    reading.prefetch([3], ("patch",))
     remote.await_begun(3)
 
 
 def test_a_reader_waits_for_the_thread_that_is_at_its_shard() -> None:
     remote = Remote()
     reading = ahead(remote)
-    reading.expect([1], ("patch",))
+    reading.prefetch([1], ("patch",))
     remote.await_begun(1)
-    waiting = threading.Thread(target=reading.settle, args=(1,))
+    waiting = threading.Thread(target=reading.wait_for, args=(1,))
     waiting.start()
     waiting.join(0.05)
     assert waiting.is_alive()
@@ -92,12 +92,12 @@ def test_an_error_ends_neither_the_thread_nor_the_reader() -> None:
     remote = Remote(fail=[1])
     remote.gate.set()
     reading = ahead(remote, threads=1)
-    reading.expect([1, 2], ("patch",))
+    reading.prefetch([1, 2], ("patch",))
     remote.await_begun(2)
-    reading.settle(1)
-    reading.settle(2)
+    reading.wait_for(1)
+    reading.wait_for(2)
     assert remote.opened == [2]
-    reading.expect([1], ("patch",))
+    reading.prefetch([1], ("patch",))
     remote.await_begun(3)
 
 
@@ -106,12 +106,12 @@ def test_a_walk_from_shard_to_shard_is_followed_as_far_as_threads_and_room_allow
     remote = Remote()
     remote.gate.set()
     reading = ahead(remote, threads=3, room=room)
-    reading.after(0, ("patch",))
+    reading.note_read(0, ("patch",))
     remote.await_begun(len(expected))
     for shard in expected:
-        reading.settle(shard)
+        reading.wait_for(shard)
     assert remote.begun == expected
-    reading.after(1, ("patch",))
+    reading.note_read(1, ("patch",))
     remote.await_begun(len(expected) + 1)
     assert remote.begun[-1] == expected[-1] + 1
 
@@ -121,17 +121,17 @@ def test_jumps_are_not_followed_and_the_last_shard_is_the_end() -> None:
     remote.gate.set()
     reading = ahead(remote, threads=3, shards=10)
     for shard in (4, 9, 2, 2, 7):
-        reading.after(shard, ("patch",))
+        reading.note_read(shard, ("patch",))
     assert remote.begun == []
-    reading.after(8, ("patch",))
+    reading.note_read(8, ("patch",))
     remote.await_begun(1)
-    reading.settle(9)
+    reading.wait_for(9)
     assert remote.begun == [9]
 
 
 def test_a_process_that_ends_does_not_work_off_what_was_expected() -> None:
     script = (
-        "import time; from eupe_pipeline.storage.objects.parallel_reads import Fetchers\n"
+        "import time; from eupe_pipeline.storage.objects.read_ahead import Fetchers\n"
         "fetchers = Fetchers(1, 0)\n"
         "for _ in range(100): fetchers.submit(lambda: time.sleep(5))\n"
     )

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.storage.core.errors import StoreUnavailable
-from eupe_pipeline.storage.objects import exclusive
-from eupe_pipeline.storage.objects.atomic_files import create_exclusively, fsync_folder, refusals, write_atomically
-from eupe_pipeline.storage.objects.exclusive import rename_exclusively
+from eupe_pipeline.storage.objects import exclusive_create as exclusive
+from eupe_pipeline.storage.objects.atomic_files import create_exclusively, fsync_folder, translate_os_errors, write_atomically
+from eupe_pipeline.storage.objects.exclusive_create import rename_exclusively
 
 from ..made_up_store import Made, commit, everything, plan, reopen
 
@@ -138,5 +138,5 @@ def test_a_folder_that_knows_no_fsync_is_written_to(tmp_path: Path, monkeypatch:
 
 
 def test_our_own_errors_pass_as_they_are(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match=r"^mine$"), refusals(tmp_path, 0):
+    with pytest.raises(StoreUnavailable, match=r"^mine$"), translate_os_errors(tmp_path, 0):
         raise StoreUnavailable("mine")

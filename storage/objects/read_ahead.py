@@ -1,0 +1,108 @@
+"""Open shards before they are read, where opening a shard means downloading it.
+
+A reader announces the shards it will read (`prefetch`), or is observed to go from shard to shard (`note_read`). A few threads open them in
+that order; a reader that needs one waits for the thread at work on it, or opens it itself while it is still queued. So each shard costs one
+request and latencies overlap: an object store gives one connection a tenth of what it gives ten. The threads are daemons, so that the queue
+is dropped when the process ends. Errors are not kept: they are raised again where the shard is read.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+
+from ..core.errors import EupeError
+from ..core.forks import renewed_after_fork
+
+Call = Callable[[], None]
+
+
+class Fetchers:
+    """Threads that run calls in the order of submission; started on demand.
+
+    `limit_bytes` bounds how much is fetched ahead of a sequential reader.
+    """
+
+    def __init__(self, count: int, limit_bytes: int) -> None:
+        self.count, self.limit_bytes = count, limit_bytes
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Reset to an empty queue and no threads."""
+        self._calls: SimpleQueue[tuple[Future[None], Call]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = 0
+
+    def submit(self, call: Call) -> Future[None]:
+        """Queue `call`, which the returned future can cancel; the future gives None when the call has ended."""
+        future: Future[None] = Future()
+        self._calls.put((future, call))
+        with self._lock:
+            if self._started < self.count:
+                self._started += 1
+                threading.Thread(target=self._work, name=f"fetch-{self._started}", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            future, call = self._calls.get()
+            if future.set_running_or_notify_cancel():
+                with suppress(EupeError, OSError):
+                    call()
+                future.set_result(None)
+
+
+class ReadAhead:
+    """Pending fetches of one group's shards; `fetch(shard, names)` opens arrays of a shard and must be thread-safe."""
+
+    def __init__(self, fetch: Callable[[int, Sequence[str]], None], fetchers: Fetchers, shards: int, shard_bytes: int) -> None:
+        self._fetch, self._fetchers, self._shards = fetch, fetchers, shards
+        self._depth = max(1, min(fetchers.count, fetchers.limit_bytes // max(1, shard_bytes)))
+        self.after_fork()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Reset to no pending fetches: a child would wait for ever for its parent's threads."""
+        self._lock = threading.Lock()
+        self._pending: dict[int, Future[None]] = {}
+        self._last = self._requested_up_to = -1
+
+    def prefetch(self, shards: Iterable[int], names: Sequence[str]) -> None:
+        """Fetch these arrays of these shards in the background, in this order."""
+        with self._lock:
+            for shard in shards:
+                if shard not in self._pending:
+                    self._pending[shard] = self._fetchers.submit(partial(self._open, shard, names))
+
+    def _open(self, shard: int, names: Sequence[str]) -> None:
+        try:
+            self._fetch(shard, names)
+        finally:
+            with self._lock:  # `prefetch` holds it until the shard is in `_pending`
+                del self._pending[shard]
+
+    def wait_for(self, shard: int) -> None:
+        """Wait until no thread is opening this shard; cancel a fetch that has not started, the caller then opens the shard."""
+        with self._lock:
+            future = self._pending.get(shard)
+            if future is None:
+                return
+            if future.cancel():
+                del self._pending[shard]
+                return
+        wait([future])
+
+    def note_read(self, shard: int, names: Sequence[str]) -> None:
+        """Note that a shard is being read; prefetch the following ones when it follows the one read before."""
+        with self._lock:
+            last, self._last = self._last, shard
+            if shard != last + 1:
+                self._requested_up_to = self._requested_up_to if shard == last else shard
+                return
+            first = max(self._requested_up_to, shard) + 1
+            self._requested_up_to = min(shard + self._depth, self._shards - 1)
+            following = range(first, self._requested_up_to + 1)
+        self.prefetch(following, names)

