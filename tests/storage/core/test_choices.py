@@ -42,7 +42,7 @@ def test_a_list_that_is_written_again_is_found(source: str) -> None:
     assert again(source)
 
 
-def test_every_list_is_that_of_a_type() -> None:
+def test_no_list_names_a_thing_twice() -> None:
     assert len(LISTS) >= 10
     for name, known in LISTS.items():
-        assert len(set(known)) == len(known) > 1, name
+        assert len(set(known)) == len(known), name
