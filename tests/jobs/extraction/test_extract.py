@@ -174,7 +174,7 @@ def test_tokens_that_are_not_finite_are_left_out_by_name(photos: Any, monkeypatc
 
 
 def test_every_field_that_changes_the_tokens_makes_another_feature_set(photos: Any) -> None:
-    store, options, _ = photos
+    _, options, _ = photos
     first = extract_features(options)["features"]["teacher"]
     others = [
         replace(options, codec="int8"),
@@ -304,7 +304,7 @@ def test_workers_in_this_process_load_the_teachers_once(photos: Any) -> None:
 
 
 def test_teachers_one_after_another_give_the_tokens_that_they_give_together(photos: Any, tmp_path: Path) -> None:
-    store, options, root = photos
+    _, options, root = photos
     shutil.copytree(options.teachers[0].name, tmp_path / "second")
     both = replace(options, teachers=(*options.teachers, TeacherRequest(str(tmp_path / "second"), size_px=24)))
     apart = FeatureStore.create(str(root / "apart"))

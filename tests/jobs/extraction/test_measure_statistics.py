@@ -31,7 +31,7 @@ def test_statistics_of_another_set_are_used_again_and_named_in_the_identity(phot
 
 
 def test_statistics_of_a_set_that_none_of_the_teachers_made_are_refused(photos: Any, tmp_path: Path) -> None:
-    store, options, _ = photos
+    _, options, _ = photos
     first = extract_features(options)["features"]["teacher"]
     make_teacher(tmp_path / "stranger", seed=2)
     stranger = replace(options, teachers=(TeacherRequest(str(tmp_path / "stranger")),), statistics_from=(first,))
