@@ -81,6 +81,9 @@ class TrainOptions:
             raise unknown_name("answer to missing shards", self.on_miss, ON_MISS)
         if self.on_miss == "compute" and self.follow_s is not None:
             raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
+        for name in ("features", "teachers", "students"):
+            if isinstance(value := getattr(self, name), str):  # which would be taken for a list of its letters
+                raise BadInput(f"{name} is a list of names, such as ({value!r},), got the one name {value!r}")
         student = replace(self.recipe.student, init_from=absolute(self.recipe.student.init_from))
         placed = {
             "recipe": replace(self.recipe, student=student),
