@@ -26,7 +26,7 @@ from ...storage.objects.atomic_files import make_folder
 from ...storage.sources.locations import canonical_source
 from ...storage.store import FeatureStore
 from ...storage.views.photometric import SEEN_BY
-from ...storage.views.view_spec import ViewSpec, draw, render
+from ...storage.views.pixels import center_square
 from ...student.data.decode_tokens import mean_patch
 from ...student.data.order import KeyedPermutation
 from ...student.probes.knn import Embeddings, embed
@@ -189,15 +189,10 @@ def embed_images(teacher: Teacher, dataset: ImageDataset, images: Int64s, size: 
 
 def center_batches(dataset: ImageDataset, images: Int64s, teacher: Teacher, size: EvaluationSize) -> Iterator[NDArray[np.uint8]]:
     """Centre crops (B, size, size, 3) of some images at the teacher's input size."""
-    spec = ViewSpec(kind="center", crop_fraction=size.crop_fraction)
-    preprocessing = teacher.spec.preprocessing
+    wanted = teacher.spec.preprocessing.input
     for start in range(0, len(images), size.batch_size):
-        batch = []
-        for image in images[start : start + size.batch_size].tolist():
-            pixels = dataset.read_image(image)
-            crop = draw(spec, dataset.ids(image, image + 1), np.array([pixels.shape[:2]], np.int32)).crop[0]
-            batch.append(render(pixels, crop, False, preprocessing.size_px, preprocessing.interpolation))
-        yield np.stack(batch)
+        batch = images[start : start + size.batch_size].tolist()
+        yield np.stack([center_square(dataset.read_image(image), wanted, size.crop_fraction) for image in batch])
 
 
 def cached_images(reader: FeatureReader, limit: int | None, purpose: str) -> Int64s:

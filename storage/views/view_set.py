@@ -219,6 +219,16 @@ class ViewSet:
         """Bytes of the committed shards' objects, pixels included, from their records."""
         return self.group.stored_bytes()
 
+    def images_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The image of each row."""
+        return rows // self.views_per_image
+
+    def failure(self, image: int) -> str:
+        """Why an image could not be decoded when its views were committed."""
+        image_id = self.dataset.row(image).id
+        unknown = f"image {image_id} of {self.dataset.key} has no pixel digest in views/{self.key}"
+        return self.failed_images(image // self.images_per_shard).get(image_id, unknown)
+
     def failed_images(self, shard: int) -> dict[str, str]:
         """The images of a committed shard that could not be decoded (id → reason)."""
         record = self.group.record(shard)
