@@ -1,10 +1,10 @@
 """Batches of pixels and targets, built by threads straight into preallocated memory.
 
 A step's pixels are read or made at every input that is wanted (the student's, and live teachers'; `storage.views.pixels` says how); its
-cached tokens are read into the same batch. A fixed number of equal batches exists (`prefetch` says how many fit), so memory is bounded; each is split
-among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the views'
-photometric parameters cross to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so starting
-at any step resumes exactly.
+cached tokens are read into the same batch. A fixed number of equal batches exists (`prefetch` says how many fit), so memory is bounded;
+each is split among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the
+views' photometric parameters cross to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so
+starting at any step resumes exactly.
 """
 
 import itertools
