@@ -15,8 +15,6 @@ import hashlib
 import io
 import json
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +28,9 @@ from numpy.typing import NDArray
 
 from ..core.choices import Orientation
 from ..core.errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailable
-from ..core.forks import renewed_after_fork
+from ..core.forks import ForkSafeLock
 from ..core.identity import canonical_json, digest, short
+from ..core.lru_cache import LruCache
 from ..core.selection import only_ids
 from ..objects.content_addressed import damage, read_identity_file
 from ..objects.objects import LocalObjects, Objects
@@ -144,34 +143,24 @@ class ImageDataset:
             self.has_targets = not described.get("without_targets", False)
             self.content_sha256: str = described["content_sha256"]
             self.index_sha256: list[str] = list(described["index_sha256"])
-        self._lock = threading.Lock()
-        self._parts: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
-        renewed_after_fork(self)
+        self._lock = ForkSafeLock()  # a Parquet file is read by one thread at a time
+        self._parts: LruCache[int, pq.ParquetFile] = LruCache(_KEPT_PARTS)
+        self._groups: LruCache[int, pa.Table] = LruCache(_KEPT_GROUPS)
 
-    def after_fork(self) -> None:
-        """Another thread may have held the lock."""
-        self._lock = threading.Lock()
-
-    def _part(self, number: int) -> pq.ParquetFile:
-        """A part of the index, its sha256 checked when it is opened."""
-        if number not in self._parts:
-            where = f"{self._prefix}/{part_name(number)}"
-            try:
-                data = self._objects.read(where)
-            except FileNotFoundError as error:
-                raise CacheDamaged(f"{where} is missing; {self._way_out}") from error
-            if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
-                raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; {self._way_out}")
-            with damage(where):
-                if isinstance(self._objects, LocalObjects):  # mapped, not held
-                    path = os.fsencode(Path(self._objects.root, where))  # as bytes: Arrow takes no name that is not UTF-8
-                    self._parts[number] = pq.ParquetFile(pa.memory_map(path))  # type: ignore[arg-type]  # its stubs know no bytes
-                else:
-                    self._parts[number] = pq.ParquetFile(io.BytesIO(data))
-            while len(self._parts) > _KEPT_PARTS:
-                self._parts.popitem(last=False)
-        return self._parts[number]
+    def _open_part(self, number: int) -> pq.ParquetFile:
+        """A part of the index, its sha256 checked."""
+        where = f"{self._prefix}/{part_name(number)}"
+        try:
+            data = self._objects.read(where)
+        except FileNotFoundError as error:
+            raise CacheDamaged(f"{where} is missing; {self._way_out}") from error
+        if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
+            raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; {self._way_out}")
+        with damage(where):
+            if isinstance(self._objects, LocalObjects):  # mapped, not held
+                path = os.fsencode(Path(self._objects.root, where))  # as bytes: Arrow takes no name that is not UTF-8
+                return pq.ParquetFile(pa.memory_map(path))  # type: ignore[arg-type]  # its stubs know no bytes
+            return pq.ParquetFile(io.BytesIO(data))
 
     @property
     def _way_out(self) -> str:
@@ -189,15 +178,12 @@ class ImageDataset:
         return [self.source, *places(self._objects, self.key)]
 
     def _group(self, number: int) -> pa.Table:
-        with self._lock:
-            if number not in self._groups:
-                part, within = divmod(number, PART_IMAGES // ROW_GROUP)
-                with damage(f"{self._prefix}/{part_name(part)}"):
-                    self._groups[number] = self._part(part).read_row_group(within)
-                while len(self._groups) > _KEPT_GROUPS:
-                    self._groups.popitem(last=False)
-            self._groups.move_to_end(number)
-            return self._groups[number]
+        return self._groups.get_or_make(number, lambda: self._read_group(number))
+
+    def _read_group(self, number: int) -> pa.Table:
+        part, within = divmod(number, PART_IMAGES // ROW_GROUP)
+        with self._lock, damage(f"{self._prefix}/{part_name(part)}"):
+            return self._parts.get_or_make(part, lambda: self._open_part(part)).read_row_group(within)
 
     def _slice(self, start: int, stop: int, column: str) -> Any:
         if not 0 <= start <= stop <= self._count:

@@ -11,8 +11,6 @@ digests. Images per shard belong to the views, so all feature sets over them sha
 codecs save half of their bytes and are read some fifty times slower (docs/decisions/0020).
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import BadInput
-from ..core.forks import renewed_after_fork
 from ..core.identity import digest, ids_digest, short
+from ..core.lru_cache import LruCache
 from ..core.selection import only_rows
 from ..images.dataset import ImageDataset
 from ..objects.content_addressed import check_metadata, create_named, damage, is_key
@@ -107,13 +105,7 @@ class ViewSet:
         check_metadata(objects, f"views/{key}", views_metadata(identity))
         self.group = ShardedGroup(objects, f"views/{key}", self.digest, specs)
         self.rows, self.shards = self.group.rows, self.group.shards
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[int, Views] = OrderedDict()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Another thread may have held the lock."""
-        self._lock = threading.Lock()
+        self._kept: LruCache[int, Views] = LruCache(_KEPT_SHARDS)
 
     @classmethod
     def create(cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> "ViewSet":
@@ -166,10 +158,8 @@ class ViewSet:
 
     def read_shard(self, shard: int) -> Views | None:
         """A shard's committed views, None when it has none yet; raises `CacheDamaged`."""
-        with self._lock:
-            if shard in self._kept:
-                self._kept.move_to_end(shard)
-                return self._kept[shard]
+        if (kept := self._kept.get(shard)) is not None:
+            return kept
         if self.group.record(shard) is None:
             return None
         first, last = self.group.shard_span(shard)
@@ -178,10 +168,7 @@ class ViewSet:
         out = {spec.name: np.empty((len(rows), *spec.shape[1:]), spec.dtype) for spec in small}
         self.group.read(rows, out, out)
         views = Views(out["crop"], out["flip"][:, 0], out["photometric"], out["pixel_digest"])
-        with self._lock:
-            self._kept[shard] = views
-            while len(self._kept) > _KEPT_SHARDS:
-                self._kept.popitem(last=False)
+        self._kept.put(shard, views)
         return views
 
     def read(self, which: NDArray[Any] | Sequence[int]) -> Views:
