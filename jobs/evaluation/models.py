@@ -146,6 +146,7 @@ def cached_features_of(store: FeatureStore, teacher: str, dataset_digest: str) -
     exact = [reader for reader in readers if reader.key == teacher]
     own = [reader for reader in readers if reader.name == teacher.split("@")[0]]
     readers = exact or own or readers
+    readers = [reader for reader in readers if reader.views.dataset.orientation == "stored"] or readers  # as evaluations read images
     if len(readers) != 1:
         found = ", ".join(reader.key for reader in readers) or "none"
         raise BadInput(

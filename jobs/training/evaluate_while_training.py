@@ -111,7 +111,8 @@ def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_o
 
     Raises `BadInput` without labels, with one class or too few images, and for images that are trained on.
     """
-    dataset, preprocessing = store.dataset(watch.data), learner.student.encoder.preprocessing
+    dataset = store.dataset(watch.data).read_as("stored")  # as the protocols that figures are named after read images
+    preprocessing = learner.student.encoder.preprocessing
     images = _sampled(watch, dataset, trained_on, on_event)
     pixels = np.zeros((0, 1, 1, 3), np.uint8)
     if learner.ranks.first:

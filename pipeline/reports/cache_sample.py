@@ -118,14 +118,15 @@ def shown_images(reader: FeatureReader, notes: list[str]) -> list[ShownImage]:
     found = []
     for n, image in enumerate(images):
         row, places = reader.views.dataset.row(image), slice(n * count, (n + 1) * count)
+        height, width = reader.views.dataset.sizes_hw(image, image + 1)[0].tolist()
         crops = views.crop[places]
         photo, seen = photo_and_views(reader, image, rows[places], crops, notes)
         shown = [
-            ShownView(shares(crop, row.height, row.width), bool(flip), one, token)
+            ShownView(shares(crop, height, width), bool(flip), one, token)
             for crop, flip, one, token in zip(crops, views.flip[places], seen, tokens[places], strict=True)
         ]
         label = reader.views.dataset.label_names[row.label] if row.label >= 0 else ""
-        found.append(ShownImage(row.id, label, row.height, row.width, photo, shown))
+        found.append(ShownImage(row.id, label, height, width, photo, shown))
     return found
 
 

@@ -11,6 +11,7 @@ checked when it is first needed, and rows are read by row groups, a few of which
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -34,7 +35,7 @@ from ..core.lru_cache import LruCache
 from ..core.selection import only_ids
 from ..objects.content_addressed import damage, read_identity_file
 from ..objects.objects import LocalObjects, Objects
-from ..sources.decode import Pixels, decode_image
+from ..sources.decode import Pixels, decode_image, image_size_hw
 from ..sources.locations import places
 from ..sources.sources import read_bytes
 
@@ -138,11 +139,12 @@ class ImageDataset:
             self._count = int(described["images"])
             self.skipped: dict[str, str] = dict(described["skipped"])  # the first few; indexes of before had them all
             self.left_out: dict[str, int] = dict(described.get("left_out", {}))
-            self.orientation: Orientation = described.get("orientation", "stored")
+            self.indexed: Orientation = described.get("orientation", "stored")
             self.oriented = int(described.get("oriented", 0))  # images with an orientation other than 1; 0 in indexes of before
             self.has_targets = not described.get("without_targets", False)
             self.content_sha256: str = described["content_sha256"]
             self.index_sha256: list[str] = list(described["index_sha256"])
+        self.orientation = self.indexed  # how images are decoded; see `read_as`
         self._lock = ForkSafeLock()  # a Parquet file is read by one thread at a time
         self._parts: LruCache[int, pq.ParquetFile] = LruCache(_KEPT_PARTS)
         self._groups: LruCache[int, pa.Table] = LruCache(_KEPT_GROUPS)
@@ -171,6 +173,14 @@ class ImageDataset:
 
     def __repr__(self) -> str:
         return f"ImageDataset({self.key!r}, {self._count} images, {len(self.label_names)} labels)"
+
+    def read_as(self, orientation: Orientation) -> "ImageDataset":
+        """The same images, ids and labels, decoded stored or upright whatever the index says; itself where that changes nothing."""
+        if orientation == self.orientation or not self.oriented:
+            return self
+        other = copy.copy(self)
+        other.orientation = orientation
+        return other
 
     @property
     def sources(self) -> list[str]:
@@ -204,16 +214,27 @@ class ImageDataset:
         return [bytes(value) for value in self._slice(start, stop, "sha256").to_pylist()]
 
     def sizes_hw(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Heights and widths (n, 2) in pixels of the images [start, stop)."""
+        """Heights and widths (n, 2) in pixels of the images [start, stop) as they are decoded.
+
+        Where that is not as they were indexed, they are read from each image's header; raises as `read_image` then.
+        """
+        if self.orientation != self.indexed:
+            return np.array([self._decoded_hw(index) for index in range(start, stop)], np.int32).reshape(-1, 2)
         columns = [self._slice(start, stop, name).to_numpy() for name in ("height", "width")]
         return np.stack(columns, axis=1).astype(np.int32)
+
+    def _decoded_hw(self, index: int) -> tuple[int, int]:
+        return image_size_hw(self.read_image_bytes(index), where=self._where(index), orientation=self.orientation)
+
+    def _where(self, index: int) -> str:
+        return f"image {self.row(index).id} of {self.key}"
 
     def labels(self) -> NDArray[np.int64]:
         """Every image's label (N,) as an index into `label_names`, −1 where it has none."""
         return np.asarray(self._slice(0, self._count, "label").to_numpy(), np.int64)
 
     def row(self, index: int) -> ImageRow:
-        """What is known of one image."""
+        """What is known of one image; its size is that of its index."""
         if not 0 <= index < self._count:
             raise BadInput(f"image {index} of {self.key}, which has {self._count}")
         table = self._group(index // ROW_GROUP)
@@ -268,5 +289,4 @@ class ImageDataset:
 
     def read_image(self, index: int) -> Pixels:
         """One image decoded to (height, width, 3) uint8 RGB, turned as the dataset says; raises `CacheMismatch` or `BadImage`."""
-        where = f"image {self.row(index).id} of {self.key}"
-        return decode_image(self.read_image_bytes(index), where=where, orientation=self.orientation)
+        return decode_image(self.read_image_bytes(index), where=self._where(index), orientation=self.orientation)

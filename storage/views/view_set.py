@@ -27,7 +27,7 @@ from ..objects.objects import Objects
 from ..shards.commit import Record
 from ..shards.shards import ShardedGroup
 from ..shards.zarr_format import ArraySpec, group_metadata
-from ..sources.decode import Pixels, decoder_identity
+from ..sources.decode import Pixels, decoder_identity, orientation_of
 from .photometric import COLUMNS, UNITS
 from .view_spec import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, empty_views
 
@@ -94,7 +94,7 @@ class ViewSet:
     """The committed views of a dataset; row = image index × K + k."""
 
     def __init__(self, objects: Objects, key: str, dataset: ImageDataset, identity: dict[str, Any]) -> None:
-        self.key, self.dataset, self.identity = key, dataset, identity
+        self.key, self.identity = key, identity
         self.digest = digest(identity)
         with damage(f"views/{key}/identity.json"):
             self.spec = ViewSpec.from_identity(identity["views"])
@@ -102,6 +102,7 @@ class ViewSet:
             specs = _specs(identity)
             if (identity["dataset"], identity["images"]) != (dataset.digest, len(dataset)):
                 raise ValueError("it names another dataset")
+            self.dataset = dataset.read_as(orientation_of(identity["decoder"]))  # evaluations read an upright dataset as stored
         check_metadata(objects, f"views/{key}", views_metadata(identity))
         self.group = ShardedGroup(objects, f"views/{key}", self.digest, specs)
         self.rows, self.shards = self.group.rows, self.group.shards
