@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...storage.core.cache_home import evaluations_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.urls import is_url
@@ -32,7 +33,7 @@ from ...student.data.order import KeyedPermutation
 from ...student.probes.knn import Embeddings, embed
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
-from .models import CachedModel, Model, evaluation_home
+from .models import CachedModel, Model
 from .pooled_features import pooled_features
 
 _READ_ROWS = 256
@@ -162,7 +163,7 @@ def open_store(url: str | None) -> FeatureStore:
     """The store at `url`; without one, the evaluations' own below $EUPE_PIPELINE_HOME, made when absent."""
     if url is not None:
         return FeatureStore.open(url)
-    folder = evaluation_home() / "store"
+    folder = evaluations_folder() / "store"
     make_folder(folder.parent)
     return FeatureStore.create(str(folder))
 

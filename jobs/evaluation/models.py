@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import evaluations_folder
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import digest, file_sha256, short
 from ...storage.features.features import FeatureReader
@@ -160,10 +160,5 @@ def _key_of(store: FeatureStore, dataset_digest: str) -> str:
     return next((key for key in store.list_datasets() if key.endswith(f"@{short(dataset_digest)}")), f"@{short(dataset_digest)}")
 
 
-def evaluation_home() -> Path:
-    """The folder of results that belong to no model's folder, and of the store that evaluations use when none is given."""
-    return cache_home() / "evaluations"
-
-
 def _neutral(name: str, identity: dict[str, Any]) -> Path:
-    return evaluation_home() / f"{name}@{short(digest(identity))}"
+    return evaluations_folder() / f"{name}@{short(digest(identity))}"

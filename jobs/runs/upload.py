@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.objects.atomic_files import TEMPORARY_PREFIX, replace_folder, write_atomically
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import runs_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import canonical_json, digest, short
 from ...storage.objects.objects import Objects, open_objects
@@ -38,7 +38,7 @@ _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put 
 
 def local_copy(url: str) -> Path:
     """Where the copy of a run at a URL lies on this machine."""
-    return cache_home() / "runs" / short(digest(url))
+    return runs_folder() / short(digest(url))
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
 
     `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some.
     """
-    from ...storage.core.cache_home import cache_home
+    from ...storage.core.cache_home import shards_folder
     from ...storage.store import FeatureStore
 
     dataset, shares = data_setting([data] if isinstance(data, str) else data)
@@ -42,7 +42,7 @@ def train(*, stage: int, store: str, data: str | Sequence[str], features: Sequen
     check_live_teachers(resolved, features, proxy, live_teachers)
     if on_miss == "compute" and follow_minutes is not None:
         raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
-    cache = Path(absolute(str(shard_cache))) if shard_cache else cache_home() / "shards"
+    cache = Path(absolute(str(shard_cache))) if shard_cache else shards_folder()
     opened = FeatureStore.open(store, shard_cache=cache)
     follow_s = None if follow_minutes is None else 60 * follow_minutes
     watch = watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap)
