@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import evaluations_folder
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import digest, file_sha256, short
 from ...storage.features.features import FeatureReader
@@ -146,6 +146,7 @@ def cached_features_of(store: FeatureStore, teacher: str, dataset_digest: str) -
     exact = [reader for reader in readers if reader.key == teacher]
     own = [reader for reader in readers if reader.name == teacher.split("@")[0]]
     readers = exact or own or readers
+    readers = [reader for reader in readers if reader.views.dataset.orientation == "stored"] or readers  # as evaluations read images
     if len(readers) != 1:
         found = ", ".join(reader.key for reader in readers) or "none"
         raise BadInput(
@@ -159,10 +160,5 @@ def _key_of(store: FeatureStore, dataset_digest: str) -> str:
     return next((key for key in store.list_datasets() if key.endswith(f"@{short(dataset_digest)}")), f"@{short(dataset_digest)}")
 
 
-def evaluation_home() -> Path:
-    """The folder of results that belong to no model's folder, and of the store that evaluations use when none is given."""
-    return cache_home() / "evaluations"
-
-
 def _neutral(name: str, identity: dict[str, Any]) -> Path:
-    return evaluation_home() / f"{name}@{short(digest(identity))}"
+    return evaluations_folder() / f"{name}@{short(digest(identity))}"

@@ -27,7 +27,7 @@ from ...teachers.registry.registry import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
 from .class_checks import refuse_one_class
 from .knn import evaluated, say_distilled_on
-from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright
+from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright, warn_upright
 from .models import CachedModel, Model, open_subject
 from .overlap import digests_of
 
@@ -101,6 +101,8 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         "test": split.protocol(), "text_tower": tower.identity, "texts_digest": digest(texts), "templates": list(descriptions.templates),
         "classes": len(labels), "way": way.identity, "teacher": way.teacher,
     }  # fmt: skip
+    upright = read_upright(split)
+    warn_upright(subject, upright, "the figure is not the published protocol's", on_event)
     if options.dry_run:
         return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
 
@@ -113,7 +115,7 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         )
         truth = torch.from_numpy(found.labels)
         tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
-        return {**tops, **read_upright(split.dataset), "test_images": len(truth), "classes": len(labels)}
+        return {**tops, **upright, "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", subject, protocol, compute, on_event)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import shards_folder
 from ...storage.core.choices import ON_MISS, TRAINING_EVALUATIONS, OnMiss, TrainingEvaluation
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute
@@ -112,7 +112,7 @@ class TrainOptions:
 
     def open_store(self) -> FeatureStore:
         """Open the feature store, whole shards of a remote one cached here; raises BadInput when there is none."""
-        return FeatureStore.open(self.store, shard_cache=self.shard_cache or cache_home() / "shards")
+        return FeatureStore.open(self.store, shard_cache=self.shard_cache or shards_folder())
 
     @property
     def complete(self) -> bool:

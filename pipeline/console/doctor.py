@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...storage.core.cache_home import cache_home, can_be_written, home_folder
+from ...storage.core.cache_home import cache_home, can_be_written, home_folder, weights_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.objects.atomic_files import refusals
@@ -137,8 +137,6 @@ def disk(folder: Path) -> dict[str, Any]:
 
 def weights() -> dict[str, Any]:
     """Return where teachers' weights are looked for and what lies there, in MB."""
-    from ...teachers.checkpoints.weights import weights_folder
-
     folder = weights_folder()
     found = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.safetensors"))}
     return {"folder": str(folder), "files": found}

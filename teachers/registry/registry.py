@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
+from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import file_sha256
 from ..checkpoints.hub import HUB_PREFIX, fetch, is_repository, local_weights
-from ..checkpoints.weights import check_format, load_strictly, weights_folder
+from ..checkpoints.weights import check_format, load_strictly
 from ..encoders.architectures import ARCHITECTURES, TIMM_STUDENT, Options
 from ..encoders.build import build_encoder, canonical, facts
 from ..encoders.encoder import Encoder

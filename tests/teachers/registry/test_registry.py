@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.pipeline.demo.fetch import Package, fetch
+from eupe_pipeline.storage.core.cache_home import weights_folder
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import canonical_json, digest, file_sha256
-from eupe_pipeline.teachers.checkpoints.weights import load_strictly, save_weights, weights_folder
+from eupe_pipeline.teachers.checkpoints.weights import load_strictly, save_weights
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.frozen import FrozenEncoder
 from eupe_pipeline.teachers.registry.canary import canary, canary_images
