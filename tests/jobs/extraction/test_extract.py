@@ -125,7 +125,7 @@ def test_a_second_teacher_notices_that_an_image_decodes_differently_now(photos: 
     _, options, _ = photos
     extract_features(options)
     monkeypatch.setattr("eupe_pipeline.storage.images.dataset.decode_image", lambda data, **values: decode_image(data, **values) ^ 1)
-    with pytest.raises(CacheMismatch, match="decodes differently"):
+    with pytest.raises(CacheMismatch, match="pixel digest differs"):
         extract_features(replace(options, codec="int8"))
 
 
