@@ -20,7 +20,7 @@ from ...student.export.lineage import read_record
 from ...student.probes.evaluation_records import keep_record, kept_record, record_path
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
-from ...teachers.registry.registry import load_teacher, resolve_teacher
+from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device
 from .class_checks import check_classes
 from .labelled_features import (

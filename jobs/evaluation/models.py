@@ -20,8 +20,9 @@ from ...storage.store import FeatureStore
 from ...teachers.checkpoints.published import Published, load_encoder, read_published
 from ...teachers.encoders.build import facts
 from ...teachers.encoders.preprocessing import Preprocessing
-from ...teachers.registry.registry import MODEL_FILE, TEACHERS, load_teacher, resolve_teacher
+from ...teachers.registry.resolve import MODEL_FILE, load_teacher, resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
+from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.teacher import Teacher
 
 _CHECKPOINTS = (".pth", ".safetensors")

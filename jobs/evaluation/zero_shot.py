@@ -23,7 +23,7 @@ from ...student.export.lineage import read_record, targets_of
 from ...student.probes.knn import Embeddings
 from ...student.probes.zero_shot import classified, classifier, percent_right, read_descriptions
 from ...teachers.encoders.tokens import Tokens
-from ...teachers.registry.registry import TEACHERS
+from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
 from .class_checks import refuse_one_class
 from .knn import evaluated, say_distilled_on

@@ -28,7 +28,7 @@ from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
 from ...teachers.checkpoints.official import from_official, to_official
 from ...teachers.encoders.architectures import TIMM_STUDENT
-from ...teachers.registry.licences import Terms
+from ...teachers.registry.table import Terms
 from .adapter_chain import write_chain
 from .lineage import Trained, evaluations_about, open_trained, teachers_of, title_of
 from .model_card import model_card

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...teachers.registry.licences import Terms, sentence
+from ...teachers.registry.table import Terms, sentence
 from ..model.student import count_parameters
 from .lineage import PARTS, Trained, read_record, targets_of
 

@@ -10,7 +10,7 @@ from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.model.recipe import RunConfig, StudentConfig, TeacherConfig
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 from .test_train import RECIPE, interrupt_after, losses
 
