@@ -22,7 +22,6 @@ from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PA
 from ...student.probes.knn import knn as nearest_neighbours
 from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device
-from .class_checks import check_classes
 from .labelled_features import (
     WHOLE,
     EvaluationSize,
@@ -37,7 +36,7 @@ from .labelled_features import (
     sample_images,
 )
 from .models import CachedModel, Model, cached_features_of, open_subject
-from .overlap import check_overlap, digests_of, shared_places
+from .split_checks import check_classes, check_overlap, digests_of, shared_places
 
 __all__ = [
     "EvaluationSize", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features", "knn_of_model",

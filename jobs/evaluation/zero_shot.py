@@ -25,11 +25,10 @@ from ...student.probes.zero_shot import classified, classifier, percent_right, r
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
-from .class_checks import refuse_one_class
 from .knn import evaluated, say_distilled_on
 from .labelled_features import WHOLE, EvaluationSize, Split, open_data, read_upright
 from .models import CachedModel, Model, open_subject
-from .overlap import digests_of
+from .split_checks import digests_of, refuse_one_class
 
 _MAPPED_AT_ONCE = 1024
 

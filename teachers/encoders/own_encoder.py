@@ -83,7 +83,7 @@ class OwnEncoder(Encoder):
         """cls (B, D') or None, patch (B, H, W, D); raises `BadInput` for anything else."""
         found = self.backbone(pixels_BCHW.contiguous())  # ours are channels-last, which a `view` would refuse
         if not isinstance(found, tuple | list) or len(found) != 2:
-            raise BadInput(f"the module gives a {_shown(found)}, expected (cls, patch): a tensor or None, and the grid of patch tokens")
+            raise BadInput(f"the module gives {_shown(found)}, expected (cls, patch): a tensor or None, and the grid of patch tokens")
         cls_BD, patch_BHWD = found
         _check(patch_BHWD, (len(pixels_BCHW), *grid, self.width or None), "patch tokens (B, rows, columns, D)")
         if self.cls == "none":

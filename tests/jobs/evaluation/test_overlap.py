@@ -13,8 +13,8 @@ import pytest
 from eupe_pipeline.jobs.evaluation.depth import evaluate_depth
 from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, evaluate_knn
 from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
-from eupe_pipeline.jobs.evaluation.overlap import MOST_SHARED, check_overlap, digests_of
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
+from eupe_pipeline.jobs.evaluation.split_checks import MOST_SHARED, check_overlap, digests_of
 from eupe_pipeline.jobs.training.evaluate_while_training import Watch
 from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.pipeline.commands.main import main
