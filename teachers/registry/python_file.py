@@ -158,15 +158,16 @@ def _check_declared(name: str, own: OwnTeacher) -> None:
 
 
 def _tokens_of_two_pictures(name: str, own: OwnTeacher, prep: Preprocessing) -> Tokens:
-    """Tokens of the first two canary pictures at a size, checked."""
-    size_px = prep.size_px
-    pixels_BCHW = prep.apply(torch.from_numpy(canary_images(2, size_px)))
-    encoder = OwnEncoder(own, {"name": PYTHON_FILE})
-    try:
-        with torch.no_grad():
-            found: Tokens = encoder(pixels_BCHW)
-    except Exception as error:
-        raise BadInput(f"teacher {name} fails on pixels of 2×3×{size_px}×{size_px}: {_said(error, read_source(name).path)}") from error
+    """Tokens of the first two canary pictures at a size, checked; also of one alone, since a last batch may be one."""
+    size_px, encoder = prep.size_px, OwnEncoder(own, {"name": PYTHON_FILE})
+    for count in (1, 2):
+        pixels_BCHW = prep.apply(torch.from_numpy(canary_images(count, size_px)))
+        try:
+            with torch.no_grad():
+                found: Tokens = encoder(pixels_BCHW)
+        except Exception as error:
+            said = _said(error, read_source(name).path)
+            raise BadInput(f"teacher {name} fails on pixels of {count}×3×{size_px}×{size_px}: {said}") from error
     bad = [what for what, tokens in zip(("class token", "patch tokens"), found, strict=True) if tokens is not None and not _finite(tokens)]
     if bad:
         raise BadInput(f"teacher {name}: its {' and '.join(bad)} of a picture of noise are not finite (NaN or infinite)")

@@ -79,8 +79,10 @@ def test_a_changed_file_begins_another_set_and_says_so(photos: Any, tmp_path: Pa
     assert extract(store, name) == 0
     first = result(capsys)["features"]["my-net"]
     assert extract(store, own_file(tmp_path, ("patch.amax(", "patch.amin("))) == 0
-    second = result(capsys)["features"]["my-net"]
+    said = result(capsys)
+    second = said["features"]["my-net"]
     assert first != second
+    assert said["other_weights"] == {"my-net": {first: store.features(first).identity["teacher"]["architecture"]["source_sha256"]}}
     with pytest.raises(CacheMismatch, match=r"was made by a teacher of a Python file: .*is not the teacher that was recorded"):
         recorded_teacher(store.features(first))  # where it lay is another file now
     with pytest.raises(CacheMismatch, match=r"is not the teacher that was recorded: build of .* wanted build of one with"):
