@@ -30,7 +30,9 @@ def note_teacher_file(objects: Objects, teacher: Mapping[str, Any], found: Teach
     """Keep the note beside those of other places."""
     note = {"file": str(found.file), "function": found.function, "weights": None if found.weights is None else str(found.weights)}
     data = json_bytes(note, sort_keys=True)
-    objects.create(f"{_folder(teacher)}/{short(digest(data.decode()))}.json", [data])
+    key = f"{_folder(teacher)}/{short(digest(data.decode()))}.json"
+    if objects.size(key) is None:  # a complete store may be read-only by now
+        objects.create(key, [data])
 
 
 def noted_teacher_files(objects: Objects, teacher: Mapping[str, Any]) -> list[TeacherFile]:

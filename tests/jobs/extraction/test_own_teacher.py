@@ -119,6 +119,25 @@ def test_weights_are_found_again_where_they_lay_and_copies_of_a_store_know_it(ph
     assert recorded_teacher(store.features(key), name, tmp_path / "net.pt").weights_sha256 == copied.identity["teacher"]["weights_sha256"]
 
 
+def test_a_damaged_shard_is_repaired_by_the_file_where_it_lay_and_by_no_other(photos: Any, tmp_path: Path, capsys: Capture) -> None:
+    store, _, _ = photos
+    name = own_file(tmp_path)
+    assert extract(store, name) == 0
+    key = result(capsys)["features"]["my-net"]
+    (shard,) = (Path(store.url) / "features" / key / "patch").glob("c.1.*")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    own_file(tmp_path, ("patch.amax(", "patch.amin("))
+    assert main(["features", "repair", key, "--store", store.url]) != 0
+    assert "is not the teacher that was recorded" in "".join(capsys.readouterr())
+    assert shard.read_bytes() != whole
+    own_file(tmp_path)
+    assert main(["features", "repair", key, "--store", store.url]) == 0
+    assert shard.read_bytes() == whole
+    assert extract(store, name) == 0
+    assert result(capsys)["shards_missing"] == 0
+
+
 @pytest.mark.parametrize(("old", "new"), [("import torch", "import torhc"), ("def build", "def bild"), ("size_px=64", "size_px=63")])
 def test_a_mistake_in_the_file_ends_with_status_2_and_no_traceback(
     photos: Any, tmp_path: Path, capsys: Capture, old: str, new: str

@@ -43,6 +43,6 @@ class TestRow:
 
 def test_a_family_that_writes_another_familys_name_into_its_record_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     liar: Any = ROWS["vit"]._replace(read=lambda name, changes: {"name": "convnext"})
-    monkeypatch.setitem(FAMILIES.ours, "vit", liar)  # type: ignore[arg-type]
+    monkeypatch.setitem(FAMILIES.ours, "vit", liar)
     with pytest.raises(BadInput, match="gives a record of the name 'convnext', which is another family's"):
         canonical("vit-mini")
