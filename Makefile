@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 BENCH := .venv-bench
+# Processes that run the tests side by side.
+WORKERS ?= 2
 
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -26,7 +28,7 @@ venv: $(STAMP) ## create .venv and install the package with its tests
 
 test: venv ## fetch the demo's weights and photos once, then run the tests
 	$(BIN)/eupe-pipeline demo --fetch-only
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-long: venv ## also the tests that take minutes, and the fault table at its second figures: docs/results/faults-long.json
 	$(BIN)/eupe-pipeline demo --fetch-only

@@ -80,6 +80,7 @@ def extraction(store: FeatureStore, run: Path, views: int) -> Callable[[int], di
             last.update(event)
 
         options = ExtractOptions(
+            store.url,
             "photos",
             (TeacherRequest(str(run)),),
             ViewSpec(seed=1000 + number),
@@ -89,7 +90,7 @@ def extraction(store: FeatureStore, run: Path, views: int) -> Callable[[int], di
             batch_size=BATCH,
             workers=0,
         )
-        summary = extract_features(store.url, options, listen)
+        summary = extract_features(options, listen)
         seconds, cpu = summary["views_done"] / last["rate"], time.process_time() - used[0]
         return {"seconds": seconds, "cpu_seconds": cpu, "views": summary["views_done"], **summary["worker_seconds"]}
 
@@ -138,13 +139,13 @@ def scaling(folder: Path, counts: tuple[int, ...] = (1, 2)) -> dict[str, dict[st
         store = FeatureStore.create(str(folder / f"store-{count}"))
         build_index(store.objects, str(folder / "photos"), "photos")
         request = (TeacherRequest(str(folder / "vit-b")),)
-        options = ExtractOptions("photos", request, ViewSpec(), 8, "int8", statistics_batches=4, batch_size=8, workers=count)
+        options = ExtractOptions(store.url, "photos", request, ViewSpec(), 8, "int8", statistics_batches=4, batch_size=8, workers=count)
         largest = [0.0]
 
         def look(event: dict[str, Any], largest: list[float] = largest) -> None:
             largest[0] = max(largest[0], actors_megabytes())
 
-        summary = extract_features(store.url, options, look)
+        summary = extract_features(options, look)
         facts = {name: summary[name] for name in ("views_per_second", "shares_of_time", "seconds")}
         found[f"{count} workers"] = {**facts, "actors_megabytes": largest[0]}
     return found

@@ -88,7 +88,7 @@ def stepping(trainer: Trainer, steps: int, in_memory: bool) -> Callable[[int], N
         first = (number + 1) * steps  # other images each round; the warm-up round has number -1
         batches = itertools.repeat(batch, steps) if in_memory else trainer.stream.batches(first, first + steps)
         for one in batches:
-            learner.done = one.plan.step
+            learner.steps_done = one.plan.step
             trainer.step(one)
 
     return run

@@ -103,7 +103,7 @@ class Steps:
             began = time.perf_counter()
             batch = next(iterator)
             got = time.perf_counter()
-            self.trainer.learners[0].done = batch.plan.step
+            self.trainer.learners[0].steps_done = batch.plan.step
             self.trainer.step(batch)
             _synchronise(self.device)
             if counted and step:

@@ -10,6 +10,7 @@ for torch.compile.
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def measure(name: str, options: LatencyOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run, out = Path(folder) / "run", Path(folder) / "out"
         save_model(Student(build_encoder(name), 1, {}), run / "model", size_px=SIZE_PX, targets={})
-        export(run, ExportOptions(("onnx", "executorch")), out)
-        return latency(out, options)
+        export(ExportOptions(run, out, ("onnx", "executorch")))
+        return latency(replace(options, folder=out))
 
 
 def row(found: dict[str, Any]) -> str:
@@ -50,7 +51,7 @@ def main() -> None:
     heads = ["student", "M parameters", "GFLOPs", *known_runtimes(), "paper, iPhone"]
     sys.stdout.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
     for name in given.students:
-        sys.stdout.write(row(measure(name, LatencyOptions(given.threads, given.warmup, given.calls))) + "\n")
+        sys.stdout.write(row(measure(name, LatencyOptions(Path(), given.threads, given.warmup, given.calls))) + "\n")
         sys.stdout.flush()
 
 

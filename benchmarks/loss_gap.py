@@ -41,10 +41,10 @@ def loss_gap_fp32(folder: Path, steps: int) -> float:
     store = FeatureStore.create(str(folder / "store"))
     build_index(store.objects, str(folder / "images"), "gap")
     options = ExtractOptions(
-        teachers=(TeacherRequest(str(folder / "teacher"), None, None),), views=ViewSpec(views_per_image=2), data="gap", codec="fp32",
-        batch_size=1, workers=0, images_per_shard=8, statistics_batches=48,
+        store.url, "gap", (TeacherRequest(str(folder / "teacher")),), ViewSpec(views_per_image=2), codec="fp32", batch_size=1, workers=0,
+        images_per_shard=8, statistics_batches=48,
     )  # fmt: skip
-    extract_features(str(folder / "store"), options, lambda event: None)
+    extract_features(options)
     readers = open_features(store, ["teacher"], "gap")
     teacher = load_teacher(resolve_teacher(str(folder / "teacher")))
     live = LiveTargets({"teacher": teacher}, {"teacher": readers["teacher"].statistics}, forward_batch=1)

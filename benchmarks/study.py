@@ -29,7 +29,8 @@ import torch
 from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, knn_of_model
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.training.launch import train
+from eupe_pipeline.jobs.training.options import TrainOptions
 from eupe_pipeline.pipeline.demo.cifar import unpack
 from eupe_pipeline.pipeline.demo.fetch import fetch_demo
 from eupe_pipeline.storage.images.indexing import build_index
@@ -89,10 +90,16 @@ class Study:
         """The key of a teacher's feature set."""
         request = TeacherRequest(teacher, size_px=TEACHER_PX if teacher == TEACHER else SIZE_PX)
         options = ExtractOptions(
-            data="train", teachers=(request,), views=ViewSpec(views_per_image=views, seed=seed), statistics_batches=16, workers=0, **more
+            store=self.store.url,
+            data="train",
+            teachers=(request,),
+            views=ViewSpec(views_per_image=views, seed=seed),
+            statistics_batches=16,
+            workers=0,
+            **more,
         )
         with self._alone(f"{Path(teacher).name}-{seed}-{views}-{'-'.join(map(str, more.values()))}"):
-            (key,) = extract_features(str(self.folder / "store"), options, lambda event: None)["features"].values()
+            (key,) = extract_features(options)["features"].values()
         return str(key)
 
     def _recipe(self, seed: int, student: StudentConfig, live: bool = False, **changes: Any) -> TrainRecipe:
@@ -107,7 +114,7 @@ class Study:
         """The run's folder, trained by whoever comes first."""
         out = self.folder / "runs" / name
         with self._alone(name):
-            train(recipe, self.store, [features], data="train", out=out, **more)
+            train(TrainOptions(recipe, self.store.url, (features,), out, "train", **more))
         return str(out)
 
     def _knn(self, run: str) -> float:
@@ -117,7 +124,7 @@ class Study:
         """Teacher to student at one resolution."""
         features = self._extract(TEACHER, seed, views, codec=codec, **more)
         name = "-".join([codec, str(views), "live" if live else "cached", *map(str, more.values()), str(seed)])
-        return self._knn(self._train(self._recipe(seed, STUDENT, live), features, name, live_teachers=[TEACHER] if live else []))
+        return self._knn(self._train(self._recipe(seed, STUDENT, live), features, name, teachers=(TEACHER,) if live else ()))
 
     def _untrained(self, seed: int) -> float:
         self._direct(seed)

@@ -3,7 +3,8 @@
 Session-wide and read-only: tests that change a store copy it first.
 """
 
-from collections.abc import Callable, Generator
+import os
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,30 @@ from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.teacher import Teacher
+from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
 from .fault_log import write_down_marked
 
 TEACHER_PX = 16
+# Files of half a minute and more. Started first, they end while the many small ones still keep the other process busy.
+LONGEST = (
+    "test_end_to_end.py",
+    "jobs/training/test_ranks.py",
+    "storage/test_s3_faults.py",
+    "jobs/extraction/test_pool.py",
+    "student/model/test_sharding.py",
+    "storage/test_state_machine.py",
+    "storage/test_s3.py",
+    "student/export/test_usage_examples.py",
+    "pipeline/commands/test_ways_out.py",
+)
+settings.register_profile("side by side", deadline=None)  # another process may hold the core for longer than an example takes
+settings.load_profile("side by side")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared by several processes: threads of one would only take them from another
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,22 @@ def extract(store: FeatureStore, teacher: Teacher, views: ViewSet, name: str, co
         normalised = statistics.normalize_cls(cls_nD[first:last]), statistics.normalize_patch(patch_nHWD[first:last])
         reader.commit_shard(shard, reader.encode(*normalised), bad, record.digest)
     return reader
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first when several processes share the tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        tests = Path(__file__).parent
+        places = {tests / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Leave out what only a power cut would show, which takes milliseconds a file. Processes that tests start do it all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""What a fresh clone relies on: pins, image, continuous integration, licence, and a README that tells the truth."""
+"""What a fresh clone relies on: pins, image, continuous integration, hooks, annotations and licence."""
 
 import hashlib
 import re
@@ -72,16 +72,21 @@ def test_the_licence_is_the_whole_apache_text() -> None:
     assert hashlib.sha256((CHECKOUT / "LICENSE").read_bytes()).hexdigest() == APACHE_2_SHA256
 
 
-def test_the_readme_names_every_room() -> None:
-    readme = (CHECKOUT / "README.md").read_text()
-    for room in ROOMS:
-        assert re.search(rf"^{room}/ +\S", readme, re.MULTILINE), room
+def test_the_hooks_before_a_commit_run_what_make_check_runs() -> None:
+    hooks = re.findall(r"^ +entry: (.+)$", (CHECKOUT / ".pre-commit-config.yaml").read_text(), re.MULTILINE)
+    recipe = re.search(r"^check:.*\n((?:\t.+\n)+)", (CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    assert hooks == recipe[1].replace("$(BIN)", ".venv/bin").replace("\t", "").splitlines()
 
 
-def test_every_command_in_the_readme_is_a_command() -> None:
-    from eupe_pipeline.pipeline.commands.main import cli
+def test_every_room_is_typed_for_those_who_install_it() -> None:
+    setuptools = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "py.typed" in setuptools["package-data"]["*"]
+    assert all((CHECKOUT / room / "py.typed").is_file() for room in ROOMS)
 
-    readme = (CHECKOUT / "README.md").read_text()
-    used = set(re.findall(r"eupe-pipeline ([a-z][a-z-]+)", readme))
-    assert used <= set(cli.commands)
-    assert {"index", "extract-features", "train", "evaluate", "report"} <= used
+
+def test_the_changelog_begins_with_this_version() -> None:
+    version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+    first = re.search(r"^## (.+)$", (CHECKOUT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == version

@@ -1,11 +1,12 @@
 """The whole walk on a few real photos with the real teachers, by the demonstration's own code and by the commands a user types."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from eupe_pipeline.jobs.ray_session import ray_session
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.demo.demo import run_demo
 from eupe_pipeline.pipeline.demo.fetch import CIFAR10, downloads_folder
@@ -68,7 +69,14 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo(tiny_recipe: Path) -> tuple[Path, dict[str, Any]]:
+def one_worker() -> Iterator[None]:
+    """A Ray of one CPU that every run of the demonstration finds: each worker imports torch anew."""
+    with ray_session(cpus=1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def demo(tiny_recipe: Path, one_worker: None) -> tuple[Path, dict[str, Any]]:
     out = tiny_recipe.parent / "demo"
     return out, run_demo(out, str(out / "store"), lambda event: None, recipe=str(tiny_recipe))
 
@@ -116,7 +124,7 @@ def command(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_commands_of_the_readme_walk_from_images_to_a_student(
+def test_the_commands_of_the_quick_start_walk_from_images_to_a_student(
     demo: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, store = demo[0] / "data" / "train-96", str(tmp_path / "store")

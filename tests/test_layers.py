@@ -40,6 +40,7 @@ def test_the_source_keeps_every_rule() -> None:
     ("pipeline/reports/report.py", "import click", "click is imported outside of pipeline/commands/"),
     ("student/model/a.py", "import ray.train", "ray is imported outside of jobs/"),
     ("student/model/a.py", "import timm", "timm is imported outside of teachers/"),
+    ("student/export/lineage.py", "import huggingface_hub", "huggingface_hub is imported outside of teachers/ and student/export"),
     ("jobs/runs/a.py", "from transformers import AutoModel", "transformers is imported outside of teachers/"),
     ("pipeline/reports/a.py", "from torchvision.transforms import v2", "torchvision is imported outside of teachers/"),
     ("jobs/runs/a.py", "import zarr", "zarr is imported outside of storage/"),
@@ -78,6 +79,7 @@ def test_a_breach_is_found_and_named_with_file_and_reason(tmp_path: Path, where:
     ("storage/features/a.py", "from ..core.identity import digest\nfrom .. import core"),
     ("storage/store.py", "from .features.features import FeatureReader"),
     ("teachers/encoders/a.py", "import torch\nx = torch.load('a.pt', weights_only=True)"),
+    ("student/export/model_card.py", "from huggingface_hub import ModelCard"),
     ("student/model/a.py", "import raycast_like_name"),
 ])  # fmt: skip
 def test_what_is_allowed_is_not_found(tmp_path: Path, where: str, line: str) -> None:
@@ -97,12 +99,12 @@ def test_files_that_import_one_another_in_a_circle_are_named(tmp_path: Path) -> 
     assert all(f"storage/core/{name}.py" in done.stdout for name in "abc")
 
 
-def test_a_wing_of_sixteen_files_is_too_large(tmp_path: Path) -> None:
+def test_a_wing_of_fifteen_files_is_too_large(tmp_path: Path) -> None:
     wing = tmp_path / "storage" / "core"
     wing.mkdir(parents=True)
     (wing / "__init__.py").write_text("")
-    for number in range(15):
+    for number in range(14):
         (wing / f"file_{number}.py").write_text("")
     assert check(tmp_path).returncode == 0
     (wing / "one_more.py").write_text("")
-    assert "16 files" in check(tmp_path).stdout
+    assert "15 files" in check(tmp_path).stdout

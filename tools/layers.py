@@ -1,7 +1,7 @@
 """Check the house rules that no linter knows; prints each breach as `file:line: why` and exits 1.
 
 Imports go down only: from room to room (pipeline, jobs, student, teachers, storage), and inside a room from wing to wing in the order of
-`WINGS`; no files import one another in a circle. A wing has at most 15 files, a file at most 400 lines. Inside the package imports are
+`WINGS`; no files import one another in a circle. A wing has at most 14 files, a file at most 400 lines. Inside the package imports are
 relative; each heavy or replaceable library lives in one place; nothing unpickles. Only the syntax tree is read, nothing is
 imported, so a lazy import inside a function counts too.
 Limits: `importlib.import_module` with a computed name is not seen.
@@ -24,9 +24,9 @@ WINGS = {
     "jobs": ("estimates", "training", "evaluation", "repair", "extraction", "runs", "ray_session", "ray_folders"),
     "student": ("export", "training", "probes", "data", "model"),
     "teachers": ("registry", "checkpoints", "encoders", "runtime"),
-    "storage": ("upkeep", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
+    "storage": ("upkeep", "index", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
 }
-MAX_WING_FILES, MAX_FILE_LINES = 15, 400
+MAX_WING_FILES, MAX_FILE_LINES = 14, 400
 
 # library -> the places that may import it, as a path prefix inside the checkout
 HOMES = {
@@ -35,7 +35,7 @@ HOMES = {
     "timm": ("teachers/",),
     "transformers": ("teachers/",),
     "torchvision": ("teachers/",),
-    "huggingface_hub": ("teachers/",),
+    "huggingface_hub": ("teachers/", "student/export/model_card"),
     "zarr": ("storage/",),
     "fsspec": ("storage/",),
     "s3fs": ("storage/",),

@@ -38,13 +38,17 @@ _LOOKED_AT = 64  # objects, to find a large one
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the extraction is for."""
+    """The extraction whose cost is asked for, and what it is for."""
 
+    extraction: ExtractOptions
     student: str = "eupe_vitt16"
+    """Architecture that will be trained."""
     student_size_px: int = 256
-    student_images_per_s: float | None = None  # None: measured here
+    student_images_per_s: float | None = None
+    """None: measured here."""
     epochs_of_a_run: float = 100.0
-    batches: int = 3  # of each measurement
+    batches: int = 3
+    """Of each measurement."""
     prices: Prices = field(default_factory=Prices)
 
     def __post_init__(self) -> None:
@@ -54,9 +58,10 @@ class PlanOptions:
             raise BadInput(f"these must be above 0: {', '.join(bad)}")
 
 
-def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """A JSON-able plan of `extract_features` with these options; raises `BadInput` as that would."""
-    store = FeatureStore.open(store_url)
+def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """A JSON-able plan of `extract_features` with the plan's options; raises `BadInput` as that would."""
+    options = plan.extraction
+    store = FeatureStore.open(options.store)
     images = len(store.dataset(options.data))
     specs = {spec.name: spec for spec in (resolve_request(request, options) for request in options.teachers)}
     device = choose_device("auto")
@@ -83,6 +88,7 @@ def plan_extraction(store_url: str, options: ExtractOptions, plan: PlanOptions, 
         "at the paper's scale": extraction_cost(PAPER_IMAGES, views, shard, measured, plan.prices),
         "reading": reading_need(measured),
         "break_even": break_even(images, views, plan.epochs_of_a_run, measured, plan.prices),
+        **options.told(),
     }
 
 

@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
-from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...student.data.prefetch import slot_bytes, slots_within
 from ...student.data.targets import STUDENT, CachedTargets, Memory
 from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
-from ...student.model.student import Student, TargetSpec, count_parameters, refuse_other_grids
+from ...student.model.student import Student, TargetSpec, count_parameters, refuse_unequal_grids
 from ...teachers.encoders.build import try_sizes
 from ...teachers.encoders.regularity import set_recompute
 from ...teachers.encoders.tokens import SampledTokens, at_places
 from ..training.data import Part, cached_targets, open_parts
+from ..training.options import TrainOptions, check_teachers_given
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
 
 _OPTIMIZER_MOMENTS = 2  # AdamW and LAMB alike
@@ -34,31 +35,27 @@ _ASSUMED_IMAGES_PER_S = 1000
 _SAMPLED_IMAGES = 256
 
 
-def plan_training(
-    recipe: TrainRecipe,
-    store: FeatureStore,
-    features: Sequence[str],
-    *,
-    data: str = "",
-    students: Sequence[str] = (),
-    workers: int = 0,
-    complete: bool = True,
-    begun: bool = False,
-) -> dict[str, Any]:
+def plan_training(options: TrainOptions) -> dict[str, Any]:
     """`data` and `features` by key, `students` by name with parameters and memory, and `reading`; raises as `train`, writes nothing."""
-    parts = open_parts(store, features, data, recipe.data.shares, complete=complete)
+    check_teachers_given(options)
+    recipe, students, out = options.recipe, options.students, str(options.out)
+    store = options.open_store()
+    complete = options.complete and options.on_miss == "refuse"
+    parts = open_parts(store, options.features, options.data, recipe.data.shares, complete=complete)
     readers = parts[0].readers
-    if not begun:
+    if is_url(out) or not any(Path(out).rglob("recipe.json")):  # a run that goes on has its views in its identities
         refuse_other_views(recipe, parts)
-    ranks = Ranks(0, max(1, workers))
+    ranks = Ranks(0, max(1, options.workers))
     rank_span(recipe.run.batch_size, 0, ranks.count)
     specs = CachedTargets(readers).specs
     runs = student_runs(recipe, students, Path())
     for own, _ in runs.values():
         if recipe.teacher.source == "cached":
-            refuse_other_grids(own, specs)
+            refuse_unequal_grids(own, specs)
         try_sizes(architecture_of(own), own.student.sizes_px)
     return {
+        "dry_run": True,
+        "out": out,
         "data": {part.views.dataset.key: data_share(recipe, part) for part in parts},
         "features": {one.key: {"rows": one.rows, "bytes": one.stored_bytes()} for part in parts for one in part.readers.values()},
         "students": {name: student_cost(own, specs, ranks) for name, (own, _) in runs.items()},

@@ -9,6 +9,7 @@ state to resume: a run takes one forward a picture (1,800 in the test split) and
 
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ...storage.core.choices import PAIR_PROTOCOLS, PairProtocol, PairSplit
 from ...storage.core.errors import unknown_name
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import read_picture
 from ...storage.images.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
-from ...student.probes.correspondence import ALPHA, Points, hits, matches, summary
+from ...student.probes.correspondence import ALPHA, Points, correct_keypoints, match_keypoints, summarize_pck
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
 from .dense import DenseOptions, open_dense_model
 from .dense_tokens import patch_tokens, stacked
 from .knn import evaluated
 
-PROTOCOLS = ("paper", "ours")
 SIDE_PX = 512
 PAPER_PAIRS = 100  # of each category
 _PAPER_SIDES_PX = {14: 448}  # by patch size; others have SIDE_PX
@@ -35,19 +36,31 @@ _KEPT_MAPS = 512
 _SAY_EVERY = 20
 
 
-def evaluate_correspondence(
-    model: str, data: Path, options: DenseOptions, *, split: str = "test", protocol: str = "ours", pairs_per_category: int | None = None,
-    on_event: OnEvent = ignore_event,
-) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class CorrespondenceOptions(DenseOptions):
+    """Of which model over which pairs correspondence is measured, and how."""
+
+    split: PairSplit = "test"
+    """Of the dataset."""
+    protocol: PairProtocol = "ours"
+    """paper: 100 pairs a category, 448 px for patches of 14 px; ours: all pairs at 512 px."""
+    pairs_per_category: int | None = None
+    """None: the protocol's."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PAIR_PROTOCOLS:
+            raise unknown_name("protocol of correspondence", self.protocol, PAIR_PROTOCOLS)
+
+
+def evaluate_correspondence(options: CorrespondenceOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """PCK@0.1 in percent: `pck` (mean over categories), `categories`, over all keypoints, and over pairs; kept beside the model.
 
-    `pairs_per_category` and the options' size win over the protocol's.
+    `pairs_per_category` and `size_px` win over the protocol's.
     """
-    if protocol not in PROTOCOLS:
-        raise unknown_name("protocol of correspondence", protocol, PROTOCOLS)
-    subject, paper = open_dense_model(model, options), protocol == "paper"
+    data, split = options.data, options.split
+    subject, paper = open_dense_model(options), options.protocol == "paper"
     own_side_px = _PAPER_SIDES_PX.get(subject.spec.stride_px, SIDE_PX) if paper else SIDE_PX
-    side_px, limit = options.size_px or own_side_px, pairs_per_category or (PAPER_PAIRS if paper else None)
+    side_px, limit = options.size_px or own_side_px, options.pairs_per_category or (PAPER_PAIRS if paper else None)
     pairs = keypoint_pairs(data, split)
     pairs = pairs if limit is None else sample_pairs(pairs, limit)
     differs = [f"side_px is {side_px}"] * (side_px != own_side_px) + [f"pairs_per_category is {limit}"] * (limit != PAPER_PAIRS)
@@ -58,7 +71,7 @@ def evaluate_correspondence(
         "side_px": side_px, "layers": "last, normed patch tokens", "upsampling": "bilinear", "similarity": "cosine",
     }  # fmt: skip
     if options.dry_run:
-        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": known}
+        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": known}
 
     def compute() -> dict[str, Any]:
         teacher = subject.load(choose_device(options.device).value)
@@ -72,15 +85,15 @@ def _found(teacher: Teacher, pairs: list[KeypointPair], side_px: int, on_event: 
     by_category: dict[str, list[Any]] = {}
     for done, pair in enumerate(pairs, start=1):
         (source_HWD, source_scale), (target_HWD, target_scale) = maps.of(pair.source), maps.of(pair.target)
-        found: Points = matches(source_HWD, target_HWD, pair.source_points * source_scale, side_px) / target_scale
-        by_category.setdefault(pair.category, []).append(hits(found, pair.target_points, pair.longer_side_px))
+        found: Points = match_keypoints(source_HWD, target_HWD, pair.source_points * source_scale, side_px) / target_scale
+        by_category.setdefault(pair.category, []).append(correct_keypoints(found, pair.target_points, pair.longer_side_px))
         if done % _SAY_EVERY == 0 or done == len(pairs):
             rate = done / (time.perf_counter() - started)
             on_event(
                 {"event": "progress", "stage": "correspondence", "done": done, "total": len(pairs), "unit": "pairs", "rate": rate,
                  "seconds_left": (len(pairs) - done) / rate}
             )  # fmt: skip
-    return summary(by_category)
+    return summarize_pck(by_category)
 
 
 class _Maps:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...storage.core.choices import HEAD_PROTOCOLS, Device, HeadProtocol
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.events import OnEvent
 from ...storage.images.dense_pairs import Pair, pairs_digest, picture_digests
@@ -27,7 +28,7 @@ from ...storage.sources.decode import Pixels
 from ...student.data.order import KeyedPermutation
 from ...student.model.draws import bits64, step_seed
 from ...student.probes.dense_head import DenseHead, HeadRecipe
-from ...student.probes.evaluation_records import PARTIAL, as_json, keep_partial, record_path
+from ...student.probes.evaluation_records import PARTIAL, record_path, to_strict_json, write_partial
 from ...student.probes.head_training import HeadTraining
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
@@ -36,34 +37,49 @@ from .knn import evaluated
 from .models import Model, open_model
 from .split_checks import check_overlap
 
-PROTOCOLS = ("official", "ours")
 PARTIAL_HEAD = ".partial.safetensors"
 READ_THREADS = 2
 Batch = tuple[Pixels, list[tuple[int, int]], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenseOptions:
-    """How a dense evaluation is run; None: the official value."""
+    """A model and a folder of pictures: what all evaluations of patch tokens share."""
 
-    protocol: str = "official"
+    model: str
+    """A run's folder, an exported folder, a checkpoint file or a teacher; tokens in a store have other crops."""
+    data: Path
+    """The dataset's folder, in its published layout."""
+    size_px: int | None = None
+    """Input size; None: the protocol's."""
+    device: Device = "auto"
+    weights: Path | None = None
+    """A named teacher's weight file."""
+    out: Path | None = None
+    """Folder that keeps the result; None: the model's own."""
+    dry_run: bool = False
+    """Only say by what protocol, and where the result would be kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions(DenseOptions):
+    """How a head is trained on patch tokens and measured; None: the official value."""
+
+    protocol: HeadProtocol = "official"
     """official, as the published evaluation code does it, or ours."""
     steps: int | None = None
     """Of the head; the schedule is shortened with them."""
     batch_size: int | None = None
-    size_px: int | None = None
+    """Pictures of a step."""
     evaluate_every: int = 5000
+    """Steps between measurements."""
     seed: int = 0
-    device: str = "auto"
-    weights: Path | None = None
-    out: Path | None = None
-    dry_run: bool = False
     allow_overlap: bool = False
     """Validation pictures that are also learnt from are said instead of refused."""
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise unknown_name("protocol of a dense evaluation", self.protocol, PROTOCOLS)
+        if self.protocol not in HEAD_PROTOCOLS:
+            raise unknown_name("protocol of a dense evaluation", self.protocol, HEAD_PROTOCOLS)
 
     @property
     def official(self) -> bool:
@@ -126,15 +142,16 @@ class DenseEvaluation:
         return self.loss_of(head(tokens_BHWD), targets.to(teacher.device), step)
 
 
-def open_dense_model(name: str, options: DenseOptions) -> Model:
-    """A model that computes; raises `BadInput` for cached tokens, whose crops are not those of this evaluation."""
+def open_dense_model(options: DenseOptions) -> Model:
+    """The model that computes; raises `BadInput` for cached tokens, whose crops are not those of this evaluation."""
+    name = options.model
     if "@" in Path(name).name and not Path(name).exists():
         raise BadInput(f"{name} is a feature set, and this evaluation needs tokens of its own crops; give the teacher or the run behind it")
     return open_model(name, weights=options.weights, out=options.out)
 
 
 def run_dense(
-    evaluation: DenseEvaluation, model: Model, protocol: dict[str, Any], options: DenseOptions, on_event: OnEvent
+    evaluation: DenseEvaluation, model: Model, protocol: dict[str, Any], options: HeadOptions, on_event: OnEvent
 ) -> dict[str, Any]:
     """Results of the last step with `by_step`; from the record when there is one, going on from the partial files otherwise.
 
@@ -165,7 +182,7 @@ def run_dense(
 
 
 def _train_and_measure(
-    evaluation: DenseEvaluation, teacher: Teacher, head_file: Path, progress: Path, options: DenseOptions, on_event: OnEvent
+    evaluation: DenseEvaluation, teacher: Teacher, head_file: Path, progress: Path, options: HeadOptions, on_event: OnEvent
 ) -> dict[str, Any]:
     torch.manual_seed(step_seed(options.seed, -1))
     head = DenseHead(teacher.spec.patch_dim, evaluation.outputs, evaluation.dropout).to(teacher.device)
@@ -181,17 +198,17 @@ def _train_and_measure(
             head.eval()
             with torch.no_grad():
                 by_step[str(stop)] = evaluation.measure(teacher, head)
-            keep_partial(progress, lambda: as_json(by_step, evaluation.name), on_event)
+            write_partial(progress, lambda: to_strict_json(by_step, evaluation.name), on_event)
             on_event({"event": "evaluation", "step": stop, evaluation.name: by_step[str(stop)]})
     best = {} if evaluation.best is None else {f"best_{evaluation.best}": max(one[evaluation.best] for one in by_step.values())}
     return {**by_step[str(evaluation.recipe.steps)], **best, "by_step": by_step}
 
 
-def differences(recipe: HeadRecipe, options: DenseOptions) -> dict[str, list[str]]:
+def differences(recipe: HeadRecipe, options: HeadOptions) -> dict[str, list[str]]:
     """In what the user's values differ from the official ones; {} when nothing does, or when the protocol is ours anyway."""
     changed = {"steps": options.steps, "batch_size": options.batch_size, "size_px": options.size_px}
     said = [f"{name} is {value}" for name, value in changed.items() if value is not None]
-    said += [f"evaluate_every is {options.evaluate_every}"] if options.evaluate_every != DenseOptions.evaluate_every else []
+    said += [f"evaluate_every is {options.evaluate_every}"] if options.evaluate_every != HeadOptions.evaluate_every else []
     return {"differs_from_official": said} if options.official and said else {}
 
 

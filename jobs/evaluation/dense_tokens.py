@@ -22,6 +22,7 @@ from torch.nn import functional
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.encoder import ConvNextEncoder, Encoder
 from ...teachers.registry.teacher import Teacher
+from ...teachers.runtime.devices import mixed_precision
 
 Pixels = NDArray[np.uint8]
 CONVNEXT_STEM_PX = 4
@@ -70,7 +71,7 @@ def patch_tokens(teacher: Teacher, pixels_BHWC: Pixels, sizes: Sequence[tuple[in
     if missing_h or missing_w:
         x_BCHW = functional.pad(x_BCHW, (missing_w // 2, missing_w - missing_w // 2, missing_h // 2, missing_h - missing_h // 2))
     grid = x_BCHW.shape[2] // stride, x_BCHW.shape[3] // stride
-    with torch.autocast(teacher.device.type, torch.bfloat16, enabled=teacher.spec.precision == "bf16"):
+    with mixed_precision(teacher.device, teacher.spec.precision):
         patch_BHWD = teacher.encoder.tokens(x_BCHW.contiguous(memory_format=torch.channels_last), grid).patch_BHWD
     if not bool(torch.isfinite(patch_BHWD).all()):  # an argmax over NaN is class 0: a figure without a meaning
         raise BadInput(f"{teacher.spec.name} gives tokens that are not finite, of which a figure would mean nothing; look at its weights")

@@ -8,6 +8,7 @@ that decides it.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...student.export.lineage import read_record
-from ...student.probes.evaluation_records import keep_record, kept_record, record_path
+from ...student.probes.evaluation_records import find_record, record_path, write_record
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
 from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device
 from .labelled_features import (
     WHOLE,
+    ClassifiedOptions,
     EvaluationSize,
     Int64s,
     Split,
@@ -31,6 +33,7 @@ from .labelled_features import (
     embed_images,
     labels_as,
     open_data,
+    open_store,
     read_embeddings,
     read_upright,
     sample_images,
@@ -39,8 +42,8 @@ from .models import CachedModel, Model, cached_features_of, open_subject
 from .split_checks import check_classes, check_overlap, digests_of, shared_places
 
 __all__ = [
-    "EvaluationSize", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features", "knn_of_model",
-    "labels_as", "mean_patch_name", "read_embeddings", "sample_images", "splits_of",
+    "EvaluationSize", "KnnOptions", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features",
+    "knn_of_model", "labels_as", "mean_patch_name", "read_embeddings", "sample_images", "splits_of",
 ]  # fmt: skip
 
 
@@ -59,7 +62,7 @@ def evaluated(
     Returns the results with `model`, `seconds`, `record` (the file) and `already`.
     """
     whole = {**protocol, "model": subject.identity}
-    record = kept_record(subject.folder, evaluation, whole)
+    record = find_record(subject.folder, evaluation, whole)
     already = record is not None
     if record is None:
         on_event({"event": evaluation, "model": subject.name})
@@ -67,7 +70,7 @@ def evaluated(
         results = compute()
         seconds = time.perf_counter() - started
         try:
-            record = keep_record(subject.folder, evaluation, whole, results, seconds)
+            record = write_record(subject.folder, evaluation, whole, results, seconds)
         except StoreUnavailable as error:
             on_event({"event": "warning", "text": f"the result is not kept, only shown: {error}; --out names another folder"})
             return {"model": subject.name, **results, "seconds": round(seconds, 3), "record": None, "already": False}
@@ -75,26 +78,26 @@ def evaluated(
     return {"model": subject.name, **record["results"], "seconds": record["seconds"], "record": where, "already": already}
 
 
-def splits_of(
-    subject: Model | CachedModel, store: FeatureStore, train_set: str, test_set: str, size: EvaluationSize, on_event: OnEvent
-) -> tuple[Split, Split]:
-    """The training and the test split of an evaluation; raises `BadInput` for classes or images that cannot give a figure."""
-    train, test = (open_data(store, name, on_event) for name in (train_set, test_set))
-    train_split = Split(subject, store, train, size, size.train_images, "train")
-    test_split = Split(subject, store, test, size, size.test_images, "test")
+def splits_of(options: ClassifiedOptions, on_event: OnEvent) -> tuple[Model | CachedModel, Split, Split]:
+    """The model, the training and the test split; raises `BadInput` for classes or images that cannot give a figure."""
+    names, store = options.datasets(), open_store(options.store)
+    subject = open_subject(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
+    train, test = (open_data(store, name, on_event) for name in names)
+    train_split = Split(subject, store, train, options, options.train_images, "train")
+    test_split = Split(subject, store, test, options, options.test_images, "test")
     check_classes(train_split, test_split, on_event)
-    return train_split, test_split
+    return subject, train_split, test_split
 
 
-def images_in_both(train: Split, test: Split, on_event: OnEvent) -> int:
-    """How many of the test images are training images as well; `BadInput` for more than a few, unless the user allows them."""
+def images_in_both(train: Split, test: Split, allowed: bool, on_event: OnEvent) -> int:
+    """How many of the test images are training images as well; `BadInput` for more than a few, unless they are `allowed`."""
     images = test.images
     digests = list(digests_of(test.dataset, images.tolist()))
     say_distilled_on(test, digests, on_event)
     return check_overlap(
         digests_of(train.dataset, train.images.tolist()), digests,
         lambda place: test.dataset.row(int(images[place])).id, where=f"{train.dataset.key} is learnt from, {test.dataset.key} tested on",
-        allowed=test.size.allow_overlap, on_event=on_event,
+        allowed=allowed, on_event=on_event,
     )  # fmt: skip
 
 
@@ -111,22 +114,26 @@ def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -
         on_event({"event": "note", "text": f"{text}; it never saw their labels"})
 
 
-def evaluate_knn(
-    model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = WHOLE,
-    weights: Path | None = None, out: Path | None = None, dry_run: bool = False, on_event: OnEvent = ignore_event,
-) -> dict[str, Any]:  # fmt: skip
-    """kNN of `model` (see `open_subject`) with neighbours from one dataset and questions from the other, kept in its folder."""
-    subject = open_subject(model, store, size_px=size.size_px, weights=weights, out=out)
-    train, test = splits_of(subject, store, train_set, test_set, size, on_event)
-    in_both = images_in_both(train, test, on_event)
+@dataclass(frozen=True, kw_only=True)
+class KnnOptions(ClassifiedOptions):
+    """Of which model over which datasets nearest neighbours are asked for."""
+
+
+def evaluate_knn(options: KnnOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """kNN of a model (see `open_subject`) with neighbours from one dataset and questions from the other, kept in its folder.
+
+    Accuracies in percent by the paper's protocol, the official one and ours.
+    """
+    subject, train, test = splits_of(options, on_event)
+    in_both = images_in_both(train, test, options.allow_overlap, on_event)
     protocol = {"train": train.protocol(), "test": test.protocol(), **PROTOCOLS}
-    if dry_run:
-        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
+    if options.dry_run:
+        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
 
     def compute() -> dict[str, Any]:
         names = train.dataset.label_names
         bank, queries = train.features(names, on_event), test.features(names, on_event)
-        device = choose_device(size.device).value
+        device = choose_device(options.device).value
         found = compare(bank.embeddings, bank.labels, queries.embeddings, queries.labels, device=device, on_event=on_event)
         if isinstance(subject, CachedModel):
             readers = [subject.over(split.dataset.digest) for split in (train, test)]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...storage.core.choices import Device
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.urls import is_url
@@ -25,7 +26,7 @@ from ...storage.images.indexing import build_index
 from ...storage.objects.atomic_files import make_folder
 from ...storage.sources.locations import canonical_source
 from ...storage.store import FeatureStore
-from ...storage.views.photometric import SEEN_BY
+from ...storage.views.photometric import MODES
 from ...storage.views.view_spec import ViewSpec, draw, render
 from ...student.data.decode_tokens import mean_patch
 from ...student.data.order import KeyedPermutation
@@ -43,18 +44,58 @@ Int64s = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class EvaluationSize:
-    """How much is compared, and at what input: None for all images and the model's own size."""
+class EvaluatedImages:
+    """Which images a model is tested on, and how they come to it."""
 
-    train_images: int | None = None
     test_images: int | None = None
+    """A random sample of this many; None: all."""
     size_px: int | None = None
+    """Input size; None: the model's own."""
     crop_fraction: float = 1.0
     """Share of the shorter side that the centre crop keeps (0.875 is the official resize 256 → crop 224)."""
     batch_size: int = 128
-    device: str = "auto"
+    """Images in one forward."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class EvaluationSize(EvaluatedImages):
+    """How much is learnt from and tested on, and at what input."""
+
+    train_images: int | None = None
+    """A random sample of this many; None: all."""
     allow_overlap: bool = False
     """Test images that are also learnt from are said instead of refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifiedOptions(EvaluationSize):
+    """A model and two labelled datasets: what kNN and the linear probe share."""
+
+    model: str
+    """A run's folder, an exported folder, a checkpoint file, a teacher, or a feature set (read, not computed)."""
+    store: str | None = None
+    """Folder or URL of the feature store; None: the evaluations' own below $EUPE_PIPELINE_HOME."""
+    data: str | None = None
+    """Folder with train/ and val/, each with a folder a class; or `train_set` and `test_set`."""
+    train_set: str | None = None
+    """Dataset of the store, folder or Parquet files to learn from."""
+    test_set: str | None = None
+    """Dataset of the store, folder or Parquet files that is classified."""
+    weights: Path | None = None
+    """A named teacher's weight file."""
+    out: Path | None = None
+    """Folder that keeps the result; None: the model's own."""
+    dry_run: bool = False
+    """Only say by what protocol, and where the result would be kept."""
+
+    def datasets(self) -> tuple[str, str]:
+        """Return the names or sources of the training and the test set: given one by one, or as a folder that holds both."""
+        if self.data is not None and self.train_set is None and self.test_set is None:
+            return split_folders(self.data)
+        if self.data is None and self.train_set is not None and self.test_set is not None:
+            return self.train_set, self.test_set
+        raise BadInput("give --train and --test, or --data with a folder that holds train/ and val/, and not both")
 
 
 WHOLE = EvaluationSize()
@@ -75,7 +116,7 @@ class Split:
     subject: Model | CachedModel
     store: FeatureStore
     dataset: ImageDataset
-    size: EvaluationSize
+    size: EvaluatedImages
     limit: int | None
     purpose: str
     """train or test: two samples of one dataset are different ones."""
@@ -182,12 +223,12 @@ def labels_as(dataset: ImageDataset, names: list[str]) -> Int64s:
     return places[dataset.labels()]
 
 
-def embed_images(teacher: Teacher, dataset: ImageDataset, images: Int64s, size: EvaluationSize) -> Embeddings:
+def embed_images(teacher: Teacher, dataset: ImageDataset, images: Int64s, size: EvaluatedImages) -> Embeddings:
     """Features of some images of a dataset, centre crop, in the given order."""
     return embed(teacher, center_batches(dataset, images, teacher, size))
 
 
-def center_batches(dataset: ImageDataset, images: Int64s, teacher: Teacher, size: EvaluationSize) -> Iterator[NDArray[np.uint8]]:
+def center_batches(dataset: ImageDataset, images: Int64s, teacher: Teacher, size: EvaluatedImages) -> Iterator[NDArray[np.uint8]]:
     """Centre crops (B, size, size, 3) of some images at the teacher's input size."""
     spec = ViewSpec(kind="center", crop_fraction=size.crop_fraction)
     preprocessing = teacher.spec.preprocessing
@@ -211,7 +252,7 @@ def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = i
 
     Raises `BadInput` for tokens of distorted views: an evaluation is of what a teacher says about the images themselves.
     """
-    if "teacher" in SEEN_BY[reader.views.spec.photometric]:
+    if MODES[reader.views.spec.photometric].seen_by_teacher:
         raise BadInput(
             f"{reader.key} holds tokens of distorted views (photometric {reader.views.spec.photometric}), which are not evaluated; "
             "extract with --photometric none or student_only, best with --view-kind center"

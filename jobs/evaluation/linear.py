@@ -7,6 +7,7 @@ Class tokens are probed; a teacher without any is probed on its mean patch token
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,39 @@ from torch import Tensor
 
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.store import FeatureStore
-from ...student.probes.evaluation_records import PARTIAL, as_json, keep_partial, record_path
+from ...student.probes.evaluation_records import PARTIAL, record_path, to_strict_json, write_partial
 from ...student.probes.linear import POWERS, VALIDATION_SHARE, fit, sweep
 from ...teachers.runtime.devices import choose_device
 from .knn import evaluated, images_in_both, splits_of
-from .labelled_features import WHOLE, EvaluationSize, LabelledSplit, read_upright
-from .models import open_subject
+from .labelled_features import ClassifiedOptions, LabelledSplit, read_upright
 
 
-def evaluate_linear(
-    model: str, store: FeatureStore, train_set: str, test_set: str, *, size: EvaluationSize = WHOLE, seed: int = 0,
-    powers: Sequence[float] = POWERS, weights: Path | None = None, out: Path | None = None, dry_run: bool = False,
-    on_event: OnEvent = ignore_event,
-) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class LinearOptions(ClassifiedOptions):
+    """Of which model over which datasets a linear probe is fitted, and how."""
+
+    seed: int = 0
+    """Of the tenth of the training images on which the probe's strength is chosen."""
+    powers: tuple[float, ...] = POWERS
+    """Exponents of 10 that are tried for C, the inverse of the weight decay."""
+
+
+def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Top-1 accuracy in percent on the test set, the chosen C, and validation accuracy by C; kept in the model's folder."""
-    subject = open_subject(model, store, size_px=size.size_px, weights=weights, out=out)
-    train, test = splits_of(subject, store, train_set, test_set, size, on_event)
-    in_both = images_in_both(train, test, on_event)
+    seed, powers = options.seed, options.powers
+    subject, train, test = splits_of(options, on_event)
+    in_both = images_in_both(train, test, options.allow_overlap, on_event)
     feature = "cls" if subject.identity["cls_dim"] is not None else "mean_patch"
     protocol = {
         "train": train.protocol(), "test": test.protocol(), "feature": feature, "powers_of_c": list(powers), "seed": seed,
         "validation": VALIDATION_SHARE, "solver": "L-BFGS, float64, weight decay 1/C, bias free, fitted again on all training images",
     }  # fmt: skip
-    if dry_run:
-        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
+    if options.dry_run:
+        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
     partial = record_path(subject.folder, "linear", {**protocol, "model": subject.identity}).with_suffix(PARTIAL)
 
     def compute() -> dict[str, Any]:
-        names, device = train.dataset.label_names, choose_device(size.device).value
+        names, device = train.dataset.label_names, choose_device(options.device).value
         bank, queries = (_tensors(split.features(names, on_event), feature, device) for split in (train, test))
         result = _probe(bank, queries, len(names), powers, seed, partial, on_event)
         counts = {"train_images": len(bank[1]), "test_images": len(queries[1]), "test_images_in_train": in_both, "classes": len(names)}
@@ -67,7 +72,7 @@ def _probe(
     bank: Labelled, queries: Labelled, classes: int, powers: Sequence[float], seed: int, partial: Path, on_event: OnEvent
 ) -> dict[str, Any]:
     def keep(accuracies: dict[str, float]) -> None:
-        keep_partial(partial, lambda: as_json(accuracies, "linear probe"), on_event)
+        write_partial(partial, lambda: to_strict_json(accuracies, "linear probe"), on_event)
         on_event({"event": "progress", "stage": "linear probe", "done": len(accuracies), "total": len(powers), "unit": "fits"})
 
     known = json.loads(partial.read_text()) if partial.is_file() else {}

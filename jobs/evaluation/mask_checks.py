@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...storage.core.choices import MASK_DATASETS, MaskDataset
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.events import OnEvent
 from ...storage.images.dense_pairs import ADE20K_CLASSES, MaskValues, Pair, is_ade20k, mask_values, read_classes
-from ...student.probes.segmentation import Mask, classes_of
+from ...student.probes.segmentation import Mask, to_classes
 
-DATASETS = ("ade20k", "other")
 READ_THREADS = 2
 MOST_CLASSES = 4096  # the confusion matrix has so many rows and columns: 134 MB
 _NAMED = 8
@@ -31,16 +31,16 @@ class MaskClasses:
 
     def read(self, pair: Pair) -> Mask:
         """Classes from 0 and IGNORE."""
-        return classes_of(read_classes(pair.target), self.ignore, self.zero_is_ignored)
+        return to_classes(read_classes(pair.target), self.ignore, self.zero_is_ignored)
 
 
 def check_masks(
     root: Path, pairs: Mapping[str, list[Pair]], classes: int | None, zero_is_ignored: bool | None, ignore: int | None,
-    dataset: str | None, on_event: OnEvent,
+    dataset: MaskDataset | None, on_event: OnEvent,
 ) -> MaskClasses:  # fmt: skip
     """How the masks below `root` are read; raises `BadInput` that names a mask where they cannot give a figure."""
-    if dataset is not None and dataset not in DATASETS:
-        raise unknown_name("segmentation dataset", dataset, DATASETS)
+    if dataset is not None and dataset not in MASK_DATASETS:
+        raise unknown_name("segmentation dataset", dataset, MASK_DATASETS)
     ade20k = dataset == "ade20k" if dataset is not None else is_ade20k(root, [*pairs["train"], *pairs["val"]])
     zero = ade20k if zero_is_ignored is None else zero_is_ignored
     held = {split: mask_values(several, READ_THREADS) for split, several in pairs.items()}

@@ -7,12 +7,12 @@ and never back.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
+from ...storage.core.choices import MaskDataset
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import Pair, read_picture, segmentation_pairs
 from ...storage.sources.decode import Pixels
@@ -23,14 +23,14 @@ from ...student.probes.segmentation import (
     Confusion,
     Mask,
     SegmentationView,
-    classes_at,
     resize_shorter,
     segmentation_loss,
-    slide,
+    slide_inference,
     training_view,
+    upsampled_argmax,
 )
 from ...teachers.registry.teacher import Teacher
-from .dense import DenseEvaluation, DenseOptions, open_dense_model, refuse_other_size, run_dense, said_progress
+from .dense import DenseEvaluation, HeadOptions, open_dense_model, refuse_other_size, run_dense, said_progress
 from .dense_tokens import patch_tokens, stacked
 from .mask_checks import MaskClasses, check_masks
 
@@ -42,9 +42,9 @@ OFFICIAL = {
 """What a record of the official protocol says besides; one without a name is ours."""
 
 
-@dataclass(frozen=True)
-class SegmentationOptions:
-    """What is particular to segmentation."""
+@dataclass(frozen=True, kw_only=True)
+class SegmentationOptions(HeadOptions):
+    """Of which model over which masks segmentation is measured, and how."""
 
     classes: int | None = None
     """Number of classes; None: found in the training masks."""
@@ -52,24 +52,22 @@ class SegmentationOptions:
     """Whether class 0 means nothing and the others count from 1; None: for ADE20k."""
     ignore: int | None = STORED_IGNORE
     """The value of masks that means nothing; None: every value is a class."""
-    dataset: str | None = None
-    """One of `mask_checks.DATASETS`; None: known by what the folder holds."""
+    dataset: MaskDataset | None = None
+    """None: known by what the folder holds."""
     view: SegmentationView = field(default_factory=SegmentationView)
     head: HeadRecipe = ADE20K_RECIPE
 
 
-def evaluate_segmentation(
-    model: str, data: Path, options: DenseOptions, own: SegmentationOptions | None = None, on_event: OnEvent = ignore_event
-) -> dict[str, Any]:
+def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """mIoU, pixel accuracy and IoU by class in percent on the validation split, `best_miou` of all measurements; kept beside the model."""
-    own = own or SegmentationOptions()
-    view = own.view if options.size_px is None else replace(own.view, size_px=options.size_px, stride_px=options.size_px * 2 // 3)
-    subject, recipe = open_dense_model(model, options), options.recipe(own.head)
+    data, view = options.data, options.view
+    view = view if options.size_px is None else replace(view, size_px=options.size_px, stride_px=options.size_px * 2 // 3)
+    subject, recipe = open_dense_model(options), options.recipe(options.head)
     pairs = {split: segmentation_pairs(data, split) for split in ("train", "val")}
-    masks = check_masks(data, pairs, own.classes, own.zero_is_ignored, own.ignore, own.dataset, on_event)
+    masks = check_masks(data, pairs, options.classes, options.zero_is_ignored, options.ignore, options.dataset, on_event)
     protocol = {
         **(OFFICIAL if options.official else {}),
-        "classes": masks.classes, "zero_is_ignored": masks.zero_is_ignored, "ignore": own.ignore, "view": asdict(view),
+        "classes": masks.classes, "zero_is_ignored": masks.zero_is_ignored, "ignore": options.ignore, "view": asdict(view),
         "head": {"dropout": _DROPOUT, "batch_norm": True, **recipe.identity()},
     }  # fmt: skip
     evaluation = DenseEvaluation(
@@ -99,7 +97,7 @@ def _measure(
 
     for done, pair in enumerate(pairs, start=1):
         picture, mask = _read(pair, masks)
-        logits = slide(resize_shorter(picture, view.size_px), predict, view.size_px, view.stride_px)
-        confusion.add(mask, classes_at(logits, *mask.shape))
+        logits = slide_inference(resize_shorter(picture, view.size_px), predict, view.size_px, view.stride_px)
+        confusion.add(mask, upsampled_argmax(logits, *mask.shape))
         say(done)
     return confusion.metrics()

@@ -19,24 +19,28 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import digest, file_sha256
 from ...storage.store import FeatureStore
 from ...student.export.adapter_chain import AdapterChain, write_chain
-from ...student.export.lineage import read_record, targets_of
+from ...student.export.lineage import read_record, read_targets
 from ...student.probes.knn import Embeddings
-from ...student.probes.zero_shot import classified, classifier, percent_right, read_descriptions
+from ...student.probes.zero_shot import build_classifier, class_cosines, read_descriptions, top_k_accuracy
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
 from .knn import evaluated, say_distilled_on
-from .labelled_features import WHOLE, EvaluationSize, Split, open_data, read_upright
+from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright
 from .models import CachedModel, Model, open_subject
 from .split_checks import digests_of, refuse_one_class
 
 _MAPPED_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
-class ZeroShotOptions:
-    """What the images are compared with, and how they get there."""
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotOptions(EvaluatedImages):
+    """Which model's images are compared with which texts, and how they get there."""
 
+    model: str
+    """A run's folder, an exported folder, a checkpoint file, a teacher, or a feature set (read, not computed)."""
+    data: str
+    """Dataset of the store, folder or Parquet files that is classified."""
     text: Path
     """Folder of the text tower."""
     classes: Path | None = None
@@ -45,10 +49,14 @@ class ZeroShotOptions:
     """The teacher whose space the adapters lead to; None: the only one that they know."""
     proxy: Path | None = None
     """The proxy's run."""
-    size: EvaluationSize = WHOLE
+    store: str | None = None
+    """Folder or URL of the feature store; None: the evaluations' own below $EUPE_PIPELINE_HOME."""
     weights: Path | None = None
+    """A named teacher's weight file."""
     out: Path | None = None
+    """Folder that keeps the result; None: the model's own."""
     dry_run: bool = False
+    """Only say by what protocol, and where the result would be kept."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,11 @@ class _Way:
         return torch.cat(found)
 
 
-def evaluate_zero_shot(
-    model: str, store: FeatureStore, data: str, options: ZeroShotOptions, on_event: OnEvent = ignore_event
-) -> dict[str, Any]:
+def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Top-1 and top-5 accuracy in percent over a labelled dataset; kept in the model's folder."""
-    subject = open_subject(model, store, size_px=options.size.size_px, weights=options.weights, out=options.out)
-    split = Split(subject, store, open_data(store, data, on_event), options.size, options.size.test_images, "test")
+    store = open_store(options.store)
+    subject = open_subject(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
+    split = Split(subject, store, open_data(store, options.data, on_event), options, options.test_images, "test")
     tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes)
     labels, way = split.dataset.label_names, _way(subject, store, options)
     refuse_one_class(split.dataset, labels)
@@ -94,15 +101,17 @@ def evaluate_zero_shot(
         "classes": len(labels), "way": way.identity, "teacher": way.teacher,
     }  # fmt: skip
     if options.dry_run:
-        return {"dry_run": True, "model": model, "folder": str(subject.folder), "protocol": protocol}
+        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
 
     def compute() -> dict[str, Any]:
         found = split.features(labels, on_event)
         if not labels or found.labels.min(initial=0) < 0:
             raise BadInput("zero-shot classification is measured on images with labels; index a source whose folders name the class")
-        cosine_NK = classified(_projected(way.go(found.embeddings), tower, way.kind), classifier(labels, descriptions, tower.embed))
+        cosine_NK = class_cosines(
+            _projected(way.go(found.embeddings), tower, way.kind), build_classifier(labels, descriptions, tower.embed)
+        )
         truth = torch.from_numpy(found.labels)
-        tops = {f"top{top}": percent_right(cosine_NK, truth, top) for top in (1, 5)}
+        tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
         return {**tops, **read_upright(split.dataset), "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", subject, protocol, compute, on_event)
@@ -126,7 +135,7 @@ def _way(subject: Model | CachedModel, store: FeatureStore, options: ZeroShotOpt
         with tempfile.TemporaryDirectory() as written:
             write_chain(folder, options.proxy, store, Path(written))
             runs = [folder] if options.proxy is None else [folder, options.proxy]
-            return _through(Path(written), options.teacher, {name: one for run in runs for name, one in targets_of(run).items()})
+            return _through(Path(written), options.teacher, {name: one for run in runs for name, one in read_targets(run).items()})
     if options.teacher is not None:
         raise BadInput(f"{subject.name} has no adapters that could lead to {options.teacher}; export it with --adapters, or give its run")
     return _Way(None, None, own, None)

@@ -53,13 +53,13 @@ class _Plan:
         return found
 
 
-def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Make the store hold complete feature sets of the teachers over the views; returns a JSON-able summary.
 
     Raises `BadInput` for what the user must change, `CacheMismatch` for images or teachers that changed, and `Interrupted` when it was
     stopped with its state kept.
     """
-    store = FeatureStore.open(store_url)
+    store = FeatureStore.open(options.store)
     if options.dry_run:
         store = FeatureStore(Rehearsal(store.objects))
     dataset = store.dataset(options.data)
@@ -71,7 +71,7 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
         on_event({"event": "warning", "text": text})
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     if options.dry_run:
-        return _dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event)
+        return {**_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event), **options.told()}
     for spec in specs:
         if spec.source is not None:
             weights = None if spec.weights_path == spec.source.path else spec.weights_path.absolute()
@@ -81,7 +81,7 @@ def extract_features(store_url: str, options: ExtractOptions, on_event: OnEvent 
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
     orders = [work_order(store, views, group, options, chosen) for group in groups]
-    return together([_extract_group(store, views, order, options, on_event) for order in orders])
+    return {**together([_extract_group(store, views, order, options, on_event) for order in orders]), **options.told()}
 
 
 def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from ...storage.core.errors import BadInput, CacheMismatch
 from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields
 from ...storage.features.features import FeatureReader
-from ...storage.features.phis import Covariance
-from ...storage.features.statistics import Moments, Statistics
+from ...storage.features.statistics import NORMALISATIONS, Statistics
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.registry.spec import TeacherSpec
@@ -67,8 +66,8 @@ class Normalisation:
         return [name for name in self.specs if name not in self.known]
 
     def _measured_on(self, name: str) -> dict[str, Any]:
-        other = {} if self.method == "mean-std" else {"method": self.method}
-        return {"teacher": self.specs[name].identity(), "views": self.views.digest, "sample": self.sampling[name], **other}
+        recorded = NORMALISATIONS[self.method].recorded
+        return {"teacher": self.specs[name].identity(), "views": self.views.digest, "sample": self.sampling[name], **recorded}
 
     def _borrow(self, reader: FeatureReader) -> None:
         """Take a feature set's statistics for the teacher that made it, at whatever input size and precision."""
@@ -131,12 +130,7 @@ class _InOrder:
         """Frozen statistics of one teacher; raises `BadInput` when no image could be decoded, or PHI-S has no matrix for the width."""
         if name not in self._sums:
             raise BadInput("none of the sampled images can be decoded; look at the source, then index it again")
-        cls, patch = self._sums[name]
-        if isinstance(patch, Covariance):
-            assert cls is None or isinstance(cls, Covariance)
-            return Statistics.from_covariances(cls, patch, self._views)
-        assert cls is None or isinstance(cls, Moments)
-        return Statistics.from_moments(cls, patch, self._views)
+        return NORMALISATIONS[self._method].freeze(*self._sums[name], self._views)
 
 
 def _merge(into: tuple[Measure | None, Measure], cls: Measure | None, patch: Measure) -> tuple[Measure | None, Measure]:

@@ -1,9 +1,12 @@
-"""What a user asks of an extraction: plain data, checked where it is made."""
+"""What a user asks of an extraction: plain data from the command line or a notebook to the workers, checked where it is made."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from ...storage.core.choices import NORMALISATIONS
+from ...storage.core.choices import NORMALISATIONS, Codec, Constants, Normalisation, Precision
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.views.view_set import DEFAULT_IMAGES_PER_SHARD
 from ...storage.views.view_spec import ViewSpec
@@ -15,37 +18,64 @@ class TeacherRequest:
     """A teacher as the user asked for it: a name or a run's folder, and what overrides its own facts."""
 
     name: str
-    weights: Any = None  # Path or None
+    weights: Path | None = None
+    """Weight file; None: the weights folder."""
     size_px: int | None = None
-    device: str | None = None  # of its worker's: cpu, cuda:0, cuda:1; None: chosen
-    spec: TeacherSpec | None = None  # already decided, as another feature set has it; the options' precision and constants do not count
+    """Input size; None: its own."""
+    device: str | None = None
+    """Of its worker's: cpu, cuda:0, cuda:1; None: chosen."""
+    spec: TeacherSpec | None = None
+    """Already decided, as another feature set has it; the options' precision and constants do not count."""
 
 
 @dataclass(frozen=True)
 class ExtractOptions:
     """What to extract and how; the defaults are ours."""
 
+    store: str
+    """Folder or URL of the feature store."""
     data: str
+    """Dataset of the store, by name or key."""
     teachers: tuple[TeacherRequest, ...]
     views: ViewSpec = field(default_factory=ViewSpec)
+    """Which views of each image are drawn."""
     images_per_shard: int = DEFAULT_IMAGES_PER_SHARD
-    codec: str = "int8"
-    tokens_per_view: int | None = None  # patch tokens, at recorded random places; None: all
-    grid: tuple[int, int] | None = None  # of the stored tokens; None: each teacher's own
-    constants: str = "own"  # or "imagenet": its mean and std for every teacher, as the paper has it
-    allow_random_weights: bool = False  # where no weights are found; for trials, and said in the identity
-    precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device has it
-    statistics_batches: int = 500  # of 32 views
-    normalisation: str = "mean-std"  # the paper's; or "phi-s"
-    statistics_from: tuple[str, ...] = ()  # feature sets whose statistics are used again
-    batch_size: int | None = 32  # views in one forward; None: found by trying
-    workers: int | None = None  # None: one a GPU, or one a core, or as many as a cluster holds; 0: in this process
-    num_gpus: float = 1.0  # of one worker; with two and more the teachers are dealt out over them
-    compile: bool = False  # teachers through torch.compile
-    teachers_at_once: int | None = None  # None: all; fewer need less memory and decode each image more often
-    address: str | None = None  # of a Ray cluster
+    codec: Codec = "int8"
+    """How patch tokens are stored."""
+    tokens_per_view: int | None = None
+    """Patch tokens, at recorded random positions; None: all."""
+    grid: tuple[int, int] | None = None
+    """Of the stored tokens; None: each teacher's own."""
+    constants: Constants = "own"
+    """Mean and std of the input: each teacher's own, or ImageNet's for all, as the paper has it."""
+    allow_random_weights: bool = False
+    """Where no weights are found; for trials, and said in the identity."""
+    precision: Precision = "fp32"
+    """auto: bf16 where the device has it."""
+    statistics_batches: int = 500
+    """Of 32 views, that mean and std are measured on."""
+    normalisation: Normalisation = "mean-std"
+    """The paper's; or "phi-s"."""
+    statistics_from: tuple[str, ...] = ()
+    """Feature sets whose statistics are used again."""
+    batch_size: int | None = 32
+    """Views in one forward; None: found by trying."""
+    workers: int | None = None
+    """None: one a GPU, or one a core, or as many as a cluster holds; 0: in this process."""
+    num_gpus: float = 1.0
+    """Of one worker; with two and more the teachers are dealt out over them."""
+    compile: bool = False
+    """Teachers through torch.compile."""
+    teachers_at_once: int | None = None
+    """None: all; fewer need less memory and decode each image more often."""
+    address: str | None = None
+    """Of a Ray cluster; None: one is started on this machine."""
     max_bad_share: float = 0.001
+    """Stop when more than this share of the images cannot be read."""
     dry_run: bool = False
+    """Say what would be done, and do nothing."""
+    view_values: Mapping[str, Mapping[str, object]] | None = None
+    """Where each value of `views` comes from, for the summary of an extraction by a recipe."""
 
     def __post_init__(self) -> None:
         counts = {"batch size": self.batch_size, "statistics batches": self.statistics_batches, "teachers at once": self.teachers_at_once}
@@ -54,3 +84,20 @@ class ExtractOptions:
             raise unknown_name("normalisation", self.normalisation, NORMALISATIONS)
         if bad or self.num_gpus <= 0:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
+
+    def told(self) -> dict[str, Any]:
+        """Return what a summary says of where the views' values come from; {} without a recipe."""
+        return {} if self.view_values is None else {"view_values": self.view_values}
+
+
+def teacher_requests(
+    teachers: Sequence[str], sizes: Mapping[str, int] = MappingProxyType({}), weights: Mapping[str, Path | str] = MappingProxyType({}),
+    devices: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[TeacherRequest, ...]:  # fmt: skip
+    """Return the teachers with the sizes, weight files and devices that are given by name; raises BadInput for a name of none of them."""
+    for option, named in (("--teacher-size", sizes), ("--weights", weights), ("--teacher-device", devices)):
+        stray = sorted(set(named) - set(teachers))
+        if stray:
+            raise BadInput(f"{option} names {stray[0]!r}, which is not among the teachers of this command: {', '.join(teachers)}")
+    paths = {teacher: Path(path) for teacher, path in weights.items()}
+    return tuple(TeacherRequest(name, paths.get(name), sizes.get(name), devices.get(name)) for name in teachers)

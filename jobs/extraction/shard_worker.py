@@ -23,10 +23,10 @@ from ...storage.core.errors import CacheDamaged, Interrupted
 from ...storage.features.features import FeatureReader, TokenRows, refuse_tokens
 from ...storage.features.phis import Covariance
 from ...storage.features.sampling import Positions
-from ...storage.features.statistics import Moments
+from ...storage.features.statistics import NORMALISATIONS, Moments
 from ...storage.sources.decode import BadImage, Pixels
 from ...storage.store import FeatureStore
-from ...storage.views.photometric import SEEN_BY
+from ...storage.views.photometric import MODES
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import Views, cut, resize
 from ...teachers.encoders.tokens import Tokens
@@ -132,7 +132,7 @@ class ShardWorker:
         with self._turn:
             arriving = self._forward(name, pixels_BHWC, photometric_BP, lambda tokens: StoredTokens(*tokens))
         tokens = arriving.wait()
-        spec, measure = self._spec(name), measure_of(self.order.normalisation)
+        spec, measure = self._spec(name), NORMALISATIONS[self.order.normalisation].measure
         patch = measure(spec.patch_dim)
         patch.update(tokens.patch.numpy())
         if tokens.cls_BD is None or spec.cls_dim is None:
@@ -148,7 +148,7 @@ class ShardWorker:
         self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32], share: Callable[[Tokens], StoredTokens]
     ) -> Arriving:
         """The share that is wanted of the raw fp32 tokens of the views as teachers see them, on its way to the host."""
-        teacher, distorted = self.teachers[name], "teacher" in SEEN_BY[self.views.spec.photometric]
+        teacher, distorted = self.teachers[name], MODES[self.views.spec.photometric].seen_by_teacher
         return compute(lambda: share(teacher(pixels_BHWC, photometric_BP if distorted else None)), teacher.teacher.device)
 
     def do_shard(self, shard: int, feature_keys: Mapping[str, str]) -> ShardReport:
@@ -270,11 +270,6 @@ class ShardWorker:
                 record = target.reader.commit_shard(report.shard, target.buffer, failed, views_record.digest)
                 report.bytes += sum(entry.bytes for entry in record.objects.values())
                 report.failed |= target.refused
-
-
-def measure_of(normalisation: str) -> type[Moments] | type[Covariance]:
-    """What is measured for a normalisation."""
-    return Covariance if normalisation == "phi-s" else Moments
 
 
 def _finish(encoding: Future[None] | None) -> None:

@@ -7,6 +7,7 @@ fresh forward over a fixed random sample of views, in the normalised space that 
 """
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,22 +42,43 @@ def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> Teacher
     return recorded_teacher(reader) if request is None else recorded_teacher(reader, request.name, request.weights)
 
 
-def repair_features(
-    store_url: str,
-    key: str | None = None,
-    *,
-    teacher: TeacherRequest | None = None,
-    on_event: OnEvent = ignore_event,
-    dry_run: bool = False,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RepairOptions:
+    """What is mended: a store, or what one feature set needs."""
+
+    store: str
+    """Folder or URL of the feature store."""
+    key: str | None = None
+    """The feature set, by name or key; None: everything."""
+    teacher: TeacherRequest | None = None
+    """The teacher that made the set; None: found by the set's name."""
+    dry_run: bool = False
+    """Say what would be mended, and mend nothing."""
+
+
+@dataclass(frozen=True)
+class FidelityOptions:
+    """Of which feature set a sample is compared with fresh tokens."""
+
+    store: str
+    """Folder or URL of the feature store."""
+    key: str
+    """The feature set, by name or key."""
+    teacher: TeacherRequest | None = None
+    """The teacher that made the set; None: found by the set's name."""
+    sample: int = 64
+    """Views that are computed again."""
+
+
+def repair_features(options: RepairOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Find all damage of a store, or of what one feature set needs, and mend what can be mended; returns what is and what is not.
 
     Nothing that is whole is touched. Raises `CacheMismatch` for a given teacher that did not make the set, before anything is done.
     """
-    store = FeatureStore.open_damaged(store_url)
+    teacher, dry_run, store = options.teacher, options.dry_run, FeatureStore.open_damaged(options.store)
     if dry_run:
         store = FeatureStore(Rehearsal(store.objects))
-    whole = None if key is None else store.features_key(key)
+    whole = None if options.key is None else store.features_key(options.key)
     if teacher is not None and whole is not None:
         with contextlib.suppress(CacheDamaged, StoreUnavailable):  # looked at again when its files are whole
             teacher_of(store.features(whole), teacher)
@@ -85,13 +107,13 @@ def _told(examiner: Examiner, key: str | None, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def fidelity(store_url: str, key: str, *, teacher: TeacherRequest | None = None, sample: int = 64) -> dict[str, Any]:
-    """Cosine of stored against fresh tokens over `sample` views: mean, 1st percentile and least, for class and patch tokens.
+def fidelity(options: FidelityOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """Cosine of stored against fresh tokens over a sample of views: mean, 1st percentile and least, for class and patch tokens.
 
     Of a set that is not complete, the views that are there; raises `BadInput` where none of the sampled ones is.
     """
-    reader = FeatureStore.open(store_url).features(key)
-    spec = teacher_of(reader, teacher)
+    reader, sample = FeatureStore.open(options.store).features(options.key), options.sample
+    spec = teacher_of(reader, options.teacher)
     chosen = np.sort(np.random.Generator(np.random.Philox(key=_SEED)).choice(reader.rows, min(sample, reader.rows), replace=False))
     there = chosen[reader.group.committed_mask()[chosen // reader.group.shard_rows]]
     rows = np.setdiff1d(there, reader.failed_rows())

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...storage.objects.atomic_files import make_folder
 from ...storage.core.errors import BadInput
+from ...storage.objects.atomic_files import make_folder
 
 WAIT_S = 10.0  # for a group of ranks that is being started again while its old first rank dies
 _POLL_S = 0.1

@@ -9,13 +9,12 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from ...storage.core.errors import BadInput, StoreUnavailable
-from ...storage.upkeep.leases import LEASE_SECONDS, Lease, holders
+from ...storage.core.events import OnEvent
 from ...storage.store import FeatureStore
-from ...storage.core.events import Event, OnEvent
+from ...storage.upkeep.leases import LEASE_SECONDS, Lease, holders
 
 EXTRACTION = "extract"
 _RENEW_S = LEASE_SECONDS / 6

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...storage.objects.atomic_files import refusals, replace_folder, write_atomically
 from ...storage.core.errors import CacheDamaged
 from ...storage.core.identity import file_sha256
+from ...storage.objects.atomic_files import refusals, replace_folder, write_atomically
 from ...storage.objects.objects import Objects
 
 Manifest = Mapping[str, Mapping[str, Any]]

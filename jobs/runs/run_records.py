@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...storage.objects.atomic_files import write_atomically
 from ...storage.core.errors import BadInput
+from ...storage.objects.atomic_files import write_atomically
 from ...storage.objects.objects import Objects, open_objects
 from .remote_run import MANIFEST, RunCopy
 

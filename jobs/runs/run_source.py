@@ -8,12 +8,12 @@ that was altered on the disk is found and replaced. Checkpoints stay where they 
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...storage.objects.atomic_files import write_atomically
 from ...storage.core.cache_home import cache_home
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import digest, file_sha256, short
-from ...storage.objects.objects import open_objects
 from ...storage.core.urls import is_url
+from ...storage.objects.atomic_files import write_atomically
+from ...storage.objects.objects import open_objects
 from ...student.export.lineage import PARTS
 from ...student.model.ranks import Ranks
 from .remote_run import Manifest, RunCopy
@@ -54,7 +54,7 @@ def fetch_once(runs: Iterable[str], ranks: Ranks) -> None:
         for run in remote:
             run_at_hand(run)
     if remote:
-        ranks.wait()
+        ranks.barrier()
 
 
 def _fetch_record(copy: RunCopy, record: str, home: Path) -> None:

@@ -21,16 +21,16 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ...storage.objects.atomic_files import TEMPORARY_PREFIX, replace_folder, write_atomically
 from ...storage.core.cache_home import cache_home
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from ...storage.core.identity import canonical_json, digest, short
+from ...storage.objects.atomic_files import TEMPORARY_PREFIX, replace_folder, write_atomically
 from ...storage.objects.objects import Objects, open_objects
-from ...student.training.checkpoint import step_of
 from ...student.model.ranks import Ranks
+from ...student.training.checkpoint import step_in_name
 from .remote_run import MANIFEST, RUN_ID, Manifest, RunCopy
 from .upload_thread import uploading
-from ...storage.core.events import OnEvent
 
 _LAST = "summary.json"
 _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put as a whole
@@ -50,7 +50,7 @@ def mirrored(url: str, ranks: Ranks, on_event: OnEvent) -> Iterator[tuple[Path, 
     mirror = RunMirror(open_objects(url), local_copy(url))
     if ranks.first:
         mirror.pull()
-    ranks.wait()
+    ranks.barrier()
     if not ranks.first:  # on another machine; beside the first rank there is nothing to do
         mirror.pull()
         yield mirror.home, on_event
@@ -126,7 +126,7 @@ class RunMirror:
                 folders.append(own)
             else:
                 singles += [f"{own}/{name}".removeprefix("./") for name in names if not name.startswith(TEMPORARY_PREFIX)]
-        return singles, sorted(folders, key=lambda name: (step_of(name) is None, step_of(name) or 0, name))
+        return singles, sorted(folders, key=lambda name: (step_in_name(name) is None, step_in_name(name) or 0, name))
 
     def _put_single(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -175,7 +175,7 @@ class RunMirror:
 
 def _newest(folders: Sequence[str]) -> int:
     """The step of the newest checkpoint, -1 without one."""
-    return max((step for name in folders if (step := step_of(name)) is not None), default=-1)
+    return max((step for name in folders if (step := step_in_name(name)) is not None), default=-1)
 
 
 def _opened(folder: Path, stack: contextlib.ExitStack) -> tuple[tuple[int, int], Mapping[str, BufferedReader]]:

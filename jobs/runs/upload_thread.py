@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...storage.core.errors import Interrupted, StoreUnavailable
 from ...storage.core.events import Event, OnEvent

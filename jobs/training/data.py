@@ -19,6 +19,7 @@ from ...storage.core.identity import differing_fields
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
+from ...storage.views.photometric import MODES
 from ...storage.views.view_set import ViewSet
 from ...student.data.following import POLL_S, FollowedOrder
 from ...student.data.joined import AnyViews, JoinedTargets, JoinedViews
@@ -163,7 +164,7 @@ def _refuse_different(first: Part, other: Part) -> None:
 def _decisive(reader: FeatureReader) -> dict[str, Any]:
     """What feature sets of one mixture must share."""
     spec = reader.views.spec
-    distortion = spec.distortion.identity() if spec.photometric != "none" else None
+    distortion = spec.distortion.identity() if MODES[spec.photometric].distorts else None
     return {
         "teacher": reader.identity["teacher"],
         "layout": reader.identity["layout"],

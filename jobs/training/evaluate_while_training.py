@@ -10,12 +10,11 @@ the student.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
@@ -25,32 +24,9 @@ from ...student.probes.online_knn import HeldOut, evaluate_student
 from ...student.training.learner import Learner
 from ..evaluation.labelled_features import Int64s, sample_images
 from ..evaluation.split_checks import check_overlap, digests_of, refuse_one_class
-
-EVALUATIONS = ("knn",)
+from .options import Watch
 
 AfterStep = Callable[[Sequence[Learner], int], None]
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What is evaluated, how often, on what; raises BadInput on values that cannot be."""
-
-    evaluation: str
-    """One of EVALUATIONS."""
-    every: int
-    """Steps between two evaluations; the last step is always evaluated."""
-    data: str
-    """A labelled dataset of the store that is not trained on."""
-    images: int = 2000
-    """Sampled images; half of them are the neighbours."""
-    allow_overlap: bool = False
-    """Images that are trained on as well are said instead of refused."""
-
-    def __post_init__(self) -> None:
-        if self.evaluation not in EVALUATIONS:
-            raise unknown_name("evaluation during training", self.evaluation, EVALUATIONS)
-        if self.every < 1 or self.images < 20:
-            raise BadInput(f"an evaluation needs every ≥ 1 and images ≥ 20 (ten neighbours), got {self.every} and {self.images}")
 
 
 def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> AfterStep:
@@ -78,7 +54,7 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_o
                 learner.metrics.write({"step": done, **found})
                 on_event({"event": "evaluation", "step": done, "student": learner.name, **found})
                 on_event({"event": "note", "text": _words(done, learner.name, found)})
-        ranks.wait()
+        ranks.barrier()
 
     return after_step
 

@@ -10,8 +10,9 @@ statistics and distortions, or the two could not be mixed. The teachers must be 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+from ...storage.core.choices import Codec
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
@@ -46,7 +47,7 @@ def fill_missing(
     known: dict[str, str] = {}  # feature set by name, of the first dataset: whose statistics the others take over
     for data in datasets:
         spec = replace(views or ViewSpec(), views_per_image=views_per_image)
-        options = ExtractOptions(data, (), spec, workers=0, allow_random_weights=allow_random_weights)
+        options = ExtractOptions(store.url, data, (), spec, workers=0, allow_random_weights=allow_random_weights)
         computed[data] = _fill_dataset(store, requests, options, known, on_event)
     return {"computed_shards": computed}
 
@@ -69,7 +70,7 @@ def _fill_dataset(
     for begun, wanted_together in _by_layout(absent, alike, options):
         teachers = tuple(_as_made(absent[wanted], alike.get(wanted)) for wanted in wanted_together)
         borrowed = tuple(known[wanted] for wanted in wanted_together if wanted in known)
-        summary = extract_features(store.url, replace(begun, teachers=teachers, statistics_from=borrowed), on_event)
+        summary = extract_features(replace(begun, teachers=teachers, statistics_from=borrowed), on_event)
         count, made = count + summary["shards"] * len(teachers), made | summary["features"]
     for wanted in requests:
         reader = over(store, wanted, dataset)
@@ -92,7 +93,9 @@ def _by_layout(
     for wanted in absent:
         layout = alike[wanted].layout if wanted in alike else None
         grid = None if layout is None or layout.resampled_from is None else layout.grid
-        own = options if layout is None else replace(options, codec=layout.codec, tokens_per_view=layout.tokens_per_view, grid=grid)
+        own = options
+        if layout is not None:
+            own = replace(options, codec=cast(Codec, layout.codec), tokens_per_view=layout.tokens_per_view, grid=grid)
         group = next((names for begun, names in groups if begun == own), None)
         if group is None:
             groups.append((own, [wanted]))

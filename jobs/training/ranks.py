@@ -11,64 +11,26 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.stop_signals import on_stop
-from ...storage.core.urls import absolute, is_url
-from ...storage.store import FeatureStore
+from ...storage.core.urls import is_url
 from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
 from ..extraction.pool import GIVE_UP_AFTER_S, SAY_AFTER_S, room_text
 from ..ray_session import ray_session
 from ..runs.upload import local_copy
 from .data import open_parts
-from .evaluate_while_training import Watch
-from .train import absolute_places, train
+from .options import TrainOptions
+from .train import train_in_process
 
 MAX_RESTARTS = 3
 _POLL_S = 0.2
 _STOP_POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class TrainOrder:
-    """All that a rank needs to know; the fields are `train`'s arguments, the store by its URL.
-
-    Places become absolute here: Ray Train runs its ranks in a folder of its own.
-    """
-
-    recipe: TrainRecipe
-    store: str
-    features: Sequence[str]
-    data: str
-    out: Path | str
-    proxy: Path | str | None = None
-    live_teachers: Sequence[str] = ()
-    students: Sequence[str] = ()
-    origins: Mapping[str, str] = field(default_factory=dict)
-    allow_random_weights: bool = False
-    follow_s: float | None = None
-    shard_cache: Path | None = None
-    watch: Watch | None = None
-
-    def __post_init__(self) -> None:
-        live = [str(self.proxy)] if self.proxy is not None else self.live_teachers
-        recipe, out, live = absolute_places(self.recipe, self.out, live)
-        placed: dict[str, Any] = {
-            "recipe": recipe,
-            "store": absolute(self.store),
-            "out": out,
-            "proxy": live[0] if self.proxy is not None else None,
-            "live_teachers": self.live_teachers if self.proxy is not None else live,
-            "shard_cache": None if self.shard_cache is None else Path(absolute(str(self.shard_cache))),
-        }
-        for name, value in placed.items():
-            object.__setattr__(self, name, value)  # frozen for everybody else
 
 
 class _Board:
@@ -96,15 +58,16 @@ class _Board:
         return self._over
 
 
-def train_on_workers(order: TrainOrder, workers: int, *, address: str | None = None, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Train with `workers` ranks and return the summary as `train` does; raises what it raises, `EupeError` after too many deaths."""
-    rank_span(order.recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
-    open_parts(FeatureStore.open(order.store), order.features, order.data, order.recipe.data.shares, complete=order.follow_s is None)
-    with ray_session(address, workers) as ray:
-        _await_room(ray, workers, _wants_cuda(order.recipe), on_event)
+def train_on_workers(options: TrainOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """Train with `options.workers` ranks; returns and raises what `train_in_process` does, `EupeError` after too many deaths."""
+    recipe, workers = options.recipe, options.workers
+    rank_span(recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
+    open_parts(options.open_store(), options.features, options.data, recipe.data.shares, complete=options.complete)
+    with ray_session(options.address, workers) as ray:
+        _await_room(ray, workers, _wants_cuda(recipe), on_event)
         board = ray.remote(_Board).options(num_cpus=0).remote()
         try:
-            return _run(ray, board, order, workers, on_event)
+            return _run(ray, board, options, on_event)
         finally:
             ray.kill(board)
 
@@ -124,10 +87,10 @@ def _await_room(ray: Any, workers: int, on_cuda: bool, on_event: OnEvent) -> Non
         time.sleep(_POLL_S)
 
 
-def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEvent) -> dict[str, Any]:
-    out = local_copy(str(order.out)) if is_url(order.out) else Path(order.out)
+def _run(ray: Any, board: Any, options: TrainOptions, on_event: OnEvent) -> dict[str, Any]:
+    out = local_copy(str(options.out)) if is_url(options.out) else Path(options.out)
     scratch = out.parent / f".{out.name}.ray"
-    group = _Group(order, workers, board, scratch)
+    group = _Group(options, board, scratch)
     results: list[Any] = []
     stop = threading.Event()
     try:
@@ -145,7 +108,7 @@ def _run(ray: Any, board: Any, order: TrainOrder, workers: int, on_event: OnEven
                 time.sleep(_POLL_S)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return _outcome(results, group.error, workers)
+    return _outcome(results, group.error, options.workers)
 
 
 def _outcome(results: Sequence[Any], error: BaseException | None, workers: int) -> dict[str, Any]:
@@ -166,9 +129,9 @@ def _outcome(results: Sequence[Any], error: BaseException | None, workers: int) 
 class _Group(threading.Thread):
     """Ray Train's `fit`, which blocks, beside the main thread, which must hear signals."""
 
-    def __init__(self, order: TrainOrder, workers: int, board: Any, scratch: Path) -> None:
+    def __init__(self, options: TrainOptions, board: Any, scratch: Path) -> None:
         super().__init__(daemon=True, name="ray-train")
-        self.order, self.workers, self.board, self.scratch = order, workers, board, scratch
+        self.options, self.board, self.scratch = options, board, scratch
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -182,12 +145,12 @@ class _Group(threading.Thread):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        on_cuda = _wants_cuda(self.order.recipe)
+        on_cuda = _wants_cuda(self.options.recipe)
         TorchTrainer(
             _rank,
-            train_loop_config={"order": self.order, "board": self.board, "host": socket.gethostname()},
+            train_loop_config={"options": self.options, "board": self.board, "host": socket.gethostname()},
             torch_config=TorchConfig(backend="nccl" if on_cuda else "gloo"),
-            scaling_config=ScalingConfig(num_workers=self.workers, use_gpu=on_cuda, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(num_workers=self.options.workers, use_gpu=on_cuda, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(name="ranks", storage_path=str(self.scratch), failure_config=FailureConfig(max_failures=MAX_RESTARTS)),
         ).fit()
 
@@ -204,7 +167,7 @@ def _rank(config: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    order, board = config["order"], config["board"]
+    options, board = config["options"], config["board"]
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     if ray.get(board.over.remote()):
@@ -217,7 +180,7 @@ def _rank(config: dict[str, Any]) -> None:
 
     tell("event", {"event": "rank", "rank": ranks.number, "ranks": ranks.count, "pid": os.getpid(), "host": socket.gethostname()})
     try:
-        summary = _train(order, ranks, lambda event: tell("event", event), lambda: bool(ray.get(board.stop_asked.remote())))
+        summary = _train(options, ranks, lambda event: tell("event", event), lambda: bool(ray.get(board.stop_asked.remote())))
     except EupeError as error:
         host = socket.gethostname()
         tell("error", error if host == config["host"] else type(error)(f"on node {host}: {error}"))
@@ -228,7 +191,7 @@ def _rank(config: dict[str, Any]) -> None:
     ray.get(told)
 
 
-def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callable[[], bool]) -> dict[str, Any]:
+def _train(options: TrainOptions, ranks: Ranks, on_event: OnEvent, ask_stop: Callable[[], bool]) -> dict[str, Any]:
     last_asked = time.monotonic()
 
     def stop_asked() -> bool:
@@ -238,9 +201,4 @@ def _train(order: TrainOrder, ranks: Ranks, on_event: OnEvent, ask_stop: Callabl
         last_asked = time.monotonic()
         return ask_stop()
 
-    return train(
-        order.recipe, FeatureStore.open(order.store, shard_cache=order.shard_cache), order.features, data=order.data, out=order.out,
-        proxy=order.proxy, live_teachers=order.live_teachers, students=order.students, origins=order.origins, on_event=on_event,
-        ranks=ranks, stop_asked=stop_asked, allow_random_weights=order.allow_random_weights, follow_s=order.follow_s,
-        watch=order.watch,
-    )  # fmt: skip
+    return train_in_process(options, on_event, ranks=ranks, stop_asked=stop_asked)

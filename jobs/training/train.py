@@ -1,9 +1,9 @@
 """Training in this process: from a recipe, a store and feature sets to a run folder, or to one for each of several students.
 
-Everything that could make a cached target wrong is checked before the first step: which feature sets go together (`train_data`), that a
+Everything that could make a cached target wrong is checked before the first step: which feature sets go together (`data`), that a
 live teacher is the one whose tokens were cached (its statistics normalise it), that images still decode as they did (`start_checks`), and
 that a run which stands in the folder was begun with the same recipe and targets. A lease keeps the sets from being pruned. Then the
-trainer runs here, alone or as one of several ranks (`train_ranks` starts those); a finished run is not trained again. A student's random
+trainer runs here, alone or as one of several ranks (`ranks` starts those); a finished run is not trained again. A student's random
 weights come from the recipe's seed alone, whatever else is trained beside it.
 """
 
@@ -19,21 +19,21 @@ import torch
 from ...storage.core.errors import BadInput, CacheMismatch
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256
-from ...storage.core.urls import absolute, is_url, require_utf8
+from ...storage.core.urls import is_url, require_utf8
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...student.data.prefetch import prefetch_of
 from ...student.data.targets import LiveTargets, TargetSource
 from ...student.model.draws import step_seed
 from ...student.model.ranks import ALONE, Ranks
-from ...student.model.recipe import BEFORE, TrainRecipe
-from ...student.model.student import Student, TargetSpec, refuse_other_grids
+from ...student.model.recipe import LEGACY_VALUES, TrainRecipe
+from ...student.model.student import Student, TargetSpec, refuse_unequal_grids
 from ...student.training.learner import Learner
 from ...student.training.run_folder import RunFolder, load_model, save_model
 from ...student.training.trainer import Trainer
 from ...teachers.encoders.build import build_encoder, try_sizes
 from ...teachers.encoders.regularity import set_drop_path, set_recompute, set_rope_draws, shrink_with_depth
-from ...teachers.registry.resolve import absolute_name, load_teacher
+from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
 from ..repair.recorded_teacher import recorded_teacher
@@ -42,73 +42,55 @@ from ..runs.reading_leases import leases
 from ..runs.run_source import fetch_once, run_at_hand
 from ..runs.upload import mirrored
 from .data import Part, as_recorded, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
-from .evaluate_while_training import Watch, watching
+from .evaluate_while_training import watching
+from .options import TrainOptions
 from .start_checks import check_pixels, check_teachers
 
 
-def train(
-    recipe: TrainRecipe,
-    store: FeatureStore,
-    features: Sequence[str],
-    *,
-    data: str = "",
-    out: Path | str,
-    proxy: Path | str | None = None,
-    live_teachers: Sequence[str] = (),
-    students: Sequence[str] = (),
-    on_event: OnEvent = ignore_event,
-    origins: Mapping[str, str] | None = None,
-    allow_random_weights: bool = False,
-    follow_s: float | None = None,
-    ranks: Ranks = ALONE,
-    stop_asked: Callable[[], bool] = lambda: False,
-    watch: Watch | None = None,
+def train_in_process(
+    options: TrainOptions, on_event: OnEvent = ignore_event, *, ranks: Ranks = ALONE, stop_asked: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
-    """Train into `out`, a folder or a URL, and return the summary; with `already: True` and at once when that run is finished.
+    """Train here, alone or as one of several ranks, and return the summary; `already: True` and at once when that run is finished.
 
-    `features` are names or keys of feature sets over the dataset `data`, or over those of `recipe.data.shares`; their order means nothing.
-    With `teacher.source = "live"`, `live_teachers` names the teacher of each feature set, or `proxy` is the run behind the only one: the
-    sets then give views and statistics. With several `students` (architectures), each has the run folder `out/NAME`, and the summary holds
-    theirs under `students`. `watch` evaluates them while they train. With `follow_s`, shards that are missing are waited for, so many
-    seconds after the last one came.
-    Raises `BadInput` and `CacheMismatch` before any step.
+    With several students, the summary holds theirs under `students`. Raises `BadInput` and `CacheMismatch` before any step.
     """
-    require_utf8("--out", str(out), "TensorBoard's writer")
-    recipe, out, live = absolute_places(recipe, out, [*live_teachers] if proxy is None else [str(proxy)])
+    out, students, live = str(options.out), options.students, options.live_teachers
+    require_utf8("--out", out, "TensorBoard's writer")
+    store = options.open_store()
     mirror = mirrored(out, ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
     with mirror as (home, told):
-        begun = begun_run(recipe, students, home)
-        recipe = with_order(recipe, store, follow_s is not None, told if ranks.first else lambda event: None, begun)
-        if follow_s is not None:
-            await_sets(store, features, recipe.data.shares or [data], follow_s, told)
-        parts = open_parts(store, features, data, recipe.data.shares, complete=follow_s is None)
+        begun = begun_run(options.recipe, students, home)
+        recipe = with_order(options.recipe, store, not options.complete, told if ranks.first else ignore_event, begun)
+        if options.follow_s is not None:
+            await_sets(store, options.features, options.datasets, options.follow_s, told)
+        parts = open_parts(store, options.features, options.data, recipe.data.shares, complete=options.complete)
         parts = parts if begun is None else as_recorded(parts, begun.recorded("identities.json").get("views", ()))
         readers = [reader for part in parts for reader in part.readers.values()]
-        refuse_random_weights(readers, allow_random_weights)
+        refuse_random_weights(readers, options.allow_random_weights)
         claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
         with claims, contextlib.ExitStack() as held:
             device = choose_device(recipe.device)
             use_tensor_cores(device.value)
             asked = student_runs(recipe, students, home)
-            runs = {name: (folder.as_begun(own, origins or {}), folder) for name, (own, folder) in asked.items()}
+            runs = {name: (folder.as_begun(own, options.origins), folder) for name, (own, folder) in asked.items()}
             fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
-            source = _target_source(recipe, parts, by_teacher(features, live), device.value)
+            source = _target_source(recipe, parts, by_teacher(options.features, live), device.value)
             if ranks.first:
                 check_start(store, parts, source)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
             for own, folder in runs.values():
-                refuse_other_grids(own, source.specs)
+                refuse_unequal_grids(own, source.specs)
                 if not folder.has_steps():  # a run that goes on has its views in its identities
                     refuse_other_views(own, parts)
                     try_sizes(architecture_of(own), own.student.sizes_px)
             if ranks.first:
                 held.enter_context(alone_in(home))
-            summaries = begin_runs(runs, source, parts, origins or {}, device, ranks, told)
+            summaries = begin_runs(runs, source, parts, options.origins, device, ranks, told)
             open_runs = {name: run for name, run in runs.items() if name not in summaries}
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
-                order = run_order(recipe, parts, store, follow_s)
-                after_step = watching(watch, store, learners[0], [part.views.dataset for part in parts], told)
+                order = run_order(recipe, parts, store, options.follow_s)
+                after_step = watching(options.watch, store, learners[0], [part.views.dataset for part in parts], told)
                 trained = Trainer(
                     learners, source, joined_views(parts), order, on_event=told, stop_asked=stop_asked, after_step=after_step
                 ).train()
@@ -116,12 +98,6 @@ def train(
     if len(runs) == 1:
         return next(iter(summaries.values()))
     return {"students": {name: summaries[name] for name in runs}, "already": not open_runs}
-
-
-def absolute_places(recipe: TrainRecipe, out: Path | str, live: Sequence[str]) -> tuple[TrainRecipe, str, list[str]]:
-    """The recipe with its start, the run's folder and the live teachers as absolute paths, as the run records them and every rank reads."""
-    student = replace(recipe.student, init_from=absolute(recipe.student.init_from))
-    return replace(recipe, student=student), absolute(str(out)), [absolute_name(one) for one in live]
 
 
 def begun_run(recipe: TrainRecipe, students: Sequence[str], home: Path) -> RunFolder | None:
@@ -135,8 +111,8 @@ def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event:
     A run that goes on keeps the order that it began with, also when its store has moved to another kind of place.
     """
     data = replace(recipe.data, replace_failed=recipe.data.replace_failed or follow)
-    if data.order == "auto" and begun is not None:
-        data = replace(data, order=begun.recorded("recipe.json")["recipe"]["data"]["order"])
+    if data.order == "auto" and begun is not None and (recorded := begun.recorded("recipe.json")):
+        data = replace(data, order=recorded["recipe"]["data"]["order"])
     if data.order == "auto":
         remote = is_url(store.url)
         data = replace(data, order="shards" if remote else "global")
@@ -185,13 +161,13 @@ def begin_runs(
     for name, (recipe, folder) in runs.items():
         if ranks.first:
             for key in folder.taken_over:
-                on_event({"event": "note", "text": f"{key}: {BEFORE[key]}  # as the run in {folder.out} was begun"})
+                on_event({"event": "note", "text": f"{key}: {LEGACY_VALUES[key]}  # as the run in {folder.out} was begun"})
             now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
             identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
             known = folder.choices() if folder.has_steps() else now
             folder.begin(recipe, origins, identities, now)
             _say_kept(now, known, on_event)
-        ranks.wait()
+        ranks.barrier()
         if (finished := folder.finished()) is not None:
             summaries[name] = {**finished, "already": True}
             on_event({"event": "already", **summaries[name]})

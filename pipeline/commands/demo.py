@@ -1,10 +1,13 @@
 """`demo` and `doctor`: a first look at the whole, and at this machine."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from .group import cli, run
 from .options import FOLDER, JSON, options, store_url
 
@@ -18,17 +21,25 @@ from .options import FOLDER, JSON, options, store_url
 )
 def demo(as_json: bool, out: Path, store: str | None, fetch_only: bool) -> None:
     """Go from photos and teachers to a report, in minutes."""
-    from . import actions
 
-    run(actions.demo, as_json, out=out, store=store or str(out / "store"), fetch_only=fetch_only)
+    def work(on_event: OnEvent) -> Mapping[str, Any]:
+        if fetch_only:
+            from ..demo.fetch import fetch_demo
+
+            return {"fetched": {name: str(path) for name, path in fetch_demo(on_event).items()}}
+        from ..demo.demo import run_demo
+
+        return run_demo(out, store or str(out / "store"), on_event)
+
+    run(work, as_json)
 
 
 @cli.command()
 @options(click.option("--folder", type=FOLDER, default=Path(), help="Where the disk is measured."), JSON)
 def doctor(as_json: bool, folder: Path) -> None:
     """Print versions, devices, weights, traps and cures."""
-    from ..console import doctor as examination
+    from ..console.doctor import examine
 
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder; --folder names an existing one whose disk is to be measured")
-    run(examination.examine, as_json, folder=folder)
+    run(lambda on_event: examine(folder=folder, on_event=on_event), as_json)

@@ -3,12 +3,23 @@
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
 
 import click
 
 from ...jobs.evaluation.registry import EVALUATIONS, Evaluation
-from .group import cli, run
+from ...storage.core.choices import (
+    HEAD_PROTOCOLS,
+    MASK_DATASETS,
+    PAIR_PROTOCOLS,
+    PAIR_SPLITS,
+    Device,
+    HeadProtocol,
+    MaskDataset,
+    PairProtocol,
+    PairSplit,
+)
+from .group import CheckedCommand, CheckedGroup, cli, run
 from .options import (
     ANY_STORE,
     DEVICE,
@@ -16,6 +27,7 @@ from .options import (
     EVALUATED_WEIGHTS,
     FILE,
     FOLDER,
+    FORWARD,
     INPUT_SIZE,
     JSON,
     JSON_HELP,
@@ -23,13 +35,14 @@ from .options import (
     PLACE,
     RESULTS,
     SEED,
+    TEST_IMAGES,
     input_size,
     number_or_none,
     options,
 )
 
 
-class RowCommand(click.Command):
+class RowCommand(CheckedCommand):
     """The command of an evaluation that has none of its own: MODEL and an option for each field of its dataclass.
 
     The module is imported when its options are wanted, not when commands are listed.
@@ -70,7 +83,7 @@ def option_fields(options_type: type) -> list[click.Parameter]:
 _KINDS: dict[Any, Any] = {str: click.STRING, int: click.INT, float: click.FLOAT, bool: click.BOOL, Path: PLACE}
 
 
-class Evaluations(click.Group):
+class Evaluations(CheckedGroup):
     """The commands below, and one for each other row of the table of evaluations."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -94,33 +107,53 @@ CLASSIFIED = (
     click.option("--train", "train_set", default=None, help="Dataset of the store, folder or Parquet files to learn from."),
     click.option("--test", "test_set", default=None, help="Dataset of the store, folder or Parquet files that is classified."),
     click.option("--train-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    INPUT_SIZE,
+    TEST_IMAGES, INPUT_SIZE,
     click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
                  help="Of the shorter side; 0.875 is the official code's resize to 256 and crop to 224."),
-    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
-    OVERLAP, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    FORWARD, OVERLAP, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
+
+
+class ClassifiedValues(TypedDict):
+    """What MODEL and CLASSIFIED say."""
+
+    model: str
+    store: str | None
+    data: str | None
+    train_set: str | None
+    test_set: str | None
+    train_images: int | None
+    test_images: int | None
+    size_px: int | None
+    crop_fraction: float
+    batch_size: int
+    allow_overlap: bool
+    device: Device
+    weights: Path | None
+    out: Path | None
+    dry_run: bool
 
 
 @evaluate.command()
 @click.argument("model")
 @options(*CLASSIFIED)
-def knn(as_json: bool, **values: Any) -> None:
+def knn(as_json: bool, **values: Unpack[ClassifiedValues]) -> None:
     """Classify by nearest neighbours. MODEL: a run's folder, an exported folder, a teacher, or a feature set (read, not computed)."""
-    from . import evaluations
+    from ...jobs.evaluation.knn import KnnOptions, evaluate_knn
 
-    run(evaluations.knn, as_json, **values)
+    asked = KnnOptions(**values)
+    run(lambda on_event: evaluate_knn(asked, on_event), as_json)
 
 
 @evaluate.command()
 @click.argument("model")
 @options(*CLASSIFIED, SEED)
-def linear(as_json: bool, **values: Any) -> None:
+def linear(as_json: bool, seed: int, **values: Unpack[ClassifiedValues]) -> None:
     """Fit a linear probe on MODEL's class tokens. L-BFGS; its strength is chosen on a tenth of the training images."""
-    from . import evaluations
+    from ...jobs.evaluation.linear import LinearOptions, evaluate_linear
 
-    run(evaluations.linear, as_json, **values)
+    asked = LinearOptions(seed=seed, **values)
+    run(lambda on_event: evaluate_linear(asked, on_event), as_json)
 
 
 DENSE_DATA = click.option("--data", type=FOLDER, required=True, metavar="DIR", help="The dataset's folder, in its published layout.")
@@ -131,7 +164,7 @@ DENSE_SIDE = input_size("the protocol's")
 
 HEAD = (
     DENSE_DATA,
-    click.option("--protocol", type=click.Choice(["official", "ours"]), default="official", show_default=True,
+    click.option("--protocol", type=click.Choice(HEAD_PROTOCOLS), default="official", show_default=True,
                  help="The official code's arithmetic, or ours; docs/evaluations.md lists the differences."),
     click.option("--steps", type=click.IntRange(2), default=None, help="Of the head's training; default: the official schedule."),
     click.option("--batch-size", type=click.IntRange(2), default=None, help="Pictures of a step; default: 16, the official."),
@@ -141,21 +174,48 @@ HEAD = (
 )  # fmt: skip
 
 
+class DenseValues(TypedDict):
+    """What MODEL and the options of every evaluation of patch tokens say."""
+
+    model: str
+    data: Path
+    size_px: int | None
+    device: Device
+    weights: Path | None
+    out: Path | None
+    dry_run: bool
+
+
+class HeadValues(DenseValues):
+    """What MODEL and HEAD say."""
+
+    protocol: HeadProtocol
+    steps: int | None
+    batch_size: int | None
+    evaluate_every: int
+    allow_overlap: bool
+    seed: int
+
+
 @evaluate.command()
 @click.argument("model")
 @options(
     *HEAD,
-    click.option("--dataset", type=click.Choice(["ade20k", "other"]), default=None, help="Default: known by what the folder holds."),
+    click.option("--dataset", type=click.Choice(MASK_DATASETS), default=None, help="Default: known by what the folder holds."),
     click.option("--classes", type=click.IntRange(2), default=None, help="Number of classes; default: as in the training masks."),
     click.option("--zero-ignored/--zero-counts", "zero_is_ignored", default=None, help="Is class 0 nothing? Default: for ADE20k."),
     click.option("--ignore-index", "ignore", default="255", show_default=True, callback=number_or_none, metavar="VALUE|none",
                  help="Value of masks that means nothing; none: every value is a class."),
 )  # fmt: skip
-def segmentation(as_json: bool, **values: Any) -> None:
+def segmentation(
+    as_json: bool, dataset: MaskDataset | None, classes: int | None, zero_is_ignored: bool | None, ignore: int | None,
+    **values: Unpack[HeadValues],
+) -> None:  # fmt: skip
     """Train a linear head on patch tokens, measure mIoU. ADE20k's layout, or images/ and masks/."""
-    from . import evaluations
+    from ...jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 
-    run(evaluations.segmentation, as_json, **values)
+    asked = SegmentationOptions(dataset=dataset, classes=classes, zero_is_ignored=zero_is_ignored, ignore=ignore, **values)
+    run(lambda on_event: evaluate_segmentation(asked, on_event), as_json)
 
 
 @evaluate.command()
@@ -165,28 +225,32 @@ def segmentation(as_json: bool, **values: Any) -> None:
     click.option("--nyu-crops/--whole", "nyu_crops", default=None, help="NYU's frame and Eigen's crop? Default: with nyu_train.txt."),
     click.option("--per-metre", type=click.FloatRange(0, min_open=True), default=1000.0, show_default=True, help="Units of a PNG in 1 m."),
 )
-def depth(as_json: bool, **values: Any) -> None:
+def depth(as_json: bool, nyu_crops: bool | None, per_metre: float, **values: Unpack[HeadValues]) -> None:
     """Train a linear head on patch tokens, measure depth. NYUv2's layout, or images/ and depth/."""
-    from . import evaluations
+    from ...jobs.evaluation.depth import DepthOptions, evaluate_depth
 
-    run(evaluations.depth, as_json, **values)
+    asked = DepthOptions(nyu_crops=nyu_crops, per_metre=per_metre, **values)
+    run(lambda on_event: evaluate_depth(asked, on_event), as_json)
 
 
 @evaluate.command()
 @click.argument("model")
 @options(
     DENSE_DATA, DENSE_SIDE,
-    click.option("--protocol", type=click.Choice(["paper", "ours"]), default="ours", show_default=True,
+    click.option("--protocol", type=click.Choice(PAIR_PROTOCOLS), default="ours", show_default=True,
                  help="paper: 100 pairs a category, 448 px for patches of 14 px; ours: all pairs at 512 px."),
     click.option("--pairs-per-category", type=click.IntRange(1), default=None, help="Take so many of each; default: the protocol's."),
-    click.option("--split", type=click.Choice(["trn", "val", "test"]), default="test", show_default=True),
+    click.option("--split", type=click.Choice(PAIR_SPLITS), default="test", show_default=True),
     DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
-def correspondence(as_json: bool, **values: Any) -> None:
+def correspondence(
+    as_json: bool, protocol: PairProtocol, pairs_per_category: int | None, split: PairSplit, **values: Unpack[DenseValues]
+) -> None:
     """Find keypoints again by patch tokens, untrained. SPair-71k's layout, PCK@0.1."""
-    from . import evaluations
+    from ...jobs.evaluation.correspondence import CorrespondenceOptions, evaluate_correspondence
 
-    run(evaluations.correspondence, as_json, **values)
+    asked = CorrespondenceOptions(protocol=protocol, pairs_per_category=pairs_per_category, split=split, **values)
+    run(lambda on_event: evaluate_correspondence(asked, on_event), as_json)
 
 
 @evaluate.command("zero-shot")
@@ -198,14 +262,20 @@ def correspondence(as_json: bool, **values: Any) -> None:
     click.option("--classes", type=FILE, default=None, metavar="TOML", help="Names and templates."),
     click.option("--teacher", default=None, help="The teacher whose space the text tower shares; with a student's adapters."),
     click.option("--proxy", type=FOLDER, default=None, help="The proxy's run, when MODEL was taught by one."),
-    click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all."),
-    INPUT_SIZE,
+    TEST_IMAGES, INPUT_SIZE,
     click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
-    click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward."),
-    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    FORWARD, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
-def zero_shot(as_json: bool, **values: Any) -> None:
+def zero_shot(
+    as_json: bool, model: str, store: str | None, test_set: str, text: Path, classes: Path | None, teacher: str | None, proxy: Path | None,
+    test_images: int | None, size_px: int | None, crop_fraction: float, batch_size: int, device: Device, weights: Path | None,
+    out: Path | None, dry_run: bool,
+) -> None:  # fmt: skip
     """Classify by descriptions of the classes. In a text tower's space, which a student reaches through its adapters."""
-    from . import evaluations
+    from ...jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 
-    run(evaluations.zero_shot, as_json, **values)
+    asked = ZeroShotOptions(
+        model=model, data=test_set, text=text, classes=classes, teacher=teacher, proxy=proxy, store=store, test_images=test_images,
+        size_px=size_px, crop_fraction=crop_fraction, batch_size=batch_size, device=device, weights=weights, out=out, dry_run=dry_run,
+    )  # fmt: skip
+    run(lambda on_event: evaluate_zero_shot(asked, on_event), as_json)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ...storage.core.choices import EXPORT_FORMATS
+from ...storage.core.choices import EXPORT_FORMATS, ExportFormat
 from .group import cli, run
 from .options import FILE, FOLDER, JSON, PLACE, folder_or_url, input_size, options, store_url
 
@@ -38,11 +38,15 @@ class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 
                  help="Another JSON result for the model card, beside those in RUN's evaluations; repeatable."),
     JSON,
 )  # fmt: skip
-def export(as_json: bool, run_folder: Path | str, **values: Any) -> None:
+def export(
+    as_json: bool, run_folder: Path | str, formats: tuple[ExportFormat, ...], out: Path, size_px: int | None, adapters: bool,
+    store: str | None, proxy: Path | str | None, evaluations: tuple[Path, ...],
+) -> None:  # fmt: skip
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
-    from . import actions
+    from ...jobs.runs.export_run import ExportOptions, export_run
 
-    run(actions.export, as_json, run=run_folder, **values)
+    asked = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations)
+    run(lambda on_event: export_run(asked, on_event), as_json)
 
 
 @cli.command("import-weights")
@@ -52,24 +56,24 @@ def export(as_json: bool, run_folder: Path | str, **values: Any) -> None:
     input_size("the checkpoint's own"),
     JSON,
 )
-def import_weights(as_json: bool, **values: Any) -> None:
+def import_weights(as_json: bool, source: Path, out: Path, size_px: int | None) -> None:
     """Take in a published student. SOURCE is an official EUPE .pth or .safetensors, a timm or a transformers folder."""
-    from . import actions
+    from ...student.export.import_published import import_weights as import_published
 
-    run(actions.import_weights, as_json, **values)
+    run(lambda on_event: import_published(source, out, size_px), as_json)
 
 
 @cli.command("convert-weights")
 @click.argument("source", type=PLACE)
 @options(click.option("--out", type=FILE, required=True, help="The safetensors file to write."), JSON)
-def convert_weights(as_json: bool, **values: Any) -> None:
+def convert_weights(as_json: bool, source: Path, out: Path) -> None:
     """Turn a teacher's .pt into safetensors.
 
     SOURCE (.pt or .pth) is a flat state dict of plain tensors; nothing from it is run.
     """
-    from . import actions
+    from ...teachers.checkpoints.convert import convert_weights as convert
 
-    run(actions.convert_weights, as_json, **values)
+    run(lambda on_event: convert(source, out), as_json)
 
 
 @cli.group()
@@ -86,8 +90,10 @@ def benchmark() -> None:
     click.option("--runtime", "runtimes", multiple=True, help="One of the runtimes; repeatable; default: all that DIR holds."),
     JSON,
 )
-def latency(as_json: bool, **values: Any) -> None:
+def latency(as_json: bool, folder: Path, threads: int, warmup: int, calls: int, runtimes: tuple[str, ...]) -> None:
     """Time one picture in each runtime of an export. Those of DIR: eager, torch.compile, ONNX Runtime, ExecuTorch."""
-    from . import actions
+    from ...student.export.latency import LatencyOptions
+    from ...student.export.latency import latency as measure
 
-    run(actions.latency, as_json, **values)
+    asked = LatencyOptions(folder, threads, warmup, calls, runtimes)
+    run(lambda on_event: measure(asked, on_event), as_json)

@@ -1,12 +1,28 @@
 """`index`, `extract-features`, `plan`: from images to feature sets."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from ...storage.core.choices import NORMALISATIONS, ORIENTATIONS, PHOTOMETRIC_MODES, VIEW_KINDS
+from ...storage.core.choices import (
+    NORMALISATIONS,
+    ORIENTATIONS,
+    PHOTOMETRIC_MODES,
+    VIEW_KINDS,
+    Normalisation,
+    Orientation,
+    PhotometricMode,
+    ViewKind,
+)
+from ...storage.core.events import OnEvent
 from .group import cli, run
-from .options import BAD_SHARE, DATA, DRY_RUN, JSON, PIXELS, STORE, TEACHERS, options, pairs
+from .options import BAD_SHARE, DATA, DRY_RUN, JSON, PIXELS, STORE, TEACHERS, ExtractionValues, options, pairs
+
+if TYPE_CHECKING:
+    from ...jobs.extraction.options import ExtractOptions
 
 
 @cli.command()
@@ -20,11 +36,22 @@ from .options import BAD_SHARE, DATA, DRY_RUN, JSON, PIXELS, STORE, TEACHERS, op
                  help="Turn images as their EXIF orientation asks for, or leave them; default: upright."),
     BAD_SHARE, JSON,
 )  # fmt: skip
-def index(as_json: bool, **values: Any) -> None:
+def index(
+    as_json: bool,
+    source: str,
+    store: str,
+    name: str,
+    verify: bool,
+    dense_targets: bool,
+    orientation: Orientation | None,
+    max_bad_share: float,
+) -> None:
     """Index images where they lie. SOURCE is a folder tree, WebDataset tars, or Parquet files with image bytes."""
-    from . import actions
+    from ...storage.index import IndexOptions
+    from ...storage.index import index as index_source
 
-    run(actions.index, as_json, **values)
+    options = IndexOptions(source, store, name, max_bad_share, verify, dense_targets, orientation)
+    run(lambda on_event: index_source(options, on_event), as_json)
 
 
 @cli.command("extract-features")
@@ -46,17 +73,50 @@ def index(as_json: bool, **values: Any) -> None:
     click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
     BAD_SHARE, DRY_RUN, JSON,
 )  # fmt: skip
-def extract_features(as_json: bool, **values: Any) -> None:
+def extract_features(
+    as_json: bool, photometric: PhotometricMode | None, view_kind: ViewKind | None, seed: int | None, statistics_batches: int,
+    normalisation: Normalisation, statistics_from: tuple[str, ...], workers: int | None, num_gpus: float, teacher_devices: dict[str, str],
+    compile: bool, teachers_at_once: int | None, address: str | None, max_bad_share: float, dry_run: bool,
+    **values: Unpack[ExtractionValues],
+) -> None:  # fmt: skip
     """Run teachers once and keep their tokens. Run again, it does only what is missing."""
-    from . import actions
 
-    run(actions.extract, as_json, **values)
+    def work(on_event: OnEvent) -> Mapping[str, Any]:
+        from ...jobs.extraction.extract import extract_features as extract
+
+        asked = extraction(values, on_event, devices=teacher_devices, kind=view_kind, seed=seed, photometric=photometric)
+        options = replace(
+            asked, statistics_batches=statistics_batches, normalisation=normalisation, statistics_from=statistics_from, workers=workers,
+            num_gpus=num_gpus, compile=compile, teachers_at_once=teachers_at_once, address=address, max_bad_share=max_bad_share,
+            dry_run=dry_run,
+        )  # fmt: skip
+        return extract(options, on_event)
+
+    run(work, as_json)
+
+
+def extraction(
+    values: ExtractionValues, on_event: OnEvent, *, devices: Mapping[str, str] = MappingProxyType({}), kind: ViewKind | None = None,
+    seed: int | None = None, photometric: PhotometricMode | None = None,
+) -> "ExtractOptions":  # fmt: skip
+    """Return the extraction that the shared options ask for, over the views of a recipe and of what is given instead."""
+    from ...jobs.extraction.options import ExtractOptions, teacher_requests
+    from ..recipes.views import chosen_views
+
+    teachers = teacher_requests(values["teachers"], values["teacher_sizes"], values["weights"], devices)
+    spec, told = chosen_views(
+        values["recipe"], values["stage"], on_event, kind=kind, views_per_image=values["views"], seed=seed, photometric=photometric,
+        pixels_px=values["pixels_px"],
+    )  # fmt: skip
+    return ExtractOptions(
+        store=values["store"], data=values["data"], teachers=teachers, views=spec, precision=values["precision"], codec=values["codec"],
+        tokens_per_view=values["tokens_per_view"], grid=values["grid"], images_per_shard=values["images_per_shard"],
+        batch_size=values["batch_size"], constants=values["constants"], allow_random_weights=values["allow_random_weights"],
+        view_values=None if values["recipe"] is None else told,
+    )  # fmt: skip
 
 
 PRICE = click.FloatRange(0)
-
-
-EXTRACTION = ("codec", "tokens_per_view", "grid", "images_per_shard", "batch_size", "precision", "constants", "allow_random_weights")
 
 
 @cli.command()
@@ -70,9 +130,20 @@ EXTRACTION = ("codec", "tokens_per_view", "grid", "images_per_shard", "batch_siz
     click.option("--months", type=PRICE, default=12.0, show_default=True, help="How long the store is kept."),
     JSON,
 )  # fmt: skip
-def plan(as_json: bool, **values: Any) -> None:
+def plan(
+    as_json: bool, student: str, student_images_per_s: float | None, epochs_of_a_run: float, device_hour: float, gigabyte_month: float,
+    months: float, **values: Unpack[ExtractionValues],
+) -> None:  # fmt: skip
     """Say what an extraction costs, and when it pays. Bytes, device hours and money, from a few measured batches."""
-    from . import actions
 
-    extraction = {name: values.pop(name) for name in EXTRACTION}
-    run(actions.plan, as_json, extraction=extraction, **values)
+    def work(on_event: OnEvent) -> Mapping[str, Any]:
+        from ...jobs.estimates.cost_model import Prices
+        from ...jobs.estimates.extraction import PlanOptions, plan_extraction
+
+        prices = Prices(device_hour, gigabyte_month, months)
+        options = PlanOptions(
+            extraction(values, on_event), student, student_images_per_s=student_images_per_s, epochs_of_a_run=epochs_of_a_run, prices=prices
+        )
+        return plan_extraction(options, on_event)
+
+    run(work, as_json)

@@ -1,11 +1,16 @@
 """`features`: what a store holds, and keeping it whole."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from ...storage.core.errors import BadInput
 from .group import cli, run
 from .options import DRY_RUN, FILE, JSON, STORE, TEACHER, WEIGHTS_FILE, options, store_url
+
+if TYPE_CHECKING:
+    from ...jobs.extraction.options import TeacherRequest
 
 
 @cli.group()
@@ -15,21 +20,21 @@ def features() -> None:
 
 @features.command("ls")
 @options(STORE, JSON)
-def features_ls(as_json: bool, **values: Any) -> None:
+def features_ls(as_json: bool, store: str) -> None:
     """List datasets, views and feature sets."""
-    from ..reports import catalog
+    from ..reports.catalog import list_store
 
-    run(catalog.list_store, as_json, **values)
+    run(lambda on_event: list_store(store=store, on_event=on_event), as_json)
 
 
 @features.command("show")
 @click.argument("key")
 @options(STORE, click.option("--html", type=FILE, default=None, help="Write a page to look at."), JSON)
-def features_show(as_json: bool, **values: Any) -> None:
+def features_show(as_json: bool, key: str, store: str, html: Path | None) -> None:
     """Show one feature set. Rows, bytes, what is missing, its statistics, its identity; --html: its views and tokens as well."""
-    from ..reports import catalog
+    from ..reports.catalog import show_features
 
-    run(catalog.show_features, as_json, **values)
+    run(lambda on_event: show_features(key=key, store=store, html=html, on_event=on_event), as_json)
 
 
 ANY_KEY = click.argument("key", required=False, default=None)
@@ -38,41 +43,53 @@ ANY_KEY = click.argument("key", required=False, default=None)
 @features.command("verify")
 @ANY_KEY
 @options(STORE, click.option("--subset", default="1/1", show_default=True, metavar="K/N", help="Check the K-th of N parts."), JSON)
-def features_verify(as_json: bool, **values: Any) -> int:
+def features_verify(as_json: bool, key: str | None, store: str, subset: str) -> int:
     """Check every byte of a store, or of what KEY needs. All damage is listed, with what helps; exit status 1 when there is any."""
-    from ..reports import catalog
+    from ..reports.catalog import verify_features
 
-    return 1 if run(catalog.verify_features, as_json, **values)["findings"] else 0
+    found = run(lambda on_event: verify_features(key=key, store=store, subset=subset, on_event=on_event), as_json)
+    return 1 if found["findings"] else 0
 
 
 @features.command("repair")
 @ANY_KEY
 @options(STORE, TEACHER, WEIGHTS_FILE, DRY_RUN, JSON)
-def features_repair(as_json: bool, **values: Any) -> int:
+def features_repair(as_json: bool, key: str | None, store: str, teacher: str | None, weights: Path | None, dry_run: bool) -> int:
     """Mend a store, or what KEY needs. Nothing whole is touched; exit status 1 when something cannot be mended, which is said."""
-    from . import actions
+    from ...jobs.repair.repair import RepairOptions, repair_features
 
-    return 1 if run(actions.repair, as_json, **values)["left"] else 0
+    asked = RepairOptions(store, key, teacher_of_set(teacher, weights), dry_run)
+    return 1 if run(lambda on_event: repair_features(asked, on_event), as_json)["left"] else 0
+
+
+def teacher_of_set(teacher: str | None, weights: Path | None) -> "TeacherRequest | None":
+    """Return the teacher that is said to have made a feature set, None where it is found by the set's name; raises BadInput."""
+    from ...jobs.extraction.options import TeacherRequest
+
+    if weights is not None and teacher is None:
+        raise BadInput("--weights needs --teacher: which teacher's weights are they?")
+    return None if teacher is None else TeacherRequest(teacher, weights)
 
 
 @features.command("fidelity")
 @click.argument("key")
 @options(STORE, TEACHER, WEIGHTS_FILE, click.option("--sample", type=click.IntRange(1), default=64, show_default=True), JSON)
-def features_fidelity(as_json: bool, **values: Any) -> None:
+def features_fidelity(as_json: bool, key: str, store: str, teacher: str | None, weights: Path | None, sample: int) -> None:
     """Compare stored tokens with fresh ones. A sample of views: mean, 1st percentile and least cosine."""
-    from . import actions
+    from ...jobs.repair.repair import FidelityOptions, fidelity
 
-    run(actions.fidelity, as_json, **values)
+    asked = FidelityOptions(store, key, teacher_of_set(teacher, weights), sample)
+    run(lambda on_event: fidelity(asked, on_event), as_json)
 
 
 @features.command("prune")
 @click.argument("key")
 @options(STORE, DRY_RUN, JSON)
-def features_prune(as_json: bool, **values: Any) -> None:
+def features_prune(as_json: bool, key: str, store: str, dry_run: bool) -> None:
     """Delete one feature set, KEY with its digest. Refused while a run reads it."""
-    from ..reports import catalog
+    from ..reports.catalog import prune_features
 
-    run(catalog.prune_features, as_json, **values)
+    run(lambda on_event: prune_features(key=key, store=store, dry_run=dry_run, on_event=on_event), as_json)
 
 
 @features.command("cp")
@@ -80,18 +97,18 @@ def features_prune(as_json: bool, **values: Any) -> None:
 @options(
     STORE, click.option("--to", "target", required=True, callback=store_url, metavar="URL", help="The other store, made when absent."), JSON
 )
-def features_cp(as_json: bool, **values: Any) -> None:
+def features_cp(as_json: bool, key: str, store: str, target: str) -> None:
     """Copy a feature set to another store. With its views and dataset index; verified and resumable."""
-    from ..reports import catalog
+    from ..reports.catalog import copy_feature_set
 
-    run(catalog.copy_feature_set, as_json, **values)
+    run(lambda on_event: copy_feature_set(key=key, store=store, target=target, on_event=on_event), as_json)
 
 
 @features.command("compact")
 @click.argument("key")
 @options(STORE, JSON)
-def features_compact(as_json: bool, **values: Any) -> None:
+def features_compact(as_json: bool, key: str, store: str) -> None:
     """Put commit records into ledgers. A set of millions of shards then opens in seconds."""
-    from ..reports import catalog
+    from ..reports.catalog import compact_features
 
-    run(catalog.compact_features, as_json, **values)
+    run(lambda on_event: compact_features(key=key, store=store, on_event=on_event), as_json)

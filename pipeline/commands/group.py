@@ -1,4 +1,4 @@
-"""The group of all commands, and how a command runs its action: progress to stderr, the result to stdout."""
+"""The group of all commands, and how a command's work is shown: progress to stderr, the result to stdout."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,17 +7,17 @@ from typing import Any
 import click
 
 from ...storage.core.cache_home import name_user
+from ...storage.core.events import OnEvent
 
 
-def run(action: Callable[..., Mapping[str, Any]], as_json: bool, /, **values: Any) -> Mapping[str, Any]:
-    """Run an action with its progress shown; prints the result as JSON (last line) or as readable text, and returns it."""
+def run(work: Callable[[OnEvent], Mapping[str, Any]], as_json: bool) -> Mapping[str, Any]:
+    """Do a command's work with its progress shown; prints the result as JSON (last line) or as readable text, and returns it."""
     from ..console.plain_text import readable
     from ..console.progress import reporter
 
-    refuse_boundless(click.get_current_context())
     name_user()
     with reporter(as_json=as_json) as on_event:
-        result = {**action(**values, on_event=on_event), "event": "result"}
+        result = {**work(on_event), "event": "result"}
     shown = {key: value for key, value in result.items() if key != "event"}
     print(json.dumps(result, default=str) if as_json else readable(shown), flush=True)
     return result
@@ -31,14 +31,31 @@ def refuse_boundless(context: click.Context) -> None:
             raise click.BadParameter(f"{value} is not a number that can be counted with", context, option)
 
 
+class CheckedCommand(click.Command):
+    """A command whose numbers are looked at before anything is imported or done."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; raises click's usage error for a number that nothing can be done with."""
+        refuse_boundless(ctx)
+        return super().invoke(ctx)
+
+
+class CheckedGroup(click.Group):
+    """A group of such commands."""
+
+    command_class = CheckedCommand
+
+
 _ORDER = (
     "index", "extract-features", "plan", "train", "evaluate", "features", "runs", "recipe", "pictures", "report", "export",
     "import-weights", "convert-weights", "benchmark", "demo", "doctor",
 )  # fmt: skip
 
 
-class InOrder(click.Group):
+class InOrder(CheckedGroup):
     """Commands are listed in the order in which they are used, not by the alphabet."""
+
+    group_class = CheckedGroup
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in order of use; one that `_ORDER` does not know comes last."""

@@ -1,12 +1,15 @@
-"""Options that several commands share, and the types that turn words into values: click's part of the edge."""
+"""Options that several commands share, each defined once, and the types that turn words into values: click's part of the edge.
+
+A group of options has a TypedDict of what click makes of it, so that mypy compares them with the fields of the request that they fill.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import click
 
-from ...storage.core.choices import CODECS, CONSTANTS, DEVICES, PRECISIONS
+from ...storage.core.choices import CODECS, CONSTANTS, DEVICES, PRECISIONS, Codec, Constants, Precision
 from ...storage.core.urls import absolute
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -163,6 +166,9 @@ WEIGHTS_FILE = click.option("--weights", type=PLACE, default=None, help="Its wei
 DATA = click.option("--data", required=True, help="Dataset, by name or name@digest.")
 
 
+STAGE = click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several.")
+
+
 TEACHERS = (
     click.option(
         "--teacher",
@@ -175,7 +181,7 @@ TEACHERS = (
     click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="auto: by device."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file whose views are drawn; default: a crop and a flip."),
-    click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."),
+    STAGE,
     click.option("--views", type=click.IntRange(1), default=None, help="Recorded views of each image; default: the recipe's, or 1."),
     click.option("--codec", type=click.Choice(CODECS), default="int8", show_default=True),
     click.option("--tokens-per-view", type=click.IntRange(1), default=None, metavar="T", help="Keep T random patch tokens; default: all."),
@@ -185,6 +191,28 @@ TEACHERS = (
     click.option("--constants", type=click.Choice(CONSTANTS), default="own", show_default=True, help="Mean and std of the input."),
     RANDOM,
 )
+
+
+class ExtractionValues(TypedDict):
+    """What STORE, DATA, TEACHERS and PIXELS say."""
+
+    store: str
+    data: str
+    teachers: tuple[str, ...]
+    teacher_sizes: dict[str, int]
+    weights: dict[str, str]
+    precision: Precision
+    recipe: str | None
+    stage: int | None
+    views: int | None
+    codec: Codec
+    tokens_per_view: int | None
+    grid: tuple[int, int] | None
+    images_per_shard: int
+    batch_size: int | None
+    constants: Constants
+    allow_random_weights: bool
+    pixels_px: int | None
 
 
 PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), default=None, metavar="PX",
@@ -197,6 +225,12 @@ ANY_STORE = click.option(
 
 
 RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
+
+
+TEST_IMAGES = click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all.")
+
+
+FORWARD = click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward.")
 
 
 INPUT_SIZE = input_size("the model's")
@@ -226,3 +260,12 @@ MODELS = (
     click.option("--model-size", "model_sizes", multiple=True, callback=sizes, metavar="NAME=PX", help="Another size for one model."),
     click.option("--weights", multiple=True, callback=pairs, metavar="NAME=PATH", help="A model's weight file; repeatable."),
 )
+
+
+class ModelsValues(TypedDict):
+    """What MODELS say."""
+
+    models: tuple[str, ...]
+    size_px: int | None
+    model_sizes: dict[str, int]
+    weights: dict[str, str]

@@ -1,11 +1,12 @@
 """`report`: one HTML page."""
 
-from typing import Any
+from pathlib import Path
+from typing import Unpack
 
 import click
 
 from .group import cli, run
-from .options import FILE, FOLDER, JSON, MODELS, PLACE, options, store_url
+from .options import FILE, FOLDER, JSON, MODELS, PLACE, ModelsValues, options, store_url
 
 
 @cli.command()
@@ -22,8 +23,14 @@ from .options import FILE, FOLDER, JSON, MODELS, PLACE, options, store_url
     click.option("--foreground", is_flag=True, help="Leave the pictures' background black; guessed from the tokens."),
     click.option("--out", type=FILE, required=True, help="Where the page goes."), JSON,
 )  # fmt: skip
-def report(as_json: bool, **values: Any) -> None:
+def report(
+    as_json: bool, runs: tuple[Path, ...], store: str | None, features: tuple[str, ...], verify: bool, out: Path,
+    images: tuple[Path, ...], queries: tuple[str, ...], foreground: bool, **models: Unpack[ModelsValues],
+) -> None:  # fmt: skip
     """Write one HTML page about runs or feature sets. It needs no other file and no script."""
-    from ..reports import page_contents
+    from ..reports.page_contents import PictureChoice, ReportOptions
+    from ..reports.page_contents import report as write
 
-    run(page_contents.report, as_json, **values)
+    pictures = PictureChoice(images=images, foreground=foreground, queries=queries, **models)
+    asked = ReportOptions(out, runs, store, features, verify, pictures)
+    run(lambda on_event: write(asked, on_event), as_json)

@@ -1,11 +1,11 @@
 """`runs` and `recipe`: looking at runs and recipes."""
 
-from typing import Any
+from pathlib import Path
 
 import click
 
 from .group import cli, run
-from .options import JSON, SETTINGS, folder_or_url, folders_or_urls, options
+from .options import JSON, SETTINGS, STAGE, folder_or_url, folders_or_urls, options
 
 
 @cli.group()
@@ -16,31 +16,31 @@ def runs() -> None:
 @runs.command("ls")
 @click.argument("folder", callback=folder_or_url, metavar="FOLDER|URL")
 @options(JSON)
-def runs_ls(as_json: bool, **values: Any) -> None:
+def runs_ls(as_json: bool, folder: Path | str) -> None:
     """List the training runs at or below a folder or a URL."""
-    from ..reports import runs as training_runs
+    from ..reports.runs import list_runs
 
-    run(training_runs.list_runs, as_json, **values)
+    run(lambda on_event: list_runs(folder=folder, on_event=on_event), as_json)
 
 
 @runs.command("show")
 @click.argument("out", callback=folder_or_url, metavar="RUN|URL")
 @options(JSON)
-def runs_show(as_json: bool, **values: Any) -> None:
+def runs_show(as_json: bool, out: Path | str) -> None:
     """Show one run. How far it is, its losses, what it learns from, its recipe."""
-    from ..reports import runs as training_runs
+    from ..reports.runs import show_run
 
-    run(training_runs.show_run, as_json, **values)
+    run(lambda on_event: show_run(out=out, on_event=on_event), as_json)
 
 
 @runs.command("compare")
 @click.argument("outs", nargs=-1, required=True, callback=folders_or_urls, metavar="RUN|URL...")
 @options(JSON)
-def runs_compare(as_json: bool, **values: Any) -> None:
+def runs_compare(as_json: bool, outs: list[Path | str]) -> None:
     """Compare runs side by side. Their results, and the recipe values in which they differ."""
-    from ..reports import runs as training_runs
+    from ..reports.runs import compare_runs
 
-    run(training_runs.compare_runs, as_json, **values)
+    run(lambda on_event: compare_runs(outs=outs, on_event=on_event), as_json)
 
 
 @cli.group()
@@ -52,16 +52,16 @@ def recipe() -> None:
 @options(JSON)
 def recipe_ls(as_json: bool) -> None:
     """List the recipes that come with the package."""
-    from . import actions
+    from ..recipes import load
 
-    run(actions.list_recipe_names, as_json)
+    run(lambda on_event: {"recipes": load.list_recipes()}, as_json)
 
 
 @recipe.command("show")
 @click.argument("name")
-@options(click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several."), SETTINGS, JSON)
-def recipe_show(as_json: bool, **values: Any) -> None:
+@options(STAGE, SETTINGS, JSON)
+def recipe_show(as_json: bool, name: str, stage: int | None, settings: tuple[str, ...]) -> None:
     """Print each value of a recipe with its origin. NAME or a TOML file; the paper's, ours and why, a file, --set, default."""
-    from . import actions
+    from ..recipes import load
 
-    run(actions.show_recipe, as_json, **values)
+    run(lambda on_event: load.show_recipe(name, stage=stage, settings=settings), as_json)

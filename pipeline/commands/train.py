@@ -1,12 +1,19 @@
 """`train`: one stage of distillation."""
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...storage.core.choices import ON_MISS, TARGET_SOURCES
+from ...storage.core.choices import ON_MISS, TARGET_SOURCES, TRAINING_EVALUATIONS, OnMiss, TargetSource, TrainingEvaluation
+from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
 from .group import cli, run
 from .options import DRY_RUN, FOLDER, JSON, RANDOM, SETTINGS, STORE, folder_or_url, options
+
+if TYPE_CHECKING:
+    from ...jobs.training.options import Watch
 
 
 @cli.command()
@@ -30,15 +37,51 @@ from .options import DRY_RUN, FOLDER, JSON, RANDOM, SETTINGS, STORE, folder_or_u
                  help="Shards that are not there: compute them first, by the set's teacher (or --teacher), for later runs as well."),
     click.option("--views", "new_views", type=click.IntRange(1), default=1, show_default=True, help="Of sets that --on-miss begins."),
     click.option("--shard-cache", type=FOLDER, default=None, help="Whole shards of a remote store are kept here; default: ~/.cache."),
-    click.option("--evaluate", "evaluation", type=click.Choice(["knn"]), default=None, help="Measure the student while it trains."),
+    click.option("--evaluate", "evaluation", type=click.Choice(TRAINING_EVALUATIONS), default=None,
+                 help="Measure the student while it trains."),
     click.option("--every", type=click.IntRange(1), default=2000, show_default=True, help="Steps between two of these."),
     click.option("--evaluate-data", default=None, metavar="NAME", help="Labelled dataset that is not trained on, for --evaluate."),
     click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True, help="Of it; half are the neighbours."),
     click.option("--allow-overlap", is_flag=True, help="Evaluate on images that are trained on as well; say it instead of refusing."),
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
-def train(as_json: bool, **values: Any) -> None:
+def train(
+    as_json: bool, stage: int, store: str, data: tuple[str, ...], features: tuple[str, ...], recipe: str | None, settings: tuple[str, ...],
+    out: Path | str, proxy: Path | str | None, targets: TargetSource | None, live_teachers: tuple[str, ...], students: tuple[str, ...],
+    workers: int, address: str | None, follow_minutes: float | None, on_miss: OnMiss, new_views: int, shard_cache: Path | None,
+    evaluation: TrainingEvaluation | None, every: int, evaluate_data: str | None, evaluate_images: int, allow_overlap: bool,
+    allow_random_weights: bool, dry_run: bool,
+) -> None:  # fmt: skip
     """Distil cached tokens into a student. Run again with the same values, it resumes at the last checkpoint."""
-    from . import training
 
-    run(training.train, as_json, **values)
+    def work(on_event: OnEvent) -> Mapping[str, Any]:
+        from ...jobs.training.options import TrainOptions
+        from ..recipes.training import training_recipe
+
+        resolved, dataset = training_recipe(stage, recipe, settings=settings, targets=targets, students=students, data=data)
+        options = TrainOptions(
+            recipe=resolved.recipe, origins=resolved.origins, store=store, features=features, data=dataset, out=out, proxy=proxy,
+            teachers=live_teachers, students=students, workers=workers, address=address, on_miss=on_miss, new_views=new_views,
+            follow_s=None if follow_minutes is None else 60 * follow_minutes, shard_cache=shard_cache,
+            watch=watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap), allow_random_weights=allow_random_weights,
+        )  # fmt: skip
+        if dry_run:
+            from ...jobs.estimates.training import plan_training
+
+            return {**plan_training(options), "recipe": resolved.table()}
+        from ...jobs.training.launch import train as train_job
+
+        return train_job(options, on_event)
+
+    run(work, as_json)
+
+
+def watch_of(
+    evaluation: TrainingEvaluation | None, every: int, data: str | None, images: int, allow_overlap: bool = False
+) -> "Watch | None":
+    """Return the evaluation that goes on beside the training, None when none was asked for; raises BadInput for half of one."""
+    from ...jobs.training.options import Watch
+
+    if (evaluation is None) != (data is None):
+        raise BadInput("--evaluate and --evaluate-data go together: which evaluation, and on which labelled dataset that is not trained on")
+    return None if evaluation is None or data is None else Watch(evaluation, every, data, images, allow_overlap)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ...storage.core.cache_home import cache_home, can_be_written, home_folder
 from ...storage.core.errors import BadInput
-from ...storage.core.events import OnEvent
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.objects.atomic_files import refusals
 from ...storage.objects.exclusive import publish
 
@@ -30,7 +30,7 @@ SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_WANTED_BYTES = 2 << 30
 
 
-def examine(*, folder: Path, on_event: OnEvent) -> dict[str, Any]:
+def examine(*, folder: Path, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return the findings by topic; `traps` is empty on a healthy machine. A check that fails gives its reason under "failed"."""
     checks: dict[str, Callable[[], Any]] = {
         "versions": versions,

@@ -19,7 +19,8 @@ from ...jobs.evaluation.knn import EvaluationSize, knn_of_features, knn_of_model
 from ...jobs.extraction.extract import extract_features
 from ...jobs.extraction.options import ExtractOptions, TeacherRequest
 from ...jobs.ray_session import ray_session
-from ...jobs.training.train import train
+from ...jobs.training.launch import train
+from ...jobs.training.options import TrainOptions
 from ...storage.core.events import OnEvent
 from ...storage.images.indexing import build_index
 from ...storage.objects.atomic_files import write_atomically
@@ -100,6 +101,7 @@ class Demo:
     def _extract(self, step: str, data: str, teachers: tuple[TeacherRequest, ...], views: ViewSpec) -> dict[str, str]:
         extract = self.recipe.extract
         options = ExtractOptions(
+            store=self.store.url,
             data=data,
             teachers=teachers,
             views=views,
@@ -109,7 +111,7 @@ class Demo:
             statistics_batches=extract.statistics_batches,
             batch_size=extract.batch_size,
         )
-        summary = extract_features(self.store.url, options, self.on_event)
+        summary = extract_features(options, self.on_event)
         self._done(step, summary["seconds"], summary["rows"] * len(teachers), fresh=bool(summary["views_done"]))
         return dict(summary["features"])
 
@@ -120,16 +122,8 @@ class Demo:
             student = dataclasses.replace(recipe.student, init_from=str(self._stage(2)))
             recipe, origins["student.init_from"] = dataclasses.replace(recipe, student=student), "demo: the run of stage 2"
         proxy = self._stage(1) if recipe.teacher.source == "live" else None
-        summary = train(
-            recipe,
-            self.store,
-            list(features.values()),
-            data=TRAIN,
-            out=self._stage(stage),
-            proxy=proxy,
-            on_event=lambda event: self.on_event({**event, "stage": f"stage {stage}"} if event["event"] == "step" else event),
-            origins=origins,
-        )
+        options = TrainOptions(recipe, self.store.url, tuple(features.values()), self._stage(stage), TRAIN, origins, proxy)
+        summary = train(options, lambda event: self.on_event({**event, "stage": f"stage {stage}"} if event["event"] == "step" else event))
         self._done(f"train stage {stage}", summary["seconds"], recipe.run.steps * recipe.run.batch_size, fresh=not summary["already"])
 
     def _evaluate(self) -> dict[str, Any]:

@@ -6,8 +6,8 @@ typed, an unknown key names its nearest, the file is the only place with numbers
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from ...storage.core.choices import Codec, Precision
 from ...storage.core.errors import BadInput, unknown_name
 from ..recipes.load import ResolvedRecipe, load_recipe, read_document, stages_of
 from ..recipes.typed_tables import build
@@ -41,9 +41,9 @@ class DemoExtract:
     """Input size of the proxy when its tokens are cached for stage 2."""
     seed: int = 0
     """Seed of the views."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """What teachers compute in; auto: bf16 where this machine has it."""
-    codec: Literal["fp32", "fp16", "int8"] = "int8"
+    codec: Codec = "int8"
     """How patch tokens are stored."""
     images_per_shard: int = 250
     """Images of one unit of work."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput
-from ...storage.core.events import OnEvent
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.store import FeatureStore
 from .neighbours import galleries, query_images, telling_queries
 from .patch_tokens import Encoders, patch_tokens, read_photos
@@ -21,9 +21,9 @@ def _columns(tokens: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("", ""), *((label, f"{patch.shape[1]} by {patch.shape[2]} tokens") for label, patch in tokens.items())]
 
 
-def pca(
+def draw_pca(
     *, images: Sequence[Path], models: Sequence[str], size_px: int | None, model_sizes: Mapping[str, int], weights: Mapping[str, str],
-    foreground: bool, out: Path, on_event: OnEvent,
+    foreground: bool, out: Path, on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
     """Write patch tokens as colours, a photo a row and an encoder a column; returns the picture's place and each encoder's grid."""
     photos = read_photos(images)
@@ -33,9 +33,9 @@ def pca(
     return {**write_png(sheet(_columns(tokens), rows), out), "grids": {label: list(patch.shape[1:3]) for label, patch in tokens.items()}}
 
 
-def similarity(
+def draw_similarity(
     *, images: Sequence[Path], models: Sequence[str], size_px: int | None, model_sizes: Mapping[str, int], weights: Mapping[str, str],
-    patch: tuple[int, int], out: Path, on_event: OnEvent,
+    patch: tuple[int, int], out: Path, on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
     """Write cosine similarity with one patch (row, column of the first encoder's grid), a photo a row and an encoder a column."""
     photos = read_photos(images)
@@ -50,7 +50,9 @@ def similarity(
     return {**write_png(sheet(_columns(tokens), rows), out), "patch": list(patch)}
 
 
-def neighbours(*, key: str, store: str, queries: Sequence[str], count: int, out: Path, on_event: OnEvent) -> dict[str, Any]:
+def draw_neighbours(
+    *, key: str, store: str, queries: Sequence[str], count: int, out: Path, on_event: OnEvent = ignore_event
+) -> dict[str, Any]:
     """Write images of a feature set with their nearest neighbours by class token; returns ids and cosine distances too."""
     reader = FeatureStore.open(store).features(key)
     if reader.cls_dim is None:

@@ -6,7 +6,7 @@ The same parts as in extraction, so that a picture shows what a token is about. 
 import numpy as np
 
 from ...storage.sources.decode import Pixels
-from ...storage.views.photometric import SEEN_BY
+from ...storage.views.photometric import MODES
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import render
 
@@ -15,7 +15,7 @@ def as_teacher_saw(views: ViewSet, row: int, photo: Pixels, size_px: int) -> Pix
     """Return one view (size_px, size_px, 3) of its whole photo; raises BadInput for a row outside or not committed."""
     recorded = views.read(np.array([row]))
     pixels = render(photo, recorded.crop[0], bool(recorded.flip[0]), size_px)
-    if "teacher" not in SEEN_BY[views.spec.photometric]:
+    if not MODES[views.spec.photometric].seen_by_teacher:
         return pixels
     import torch
 

@@ -37,10 +37,22 @@ class ResolvedRecipe:
         """Return (dotted key, value, origin) of every value, in the recipe's order."""
         return [(key, value, self.origins[key]) for key, value in leaves(self.recipe.to_dict())]
 
+    def table(self) -> dict[str, dict[str, object]]:
+        """Return {dotted key: {value, origin}} of every value."""
+        return {key: {"value": value, "origin": origin} for key, value, origin in self.rows()}
+
 
 def list_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def show_recipe(name: str, *, stage: int | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Return each value with its origin: of the recipe, or of each stage when the file holds several and none is picked."""
+    stages = stages_of(read_document(name)[1]) if stage is None else []
+    if not stages:
+        return {"recipe": load_recipe(name, stage=stage, settings=settings).table()}
+    return {f"stage{one}": load_recipe(name, stage=one, settings=settings).table() for one in stages}
 
 
 def read_document(source: str) -> tuple[str, Table]:

@@ -1,11 +1,11 @@
 """The views that an extraction draws: a recipe's, and over them what the command says, each value with where it came from."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
+from ...storage.core.choices import PhotometricMode, ViewKind
 from ...storage.core.errors import BadInput
-from ...storage.core.events import OnEvent
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.views.view_spec import StoredPixels, ViewSpec
 from ...student.model.view_config import ViewsConfig
 from .load import load_recipe, read_document, stages_of
@@ -16,14 +16,16 @@ Told = dict[str, dict[str, object]]
 
 
 def chosen_views(
-    recipe: str | None, stage: int | None, given: Mapping[str, Any], pixels_px: int | None, on_event: OnEvent
-) -> tuple[ViewSpec, Told]:
+    recipe: str | None, stage: int | None = None, on_event: OnEvent = ignore_event, *, kind: ViewKind | None = None,
+    views_per_image: int | None = None, seed: int | None = None, photometric: PhotometricMode | None = None, pixels_px: int | None = None,
+) -> tuple[ViewSpec, Told]:  # fmt: skip
     """Return the views of a recipe with what the command gives over them (None: not given), and {key: {value, origin}}.
 
     Raises BadInput for a recipe whose stages have different views, unless one is picked.
     """
     stated, origins = (ViewsConfig(), {}) if recipe is None else views_of(recipe, stage)
-    own = {name: value for name, value in given.items() if value is not None}
+    given = {"kind": kind, "views_per_image": views_per_image, "seed": seed, "photometric": photometric}
+    own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     base = stated.spec() if "kind" not in own else dataclasses.replace(stated, kind=own["kind"]).spec()
     pixels = None if pixels_px is None else StoredPixels(pixels_px)
     spec = dataclasses.replace(base, **own, pixels=pixels)

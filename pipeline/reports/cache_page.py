@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from ...storage.core.events import OnEvent
+from ...storage.features.codec import CODECS
 from ...storage.features.features import FeatureReader
 from ...storage.objects.atomic_files import write_atomically
+from ...storage.views.photometric import MODES
 from ..pictures.inline_images import photo_data_uri, png_data_uri
 from ..recipes.typed_tables import leaves
 from .cache_sample import ShownImage, TokenFigures, figures, sample_rows, shown_images
@@ -54,9 +56,10 @@ def facts(reader: FeatureReader) -> dict[str, str]:
     """Return what stands under the title."""
     spec, grid, some = reader.views.spec, reader.grid, reader.layout.tokens_per_view
     cls = f", class token {reader.cls_dim:,} wide" if reader.cls_dim else ", no class token"
+    codec = f"{reader.codec} ({CODECS[reader.codec].about})"
     return {
         "Key": reader.key,
-        "Tokens": f"{f'{some} of ' if some else ''}{grid[0]} × {grid[1]}, {reader.patch_dim:,} channels{cls}, {reader.codec}",
+        "Tokens": f"{f'{some} of ' if some else ''}{grid[0]} × {grid[1]}, {reader.patch_dim:,} channels{cls}, {codec}",
         "Dataset": reader.views.dataset.key,
         "Views": f"{reader.views.views_per_image} an image, {spec.kind.replace('_', ' ')}",
         "Statistics": f"{reader.statistics.method} of {reader.statistics.count:,} views",
@@ -66,7 +69,8 @@ def facts(reader: FeatureReader) -> dict[str, str]:
 def view_notes(reader: FeatureReader, images: Sequence[ShownImage]) -> list[str]:
     """Return what the sample cannot show of this set's views."""
     found = []
-    if reader.views.spec.photometric == "student_only":
+    mode = MODES[reader.views.spec.photometric]
+    if mode.seen_by_student and not mode.seen_by_teacher:
         found.append("Students see these views under photometric distortion; the teacher saw them as they are shown here.")
     if images and images[0].views[0].tokens is None:
         found.append("This set holds a sample of each view's patch tokens: no picture of a whole grid can be drawn.")

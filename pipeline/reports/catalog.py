@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
-from ...storage.core.events import OnEvent
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import STD_FLOOR, Statistics
 from ...storage.objects.dry_run_objects import Rehearsal
@@ -30,7 +30,7 @@ from ...storage.views.view_set import ViewSet
 _NAMED_CHANNELS = 16
 
 
-def list_store(*, store: str, on_event: OnEvent) -> dict[str, Any]:
+def list_store(*, store: str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return every dataset, view set and feature set with its size and how much of it is there.
 
     Those that cannot be opened, because they were altered or never finished, stand under "unreadable", each with the reason.
@@ -90,7 +90,7 @@ def _pixels(views: ViewSet) -> str | None:
     return None if stored is None else f"{stored.size_px} px, {stored.interpolation}, raw uint8"
 
 
-def show_features(*, key: str, store: str, on_event: OnEvent, html: Path | None = None) -> dict[str, Any]:
+def show_features(*, key: str, store: str, on_event: OnEvent = ignore_event, html: Path | None = None) -> dict[str, Any]:
     """Return one feature set: what its tokens are, bytes, completeness, which rows failed, its statistics in short, its identity.
 
     With `html` also write a page to look at.
@@ -148,7 +148,7 @@ def _spread(values: NDArray[np.float32]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(("least", "median", "greatest"), np.percentile(values, (0, 50, 100)), strict=True)}
 
 
-def verify_features(*, store: str, on_event: OnEvent, key: str | None = None, subset: str = "1/1") -> dict[str, Any]:
+def verify_features(*, store: str, on_event: OnEvent = ignore_event, key: str | None = None, subset: str = "1/1") -> dict[str, Any]:
     """Return all damage of a store, or of one feature set and what it needs: its dataset, its views, its statistics, its canary.
 
     Every file is looked at, and the look goes on after each finding; `subset` k/n checks a part of the shards. `findings` says of each what
@@ -193,7 +193,7 @@ def _is_of(one: Finding, prefix: str) -> bool:
     return one.shard is not None and not one.unfinished and one.where.startswith(f"{prefix}/")
 
 
-def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) -> dict[str, Any]:
+def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Delete one feature set, or say what would go; refused while a run holds a lease on it."""
     opened = FeatureStore.open(store)
     whole = opened.features_key(key)
@@ -201,7 +201,7 @@ def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent) ->
     return {"key": whole, "dry_run": dry_run, "objects": len(removed)}
 
 
-def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent) -> dict[str, Any]:
+def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Copy one feature set with its views and dataset to another store, verified; run again, it copies what is missing."""
     from ...jobs.runs.reading_leases import leases
 
@@ -216,7 +216,7 @@ def _told(on_event: OnEvent, stage: str, total: int, shard: int) -> None:
     on_event({"event": "progress", "stage": stage, "done": shard + 1, "total": total, "unit": "shards"})
 
 
-def compact_features(*, key: str, store: str, on_event: OnEvent) -> dict[str, Any]:
+def compact_features(*, key: str, store: str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Put the commit records of full spans of shards into ledgers, for the set and its views."""
     reader = FeatureStore.open(store).features(key)
     ledgers = {}

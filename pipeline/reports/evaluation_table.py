@@ -15,7 +15,7 @@ from typing import Any
 
 from ...jobs.evaluation.registry import EVALUATIONS, PAPER_ROWS
 from ...storage.core.errors import CacheDamaged
-from ...student.probes.knn_names import record_named_as_today
+from ...student.probes.knn_names import rename_record_protocols
 from ..recipes.typed_tables import leaves
 
 
@@ -48,7 +48,7 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
                 raise ValueError("it lacks evaluation or results")
         except (OSError, ValueError, AttributeError) as error:
             raise CacheDamaged(f"{path} is not the record of an evaluation ({error}); remove it and evaluate again") from error
-        found.append(record_named_as_today(record))
+        found.append(rename_record_protocols(record))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...storage.core.errors import BadInput, CacheMismatch
-from ...storage.core.events import OnEvent
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.sources.decode import BadImage
 from ...storage.store import FeatureStore
@@ -43,16 +43,32 @@ class PictureChoice:
     queries: Sequence[str] = ()
 
 
-def report(
-    *, runs: Sequence[Path], store: str | None, features: Sequence[str], verify: bool, out: Path, on_event: OnEvent, **choice: Any
-) -> dict[str, Any]:
-    """Write the page about runs and feature sets; `choice`: PictureChoice's fields. Raises BadInput when it would be about nothing."""
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report is about, and where it goes."""
+
+    out: Path
+    """Where the page goes."""
+    runs: Sequence[Path] = ()
+    """Folders of training runs."""
+    store: str | None = None
+    """Folder or URL of the feature store; None: the page is about runs alone."""
+    features: Sequence[str] = ()
+    """Feature sets; (): those of the store that the runs learnt from."""
+    verify: bool = False
+    """Read every byte of the feature sets and report damage."""
+    pictures: PictureChoice = field(default_factory=PictureChoice)
+
+
+def report(options: ReportOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """Write the page about runs and feature sets; raises BadInput when it would be about nothing."""
+    runs, store, features, out = options.runs, options.store, options.features, options.out
     if not runs and not features:
         raise BadInput("a report is about something: give folders of runs, or --store URL with --features KEY")
     if features and store is None:
         raise BadInput("--features needs --store: the feature store that holds them")
     sets = open_sets(runs, store, features)
-    contents = gather(runs, sets, PictureChoice(**choice), verified=verify, on_event=on_event)
+    contents = gather(runs, sets, options.pictures, verified=options.verify, on_event=on_event)
     if store is not None and not sets:
         contents = replace(contents, notes=[*contents.notes, f"{store} holds none of the feature sets that these runs learnt from."])
     write_report(contents, out)

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from ...storage.objects.atomic_files import write_atomically
-from ...student.probes.knn_names import named_as_today
+from ...student.probes.knn_names import rename_protocols
 from ..console.progress import duration
 from ..pictures.neighbours import Gallery
 from ..pictures.pca import PcaPicture
@@ -82,7 +82,7 @@ def knn_rows(knn: Mapping[str, Any]) -> list[KnnRow]:
 
 def token_rows(model: str, kind: str, entry: Mapping[str, Any]) -> list[KnnRow]:
     """Return the lines of one model, one for each token that was evaluated."""
-    today = named_as_today(entry)
+    today = rename_protocols(entry)
     by_token = {token: today[token] for token in TOKEN_WORDS if token in today} or {"cls": today}
     return [
         KnnRow(model, TOKEN_WORDS[token], kind, one.get("ours"), {int(k): v for k, v in one.get("official", {}).items()}, one.get("paper"))

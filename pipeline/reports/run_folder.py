@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput
-from ...student.probes.knn_names import named_as_today
+from ...student.probes.knn_names import rename_protocols
 from ...student.training.run_folder import read_metrics
 from ..recipes.typed_tables import leaves
 from .charts import Series
@@ -57,7 +57,7 @@ class RunRecord:
         """Return the figures of evaluations during training over the steps: each protocol's headline values, at most MOST_FIGURES."""
         found: dict[str, list[tuple[float, float]]] = {}
         for one in self.evaluations:
-            for name, value in leaves({name: named_as_today(table) for name, table in one.items() if isinstance(table, Mapping)}):
+            for name, value in leaves({name: rename_protocols(table) for name, table in one.items() if isinstance(table, Mapping)}):
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     words = ", ".join(WORDS.get(part, part.replace("_", " ")) for part in name.split("."))
                     found.setdefault(words, []).append((one["step"], float(value)))

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput
-from ...storage.core.events import OnEvent
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.urls import is_url
-from ...student.training.checkpoint import list_checkpoints, step_of
+from ...student.training.checkpoint import list_checkpoints, step_in_name
 from ..recipes.typed_tables import leaves
 from .run_folder import RunRecord, read_run
 
 ABSENT = "-"
 
 
-def list_runs(*, folder: Path | str, on_event: OnEvent) -> dict[str, Any]:
+def list_runs(*, folder: Path | str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return a row for each run at or below a folder or a URL, by its path from there; raises BadInput for what is neither."""
     with at_hand(folder) as here:
         if not here.is_dir():
@@ -29,7 +29,7 @@ def list_runs(*, folder: Path | str, on_event: OnEvent) -> dict[str, Any]:
         return {"runs": {str(run.relative_to(here)): row(run) for run in found}}
 
 
-def show_run(*, out: Path | str, on_event: OnEvent) -> dict[str, Any]:
+def show_run(*, out: Path | str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return one run's state, last losses, targets and recipe; raises BadInput when it is not one."""
     with at_hand(out) as here:
         record = read_run(here)
@@ -38,7 +38,7 @@ def show_run(*, out: Path | str, on_event: OnEvent) -> dict[str, Any]:
         return {"run": str(out), **row(here), "losses": last.get("losses", {}), "targets": targets(here), "recipe": recipe}
 
 
-def compare_runs(*, outs: Sequence[Path | str], on_event: OnEvent) -> dict[str, Any]:
+def compare_runs(*, outs: Sequence[Path | str], on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return the runs' rows and each recipe value that is not the same in all; raises BadInput for one name twice."""
     names = [str(out) for out in outs]
     if len(set(names)) < len(names):
@@ -88,7 +88,7 @@ def state(out: Path, record: RunRecord) -> str:
         return "finished"
     checkpoints = list_checkpoints(out / "checkpoints")
     if checkpoints:
-        return f"resumes at {step_of(checkpoints[-1].name)}"
+        return f"resumes at {step_in_name(checkpoints[-1].name)}"
     return "running" if record.metrics else "begun"
 
 

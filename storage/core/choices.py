@@ -19,6 +19,10 @@ Orientation = Literal["stored", "upright"]
 """Images as their bytes have them, or turned as their EXIF orientation asks for."""
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 
+Container = Literal["file", "tar", "parquet"]
+"""What holds an image: a file of its own, or others in a file with that ending."""
+CONTAINERS: tuple[Container, ...] = get_args(Container)
+
 Normalisation = Literal["mean-std", "phi-s"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 
@@ -26,7 +30,14 @@ Constants = Literal["own", "imagenet"]
 """Mean and deviation of a teacher's input: its own, or ImageNet's."""
 CONSTANTS: tuple[Constants, ...] = get_args(Constants)
 
-Precision = Literal["auto", "fp32", "bf16"]
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+
+ComputePrecision = Literal["fp32", "bf16"]
+"""What a forward pass computes in."""
+COMPUTE_PRECISIONS: tuple[ComputePrecision, ...] = get_args(ComputePrecision)
+
+Precision = Literal["auto", ComputePrecision]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -44,3 +55,21 @@ OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+
+TrainingEvaluation = Literal["knn"]
+"""What measures a student while it trains."""
+TRAINING_EVALUATIONS: tuple[TrainingEvaluation, ...] = get_args(TrainingEvaluation)
+
+HeadProtocol = Literal["official", "ours"]
+"""Whose arithmetic trains and measures a head on patch tokens."""
+HEAD_PROTOCOLS: tuple[HeadProtocol, ...] = get_args(HeadProtocol)
+
+MaskDataset = Literal["ade20k", "other"]
+MASK_DATASETS: tuple[MaskDataset, ...] = get_args(MaskDataset)
+
+PairProtocol = Literal["paper", "ours"]
+"""Whose pairs and sizes semantic correspondence is measured by."""
+PAIR_PROTOCOLS: tuple[PairProtocol, ...] = get_args(PairProtocol)
+
+PairSplit = Literal["trn", "val", "test"]
+PAIR_SPLITS: tuple[PairSplit, ...] = get_args(PairSplit)

@@ -20,20 +20,13 @@ import numpy as np
 from ..core.errors import BadInput
 from ..shards.zarr_format import ArraySpec
 from ..views.view_set import ViewSet
-from .codec import code_dtype, stored_shapes
+from .codec import codec_named
 from .sampling import MOST_CELLS
 
 RESAMPLING = "least squares for bicubic upsampling"
 """Along each axis the pseudo-inverse of the upsampling that the loss does (bicubic, a = −0.75, half-pixel centres)."""
 _SMALL_CHUNK_ROWS = 8
 _UNIT = "standard deviations of the teacher's coordinate"
-_SCALING = {
-    "int8": {"scale": "channels in as many groups as patch_scale has: patch = patch_scale[…, group] × (code / 127) × |code / 127|"},
-    "int4": {
-        "packing": "two codes a byte, the even channel in the low half",
-        "scale": "channels in groups of 64: patch = patch_scale[…, group, 1] + code × patch_scale[…, group, 0]",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -98,23 +91,24 @@ class FeatureLayout:
         return self._arrays(views.rows, views.group.shard_rows)
 
     def _arrays(self, rows: int, shard_rows: int) -> list[ArraySpec]:
-        codes, scales = stored_shapes(self.codec, self.token_shape, self.patch_dim)
+        codec = codec_named(self.codec)
+        codes, scales = codec.stored_shapes(self.token_shape, self.patch_dim)
         axes = ("view", *(("grid_y", "grid_x") if self.tokens_per_view is None else ("token",)))
-        described = {"long_name": "patch tokens, normalised", "units": _UNIT, "codec": self.codec, **_SCALING.get(self.codec, {})}
-        channels = "channel_pair" if self.codec == "int4" else "channel"
-        specs = [ArraySpec("patch", (rows, *codes), code_dtype(self.codec), shard_rows, 1, (*axes, channels), described, True)]
-        if scales is not None:
-            scale_axes = (*axes, "group", "scale_and_minimum")[: 1 + len(scales)]
-            about = {"long_name": "scale of the patch codes", "units": _UNIT, **_SCALING[self.codec]}
+        scaling = codec.scaling
+        described = {"long_name": "patch tokens, normalised", "units": _UNIT, "codec": codec.name}
+        code_axis, attributes = ("channel", {}) if scaling is None else (scaling.code_axis, dict(scaling.attributes))
+        specs = [ArraySpec("patch", (rows, *codes), codec.code_dtype, shard_rows, 1, (*axes, code_axis), described | attributes, True)]
+        if scaling is not None and scales is not None:
+            scale_axes = (*axes, *scaling.scale_axes)
+            about = {"long_name": "scale of the patch codes", "units": _UNIT, **attributes}
             specs.append(ArraySpec("patch_scale", (rows, *scales), np.dtype(np.float16), shard_rows, 1, scale_axes, about, True))
         chunk = gcd(shard_rows, _SMALL_CHUNK_ROWS)
         if self.tokens_per_view is not None:
             about = {"long_name": "places of the stored patch tokens", "units": f"cells of the grid: grid_y × {self.grid[1]} + grid_x"}
             specs.append(ArraySpec("patch_position", (rows, *self.token_shape), np.dtype(np.uint16), shard_rows, chunk, axes, about))
         if self.cls_dim is not None:
-            dtype = np.dtype(np.float32 if self.codec == "fp32" else np.float16)
             about = {"long_name": "class token, normalised", "units": _UNIT}
-            specs.append(ArraySpec("cls", (rows, self.cls_dim), dtype, shard_rows, chunk, ("view", "cls_channel"), about, True))
+            specs.append(ArraySpec("cls", (rows, self.cls_dim), codec.cls_dtype, shard_rows, chunk, ("view", "cls_channel"), about, True))
         return specs
 
 

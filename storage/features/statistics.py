@@ -1,19 +1,21 @@
 """Per-coordinate mean and standard deviation of a teacher's tokens, and the normalisation that they define (paper, section 3.3).
 
-Class and patch tokens are measured apart, in float64, and merged with Chan's formula, so that any split over workers gives the same
-moments up to rounding. Frozen statistics are part of a feature set's identity. A channel that hardly moves keeps a floor under its
-standard deviation (1e-3, ours), or its noise would be blown up to the size of a signal. PHI-S (`phis`) is the alternative: a matrix in the
-place of the division.
+Class and patch tokens are measured apart, in float64, and merged with Chan's formula, so that any split over workers gives the same moments
+up to rounding. Frozen statistics are part of a feature set's identity, and a row of `NORMALISATIONS` says what is measured for each way to
+normalise and what is recorded of it. A channel that hardly moves keeps a floor under its standard deviation (1e-3, ours), or its noise
+would be blown up to the size of a signal. PHI-S (`phis`) is the alternative: a matrix in the place of the division.
 """
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core import choices
 from .phis import Covariance, inverse
 
 STD_FLOOR = 1e-3
@@ -95,9 +97,15 @@ class Statistics:
         return cls(arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], count, *matrices)
 
     @property
+    def normalisation(self) -> "TokenNormalisation":
+        """What `normalize_…` does."""
+        with_matrix = self.patch_matrix is not None
+        return next(row for row in NORMALISATIONS.values() if row.with_matrix == with_matrix)
+
+    @property
     def method(self) -> str:
-        """What `normalize_…` does, as it stands in identities."""
-        return "mean and std" if self.patch_matrix is None else "PHI-S"
+        """The normalisation as it stands in identities."""
+        return self.normalisation.method
 
     def arrays(self) -> dict[str, Float32s]:
         """The arrays by the names under which they are stored."""
@@ -138,6 +146,30 @@ class Statistics:
     def denormalize_patch(self, patch_nHWD: Float32s) -> Float32s:
         """The teacher's own patch tokens from normalised ones."""
         return _restored(patch_nHWD, self.patch_mean, self.patch_std, self.patch_matrix)
+
+
+class TokenNormalisation(NamedTuple):
+    """One way to normalise tokens: what is measured for it, and what is kept of that."""
+
+    name: choices.Normalisation
+    """As the command line has it."""
+    method: str
+    """As it stands in identities."""
+    measure: type[Moments] | type[Covariance]
+    """What sums up samples (…, D) of a width D."""
+    freeze: Callable[[Any, Any, int], Statistics]
+    """Statistics from what was measured of class tokens (or None) and patch tokens, and the number of views."""
+    with_matrix: bool
+    """Whether tokens go through a matrix instead of a division; what was frozen shows by this which row made it."""
+    recorded: Mapping[str, str]
+    """What it adds to the record of what statistics were measured on; nothing for the first, as stores of before have it."""
+
+
+_ROWS = (
+    TokenNormalisation("mean-std", "mean and std", Moments, Statistics.from_moments, with_matrix=False, recorded={}),
+    TokenNormalisation("phi-s", "PHI-S", Covariance, Statistics.from_covariances, with_matrix=True, recorded={"method": "phi-s"}),
+)
+NORMALISATIONS: dict[str, TokenNormalisation] = {row.name: row for row in _ROWS}
 
 
 def _deviations(covariance: Covariance) -> Float32s:

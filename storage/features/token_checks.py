@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_FP16_MAX = 65_504.0
+from .codec import codec_named
 
 
 def first_nonfinite(values: NDArray[Any], present: NDArray[np.bool_]) -> int | None:
@@ -31,14 +31,15 @@ def first_nonfinite(values: NDArray[Any], present: NDArray[np.bool_]) -> int | N
 
 def refuse_tokens(cls_D: NDArray[np.floating] | None, patch_HWD: NDArray[np.floating], codec: str) -> str | None:
     """Why one view's normalised tokens must not be stored, None when they may: not finite, beyond fp16, or empty."""
+    largest = codec_named(codec).largest
     for name, values in (("class token", cls_D), ("patch tokens", patch_HWD)):
         if values is None:
             continue
         low, high = float(values.min()), float(values.max())
         if not np.isfinite(low) or not np.isfinite(high):
             return f"the {name} is not finite"
-        if codec != "fp32" and max(-low, high) > _FP16_MAX:
-            return f"the {name} reaches {max(-low, high):.0f}, more than fp16 holds"
+        if max(-low, high) > largest:
+            return f"the {name} reaches {max(-low, high):,.0f}, more than the {largest:,.0f} that codec {codec} holds"
         if low == high:
             return f"the {name} is constant ({low:g}), which no working teacher gives"
     return None

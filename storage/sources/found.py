@@ -7,6 +7,8 @@ never was one. Both are counted, and neither can pass in silence.
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from ..core.choices import Container
+
 
 @dataclass(frozen=True)
 class SourceImage:
@@ -14,7 +16,7 @@ class SourceImage:
 
     image_id: str
     path: str  # relative to the source
-    container: str  # "file", "tar" or "parquet"
+    container: Container
     offset: int
     data: bytes
     label: str | None  # of a tar's image: in the `TarEnd` that follows

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from ..core.choices import CONTAINERS
 from .decode import MAX_FILE_BYTES
 
 IMAGE_ENDINGS = (
@@ -17,6 +18,8 @@ IMAGE_ENDINGS = (
 )
 HEAD_BYTES = 256  # enough for the start of every format below, comments of a PPM included
 COMPRESSED_ENDINGS = (".tgz", ".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
+CONTAINER_ENDINGS = tuple(f".{name}" for name in CONTAINERS if name != "file")
 
 _UNREAD_ENDINGS = (
     *(".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".tga", ".dds", ".pcx", ".qoi"),

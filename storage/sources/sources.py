@@ -1,17 +1,19 @@
 """Where images come from: a folder tree, WebDataset tar shards, or Parquet files with image bytes.
 
 Each source is walked in a fixed order and yields every image once, with its place (file, offset, length), so that later reads go straight
-to the bytes. What is an image is decided by its content, and by its ending where that promises one; everything else is counted by its
-ending. Compressed archives are refused: their members have no offset.
+to the bytes. A row of `CONTAINERS` says how the images of a file are found, and how one is read again. What is an image is decided by its
+content, and by its ending where that promises one; everything else is counted by its ending. Compressed archives are refused: their members
+have no offset. `source_contract` tests a source, whatever it is made of and wherever it lies.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from fsspec.implementations.local import LocalFileSystem
 
+from ..core import choices
 from ..core.errors import BadInput, EupeError
 from ..core.urls import refuse_endpoint, refuse_secrets
 from ..objects.remote import connected
@@ -19,6 +21,7 @@ from .folder_source import list_folder, not_a_file
 from .found import Found, LeftOut, Skipped, SourceImage, bad_name, hidden, is_hidden, of_another_kind, shown
 from .image_kinds import (
     COMPRESSED_ENDINGS,
+    CONTAINER_ENDINGS,
     HEAD_BYTES,
     IMAGE_ENDINGS,
     TEXT_ENDINGS,
@@ -60,7 +63,7 @@ def open_source(url: str) -> tuple[Any, str]:
 def _is_file(filesystem: Any, root: str) -> bool:
     """Whether the source is one file. To HTTP every address is a file, those of listings too, so there its ending decides."""
     if is_web(root):
-        return unread_ending(root) is not None or ending_of(root) in (*IMAGE_ENDINGS, *COMPRESSED_ENDINGS, ".tar", ".parquet")
+        return unread_ending(root) is not None or ending_of(root) in (*IMAGE_ENDINGS, *COMPRESSED_ENDINGS, *CONTAINER_ENDINGS)
     return bool(filesystem.isfile(root))
 
 
@@ -111,17 +114,21 @@ def walk(filesystem: Any, root: str, path: str) -> Iterator[Found]:
         return
     ending = ending_of(path)
     try:
-        if ending in (".tar", ".parquet"):
+        if ending in CONTAINER_ENDINGS:
             reason = bad_name(path.lstrip("/"))  # a key of an object store may begin with slashes
             if reason is not None:
                 raise BadInput(f"{path!a} has {reason}, which can stand in no image's id; rename it")
-            yield from walk_tar(filesystem, full, path) if ending == ".tar" else walk_parquet(filesystem, full, path, is_source)
+            yield from CONTAINERS[ending.removeprefix(".")].walk(filesystem, full, path, is_source)
         else:
-            yield _one_file(filesystem, full, path)
+            yield from CONTAINERS["file"].walk(filesystem, full, path, is_source)
     except EupeError:
         raise
     except OSError as error:
         raise BadInput(f"{shown(path)} cannot be read ({_why(error)}); make it readable, or remove it from the source") from error
+
+
+def _walk_file(filesystem: Any, full: str, path: str, is_source: bool) -> Iterator[Found]:
+    yield _one_file(filesystem, full, path)
 
 
 def _one_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped | LeftOut:
@@ -162,6 +169,41 @@ def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
     return SourceImage(path, path, "file", 0, data, None if folder == "." else folder)
 
 
+def _walk_tar(filesystem: Any, full: str, path: str, is_source: bool) -> Iterator[Found]:
+    yield from walk_tar(filesystem, full, path)
+
+
+def _read_whole(filesystem: Any, full: str, offset: int, length: int) -> bytes:
+    return bytes(filesystem.cat_file(full))
+
+
+def _read_range(filesystem: Any, full: str, offset: int, length: int) -> bytes:
+    return bytes(filesystem.cat_file(full, start=offset, end=offset + length))
+
+
+def _read_parquet(filesystem: Any, full: str, offset: int, length: int) -> bytes:
+    return parquet_row(filesystem, full, offset)
+
+
+class Container(NamedTuple):
+    """One kind of files that hold images."""
+
+    name: choices.Container
+    """As indexes have it; the ending of such files, but for "file"."""
+    walk: Callable[[Any, str, str, bool], Iterator[Found]]
+    """Yield what a file holds: file system, full path, path in the source, whether the file is the whole source."""
+    read: Callable[[Any, str, int, int], bytes]
+    """Return an image's bytes: file system, full path, offset and length as they were found."""
+
+
+_ROWS = (
+    Container("file", _walk_file, _read_whole),
+    Container("tar", _walk_tar, _read_range),
+    Container("parquet", walk_parquet, _read_parquet),
+)
+CONTAINERS: dict[str, Container] = {row.name: row for row in _ROWS}
+
+
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
     """The bytes of one indexed image; raises FileNotFoundError or OSError when the place is gone, `StoreUnavailable` when none answers."""
     filesystem, root = _files_of(url)
@@ -176,8 +218,6 @@ def read_bytes(url: str, path: str, container: str, offset: int, length: int) ->
 
 
 def _bytes_of(filesystem: Any, full: str, container: str, offset: int, length: int) -> bytes:
-    if container == "parquet":
-        return parquet_row(filesystem, full, offset)
-    if container == "file":
-        return bytes(filesystem.cat_file(full))
-    return bytes(filesystem.cat_file(full, start=offset, end=offset + length))
+    if container not in CONTAINERS:
+        raise OSError(f"{full} is a {container}, a kind of file that this version does not read ({', '.join(CONTAINERS)})")
+    return CONTAINERS[container].read(filesystem, full, offset, length)

@@ -11,6 +11,7 @@ from typing import Any
 from .found import Found, LeftOut, Skipped, SourceImage, bad_name, hidden, is_hidden, of_another_kind, shown
 from .image_kinds import (
     COMPRESSED_ENDINGS,
+    CONTAINER_ENDINGS,
     HEAD_BYTES,
     IMAGE_ENDINGS,
     TEXT_ENDINGS,
@@ -24,7 +25,7 @@ from .sample_labels import LABEL_ENDINGS, MAX_LABEL_BYTES, Samples
 from .tar_members import Member, TarMembers
 
 _NO_SAMPLES = (b"5", b"D", b"V")  # a folder, a folder of an incremental dump, the label of a volume
-_ARCHIVE_ENDINGS = (".tar", ".parquet", *COMPRESSED_ENDINGS)
+_ARCHIVE_ENDINGS = (*CONTAINER_ENDINGS, *COMPRESSED_ENDINGS)
 
 
 def walk_tar(filesystem: Any, full: str, path: str) -> Iterator[Found]:

@@ -141,8 +141,8 @@ def kept_of(reader: FeatureReader) -> tuple[str, bytes] | None:
     described = {name: value for name, value in reader.identity["statistics"].items() if name not in ("method", "digest", "count")}
     if described.keys() != _MEASURED:
         return None
-    other = {} if reader.statistics.method == "mean and std" else {"method": "phi-s"}
-    measured_on = {"teacher": reader.identity["teacher"], "views": reader.views.digest, "sample": described, **other}
+    recorded = reader.statistics.normalisation.recorded
+    measured_on = {"teacher": reader.identity["teacher"], "views": reader.views.digest, "sample": described, **recorded}
     return statistics_key(reader.name, measured_on), pack_kept_statistics(measured_on, reader.statistics)
 
 

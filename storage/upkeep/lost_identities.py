@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from ..core.choices import PHOTOMETRIC_MODES
 from ..core.errors import EupeError
 from ..core.identity import digest, short
 from ..features.layout import FeatureLayout
@@ -19,10 +20,10 @@ from ..objects.content_addressed import MAX_IDENTITY_BYTES, identity_file
 from ..objects.mending import held
 from ..objects.objects import Objects
 from ..views.view_set import views_identity
-from ..views.view_spec import StoredPixels, ViewSpec
+from ..views.view_spec import VIEW_KINDS, StoredPixels, ViewSpec
 
 _SEEDS = 1024
-_PHOTOMETRIC = ("none", "teacher_same", "student_only")
+_CENTRE_FRACTIONS = (1.0, 0.875)
 
 
 def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict[str, Any], Any]]) -> bytes | None:
@@ -74,10 +75,12 @@ def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageData
 
 
 def _specs(views_per_image: int, stored: StoredPixels | None) -> Iterator[ViewSpec]:
+    kinds = VIEW_KINDS.values()
     if views_per_image == 1:
-        yield from (ViewSpec(kind="center", crop_fraction=fraction, pixels=stored) for fraction in (1.0, 0.875))
-    for photometric in _PHOTOMETRIC:
-        first = ViewSpec(views_per_image=views_per_image, photometric=photometric, pixels=stored)
+        plain = [one.name for one in kinds if not one.is_random]
+        yield from (ViewSpec(kind, crop_fraction=fraction, pixels=stored) for kind in plain for fraction in _CENTRE_FRACTIONS)
+    for kind, photometric in itertools.product([one.name for one in kinds if one.is_random], PHOTOMETRIC_MODES):
+        first = ViewSpec(kind, views_per_image, photometric=photometric, pixels=stored)
         for seed in itertools.islice(itertools.count(), _SEEDS):
             yield replace(first, seed=seed)
 

@@ -1,19 +1,40 @@
 """Photometric distortion of views as numbers that are drawn once and stored: colour jitter, blur, solarisation.
 
-Three modes say who sees them: `none`, `teacher_same` (teacher and student see the same distorted view, as in the paper), `student_only`
-(the teacher sees the clean crop, the student learns to be indifferent). The names are the paper's, the values ours, from DINOv3's public
-recipe. A column is zero where nothing happens, so a row of zeros is an undistorted view. Applying them is `teachers.photometric`'s part;
-here is only what the numbers mean. Blur is measured in 1/256 of the view's side, so that one view looks alike at every input size.
+A row of `MODES` says who sees them: `none`, `teacher_same` (teacher and student see the same distorted view, as in the paper),
+`student_only` (the teacher sees the clean crop, the student learns to be indifferent). The names are the paper's, the values ours, from
+DINOv3's public recipe. A column is zero where nothing happens, so a row of zeros is an undistorted view. Applying them is
+`teachers.photometric`'s part; here is only what the numbers mean. Blur is measured in 1/256 of the view's side, so that one view looks
+alike at every input size.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..core import choices
 from ..core.errors import BadInput
 
-SEEN_BY: dict[str, tuple[str, ...]] = {"none": (), "teacher_same": ("teacher", "student"), "student_only": ("student",)}
-MODES = tuple(SEEN_BY)
+
+class PhotometricMode(NamedTuple):
+    """Who sees the distortion of a set of views."""
+
+    name: choices.PhotometricMode
+    """As the command line, recipes and identities have it."""
+    seen_by_teacher: bool
+    seen_by_student: bool
+
+    @property
+    def distorts(self) -> bool:
+        """Whether views have distortions at all: only then are they drawn and part of the views' identity."""
+        return self.seen_by_teacher or self.seen_by_student
+
+
+_ROWS = (
+    PhotometricMode("none", seen_by_teacher=False, seen_by_student=False),
+    PhotometricMode("teacher_same", seen_by_teacher=True, seen_by_student=True),
+    PhotometricMode("student_only", seen_by_teacher=False, seen_by_student=True),
+)
+MODES: dict[str, PhotometricMode] = {row.name: row for row in _ROWS}
 COLUMNS = ("brightness", "contrast", "saturation", "hue", "blur", "solarize")
 UNITS = {
     "brightness": "factor less 1",

@@ -8,7 +8,7 @@
 
 The first extraction of a shard draws its views, digests the crops' pixels and commits both; every later one reads them and re-checks the
 digests. Images per shard belong to the views, so all feature sets over them share the boundaries. Pixels are raw: lossless
-codecs save half of their bytes and are read some fifty times slower (docs/decisions/0020).
+codecs save half of their bytes and are read some fifty times slower (docs/decisions/0012).
 """
 
 import threading

@@ -8,7 +8,7 @@ Axes: n views; crop = (top, left, height, width) in source pixels.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,20 +17,20 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.choices import ViewKind
+from ..core import choices
 from ..core.errors import BadInput, unknown_name
 from ..sources.decode import Pixels
 from . import photometric
 from .photometric import Distortion
 
-KINDS = ("random_resized_crop", "center")
 PHOTOMETRIC_PARAMETERS = photometric.STORED_COLUMNS
-INTERPOLATIONS = {
+INTERPOLATIONS: dict[str, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
 DIGEST_BYTES = 16
+Box = tuple[int, int, int, int]  # top, left, height, width
 _LARGEST_STORED_PX = 4096
 _CROP_TRIES = 10
 _FLIP_WORD = 4 * _CROP_TRIES
@@ -55,7 +55,7 @@ class StoredPixels:
 class ViewSpec:
     """How views are drawn; every field is part of their identity."""
 
-    kind: ViewKind = "random_resized_crop"
+    kind: choices.ViewKind = "random_resized_crop"
     views_per_image: int = 1
     seed: int = 0
     scale: tuple[float, float] = (0.32, 1.0)  # share of the image's area
@@ -67,14 +67,15 @@ class ViewSpec:
     pixels: StoredPixels | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise unknown_name("kind of view", self.kind, KINDS)
+        if self.kind not in VIEW_KINDS:
+            raise unknown_name("kind of view", self.kind, VIEW_KINDS)
         if self.photometric not in photometric.MODES:
             raise unknown_name("photometric mode", self.photometric, photometric.MODES)
-        if self.kind == "center" and self.photometric != "none":
-            raise BadInput(f"centre views are never distorted: photometric must be none, got {self.photometric}")
-        if self.kind == "center" and self.views_per_image != 1:
-            raise BadInput(f"centre views are all alike: views_per_image must be 1, got {self.views_per_image}")
+        kind = VIEW_KINDS[self.kind]
+        if not kind.is_random and photometric.MODES[self.photometric].distorts:
+            raise BadInput(f"{kind.called} are never distorted: photometric must be none, got {self.photometric}")
+        if not kind.is_random and self.views_per_image != 1:
+            raise BadInput(f"{kind.called} are all alike: views_per_image must be 1, got {self.views_per_image}")
         if not 1 <= self.views_per_image <= 1024:
             raise BadInput(f"views_per_image must be between 1 and 1024, got {self.views_per_image}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
@@ -83,22 +84,14 @@ class ViewSpec:
             raise BadInput("flip_probability must lie in [0, 1] and crop_fraction in (0, 1]")
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the views; for centre crops the random ones are left out."""
+        """The values that decide the views: those of their kind."""
         return self._drawing() | ({} if self.pixels is None else {"pixels": asdict(self.pixels)})
 
     def _drawing(self) -> dict[str, Any]:
-        common: dict[str, Any] = {"kind": self.kind, "views_per_image": self.views_per_image}
-        if self.kind == "center":
-            return {**common, "crop_fraction": self.crop_fraction}
-        drawn = {
-            **common,
-            "seed": self.seed,
-            "scale": list(self.scale),
-            "ratio": list(self.ratio),
-            "flip_probability": self.flip_probability,
-            "photometric": self.photometric,
-        }
-        return drawn if self.photometric == "none" else {**drawn, "distortion": self.distortion.identity()}
+        names = ("kind", "views_per_image", *VIEW_KINDS[self.kind].fields)
+        values = {name: getattr(self, name) for name in names}
+        drawn = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**drawn, "distortion": self.distortion.identity()} if photometric.MODES[self.photometric].distorts else drawn
 
     @classmethod
     def from_identity(cls, values: dict[str, Any]) -> "ViewSpec":
@@ -137,12 +130,12 @@ def _uniforms(seed: int, image_id: str, k: int) -> list[float]:
     return list((np.asarray(raw, dtype=np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def _center_crop(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
-    side = max(1, round(fraction * min(height, width)))
+def _center_crop(spec: ViewSpec, height: int, width: int, uniforms: Sequence[float]) -> Box:
+    side = max(1, round(spec.crop_fraction * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _fallback_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+def _fallback_crop(height: int, width: int, ratio: tuple[float, float]) -> Box:
     """The largest centred crop whose shape lies in `ratio`, for images in which ten draws found no fitting box."""
     crop_h, crop_w = height, width
     if width / height < ratio[0]:
@@ -152,7 +145,7 @@ def _fallback_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple
     return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
 
 
-def _random_crop(spec: ViewSpec, height: int, width: int, uniforms: list[float]) -> tuple[int, int, int, int]:
+def _random_crop(spec: ViewSpec, height: int, width: int, uniforms: Sequence[float]) -> Box:
     low, high = math.log(spec.ratio[0]), math.log(spec.ratio[1])
     for attempt in range(_CROP_TRIES):
         u_area, u_ratio, u_top, u_left = uniforms[4 * attempt : 4 * attempt + 4]
@@ -164,21 +157,46 @@ def _random_crop(spec: ViewSpec, height: int, width: int, uniforms: list[float])
     return _fallback_crop(height, width, spec.ratio)
 
 
+class ViewKind(NamedTuple):
+    """One way to choose a view's crop."""
+
+    name: choices.ViewKind
+    """As the command line, recipes and identities have it."""
+    called: str
+    """For messages, in the plural."""
+    crop: Callable[[ViewSpec, int, int, Sequence[float]], Box]
+    """A box inside an image of a height and a width; a random one from the first `4 × _CROP_TRIES` of a view's values in [0, 1)."""
+    fields: tuple[str, ...]
+    """What decides the views beside their kind and number: fields of `ViewSpec`, in the order of the identity."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether views depend on a seed: only then can an image have several, mirrored and distorted ones."""
+        return "seed" in self.fields
+
+
+_ROWS = (
+    ViewKind("random_resized_crop", "random views", _random_crop, ("seed", "scale", "ratio", "flip_probability", "photometric")),
+    ViewKind("center", "centre views", _center_crop, ("crop_fraction",)),
+)
+VIEW_KINDS: dict[str, ViewKind] = {row.name: row for row in _ROWS}
+
+
 def draw(spec: ViewSpec, image_ids: Sequence[str], sizes_hw: NDArray[np.int32]) -> Views:
     """Draw K views for each of N images of the given (N, 2) sizes: row i·K + k is view k of image i; digests are zero."""
     views = empty_views(len(image_ids) * spec.views_per_image)
-    crop, flip = views.crop, views.flip
+    crop, flip, kind, distorts = views.crop, views.flip, VIEW_KINDS[spec.kind], photometric.MODES[spec.photometric].distorts
     for i, image_id in enumerate(image_ids):
         height, width = int(sizes_hw[i, 0]), int(sizes_hw[i, 1])
         for k in range(spec.views_per_image):
             row = i * spec.views_per_image + k
-            if spec.kind == "center":
-                crop[row] = _center_crop(height, width, spec.crop_fraction)
+            if not kind.is_random:
+                crop[row] = kind.crop(spec, height, width, ())
                 continue
             uniforms = _uniforms(spec.seed, image_id, k)
-            crop[row] = _random_crop(spec, height, width, uniforms)
+            crop[row] = kind.crop(spec, height, width, uniforms)
             flip[row] = uniforms[_FLIP_WORD] < spec.flip_probability
-            if spec.photometric != "none":
+            if distorts:
                 views.photometric[row] = spec.distortion.draw(uniforms[_FLIP_WORD + 1 :])
     return views
 

@@ -1,7 +1,7 @@
-"""Stored patch tokens back to numbers on the device: the torch twin of `storage.codec.decode`, and of `Statistics.normalize_…`.
+"""Stored patch tokens back to numbers on the device: a codec's twin at work, and the twin of `Statistics.normalize_…`.
 
 Codes and scales cross to the device as they are stored and become fp32 there: an eighth of the bytes for int4, a quarter for int8. Axes:
-B images, H × W grid, D channels, G groups of channels.
+B images, H × W grid, D channels.
 """
 
 from collections.abc import Mapping
@@ -9,30 +9,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...storage.features.codec import INT4_GROUP, INT8_SQUARE
+from ...storage.features.codec import codec_named
 
 _VIEWS_AT_ONCE = 8
 
 
 def decode_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
-    """Normalised fp32 tokens (B, H, W, D), or (B, T, D), from codes (…, D or, for int4, D / 2) and their scales."""
-    if scale is None:
-        return codes.float()
-    return (_decode_int4 if codec == "int4" else _decode_int8)(codes, scale.float())
-
-
-def _decode_int8(codes: Tensor, scale_BHWG: Tensor) -> Tensor:
-    """scale × (code / 127)·|code / 127|."""
-    values = codes.float()
-    squares = (values * values.abs()).reshape(*scale_BHWG.shape, -1)
-    return (squares * (scale_BHWG / INT8_SQUARE)[..., None]).flatten(-2)
-
-
-def _decode_int4(codes: Tensor, scale_BHWG2: Tensor) -> Tensor:
-    """minimum + code × scale; the even channel stands in the low half of its byte."""
-    pairs = torch.stack([codes & 15, codes >> 4], dim=-1).float()
-    groups = pairs.reshape(*scale_BHWG2.shape[:-1], INT4_GROUP)
-    return (groups * scale_BHWG2[..., 0, None] + scale_BHWG2[..., 1, None]).flatten(-2)
+    """Return normalised fp32 tokens (B, H, W, D), or (B, T, D), from a batch's codes and scales as they are stored."""
+    tokens: Tensor = codec_named(codec).decode_tensors(codes, None if scale is None else scale.float())
+    return tokens
 
 
 def normalised(tokens: Tensor, moments: Mapping[str, Tensor], kind: str) -> Tensor:

@@ -1,1 +1,1 @@
-"""Students for deployment, and published ones taken in."""
+"""Export of trained students, and import of published ones."""

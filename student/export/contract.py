@@ -60,7 +60,7 @@ class ExportContract:
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             run = make_student(folder / "run", self.architecture, self.size_px)
             try:
-                export(run, ExportOptions((self.form,)), folder / "out")
+                export(ExportOptions(run=run, out=folder / "out", formats=(self.form,)))
             except BadInput as error:
                 if "is not installed" in str(error):
                     raise unittest.SkipTest(str(error)) from error
@@ -107,7 +107,7 @@ class ExportContract:
         with tempfile.TemporaryDirectory() as folder:
             run = make_student(Path(folder) / "run", self.refused, 160)
             try:
-                export(run, ExportOptions((self.form,)), Path(folder) / "out")
+                export(ExportOptions(run=run, out=Path(folder) / "out", formats=(self.form,)))
             except BadInput:
                 assert not (Path(folder) / "out" / self.form).exists()
             else:

@@ -1,4 +1,4 @@
-"""A trained student in the formats that people deploy: one self-contained folder a format.
+"""A trained student in the formats that people deploy, each in one self-contained folder.
 
     OUT/FORMAT/
       the model            see `formats`
@@ -6,15 +6,15 @@
       usage.py             ten lines that run it
       export.json          what was exported and how far it is from the trained student
       SHA256SUMS           of every other file
-      adapters/            with adapters: the way from the student's tokens to its teachers' spaces
+      adapters/            with --adapters: from the student's tokens to its teachers' spaces
 
-Each writer runs what it wrote (or loads it with the library that it is for) before the folder takes its place; an export that cannot be
-checked is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export takes seconds
-to minutes.
+Each writer runs what it wrote (or loads it with the library that it is for) before the folder is renamed to its name; an export that
+cannot be checked is not made. Only the official hub's six shapes go out as `eupe`: its code can build no other. The price: an export
+takes seconds to minutes.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import replace_folder
@@ -30,14 +31,18 @@ from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.registry.table import Terms
 from .adapter_chain import write_chain
 from .formats import FORMATS, usage_example
-from .lineage import Trained, evaluations_about, open_trained, teachers_of, title_of
+from .lineage import Trained, collect_terms, evaluations_of_weights, open_trained, run_title
 from .model_card import model_card
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is exported, and what goes beside it."""
+    """Which run is exported where, in what formats, and what goes beside it."""
 
+    run: Path | str
+    """A finished run's folder; `jobs.runs.export_run` takes its URL as well."""
+    out: Path
+    """Gets one folder a format."""
     formats: tuple[str, ...]
     """Names of `formats.FORMATS`."""
     size_px: int | None = None
@@ -46,7 +51,7 @@ class ExportOptions:
     """Also the adapters with their statistics."""
     store: str | None = None
     """URL of the feature store that holds those statistics."""
-    proxy: Path | None = None
+    proxy: Path | str | None = None
     """The run of stage 1, when the student was taught by a proxy."""
     evaluations: tuple[Path, ...] = field(default=())
     """Further JSON results for the model card; those of `evaluate` are found in the run's folder."""
@@ -62,13 +67,14 @@ class ExportOptions:
             raise BadInput("--adapters and --store go together: the store holds the statistics that undo the adapters' normalisation")
 
 
-def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
-    """Write `out`/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
+def export(options: ExportOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """Write OUT/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
+    run, out, proxy = Path(options.run), options.out, None if options.proxy is None else Path(options.proxy)
     require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
-    _need_plain(trained, options.formats)
-    terms = teachers_of(run, options.proxy)
-    evaluations = [*evaluations_about(trained), *(_read_evaluation(path) for path in options.evaluations)]
+    _refuse_unexportable(trained, options.formats)
+    terms = collect_terms(run, proxy)
+    evaluations = [*evaluations_of_weights(trained), *(_read_evaluation(path) for path in options.evaluations)]
     written: dict[str, Any] = {}
     for number, form in enumerate(options.formats):
         on_event({"event": "progress", "stage": f"export {form}", "done": number, "total": len(options.formats), "unit": "formats"})
@@ -76,13 +82,14 @@ def export(run: Path, options: ExportOptions, out: Path, on_event: Callable[[dic
             files, facts = FORMATS[form].write(trained, folder)
             if options.adapters:
                 (folder / "adapters").mkdir()
-                facts["adapters"] = write_chain(run, options.proxy, FeatureStore.open(str(options.store)), folder / "adapters")
-            _describe(trained, form, files, facts, terms, evaluations, folder)
+                facts["adapters"] = write_chain(run, proxy, FeatureStore.open(str(options.store)), folder / "adapters")
+            _write_documents(trained, form, files, facts, terms, evaluations, folder)
         written[form] = {"folder": str(out / form), "files": files, **facts}
     return {"run": str(run), "student": trained.name, "written": written}
 
 
-def _need_plain(trained: Trained, formats: Sequence[str]) -> None:
+def _refuse_unexportable(trained: Trained, formats: Sequence[str]) -> None:
+    """Raise BadInput for a student that a format cannot hold: by its family, or by pixels that no preprocessing record describes."""
     prep, architecture = trained.preprocessing, trained.architecture
     if architecture["name"] == TIMM_STUDENT:
         raise BadInput(
@@ -100,13 +107,14 @@ def _need_plain(trained: Trained, formats: Sequence[str]) -> None:
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
+    """Return a JSON result, or the last line of a .jsonl; raises BadInput for anything else."""
     try:
         return dict(json.loads(path.read_text().strip().splitlines()[-1] if path.suffix == ".jsonl" else path.read_text()))
     except (OSError, ValueError, IndexError, TypeError) as error:
         raise BadInput(f"{path} is not the JSON result of an evaluation: {error}") from error
 
 
-def _describe(
+def _write_documents(
     trained: Trained, form: str, files: Sequence[str], facts: Mapping[str, Any], terms: Mapping[str, Terms],
     evaluations: Sequence[Mapping[str, Any]], folder: Path,
 ) -> None:  # fmt: skip
@@ -114,7 +122,7 @@ def _describe(
     prep, name = trained.preprocessing.identity(), trained.name
     usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep)
     record = {
-        "format": form, "student": name, "run": title_of(trained.run), "architecture": trained.architecture, "preprocessing": prep,
+        "format": form, "student": name, "run": run_title(trained.run), "architecture": trained.architecture, "preprocessing": prep,
         "files": list(files), "weights_sha256": trained.weights_sha256, "facts": facts, "torch": torch.__version__,
     }  # fmt: skip
     (folder / "usage.py").write_text(usage)

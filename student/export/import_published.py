@@ -20,25 +20,28 @@ from ..training.run_folder import save_model
 
 
 def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[str, Any]:
-    """Write `out` from a .pth, .safetensors, timm or transformers folder; raises BadInput when it is none, or `out` is not empty."""
+    """Write the run folder `out` from a .pth or .safetensors file, or a timm or transformers folder; return what was read.
+
+    Raises BadInput when the source is none of these, when `out` is not empty, and for a size off the stride.
+    """
     if not source.exists():
         raise BadInput(f"{source} does not exist; give a .pth or .safetensors file, or a folder with a config.json")
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; give an empty or a new folder")
     require_utf8("--out", str(out), "safetensors")
-    found = read_published(source)
-    encoder = load_encoder(found.architecture, found.tensors)
-    encoder.preprocessing = found.preprocessing
-    side = size_px or found.preprocessing.size_px
+    published = read_published(source)
+    encoder = load_encoder(published.architecture, published.tensors)
+    encoder.preprocessing = published.preprocessing
+    side = size_px or published.preprocessing.size_px
     encoder.grid(side, side)  # raises BadInput off the stride
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.suffix in (".safetensors", ".json"))
     origin = {
         "source": source.name,
         "sha256": {path.name: file_sha256(path) for path in files},
-        "layout": found.layout,
-        "notes": found.notes,
+        "layout": published.layout,
+        "notes": published.notes,
     }
     save_model(Student(encoder, 1, {}), out / "model", size_px=side, targets={})
     write_atomically(out / "imported.json", json_bytes(origin, indent=1))
     parameters = count_parameters(encoder)
-    return {"model": str(out), "architecture": found.architecture, "size_px": side, "parameters": parameters, **origin}
+    return {"model": str(out), "architecture": published.architecture, "size_px": side, "parameters": parameters, **origin}

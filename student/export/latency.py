@@ -1,4 +1,4 @@
-"""How long one picture takes: batch 1, one size, a stated number of threads, in every runtime that an export folder holds.
+"""Latency of one image: batch 1, one size, a stated number of threads, in every runtime that an export folder holds.
 
 Warm-up calls first (compilers, allocators, caches), then each call is timed alone; median and 95th percentile are of those. Time does not
 depend on the weights' values, so eager and torch.compile run the architecture with fresh ones, and the graphs the exported ones. FLOPs
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...storage.core.errors import BadInput, CacheMismatch, unknown_name
+from ...storage.core.events import OnEvent, ignore_event
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ..model.student import count_parameters
@@ -35,8 +36,10 @@ PAPER_IPHONE_MS = {
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """How it is measured."""
+    """Which export is measured, and how."""
 
+    folder: Path
+    """Of an export: one folder a format."""
     threads: int = 1
     """Threads of every runtime."""
     warmup: int = 10
@@ -54,8 +57,9 @@ class LatencyOptions:
                 raise unknown_name("runtime", name, known)
 
 
-def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
-    """Measure an export; returns parameters, FLOPs and {runtime: {median_ms, p95_ms, cpu_ms}}. Raises BadInput when it is not one."""
+def latency(options: LatencyOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """Measure an export; return parameters, GFLOPs and {runtime: {median_ms, p95_ms, cpu_ms}}. Raises BadInput when it is not one."""
+    folder = options.folder
     record = _read_export(folder)
     size_px = record["preprocessing"]["size_px"]
     encoder = build_encoder(record["architecture"]).eval()
@@ -79,7 +83,7 @@ def latency(folder: Path, options: LatencyOptions, on_event: Callable[[dict[str,
 
 
 def measure(run: Runner, pixels_BCHW: torch.Tensor, options: LatencyOptions) -> dict[str, float]:
-    """Median and 95th percentile of single calls, and the median of the processor time that they took, in milliseconds."""
+    """Return median and 95th percentile of single calls, and the median of the processor time that they took, in milliseconds."""
     for _ in range(options.warmup):
         run(pixels_BCHW)
     took_ms, cpu_ms = [], []
@@ -93,7 +97,7 @@ def measure(run: Runner, pixels_BCHW: torch.Tensor, options: LatencyOptions) -> 
 
 
 def count_gflops(encoder: Encoder, size_px: int) -> float:
-    """Floating-point operations of one picture, in 10⁹, an addition and a multiplication counting as two."""
+    """Return the floating-point operations of one image in 10⁹, an addition and a multiplication counting as two."""
     pixels_BCHW = torch.zeros(1, 3, size_px, size_px)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:  # MATH: seen as matrix products
         encoder(pixels_BCHW)
@@ -102,6 +106,7 @@ def count_gflops(encoder: Encoder, size_px: int) -> float:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
+    """Set torch's number of threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -111,20 +116,22 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _read_export(folder: Path) -> dict[str, Any]:
-    """What all formats of the folder say alike; raises BadInput when there are none, CacheMismatch when they are of several students."""
+    """Return what all formats of a folder have in common; raises BadInput without any, CacheMismatch for several students in one."""
     try:
         records = [dict(json.loads(path.read_text())) for path in sorted(folder.glob("*/export.json"))]
-        found = [{key: record[key] for key in ("student", "architecture", "preprocessing", "weights_sha256")} for record in records]
+        students = [{key: record[key] for key in ("student", "architecture", "preprocessing", "weights_sha256")} for record in records]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"an export.json in {folder} is not one of ours: {error!r}") from error
-    if not found:
+    if not students:
         raise BadInput(f"{folder} is not the folder of an export: no */export.json; run `eupe-pipeline export RUN --out {folder} …` first")
-    if any(one != found[0] for one in found):
+    if any(student != students[0] for student in students):
         raise CacheMismatch(f"the formats in {folder} are of different students or sizes; export them together")
-    return found[0]
+    return students[0]
 
 
 def _file_runner(open_runner: Callable[[Path, int], Runner], where: str) -> Callable[[Encoder, Path, int], Runner | None]:
+    """Return a runner of one exported file; None from it when the folder does not hold the file."""
+
     def opened(encoder: Encoder, folder: Path, threads: int) -> Runner | None:
         path = folder / where
         return open_runner(path, threads) if path.is_file() else None

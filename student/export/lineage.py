@@ -1,6 +1,6 @@
-"""Where a trained student comes from: its run's recipe, its targets, and through the proxy's run the teachers above.
+"""Where a trained student comes from: its run's recipe, its targets, and through the proxy's run the proxy's teachers.
 
-A run names its teachers and the sha256 of their weights. When a teacher is itself a run (the proxy), the chain goes on in that run's
+A run names its teachers and the sha256 of their weights. When a teacher is itself a run (the proxy), the chain continues in that run's
 folder, which the caller gives; it must hold exactly the weights that the student was taught by. What was given but does not fit is an
 error, what was not given is said to be unknown. An imported model has its source instead of a recipe. RUN/average, RUN/best and
 RUN/initial hold a model of the run without its records: these are the run's, one folder up.
@@ -23,7 +23,7 @@ from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE, resolve_teacher
 from ...teachers.registry.table import OFFICIAL_EUPE, UNKNOWN, Terms, terms_of
-from ..probes.evaluation_records import evaluations_of
+from ..probes.evaluation_records import list_records
 
 RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # what a run knows of its models
 PARTS = {
@@ -51,12 +51,12 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """What an export calls it."""
+        """Return what an export calls the student: the official hub's name, or its architecture's."""
         return self.hub_name or str(self.architecture["name"])
 
 
 def hub_name(architecture: Options) -> str | None:
-    """The official student of this shape; values that only matter in training do not count."""
+    """Return the official student of this shape, None for any other shape; values that only matter in training do not count."""
     shape = {**architecture, **dict.fromkeys(_ONLY_INITIAL)}
     for name in ARCHITECTURES:
         official = name.startswith("eupe_") and architecture.get("layer_scale") is not None
@@ -66,7 +66,7 @@ def hub_name(architecture: Options) -> str | None:
 
 
 def open_trained(run: Path, size_px: int | None = None) -> Trained:
-    """The student of a finished run at its own input size or another; raises BadInput when there is none or the size does not fit."""
+    """Return the student of a finished run at `size_px`, its own by default; raises BadInput without one, or off the stride."""
     if not (run / MODEL_FILE).is_file():
         raise BadInput(f"{run} holds no trained model (no {MODEL_FILE}); {_what_instead(run)}")
     spec = resolve_teacher(str(run), size_px=size_px)
@@ -76,6 +76,7 @@ def open_trained(run: Path, size_px: int | None = None) -> Trained:
 
 
 def _what_instead(run: Path) -> str:
+    """Return what to give instead of a folder that holds no trained model."""
     if (run / MODEL_FILE.name).is_file():
         return f"it is the model's own folder: give the one around it, {run.parent}"
     if (run / "checkpoint.json").is_file():
@@ -85,27 +86,27 @@ def _what_instead(run: Path) -> str:
 
 
 def part_of(run: Path) -> str | None:
-    """Which of PARTS a folder is of the run around it; None for a folder with records of its own, or around none."""
-    place = Path(os.path.abspath(run))
-    own, around = (any((folder / name).is_file() for name in RECORDS) for folder in (place, place.parent))
-    return place.name if place.name in PARTS and around and not own else None
+    """Return which of PARTS a folder is of the run around it; None for a folder with records of its own, or with no run around it."""
+    folder = Path(os.path.abspath(run))
+    has_records, run_has_records = (any((where / name).is_file() for name in RECORDS) for where in (folder, folder.parent))
+    return folder.name if folder.name in PARTS and run_has_records and not has_records else None
 
 
 def records_folder(run: Path) -> Path:
-    """Where the records lie that tell of a model: its own folder, or that of the run which it is a part of."""
+    """Return the folder of the records about a model: its own, or that of the run which it is a part of."""
     return run if part_of(run) is None else Path(os.path.abspath(run)).parent
 
 
-def title_of(run: Path) -> str:
-    """A run's name for people: its folder's, and of a part both."""
+def run_title(run: Path) -> str:
+    """Return a run's name for people: its folder's, and for a part of a run both."""
     part = part_of(run)
     return run.resolve().name if part is None else f"{records_folder(run).resolve().name}/{part}"
 
 
 def read_record(run: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run's folder, {} when the run has none (an imported model); raises CacheDamaged when it is unreadable.
+    """Return a JSON file of a run's folder, {} when there is none (an imported model); raises CacheDamaged when it is unreadable.
 
-    Of a part of a run RECORDS are the run's, anything else its own.
+    For a part of a run RECORDS are read from the run's folder, any other file from its own.
     """
     path = (records_folder(run) if name in RECORDS else run) / name
     if not path.is_file():
@@ -116,62 +117,64 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
         raise CacheDamaged(f"{path} cannot be read: {error}") from error
 
 
-def targets_of(run: Path) -> dict[str, Any]:
-    """What a run was taught by: {teacher's name: {identity, …}}."""
+def read_targets(run: Path) -> dict[str, Any]:
+    """Return what a run was taught by: {teacher's name: {identity, …}}."""
     return dict(read_record(run, "identities.json").get("targets", {}))
 
 
-def teachers_of(run: Path, proxy: Path | None) -> dict[str, Terms]:
-    """The terms of every teacher above a run, through the proxy's run where one is given; raises CacheMismatch when it is another proxy."""
+def collect_terms(run: Path, proxy: Path | None) -> dict[str, Terms]:
+    """Return the licence terms of every teacher above a run, through `proxy` where given; raises CacheMismatch for another proxy."""
     imported = bool(read_record(run, "imported.json"))
-    if proxy is not None and not imported and not any(is_proxy_of(target, proxy) for target in targets_of(run).values()):
+    if proxy is not None and not imported and not any(is_made_by(target, proxy) for target in read_targets(run).values()):
         raise CacheMismatch(f"{proxy} is not the proxy that taught {run}: none of its targets has the sha256 of its weights")
     return _terms_above(run, proxy)
 
 
 def _terms_above(run: Path, proxy: Path | None) -> dict[str, Terms]:
+    """Return the terms by teacher of a run, an imported model or a part of a run; {} for random weights."""
     if part_of(run) == "initial":
         return {}
     if origin := read_record(run, "imported.json"):
         return {f"imported: {origin['source']}": OFFICIAL_EUPE if origin["layout"] == "eupe" else UNKNOWN}
-    found = _terms_of_start(run, proxy)
-    for name, target in targets_of(run).items():
-        if proxy is not None and is_proxy_of(target, proxy):
-            found |= {f"{above} (through {name})": terms for above, terms in _terms_above(proxy, None).items()}
+    collected = _terms_of_start(run, proxy)
+    for name, target in read_targets(run).items():
+        if proxy is not None and is_made_by(target, proxy):
+            collected |= {f"{above} (through {name})": terms for above, terms in _terms_above(proxy, None).items()}
         else:
-            found[name] = terms_of(name)
-    return found
+            collected[name] = terms_of(name)
+    return collected
 
 
 def _terms_of_start(run: Path, proxy: Path | None) -> dict[str, Terms]:
-    """Of the weights that a run began with, which its own teachers say nothing about; {} for random ones."""
-    wanted = read_record(run, "identities.json").get("init_from")
-    if not wanted:
+    """Return the terms of the weights that a run started from (`student.init_from`); {} for random ones."""
+    recorded = read_record(run, "identities.json").get("init_from")
+    if not recorded:
         return {}
     start = Path(str(read_record(run, "recipe.json").get("recipe", {}).get("student", {}).get("init_from")))
     weights = start / BACKBONE_FILE
-    if weights.is_file() and file_sha256(weights) == wanted[BACKBONE_FILE.name]:
+    if weights.is_file() and file_sha256(weights) == recorded[BACKBONE_FILE.name]:
         return _terms_above(start, proxy)
     return {f"the weights it began with ({start}, not found here)": UNKNOWN}
 
 
-def evaluations_about(trained: Trained) -> list[dict[str, Any]]:
-    """What was measured of exactly these weights: the records beside them, and those beside other models of their run."""
-    around = records_folder(trained.run)
-    beside_it = [one for one in evaluations_of(trained.run) if _measured(one) in (None, trained.weights_sha256)]
-    folders = [folder for folder in (around, *(around / part for part in PARTS)) if folder != trained.run]
-    elsewhere = [one for folder in folders for one in evaluations_of(folder) if _measured(one) == trained.weights_sha256]
-    return list({json.dumps([one["evaluation"], one["protocol"]], sort_keys=True): one for one in [*beside_it, *elsewhere]}.values())
+def evaluations_of_weights(trained: Trained) -> list[dict[str, Any]]:
+    """Return the records that measured exactly these weights: those beside them, and those beside other parts of the run."""
+    run = records_folder(trained.run)
+    beside_it = [record for record in list_records(trained.run) if _measured_weights(record) in (None, trained.weights_sha256)]
+    folders = [folder for folder in (run, *(run / part for part in PARTS)) if folder != trained.run]
+    elsewhere = [record for folder in folders for record in list_records(folder) if _measured_weights(record) == trained.weights_sha256]
+    by_protocol = {json.dumps([record["evaluation"], record["protocol"]], sort_keys=True): record for record in [*beside_it, *elsewhere]}
+    return list(by_protocol.values())
 
 
-def _measured(evaluation: Mapping[str, Any]) -> str | None:
-    """The sha256 of the weights that a record is about, None where it does not say."""
+def _measured_weights(evaluation: Mapping[str, Any]) -> str | None:
+    """Return the sha256 of the weights that a record measured, None where it does not say."""
     model = evaluation["protocol"].get("model")
     return model.get("weights_sha256") if isinstance(model, Mapping) else None
 
 
-def is_proxy_of(target: Mapping[str, Any], proxy: Path) -> bool:
-    """Whether a target's tokens were made by the model of a run."""
+def is_made_by(target: Mapping[str, Any], proxy: Path) -> bool:
+    """Return whether a target's tokens were made by the model of a run; raises BadInput when the run has no model."""
     weights = proxy / BACKBONE_FILE
     if not weights.is_file():
         raise BadInput(f"{proxy} holds no trained model (no {weights}); --proxy names the run of stage 1")

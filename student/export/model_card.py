@@ -1,100 +1,106 @@
-"""The README of an export folder: what the model is, where it comes from, what it was measured at, whose terms it is under.
+"""The README of an export folder: the Hub's metadata in front, the text for people behind it.
 
-Plain Markdown made of what the run recorded; nothing is guessed. What the run does not know (an evaluation that nobody ran, the terms of
-a teacher that we have not recorded) is said to be missing, because a card that leaves it out reads as if there were nothing to say.
+`huggingface_hub` writes and reads the metadata, so that a card which it cannot read is never written. Nothing is guessed: only teachers
+whose repository on the Hub is recorded stand in `base_model`, only datasets with a known id in `datasets`. A distilled student is bound by
+the terms of all of its teachers, and the Hub's `license` holds one: several are `other`, and the link leads to the card's own list.
+Limit: the Hub's own check (`ModelCard.validate`) needs the network and is not run.
 """
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...teachers.registry.table import Terms, sentence
-from ..model.student import count_parameters
-from .formats import FORMATS
-from .lineage import PARTS, Trained, read_record, targets_of
+from huggingface_hub.repocard import ModelCard
+from huggingface_hub.repocard_data import ModelCardData
 
-_ON_THE_WAY = ("by_step", "validation_by_power")
-_OUTPUT = "Outputs: a class token per picture, and a grid of patch tokens (rows top to bottom, columns left to right), both normed."
+from ...teachers.registry.resolve import TIMM_PREFIX
+from ...teachers.registry.table import TEACHERS, UNKNOWN, Terms
+from .lineage import Trained, read_record, read_targets
+from .model_card_results import HUB_DATASETS, eval_results
+from .model_card_text import card_text
+
+PIPELINE_TAG = "image-feature-extraction"
+_LIBRARIES = {"eupe": "pytorch"}  # the others are called as their library is
+_HUB_ADDRESS = re.compile(r"huggingface\.co/([\w.-]+/[\w.-]+)")
+_SEVERAL = {"license": "other", "license_name": "terms-of-its-teachers", "license_link": "README.md#licence"}
+HUB_LICENCES = {
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigscience-openrail-m", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0",
+    "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "etalab-2.0", "eupl-1.1", "eupl-1.2", "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0", "gpl-3.0",
+    "h-research", "intel-research", "isc", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "llama2", "llama3", "llama3.1", "llama3.2",
+    "llama3.3", "llama4", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openmdw-1.0", "openrail",
+    "openrail++", "osl-3.0", "pddl", "postgresql", "unlicense", "wtfpl", "zlib",
+}  # fmt: skip
+"""The licences that the Hub knows by an id (huggingface.co/docs/hub/repositories-licenses)."""
 
 
 def model_card(
     trained: Trained, form: str, facts: Mapping[str, Any], terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]], usage: str
 ) -> str:
-    """The Markdown of one format's folder."""
-    prep, name = trained.preprocessing, trained.hub_name or "a student"
-    parameters = count_parameters(trained.encoder)
-    sections = {
-        f"{name}: {FORMATS[form].title}": (
-            f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels.\n\n{_OUTPUT}\n\n"
-            f"In: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
-            f" divided by {list(prep.std)}."
-        ),
-        "Use": f"    python usage.py PICTURE\n\n```python\n{usage}```",
-        "This file against the trained student": _table(facts),
-        "Licence": _licence(terms) if trained.part != "initial" else "Random weights: no teacher has shaped them.",
-        "Evaluations": "\n\n".join(_evaluation(one) for one in evaluations)
-        or "Nobody has evaluated this run yet: `eupe-pipeline evaluate`.",
-        "Training": _training(trained),
-        "Identity": f"Weights of the trained student: sha256 {trained.weights_sha256}. Files here: `sha256sum -c SHA256SUMS`.",
-    }
-    return "\n".join(f"{'#' if number == 0 else '##'} {title}\n\n{text}\n" for number, (title, text) in enumerate(sections.items()))
+    """Return the README of one format's folder: metadata between `---` lines, then Markdown."""
+    data = card_data(trained, form, terms, evaluations)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(trained, form, facts, terms, evaluations, usage)}"))
 
 
-def _licence(terms: Mapping[str, Terms]) -> str:
-    lines = [f"- {sentence(name, one)}" for name, one in terms.items()] or ["- no teacher is recorded: terms unknown to us"]
-    unsafe = any(one.non_commercial is not False for one in terms.values()) or not terms
-    warning = (
-        "**At least one teacher forbids commercial use or has terms that we do not know. They may bind this model.**\n\n" if unsafe else ""
-    )
-    return f"{warning}The weights were distilled from these teachers; each one's terms are passed on to whoever uses them:\n\n" + "\n".join(
-        lines
+def card_data(trained: Trained, form: str, terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]]) -> ModelCardData:
+    """Return the Hub's metadata of a student in one format; what is not known has no key."""
+    teachers, datasets, results = hub_models(terms), _hub_datasets(trained), eval_results(evaluations)
+    distilled = ["knowledge-distillation"] if read_targets(trained.run) and trained.part != "initial" else []
+    return ModelCardData(
+        **licence_fields({} if trained.part == "initial" else terms, random_weights=trained.part == "initial"),
+        library_name=_LIBRARIES.get(form, form),
+        pipeline_tag=PIPELINE_TAG,
+        tags=[PIPELINE_TAG, "vision", *distilled, str(trained.architecture["name"]), form],
+        base_model=teachers or None,
+        base_model_relation="finetune" if teachers else None,  # unsaid, several teachers would be shown as a merge of their weights
+        datasets=datasets or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=trained.name if results else None,
+        eval_results=results or None,
     )
 
 
-def _training(trained: Trained) -> str:
-    run = trained.run
-    if origin := read_record(run, "imported.json"):
-        return f"Imported from {origin['source']} ({origin['layout']} layout), not trained here.\n\n" + "\n".join(
-            f"- {note}" for note in origin["notes"]
-        )
-    recipe, targets, summary = read_record(run, "recipe.json"), targets_of(run), read_record(run, "summary.json")
-    features = {name: _feature_identity(target) for name, target in targets.items()}
-    result = "Result" if trained.part is None else "Result of the run's last step"
-    parts = {
-        "Targets, by teacher (data and views are named by digest)": features,
-        "Recipe, each value with its origin in `origins`": {"recipe": recipe.get("recipe", {}), "origins": recipe.get("origins", {})},
-        result: summary,
-    }
-    sections = [f"{title}:\n\n{_code(part)}" if part else f"{title}: not recorded." for title, part in parts.items()]
-    return "\n\n".join([*_which(trained, summary), *sections])
+def licence_fields(terms: Mapping[str, Terms], *, random_weights: bool = False) -> dict[str, Any]:
+    """Return `license`, and `license_name` with `license_link` where the Hub has no id for it; {} for weights that nobody shaped."""
+    if random_weights:
+        return {}
+    each = [_licence_of(one) for one in terms.values()] or [_licence_of(UNKNOWN)]
+    return each[0] if all(one == each[0] for one in each) else dict(_SEVERAL)
 
 
-def _which(trained: Trained, summary: Mapping[str, Any]) -> list[str]:
-    """Which of its run's models this is, unless it is the run's own."""
-    if trained.part is None:
-        return []
-    step = f", of step {summary['best_step']}" if trained.part == "best" and "best_step" in summary else ""
-    return [f"These weights are {PARTS[trained.part]}{step}."]
+def _licence_of(terms: Terms) -> dict[str, Any]:
+    """Return the Hub's fields for one teacher's terms: an id of HUB_LICENCES, or `other` with a name and a link."""
+    if terms.licence == UNKNOWN.licence:
+        return {"license": "unknown"}
+    name = re.sub(r"[^a-z0-9.+]+", "-", terms.licence.split(" (")[0].lower()).strip("-")
+    if name in HUB_LICENCES:
+        return {"license": name}
+    place = terms.source.split(" (")[0]
+    return {"license": "other", "license_name": name, "license_link": place if "://" in place else f"https://{place}"}
 
 
-def _feature_identity(target: Mapping[str, Any]) -> dict[str, Any]:
-    identity = target.get("identity", {})
-    kept = {key: value for key, value in target.items() if key != "identity"}
-    return {**kept, **{key: identity[key] for key in ("views", "statistics", "layout", "teacher") if key in identity}}
+def hub_models(terms: Mapping[str, Terms]) -> list[str]:
+    """Return the Hub's ids (`OWNER/NAME`) of the teachers in a table of terms, each once; teachers without a known one are left out."""
+    found = (_hub_model(name.split(" (through ")[0], one) for name, one in terms.items())
+    return list(dict.fromkeys(one for one in found if one is not None))
 
 
-def _evaluation(one: Mapping[str, Any]) -> str:
-    """Results under their name, then the protocol that they depend on; measurements on the way are left out."""
-    if "protocol" not in one:
-        return _code(one)
-    results = {name: value for name, value in one["results"].items() if name not in _ON_THE_WAY}
-    return f"{one['evaluation']}:\n\n{_code(results)}\n\nby the protocol\n\n{_code(one['protocol'])}"
+def _hub_model(teacher: str, terms: Terms) -> str | None:
+    """Return the repository on the Hub that a teacher's weights come from, None where it is not recorded."""
+    if teacher.startswith(TIMM_PREFIX):
+        model = teacher.removeprefix(TIMM_PREFIX)
+        return f"timm/{model}" if "." in model else None  # without a tag timm chooses the weights, and the name does not say which
+    definition = TEACHERS.get(teacher)
+    for text in (definition.source, terms.source) if definition else ():
+        if address := _HUB_ADDRESS.search(text):
+            return address[1].rstrip(".")
+    return None
 
 
-def _table(facts: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {key} | {json.dumps(value, ensure_ascii=False)} |" for key, value in facts.items())
-    return f"| | |\n|---|---|\n{rows}"
-
-
-def _code(value: Any) -> str:
-    return f"```json\n{json.dumps(value, indent=1, ensure_ascii=False)}\n```"
+def _hub_datasets(trained: Trained) -> list[str]:
+    """Return the Hub's ids of the datasets that the run learnt from, as far as their names are known there."""
+    names = [str(key).split("@")[0] for key in read_record(trained.run, "identities.json").get("views", ())]
+    return sorted({HUB_DATASETS[name] for name in names if name in HUB_DATASETS})

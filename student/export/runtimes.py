@@ -1,8 +1,8 @@
-"""The student as one graph, and the ways to run it: eager, compiled, ONNX Runtime, ExecuTorch; each a function of float pixels.
+"""The student as one graph, and its runners: eager, compiled, ONNX Runtime, ExecuTorch; each a function of float pixels.
 
 Axes: B images, C colours, H and W grid, D channels. A deployed graph takes normalised float32 pixels (B, 3, h, w) and gives two tensors,
-`cls` (B, D) and `patch` (B, H, W, D); resizing and normalising stay outside, where a phone has its own means for them. ONNX graphs leave
-the batch and both sides open; an ExecuTorch program is planned ahead of time for one picture of one size. onnx, onnxruntime and
+`cls` (B, D) and `patch` (B, H, W, D); resizing and normalising stay outside, where a phone has its own means for them. ONNX graphs have
+a dynamic batch and dynamic sides; an ExecuTorch program is planned ahead of time for one image of one size. onnx, onnxruntime and
 executorch are not dependencies of the package: a missing one is an error that names the extra which brings it.
 """
 
@@ -18,27 +18,27 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
-from .deployable import deployable
+from .exportable import exportable_copy
 
 Runner = Callable[[Tensor], Tokens]
 EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch"}
 
 
-class Deployed(nn.Module):
+class ExportWrapper(nn.Module):
     """Float pixels (B, 3, h, w) → (cls (B, D), patch (B, H, W, D))."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.encoder = deployable(encoder)
+        self.encoder = exportable_copy(encoder)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both tensors; a student always has a class token."""
+        """Return class and patch tokens; a student always has a class token."""
         cls_BD, patch_BHWD = self.encoder(pixels)
         assert cls_BD is not None
         return cls_BD, patch_BHWD
 
 
-def optional(module: str) -> ModuleType:
+def import_optional(module: str) -> ModuleType:
     """Import a module of an optional library; raises BadInput that names the extra when the library is not installed."""
     library = module.split(".")[0]
     try:
@@ -52,7 +52,7 @@ def optional(module: str) -> ModuleType:
 
 
 def eager_runner(encoder: Encoder) -> Runner:
-    """The encoder as it is trained, with timm's own rotary embedding: what the graphs are compared with."""
+    """Return a runner of the encoder as it is trained, with timm's own rotary embedding: what the graphs are compared with."""
 
     def run(pixels_BCHW: Tensor) -> Tokens:
         with torch.no_grad():
@@ -63,8 +63,8 @@ def eager_runner(encoder: Encoder) -> Runner:
 
 
 def compiled_runner(encoder: Encoder) -> Runner:
-    """The encoder through torch.compile; the first call of each shape compiles."""
-    model = torch.compile(Deployed(encoder), dynamic=False)
+    """Return a runner through torch.compile; the first call of each shape compiles."""
+    model = torch.compile(ExportWrapper(encoder), dynamic=False)
 
     def run(pixels_BCHW: Tensor) -> Tokens:
         with torch.no_grad():
@@ -74,8 +74,8 @@ def compiled_runner(encoder: Encoder) -> Runner:
 
 
 def onnx_runner(path: Path, threads: int = 1) -> Runner:
-    """An ONNX file in onnxruntime's CPU provider; raises BadInput when onnxruntime is not installed."""
-    onnxruntime: Any = optional("onnxruntime")
+    """Return a runner of an ONNX file in onnxruntime's CPU provider; raises BadInput when onnxruntime is not installed."""
+    onnxruntime: Any = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -88,9 +88,9 @@ def onnx_runner(path: Path, threads: int = 1) -> Runner:
 
 
 def executorch_runner(path: Path, threads: int = 1) -> Runner:
-    """A `.pte` in ExecuTorch's Python runtime, for one picture of its own size; its thread pool is the process's."""
-    runtime: Any = optional("executorch.runtime")
-    bindings: Any = optional("executorch.extension.pybindings.portable_lib")
+    """Return a runner of a `.pte` in ExecuTorch's Python runtime, for its own shape; its thread pool is the process's."""
+    runtime: Any = import_optional("executorch.runtime")
+    bindings: Any = import_optional("executorch.extension.pybindings.portable_lib")
     bindings._unsafe_reset_threadpool(threads)  # the only way to set it; unsafe while a method runs, none does here
     program = runtime.Runtime.get().load_program(str(path))
     method = program.load_method("forward")

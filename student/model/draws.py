@@ -12,23 +12,23 @@ _MASK_63 = 2**63 - 1
 
 
 def bits64(seed: int, purpose: str, *numbers: int) -> int:
-    """64 uniform bits that depend on nothing but the arguments."""
+    """Return 64 uniform bits that depend on the arguments alone."""
     message = "\0".join([str(seed), purpose, *(str(number) for number in numbers)])
     return int.from_bytes(hashlib.blake2b(message.encode(), digest_size=8).digest(), "little")
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """The seed of torch's generators for one step: what the model draws (RoPE rescale) is then exact after a resume."""
+    """Return the seed of torch's generators for one step: what the model draws (RoPE rescale) is then exact after a resume."""
     return bits64(seed, "step", step, rank) & _MASK_63
 
 
 def choose_size(seed: int, purpose: str, step: int, sizes_px: Sequence[int]) -> int:
-    """One of `sizes_px` for a step, uniformly; student and teacher draw independently through their `purpose`."""
+    """Draw one of `sizes_px` for a step, uniformly; student and teacher draw independently through their `purpose`."""
     return sizes_px[bits64(seed, f"size:{purpose}", step) % len(sizes_px)]
 
 
 def dropped_teachers(seed: int, step: int, names: Sequence[str], probability: float) -> frozenset[str]:
-    """The teachers whose losses count nothing in a step: each with a probability, but never the last one (the luckiest stays)."""
+    """Draw the teachers whose losses are dropped in a step, each with a probability; the one with the highest draw always stays."""
     drawn = {name: bits64(seed, f"drop:{name}", step) / 2**64 for name in names}
     luckiest = max(drawn, key=lambda name: drawn[name])
     return frozenset(name for name, value in drawn.items() if value < probability and name != luckiest)

@@ -22,18 +22,21 @@ _COSINE_EPS = 1e-8
 
 
 def cosine_loss(student_D: Tensor, teacher_D: Tensor) -> Tensor:
-    """Mean over all leading axes of `1 − cos`; a zero vector counts as orthogonal to everything."""
+    """Return the mean over all leading axes of `1 − cos`; a zero vector counts as orthogonal to everything."""
     return (1.0 - functional.cosine_similarity(student_D.float(), teacher_D.float(), dim=-1, eps=_COSINE_EPS)).mean()
 
 
 def cls_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
-    """`L_cls`: scalar; raises `BadInput` when the shapes differ."""
+    """Return `L_cls`, a scalar; raises `BadInput` when the shapes differ."""
     _check_same_shape("class tokens", student_BD, teacher_BD)
     return cosine_loss(student_BD, teacher_BD)
 
 
 def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig) -> Tensor:
-    """`L_patch` of two aligned grids, or of (B, T, D) tokens at the same places: scalar, mean over tokens; `BadInput` for other shapes."""
+    """Return `L_patch`, the mean over tokens, of two aligned grids or of (B, T, D) tokens at the same positions.
+
+    Raises `BadInput` when the shapes differ.
+    """
     _check_same_shape("patch tokens", student_BHWD, teacher_BHWD)
     student, teacher = student_BHWD.float(), teacher_BHWD.float()
     smooth_l1 = functional.smooth_l1_loss(student, teacher, beta=config.smooth_l1_beta)
@@ -41,14 +44,14 @@ def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig) -
 
 
 def align_grids(student_BHWD: Tensor, teacher_BHWD: Tensor) -> tuple[Tensor, Tensor]:
-    """Both grids at the larger height and the larger width of the two; a grid that has them already is returned as it is."""
+    """Return both grids at the larger height and the larger width of the two; one that has them already is returned as it is."""
     height = max(student_BHWD.shape[1], teacher_BHWD.shape[1])
     width = max(student_BHWD.shape[2], teacher_BHWD.shape[2])
     return upsample(student_BHWD, height, width), upsample(teacher_BHWD, height, width)
 
 
 def upsample(tokens_BHWD: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic upsampling (a = −0.75, half-pixel centres) of a grid to (B, height, width, D)."""
+    """Return a grid upsampled to (B, height, width, D), bicubic (a = −0.75, half-pixel centres)."""
     if tokens_BHWD.shape[1] != height:
         weights = _bicubic_matrix(tokens_BHWD.shape[1], height, tokens_BHWD.device, tokens_BHWD.dtype)
         tokens_BHWD = torch.einsum("gh,bhwd->bgwd", weights, tokens_BHWD)
@@ -60,7 +63,7 @@ def upsample(tokens_BHWD: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _bicubic_matrix(small: int, large: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(large, small): each output position as a weighted sum of input positions, read off the library's own interpolation."""
+    """Return (large, small): each output position as a weighted sum of input positions, read off torch's interpolation."""
     with torch.no_grad():
         unit_vectors = torch.eye(small).reshape(1, small, small, 1)
         columns = functional.interpolate(unit_vectors, size=(large, 1), mode="bicubic", align_corners=False)
@@ -74,10 +77,10 @@ def distillation_loss(
     weights: Mapping[str, TeacherWeights],
     dropped: Collection[str] = (),
 ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-    """`Σ_teachers (w_cls·L_cls + w_patch·L_patch)` and the unweighted terms by teacher and name (`cls`, `patch`).
+    """Return `Σ_teachers (w_cls·L_cls + w_patch·L_patch)`, and the unweighted terms by teacher and name (`cls`, `patch`).
 
     A teacher without a class token has no `cls` term; one that is not in `weights` has weights 1. A `dropped` teacher counts times 0, so
-    that its adapters still have a gradient (ranks that exchange gradients wait for each).
+    that its adapters still have a gradient (DDP and FSDP wait for each one).
     """
     terms: dict[str, dict[str, Tensor]] = {}
     total: Tensor | float = 0.0
@@ -90,7 +93,7 @@ def distillation_loss(
 
 
 def teacher_terms(student: Tokens | SampledTokens, target: Tokens | SampledTokens, config: LossConfig) -> dict[str, Tensor]:
-    """The unweighted terms of one teacher; both are sampled at the same places, or neither; raises `BadInput` for one alone."""
+    """Return the unweighted terms of one teacher; raises `BadInput` when only one of both sides is sampled."""
     terms: dict[str, Tensor] = {}
     if target.cls_BD is not None and student.cls_BD is not None:
         terms["cls"] = cls_loss(student.cls_BD, target.cls_BD)
@@ -104,5 +107,6 @@ def teacher_terms(student: Tokens | SampledTokens, target: Tokens | SampledToken
 
 
 def _check_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise `BadInput` when the shapes differ."""
     if student.shape != teacher.shape:
         raise BadInput(f"{what} of student and teacher differ in shape: {tuple(student.shape)} against {tuple(teacher.shape)}")

@@ -1,7 +1,8 @@
 """Optimisers by name: torch's fused AdamW, and LAMB (You et al., arXiv 1904.00962) for stage 1's large batches.
 
-LAMB is ours because torch has none: Adam's update with bias correction plus decoupled decay, scaled per tensor by ‖w‖ / ‖update‖ (1 where
-either is 0), without the paper's clipping of the ratio. `decays` alone decides what decays: the weights of linear layers and
+LAMB is ours because torch has none, and timm's counts steps by group, which checkpoints of state by parameter would lose. It is Adam's
+update with bias correction plus decoupled decay, scaled per tensor by ‖w‖ / ‖update‖ (1 where either is 0), without the paper's clipping
+of the ratio. `is_decayed` alone decides what decays: the weights of linear layers and
 convolutions, which is ours. Both keep their state per parameter as tensors, in the order of the groups: that is what a checkpoint stores.
 """
 
@@ -53,13 +54,14 @@ class Lamb(torch.optim.Optimizer):
 
 
 def _trust_ratio(parameter: Tensor, update: Tensor) -> Tensor:
+    """Return ‖w‖ / ‖update‖, 1 where either is 0."""
     weight_norm, update_norm = parameter.norm(), update.norm()
     usable = (weight_norm > 0) & (update_norm > 0)
     return torch.where(usable, weight_norm / update_norm.clamp_min(1e-30), torch.ones_like(weight_norm))
 
 
-def decays(name: str, parameter: Tensor, decayed: str = "weights") -> bool:
-    """Whether weight decay covers a parameter: the weights of linear layers and convolutions.
+def is_decayed(name: str, parameter: Tensor, decayed: str = "weights") -> bool:
+    """Return whether weight decay covers a parameter: the weights of linear layers and convolutions.
 
     Norms, biases, layer scales, class, register and mask tokens, position embeddings and tables have none. torch and timm call
     `weight` (or `in_proj_weight`) what a layer multiplies by, and give tokens, embeddings and scales names of their own, whatever their
@@ -69,12 +71,14 @@ def decays(name: str, parameter: Tensor, decayed: str = "weights") -> bool:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, decayed: str = "weights") -> list[dict[str, Any]]:
-    """Two groups of trainable parameters: those that decay, and the others."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    """Return two groups of trainable parameters: those that decay, and the others; an empty one is left out."""
+    by_decay: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[decays(name, parameter, decayed)].append(parameter)
-    return [{"params": found, "weight_decay": weight_decay if decaying else 0.0} for decaying, found in groups.items() if found]
+            by_decay[is_decayed(name, parameter, decayed)].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0} for decays, parameters in by_decay.items() if parameters
+    ]
 
 
 def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -87,16 +91,17 @@ def _lamb(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.
 
 
 BUILDERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]] = {"adamw": _adamw, "lamb": _lamb}
+"""An optimiser over parameter groups by name; a name that recipes may give stands in `storage.core.choices`."""
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the module's trainable parameters; raises `BadInput` for an unknown name."""
+    """Return the recipe's optimiser over the module's trainable parameters; raises `BadInput` for an unknown name."""
     if config.name not in BUILDERS:
         raise unknown_name("optimizer", config.name, BUILDERS)
     return BUILDERS[config.name](parameter_groups(module, config.weight_decay, config.decayed), config)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group the same rate."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,6 +1,6 @@
-"""The processes that train one student together, and the little that they say to each other outside of a model's own gradients.
+"""The ranks that train one student together, and the few collectives outside of the model's own gradients.
 
-One process alone is `ALONE`: nothing is sent. With more, the caller has opened torch's process group (gloo on a CPU, nccl on CUDA). Each
+A single process is `ALONE`: nothing is sent. With more, the caller has opened torch's process group (gloo on a CPU, nccl on CUDA). Each
 rank takes its span of every batch; sums over ranks keep decisions (stop, not finite) equal everywhere, or ranks would wait for each other
 for ever.
 """
@@ -23,26 +23,26 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes files and reports."""
+        """Return whether this rank writes files and reports."""
         return self.number == 0
 
     def span(self, batch_size: int) -> tuple[int, int]:
-        """[start, stop) of this rank in a batch; raises `BadInput` when a rank would have nothing."""
+        """Return [start, stop) of this rank in a batch; raises `BadInput` when a rank would have nothing."""
         return rank_span(batch_size, self.number, self.count)
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum of a small tensor over all ranks."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a small tensor over all ranks; collective."""
         if self.count > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool, device: str = "cpu") -> bool:
-        """Whether the flag is set on at least one rank."""
-        return flag if self.count == 1 else bool(self.total(torch.tensor([float(flag)], device=device)).item())
+        """Return whether the flag is set on at least one rank; collective."""
+        return flag if self.count == 1 else bool(self.sum(torch.tensor([float(flag)], device=device)).item())
 
-    def wait(self) -> None:
-        """Until all ranks are here."""
+    def barrier(self) -> None:
+        """Wait until all ranks are here; collective."""
         if self.count > 1:
             dist.barrier()
 
@@ -51,7 +51,7 @@ ALONE = Ranks()
 
 
 def rank_span(batch_size: int, rank: int, ranks: int) -> tuple[int, int]:
-    """[start, stop) of a batch that one rank takes: the spans of all ranks tile it, their sizes differ by one at most.
+    """Return [start, stop) of a batch that one rank takes: the spans of all ranks tile it, their sizes differ by one at most.
 
     Raises `BadInput` when a rank would have nothing.
     """

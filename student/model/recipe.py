@@ -32,26 +32,29 @@ OPERATIONAL = (  # run.accumulate and the two after it change a run's rounding, 
     "run.parallel",
 )
 
-BEFORE = {  # how runs were trained before these values existed; a record leaves them out, so that such runs go on as they were begun
+LEGACY_VALUES = {  # how runs were trained before these keys existed; a record leaves them out, so that such runs resume as they were begun
     "student.rope_draws": "forward",
     "student.initial_weights": "timm",
     "optimizer.decayed": "matrices",
 }
 
-_MOST = {"reader_threads": 1024}  # beyond, the threads of no machine suffice
+_MAXIMA = {"reader_threads": 1024}  # beyond, the threads of no machine suffice
 
 
 def _check(holds: bool, key: str, got: object, expected: str) -> None:
+    """Raise `BadInput` unless `holds`."""
     if not holds:
         raise BadInput(f"recipe value {key} = {got!r} is out of range: expected {expected}")
 
 
 def _check_choice(kind: str, got: str, known: tuple[str, ...]) -> None:
+    """Raise `BadInput` that names the nearest choice for an unknown one."""
     if got not in known:
         raise unknown_name(kind, got, known)
 
 
 def _check_sizes(key: str, sizes: tuple[int, ...]) -> None:
+    """Raise `BadInput` for input sizes that no encoder has."""
     _check(bool(sizes) and all(16 <= size <= 4096 for size in sizes), key, sizes, "one or more sizes of 16 to 4096 px")
 
 
@@ -155,7 +158,7 @@ class OptimizerConfig:
     """`[optimizer]`: update rule and learning-rate schedule."""
 
     name: str = "adamw"
-    """`adamw` or `lamb`."""
+    """The update rule, an optimiser of `student.model.optimizers`."""
     learning_rate: float = 2e-5
     """Peak of the schedule; not scaled with the batch."""
     weight_decay: float = 1e-4
@@ -238,7 +241,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check_choice("way to train in parallel", self.parallel, PARALLEL)
         for name, value in dataclasses.asdict(self).items():
-            most = _MOST.get(name, 2**40)
+            most = _MAXIMA.get(name, 2**40)
             whole = not isinstance(value, int) or isinstance(value, bool)
             _check(whole or 1 <= value <= most, f"run.{name}", value, f"1 to {most:,}")
         _check(self.accumulate <= self.batch_size, "run.accumulate", self.accumulate, "at most run.batch_size")
@@ -282,17 +285,20 @@ class TrainRecipe:
         _check_choice("device", self.device, DEVICES)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as nested plain data (tuples as lists), fit for JSON and for comparing."""
-        return {key: _plain(value) for key, value in vars(self).items()} | {"views": _plain(self.views.stated())}
+        """Return the recipe as nested plain data (tuples as lists), fit for JSON and for comparing."""
+        return {key: _to_plain(value) for key, value in vars(self).items()} | {"views": _to_plain(self.views.stated())}
 
     def decisive(self) -> dict[str, Any]:
-        """`to_dict` without the `OPERATIONAL` values and without those of `BEFORE`: equal for two runs that compute the same thing."""
+        """Return `to_dict` without `OPERATIONAL` and `LEGACY_VALUES`: equal for two runs that compute the same thing."""
         return decisive(self.to_dict())
 
     def as_recorded(self, decisive: Mapping[str, Any], origins: Mapping[str, str]) -> tuple["TrainRecipe", list[str]]:
-        """The recipe with the values of `BEFORE` that a begun run's `decisive` record lacks, and their keys; `--set` stays as it is."""
+        """Return the recipe with the `LEGACY_VALUES` that a begun run's `decisive` record lacks, and their keys.
+
+        What was given by `--set` stays as it is.
+        """
         recipe, taken = self, []
-        for dotted, value in BEFORE.items():
+        for dotted, value in LEGACY_VALUES.items():
             table, key = dotted.split(".")
             part = getattr(recipe, table)
             if key not in decisive[table] and getattr(part, key) != value and origins.get(dotted) != "--set":
@@ -301,21 +307,22 @@ class TrainRecipe:
         return recipe, taken
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
+    """Return dataclasses, mappings and tuples as nested dicts and lists."""
     if dataclasses.is_dataclass(value):
-        return {key: _plain(part) for key, part in vars(value).items()}
+        return {key: _to_plain(part) for key, part in vars(value).items()}
     if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
+        return {key: _to_plain(part) for key, part in value.items()}
+    return [_to_plain(part) for part in value] if isinstance(value, tuple | list) else value
 
 
 def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as plain data without the `OPERATIONAL` values and those of `BEFORE`; teachers are sorted, as their order means nothing."""
+    """Return a plain recipe without `OPERATIONAL` and `LEGACY_VALUES`; teachers are sorted, as their order means nothing."""
     kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plain.items()}
     kept.pop("views", None)  # the sets that were trained on have theirs in their identity
-    for dotted in (*OPERATIONAL, *BEFORE):
+    for dotted in (*OPERATIONAL, *LEGACY_VALUES):
         table, key = dotted.split(".")
-        if key in kept[table] and kept[table][key] == BEFORE.get(dotted, kept[table][key]):
+        if key in kept[table] and kept[table][key] == LEGACY_VALUES.get(dotted, kept[table][key]):
             del kept[table][key]
     kept["teacher"]["names"] = sorted(kept["teacher"].get("names", ()))
     return kept

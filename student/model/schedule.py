@@ -10,12 +10,15 @@ from .recipe import OptimizerConfig
 
 
 def warmup_steps(steps: int, warmup_share: float) -> int:
-    """How many of `steps` have a rising rate."""
+    """Return how many of `steps` have a rising rate."""
     return round(steps * warmup_share)
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Rate of step `step` in [0, steps): the peak is reached at the last warm-up step, the final rate one step after the run's end."""
+    """Return the rate of step `step` in [0, steps).
+
+    The peak is reached at the last warm-up step, the final rate one step after the run's end. Raises ValueError outside the run.
+    """
     if not 0 <= step < steps:
         raise ValueError(f"step {step} is outside the run of {steps} steps")
     warmup = warmup_steps(steps, config.warmup_share)

@@ -17,7 +17,7 @@ from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import SampledTokens, Tokens, at_places, other_grid
 from .recipe import TrainRecipe
 
-NONE_SAMPLED: Mapping[str, SampledTokens] = {}
+NO_SAMPLED_TOKENS: Mapping[str, SampledTokens] = {}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TargetSpec:
     grid: tuple[int, int]
     """Rows and columns of patch tokens: at the teacher's own size, or as stored."""
     tokens: int | None = None
-    """How many of the grid's tokens a view has, at recorded places; None: all."""
+    """How many of the grid's tokens a view has, at recorded positions; None: all."""
 
 
 class Adapter(nn.Sequential):
@@ -51,7 +51,7 @@ class TeacherHeads(nn.Module):
         self.patch = Adapter(in_dim, width, spec.patch_dim)
 
     def forward(self, tokens: Tokens | SampledTokens) -> Tokens | SampledTokens:
-        """The student's tokens, all or some, in the teacher's normalised space."""
+        """Return the student's tokens, all or sampled ones, in the teacher's normalised space."""
         cls_BD = self.cls(tokens.cls_BD) if self.cls is not None else None
         if isinstance(tokens, SampledTokens):
             return tokens._replace(cls_BD=cls_BD, patch_BTD=self.patch(tokens.patch_BTD))
@@ -61,8 +61,8 @@ class TeacherHeads(nn.Module):
 class Student(nn.Module):
     """An encoder with adapters; `adapters` has one entry a teacher, in the order of `teacher_names`.
 
-    Teacher names may hold characters that module names may not (dots), so the modules stand in a list. The list's order decides in which
-    order sums are added and nothing else: in files an adapter has its teacher's name (`kept_name`).
+    Teacher names may hold characters that module names may not (dots), so the adapters are a list. Its order decides in which order sums
+    are added and nothing else: in files an adapter has its teacher's name (`checkpoint_name`).
     """
 
     def __init__(self, encoder: Encoder, width: int, teachers: Mapping[str, TargetSpec]) -> None:
@@ -71,15 +71,15 @@ class Student(nn.Module):
         self.teacher_names = list(teachers)
         self.adapters = nn.ModuleList([TeacherHeads(encoder.width, width, spec) for spec in teachers.values()])
 
-    def forward(self, pixels_BHWC: Tensor, sampled: Mapping[str, SampledTokens] = NONE_SAMPLED) -> dict[str, Tokens | SampledTokens]:
-        """uint8 pixels (B, H, W, C) of any valid size → predicted tokens by teacher, at the places of those whose targets are sampled."""
+    def forward(self, pixels_BHWC: Tensor, sampled: Mapping[str, SampledTokens] = NO_SAMPLED_TOKENS) -> dict[str, Tokens | SampledTokens]:
+        """Map uint8 pixels (B, H, W, C) of any valid size to predicted tokens by teacher; those in `sampled` at its positions alone."""
         tokens: Tokens = self.encoder(self.encoder.preprocessing.apply(pixels_BHWC))
         heads_of = dict(zip(self.teacher_names, self.adapters, strict=True))
         return {name: heads(at_places(tokens, sampled[name]) if name in sampled else tokens) for name, heads in heads_of.items()}
 
 
-def kept_name(module: nn.Module, name: str) -> str:
-    """The name of a module's tensor in a checkpoint: an adapter's has its teacher's name in the place of its number.
+def checkpoint_name(module: nn.Module, name: str) -> str:
+    """Return the name of a module's tensor in a checkpoint: adapters have their teacher's name instead of their number.
 
     Numbers follow the order in which teachers were given, and two teachers of one width would take each other's adapters.
     """
@@ -90,11 +90,11 @@ def kept_name(module: nn.Module, name: str) -> str:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def refuse_other_grids(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> None:
+def refuse_unequal_grids(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> None:
     """Raise `BadInput` when a teacher's tokens are sampled and the student's grid is not the stored one at each of its sizes."""
     sampled = {name: spec for name, spec in specs.items() if spec.tokens is not None}
     if not sampled:

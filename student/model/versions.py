@@ -15,13 +15,13 @@ _ROOMS = Path(__file__).parents[2]
 
 
 def versions() -> dict[str, str]:
-    """Versions of torch and of this package."""
+    """Return the versions of torch and of this package."""
     return {"torch": torch.__version__, "eupe-pipeline": _own_version()}
 
 
 @cache
 def code_digest() -> str:
-    """The first 12 hex digits of a sha256 over the source files of all rooms, by path."""
+    """Return the first 12 hex digits of a sha256 over the source files of all rooms, by path."""
     total = hashlib.sha256()
     for room in ("storage", "teachers", "student", "jobs", "pipeline"):
         for path in sorted((_ROOMS / room).rglob("*.py")):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...storage.core.errors import BadInput
 from ...storage.views.photometric import Distortion
-from ...storage.views.view_spec import ViewSpec
+from ...storage.views.view_spec import VIEW_KINDS, ViewSpec
 
 NOT_COMPARED = ("views_per_image", "seed", "pixels")
 
@@ -48,27 +48,31 @@ class ViewsConfig:
             raise BadInput(f"recipe table views: {error}") from error
 
     def stated(self) -> dict[str, Any]:
-        """The values that the recipe states, by field."""
+        """Return the values that the recipe states, by field."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     def spec(self, base: ViewSpec | None = None) -> ViewSpec:
-        """The views that are stated, with `base` where nothing is."""
+        """Return the views that are stated, with `base` where nothing is."""
         base = base or ViewSpec()
         values = self.stated()
-        if values.get("kind", base.kind) == "center":
+        kind = VIEW_KINDS.get(values.get("kind", base.kind))
+        if kind is not None and not kind.is_random:
             values |= {"photometric": "none", "views_per_image": 1}
         return dataclasses.replace(base, **values)
 
     def differences(self, spec: ViewSpec) -> dict[str, tuple[object, object]]:
-        """Each value in which recorded views are not those that are stated: key → (theirs, the stated one)."""
-        wanted, got = _flat(self.spec(spec).identity()), _flat(spec.identity())
-        if wanted["kind"] != got["kind"]:
-            return {"kind": (got["kind"], wanted["kind"])}
-        found = {key: (got.get(key), value) for key, value in wanted.items() if key not in NOT_COMPARED and got.get(key) != value}
-        return {"photometric": found["photometric"]} if "photometric" in found else found
+        """Return each value in which recorded views are not those that are stated: key → (theirs, the stated one)."""
+        stated, recorded = _flat(self.spec(spec).identity()), _flat(spec.identity())
+        if stated["kind"] != recorded["kind"]:
+            return {"kind": (recorded["kind"], stated["kind"])}
+        different = {
+            key: (recorded.get(key), value) for key, value in stated.items() if key not in NOT_COMPARED and recorded.get(key) != value
+        }
+        return {"photometric": different["photometric"]} if "photometric" in different else different
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity with the distortion's values as `distortion.<key>`."""
     distortion = identity.pop("distortion", {})
     return identity | {f"distortion.{key}": value for key, value in distortion.items()}

@@ -1,13 +1,13 @@
-"""Semantic correspondence without training: a keypoint of one picture found again in another by the cosine of patch tokens (SPair-71k).
+"""Semantic correspondence without training: a keypoint of one image is found in another by the cosine of patch tokens (SPair-71k).
 
-Both pictures are resized to a square, their token maps are upsampled bilinearly to its pixels, and the answer for a keypoint is the pixel
-with the highest cosine. It is right when it lies within α times the longer side of the object's box in the second picture (PCK@α, α =
-0.1). PCK is given a category, over keypoints, with its mean over categories, and also as the mean over pairs of pictures, because
+Both images are resized to a square, their token maps are upsampled bilinearly to its pixels, and the answer for a keypoint is the pixel
+with the highest cosine. It is right when it lies within α times the longer side of the object's box in the second image (PCK@α, α =
+0.1). PCK is given a category, over keypoints, with its mean over categories, and also as the mean over pairs of images, because
 publications differ.
 
 The upsampled map of a ViT-B (768 × 512 × 512) is never made: upsampling is linear, so dot products are upsampled instead, and the norms of
-upsampled tokens come from a few channels at a time. Equal to the plain way up to rounding. Axes: H × W grid, D channels, K keypoints,
-S × S pixels.
+upsampled tokens come from a few channels at a time. Equal to upsampling the tokens, up to rounding. Axes: H × W grid, D channels,
+K keypoints, S × S pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,45 +25,45 @@ _CHANNELS_AT_ONCE = 64
 Points = NDArray[np.float64]
 
 
-def token_at(patch_HWD: Tensor, points_K2: Tensor, side_px: int) -> Tensor:
-    """Tokens (K, D) of the upsampled map at the pixels (x, y) of a square of `side_px`, unit length."""
+def sample_tokens(patch_HWD: Tensor, points_K2: Tensor, side_px: int) -> Tensor:
+    """Return the unit-length tokens (K, D) of the upsampled map at pixels (x, y) of a square of `side_px`."""
     # Pixel (x, y) has its centre at x + 0.5; grid_sample's −1 and 1 are the outer edges of the map. Beyond the outermost centres, as in
     # bilinear upsampling, the border's own token counts.
-    places = (2 * (points_K2.round().clamp(0, side_px - 1) + 0.5) / side_px - 1).float()
+    coordinates = (2 * (points_K2.round().clamp(0, side_px - 1) + 0.5) / side_px - 1).float()
     sampled = functional.grid_sample(
-        patch_HWD.permute(2, 0, 1)[None], places[None, None], mode="bilinear", padding_mode="border", align_corners=False
+        patch_HWD.permute(2, 0, 1)[None], coordinates[None, None], mode="bilinear", padding_mode="border", align_corners=False
     )
     return functional.normalize(sampled[0, :, 0].t(), dim=1)
 
 
-def norms(patch_HWD: Tensor, side_px: int) -> Tensor:
-    """Lengths (S, S) of the upsampled tokens."""
+def upsampled_norms(patch_HWD: Tensor, side_px: int) -> Tensor:
+    """Return the lengths (S, S) of the upsampled tokens."""
     squares = torch.zeros(side_px, side_px, device=patch_HWD.device)
-    for part in torch.split(patch_HWD.permute(2, 0, 1), _CHANNELS_AT_ONCE):
-        squares += functional.interpolate(part[None], (side_px, side_px), mode="bilinear")[0].square().sum(dim=0)
+    for channels_cHW in torch.split(patch_HWD.permute(2, 0, 1), _CHANNELS_AT_ONCE):
+        squares += functional.interpolate(channels_cHW[None], (side_px, side_px), mode="bilinear")[0].square().sum(dim=0)
     return squares.sqrt().clamp_min(1e-12)
 
 
-def matches(source_HWD: Tensor, target_HWD: Tensor, points_K2: Points, side_px: int) -> Points:
-    """Pixels (x, y) of the target square that answer the keypoints of the source square, (K, 2)."""
-    queries_KD = token_at(source_HWD, torch.from_numpy(points_K2).to(source_HWD.device), side_px)
+def match_keypoints(source_HWD: Tensor, target_HWD: Tensor, points_K2: Points, side_px: int) -> Points:
+    """Return the pixels (x, y) of the target square that answer the keypoints of the source square, (K, 2)."""
+    queries_KD = sample_tokens(source_HWD, torch.from_numpy(points_K2).to(source_HWD.device), side_px)
     dots_KHW = torch.einsum("kd,hwd->khw", queries_KD, target_HWD)
-    lengths, found = norms(target_HWD, side_px), []
+    lengths, answers = upsampled_norms(target_HWD, side_px), []
     for dots_HW in dots_KHW:  # one keypoint at a time: S × S numbers, whatever K is
         cosine_SS = functional.interpolate(dots_HW[None, None], (side_px, side_px), mode="bilinear")[0, 0] / lengths
         best = int(cosine_SS.argmax())
-        found.append((best % side_px, best // side_px))
-    return np.array(found, np.float64).reshape(-1, 2)
+        answers.append((best % side_px, best // side_px))
+    return np.array(answers, np.float64).reshape(-1, 2)
 
 
-def hits(found_K2: Points, truth_K2: Points, longer_side_px: float, alpha: float = ALPHA) -> NDArray[np.bool_]:
-    """Which answers lie within `alpha` times the longer side of the box; all in pixels of the second picture."""
+def correct_keypoints(found_K2: Points, truth_K2: Points, longer_side_px: float, alpha: float = ALPHA) -> NDArray[np.bool_]:
+    """Return which answers lie within `alpha` times the longer side of the box (K,); all in pixels of the second image."""
     right: NDArray[np.bool_] = np.linalg.norm(found_K2 - truth_K2, axis=1) <= alpha * longer_side_px
     return right
 
 
-def summary(by_category: Mapping[str, Sequence[NDArray[np.bool_]]]) -> dict[str, Any]:
-    """PCK in percent: by category over keypoints, their mean, over all keypoints, and the mean over pairs."""
+def summarize_pck(by_category: Mapping[str, Sequence[NDArray[np.bool_]]]) -> dict[str, Any]:
+    """Return PCK in percent: by category over keypoints, their mean, over all keypoints, and the mean over pairs."""
     pairs = [pair for several in by_category.values() for pair in several]
     categories = {name: 100 * float(np.concatenate(several).mean()) for name, several in sorted(by_category.items())}
     return {

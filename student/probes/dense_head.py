@@ -32,9 +32,9 @@ class DenseHead(nn.Module):
             self.linear.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, patch_BHWD: Tensor) -> Tensor:
-        """Logits at the grid's resolution."""
-        found: Tensor = self.linear(self.norm(self.dropout(patch_BHWD.permute(0, 3, 1, 2))))
-        return found
+        """Return logits at the grid's resolution."""
+        logits_BKHW: Tensor = self.linear(self.norm(self.dropout(patch_BHWD.permute(0, 3, 1, 2))))
+        return logits_BKHW
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,28 @@ class HeadRecipe:
             raise BadInput("a head needs steps, batch_size and learning_rate above 0, and a warm-up shorter than its steps")
 
     def at(self, step: int) -> tuple[float, float]:
-        """Learning rate and first beta of a step."""
-        n, top, total, warm = max(0, step - self.schedule_lag), self.learning_rate, self.steps, self.warmup_steps
-        if n >= warm:
-            beta1 = _cosine(*_BETA_RANGE, (n - warm) / (total - warm))
-            return _cosine(top, top / _START_DIVISOR / self.final_divisor, min(1.0, (n + 1) / total)), beta1 if self.cycled_beta1 else 0.9
+        """Return the learning rate and first beta of a step."""
+        scheduled, peak, total, warmup = max(0, step - self.schedule_lag), self.learning_rate, self.steps, self.warmup_steps
+        if scheduled >= warmup:
+            beta1 = _cosine(*_BETA_RANGE, (scheduled - warmup) / (total - warmup))
+            end = peak / _START_DIVISOR / self.final_divisor
+            return _cosine(peak, end, min(1.0, (scheduled + 1) / total)), beta1 if self.cycled_beta1 else 0.9
         if self.warmup_ratio:
-            rise = 1 - (1 - n / warm) * (1 - self.warmup_ratio)
-            return top * rise * (1 - n / total), 0.9
-        return top / self.final_divisor + _cosine(top, 0.0, n / total) * n / warm, 0.0 if self.cycled_beta1 else 0.9
+            rise = 1 - (1 - scheduled / warmup) * (1 - self.warmup_ratio)
+            return peak * rise * (1 - scheduled / total), 0.9
+        return peak / self.final_divisor + _cosine(peak, 0.0, scheduled / total) * scheduled / warmup, 0.0 if self.cycled_beta1 else 0.9
 
     def identity(self) -> dict[str, Any]:
-        """JSON-able, every field; an infinite limit as text."""
+        """Return every field as JSON-able data; an infinite limit as text."""
         return {name: str(value) if value == math.inf else value for name, value in asdict(self).items()}
 
     def shortened(self, steps: int) -> "HeadRecipe":
-        """The same schedule over another number of steps, its warm-up in proportion."""
+        """Return the same schedule over another number of steps, its warm-up in proportion."""
         return replace(self, steps=steps, warmup_steps=self.warmup_steps * steps // self.steps)
 
 
 def _cosine(start: float, end: float, share: float) -> float:
+    """Return the value at `share` in [0, 1] of half a cosine from `start` to `end`."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
 
@@ -91,12 +93,12 @@ NYU_RECIPE = HeadRecipe(38_400, 16, 3e-4, 1e-3, warmup_steps=12_800, beta2=0.99,
 
 
 def build_optimizer(head: nn.Module, recipe: HeadRecipe) -> torch.optim.Optimizer:
-    """AdamW over all parameters of a head."""
+    """Return AdamW over all parameters of a head."""
     return torch.optim.AdamW(head.parameters(), lr=recipe.learning_rate, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay)
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, recipe: HeadRecipe, step: int) -> None:
-    """Give the optimiser a step's learning rate and first beta."""
+    """Set the optimiser's learning rate and first beta for a step."""
     rate, beta1 = recipe.at(step)
     for group in optimizer.param_groups:
         group["lr"], group["betas"] = rate, (beta1, group["betas"][1])

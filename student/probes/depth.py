@@ -1,10 +1,10 @@
 """Monocular depth with a linear head over bins, as the official evaluation code measures it on NYUv2.
 
 The head gives 256 weights a token, relu + 0.1, normalised to one; depth is their mean of 256 values from 0.001 to 10 m (AdaBins).
-Training (EUPE's config-nyu): the picture without its white frame, turned by up to 2.5° half of the time, mirrored, cropped to 416 × 544,
-colours shifted; scale-invariant log loss (its variance term from the 101st step). Inference: the whole picture and its mirror image,
-averaged; upsampled to the truth, clamped, and measured where the truth lies within the range and inside Eigen's crop, a picture at a
-time, then averaged over pictures. Pictures are uint8 numpy (H, W, 3), depth float32 metres (H, W), 0 for nothing measured. Axes: B
+Training (EUPE's config-nyu): the image without its white frame, turned by up to 2.5° half of the time, mirrored, cropped to 416 × 544,
+colours shifted; scale-invariant log loss (its variance term from the 101st step). Inference: the whole image and its mirror image,
+averaged; upsampled to the truth, clamped, and measured where the truth lies within the range and inside Eigen's crop, one image at a
+time, then averaged over images. Images are uint8 numpy (H, W, 3), depth float32 metres (H, W), 0 for nothing measured. Axes: B
 images, K bins.
 """
 
@@ -21,7 +21,7 @@ from ...storage.sources.decode import Pixels
 
 BINS = 256
 _EPS = 1e-3
-_FRAME = (45, 472, 43, 608)  # rows and columns of a 480 × 640 picture inside its white frame
+_FRAME = (45, 472, 43, 608)  # rows and columns of a 480 × 640 image inside its white frame
 _EIGEN = (45, 471, 41, 601)
 _VARIANCE_FROM_STEP = 100
 
@@ -39,21 +39,22 @@ class DepthView:
     turn_degrees: float = 2.5
     brightness: tuple[float, float] = (0.75, 1.25)
     nyu_crops: bool = True
-    """Whether pictures have NYU's white frame and are measured inside Eigen's crop."""
+    """Whether images have NYU's white frame and are measured inside Eigen's crop."""
     distort: bool = True
 
 
-def depth_of(logits_BKHW: Tensor, view: DepthView) -> Tensor:
-    """Metres (B, 1, H, W) from bins."""
+def depth_from_bins(logits_BKHW: Tensor, view: DepthView) -> Tensor:
+    """Return metres (B, 1, H, W): the mean of the bins' depths, weighted by relu(logit) + 0.1."""
     weights = functional.relu(logits_BKHW) + 0.1
     values = torch.linspace(view.min_m, view.max_m, logits_BKHW.shape[1], device=logits_BKHW.device)
     return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), values)[:, None]
 
 
 def log_loss(predicted_m: Tensor, truth_m: Tensor, step: int) -> Tensor:
-    """√(0.15 mean(g)² + var(g)) of g = log(predicted + ε) − log(truth + ε) over valid pixels (1-D both); no variance in the first steps.
+    """Return √(0.15 mean(g)² + var(g)) of g = log(predicted + ε) − log(truth + ε) over valid pixels (both 1-D).
 
-    0 without two valid pixels, where mean or variance would be NaN and the head lost.
+    The variance is left out in the first 100 steps. Returns 0 without two valid pixels, where mean or variance would be NaN and the head
+    lost.
     """
     if len(truth_m) < 2:
         return predicted_m.sum() * 0.0
@@ -63,53 +64,56 @@ def log_loss(predicted_m: Tensor, truth_m: Tensor, step: int) -> Tensor:
 
 
 def training_depth_loss(logits_BKHW: Tensor, truth_B1HW: Tensor, view: DepthView, step: int) -> Tensor:
-    """`log_loss` of the upsampled prediction where depth was measured."""
-    predicted = functional.interpolate(depth_of(logits_BKHW, view), truth_B1HW.shape[2:], mode="bilinear")
-    measured = truth_B1HW != 0
-    return log_loss(predicted[measured], truth_B1HW[measured], step)
+    """Return `log_loss` of the upsampled prediction over the pixels whose depth was measured."""
+    predicted = functional.interpolate(depth_from_bins(logits_BKHW, view), truth_B1HW.shape[2:], mode="bilinear")
+    valid = truth_B1HW != 0
+    return log_loss(predicted[valid], truth_B1HW[valid], step)
 
 
 def scaled_box(box: tuple[int, int, int, int], height: int, width: int) -> tuple[slice, slice]:
-    """A box in 480 × 640 pixels (rows, columns) for a picture of another size."""
+    """Return a box in 480 × 640 pixels (rows, columns) as slices of an image of another size."""
     top, bottom, left, right = box
     return slice(top * height // 480, bottom * height // 480), slice(left * width // 640, right * width // 640)
 
 
-def training_view(picture: Pixels, depth_m: Metres, view: DepthView, generator: np.random.Generator) -> tuple[Pixels, Metres]:
-    """A drawn crop of both; smaller than `crop_hw` only where the picture is."""
+def training_view(image: Pixels, depth_m: Metres, view: DepthView, generator: np.random.Generator) -> tuple[Pixels, Metres]:
+    """Draw a crop of both; smaller than `crop_hw` only where the image is."""
     if view.nyu_crops:
         box = scaled_box(_FRAME, *depth_m.shape)
-        picture, depth_m = picture[box], depth_m[box]
+        image, depth_m = image[box], depth_m[box]
     if generator.random() < 0.5:
         degrees = generator.uniform(-view.turn_degrees, view.turn_degrees)
-        picture = np.asarray(Image.fromarray(np.ascontiguousarray(picture)).rotate(degrees, Image.Resampling.BILINEAR))
+        image = np.asarray(Image.fromarray(np.ascontiguousarray(image)).rotate(degrees, Image.Resampling.BILINEAR))
         depth_m = np.asarray(Image.fromarray(np.ascontiguousarray(depth_m)).rotate(degrees, Image.Resampling.NEAREST))
     if generator.random() < 0.5:
-        picture, depth_m = picture[:, ::-1], depth_m[:, ::-1]
-    top, left = (int(generator.integers(0, max(side - wanted, 0) + 1)) for side, wanted in zip(depth_m.shape, view.crop_hw, strict=True))
+        image, depth_m = image[:, ::-1], depth_m[:, ::-1]
+    top, left = (int(generator.integers(0, max(side - crop, 0) + 1)) for side, crop in zip(depth_m.shape, view.crop_hw, strict=True))
     box = slice(top, top + view.crop_hw[0]), slice(left, left + view.crop_hw[1])
-    picture, depth_m = picture[box], depth_m[box]
+    image, depth_m = image[box], depth_m[box]
     if view.distort and generator.random() < 0.5:
-        picture = _recoloured(picture, view, generator)
-    return picture, depth_m
+        image = _jitter_colours(image, view, generator)
+    return image, depth_m
 
 
-def _recoloured(picture: Pixels, view: DepthView, generator: np.random.Generator) -> Pixels:
-    """Gamma 0.9 to 1.1 on values of 0 to 255, brightness, and a factor a channel."""
-    x = picture.astype(np.float32) ** generator.uniform(0.9, 1.1) * generator.uniform(*view.brightness) * generator.uniform(0.9, 1.1, 3)
+def _jitter_colours(image: Pixels, view: DepthView, generator: np.random.Generator) -> Pixels:
+    """Draw gamma 0.9 to 1.1 on values of 0 to 255, brightness, and a factor for each channel."""
+    x = image.astype(np.float32) ** generator.uniform(0.9, 1.1) * generator.uniform(*view.brightness) * generator.uniform(0.9, 1.1, 3)
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
 
 
-def measured(depth_m: Metres, view: DepthView) -> NDArray[np.bool_]:
-    """Where the truth counts: strictly within the range, and inside Eigen's crop where that is asked for."""
+def valid_depth(depth_m: Metres, view: DepthView) -> NDArray[np.bool_]:
+    """Return where depth is evaluated (H, W): strictly within the range, and inside Eigen's crop with `nyu_crops`."""
     inside = np.zeros(depth_m.shape, np.bool_)
     inside[scaled_box(_EIGEN, *depth_m.shape) if view.nyu_crops else slice(None)] = True
     return inside & (depth_m > view.min_m) & (depth_m < view.max_m)
 
 
 def predicted_depth(logits_BKHW: Tensor, size_hw: tuple[int, int], view: DepthView) -> Metres:
-    """Metres (H, W) from the bins of a picture and of its mirror image (B = 2), averaged at the grid's resolution, upsampled, clamped."""
-    depth_B1HW = depth_of(logits_BKHW, view)
+    """Return metres (H, W) from the bins of an image and of its mirror image (B = 2).
+
+    Both are averaged at the grid's resolution, then upsampled and clamped to the range.
+    """
+    depth_B1HW = depth_from_bins(logits_BKHW, view)
     both = (depth_B1HW[:1] + depth_B1HW[1:].flip(-1)) / 2
     upsampled = functional.interpolate(both, size_hw, mode="bilinear")[0, 0]
     metres: Metres = upsampled.clamp(view.min_m, view.max_m).cpu().numpy()
@@ -117,7 +121,7 @@ def predicted_depth(logits_BKHW: Tensor, size_hw: tuple[int, int], view: DepthVi
 
 
 def depth_metrics(predicted_m: Metres, truth_m: Metres, counted: NDArray[np.bool_]) -> dict[str, float]:
-    """rmse (m), abs_rel and delta1 (share within a factor of 1.25) of one picture, in float64; NaN where nothing counts."""
+    """Return rmse (m), abs_rel and delta1 (share within a factor of 1.25) of one image, in float64; NaN without a valid pixel."""
     guess, truth = predicted_m[counted].astype(np.float64), truth_m[counted].astype(np.float64)
     if not len(truth):
         return dict.fromkeys(("rmse", "abs_rel", "delta1"), float("nan"))

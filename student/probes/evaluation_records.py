@@ -18,30 +18,30 @@ from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from ...storage.core.identity import digest, json_bytes, short
 from ...storage.objects.atomic_files import make_folder, write_atomically
 from ..model.versions import versions
-from .knn_names import record_named_as_today
+from .knn_names import rename_record_protocols
 
 FOLDER = "evaluations"
 PARTIAL = ".partial.json"  # what an evaluation has done so far
 
 
 def record_path(folder: Path, evaluation: str, protocol: Mapping[str, Any]) -> Path:
-    """Where the results of a protocol stand, whether they do or not."""
+    """Return where the record of a protocol is kept, whether it exists or not."""
     return folder / FOLDER / f"{evaluation}-{short(digest(_plain(protocol)))}.json"
 
 
-def kept_record(folder: Path, evaluation: str, protocol: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of this protocol, None when it has not been evaluated; raises `CacheDamaged` for one that cannot be read."""
+def find_record(folder: Path, evaluation: str, protocol: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of this protocol, None when it has not been evaluated; raises `CacheDamaged` for an unreadable one."""
     path = record_path(folder, evaluation, protocol)
     return _read(path) if path.is_file() else None
 
 
-def keep_record(folder: Path, evaluation: str, protocol: Mapping[str, Any], results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Write a record and return it."""
+def write_record(folder: Path, evaluation: str, protocol: Mapping[str, Any], results: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Write a record and return it; raises `BadInput` for figures that are not finite."""
     path = record_path(folder, evaluation, protocol)
     record = {
         "evaluation": evaluation,
         "protocol": _plain(protocol),
-        "results": json.loads(as_json(results, evaluation)),
+        "results": json.loads(to_strict_json(results, evaluation)),
         "seconds": round(seconds, 3),
         "versions": versions(),
     }
@@ -50,8 +50,8 @@ def keep_record(folder: Path, evaluation: str, protocol: Mapping[str, Any], resu
     return record
 
 
-def keep_partial(path: Path, data: Callable[[], bytes], on_event: Callable[[dict[str, Any]], None]) -> None:
-    """Write down what an evaluation has done so far; where that cannot be written, it is said, and a kill costs it."""
+def write_partial(path: Path, data: Callable[[], bytes], on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Write what an evaluation has computed so far; where that fails, warn and go on: an interruption then costs it."""
     try:
         make_folder(path.parent)
         write_atomically(path, data())
@@ -59,8 +59,8 @@ def keep_partial(path: Path, data: Callable[[], bytes], on_event: Callable[[dict
         on_event({"event": "warning", "text": f"progress is not kept, so that an interrupted evaluation begins anew: {error}"})
 
 
-def as_json(figures: Mapping[str, Any], evaluation: str) -> bytes:
-    """Figures as JSON; raises `BadInput` that names the first one that is no number."""
+def to_strict_json(figures: Mapping[str, Any], evaluation: str) -> bytes:
+    """Return figures as JSON; raises `BadInput` that names the first one that is not finite."""
     try:
         return json.dumps(figures, allow_nan=False).encode()
     except ValueError as error:
@@ -71,17 +71,17 @@ def as_json(figures: Mapping[str, Any], evaluation: str) -> bytes:
 
 
 def _not_finite(value: Any, name: str = "") -> list[str]:
-    """Dotted names of the NaN and infinite numbers."""
+    """Return the dotted names of NaN and infinite numbers."""
     if isinstance(value, Mapping):
-        return [found for key, one in value.items() for found in _not_finite(one, f"{name}.{key}".lstrip("."))]
+        return [dotted for key, item in value.items() for dotted in _not_finite(item, f"{name}.{key}".lstrip("."))]
     if isinstance(value, list | tuple):
-        return [found for place, one in enumerate(value) for found in _not_finite(one, f"{name}.{place}")]
+        return [dotted for index, item in enumerate(value) for dotted in _not_finite(item, f"{name}.{index}")]
     return [name] if isinstance(value, float) and not math.isfinite(value) else []
 
 
-def evaluations_of(folder: Path) -> list[dict[str, Any]]:
-    """Every record of a model's folder, by file name; [] when nobody has evaluated it."""
-    return [record_named_as_today(_read(path)) for path in sorted((folder / FOLDER).glob("*.json")) if not path.name.endswith(PARTIAL)]
+def list_records(folder: Path) -> list[dict[str, Any]]:
+    """Return every record of a model's folder, by file name; [] when it was never evaluated."""
+    return [rename_record_protocols(_read(path)) for path in sorted((folder / FOLDER).glob("*.json")) if not path.name.endswith(PARTIAL)]
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

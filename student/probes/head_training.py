@@ -3,7 +3,7 @@
     FILE.safetensors     the head, its optimiser's state, and the number of finished steps; replaced atomically
 
 A step is a function of (seed, step) and what the head has become: batches come by step, dropout is seeded by step. So a head that was
-stopped and trained on is the head that was never stopped. Batches are made by threads while the encoder works. Axes as in `dense_head`.
+stopped and resumed is the head that was never stopped. Batches are made by threads while the encoder works. Axes as in `dense_head`.
 """
 
 import math
@@ -22,7 +22,7 @@ from ...storage.core.errors import BadInput, CacheDamaged
 from ...storage.core.events import OnEvent
 from ..model.draws import step_seed
 from .dense_head import DenseHead, HeadRecipe, build_optimizer, set_schedule
-from .evaluation_records import keep_partial
+from .evaluation_records import write_partial
 
 Batch = TypeVar("Batch")
 KEEP_EVERY = 500
@@ -43,18 +43,18 @@ class HeadTraining(Generic[Batch]):
             self._restore()
 
     def train_until(self, stop: int) -> None:
-        """Take the steps that are missing before `stop`, and keep the state."""
+        """Take the steps that are missing before `stop`, and save the state; raises `BadInput` when the loss is not finite."""
         if self.done >= stop:
             return
         self.head.train()
         started, first = time.perf_counter(), self.done
-        for batch in _ahead(self.make_batch, self.done, stop):
+        for batch in _prefetch(self.make_batch, self.done, stop):
             self._step(batch)
             if self.done % KEEP_EVERY == 0:
-                self._keep()
+                self._save()
             if self.done % _LOG_EVERY == 0 or self.done == stop:
-                self._say((self.done - first) / (time.perf_counter() - started))
-        self._keep()
+                self._report((self.done - first) / (time.perf_counter() - started))
+        self._save()
 
     def _step(self, batch: Batch) -> None:
         step = self.done
@@ -69,17 +69,17 @@ class HeadTraining(Generic[Batch]):
         if not math.isfinite(self.last_loss):  # before the state is kept, and before a figure is made of it
             raise BadInput(f"the head's loss is {self.last_loss} at step {step}, so it learns nothing; look at the labels and the model")
 
-    def _say(self, steps_per_s: float) -> None:
+    def _report(self, steps_per_s: float) -> None:
         self.on_event(
             {"event": "progress", "stage": "head", "done": self.done, "total": self.recipe.steps, "unit": "steps", "rate": steps_per_s,
              "seconds_left": (self.recipe.steps - self.done) / steps_per_s, "loss": self.last_loss}
         )  # fmt: skip
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         tensors = {f"head.{name}": tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value.detach().cpu().contiguous() for name, value in state.items()}
-        keep_partial(self.file, lambda: save(tensors, {"step": str(self.done)}), self.on_event)
+        write_partial(self.file, lambda: save(tensors, {"step": str(self.done)}), self.on_event)
 
     def _restore(self) -> None:
         try:
@@ -99,8 +99,8 @@ class HeadTraining(Generic[Batch]):
         self.done = step
 
 
-def _ahead(make_batch: Callable[[int], Batch], first: int, stop: int) -> Iterator[Batch]:
-    """Batches [first, stop) in order, the next one in the making."""
+def _prefetch(make_batch: Callable[[int], Batch], first: int, stop: int) -> Iterator[Batch]:
+    """Yield batches [first, stop) in order; a thread makes the next one meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
         coming = pool.submit(make_batch, first)
         for step in range(first, stop):

@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def named_as_today(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """One feature's figures by protocol, or a table of such figures by feature, under today's names."""
-    found = {key: named_as_today(value) if isinstance(value, Mapping) else value for key, value in figures.items()}
-    if "paper" in found and "ours" not in found:
-        found = {"ours" if key == "paper" else key: value for key, value in found.items()}
-    return found
+def rename_protocols(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one feature's figures by protocol, or a table of such figures by feature, under today's names."""
+    renamed = {key: rename_protocols(value) if isinstance(value, Mapping) else value for key, value in figures.items()}
+    if "paper" in renamed and "ours" not in renamed:
+        renamed = {"ours" if key == "paper" else key: value for key, value in renamed.items()}
+    return renamed
 
 
-def record_named_as_today(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of an evaluation with kNN's protocols under today's names, in its results and in its protocol."""
-    results = named_as_today(record["results"]) if record["evaluation"] == "knn" else record["results"]
+def rename_record_protocols(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an evaluation's record with kNN's protocols under today's names, in its results and its protocol."""
+    results = rename_protocols(record["results"]) if record["evaluation"] == "knn" else record["results"]
     if results == record["results"]:
         return dict(record)
-    return {**record, "protocol": named_as_today(record.get("protocol", {})), "results": results}
+    return {**record, "protocol": rename_protocols(record.get("protocol", {})), "results": results}

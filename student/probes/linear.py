@@ -31,7 +31,7 @@ class Probe(NamedTuple):
     bias_K: Tensor
 
     def percent_right(self, features_ND: Tensor, labels_N: Tensor) -> float:
-        """Top-1 accuracy."""
+        """Return top-1 accuracy in percent."""
         predicted = (features_ND @ self.weight_KD.t() + self.bias_K).argmax(dim=1)
         return 100.0 * float((predicted == labels_N).double().mean())
 
@@ -53,31 +53,32 @@ class _Axes(NamedTuple):
 
     @classmethod
     def of(cls, features_ND: Tensor) -> "_Axes":
+        """Return features (N, D), float64, in their principal axes."""
         mean_D = features_ND.mean(dim=0)
         centred_ND = features_ND - mean_D
         variance_D, basis_DD = torch.linalg.eigh(centred_ND.t() @ centred_ND / len(features_ND))
         return cls(centred_ND @ basis_DD, mean_D, basis_DD, variance_D.clamp_min(0))
 
     def back(self, weight_KD: Tensor, bias_K: Tensor) -> Probe:
-        """A classifier of z as one of x."""
+        """Return a classifier of z as one of x."""
         original_KD = weight_KD @ self.basis_DD.t()
         return Probe(original_KD, bias_K - original_KD @ self.mean_D)
 
 
 def fit(features_ND: Tensor, labels_N: Tensor, classes: int, c: float, *, max_iterations: int = MAX_ITERATIONS) -> Probe:
-    """The minimiser of Σ cross-entropy + ‖W‖² / 2C over float64 features."""
+    """Return the minimiser of Σ cross-entropy + ‖W‖² / 2C over float64 features (N, D)."""
     axes = _Axes.of(features_ND)
     return axes.back(*_fit(axes, labels_N, classes, c, None, max_iterations))
 
 
 def _fit(axes: _Axes, labels_N: Tensor, classes: int, c: float, start: Probe | None, max_iterations: int = MAX_ITERATIONS) -> Probe:
-    """The solution for z, from `start` or from zero."""
+    """Return the solution for z, from `start` or from zero."""
     count, dim = axes.z_ND.shape
     # Along an axis the loss curves by about its variance / K, the penalty by 1 / CN: scaled by that, all directions curve alike.
     scale_D = (axes.variance_D / classes + 1 / (c * count)).sqrt()
-    like = {"dtype": torch.float64, "device": axes.z_ND.device}
-    scaled = (torch.zeros(classes, dim, **like) if start is None else start.weight_KD * scale_D).requires_grad_()  # type: ignore[call-overload]
-    bias = (torch.zeros(classes, **like) if start is None else start.bias_K.clone()).requires_grad_()  # type: ignore[call-overload]
+    options = {"dtype": torch.float64, "device": axes.z_ND.device}
+    scaled = (torch.zeros(classes, dim, **options) if start is None else start.weight_KD * scale_D).requires_grad_()  # type: ignore[call-overload]
+    bias = (torch.zeros(classes, **options) if start is None else start.bias_K.clone()).requires_grad_()  # type: ignore[call-overload]
     solver = torch.optim.LBFGS(
         [scaled, bias], max_iter=max_iterations, tolerance_grad=_GRADIENT_TOLERANCE, tolerance_change=1e-12, history_size=10,
         line_search_fn="strong_wolfe",
@@ -96,7 +97,7 @@ def _fit(axes: _Axes, labels_N: Tensor, classes: int, c: float, start: Probe | N
 
 
 def hold_out(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Indexes (fitted, validation) of `count` training images, a keyed random tenth for validation; raises `BadInput` below ten images."""
+    """Return indexes (fitted, validation) of `count` images, a keyed random tenth for validation; raises `BadInput` below ten."""
     held = int(count * VALIDATION_SHARE)
     if held < 1:
         raise BadInput(f"a linear probe holds out a tenth of its training images, and {count} are too few; give at least 10")
@@ -114,9 +115,9 @@ def sweep(
     known: Mapping[str, float] | None = None,
     on_value: Callable[[dict[str, float]], None] = lambda accuracies: None,
 ) -> Sweep:
-    """Validation accuracy of each power of C; `known` ones are not computed again, `on_value` hears all that are known after each fit.
+    """Return the best power of C by validation accuracy, and the accuracies; of equally good powers the smallest, the most regularised.
 
-    Of equally good powers the smallest is taken: the most regularised.
+    `known` powers are not computed again; `on_value` is called after each fit with all that are known.
     """
     fitted, validation = hold_out(len(labels_N), seed)
     test_ND, test_labels = features_ND[validation].double(), labels_N[validation]

@@ -19,9 +19,9 @@ from torch import Tensor
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
-from ...teachers.runtime.devices import computing
+from ...teachers.runtime.devices import autocast
 from ..model.ranks import ALONE, Ranks
-from ..model.sharding import whole
+from ..model.sharding import full_tensor
 from ..model.student import Student
 from .knn import embed, knn
 
@@ -37,18 +37,22 @@ class HeldOut(NamedTuple):
 
 
 def evaluate_student(student: Student, held_out: HeldOut, *, device: str, precision: str, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Percent by feature and protocol, and the seconds that it took; {} on ranks that are not the first. Every rank calls this."""
+    """Return percentages by feature and protocol, and the seconds that it took; {} on ranks that are not the first.
+
+    Collective: every rank calls this.
+    """
     started = time.perf_counter()
-    state = {name: whole(tensor.detach()) for name, tensor in student.encoder.state_dict().items()}
+    state = {name: full_tensor(tensor.detach()) for name, tensor in student.encoder.state_dict().items()}
     if not ranks.first:
         return {}
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        found = _knn(_frozen_copy(student.encoder, state, device), held_out, device, precision)
-    return {**found, "seconds": time.perf_counter() - started}
+        figures = _knn(_frozen_copy(student.encoder, state, device), held_out, device, precision)
+    return {**figures, "seconds": time.perf_counter() - started}
 
 
 def _frozen_copy(encoder: Encoder, state: Mapping[str, Tensor], device: str) -> Encoder:
+    """Return an encoder of its own with these weights, in eval mode."""
     copy = build_encoder(encoder.architecture).to(device)
     copy.load_state_dict(dict(state), strict=True)
     copy.preprocessing = encoder.preprocessing
@@ -56,8 +60,10 @@ def _frozen_copy(encoder: Encoder, state: Mapping[str, Tensor], device: str) -> 
 
 
 def _knn(encoder: Encoder, held_out: HeldOut, device: str, precision: str) -> dict[str, Any]:
+    """Return kNN's figures by feature."""
+
     def tokens(pixels_BHWC: Tensor) -> Tokens:
-        with computing(device, precision):
+        with autocast(device, precision):
             found: Tokens = encoder(encoder.preprocessing.apply(pixels_BHWC.to(device)))
         return found
 

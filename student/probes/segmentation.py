@@ -6,7 +6,7 @@ side 512, windows of 512 px every 341 px whose logits are averaged, then upsampl
 5,000 steps and reports the best on the validation set; both numbers are given here, because the best was chosen on what it is measured
 on. Two protocols: `official` is the official code's arithmetic (its loss is averaged over all pixels, those that are ignored or padded too,
 and masks are resized by torch's "nearest", which takes the pixel at the corner); `ours` averages over the pixels that count and resizes by
-Pillow's, which takes the pixel at the centre. Pictures are uint8 numpy arrays (H, W, 3), masks int (H, W) with classes from 0 and IGNORE,
+Pillow's, which takes the pixel at the centre. Images are uint8 numpy arrays (H, W, 3), masks int (H, W) with classes from 0 and IGNORE,
 which is no value that a stored mask can have. Axes: B images, K classes.
 """
 
@@ -47,22 +47,22 @@ class SegmentationView:
     distort: bool = True
 
 
-def resize_shorter(picture: Pixels, side_px: int, *, nearest: bool = False) -> Pixels:
-    """A picture (H, W, 3) or mask (H, W) with its shorter side at `side_px`, bilinear and antialiased, or nearest."""
-    height, width = resized_hw(picture.shape[0], picture.shape[1], side_px)
+def resize_shorter(image: Pixels, side_px: int, *, nearest: bool = False) -> Pixels:
+    """Return an image (H, W, 3) or mask (H, W) with its shorter side at `side_px`, bilinear and antialiased, or nearest."""
+    height, width = resized_hw(image.shape[0], image.shape[1], side_px)
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-    values = picture if not nearest else picture.astype(np.int32)
+    values = image if not nearest else image.astype(np.int32)
     return np.asarray(Image.fromarray(values).resize((width, height), method))
 
 
 def resized_hw(height: int, width: int, side_px: int) -> tuple[int, int]:
-    """Height and width with the shorter one at `side_px`."""
+    """Return height and width with the shorter one at `side_px`."""
     longer = int(side_px * max(height, width) / min(height, width) + 0.5)
     return (longer, side_px) if height > width else (side_px, longer)
 
 
 def resize_mask(mask: Mask, side_px: int, protocol: str) -> Mask:
-    """A mask with its shorter side at `side_px`, of the size that `resize_shorter` gives its picture."""
+    """Return a mask with its shorter side at `side_px`, of the size that `resize_shorter` gives its image."""
     if protocol == "ours":
         return resize_shorter(mask, side_px, nearest=True).astype(np.int64)  # type: ignore[arg-type]
     height, width = resized_hw(mask.shape[0], mask.shape[1], side_px)
@@ -71,8 +71,8 @@ def resize_mask(mask: Mask, side_px: int, protocol: str) -> Mask:
     return resized
 
 
-def classes_of(stored: Mask, ignore: int | None, zero_is_ignored: bool) -> Mask:
-    """Classes from 0 and IGNORE of a mask as stored; with `zero_is_ignored` its classes count from 1 (ADE20k's do)."""
+def to_classes(stored: Mask, ignore: int | None, zero_is_ignored: bool) -> Mask:
+    """Return classes from 0, and IGNORE, of a mask as stored; with `zero_is_ignored` its classes count from 1 (ADE20k's do)."""
     nothing = np.zeros(stored.shape, np.bool_) if ignore is None else stored == ignore
     if zero_is_ignored:
         return np.where(nothing | (stored == 0), IGNORE, stored - 1)
@@ -80,19 +80,20 @@ def classes_of(stored: Mask, ignore: int | None, zero_is_ignored: bool) -> Mask:
 
 
 def training_view(
-    picture: Pixels, mask: Mask, view: SegmentationView, generator: np.random.Generator, protocol: str = "ours"
+    image: Pixels, mask: Mask, view: SegmentationView, generator: np.random.Generator, protocol: str = "ours"
 ) -> tuple[Pixels, Mask]:
-    """A drawn crop of both, at most `size_px` a side (smaller where the resized picture is)."""
+    """Draw a crop of both, at most `size_px` a side (smaller where the resized image is)."""
     side = int(view.size_px * generator.uniform(*view.scale))
-    picture, mask = resize_shorter(picture, side), resize_mask(mask, side, protocol)
-    box = _drawn_box(mask, view, generator)
-    picture, mask = picture[box], mask[box]
+    image, mask = resize_shorter(image, side), resize_mask(mask, side, protocol)
+    box = _draw_crop(mask, view, generator)
+    image, mask = image[box], mask[box]
     if generator.random() < view.flip_probability:
-        picture, mask = picture[:, ::-1], mask[:, ::-1]
-    return (distorted(picture, generator) if view.distort else picture), mask
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    return (jitter_colours(image, generator) if view.distort else image), mask
 
 
-def _drawn_box(mask: Mask, view: SegmentationView, generator: np.random.Generator) -> tuple[slice, slice]:
+def _draw_crop(mask: Mask, view: SegmentationView, generator: np.random.Generator) -> tuple[slice, slice]:
+    """Draw a box in which no class takes more than `largest_share`; the eleventh as it comes."""
     for _ in range(11):
         top, left = (int(generator.integers(0, max(side - view.size_px, 0) + 1)) for side in mask.shape)
         box = slice(top, top + view.size_px), slice(left, left + view.size_px)
@@ -102,13 +103,13 @@ def _drawn_box(mask: Mask, view: SegmentationView, generator: np.random.Generato
     return box
 
 
-def distorted(picture: Pixels, generator: np.random.Generator) -> Pixels:
-    """Brightness ± 32, contrast and saturation × [0.5, 1.5], hue ± half a turn, each with probability 0.5; contrast first or last."""
+def jitter_colours(image: Pixels, generator: np.random.Generator) -> Pixels:
+    """Draw brightness ± 32, contrast and saturation × [0.5, 1.5], hue ± half a turn, each with probability 0.5; contrast first or last."""
 
     def contrast(x: Pixels) -> Pixels:
         return _clipped(x * generator.uniform(0.5, 1.5)) if generator.random() < 0.5 else x
 
-    x = _clipped(picture + generator.uniform(-32, 32)) if generator.random() < 0.5 else picture
+    x = _clipped(image + generator.uniform(-32, 32)) if generator.random() < 0.5 else image
     contrast_first = generator.random() < 0.5
     x = contrast(x) if contrast_first else x
     for change, low, high in ((saturation, 0.5, 1.5), (hue, -0.5, 0.5)):
@@ -125,9 +126,10 @@ def _clipped(x: NDArray[Any]) -> Pixels:
 
 
 def segmentation_loss(logits_BKHW: Tensor, masks_BHW: Tensor, protocol: str = "ours") -> Tensor:
-    """Cross-entropy of logits upsampled to the masks: its mean over all pixels, ignored ones as 0 (official), or over those that count.
+    """Return the cross-entropy of logits upsampled to the masks.
 
-    0 for a batch in which nothing counts, where a plain mean would be NaN and the head lost.
+    `official` averages over all pixels, ignored ones as 0; `ours` over those that count. A batch in which nothing counts gives 0, where a
+    plain mean would be NaN and the head lost.
     """
     upsampled = functional.interpolate(logits_BKHW, masks_BHW.shape[1:], mode="bilinear")
     counted = masks_BHW.numel() if protocol == "official" else max(1, int((masks_BHW != IGNORE).sum()))
@@ -135,36 +137,39 @@ def segmentation_loss(logits_BKHW: Tensor, masks_BHW: Tensor, protocol: str = "o
 
 
 def window_starts(side_px: int, window_px: int, stride_px: int) -> list[int]:
-    """Where windows begin along a side: every `stride_px`, the last one moved back to the end."""
+    """Return where windows begin along a side: every `stride_px`, the last one moved back to end with the side."""
     count = max(side_px - window_px + stride_px - 1, 0) // stride_px + 1
     return [max(min(number * stride_px + window_px, side_px) - window_px, 0) for number in range(count)]
 
 
-def slide(picture: Pixels, predict: Callable[[Pixels], Tensor], window_px: int, stride_px: int) -> Tensor:
-    """Logits (K, H, W) of a picture: mean of `predict` (picture (h, w, 3) → (K, h, w), on the CPU) over the windows that cover a pixel."""
-    height, width = picture.shape[:2]
+def slide_inference(image: Pixels, predict: Callable[[Pixels], Tensor], window_px: int, stride_px: int) -> Tensor:
+    """Return logits (K, H, W) of an image: the mean over the windows that cover a pixel.
+
+    `predict` maps a window (h, w, 3) to (K, h, w) on the CPU.
+    """
+    height, width = image.shape[:2]
     total, count = None, torch.zeros(height, width)
     side = min(window_px, height, width) if window_px > max(height, width) else window_px
     for top in window_starts(height, side, stride_px):
         for left in window_starts(width, side, stride_px):
             box = slice(top, top + side), slice(left, left + side)
-            found = predict(picture[box])
-            total = torch.zeros(len(found), height, width) if total is None else total
-            total[:, box[0], box[1]] += found
+            logits_Khw = predict(image[box])
+            total = torch.zeros(len(logits_Khw), height, width) if total is None else total
+            total[:, box[0], box[1]] += logits_Khw
             count[box] += 1
     assert total is not None
     return total / count
 
 
-def classes_at(logits_KHW: Tensor, height: int, width: int) -> Mask:
-    """The class of each pixel after bilinear upsampling; a few classes at a time, so that large pictures fit."""
-    best, chosen = torch.full((height, width), -torch.inf), torch.zeros(height, width, dtype=torch.int64)
+def upsampled_argmax(logits_KHW: Tensor, height: int, width: int) -> Mask:
+    """Return the class of each pixel after bilinear upsampling; a few classes at a time, so that large images fit."""
+    best, classes = torch.full((height, width), -torch.inf), torch.zeros(height, width, dtype=torch.int64)
     for first in range(0, len(logits_KHW), _CLASSES_AT_ONCE):
         part = functional.interpolate(logits_KHW[None, first : first + _CLASSES_AT_ONCE], (height, width), mode="bilinear")[0]
-        value, place = part.max(dim=0)
-        better = value > best
-        best, chosen = torch.where(better, value, best), torch.where(better, place + first, chosen)
-    return chosen.numpy()
+        score, index = part.max(dim=0)
+        better = score > best
+        best, classes = torch.where(better, score, best), torch.where(better, index + first, classes)
+    return classes.numpy()
 
 
 class Confusion:
@@ -174,14 +179,14 @@ class Confusion:
         self.counts = np.zeros((classes, classes), np.int64)
 
     def add(self, truth: Mask, predicted: Mask) -> None:
-        """Count one picture; classes beyond the known ones must not occur in the truth."""
+        """Count one image; classes beyond the known ones must not occur in the truth."""
         kept, classes = truth != IGNORE, len(self.counts)
         self.counts += np.bincount(truth[kept] * classes + predicted[kept], minlength=classes**2).reshape(classes, classes)
 
     def metrics(self) -> dict[str, Any]:
-        """mIoU, pixel accuracy, mean class accuracy in percent, and IoU by class (None where a class never occurs).
+        """Return mIoU, pixel accuracy and mean class accuracy in percent, and IoU by class (None where a class never occurs).
 
-        Raises `BadInput` when no pixel was counted: there is nothing to be right about.
+        Raises `BadInput` when no pixel was counted.
         """
         if not self.counts.any():
             raise BadInput("no pixel of the validation masks counts, so there is no mIoU; look at --ignore-index and the masks")

@@ -36,7 +36,7 @@ class Descriptions:
             raise BadInput(f"a template holds one {{}} for the class's name: {bad[0]!r}" if bad else "zero-shot needs a template")
 
     def texts(self, label: str) -> list[str]:
-        """All descriptions of a label; raises BadInput when it has no name."""
+        """Return all descriptions of a label; raises BadInput when it has no name."""
         if self.names is not None and label not in self.names:
             raise BadInput(f"the file of class names has none for the dataset's label {label!r}")
         names = (label.replace("_", " "),) if self.names is None else self.names[label]
@@ -44,7 +44,7 @@ class Descriptions:
 
 
 def read_descriptions(path: Path | None) -> Descriptions:
-    """From a TOML file, or the default without one; raises BadInput for anything but `templates` and `[classes]`."""
+    """Return what a TOML file holds, or the default without one; raises BadInput for keys other than `templates` and `classes`."""
     if path is None:
         return Descriptions()
     try:
@@ -59,24 +59,25 @@ def read_descriptions(path: Path | None) -> Descriptions:
 
 
 def _strings(path: Path, key: str, value: Any) -> tuple[str, ...]:
-    several = [value] if isinstance(value, str) else value
-    if not isinstance(several, list) or not several or not all(isinstance(one, str) for one in several):
+    """Return a text or a list of texts as a tuple; raises BadInput for anything else."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise BadInput(f"{path}: {key} must be a text or a list of texts, got {value!r}")
-    return tuple(several)
+    return tuple(texts)
 
 
-def classifier(labels: Sequence[str], descriptions: Descriptions, embed_texts: Callable[[list[str]], Tensor]) -> Tensor:
-    """Unit-length class vectors (K, D); `embed_texts` gives (n, D) of any length."""
+def build_classifier(labels: Sequence[str], descriptions: Descriptions, embed_texts: Callable[[list[str]], Tensor]) -> Tensor:
+    """Return unit-length class vectors (K, D); `embed_texts` gives (n, D) of any length."""
     rows = [functional.normalize(embed_texts(descriptions.texts(label)).float(), dim=1).mean(dim=0) for label in labels]
     return functional.normalize(torch.stack(rows), dim=1)
 
 
-def classified(images_ND: Tensor, classes_KD: Tensor) -> Tensor:
-    """Cosine (N, K)."""
+def class_cosines(images_ND: Tensor, classes_KD: Tensor) -> Tensor:
+    """Return the cosine of each image with each class (N, K)."""
     return functional.normalize(images_ND.float(), dim=1) @ classes_KD.t()
 
 
-def percent_right(cosine_NK: Tensor, labels_N: Tensor, top: int) -> float:
-    """Percent of images whose label is among the `top` nearest classes."""
+def top_k_accuracy(cosine_NK: Tensor, labels_N: Tensor, top: int) -> float:
+    """Return the percentage of images whose label is among the `top` nearest classes."""
     nearest = cosine_NK.topk(min(top, cosine_NK.shape[1]), dim=1).indices
     return 100.0 * float((nearest == labels_N[:, None]).any(dim=1).double().mean())

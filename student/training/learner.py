@@ -1,9 +1,9 @@
 """One student in training: its weights, optimiser, moving average, checkpoints and metrics in one run folder.
 
-The trainer feeds it parts of a batch with their targets (`learn`) and then asks for one optimiser step (`update`). Several learners may
-share a stream; each computes exactly what it would compute alone, because torch's generators are seeded anew from (seed, step) before each
-forward pass. All parts of a step and all ranks use the same seed: what the model draws once a forward (the RoPE rescale) then does not
-depend on how a batch is divided. Price: with drop-path, samples at the same place of different parts leave out the same branches.
+The trainer calls `forward_backward` for each micro-batch of a step and then `optimizer_step`. Several learners may share a stream; each
+computes exactly what it would compute alone, because torch's generators are seeded anew from (seed, step) before each forward pass. All
+micro-batches of a step and all ranks use the same seed: what the model draws once a forward pass (the RoPE rescale) then does not depend on
+how a batch is divided. Price: with drop-path, samples at the same row of different micro-batches leave out the same branches.
 A loss or gradient that is not finite stops the run before the weights change, naming the images.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import Event
 from ...teachers.encoders.tokens import SampledTokens
-from ...teachers.runtime.devices import Choice, attending, computing
+from ...teachers.runtime.devices import Choice, attention_kernel, autocast
 from ..data.targets import Targets
 from ..model.draws import dropped_teachers, step_seed
 from ..model.losses import distillation_loss
@@ -27,9 +27,18 @@ from ..model.optimizers import build_optimizer, set_learning_rate
 from ..model.ranks import ALONE, Ranks
 from ..model.recipe import TrainRecipe
 from ..model.schedule import learning_rate
-from ..model.sharding import exchanging, gradient_norm, spread
+from ..model.sharding import clip_gradient_norm, parallelize, set_gradient_sync
 from ..model.student import Student
-from .checkpoint import best_checkpoint, latest_checkpoint, load_best, restore, save_checkpoint, score_of, step_of, sweep
+from .checkpoint import (
+    best_checkpoint,
+    checkpoint_score,
+    latest_checkpoint,
+    load_best,
+    remove_leftovers,
+    restore,
+    save_checkpoint,
+    step_in_name,
+)
 from .metrics import Metrics, read_metrics
 from .run_folder import RunFolder, save_model
 
@@ -41,7 +50,7 @@ class TrainingDiverged(EupeError, ArithmeticError):
 
 
 class Learner:
-    """A student with everything that its steps change; `done` counts its finished steps.
+    """A student with everything that its steps change; `steps_done` counts its finished steps.
 
     `statistics` has the digest of the statistics behind each teacher's targets, by name: what the saved adapters map to.
     """
@@ -59,21 +68,22 @@ class Learner:
     ) -> None:
         self.recipe, self.student, self.folder = recipe, student.to(device.value), folder
         self.device, self.precision, self.statistics, self.ranks = device, precision, dict(statistics), ranks
-        self.average = self._averaged_copy()
-        spread_student = spread(student, recipe.run.parallel, ranks)
-        self.forward: nn.Module = torch.compile(spread_student) if recipe.compile else spread_student  # type: ignore[assignment]
-        self._spread = spread_student
+        self.average = self._copy_for_average()
+        parallel_student = parallelize(student, recipe.run.parallel, ranks)
+        self.forward: nn.Module = torch.compile(parallel_student) if recipe.compile else parallel_student  # type: ignore[assignment]
+        self._parallel_student = parallel_student
         self.optimizer = build_optimizer(student, recipe.optimizer)
         self.parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-        self.done = 0
+        self.steps_done = 0
         self.metrics: Metrics | None = None
-        self.line: Event = {}
+        self.last_metrics: Event = {}
         self.smoothed_loss = 0.0
         self._evaluated: tuple[int, float] | None = None
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._last: dict[tuple[str, str], Tensor] = {}
 
-    def _averaged_copy(self) -> Student | None:
+    def _copy_for_average(self) -> Student | None:
+        """Return a copy of the student for the moving average, None without one; raises `BadInput` with FSDP."""
         if not self.recipe.student.ema:
             return None
         if self.ranks.count > 1 and self.recipe.run.parallel == "fsdp":
@@ -82,58 +92,64 @@ class Learner:
 
     @property
     def name(self) -> str:
-        """The architecture's name."""
+        """Return the architecture's name."""
         return self.recipe.student.architecture
 
     @property
     def evaluation(self) -> float | None:
-        """The evaluation of these very weights in percent, higher is better; None where nobody evaluated after this step."""
-        return self._evaluated[1] if self._evaluated is not None and self._evaluated[0] == self.done else None
+        """Return the evaluation of the current weights in percent, higher is better; None where this step was not evaluated."""
+        return self._evaluated[1] if self._evaluated is not None and self._evaluated[0] == self.steps_done else None
 
     @evaluation.setter
     def evaluation(self, percent: float | None) -> None:
-        self._evaluated = None if percent is None else (self.done, percent)
+        self._evaluated = None if percent is None else (self.steps_done, percent)
 
-    def begin(self) -> None:
-        """Go on from the newest checkpoint when there is one, and open the metrics."""
+    def resume(self) -> None:
+        """Load the newest checkpoint when there is one, and open the metrics; raises `BadInput` when it is past the recipe's steps."""
         checkpoint = latest_checkpoint(self.folder.checkpoints)
         if checkpoint is not None:
             if checkpoint.step > self.recipe.run.steps:
                 raise BadInput(f"{checkpoint.folder} is past the {self.recipe.run.steps} steps of this recipe")
             restore(checkpoint, self.student, self.optimizer, self.average)
-            self.done = checkpoint.step
-            score = score_of(checkpoint.folder)
+            self.steps_done = checkpoint.step
+            score = checkpoint_score(checkpoint.folder)
             self.smoothed_loss, self.evaluation = score.get("loss", 0.0), score.get("evaluation")
-            self.line = next((line for line in read_metrics(self.folder.out) if line["step"] == self.done and "loss" in line), {})
+            self.last_metrics = next(
+                (line for line in read_metrics(self.folder.out) if line["step"] == self.steps_done and "loss" in line), {}
+            )
         if self.ranks.first:
-            sweep(self.folder.checkpoints)
-        self.ranks.wait()  # the first rank's metrics must not move before all have read the checkpoint
+            remove_leftovers(self.folder.checkpoints)
+        self.ranks.barrier()  # the first rank's metrics must not move before all have read the checkpoint
         if self.ranks.first:
-            self.metrics = Metrics(self.folder.out, self.done)
+            self.metrics = Metrics(self.folder.out, self.steps_done)
 
-    def learn(self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool) -> None:
-        """Add one part's gradient, weighted by its share of this rank's batch; `last` for the part that ends the step."""
+    def forward_backward(self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool) -> None:
+        """Accumulate the gradient of one micro-batch.
+
+        `pixels_BHWC` is uint8, `share` its share of this rank's batch; `last` marks the step's last micro-batch, whose backward pass
+        synchronises the ranks.
+        """
         torch.manual_seed(step_seed(self.recipe.seed, step))
         self.student.train()
-        exchanging(self._spread, last)
-        with computing(self.device.value, self.precision.value):
-            predicted = self.forward(pixels_BHWC, {name: one for name, one in targets.items() if isinstance(one, SampledTokens)})
+        set_gradient_sync(self._parallel_student, last)
+        with autocast(self.device.value, self.precision.value):
+            predicted = self.forward(pixels_BHWC, {name: tokens for name, tokens in targets.items() if isinstance(tokens, SampledTokens)})
         ordered = {name: targets[name] for name in self.student.teacher_names}  # sums are added in the run's order, whoever came first
         dropped = dropped_teachers(self.recipe.seed, step, list(ordered), self.recipe.teacher.drop_probability)
         loss, terms = distillation_loss(predicted, ordered, self.recipe.loss, self.recipe.teacher.weights, dropped)
-        with attending(self.device.value):
+        with attention_kernel(self.device.value):
             (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks
-        values = {("", ""): loss, **{(name, term): value for name, each in terms.items() for term, value in each.items()}}
+        values = {("", ""): loss, **{(name, term): value for name, by_name in terms.items() for term, value in by_name.items()}}
         for key, value in values.items():
-            part = value.detach().double() * share
-            self._sums[key] = self._sums[key] + part if key in self._sums else part
+            weighted = value.detach().double() * share
+            self._sums[key] = self._sums[key] + weighted if key in self._sums else weighted
 
-    def update(self, step: int, image_ids: Callable[[], str]) -> None:
-        """One optimiser step from the gradient that the parts made; raises `TrainingDiverged` before the weights change."""
+    def optimizer_step(self, step: int, image_ids: Callable[[], str]) -> None:
+        """Update the weights with the accumulated gradient; raises `TrainingDiverged` before they change if it is not finite."""
         config = self.recipe.optimizer
-        norm = gradient_norm(self.parameters, config.clip_norm or math.inf)
+        norm = clip_gradient_norm(self.parameters, config.clip_norm or math.inf)
         keys = list(self._sums)
-        self._sums = dict(zip(keys, self.ranks.total(torch.stack([self._sums[key] for key in keys])), strict=True))
+        self._sums = dict(zip(keys, self.ranks.sum(torch.stack([self._sums[key] for key in keys])), strict=True))
         self._refuse_non_finite(step, {"loss": self._sums["", ""], "norm of the gradient": norm}, image_ids)
         set_learning_rate(self.optimizer, learning_rate(step, self.recipe.run.steps, config))
         self.optimizer.step()
@@ -143,9 +159,10 @@ class Learner:
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - self.recipe.student.ema)
         self.smoothed_loss += (float(self._sums["", ""]) - self.smoothed_loss) / min(step + 1, _SMOOTHED_STEPS)
         self._last, self._sums = self._sums, {}
-        self.done = step + 1
+        self.steps_done = step + 1
 
     def _refuse_non_finite(self, step: int, values: Mapping[str, Tensor], image_ids: Callable[[], str]) -> None:
+        """Raise `TrainingDiverged` that names the value, the step and the images."""
         for name, value in values.items():
             if not math.isfinite(float(value)):
                 kept = f" and the state after step {step} is kept: the same command tries this step again" if step else ""
@@ -156,7 +173,7 @@ class Learner:
                 )
 
     def losses(self) -> Event:
-        """`loss` and `losses` (unweighted terms by teacher) of the last step, over all ranks."""
+        """Return `loss` and `losses` (unweighted terms by teacher) of the last step, over all ranks, and its `learning_rate`."""
         terms: dict[str, dict[str, float]] = {}
         for (name, term), value in self._last.items():
             if name:
@@ -164,8 +181,8 @@ class Learner:
         return {"loss": float(self._last["", ""]), "losses": terms, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def log(self, line: Event) -> None:
-        """Keep one line of metrics."""
-        self.line = line
+        """Append one line of metrics."""
+        self.last_metrics = line
         if self.metrics is not None:
             self.metrics.write(line)
 
@@ -174,22 +191,22 @@ class Learner:
         if self.metrics is not None:
             self.metrics.close()
 
-    def keep(self, described: Mapping[str, Any]) -> Path:
-        """Write a checkpoint of `done` steps; every rank calls this."""
+    def save(self, metadata: Mapping[str, Any]) -> Path:
+        """Write a checkpoint of the finished steps and return its folder; collective."""
         score = {"loss": self.smoothed_loss, "evaluation": self.evaluation}
         return save_checkpoint(
-            self.folder.checkpoints, self.done, self.student, self.optimizer,
-            {"recipe": self.recipe.to_dict(), "score": score, "teachers": self.student.teacher_names, **described},
+            self.folder.checkpoints, self.steps_done, self.student, self.optimizer,
+            {"recipe": self.recipe.to_dict(), "score": score, "teachers": self.student.teacher_names, **metadata},
             self.recipe.run.keep_checkpoints, keep_best=self.recipe.run.keep_best, average=self.average, ranks=self.ranks,
         )  # fmt: skip
 
     def best(self) -> Event:
-        """The step of the best checkpoint, for the summary; nothing unless the recipe keeps it."""
-        found = best_checkpoint(self.folder.checkpoints) if self.recipe.run.keep_best else None
-        return {} if found is None else {"best_step": step_of(found.name)}
+        """Return {best_step} for the summary; {} unless the recipe keeps the best checkpoint."""
+        best = best_checkpoint(self.folder.checkpoints) if self.recipe.run.keep_best else None
+        return {} if best is None else {"best_step": step_in_name(best.name)}
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the model, its average, and the summary: the run is finished; every rank calls this."""
+        """Write the model, its average, the best one and the summary: the run is finished; collective."""
         size_px = max(self.recipe.student.sizes_px)
         for student, folder in ((self.student, self.folder.model), (self.average, self.folder.average)):
             if student is not None:
@@ -199,4 +216,4 @@ class Learner:
             save_model(self.student, self.folder.best, size_px=size_px, targets=self.statistics, ranks=self.ranks)
         if self.ranks.first:
             self.folder.finish(summary)
-        self.ranks.wait()
+        self.ranks.barrier()

@@ -23,38 +23,39 @@ class Metrics:
     """`metrics.jsonl` and TensorBoard's events; what was logged after `resumed_from` is dropped first."""
 
     def __init__(self, out: Path, resumed_from: int) -> None:
-        path, board = out / "metrics.jsonl", out / "tensorboard"
+        path, events = out / "metrics.jsonl", out / "tensorboard"
         kept = [line for line in read_metrics(out) if line["step"] <= resumed_from]
         write_atomically(path, "".join(f"{json.dumps(line)}\n" for line in kept).encode())
         self._file = path.open("a", buffering=1)
-        again = cut_events(board, resumed_from)
-        self._board = SummaryWriter(str(board), purge_step=resumed_from + 1 if again else None)
+        has_events = truncate_events(events, resumed_from)
+        self._board = SummaryWriter(str(events), purge_step=resumed_from + 1 if has_events else None)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line and its numbers as events."""
+        """Append one line, and its numbers as events."""
         with refusals(Path(self._file.name), len(line) * 32):
             self._file.write(f"{json.dumps(line)}\n")
         for tag, value in _flatten(line):
             self._board.add_scalar(tag, value, line["step"])
 
     def close(self) -> None:
-        """Flush both."""
+        """Flush and close both files."""
         self._file.close()
         self._board.close()
 
 
 def _flatten(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    """Return (tag, value) of every number, nested keys joined by `/`; without `step`."""
+    numbers: list[tuple[str, float]] = []
     for key, value in line.items():
         if isinstance(value, Mapping):
-            found += _flatten(value, f"{prefix}{key}/")
+            numbers += _flatten(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and key != "step":
-            found.append((f"{prefix}{key}", float(value)))
-    return found
+            numbers.append((f"{prefix}{key}", float(value)))
+    return numbers
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The logged steps of a run, in order; a last line that a crash cut short is left out."""
+    """Return the logged steps of a run, in order; a last line that a crash cut short is left out."""
     path = out / "metrics.jsonl"
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
@@ -65,17 +66,17 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def cut_events(folder: Path, last_step: int) -> bool:
-    """Cut TensorBoard's files before their first numbers of a step after `last_step`; whether there were any files."""
+def truncate_events(folder: Path, last_step: int) -> bool:
+    """Cut TensorBoard's files before their first numbers of a step after `last_step`; return whether there were any files."""
     paths = list(folder.glob("events.out.tfevents.*"))
     for path in paths:
         with path.open("r+b") as file:
-            file.truncate(_bytes_until(file, last_step))
+            file.truncate(_length_until(file, last_step))
     return bool(paths)
 
 
-def _bytes_until(file: IO[bytes], last_step: int) -> int:
-    """Length of the events that stay; one that a kill left half written does not."""
+def _length_until(file: IO[bytes], last_step: int) -> int:
+    """Return the length in bytes of the events that stay; an event that a kill left half written does not."""
     end = 0
     while len(head := file.read(_LENGTH.size)) == _LENGTH.size:
         (length,) = _LENGTH.unpack(head)

@@ -1,4 +1,4 @@
-"""A run's folder: the one place where training leaves anything.
+"""A run's folder: everything that training writes.
 
     OUT/
       recipe.json          the resolved recipe, the origin of each value, and what "auto" was decided to be and why
@@ -32,7 +32,7 @@ from ...storage.objects.atomic_files import make_folder, refusals, replace_folde
 from ...teachers.runtime.devices import Choice
 from ..model.ranks import ALONE, Ranks
 from ..model.recipe import TrainRecipe, decisive
-from ..model.sharding import whole
+from ..model.sharding import full_cpu_tensors
 from ..model.student import Student
 from ..model.view_config import ViewsConfig
 from .checkpoint import latest_checkpoint, list_checkpoints
@@ -56,7 +56,7 @@ def _read_json(path: Path) -> Any:
 
 
 class RunFolder:
-    """Reads and writes one run's folder."""
+    """One run's folder on disk, read and written."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -66,12 +66,12 @@ class RunFolder:
         """Keys of the recipe that are as the run was begun and not as they were asked for."""
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary of a finished run, None otherwise."""
+        """Return the summary of a finished run, None otherwise."""
         path = self.out / "summary.json"
         return dict(_read_json(path)) if path.is_file() else None
 
     def as_begun(self, recipe: TrainRecipe, origins: Mapping[str, str]) -> TrainRecipe:
-        """The recipe as the run that stands here was begun with it, in what its record is older than; raises `CacheDamaged`."""
+        """Return the recipe with the values that the run in this folder began with, where its record is older; raises `CacheDamaged`."""
         if (self.out / "recipe.json").is_file() and self.has_steps():
             recorded = _read_json(self.out / "recipe.json")
             recipe, self.taken_over = recipe.as_recorded(recorded["decisive"], origins)
@@ -82,62 +82,63 @@ class RunFolder:
     def begin(
         self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any], choices: Mapping[str, Choice] | None = None
     ) -> None:
-        """Record recipe, identities and choices; raises `CacheMismatch` naming each field in which a run that stands there differs.
+        """Record recipe, identities and choices; raises `CacheMismatch` naming each field in which the run in this folder differs.
 
-        Choices that were recorded when the run began stay. A run that has not finished a step has nothing to protect: whoever mends what
-        stopped it begins anew in the same folder.
+        Choices that were recorded when the run began stay. A run without a finished step has nothing to protect: it is begun anew in
+        the same folder, so that a corrected mistake needs no other one.
         """
-        plain, settled = json.loads(json.dumps(identities)), {name: one._asdict() for name, one in (choices or {}).items()}
+        given_identities = json.loads(json.dumps(identities))
+        resolved = {name: choice._asdict() for name, choice in (choices or {}).items()}
         if (self.out / "recipe.json").is_file() and not self.has_steps():
             shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was
         elif (self.out / "recipe.json").is_file():
             recorded = _read_json(self.out / "recipe.json")
-            self._refuse_other("with another recipe", recipe.decisive(), decisive(recorded["decisive"]))
-            self._refuse_other("that learns from something else", plain, _read_json(self.out / "identities.json"))
-            settled |= recorded.get("choices", {})
+            self._refuse_differences("with another recipe", recipe.decisive(), decisive(recorded["decisive"]))
+            self._refuse_differences("that learns from something else", given_identities, _read_json(self.out / "identities.json"))
+            resolved |= recorded.get("choices", {})
         elif any(self.out.glob("*")):
             raise BadInput(f"{self.out} is not empty and holds no run; give an empty or a new folder for the run")
         make_folder(self.out)
-        _write_json(self.out / "identities.json", plain)
-        told = {**origins, **dict.fromkeys(self.taken_over, "as this run was begun")}
-        described = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": told, "choices": settled}
-        _write_json(self.out / "recipe.json", described)
+        _write_json(self.out / "identities.json", given_identities)
+        all_origins = {**origins, **dict.fromkeys(self.taken_over, "as this run was begun")}
+        record = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": all_origins, "choices": resolved}
+        _write_json(self.out / "recipe.json", record)
 
     def has_steps(self) -> bool:
-        """Whether anything was trained here: a checkpoint, a logged step, or a summary."""
+        """Return whether anything was trained here: a checkpoint, a logged step, or a summary."""
         return (self.out / "summary.json").is_file() or bool(read_metrics(self.out)) or bool(list_checkpoints(self.checkpoints))
 
     def recorded(self, name: str) -> dict[str, Any]:
-        """`recipe.json` or `identities.json` of a run that has taken a step here, {} where none has."""
+        """Return `recipe.json` or `identities.json` of a run that has taken a step here, {} where none has."""
         return dict(_read_json(self.out / name)) if (self.out / name).is_file() and self.has_steps() else {}
 
     def choices(self) -> dict[str, Choice]:
-        """What was decided when the run began, where that was recorded."""
+        """Return what `auto` was resolved to when the run began, {} where that was not recorded."""
         path = self.out / "recipe.json"
-        found = _read_json(path).get("choices", {}) if path.is_file() else {}
-        return {name: Choice(**one) for name, one in found.items()}
+        recorded = _read_json(path).get("choices", {}) if path.is_file() else {}
+        return {name: Choice(**choice) for name, choice in recorded.items()}
 
     def teacher_order(self, names: Iterable[str]) -> list[str]:
-        """The order in which this run's student holds its teachers: by name, or as the run that stands here began.
+        """Return the teachers in the order in which this run's student holds them: by name, or as the run in this folder began.
 
-        A sum's last bits depend on it, so a run that goes on keeps it. Raises `CacheMismatch` for a checkpoint whose adapters have numbers
-        when nothing says what the numbers mean.
+        A sum's last bits depend on it, so a resumed run keeps it. Raises `CacheMismatch` for other teachers, and for a checkpoint whose
+        adapters have numbers when nothing says what the numbers mean.
         """
-        wanted, recorded = sorted(names), self._recorded_order()
-        if recorded is None and len(wanted) > 1 and (newest := latest_checkpoint(self.checkpoints)) is not None:
+        given, recorded = sorted(names), self._recorded_order()
+        if recorded is None and len(given) > 1 and (newest := latest_checkpoint(self.checkpoints)) is not None:
             raise CacheMismatch(
-                f"{newest.folder} numbers its adapters, and the run does not say which number is which teacher ({', '.join(wanted)}); "
+                f"{newest.folder} numbers its adapters, and the run does not say which number is which teacher ({', '.join(given)}); "
                 "train in a new folder. This one is left as it is"
             )
-        if recorded is not None and sorted(recorded) != wanted:
-            raise CacheMismatch(f"{self.out} holds a run that learns from other teachers: got {wanted}, wanted {sorted(recorded)}")
-        return recorded or wanted
+        if recorded is not None and sorted(recorded) != given:
+            raise CacheMismatch(f"{self.out} holds a run that learns from other teachers: got {given}, wanted {sorted(recorded)}")
+        return recorded or given
 
     def _recorded_order(self) -> list[str] | None:
-        """As the newest checkpoint says it; older ones do not, and then the metrics do, whose lines keep it, or the initial model."""
+        """Return the order in the newest checkpoint; where that is older, in the metrics, else in the initial model; None without any."""
         newest = latest_checkpoint(self.checkpoints)
-        if newest is not None and "teachers" in newest.described:
-            return list(newest.described["teachers"])
+        if newest is not None and "teachers" in newest.metadata:
+            return list(newest.metadata["teachers"])
         last = math.inf if newest is None else newest.step
         logged = [list(line["losses"]) for line in read_metrics(self.out) if line["step"] <= last and line.get("losses")]
         if logged:
@@ -145,7 +146,8 @@ class RunFolder:
         initial = self.initial / "adapters.json"
         return list(_read_json(initial)["order"]) if initial.is_file() else None
 
-    def _refuse_other(self, what: str, got: dict[str, Any], wanted: dict[str, Any]) -> None:
+    def _refuse_differences(self, what: str, got: dict[str, Any], wanted: dict[str, Any]) -> None:
+        """Raise `CacheMismatch` that names each field in which the run in this folder differs."""
         if lines := [line if len(line) < _LONG else f"{line[:_LONG]}…" for line in differing_fields(got, wanted)]:
             raise CacheMismatch(f"{self.out} holds a run {what}: {'; '.join(lines)}. Use the values it was begun with, or a new folder")
 
@@ -157,30 +159,26 @@ class RunFolder:
 def save_model(student: Student, folder: Path, *, size_px: int, targets: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
     """Write a `model/` folder: the encoder, its adapters, and what the adapters were trained for; replaces an older one.
 
-    With several ranks, every rank calls this and the first writes.
+    Collective: every rank calls this and the first writes. Raises `StoreUnavailable` with the bytes needed.
     """
     encoder = student.encoder
     preprocessing = {**encoder.preprocessing.identity(), "size_px": size_px}
-    described = {"architecture": encoder.architecture, "size_px": size_px, "preprocessing": preprocessing}
-    backbone = _whole(encoder.state_dict())
+    record = {"architecture": encoder.architecture, "size_px": size_px, "preprocessing": preprocessing}
+    backbone = full_cpu_tensors(encoder.state_dict())
     named = zip(student.teacher_names, student.adapters, strict=True)
-    adapters = {f"{name}.{key}": tensor for name, heads in named for key, tensor in _whole(heads.state_dict()).items()}
+    adapters = {f"{name}.{key}": tensor for name, heads in named for key, tensor in full_cpu_tensors(heads.state_dict()).items()}
     if not ranks.first:
         return
     needed_bytes = sum(tensor.nbytes for tensor in (*backbone.values(), *adapters.values()))
     with refusals(folder, needed_bytes), replace_folder(folder) as temporary:
         safetensors.torch.save_file(backbone, temporary / "backbone.safetensors")
         safetensors.torch.save_file(adapters, temporary / "adapters.safetensors")
-        (temporary / "model.json").write_text(json.dumps(described, indent=1, sort_keys=True))
+        (temporary / "model.json").write_text(json.dumps(record, indent=1, sort_keys=True))
         (temporary / "adapters.json").write_text(json.dumps(adapter_record(student, targets), indent=1, sort_keys=True))
 
 
-def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: whole(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def adapter_record(student: Student, targets: Mapping[str, Any]) -> dict[str, Any]:
-    """What the adapters map to, by teacher: widths, and the digest of the statistics that normalise (`targets`: name → digest)."""
+    """Return what the adapters map to, by teacher: shapes, and the digest of the statistics (`targets`: name → digest)."""
     record: dict[str, Any] = {}
     for name, heads in zip(student.teacher_names, student.adapters, strict=True):
         widths = {key: list(tensor.shape) for key, tensor in heads.state_dict().items()}
@@ -189,20 +187,24 @@ def adapter_record(student: Student, targets: Mapping[str, Any]) -> dict[str, An
 
 
 def read_adapters(model: Path) -> dict[str, dict[str, Tensor]]:
-    """A `model/` folder's adapters by teacher, tensors named as in `TeacherHeads`; in older folders they are numbered by `order`."""
+    """Return a `model/` folder's adapters by teacher, tensors named as in `TeacherHeads`.
+
+    In folders of before format 2 they are numbered by `order`.
+    """
     record = _read_json(model / "adapters.json")
-    found: dict[str, dict[str, Tensor]] = {name: {} for name in record["order"]}
+    adapters: dict[str, dict[str, Tensor]] = {name: {} for name in record["order"]}
     for key, tensor in safetensors.torch.load_file(model / "adapters.safetensors").items():
         owner, *rest = key.rsplit(".", 3)  # a teacher's name may hold dots; cls.0.weight has two
         name = owner if record.get("format") == _BY_TEACHER else record["order"][int(owner)]
-        found[name][".".join(rest)] = tensor
-    return found
+        adapters[name][".".join(rest)] = tensor
+    return adapters
 
 
 def load_model(student: Student, run: Path, targets: Mapping[str, Any]) -> None:
-    """Start from a run's backbone and adapters, strictly; raises `BadInput` for no such model, `CacheMismatch` for other adapters.
+    """Load a run's backbone and adapters into a student, strictly.
 
-    A model that was imported has no adapters at all: then the backbone alone is loaded and the adapters stay as they are.
+    An imported model has no adapters: then the backbone alone is loaded and the student's stay. Raises `BadInput` without a model,
+    `CacheMismatch` for another architecture or other adapters, `CacheDamaged` for files that cannot be read.
     """
     folder = run / "model"
     if not (folder / "model.json").is_file():

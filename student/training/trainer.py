@@ -2,9 +2,9 @@
 
 A step is a pure function of (recipe, weights, optimiser state, step): its batch, its input sizes, its learning rate and the seed of torch's
 generators all follow from the step's number, so a run that is stopped anywhere and run again gives bit-equal losses on a CPU. A stop
-signal ends the step in hand, writes a checkpoint and raises `Interrupted`; a step that diverges leaves a checkpoint of the step before.
+signal finishes the current step, writes a checkpoint and raises `Interrupted`; a step that diverges leaves a checkpoint of the step before.
 Images are read and targets made once for all students; a student whose checkpoint is ahead of the others' waits until they have caught
-up. Price: one wait for the device a step, to look at the loss.
+up. Price: one synchronisation with the device a step, to look at the loss.
 """
 
 import contextlib
@@ -45,12 +45,12 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Wall time so far."""
+        """Return the wall time so far."""
         return time.perf_counter() - self.started
 
     @property
     def wait_share(self) -> float:
-        """Share of the wall time that went by waiting for data."""
+        """Return the share of the wall time that went by waiting for data."""
         return self.waited / max(self.seconds, 1e-9)
 
 
@@ -73,7 +73,7 @@ class Trainer:
         first = self.learners[0]
         self.recipe, self.ranks, self.device = first.recipe, first.ranks, first.device.value
         self.on_event = on_event if self.ranks.first else lambda event: None
-        self.interpolation = _common_input(self.learners)
+        self.interpolation = _common_interpolation(self.learners)
         run = self.recipe.run
         self.prefetch = prefetch_of(self.recipe, source, self.ranks)
         self.stream = Stream(
@@ -86,22 +86,25 @@ class Trainer:
         self._stop = threading.Event()
 
     def _student_rendering(self, step: int) -> Rendering:
+        """Return the student's input in a step: its size is drawn."""
         return Rendering(STUDENT, choose_size(self.recipe.seed, STUDENT, step, self.recipe.student.sizes_px), self.interpolation)
 
     def _inputs(self) -> set[Input]:
-        """Every input that a step of this run may want."""
+        """Return every (size in px, interpolation) that a step of this run may want."""
         students = {(size_px, self.interpolation) for size_px in self.recipe.student.sizes_px}
         drawn = self.recipe.teacher.sizes_px
-        return students | {(size_px, one.interpolation) for one in self.source.renderings(0) for size_px in drawn or (one.size_px,)}
+        return students | {
+            (size_px, rendering.interpolation) for rendering in self.source.renderings(0) for size_px in drawn or (rendering.size_px,)
+        }
 
     def train(self) -> list[dict[str, Any]]:
-        """Run to the end, each learner from its newest checkpoint; writes each model and summary, and returns the summaries."""
+        """Train to the end, each learner from its newest checkpoint; write each model and summary, and return the summaries."""
         for learner in self.learners:
-            learner.begin()
-        first, resumed = min(learner.done for learner in self.learners), [learner.done for learner in self.learners]
+            learner.resume()
+        first, resumed = min(learner.steps_done for learner in self.learners), [learner.steps_done for learner in self.learners]
         try:
             for learner in self.learners:
-                self.on_event({"event": "start", **self._named(learner), **self._start(learner)})
+                self.on_event({"event": "start", **self._student_fields(learner), **self._start_event(learner)})
             with on_stop(self._stop.set):
                 self._loop(first, self.recipe.run.steps)
         finally:
@@ -110,16 +113,17 @@ class Trainer:
         summaries = [self._summary(learner, start) for learner, start in zip(self.learners, resumed, strict=True)]
         for learner, summary in zip(self.learners, summaries, strict=True):
             learner.finish(summary)
-            self.on_event({"event": "end", **self._named(learner), **summary})
+            self.on_event({"event": "end", **self._student_fields(learner), **summary})
         return summaries
 
-    def _named(self, learner: Learner) -> Event:
-        """What tells the events of several students apart."""
+    def _student_fields(self, learner: Learner) -> Event:
+        """Return the fields that tell the events of several students apart; {} for one."""
         return {"student": learner.name, "stage": learner.name} if len(self.learners) > 1 else {}
 
-    def _start(self, learner: Learner) -> Event:
+    def _start_event(self, learner: Learner) -> Event:
+        """Return what the `start` event says of a learner."""
         return {
-            "step": learner.done,
+            "step": learner.steps_done,
             "steps": self.recipe.run.steps,
             "parameters": count_parameters(learner.student),
             "device": f"{learner.device.value}  # {learner.device.why}",
@@ -134,93 +138,95 @@ class Trainer:
         }
 
     def _loop(self, first: int, steps: int) -> None:
-        """Steps [first, steps)."""
+        """Take steps [first, steps)."""
         self.clock = Clock()
         batches = self.stream.batches(first, steps)
         with contextlib.closing(batches):  # type: ignore[type-var]
             for step in range(first, steps):
                 asked = time.perf_counter()
-                self._await(step, steps)
+                self._wait_for_targets(step, steps)
                 batch = next(batches)
                 self.clock.waited += time.perf_counter() - asked
-                learners = self._step_or_keep(batch)
+                learners = self._step_or_save(batch)
                 self.clock.steps += 1
                 done = step + 1
                 self._call_after_step(learners, done)
                 if done % self.recipe.run.log_every == 0 or done == steps:
                     self._log(learners, batch, done, steps)
-                self._keep(learners, done, steps)
+                self._save_if_due(learners, done, steps)
 
-    def _step_or_keep(self, batch: Batch) -> list[Learner]:
-        """One step; where it diverges, what was learnt before it is kept in checkpoints before `TrainingDiverged` goes on."""
+    def _step_or_save(self, batch: Batch) -> list[Learner]:
+        """Take one step; where it diverges, save checkpoints of the step before and raise `TrainingDiverged`."""
         try:
             return self.step(batch)
         except TrainingDiverged:
-            self._save([learner for learner in self.learners if learner.done], batch.plan.step)
+            self._save([learner for learner in self.learners if learner.steps_done], batch.plan.step)
             raise
 
     def _call_after_step(self, learners: Sequence[Learner], done: int) -> None:
-        """What is done between steps and is no training (evaluations); its time is left out of the run's clock."""
+        """Call `after_step` (evaluations); its time is left out of the run's clock."""
         begun = time.perf_counter()
         self.after_step(learners, done)
         self.clock.started += time.perf_counter() - begun
 
     def step(self, batch: Batch) -> list[Learner]:
-        """One optimiser step of every learner that has not taken it yet; returns those."""
+        """Take one optimiser step with every learner that has not taken it yet; return those."""
         step = batch.plan.step
-        learners = [learner for learner in self.learners if learner.done == step]
+        learners = [learner for learner in self.learners if learner.steps_done == step]
         tensors = batch.to(self.device)
-        for start, stop, last in self._parts():
-            part = as_all_see(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
+        for start, stop, last in self._micro_batches():
+            micro_batch = as_all_see(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
             with torch.no_grad():
-                targets = self.source.resolve(part)
+                targets = self.source.resolve(micro_batch)
             for learner in learners:
-                pixels_BHWC, own_targets = _on(learner.device.value, part[f"pixels/{STUDENT}"], targets)
-                learner.learn(step, pixels_BHWC, own_targets, (stop - start) / self.recipe.run.batch_size, last)
+                pixels_BHWC, moved_targets = _to_device(learner.device.value, micro_batch[f"pixels/{STUDENT}"], targets)
+                learner.forward_backward(step, pixels_BHWC, moved_targets, (stop - start) / self.recipe.run.batch_size, last)
         for learner in learners:
-            learner.update(step, lambda: self._image_ids(batch))
+            learner.optimizer_step(step, lambda: self._image_ids(batch))
         return learners
 
-    def _parts(self) -> list[tuple[int, int, bool]]:
-        """(start, stop, whether it is the last) of each part of this rank's batch."""
+    def _micro_batches(self) -> list[tuple[int, int, bool]]:
+        """Return (start, stop, whether it is the last) of each micro-batch of this rank's batch."""
         size, smallest = self.stream.batch_size, self.recipe.run.batch_size // self.ranks.count
         parts = min(smallest, self.recipe.run.accumulate)  # the same on every rank: sharded weights are gathered for each part together
         edges = np.linspace(0, size, parts + 1).astype(int).tolist()
         return [(start, stop, stop == size) for start, stop in itertools.pairwise(edges)]
 
     def _image_ids(self, batch: Batch) -> str:
+        """Return the first image ids of a batch, for an error."""
         return ", ".join(self.dataset.row(image).id for image in batch.plan.places.image_B[:8].tolist())
 
-    def _keep(self, learners: Sequence[Learner], done: int, steps: int) -> None:
-        """Write the checkpoints that are due after `done` steps; raises `Interrupted` when a signal has come."""
-        stopping = self._stopping() and done < steps
+    def _save_if_due(self, learners: Sequence[Learner], done: int, steps: int) -> None:
+        """Save the checkpoints that are due after `done` steps; raises `Interrupted` when a signal has come."""
+        stopping = self._stop_requested() and done < steps
         if stopping or done == steps or done % self.recipe.run.checkpoint_every == 0:
             self._save(learners, done)
         if stopping:
             raise self._interrupted(done, steps)
 
-    def _await(self, step: int, steps: int) -> None:
-        """Until the targets of a step are in the store on all ranks, when the run follows an extraction.
+    def _wait_for_targets(self, step: int, steps: int) -> None:
+        """Wait until a step's targets are in the store on all ranks, when the run follows an extraction.
 
-        A stop, and a wait that leads nowhere, leave a checkpoint of the steps before.
+        A stop signal, and an extraction that has ended without them, save checkpoints of the steps before and raise.
         """
         if not isinstance(self.order, FollowedOrder):
             return
         while self.ranks.any(not self.order.ready(step, self.recipe.run.batch_size), self.device):
             self.on_event({"event": "progress", "stage": "wait for the extraction", **self.order.progress(), "unit": "shards"})
-            hopeless, stopping = self.ranks.any(self.order.hopeless() is not None, self.device), self._stopping()
+            hopeless, stopping = self.ranks.any(self.order.hopeless() is not None, self.device), self._stop_requested()
             if hopeless or stopping:
-                self._save([learner for learner in self.learners if learner.done == step], step)
+                self._save([learner for learner in self.learners if learner.steps_done == step], step)
                 raise self.order.given_up() if hopeless else self._interrupted(step, steps)
             time.sleep(POLL_S)
 
-    def _stopping(self) -> bool:
-        """Whether any rank was asked to stop."""
+    def _stop_requested(self) -> bool:
+        """Return whether any rank was asked to stop; collective."""
         return self.ranks.any(self._stop.is_set() or self.stop_asked(), self.device)
 
     def _save(self, learners: Sequence[Learner], done: int) -> None:
+        """Save a checkpoint of each learner; collective."""
         for learner in learners:
-            learner.keep({"identities": self.source.identities()})
+            learner.save({"identities": self.source.identities()})
         self.on_event({"event": "checkpoint", "step": done})
 
     def _interrupted(self, done: int, steps: int) -> Interrupted:
@@ -228,9 +234,10 @@ class Trainer:
         return Interrupted(f"stopped after step {done} of {steps}; the state is kept in {folders}, run the same command again to go on")
 
     def _log(self, learners: Sequence[Learner], batch: Batch, done: int, steps: int) -> None:
+        """Append a line of metrics for each learner and report it."""
         rate = self.clock.steps / max(self.clock.seconds, 1e-9)
         shared = {
-            "sizes_px": {one.key: one.size_px for one in batch.plan.renderings},
+            "sizes_px": {rendering.key: rendering.size_px for rendering in batch.plan.renderings},
             "epoch": self.order.epoch_of(done * self.recipe.run.batch_size),
             "images_per_s": rate * self.recipe.run.batch_size,
             "wait_share": self.clock.wait_share,
@@ -240,7 +247,7 @@ class Trainer:
         for learner in learners:
             line = {"step": done, **learner.losses(), **shared}
             learner.log(line)
-            self.on_event({"event": "step", "steps": steps, **self._named(learner), **line})
+            self.on_event({"event": "step", "steps": steps, **self._student_fields(learner), **line})
 
     def _summary(self, learner: Learner, resumed_from: int) -> dict[str, Any]:
         seconds = self.clock.seconds
@@ -251,8 +258,8 @@ class Trainer:
             "seconds": seconds,
             "images_per_s": self.clock.steps * self.recipe.run.batch_size / max(seconds, 1e-9),
             "wait_share": self.clock.wait_share,
-            "loss": learner.line.get("loss"),
-            "losses": learner.line.get("losses", {}),
+            "loss": learner.last_metrics.get("loss"),
+            "losses": learner.last_metrics.get("losses", {}),
             "parameters": count_parameters(learner.student),
             "backbone_parameters": count_parameters(learner.student.encoder),
             "device": learner.device._asdict(),
@@ -264,21 +271,25 @@ class Trainer:
         }
 
 
-def _common_input(learners: Sequence[Learner]) -> str:
-    """How the students' pixels are resized; raises `BadInput` when one stream cannot serve them all."""
+def _common_interpolation(learners: Sequence[Learner]) -> str:
+    """Return how the students' pixels are resized; raises `BadInput` when one stream cannot serve them all."""
     kinds = {learner.student.encoder.preprocessing.interpolation for learner in learners}
-    shared = {_shared_values(learner.recipe) for learner in learners}
+    shared = {_comparable_values(learner.recipe) for learner in learners}
     if len(kinds) > 1 or len(shared) > 1:
         raise BadInput("students of one pass need one recipe: only [student] may differ, and not sizes_px")
     return kinds.pop()
 
 
-def _shared_values(recipe: TrainRecipe) -> str:
+def _comparable_values(recipe: TrainRecipe) -> str:
+    """Return what the recipes of learners on one stream must have in common."""
     plain = recipe.decisive()
     return repr([plain["student"]["sizes_px"], {key: value for key, value in plain.items() if key != "student"}])
 
 
-def _on(device: str, pixels_BHWC: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
-    """Pixels and targets on a learner's device; nothing is copied where they are there already."""
-    moved = {name: type(one)._make(part.to(device) if isinstance(part, Tensor) else part for part in one) for name, one in targets.items()}
+def _to_device(device: str, pixels_BHWC: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+    """Return pixels and targets on a learner's device; nothing is copied where they are there already."""
+    moved = {
+        name: type(tokens)._make(field.to(device) if isinstance(field, Tensor) else field for field in tokens)
+        for name, tokens in targets.items()
+    }
     return pixels_BHWC.to(device), moved

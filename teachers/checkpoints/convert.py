@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...storage.core.errors import BadInput
+from ...storage.core.identity import file_sha256
 from .weights import save_weights
 
 Shards = Mapping[str, bytes]
@@ -55,6 +56,12 @@ def convert_checkpoint(source: Path, out: Path, rename: Callable[[str], str] = s
     """A `.pth`/`.pt` state dict → safetensors at `out`, each key through `rename`; raises BadInput on unsafe files."""
     state = read_checkpoint(_read(source), str(source))
     save_weights({rename(name): tensor for name, tensor in state.items()}, out)
+
+
+def convert_weights(source: Path, out: Path) -> dict[str, Any]:
+    """Turn a checkpoint of plain tensors into safetensors; returns the sha256 that feature sets will be named by. Raises BadInput."""
+    convert_checkpoint(source, out)
+    return {"weights": str(out), "bytes": out.stat().st_size, "sha256": file_sha256(out)}
 
 
 def convert_efficientnet_lite0(source: Path, out: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...storage.core.errors import BadInput
-from ...storage.views.photometric import COLUMNS, SEEN_BY
+from ...storage.views.photometric import COLUMNS, MODES
 
 PARAMETERS = COLUMNS
 """Columns of the parameter tensor as `storage.photometric` counts them, 0 for nothing each; further columns are ignored."""
@@ -48,7 +48,8 @@ def apply_photometric(pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
 
 def as_seen(viewer: Literal["teacher", "student"], mode: str, pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
     """The pixels as a teacher or a student sees them under a photometric mode: distorted, or the very tensor that was given."""
-    return apply_photometric(pixels_BHWC, parameters_BP) if viewer in SEEN_BY[mode] else pixels_BHWC
+    distorted = MODES[mode].seen_by_teacher if viewer == "teacher" else MODES[mode].seen_by_student
+    return apply_photometric(pixels_BHWC, parameters_BP) if distorted else pixels_BHWC
 
 
 def _check(pixels_BHWC: Tensor, parameters_BP: Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...storage.core.choices import CONSTANTS
+from ...storage.core.choices import CONSTANTS, INTERPOLATIONS
 from ...storage.core.errors import BadInput, unknown_name
 
 Triple = tuple[float, float, float]
@@ -22,7 +22,6 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 HALF: Triple = (0.5, 0.5, 0.5)
-INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 CHANNEL_ORDERS = ("rgb", "bgr")
 
 

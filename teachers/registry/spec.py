@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...storage.core.choices import COMPUTE_PRECISIONS
 from ...storage.core.errors import BadInput
 from ..encoders.preprocessing import Preprocessing
 
@@ -20,7 +21,6 @@ CLS_KINDS = (
     "normed mean of patch tokens",
     "none",
 )
-PRECISIONS = ("fp32", "bf16")
 RANDOM_WEIGHTS = "random weights, seed 0"
 
 
@@ -64,8 +64,8 @@ class TeacherSpec:
     def __post_init__(self) -> None:
         if self.cls not in CLS_KINDS or (self.cls == "none") != (self.cls_dim is None):
             raise BadInput(f"teacher {self.name}: cls is {self.cls!r} with width {self.cls_dim}; kinds: {CLS_KINDS}")
-        if self.precision not in PRECISIONS:
-            raise BadInput(f"teacher {self.name}: precision must be one of {PRECISIONS}, got {self.precision!r}")
+        if self.precision not in COMPUTE_PRECISIONS:
+            raise BadInput(f"teacher {self.name}: precision must be one of {COMPUTE_PRECISIONS}, got {self.precision!r}")
 
     def identity(self) -> dict[str, Any]:
         """JSON-able; everything that decides the tokens, and nothing else."""

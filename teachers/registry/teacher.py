@@ -14,6 +14,7 @@ from torch.nn import functional
 from ...storage.core.errors import EupeError
 from ..encoders.encoder import Encoder
 from ..encoders.tokens import Tokens
+from ..runtime.devices import mixed_precision
 from .spec import TeacherSpec
 
 
@@ -56,7 +57,7 @@ class Teacher(nn.Module):
     def _tokens(self, pixels_BHWC: Tensor) -> Tokens:
         device = self.device
         x_BCHW = self.spec.preprocessing.apply(pixels_BHWC.to(device, non_blocking=True))
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+        with mixed_precision(device, self.spec.precision):
             cls_BD, patch_BHWD = self.encoder(x_BCHW)
         return Tokens(None if cls_BD is None else cls_BD.float(), patch_BHWD.float().contiguous())
 

@@ -7,13 +7,16 @@ fused CPU kernel is slower in its backward pass for the short sequences of small
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...storage.core.choices import ComputePrecision
 from ...storage.core.errors import BadInput
 
+AUTOCAST: dict[ComputePrecision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+"""What autocast computes in, by precision; None switches it off, an outer one too."""
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 _BF16_CAPABILITY = (8, 0)
 
@@ -65,15 +68,21 @@ def use_tensor_cores(device: str) -> None:
         torch.set_float32_matmul_precision("high")
 
 
+def mixed_precision(device: torch.device | str, precision: str) -> torch.autocast:
+    """Return the autocast of a precision on a device; of fp32 one that is off."""
+    dtype = AUTOCAST[cast(ComputePrecision, precision)]
+    return torch.autocast(torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 @contextlib.contextmanager
-def attending(device: str) -> Iterator[None]:
+def attention_kernel(device: str) -> Iterator[None]:
     """The attention kernel of a device; a backward pass that computes activations again needs it as the forward pass did."""
     with sdpa_kernel([SDPBackend.MATH]) if torch.device(device).type == "cpu" else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
-def computing(device: str, precision: str) -> Iterator[None]:
+def autocast(device: str, precision: str) -> Iterator[None]:
     """Autocast and attention kernel for a forward pass."""
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"), attending(device):
+    with mixed_precision(device, precision), attention_kernel(device):
         yield

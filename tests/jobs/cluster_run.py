@@ -32,11 +32,11 @@ def main(store_url: str, teacher: str) -> None:
             nodes.remove_node(doomed, allow_graceful=False)
 
     options = ExtractOptions(
-        "photos", (TeacherRequest(teacher),), ViewSpec(views_per_image=2, seed=3), images_per_shard=1, codec="fp32",
+        store_url, "photos", (TeacherRequest(teacher),), ViewSpec(views_per_image=2, seed=3), images_per_shard=1, codec="fp32",
         statistics_batches=4, batch_size=8, address=nodes.address,
     )  # fmt: skip
     try:
-        summary = extract_features(store_url, options, lose_one)
+        summary = extract_features(options, lose_one)
         print(json.dumps({**summary, "lost_at": lost}, default=str))
     finally:
         nodes.shutdown()

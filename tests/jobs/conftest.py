@@ -25,6 +25,7 @@ def photos(tiny_store: Any, tmp_path: Path) -> Any:
     store = FeatureStore.create(str(tmp_path / "store"))
     build_index(store.objects, str(tmp_path / "images"), "photos")
     options = ExtractOptions(
+        store.url,
         "photos",
         (TeacherRequest(str(tiny_store.teacher_run)),),
         ViewSpec(views_per_image=2, seed=3),

@@ -60,20 +60,20 @@ def test_a_hangup_that_nohup_made_ignored_stays_ignored(tiny_store: Any, tmp_pat
 def test_a_first_nan_leaves_the_steps_before_it_and_the_same_command_goes_on(
     tiny_store: Any, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Learner.update
+    real = Learner.optimizer_step
 
     def poisoned(learner: Learner, step: int, image_ids: Any) -> None:
         if step == 5:
             learner._sums["", ""] = torch.tensor(float("nan"), dtype=torch.float64)
         real(learner, step, image_ids)
 
-    monkeypatch.setattr(Learner, "update", poisoned)
+    monkeypatch.setattr(Learner, "optimizer_step", poisoned)
     with pytest.raises(TrainingDiverged, match=r"loss is nan at step 6; .*the state after step 5 is kept: the same command tries"):
         run(tiny_store, EVERY, tmp_path / "run")
     with pytest.raises(TrainingDiverged):  # and again: nothing is lost by trying
         run(tiny_store, EVERY, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000005"]
-    monkeypatch.setattr(Learner, "update", real)
+    monkeypatch.setattr(Learner, "optimizer_step", real)
     assert run(tiny_store, EVERY, tmp_path / "run")["resumed_from"] == 5
     assert same(tmp_path / "run", whole)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.jobs.evaluation.labelled_features import open_data
-from eupe_pipeline.pipeline.commands import actions
+from eupe_pipeline.storage.index import IndexOptions, index
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..storage.damaged_tars import picture
@@ -16,8 +16,8 @@ def test_verify_and_evaluations_find_the_index_of_a_source(tmp_path: Path, monke
     (tmp_path / "photos/1.png").write_bytes(picture(1))
     monkeypatch.chdir(tmp_path)
     url, source = str(tmp_path / "store"), spelling.format(tmp_path / "photos")
-    made = actions.index(source=f"file://{tmp_path}/photos/", store=url, name="pictures", max_bad_share=0.0, on_event=print)
-    checked = actions.index(source=source, store=url, name="pictures", max_bad_share=0.0, verify=True, on_event=print)
+    made = index(IndexOptions(f"file://{tmp_path}/photos/", url, "pictures", 0.0))
+    checked = index(IndexOptions(source, url, "pictures", 0.0, verify=True))
     assert checked["unchanged"] is True
     store = FeatureStore.open(url)
     assert open_data(store, source).key == made["dataset"]

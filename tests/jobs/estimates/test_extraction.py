@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 from eupe_pipeline.jobs.estimates.extraction import PlanOptions, plan_extraction, store_speed
 from eupe_pipeline.jobs.extraction.extract import extract_features
+from eupe_pipeline.jobs.extraction.options import ExtractOptions
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import StoredPixels
 
-SMALL = PlanOptions(student="vit-mini", student_size_px=16, batches=1)
+
+def small(extraction: ExtractOptions, student_images_per_s: float | None = None) -> PlanOptions:
+    return PlanOptions(extraction, "vit-mini", 16, student_images_per_s, batches=1)
 
 
 def listing(store: FeatureStore) -> set[Path]:
@@ -21,11 +24,11 @@ def listing(store: FeatureStore) -> set[Path]:
 def test_a_plan_promises_the_bytes_that_the_extraction_then_writes_and_leaves_nothing(photos: Any) -> None:
     store, options, _ = photos
     before = listing(store)
-    plan = plan_extraction(store.url, options, SMALL)
+    plan = plan_extraction(small(options))
     assert listing(store) == before
     here = plan["for photos"]
     assert (here["images"], here["rows"], here["shards"]) == (24, 48, 3)
-    written = extract_features(store.url, options)["bytes_committed"]
+    written = extract_features(options)["bytes_committed"]
     assert here["cost"]["teacher"]["bytes"] <= written < 1.1 * here["cost"]["teacher"]["bytes"] + 4096
     assert plan["teachers"]["teacher"]["views_per_s"] > 0
     assert plan["at the paper's scale"]["images"] == 1_690_280_000
@@ -33,10 +36,9 @@ def test_a_plan_promises_the_bytes_that_the_extraction_then_writes_and_leaves_no
 
 
 def test_stored_pixels_are_planned_like_one_more_teacher_at_no_device_time(photos: Any) -> None:
-    store, options, _ = photos
+    _, options, _ = photos
     spec = replace(options.views, pixels=StoredPixels(32))
-    given = replace(SMALL, student_images_per_s=100.0)
-    plain, with_pixels = (plan_extraction(store.url, replace(options, views=views), given) for views in (options.views, spec))
+    plain, with_pixels = (plan_extraction(small(replace(options, views=views), 100.0)) for views in (options.views, spec))
     cost = with_pixels["for photos"]["cost"]
     assert cost["pixels at 32 px"]["bytes"] == 48 * 32 * 32 * 3
     assert cost["pixels at 32 px"]["device_hours"] == 0
@@ -46,21 +48,21 @@ def test_stored_pixels_are_planned_like_one_more_teacher_at_no_device_time(photo
 
 
 def test_a_plan_of_sampled_tokens_of_a_smaller_grid_promises_their_bytes(photos: Any) -> None:
-    store, options, _ = photos
+    _, options, _ = photos
     teacher = replace(options.teachers[0], size_px=32)
     whole = replace(options, teachers=(teacher,), codec="int8")
     less = replace(whole, grid=(3, 3), tokens_per_view=2)
-    promised = [plan_extraction(store.url, one, SMALL)["for photos"]["cost"]["teacher"]["bytes"] for one in (whole, less)]
-    written = [extract_features(store.url, one)["bytes_committed"] for one in (whole, less)]
+    promised = [plan_extraction(small(one))["for photos"]["cost"]["teacher"]["bytes"] for one in (whole, less)]
+    written = [extract_features(one)["bytes_committed"] for one in (whole, less)]
     assert promised[1] < 0.5 * promised[0]
     assert all(told <= real < 1.1 * told + 4096 for told, real in zip(promised, written, strict=True))
     with pytest.raises(BadInput, match=r"teacher teacher: a grid of 4×4"):
-        plan_extraction(store.url, replace(whole, grid=(5, 4)), SMALL)
+        plan_extraction(small(replace(whole, grid=(5, 4))))
 
 
 def test_a_given_rate_of_the_student_is_taken_instead_of_a_measured_one(photos: Any) -> None:
-    store, options, _ = photos
-    plan = plan_extraction(store.url, replace(options, batch_size=None), replace(SMALL, student_images_per_s=1e6))
+    _, options, _ = photos
+    plan = plan_extraction(small(replace(options, batch_size=None), 1e6))
     assert plan["reading"]["student_images_per_s"] == 1e6
     assert plan["teachers"]["teacher"]["batch_size"] >= 1
 
@@ -74,4 +76,4 @@ def test_a_store_in_memory_has_a_speed_as_well() -> None:
 @pytest.mark.parametrize("bad", [{"epochs_of_a_run": 0.0}, {"batches": 0}, {"student_images_per_s": -1.0}])
 def test_numbers_that_mean_nothing_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="above 0"):
-        replace(SMALL, **bad)
+        PlanOptions(ExtractOptions("store", "photos", ()), **bad)

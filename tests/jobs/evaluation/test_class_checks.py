@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, evaluate_knn
-from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
-from eupe_pipeline.jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
+from eupe_pipeline.jobs.evaluation.knn import EvaluationSize
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 
 from ...teachers.tiny_clip import write_clip
+from ..evaluation_request import evaluate_knn, evaluate_linear, evaluate_zero_shot
 from .test_overlap import Sets, fresh, sets, watched
 
 __all__ = ["sets"]
@@ -24,7 +23,7 @@ def test_a_dataset_of_one_class_is_refused(sets: Sets, evaluate: Any) -> None:
     before = sets.store.list_features()
     with pytest.raises(BadInput, match=r"one@\w+ holds one class only \('class0'\), so every answer is right"):
         evaluate(str(sets.run), sets.store, str(one), str(other))
-    assert (sets.store.list_features(), evaluations_of(sets.run)) == (before, [])
+    assert (sets.store.list_features(), list_records(sets.run)) == (before, [])
 
 
 def test_a_sample_that_falls_into_one_class_is_refused_too(sets: Sets) -> None:
@@ -36,7 +35,7 @@ def test_zero_shot_among_one_class_is_refused(sets: Sets) -> None:
     write_clip(sets.root / "clip")
     one = fresh(sets.root / "one", 4, classes=1)
     with pytest.raises(BadInput, match="holds one class only"):
-        evaluate_zero_shot(f"hf:{sets.root / 'clip'}", sets.store, str(one), ZeroShotOptions(sets.root / "clip"))
+        evaluate_zero_shot(f"hf:{sets.root / 'clip'}", sets.store, str(one), sets.root / "clip")
 
 
 def test_one_class_while_training_is_refused_before_the_first_step(sets: Sets) -> None:

@@ -1,13 +1,13 @@
 """Correspondence between a picture and its image under a homography: where each point went is known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.evaluation.correspondence import evaluate_correspondence
-from eupe_pipeline.jobs.evaluation.dense import DenseOptions
+from eupe_pipeline.jobs.evaluation.correspondence import CorrespondenceOptions, evaluate_correspondence
 from eupe_pipeline.storage.core.errors import BadInput
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,7 +15,7 @@ from PIL import Image
 from ..oracle import PlaceEncoder, oracle_model
 
 HOMOGRAPHY = np.array([[0.85, 0.1, 20.0], [-0.05, 0.9, 14.0], [1e-4, 2e-4, 1.0]])
-OPTIONS = DenseOptions(size_px=256, device="cpu")
+OPTIONS = CorrespondenceOptions(model="oracle", data=Path(), size_px=256, device="cpu")
 
 
 def moved(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -50,7 +50,7 @@ def draw_pair(root: Path, category: str, name: str, seed: int, *, wrong: bool = 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     model = oracle_model(tmp_path / "model", PlaceEncoder())
-    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.correspondence.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.correspondence.open_dense_model", lambda options: model)
     return tmp_path
 
 
@@ -58,7 +58,7 @@ def test_points_are_found_where_the_homography_took_them(oracle: Path) -> None:
     draw_pair(oracle / "spair", "cat", "0", 0)
     draw_pair(oracle / "spair", "cat", "1", 1)
     draw_pair(oracle / "spair", "dog", "2", 2, wrong=True)
-    result = evaluate_correspondence("oracle", oracle / "spair", OPTIONS)
+    result = evaluate_correspondence(replace(OPTIONS, data=oracle / "spair"))
     assert result["categories"] == {"cat": 100.0, "dog": 0.0}
     assert (result["pck"], result["pairs"]) == (50.0, 3)
     assert result["pck_of_pairs"] == pytest.approx(200 / 3)
@@ -66,8 +66,8 @@ def test_points_are_found_where_the_homography_took_them(oracle: Path) -> None:
 
 def test_a_broken_annotation_and_another_layout_are_named(oracle: Path) -> None:
     with pytest.raises(BadInput, match="expected SPair-71k"):
-        evaluate_correspondence("oracle", oracle, OPTIONS)
+        evaluate_correspondence(replace(OPTIONS, data=oracle))
     draw_pair(oracle / "spair", "cat", "0", 0)
     (oracle / "spair" / "PairAnnotation" / "test" / "1.json").write_text('{"category": "cat"}')
     with pytest.raises(BadInput, match=r"1\.json is not the annotation"):
-        evaluate_correspondence("oracle", oracle / "spair", OPTIONS)
+        evaluate_correspondence(replace(OPTIONS, data=oracle / "spair"))

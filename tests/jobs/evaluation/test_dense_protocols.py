@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.jobs.evaluation.correspondence import evaluate_correspondence
-from eupe_pipeline.jobs.evaluation.dense import DenseOptions
+from eupe_pipeline.jobs.evaluation.correspondence import CorrespondenceOptions, evaluate_correspondence
 from eupe_pipeline.jobs.evaluation.dense_tokens import padding_px, patch_tokens, training_mode
 from eupe_pipeline.jobs.evaluation.depth import evaluate_depth
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
@@ -47,15 +46,15 @@ class WatchedEncoder(ColourEncoder):
 def evaluate(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, **more: Any) -> tuple[dict[str, Any], list[bool]]:
     encoder, root = WatchedEncoder(), tmp_path / kind
     model = oracle_model(tmp_path / f"model-{protocol}", encoder)
-    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluate_{kind}.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluation.{kind}.open_dense_model", lambda options: model)
     if not root.exists():
         for split, count in (("train", 3), ("val", 1)):
             (of_masks.draw_pictures if kind == "segmentation" else of_depth.planes)(root, count, split)
-    options = DenseOptions(protocol, steps=6, evaluate_every=3, device="cpu", **more)
+    more |= {"data": root, "protocol": protocol, "steps": 6, "evaluate_every": 3}
     if kind == "segmentation":
-        result = evaluate_segmentation("oracle", root, options, of_masks.OWN)
+        result = evaluate_segmentation(replace(of_masks.OPTIONS, **more))
     else:
-        result = evaluate_depth("oracle", root, options, of_depth.OWN)
+        result = evaluate_depth(replace(of_depth.OPTIONS, **more))
     assert not (encoder.modes and encoder.training)
     assert int(encoder.norm.num_batches_tracked or 0) == 0  # its statistics are frozen
     return result, encoder.modes
@@ -144,7 +143,7 @@ def test_an_official_result_says_which_values_are_not_the_official_ones(tmp_path
     ours, _ = evaluate("depth", tmp_path, monkeypatch, "ours", batch_size=2)
     assert "differs_from_official" not in ours
     with pytest.raises(BadInput, match="unknown protocol of a dense evaluation 'offical'; did you mean 'official'"):
-        DenseOptions("offical")
+        replace(of_depth.OPTIONS, protocol="offical")  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -171,14 +170,14 @@ def test_the_papers_correspondence_takes_100_pairs_a_category_at_its_sizes(
 ) -> None:
     model = oracle_model(tmp_path / "model", PlaceEncoder())
     sized = replace(model, spec=replace(model.spec, preprocessing=replace(model.spec.preprocessing, size_px=8 * stride_px)))
-    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.correspondence.open_dense_model", lambda name, options: sized)
-    plan = {"dry_run": True, "device": "cpu"}
-    paper = evaluate_correspondence("oracle", pairs_of, DenseOptions(**plan), protocol="paper")["protocol"]  # type: ignore[arg-type]
+    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.correspondence.open_dense_model", lambda options: sized)
+    plan = CorrespondenceOptions(model="oracle", data=pairs_of, device="cpu", dry_run=True)
+    paper = evaluate_correspondence(replace(plan, protocol="paper"))["protocol"]
     assert (paper["name"], paper["pairs_per_category"], paper["side_px"]) == ("paper", 100, side_px)
-    few = evaluate_correspondence("oracle", pairs_of, DenseOptions(**plan), protocol="paper", pairs_per_category=1)  # type: ignore[arg-type]
+    few = evaluate_correspondence(replace(plan, protocol="paper", pairs_per_category=1))
     assert few["protocol"]["data"]["pairs"] == 2
-    ours = evaluate_correspondence("oracle", pairs_of, DenseOptions(**plan))["protocol"]  # type: ignore[arg-type]
+    ours = evaluate_correspondence(plan)["protocol"]
     assert list(ours) == ["data", "alpha", "threshold", "side_px", "layers", "upsampling", "similarity"]
     assert (ours["side_px"], ours["data"]["pairs"]) == (512, 7)
     with pytest.raises(BadInput, match="unknown protocol of correspondence"):
-        evaluate_correspondence("oracle", pairs_of, DenseOptions(), protocol="official")
+        replace(plan, protocol="official")  # type: ignore[arg-type]

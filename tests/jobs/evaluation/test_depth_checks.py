@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.jobs.evaluation.dense import DenseOptions
 from eupe_pipeline.jobs.evaluation.depth import evaluate_depth
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.sources.decode import BadImage
@@ -17,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..oracle import ColourEncoder, oracle_model
-from .test_depth import OPTIONS, OWN, planes
+from .test_depth import OPTIONS, planes
 
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     model = oracle_model(tmp_path / "model", ColourEncoder())
-    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.depth.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.depth.open_dense_model", lambda options: model)
     for split, count in (("train", 3), ("val", 2)):
         planes(tmp_path / "data", count, split)
     return tmp_path
@@ -34,14 +33,14 @@ def test_a_split_without_depth_is_refused_before_the_first_step(oracle: Path, sp
     for path in (oracle / "data" / "depth" / split).iterdir():
         Image.fromarray(np.zeros((64, 96), np.uint16)).save(path)
     with pytest.raises(BadInput, match=why):
-        evaluate_depth("oracle", oracle / "data", replace(OPTIONS, dry_run=True), OWN)
+        evaluate_depth(replace(OPTIONS, data=oracle / "data", dry_run=True))
 
 
 def test_one_picture_without_depth_among_others_is_left_out(oracle: Path) -> None:
     Image.fromarray(np.zeros((64, 96), np.uint16)).save(oracle / "data" / "depth" / "train" / "0.png")
     Image.fromarray(np.zeros((64, 96), np.uint16)).save(oracle / "data" / "depth" / "val" / "0.png")
-    own = replace(OWN, head=replace(OWN.head, batch_size=1))
-    assert np.isfinite(evaluate_depth("oracle", oracle / "data", replace(OPTIONS, steps=12), own)["rmse"])
+    alone = replace(OPTIONS, data=oracle / "data", steps=12, head=replace(OPTIONS.head, batch_size=1))
+    assert np.isfinite(evaluate_depth(alone)["rmse"])
 
 
 def test_negative_depth_is_refused_by_its_file(oracle: Path) -> None:
@@ -51,7 +50,7 @@ def test_negative_depth_is_refused_by_its_file(oracle: Path) -> None:
     path.unlink()
     np.save(path.with_suffix(".npy"), metres)
     with pytest.raises(BadImage, match=r"train/0\.npy: depth of -1 m; where nothing was measured it is 0, never negative"):
-        evaluate_depth("oracle", oracle / "data", OPTIONS, OWN)
+        evaluate_depth(replace(OPTIONS, data=oracle / "data"))
 
 
 @pytest.mark.parametrize("measured", [0, 1])
@@ -87,6 +86,6 @@ def test_tokens_that_are_not_finite_give_no_figure(oracle: Path, monkeypatch: py
     with torch.no_grad():
         encoder.mixing[0, 0] = float("nan")
     model = oracle_model(oracle / "broken", encoder)
-    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.depth.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.depth.open_dense_model", lambda options: model)
     with pytest.raises(BadInput, match="oracle gives tokens that are not finite"):
-        evaluate_depth("oracle", oracle / "data", DenseOptions(steps=4, device="cpu"), OWN)
+        evaluate_depth(replace(OPTIONS, data=oracle / "data", steps=4))

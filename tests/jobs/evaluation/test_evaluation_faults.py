@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, evaluate_knn
-from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
+from eupe_pipeline.jobs.evaluation.knn import EvaluationSize
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of, keep_record
+from eupe_pipeline.student.probes.evaluation_records import list_records, write_record
 from PIL import Image
 
 from ...fault_log import Trials
+from ..evaluation_request import evaluate_knn, evaluate_linear
 from ..oracle import ColourEncoder, oracle_model
 from .test_mask_checks import draw
 from .test_overlap import Sets, as_tar, fresh, sets, with_copies
-from .test_segmentation import OPTIONS, OWN
+from .test_segmentation import OPTIONS
 
 __all__ = ["sets"]
 pytestmark = pytest.mark.fault
@@ -30,7 +30,7 @@ DRY = replace(OPTIONS, dry_run=True)
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     model = oracle_model(tmp_path / "model", ColourEncoder())
-    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.segmentation.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.segmentation.open_dense_model", lambda options: model)
     return tmp_path
 
 
@@ -42,10 +42,10 @@ def test_mask_values_on_the_sentinel(oracle: Path) -> None:
             for ignore in (255, 0, 1, 77, None):
                 if ignore in (background, foreground):
                     with pytest.raises(BadInput, match="one class only"):
-                        evaluate_segmentation("oracle", data, DRY, replace(OWN, ignore=ignore))
+                        evaluate_segmentation(replace(DRY, data=data, ignore=ignore))
                     trials.note("detected")
                 else:
-                    plan = evaluate_segmentation("oracle", data, DRY, replace(OWN, ignore=ignore))
+                    plan = evaluate_segmentation(replace(DRY, data=data, ignore=ignore))
                     assert (plan["protocol"]["classes"], plan["protocol"]["ignore"]) == (max(background, foreground) + 1, ignore)
                     trials.note("right")
 
@@ -58,7 +58,7 @@ def test_splits_without_labels(oracle: Path) -> None:
                 for path in (data / "annotations" / split).iterdir():
                     Image.fromarray(np.full(np.asarray(Image.open(path)).shape, value, np.uint8)).save(path)
                 with pytest.raises(BadInput, match="no pixel of the"):
-                    evaluate_segmentation("oracle", data, DRY, replace(OWN, ignore=ignore))
+                    evaluate_segmentation(replace(DRY, data=data, ignore=ignore))
                 trials.note("detected")
 
 
@@ -66,7 +66,7 @@ def test_a_figure_that_is_no_number_is_never_kept(tmp_path: Path) -> None:
     with Trials(33) as trials:
         for value in (float("nan"), float("inf"), float("-inf")):
             with pytest.raises(BadInput, match=r"segmentation: by_class\.1\.iou is not a number"):
-                keep_record(tmp_path, "segmentation", {"k": 1}, {"miou": 1.0, "by_class": [{"iou": 2.0}, {"iou": value}]}, 1.0)
+                write_record(tmp_path, "segmentation", {"k": 1}, {"miou": 1.0, "by_class": [{"iou": 2.0}, {"iou": value}]}, 1.0)
             assert not list(tmp_path.rglob("*.json"))
             trials.note("detected")
 
@@ -82,7 +82,7 @@ def test_one_class_and_test_pictures_in_the_training_set(sets: Sets, evaluate: C
         for train, test in (*pairs, (str(one), str(one))):
             with pytest.raises(BadInput, match=r"are also learnt from|one class only"):
                 evaluate(str(sets.run), sets.store, train, test)
-            assert evaluations_of(sets.run) == []
+            assert list_records(sets.run) == []
             trials.note("detected")
         result = evaluate(str(sets.run), sets.store, "photos", str(mixed), size=EvaluationSize(allow_overlap=True))
         assert result["test_images_in_train"] == 4

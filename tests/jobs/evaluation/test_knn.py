@@ -14,7 +14,6 @@ from eupe_pipeline.jobs.evaluation.knn import (
     EvaluationSize,
     compare,
     embed_images,
-    evaluate_knn,
     knn_of_features,
     knn_of_model,
     labels_as,
@@ -22,15 +21,15 @@ from eupe_pipeline.jobs.evaluation.knn import (
     sample_images,
 )
 from eupe_pipeline.jobs.evaluation.labelled_features import open_data, split_folders
-from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
 from eupe_pipeline.jobs.evaluation.models import open_model
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.export.export import ExportOptions, export
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from eupe_pipeline.student.probes.knn import Embeddings
 
 from ...student.export.test_export import make_run
+from ..evaluation_request import evaluate_knn, evaluate_linear
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def test_results_land_in_the_runs_folder_with_the_protocol_and_are_found_again(c
     assert (first["already"], again["already"]) == (False, True)
     assert {**first, "already": True} == again
     assert [event["event"] for event in seen] == ["warning"]
-    (record,) = evaluations_of(copied.run)
+    (record,) = list_records(copied.run)
     assert record["protocol"]["train"]["digest"] == copied.store.dataset("photos").digest
     assert record["protocol"]["train"]["view"] == {"crop": "center", "fraction": 1.0, "size_px": 16, "interpolation": "bicubic"}
     assert record["protocol"]["official"] == {"ks": [10, 20, 100, 200], "temperature": 0.07}
@@ -110,7 +109,7 @@ def test_a_stopped_feature_extraction_goes_on_at_its_missing_shard(copied: Evalu
 
 @pytest.mark.parametrize("form", ["timm", "transformers"])
 def test_an_exported_folder_is_evaluated_as_its_run_is(copied: Evaluable, form: str) -> None:
-    export(copied.run, ExportOptions((form,)), copied.home / "out")
+    export(ExportOptions(copied.run, copied.home / "out", (form,)))
     result = copied.knn(copied.home / "out" / form)
     assert result["cls"] == copied.knn(copied.run)["cls"]
     assert Path(result["record"]).parent == copied.home / "out" / form / "evaluations"
@@ -119,7 +118,7 @@ def test_an_exported_folder_is_evaluated_as_its_run_is(copied: Evaluable, form: 
 def test_an_official_state_dict_and_its_folder_are_the_runs_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path / "home"))
     run = make_run(tmp_path / "run", "eupe_vitt16", 32)
-    export(run, ExportOptions(("eupe",)), tmp_path / "out")
+    export(ExportOptions(run, tmp_path / "out", ("eupe",)))
     file = next((tmp_path / "out" / "eupe").glob("*.pth"))
     pixels = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted = open_model(str(run)).load("cpu")(pixels)
@@ -202,7 +201,7 @@ def test_a_linear_probe_learns_what_neighbours_see_and_keeps_its_sweep(copied: E
     result = evaluate_linear(str(copied.run), copied.store, "photos", "photos", powers=(-2.0, 0.0, 2.0), size=size)
     assert result["top1"] > 60
     assert set(result["validation_by_power"]) == {"-2", "0", "2"}
-    assert [record["evaluation"] for record in evaluations_of(copied.run)] == ["linear"]
+    assert [record["evaluation"] for record in list_records(copied.run)] == ["linear"]
     assert not list((copied.run / "evaluations").glob("*.partial.json"))
 
 
@@ -210,7 +209,7 @@ def test_a_dry_run_says_what_would_be_evaluated_and_computes_nothing(copied: Eva
     before = copied.store.list_features()
     plan = copied.knn(copied.run, dry_run=True)
     assert plan["protocol"]["test"]["images"] == 24
-    assert (copied.store.list_features(), evaluations_of(copied.run)) == (before, [])
+    assert (copied.store.list_features(), list_records(copied.run)) == (before, [])
 
 
 def test_folders_of_images_are_indexed_once(copied: Evaluable, tiny_store: Any, events: Any) -> None:

@@ -13,7 +13,7 @@ from eupe_pipeline.storage.sources.decode import BadImage
 from PIL import Image
 
 from ..oracle import ColourEncoder, oracle_model
-from .test_segmentation import OPTIONS, OWN, draw_pictures
+from .test_segmentation import OPTIONS, draw_pictures
 
 SHORT = replace(OPTIONS, steps=60, evaluate_every=60)
 
@@ -21,7 +21,7 @@ SHORT = replace(OPTIONS, steps=60, evaluate_every=60)
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     model = oracle_model(tmp_path / "model", ColourEncoder())
-    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.segmentation.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.segmentation.open_dense_model", lambda options: model)
     return tmp_path
 
 
@@ -46,7 +46,7 @@ def test_a_foreground_is_trained_and_measured_unless_the_user_ignores_its_value(
     background = 3 if ignore == 0 else 0
     data = draw(oracle / "data", {0: background, 1: background, 2: foreground, 3: foreground})
     options = replace(SHORT, steps=60, batch_size=2)
-    result = evaluate_segmentation("oracle", data, options, replace(OWN, ignore=ignore))
+    result = evaluate_segmentation(replace(options, data=data, ignore=ignore))
     assert len(result["iou_by_class"]) == classes
     assert result["iou_by_class"][foreground] > 80
     assert result["iou_by_class"][background] > 80
@@ -56,7 +56,7 @@ def test_a_foreground_is_trained_and_measured_unless_the_user_ignores_its_value(
 def test_masks_of_0_and_255_with_255_ignored_leave_one_class_and_are_refused_with_the_option(oracle: Path) -> None:
     data = draw(oracle / "data", {0: 0, 1: 0, 2: 255, 3: 255})
     with pytest.raises(BadInput, match=r"one class only, 0 \(their values: 0, 255; ignored: 255\).*--ignore-index none"):
-        evaluate_segmentation("oracle", data, SHORT, OWN)
+        evaluate_segmentation(replace(SHORT, data=data))
     assert not (oracle / "model").exists()
 
 
@@ -68,7 +68,7 @@ def test_a_split_without_labels_is_refused_before_the_first_step(oracle: Path, s
         Image.fromarray(np.full(np.asarray(Image.open(path)).shape, 255, np.uint8)).save(path)
     word = "training" if split == "train" else "validation"
     with pytest.raises(BadInput, match=f"no pixel of the {word} masks counts: they hold 255, all of it ignored"):
-        evaluate_segmentation("oracle", data, SHORT, OWN, on_event)
+        evaluate_segmentation(replace(SHORT, data=data), on_event)
     assert seen == []
 
 
@@ -80,23 +80,23 @@ def test_a_value_that_is_no_class_is_refused_with_its_file(oracle: Path, ending:
     values[0, 0] = stray
     Image.fromarray(values).save(path)
     with pytest.raises(BadInput, match=rf"val/1\.{ending} holds class {stray}, and there are 4"):
-        evaluate_segmentation("oracle", data, SHORT, OWN)
-    assert evaluate_segmentation("oracle", data, replace(SHORT, dry_run=True), replace(OWN, ignore=stray))["protocol"]["classes"] == 4
+        evaluate_segmentation(replace(SHORT, data=data))
+    assert evaluate_segmentation(replace(SHORT, data=data, dry_run=True, ignore=stray))["protocol"]["classes"] == 4
 
 
 def test_more_classes_than_can_be_counted_and_fractions_are_refused(oracle: Path) -> None:
     data = draw(oracle / "data", {0: 0, 1: 1, 2: 2, 3: 50_000}, "png", np.uint16)
     with pytest.raises(BadInput, match="at most 4096 classes are measured"):
-        evaluate_segmentation("oracle", data, SHORT, OWN)
+        evaluate_segmentation(replace(SHORT, data=data))
     shutil.rmtree(data)
     draw(data, {0: 0, 1: 1, 2: 2, 3: 3}, "tif", np.float32)
     with pytest.raises(BadImage, match=r"train/0\.tif: a floating-point number a pixel"):
-        evaluate_segmentation("oracle", data, SHORT, OWN)
+        evaluate_segmentation(replace(SHORT, data=data))
 
 
 def planned(root: Path, seen: list[dict[str, Any]] | None = None, **own: Any) -> tuple[int, bool]:
     told = [] if seen is None else seen
-    plan = evaluate_segmentation("oracle", root, replace(SHORT, dry_run=True), replace(OWN, **own), told.append)
+    plan = evaluate_segmentation(replace(SHORT, data=root, dry_run=True, **own), told.append)
     return plan["protocol"]["classes"], plan["protocol"]["zero_is_ignored"]
 
 
@@ -132,5 +132,5 @@ def test_classes_that_only_the_validation_masks_hold_are_said(oracle: Path, even
         values = np.asarray(Image.open(path)).copy()
         values[values == 2] = 255
         Image.fromarray(values).save(path)
-    evaluate_segmentation("oracle", data, replace(SHORT, steps=2), OWN, on_event)
+    evaluate_segmentation(replace(SHORT, data=data, steps=2), on_event)
     assert "no training mask holds the validation masks' classes 2" in [event.get("text") for event in seen]

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 from eupe_pipeline.jobs.evaluation.depth import evaluate_depth
-from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, evaluate_knn
-from eupe_pipeline.jobs.evaluation.linear import evaluate_linear
+from eupe_pipeline.jobs.evaluation.knn import EvaluationSize
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
 from eupe_pipeline.jobs.evaluation.split_checks import MOST_SHARED, check_overlap, digests_of
-from eupe_pipeline.jobs.training.evaluate_while_training import Watch
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.training.options import Watch
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from PIL import Image
 
+from ..evaluation_request import evaluate_knn, evaluate_linear
 from ..oracle import ColourEncoder, oracle_model
 from ..training.test_train import RECIPE
 from ..training.test_train_mixture import MIXED, mixed
+from ..training_request import train
 from . import test_depth as of_depth
 from . import test_segmentation as of_masks
 
@@ -84,7 +84,7 @@ def with_copies(sets: Sets, count: int, copies: int) -> Path:
 def test_renamed_copies_of_training_images_are_refused_with_their_number_and_names(sets: Sets, evaluate: Any) -> None:
     with pytest.raises(BadInput, match=r"5 of 35 test images are also learnt from, by their bytes \(class\d/renamed.*--allow-overlap"):
         evaluate(str(sets.run), sets.store, "photos", str(with_copies(sets, 30, 5)))
-    assert evaluations_of(sets.run) == []
+    assert list_records(sets.run) == []
 
 
 def test_a_tar_of_the_training_folder_is_the_training_folder(sets: Sets) -> None:
@@ -116,7 +116,7 @@ def test_what_is_allowed_is_said_and_recorded(sets: Sets, events: Any) -> None:
     result = evaluate_knn(str(sets.run), sets.store, "photos", str(with_copies(sets, 30, 5)), size=size, on_event=on_event)
     assert result["test_images_in_train"] == 5
     assert any(event["event"] == "warning" and "measures memory as well" in event["text"] for event in seen)
-    (record,) = evaluations_of(sets.run)
+    (record,) = list_records(sets.run)
     assert record["results"]["test_images_in_train"] == 5
 
 
@@ -180,7 +180,7 @@ def test_copies_inside_the_evaluated_set_are_no_neighbours_of_themselves(sets: S
 def test_validation_pictures_under_other_names_are_found(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, events: Any) -> None:
     seen, on_event = events
     model, root = oracle_model(tmp_path / "model", ColourEncoder()), tmp_path / "data"
-    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluate_{kind}.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr(f"eupe_pipeline.jobs.evaluation.{kind}.open_dense_model", lambda options: model)
     pictures, targets = ("images", "annotations") if kind == "segmentation" else ("rgb", "depth")
     for split, count in (("train", 3), ("val", 2)):
         if kind == "segmentation":
@@ -192,8 +192,8 @@ def test_validation_pictures_under_other_names_are_found(tmp_path: Path, kind: s
 
     def evaluate(**more: Any) -> dict[str, Any]:
         if kind == "segmentation":
-            return evaluate_segmentation("oracle", root, replace(of_masks.OPTIONS, steps=2, **more), of_masks.OWN, on_event)
-        return evaluate_depth("oracle", root, replace(of_depth.OPTIONS, steps=2, **more), of_depth.OWN, on_event)
+            return evaluate_segmentation(replace(of_masks.OPTIONS, data=root, steps=2, **more), on_event)
+        return evaluate_depth(replace(of_depth.OPTIONS, data=root, steps=2, **more), on_event)
 
     with pytest.raises(BadInput, match=r"1 of 3 test images are also learnt from, by their bytes \((val|rgb/val)?/?another"):
         evaluate()

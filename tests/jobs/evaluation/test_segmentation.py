@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.evaluation.dense import DenseOptions
 from eupe_pipeline.jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.probes.dense_head import ADE20K_RECIPE
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from eupe_pipeline.student.probes.segmentation import SegmentationView
 from PIL import Image
 
@@ -18,8 +17,8 @@ from ..oracle import ColourEncoder, oracle_model
 
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [190, 190, 30]], np.uint8)
 VIEW = SegmentationView(64, 40, scale=(1.0, 1.0), distort=False)
-OWN = SegmentationOptions(view=VIEW, head=replace(ADE20K_RECIPE, batch_size=4, learning_rate=0.05))
-OPTIONS = DenseOptions(steps=120, evaluate_every=60, device="cpu")
+HEAD = replace(ADE20K_RECIPE, batch_size=4, learning_rate=0.05)
+OPTIONS = SegmentationOptions(model="oracle", data=Path(), view=VIEW, head=HEAD, steps=120, evaluate_every=60, device="cpu")
 
 
 def draw_pictures(root: Path, count: int, split: str, *, shift: int = 0) -> None:
@@ -36,19 +35,19 @@ def draw_pictures(root: Path, count: int, split: str, *, shift: int = 0) -> None
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     model = oracle_model(tmp_path / "model", ColourEncoder())
-    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.segmentation.open_dense_model", lambda name, options: model)
+    monkeypatch.setattr("eupe_pipeline.jobs.evaluation.segmentation.open_dense_model", lambda options: model)
     return tmp_path
 
 
 def test_what_is_linear_in_the_tokens_is_segmented_nearly_perfectly(oracle: Path) -> None:
     draw_pictures(oracle / "data", 8, "training")
     draw_pictures(oracle / "data", 3, "validation")
-    result = evaluate_segmentation("oracle", oracle / "data", OPTIONS, OWN)
+    result = evaluate_segmentation(replace(OPTIONS, data=oracle / "data"))
     assert result["miou"] > 95
     assert result["pixel_accuracy"] > 95
     assert (len(result["iou_by_class"]), list(result["by_step"])) == (4, ["60", "120"])
     assert result["best_miou"] == max(one["miou"] for one in result["by_step"].values())
-    (record,) = evaluations_of(oracle / "model")
+    (record,) = list_records(oracle / "model")
     assert record["protocol"]["classes"] == 4
     assert record["protocol"]["data"]["val"]["pictures"] == 3
     assert record["protocol"]["head"]["clip_norm"] == "inf"
@@ -62,7 +61,7 @@ def test_class_zero_is_ignored_where_it_means_nothing(oracle: Path) -> None:
     values = np.asarray(Image.open(mask)).copy()
     values[:32] = 0
     Image.fromarray(values).save(mask)
-    result = evaluate_segmentation("oracle", oracle / "data", OPTIONS, replace(OWN, zero_is_ignored=True))
+    result = evaluate_segmentation(replace(OPTIONS, data=oracle / "data", zero_is_ignored=True))
     assert result["miou"] > 95
 
 
@@ -77,21 +76,21 @@ def test_a_stopped_evaluation_goes_on_to_the_same_numbers(oracle: Path, monkeypa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_segmentation("oracle", oracle / "data", options, OWN, stop)
+        evaluate_segmentation(replace(options, data=oracle / "data"), stop)
     first: list[int] = []
     stopped = evaluate_segmentation(
-        "oracle", oracle / "data", options, OWN, lambda event: first.append(event["done"]) if event.get("stage") == "head" else None
+        replace(options, data=oracle / "data"), lambda event: first.append(event["done"]) if event.get("stage") == "head" else None
     )
     assert first[0] == 60
     next((oracle / "model" / "evaluations").glob("*.json")).unlink()
-    whole = evaluate_segmentation("oracle", oracle / "data", options, OWN)
+    whole = evaluate_segmentation(replace(options, data=oracle / "data"))
     assert {**stopped, "seconds": 0} == {**whole, "seconds": 0}
 
 
 def test_a_dry_run_says_the_protocol_and_trains_nothing(oracle: Path) -> None:
     draw_pictures(oracle / "data", 2, "train")
     draw_pictures(oracle / "data", 1, "val")
-    plan = evaluate_segmentation("oracle", oracle / "data", DenseOptions(dry_run=True))
+    plan = evaluate_segmentation(SegmentationOptions(model="oracle", data=oracle / "data", dry_run=True))
     assert plan["protocol"]["head"]["steps"] == 40_000
     assert plan["protocol"]["view"]["stride_px"] == 341
     assert not (oracle / "model").exists()
@@ -101,15 +100,15 @@ def test_masks_of_another_size_and_unknown_classes_are_refused_by_name(oracle: P
     draw_pictures(oracle / "data", 2, "train")
     draw_pictures(oracle / "data", 1, "val", shift=40)
     with pytest.raises(BadInput, match="holds class 43, and there are 4"):
-        evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=2), OWN)
+        evaluate_segmentation(replace(OPTIONS, data=oracle / "data", steps=2))
     with pytest.raises(BadInput, match=r"holds class 3, and there are 3; say --classes"):
-        evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=2), replace(OWN, classes=3))
+        evaluate_segmentation(replace(OPTIONS, data=oracle / "data", steps=2, classes=3))
     draw_pictures(oracle / "data", 1, "val")
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(oracle / "data" / "annotations" / "train" / "0.png")
     with pytest.raises(BadInput, match="both must be of one size"):
-        evaluate_segmentation("oracle", oracle / "data", replace(OPTIONS, steps=3), OWN)
+        evaluate_segmentation(replace(OPTIONS, data=oracle / "data", steps=3))
 
 
 def test_cached_tokens_are_refused_because_the_crops_are_others(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is a feature set"):
-        evaluate_segmentation("teacher@0123456789ab", tmp_path, OPTIONS)
+        evaluate_segmentation(replace(OPTIONS, model="teacher@0123456789ab", data=tmp_path))

@@ -9,11 +9,10 @@ import pytest
 import torch
 from eupe_pipeline.jobs.evaluation.knn import embed_images
 from eupe_pipeline.jobs.evaluation.labelled_features import WHOLE, center_batches
-from eupe_pipeline.jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.export.export import ExportOptions, export
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
+from eupe_pipeline.student.probes.evaluation_records import list_records
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.text_tower import load_text_tower
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from ...student.export.test_adapter_chain import run_of
 from ...teachers.tiny_clip import write_clip, write_siglip
+from ..evaluation_request import evaluate_zero_shot
 
 TEXTS = """
 templates = ["a photo of a {}.", "a drawing of a {}."]
@@ -49,7 +49,7 @@ def class_vectors(embed: Any) -> torch.Tensor:
 
 def test_a_clip_model_classifies_as_transformers_does(store: FeatureStore, tmp_path: Path) -> None:
     model, folder = write_clip(tmp_path / "clip"), tmp_path / "clip"
-    result = evaluate_zero_shot(f"hf:{folder}", store, "photos", ZeroShotOptions(folder, tmp_path / "texts.toml"))
+    result = evaluate_zero_shot(f"hf:{folder}", store, "photos", folder, tmp_path / "texts.toml")
     dataset, teacher = store.dataset("photos"), load_teacher(resolve_teacher(f"hf:{folder}"))
     pixels = torch.from_numpy(next(center_batches(dataset, np.arange(24), teacher, WHOLE)))
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_a_siglip_model_classifies_by_the_librarys_own_logits(store: FeatureStor
     (tmp_path / "one.toml").write_text(
         'templates = ["a photo of a {}."]\n[classes]\nclass0 = "red thing"\nclass1 = "blue"\nclass2 = "green"\n'
     )
-    result = evaluate_zero_shot(f"hf:{folder}", store, "photos", ZeroShotOptions(folder, tmp_path / "one.toml"))
+    result = evaluate_zero_shot(f"hf:{folder}", store, "photos", folder, tmp_path / "one.toml")
     dataset, teacher = store.dataset("photos"), load_teacher(resolve_teacher(f"hf:{folder}"))
     pixels = torch.from_numpy(next(center_batches(dataset, np.arange(24), teacher, WHOLE)))
     with torch.no_grad():
@@ -81,8 +81,8 @@ def test_a_siglip_model_classifies_by_the_librarys_own_logits(store: FeatureStor
 def test_a_student_goes_through_its_adapters_and_statistics(tiny_store: Any, store: FeatureStore, tmp_path: Path) -> None:
     write_clip(tmp_path / "clip", vision_width=48)
     run, student = run_of(tmp_path / "run", tiny_store, 48, 1)
-    options = ZeroShotOptions(tmp_path / "clip", tmp_path / "texts.toml")
-    result = evaluate_zero_shot(str(run), store, "photos", options)
+    texts = (tmp_path / "clip", tmp_path / "texts.toml")
+    result = evaluate_zero_shot(str(run), store, "photos", *texts)
     dataset, tower = store.dataset("photos"), load_text_tower(tmp_path / "clip")
     cls_ND = embed_images(load_teacher(resolve_teacher(str(run))), dataset, np.arange(24), WHOLE).cls_ND
     assert cls_ND is not None
@@ -92,7 +92,7 @@ def test_a_student_goes_through_its_adapters_and_statistics(tiny_store: Any, sto
     assert tower.image_projection is not None
     logits = functional.normalize(space @ tower.image_projection.t(), dim=1) @ class_vectors(tower.embed).t()
     assert result["top1"] == pytest.approx(100 * float((logits.argmax(dim=1).numpy() == dataset.labels()).mean()))
-    (record,) = evaluations_of(run)
+    (record,) = list_records(run)
     assert record["protocol"]["teacher"] == "tiny-teacher"
     assert set(record["protocol"]["way"]) == {"adapters.safetensors", "chain.json"}
 
@@ -100,18 +100,18 @@ def test_a_student_goes_through_its_adapters_and_statistics(tiny_store: Any, sto
 def test_an_export_with_adapters_classifies_as_its_run(tiny_store: Any, store: FeatureStore, tmp_path: Path) -> None:
     write_clip(tmp_path / "clip", vision_width=48)
     run, _ = run_of(tmp_path / "run", tiny_store, 48, 1)
-    export(run, ExportOptions(("timm",), adapters=True, store=tiny_store.store.url), tmp_path / "out")
-    options = ZeroShotOptions(tmp_path / "clip", tmp_path / "texts.toml")
-    one, other = (evaluate_zero_shot(str(model), store, "photos", options) for model in (run, tmp_path / "out" / "timm"))
+    export(ExportOptions(run, tmp_path / "out", ("timm",), adapters=True, store=tiny_store.store.url))
+    texts = (tmp_path / "clip", tmp_path / "texts.toml")
+    one, other = (evaluate_zero_shot(str(model), store, "photos", *texts) for model in (run, tmp_path / "out" / "timm"))
     assert one["top1"] == other["top1"]
 
 
 def test_what_does_not_belong_together_is_refused(store: FeatureStore, tmp_path: Path) -> None:
     write_clip(tmp_path / "clip")
     with pytest.raises(BadInput, match="not of one model"):
-        evaluate_zero_shot("tiny-teacher", store, "photos", ZeroShotOptions(tmp_path / "clip", tmp_path / "texts.toml"))
+        evaluate_zero_shot("tiny-teacher", store, "photos", tmp_path / "clip", tmp_path / "texts.toml")
     with pytest.raises(BadInput, match="no adapters that could lead to pecore-g"):
-        evaluate_zero_shot(f"hf:{tmp_path / 'clip'}", store, "photos", ZeroShotOptions(tmp_path / "clip", teacher="pecore-g"))
+        evaluate_zero_shot(f"hf:{tmp_path / 'clip'}", store, "photos", tmp_path / "clip", teacher="pecore-g")
     (tmp_path / "texts.toml").write_text('[classes]\nclass0 = "red"\n')
     with pytest.raises(BadInput, match="none for the dataset's label 'class1'"):
-        evaluate_zero_shot("tiny-teacher", store, "photos", ZeroShotOptions(tmp_path / "clip", tmp_path / "texts.toml"))
+        evaluate_zero_shot("tiny-teacher", store, "photos", tmp_path / "clip", tmp_path / "texts.toml")

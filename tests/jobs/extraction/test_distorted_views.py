@@ -12,8 +12,8 @@ from eupe_pipeline.jobs.estimates.training import plan_training
 from eupe_pipeline.jobs.evaluation.knn import read_embeddings
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
-from eupe_pipeline.jobs.repair.repair import fidelity, repair_features
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions, fidelity, repair_features
+from eupe_pipeline.jobs.training.options import TrainOptions
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.features.features import FeatureReader
@@ -26,6 +26,7 @@ from eupe_pipeline.student.training.run_folder import read_metrics
 from eupe_pipeline.teachers.encoders.photometric import apply_photometric
 
 from ..conftest import tokens
+from ..training_request import train
 
 SIZE_PX = 24
 RECIPE = TrainRecipe(
@@ -64,8 +65,8 @@ def make(root: Path, tiny: Any, modes: tuple[str, ...]) -> Extracted:
     request, keys = TeacherRequest(str(tiny.teacher_run)), {}
     for mode in modes:
         views = ViewSpec(views_per_image=2, seed=3, photometric=mode, pixels=None if mode == "none" else StoredPixels(SIZE_PX))
-        options = ExtractOptions("photos", (request,), views, 8, "fp32", statistics_batches=100, batch_size=1, workers=0)
-        keys[mode] = extract_features(store.url, options)["features"]["teacher"]
+        options = ExtractOptions(store.url, "photos", (request,), views, 8, "fp32", statistics_batches=100, batch_size=1, workers=0)
+        keys[mode] = extract_features(options)["features"]["teacher"]
     return Extracted(store, root / "images", request, keys)
 
 
@@ -135,7 +136,10 @@ def test_parts_of_a_batch_are_distorted_as_the_whole_is(extracted: Extracted, tm
 
 def test_fidelity_compares_with_a_forward_over_the_distorted_view(extracted: Extracted) -> None:
     for mode in ("teacher_same", "student_only"):
-        assert fidelity(extracted.store.url, extracted.keys[mode], teacher=extracted.teacher, sample=16)["patch"]["min"] > 0.99999
+        assert (
+            fidelity(FidelityOptions(extracted.store.url, extracted.keys[mode], teacher=extracted.teacher, sample=16))["patch"]["min"]
+            > 0.99999
+        )
 
 
 def test_damaged_shards_of_a_distorted_set_with_pixels_are_made_again_to_the_byte(own: Extracted) -> None:
@@ -147,7 +151,7 @@ def test_damaged_shards_of_a_distorted_set_with_pixels_are_made_again_to_the_byt
         (victim,) = Path(own.store.url, group, key, array).glob(f"c.{shard}.*")
         sound[victim] = victim.read_bytes()
         victim.write_bytes(sound[victim][:50] + bytes([sound[victim][50] ^ 1]) + sound[victim][51:])
-    result = repair_features(own.store.url, reader.key, teacher=own.teacher)
+    result = repair_features(RepairOptions(own.store.url, reader.key, teacher=own.teacher))
     assert {kind: list(shards) for kind, shards in result["damaged"].items()} == {"features": ["0"], "views": ["1", "2"]}
     assert {path: path.read_bytes() for path in sound} == sound
 
@@ -159,10 +163,10 @@ def test_tokens_of_distorted_views_are_not_evaluated(extracted: Extracted) -> No
     assert len(read_embeddings(extracted.reader("student_only"), images).mean_patch_ND) == 3
 
 
-def test_a_plan_of_a_run_counts_the_bytes_that_it_will_read(extracted: Extracted) -> None:
+def test_a_plan_of_a_run_counts_the_bytes_that_it_will_read(extracted: Extracted, tmp_path: Path) -> None:
     for size_px, stored in ((SIZE_PX, True), (16, False)):
         recipe = replace(RECIPE, student=replace(RECIPE.student, sizes_px=(size_px,)))
-        plan = plan_training(recipe, extracted.store, [extracted.keys["student_only"]], data="photos")
+        plan = plan_training(TrainOptions(recipe, extracted.store.url, (extracted.keys["student_only"],), tmp_path / "run", "photos"))
         assert (plan["reading"]["image_bytes_a_view"] == 3 * SIZE_PX**2) == stored
 
 

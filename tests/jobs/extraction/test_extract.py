@@ -35,7 +35,7 @@ from ..conftest import tokens
 
 def test_the_store_holds_exactly_what_the_teacher_says_about_each_recorded_view(photos: Any, tiny_store: Any) -> None:
     store, options, _ = photos
-    summary = extract_features(store.url, options)
+    summary = extract_features(options)
     reader = store.features(summary["features"]["teacher"])
     teacher = load_teacher(resolve_teacher(str(tiny_store.teacher_run)))
     cls, patch = tokens(store, reader.key)
@@ -49,17 +49,17 @@ def test_the_store_holds_exactly_what_the_teacher_says_about_each_recorded_view(
 
 def test_normalised_tokens_have_mean_zero_and_deviation_one_where_all_views_were_measured(photos: Any) -> None:
     store, options, _ = photos
-    summary = extract_features(store.url, replace(options, statistics_batches=100))
+    summary = extract_features(replace(options, statistics_batches=100))
     cls, patch = tokens(store, summary["features"]["teacher"])
     assert abs(cls.mean(axis=0)).max() < 1e-4
     np.testing.assert_allclose(patch.std(axis=(0, 1, 2)), 1.0, atol=1e-3)
 
 
 def test_a_second_run_finds_everything_there(photos: Any, events: Any) -> None:
-    store, options, _ = photos
-    first = extract_features(store.url, options)
+    _, options, _ = photos
+    first = extract_features(options)
     seen, on_event = events
-    second = extract_features(store.url, options, on_event)
+    second = extract_features(options, on_event)
     assert second["features"] == first["features"]
     assert (second["views_done"], second["shards_missing"], seen) == (0, 0, [])
 
@@ -69,13 +69,13 @@ def test_a_dry_run_tells_what_is_missing_and_leaves_the_store_as_it_is(photos: A
 
     def dry(**changes: Any) -> dict[str, Any]:
         before = sorted(path for path in (root / "store").rglob("*"))
-        found = extract_features(store.url, replace(options, dry_run=True, **changes))
+        found = extract_features(replace(options, dry_run=True, **changes))
         assert sorted(path for path in (root / "store").rglob("*")) == before
         return found
 
     plan = dry()
     assert (plan["shards_missing"], plan["statistics_missing"], plan["features"]) == (3, ["teacher"], {"teacher": None})
-    real = extract_features(store.url, options)
+    real = extract_features(options)
     assert plan["views"] == real["views"]
     expected = plan["bytes_expected"]["teacher"] + plan["views_bytes_expected"]
     assert plan["bytes_expected"]["teacher"] < real["bytes_committed"] < 1.1 * expected + 4096
@@ -93,17 +93,17 @@ def test_what_a_stopped_run_committed_is_kept_and_the_rest_follows_bit_by_bit(ph
     store, options, root = photos
     whole = FeatureStore.create(str(root / "whole"))
     build_index(whole.objects, str(root / "images"), "photos")
-    expected = extract_features(whole.url, options)
+    expected = extract_features(replace(options, store=whole.url))
 
     def stop(event: dict[str, Any]) -> None:
         if event["stage"].startswith("extract") and event["done"] >= 16 * finished:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="Run the same command again"):
-        extract_features(store.url, options, stop)
+        extract_features(options, stop)
     kept = len(store.features(store.list_features()[0]).group.committed())
     assert kept >= finished  # the next shard may have been committed while the event was on its way
-    resumed = extract_features(store.url, options)
+    resumed = extract_features(options)
     assert resumed["views_done"] == 48 - 16 * kept
     assert resumed["features"] == expected["features"]
     for ours, theirs in zip(tokens(store, resumed["features"]["teacher"]), tokens(whole, expected["features"]["teacher"]), strict=True):
@@ -114,7 +114,7 @@ def test_two_teachers_share_one_set_of_views(photos: Any, tiny_store: Any, tmp_p
     store, options, _ = photos
     shutil.copytree(tiny_store.teacher_run, tmp_path / "second")
     both = replace(options, teachers=(*options.teachers, TeacherRequest(str(tmp_path / "second"), size_px=24)))
-    summary = extract_features(store.url, both)
+    summary = extract_features(replace(both, store=store.url))
     readers = [store.features(key) for key in summary["features"].values()]
     assert readers[0].views.digest == readers[1].views.digest
     assert [reader.grid for reader in readers] == [(2, 2), (3, 3)]
@@ -122,19 +122,19 @@ def test_two_teachers_share_one_set_of_views(photos: Any, tiny_store: Any, tmp_p
 
 
 def test_a_second_teacher_notices_that_an_image_decodes_differently_now(photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, options, _ = photos
-    extract_features(store.url, options)
+    _, options, _ = photos
+    extract_features(options)
     monkeypatch.setattr("eupe_pipeline.storage.images.dataset.decode_image", lambda data, **values: decode_image(data, **values) ^ 1)
     with pytest.raises(CacheMismatch, match="decodes differently"):
-        extract_features(store.url, replace(options, codec="int8"))
+        extract_features(replace(options, codec="int8"))
 
 
 def test_an_image_edited_after_indexing_stops_the_run_by_name(photos: Any) -> None:
-    store, options, root = photos
+    _, options, root = photos
     victim = root / "images" / "class1" / "004.png"
     victim.write_bytes(victim.read_bytes() + b"\0")
     with pytest.raises(CacheMismatch, match=r"class1/004\.png .* has changed since it was indexed"):
-        extract_features(store.url, options)
+        extract_features(options)
 
 
 def break_image(root: Path) -> None:
@@ -151,14 +151,14 @@ def test_a_broken_image_is_named_and_left_out_below_the_limit_and_stops_the_run_
     build_index(store.objects, str(root / "images"), "broken")
     strict = replace(options, data="broken")
     with pytest.raises(BadInput, match=r"1 of 24 images failed.*class1/004\.png"):
-        extract_features(store.url, strict)
-    summary = extract_features(store.url, replace(strict, max_bad_share=0.1))
+        extract_features(replace(strict, store=store.url))
+    summary = extract_features(replace(strict, store=store.url, max_bad_share=0.1))
     assert list(summary["failed"]) == ["class1/004.png"]
     assert store.features(summary["features"]["teacher"]).failed_rows().tolist() == [18, 19]
 
 
 def test_tokens_that_are_not_finite_are_left_out_by_name(photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, options, _ = photos
+    _, options, _ = photos
     honest = ShardWorker._forward
 
     def poisoned(self: ShardWorker, name: str, *views: Any) -> Any:
@@ -166,9 +166,9 @@ def test_tokens_that_are_not_finite_are_left_out_by_name(photos: Any, monkeypatc
         found.tokens.patch[0, 0, 0, 0] = float("nan")
         return found
 
-    extract_features(store.url, replace(options, codec="fp16"))  # the statistics are honest
+    extract_features(replace(options, codec="fp16"))  # the statistics are honest
     monkeypatch.setattr(ShardWorker, "_forward", poisoned)
-    summary = extract_features(store.url, replace(options, max_bad_share=0.9))
+    summary = extract_features(replace(options, max_bad_share=0.9))
     assert len(summary["failed"]) == 6
     assert all("not finite" in reason for reason in summary["failed"].values())
 
@@ -209,7 +209,7 @@ def test_unusable_requests_are_refused_before_any_work(photos: Any) -> None:
         with pytest.raises(BadInput, match="at least 1"):
             replace(options, **value)
     with pytest.raises(BadInput, match="not a feature store"):
-        extract_features(str(root / "images"), options)
+        extract_features(replace(options, store=str(root / "images")))
     assert store.list_features() == []
 
 
@@ -219,7 +219,7 @@ def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> 
     store, options, root = photos
     alone = FeatureStore.create(str(root / "alone"))
     build_index(alone.objects, str(root / "images"), "photos")
-    expected = extract_features(alone.url, options)
+    expected = extract_features(replace(options, store=alone.url))
     killed: list[int] = []
 
     def kill_one(event: dict[str, Any]) -> None:
@@ -227,7 +227,7 @@ def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> 
             killed.extend(sorted(actor_pids())[:1])
             os.kill(killed[0], signal.SIGKILL)
 
-    summary = extract_features(store.url, replace(options, images_per_shard=2, workers=2), kill_one)
+    summary = extract_features(replace(options, images_per_shard=2, workers=2), kill_one)
     assert killed
     assert summary["retries"] >= 1
     assert summary["views_done"] in (44, 48)  # 44 when it had committed a shard before it could say so
@@ -256,7 +256,7 @@ def test_however_often_workers_are_killed_every_view_is_stored_once(photos: Any,
                     killed.append(fresh[0])
                     os.kill(fresh[0], signal.SIGKILL)
 
-            summary = extract_features(again.url, replace(options, images_per_shard=1, workers=2), kill)
+            summary = extract_features(replace(options, store=again.url, images_per_shard=1, workers=2), kill)
             assert 48 - 2 * len(killed) <= summary["views_done"] <= 48  # what a worker committed with its last breath is found, not done
             for ours, theirs in zip(tokens(again, summary["features"]["teacher"]), wanted, strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -269,7 +269,7 @@ def test_a_killed_process_leaves_whole_shards_and_the_next_one_completes_them(ph
     store, options, _ = photos
     script = (
         "import sys, eupe_pipeline.jobs.extraction.extract as e; from eupe_pipeline.storage.views.view_spec import ViewSpec; "
-        "e.extract_features(sys.argv[1], e.ExtractOptions('photos', (e.TeacherRequest(sys.argv[2]),), ViewSpec(views_per_image=2, seed=3), "
+        "e.extract_features(e.ExtractOptions(sys.argv[1], 'photos', (e.TeacherRequest(sys.argv[2]),), ViewSpec(views_per_image=2, seed=3), "
         "images_per_shard=1, codec='fp32', statistics_batches=4, batch_size=8, workers=0), "
         "lambda event: print(event['stage'], event['done'], flush=True))"
     )
@@ -288,14 +288,14 @@ def test_a_killed_process_leaves_whole_shards_and_the_next_one_completes_them(ph
     there = set(range(24)) - set(before.missing_shards())
     for shard in there:
         before.group.verify(shard)
-    summary = extract_features(store.url, replace(options, images_per_shard=1))
+    summary = extract_features(replace(options, images_per_shard=1))
     assert summary["views_done"] == 48 - 2 * len(there)
     assert store.features(key).complete
 
 
 def test_workers_in_this_process_load_the_teachers_once(photos: Any) -> None:
     store, options, _ = photos
-    extract_features(store.url, options)
+    extract_features(options)
     views = store.view_set(store.list_view_sets()[0])
     order = WorkOrder(store.url, views.key, (resolve_teacher(options.teachers[0].name),), "cpu", 1, 8)
     with workers(order, 0, None) as crew:
@@ -309,23 +309,26 @@ def test_teachers_one_after_another_give_the_tokens_that_they_give_together(phot
     both = replace(options, teachers=(*options.teachers, TeacherRequest(str(tmp_path / "second"), size_px=24)))
     apart = FeatureStore.create(str(root / "apart"))
     build_index(apart.objects, str(root / "images"), "photos")
-    together, one_by_one = extract_features(store.url, both), extract_features(apart.url, replace(both, teachers_at_once=1))
+    together, one_by_one = (
+        extract_features(replace(both, store=store.url)),
+        extract_features(replace(both, store=apart.url, teachers_at_once=1)),
+    )
     assert one_by_one["features"] == together["features"]
     assert (one_by_one["views_done"], together["views_done"]) == (96, 48)
     assert one_by_one["bytes"] == together["bytes"]
 
 
 def test_the_size_of_a_forward_is_no_part_of_the_identity(photos: Any) -> None:
-    store, options, _ = photos
-    first = extract_features(store.url, options)
-    again = extract_features(store.url, replace(options, batch_size=None))
+    _, options, _ = photos
+    first = extract_features(options)
+    again = extract_features(replace(options, batch_size=None))
     assert again["features"] == first["features"]
     assert again["views_done"] == 0
 
 
 def test_the_summary_says_where_the_time_went(photos: Any) -> None:
-    store, options, _ = photos
-    summary = extract_features(store.url, replace(options, batch_size=None))
+    _, options, _ = photos
+    summary = extract_features(replace(options, batch_size=None))
     assert set(summary["shares_of_time"]) == {"decode", "wait", "forward", "encode", "write"}
     assert 0 < summary["shares_of_time"]["forward"] <= 1.0
     assert summary["batch_sizes"]["teacher"] >= 1
@@ -372,6 +375,6 @@ def test_a_shard_that_another_driver_has_committed_meanwhile_costs_nothing(photo
         return plan
 
     monkeypatch.setattr(extract, "_plan", other_first)
-    late = extract_features(store.url, options)
+    late = extract_features(options)
     assert (late["views_done"], late["bytes_committed"], late["shards_missing"]) == (0, 0, 0)
     assert (list(late["failed"]), late["worker_seconds"]["forward"]) == (["class1/004.png"], 0.0)

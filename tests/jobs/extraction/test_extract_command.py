@@ -30,7 +30,7 @@ def test_two_drivers_started_on_one_plan_both_succeed_and_every_image_is_there_o
     store, options, root = photos
     alone = FeatureStore.create(str(root / "alone"))
     build_index(alone.objects, str(root / "images"), "photos")
-    expected = extract_features(alone.url, options)["features"]["teacher"]
+    expected = extract_features(replace(options, store=alone.url))["features"]["teacher"]
     drivers = [subprocess.Popen(arguments(store, options), stdout=subprocess.PIPE, text=True) for _ in range(2)]
     lines = [driver.communicate(timeout=120)[0].splitlines() for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0]
@@ -64,5 +64,5 @@ def test_a_scheduler_that_stops_the_command_finds_whole_shards_after_a_moment(ph
     reader = store.features(store.list_features()[0])
     for shard in reader.group.committed():
         reader.group.verify(shard)
-    extract_features(store.url, replace(options, images_per_shard=1, statistics_batches=500))
+    extract_features(replace(options, images_per_shard=1, statistics_batches=500))
     assert reader.complete

@@ -56,7 +56,7 @@ def test_a_lost_node_costs_no_image_and_doubles_none(photos: Any) -> None:
     store, options, root = photos
     alone = FeatureStore.create(str(root / "alone"))
     build_index(alone.objects, str(root / "images"), "photos")
-    expected = extract_features(alone.url, options)
+    expected = extract_features(replace(options, store=alone.url))
     script = [sys.executable, str(Path(__file__).parents[1] / "cluster_run.py"), store.url, options.teachers[0].name]
     done = subprocess.run(script, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

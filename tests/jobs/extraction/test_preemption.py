@@ -45,7 +45,7 @@ def stopped(store: FeatureStore, options: Any, seconds: float) -> bool:
     """Extract until the signal; whether it came before the end."""
     try:
         with terminated_after(seconds) as sent:
-            extract_features(store.url, options)
+            extract_features(options)
     except (Interrupted, KeyboardInterrupt):
         assert time.monotonic() - sent[0] < MAX_SECONDS
         return True
@@ -65,7 +65,7 @@ def test_an_extraction_ended_by_sigterm_at_any_moment_is_finished_by_the_same_co
     store, options, root = photos
     options = replace(options, images_per_shard=2)
     start = time.monotonic()
-    expected = extract_features(store.url, options)
+    expected = extract_features(options)
     whole, wanted = time.monotonic() - start, tokens(store, expected["features"]["teacher"])
     with Trials(7) as trials:
         for trial in range(times):
@@ -73,7 +73,7 @@ def test_an_extraction_ended_by_sigterm_at_any_moment_is_finished_by_the_same_co
             cut_short = stopped(again, options, whole * (trial + 0.5) / times)
             begun = [key for key in again.list_features() if again.objects.size(f"features/{key}/identity.json") is not None]
             kept = sum(len(again.features(key).group.committed()) for key in begun)
-            summary = extract_features(again.url, options)
+            summary = extract_features(replace(options, store=again.url))
             assert summary["views_done"] == 48 - 4 * kept
             for ours, theirs in zip(tokens(again, summary["features"]["teacher"]), wanted, strict=True):
                 np.testing.assert_array_equal(ours, theirs)

@@ -11,8 +11,7 @@ import pytest
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.ray_session import ray_session
-from eupe_pipeline.jobs.training.ranks import TrainOrder
-from eupe_pipeline.pipeline.commands.training import train
+from eupe_pipeline.jobs.training.options import TrainOptions
 from eupe_pipeline.storage.core.urls import absolute
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
@@ -21,6 +20,7 @@ from eupe_pipeline.student.training.run_folder import read_metrics
 from eupe_pipeline.teachers.registry.resolve import absolute_name
 
 from ..training.test_train import RECIPE, losses
+from ..training_request import train_command
 
 SETTINGS = (
     "device=cpu", "precision=fp32", "student.architecture=vit-mini", "student.sizes_px=[24]", "student.options={depth=1}",
@@ -45,8 +45,7 @@ def ray() -> Iterator[Any]:
 
 
 def command(**values: Any) -> dict[str, Any]:
-    common = {"store": "../store", "data": "photos", "features": ["tiny-teacher"], "recipe": None, "proxy": None, "dry_run": False}
-    return dict(train(**{"settings": SETTINGS, **common, **values}, on_event=lambda event: None))
+    return train_command(**{"settings": SETTINGS, "store": "../store", **values})
 
 
 def test_a_place_is_absolute_unless_it_is_elsewhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,12 +62,12 @@ def test_a_place_is_absolute_unless_it_is_elsewhere(here: Path, monkeypatch: pyt
 
 def test_what_goes_to_ranks_holds_no_relative_place(here: Path) -> None:
     recipe = replace(RECIPE, student=replace(RECIPE.student, init_from="../teacher"))
-    order = TrainOrder(recipe, "../store", ("f",), "photos", "run", live_teachers=("../teacher", "pecore-g"), shard_cache=Path("cache"))
-    by_proxy = TrainOrder(RECIPE, "../store", ("f",), "photos", Path("run"), proxy="../teacher")
+    asked = TrainOptions(recipe, "../store", ("f",), "run", "photos", teachers=("../teacher", "pecore-g"), shard_cache=Path("cache"))
+    by_proxy = TrainOptions(RECIPE, "../store", ("f",), Path("run"), "photos", proxy="../teacher")
     base = str(here / "work")
-    assert (order.store, order.out, order.recipe.student.init_from) == (f"{base}/../store", f"{base}/run", f"{base}/../teacher")
-    assert (list(order.live_teachers), order.shard_cache) == ([f"{base}/../teacher", "pecore-g"], Path(base) / "cache")
-    assert (by_proxy.proxy, by_proxy.live_teachers) == (f"{base}/../teacher", ())
+    assert (asked.store, asked.out, asked.recipe.student.init_from) == (f"{base}/../store", f"{base}/run", f"{base}/../teacher")
+    assert (list(asked.teachers), asked.shard_cache) == ([f"{base}/../teacher", "pecore-g"], Path(base) / "cache")
+    assert (by_proxy.proxy, by_proxy.live_teachers) == (f"{base}/../teacher", (f"{base}/../teacher",))
 
 
 @pytest.mark.long  # tests/jobs/training/test_ranks.py trains into a relative folder in every run of the suite
@@ -94,8 +93,8 @@ def test_actors_extract_with_a_relative_teacher_weights_and_store(ray: Any, tiny
     build_index(store.objects, str(tiny_store.teacher_run.parent / "images"), "photos")
     os.link((here / "teacher" / "model" / "backbone.safetensors").resolve(), "weights.safetensors")
     request = TeacherRequest("../teacher", weights=Path("weights.safetensors"))
-    options = ExtractOptions("photos", (request,), ViewSpec(seed=3), 8, "fp32", statistics_batches=2, workers=1)
-    summary = extract_features("new-store", options)
+    options = ExtractOptions("new-store", "photos", (request,), ViewSpec(seed=3), 8, "fp32", statistics_batches=2, workers=1)
+    summary = extract_features(options)
     assert (summary["shards_missing"], summary["images"]) == (0, 24)
     assert FeatureStore.open(here / "work" / "new-store").features(summary["features"]["teacher"]).complete
 

@@ -26,7 +26,7 @@ def kept(photos: Any) -> Any:
     build_index(store.objects, str(root / "images"), "broken")
     spec = ViewSpec(views_per_image=2, seed=3, pixels=StoredPixels(OWN[0]))
     options = replace(options, data="broken", views=spec, max_bad_share=0.1)
-    return store, options, extract_features(store.url, options)
+    return store, options, extract_features(options)
 
 
 def batches(store: FeatureStore, key: str, shard: int, inputs: set[Input]) -> list[RenderedBatch]:
@@ -44,7 +44,7 @@ def refuse(*_: object) -> None:
 def test_pixels_that_serve_every_teacher_are_read_and_no_image_is_touched(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, options, first = kept
     monkeypatch.setattr(ImageDataset, "read_image", refuse)
-    second = extract_features(store.url, replace(options, tokens_per_view=2))
+    second = extract_features(replace(options, tokens_per_view=2))
     assert (second["views"], second["views_done"], second["shards_missing"]) == (first["views"], first["rows"], 0)
     assert (list(second["failed"]), second["images_failed"]) == (["class1/004.png"], 1)
     left, right = (store.features(one["features"]["teacher"]) for one in (first, second))

@@ -12,7 +12,7 @@ import torch
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.extraction.stored_tokens import resampled, stored_tokens, weights
-from eupe_pipeline.jobs.repair.repair import fidelity, repair_features
+from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions, fidelity, repair_features
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader
@@ -82,7 +82,7 @@ def large(photos: Any) -> tuple[FeatureStore, ExtractOptions]:
 
 
 def features(store: FeatureStore, options: ExtractOptions) -> FeatureReader:
-    return store.features(extract_features(store.url, options)["features"]["teacher"])
+    return store.features(extract_features(options)["features"]["teacher"])
 
 
 def everything(reader: FeatureReader) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -120,7 +120,7 @@ def test_teachers_of_one_grid_keep_the_same_places_and_a_larger_one_joins_them(l
     store, options = large
     shutil.copytree(options.teachers[0].name, tmp_path / "second")
     both = replace(options, teachers=(*options.teachers, TeacherRequest(str(tmp_path / "second"), size_px=24)), grid=(3, 3))
-    found = extract_features(store.url, replace(both, tokens_per_view=4))["features"]
+    found = extract_features(replace(both, store=store.url, tokens_per_view=4))["features"]
     positions = [store.features(key).read(np.arange(48)).position for key in found.values()]
     assert positions[0] is not None
     np.testing.assert_array_equal(*positions)
@@ -132,7 +132,7 @@ def test_teachers_of_one_grid_keep_the_same_places_and_a_larger_one_joins_them(l
 def test_fidelity_compares_what_is_stored_with_the_same_of_a_fresh_forward(large: Any, codec: str, less: dict[str, Any]) -> None:
     store, options = large
     reader = features(store, replace(options, codec=codec, **less))
-    found = fidelity(store.url, reader.key, teacher=TeacherRequest(options.teachers[0].name), sample=12)
+    found = fidelity(FidelityOptions(store.url, reader.key, teacher=TeacherRequest(options.teachers[0].name), sample=12))
     assert found["patch"]["min"] > {"fp32": 1 - 1e-6, "fp16": 1 - 1e-5, "int8": 0.9998}[codec]
 
 
@@ -143,16 +143,16 @@ def test_repair_makes_the_same_bytes_again(large: Any) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     victim = next((folder / "patch_position").glob("c.1.*"))
     victim.write_bytes(bytes(len(before[victim])))
-    assert repair_features(store.url, reader.key, teacher=TeacherRequest(options.teachers[0].name))["repaired"] == [1]
+    assert repair_features(RepairOptions(store.url, reader.key, teacher=TeacherRequest(options.teachers[0].name)))["repaired"] == [1]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_dry_run_tells_the_bytes_of_what_will_be_stored(large: Any) -> None:
     store, options = large
     less = replace(options, codec="int8", grid=(3, 3), tokens_per_view=4)
-    expected = extract_features(store.url, replace(less, dry_run=True))["bytes_expected"]["teacher"]
+    expected = extract_features(replace(less, store=store.url, dry_run=True))["bytes_expected"]["teacher"]
     assert expected == 48 * (4 * 48 + 4 * 2 + 4 * 2 + 2 * 48)
-    assert expected < extract_features(store.url, less)["bytes_committed"] < 1.1 * expected + 4096
+    assert expected < extract_features(replace(less, store=store.url))["bytes_committed"] < 1.1 * expected + 4096
 
 
 @pytest.mark.parametrize(("bad", "text"), [
@@ -165,7 +165,7 @@ def test_what_cannot_be_stored_is_refused_before_any_work(large: Any, bad: dict[
     store, options = large
     for dry_run in (True, False):
         with pytest.raises(BadInput, match=text):
-            extract_features(store.url, replace(options, dry_run=dry_run, **bad))
+            extract_features(replace(options, dry_run=dry_run, **bad))
     assert store.list_features() == store.list_view_sets() == []
 
 

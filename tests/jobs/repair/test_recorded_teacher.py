@@ -13,9 +13,8 @@ import torch
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.repair.recorded_teacher import recorded_teacher
-from eupe_pipeline.jobs.repair.repair import fidelity, repair_features
+from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions, fidelity, repair_features
 from eupe_pipeline.jobs.training.fill_missing import fill_missing
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
 from eupe_pipeline.storage.images.indexing import build_index
@@ -31,6 +30,7 @@ from eupe_pipeline.teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
 from ...conftest import write_images
 from ...teachers.encoders.test_transformers_towers import save, small_model
 from ..training.test_train import RECIPE
+from ..training_request import train
 
 TIMM = "timm:test_vit.r160_in1k"
 CARRIED = {"precision", "size_px", "interpolation", "mean", "std", "pixel_scale", "channel_order"}  # chosen, or the input's own record
@@ -140,20 +140,20 @@ def by_imagenet(places: dict[str, str], tmp_path: Path) -> tuple[FeatureStore, s
         write_images(tmp_path / data, count)
         build_index(store.objects, str(tmp_path / data), data)
     options = ExtractOptions(
-        "photos", (TeacherRequest(places["hf"], size_px=48),), ViewSpec(seed=3, photometric="teacher_same"), 4, "fp16", grid=(3, 3),
-        constants="imagenet", precision="bf16", statistics_batches=1, workers=0,
+        store.url, "photos", (TeacherRequest(places["hf"], size_px=48),), ViewSpec(seed=3, photometric="teacher_same"), 4, "fp16",
+        grid=(3, 3), constants="imagenet", precision="bf16", statistics_batches=1, workers=0,
     )  # fmt: skip
-    return store, extract_features(store.url, options)["features"]["dino"], places["hf"]
+    return store, extract_features(options)["features"]["dino"], places["hf"]
 
 
 def test_fidelity_repair_and_filling_use_what_was_recorded(by_imagenet: tuple[FeatureStore, str, str]) -> None:
     store, key, name = by_imagenet
     request = TeacherRequest(name)
-    assert fidelity(store.url, key, teacher=request, sample=12)["patch"]["min"] > 0.999
+    assert fidelity(FidelityOptions(store.url, key, teacher=request, sample=12))["patch"]["min"] > 0.999
     before = store.features(key).read(np.arange(12)).patch
     victim = next(Path(store.url).glob(f"features/{key}/patch/c.1.*"))
     victim.write_bytes(b"\0" * victim.stat().st_size)
-    assert repair_features(store.url, key, teacher=request)["repaired"] == [1]
+    assert repair_features(RepairOptions(store.url, key, teacher=request))["repaired"] == [1]
     store.features(key).group.discard(2)
     assert fill_missing(store, ["dino"], ["photos"], teachers=[name])["computed_shards"] == {"photos": 1}
     assert np.array_equal(store.features(key).read(np.arange(12)).patch, before)
@@ -164,11 +164,11 @@ def test_a_live_teacher_of_transformers_by_its_absolute_folder(by_imagenet: tupl
     recipe = replace(RECIPE, student=replace(RECIPE.student, sizes_px=(48,)), run=replace(RECIPE.run, steps=2))
     live = replace(recipe, teacher=TeacherConfig("live"))
     train(recipe, store, ["dino"], data="photos", out=tmp_path / "cached")
-    train(live, store, ["dino"], data="photos", out=tmp_path / "live", live_teachers=[name])
+    train(live, store, ["dino"], data="photos", out=tmp_path / "live", teachers=[name])
     cached, fresh = ([line["loss"] for line in read_metrics(tmp_path / way)] for way in ("cached", "live"))
     assert fresh == pytest.approx(cached, abs=2e-2)
     with pytest.raises(BadInput, match="is not the folder of a transformers vision model"):
-        train(live, store, ["dino"], data="photos", out=tmp_path / "none", live_teachers=[f"hf:{tmp_path}"])
+        train(live, store, ["dino"], data="photos", out=tmp_path / "none", teachers=[f"hf:{tmp_path}"])
 
 
 def test_a_mixtures_second_set_is_begun_as_the_first_was_made(by_imagenet: tuple[FeatureStore, str, str], tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_mixtures_second_set_is_begun_as_the_first_was_made(by_imagenet: tuple
 
 def test_two_sets_whose_statistics_differ_are_not_borrowed_for_one_teacher(by_imagenet: tuple[FeatureStore, str, str]) -> None:
     store, key, name = by_imagenet
-    options = ExtractOptions("more", (TeacherRequest(name, size_px=48),), constants="imagenet", precision="bf16", workers=0)
-    other = extract_features(store.url, options)["features"]["dino"]
+    options = ExtractOptions(store.url, "more", (TeacherRequest(name, size_px=48),), constants="imagenet", precision="bf16", workers=0)
+    other = extract_features(options)["features"]["dino"]
     for pair in ((key, other), (other, key)):
         with pytest.raises(BadInput, match="two feature sets with different statistics were given for dino"):
-            extract_features(store.url, replace(options, codec="fp32", statistics_from=pair))
+            extract_features(replace(options, codec="fp32", statistics_from=pair))

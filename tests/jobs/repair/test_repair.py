@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
-from eupe_pipeline.jobs.repair.repair import fidelity, repair_features, teacher_of
+from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions, fidelity, repair_features, teacher_of
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.features.features import FeatureReader
 from eupe_pipeline.storage.images.indexing import build_index
@@ -23,8 +23,10 @@ def extracted(tiny_store: Any, tmp_path: Path) -> tuple[FeatureStore, str, Teach
     store = FeatureStore.create(str(tmp_path / "store"))
     build_index(store.objects, str(tiny_store.teacher_run.parent / "images"), "photos")
     request = TeacherRequest(str(tiny_store.teacher_run))
-    options = ExtractOptions("photos", (request,), ViewSpec(views_per_image=2, seed=3), 4, "int8", statistics_batches=3, workers=0)
-    return store, extract_features(store.url, options)["features"]["teacher"], request, options
+    options = ExtractOptions(
+        store.url, "photos", (request,), ViewSpec(views_per_image=2, seed=3), 4, "int8", statistics_batches=3, workers=0
+    )
+    return store, extract_features(options)["features"]["teacher"], request, options
 
 
 def files(store: FeatureStore) -> dict[str, tuple[int, bytes]]:
@@ -45,7 +47,7 @@ def values(reader: FeatureReader) -> np.ndarray[Any, Any]:
 def test_a_sound_set_has_nothing_to_repair(extracted: Any) -> None:
     store, key, request, _ = extracted
     before = files(store)
-    result = repair_features(store.url, key, teacher=request)
+    result = repair_features(RepairOptions(store.url, key, teacher=request))
     assert (result["damaged"], result["repaired"]) == ({"features": {}, "views": {}}, [])
     assert files(store) == before
 
@@ -59,9 +61,9 @@ def test_a_damaged_shard_is_healed_and_no_other_is_touched(extracted: Any, group
     victims = sorted(name for name in sound if name.startswith(f"{where}/{array}/c.2."))
     assert len(victims) == 1
     flip_a_bit(Path(store.url) / victims[0])
-    told = repair_features(store.url, key, teacher=request, dry_run=True)
+    told = repair_features(RepairOptions(store.url, key, teacher=request, dry_run=True))
     assert (list(told["damaged"][group]), told["repaired"]) == (["2"], [])
-    result = repair_features(store.url, key, teacher=request)
+    result = repair_features(RepairOptions(store.url, key, teacher=request))
     assert result["repaired"] == [2]
     np.testing.assert_array_equal(values(FeatureStore.open(store.url).features(key)), expected)
     after = files(store)
@@ -82,7 +84,7 @@ def test_another_teacher_may_not_repair(extracted: Any, tmp_path: Path, tiny_sto
     flip_a_bit(next(Path(store.url).glob(f"features/{key}/patch/c.0.*")))
     before = files(store)
     with pytest.raises(CacheMismatch, match="weights_sha256"):
-        repair_features(store.url, key, teacher=TeacherRequest(str(other)))
+        repair_features(RepairOptions(store.url, key, teacher=TeacherRequest(str(other))))
     assert files(store) == before
     with pytest.raises(BadInput, match="unknown teacher 'teacher'"):
         teacher_of(store.features(key), None)
@@ -93,8 +95,8 @@ def test_fidelity_orders_the_codecs_by_what_they_keep(extracted: Any) -> None:
     store, _, request, options = extracted
     found = {}
     for codec in ("fp32", "fp16", "int8"):
-        key = extract_features(store.url, replace(options, codec=codec))["features"]["teacher"]
-        found[codec] = fidelity(store.url, key, teacher=request, sample=20)
+        key = extract_features(replace(options, codec=codec))["features"]["teacher"]
+        found[codec] = fidelity(FidelityOptions(store.url, key, teacher=request, sample=20))
         assert found[codec]["views"] == 20
         assert found[codec]["patch"]["min"] <= found[codec]["patch"]["p1"] <= found[codec]["patch"]["mean"]
     means = [found[codec]["patch"]["mean"] for codec in ("fp32", "fp16", "int8")]
@@ -109,8 +111,8 @@ def test_fidelity_of_a_set_that_is_not_complete_is_of_what_is_there(extracted: A
     reader = store.features(key)
     for shard in range(1, reader.shards):
         reader.group.discard(shard)
-    found = fidelity(store.url, key, teacher=request, sample=1000)
+    found = fidelity(FidelityOptions(store.url, key, teacher=request, sample=1000))
     assert found["views"] == reader.group.shard_rows
     reader.group.discard(0)
     with pytest.raises(BadInput, match="is stored yet"):
-        fidelity(store.url, key, teacher=request)
+        fidelity(FidelityOptions(store.url, key, teacher=request))

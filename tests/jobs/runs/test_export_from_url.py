@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.jobs.runs.upload import local_copy
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.identity import file_sha256
 
 from ...storage.faulty_s3 import FaultyServer
 from ..training.test_train import RECIPE
+from ..training_request import train
 
 
 def test_the_average_of_a_run_at_a_url_is_exported_with_origin_and_adapters(

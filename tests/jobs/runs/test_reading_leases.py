@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from eupe_pipeline.jobs.runs.reading_leases import EXTRACTION, extractors, leases
 from eupe_pipeline.storage.core.errors import BadInput, StoreUnavailable
+from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.leases import Lease, holders
 from eupe_pipeline.storage.upkeep.maintenance import prune
-from eupe_pipeline.storage.store import FeatureStore
 
 
 @pytest.fixture

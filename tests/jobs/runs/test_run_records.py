@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from eupe_pipeline.jobs.runs import upload_thread as run_uploads
 from eupe_pipeline.jobs.runs.remote_run import MANIFEST
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.reports.runs import compare_runs, list_runs, show_run
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted
@@ -16,6 +15,7 @@ from eupe_pipeline.storage.objects.objects import open_objects
 
 from ...storage.faulty_s3 import FaultyServer
 from ..training.test_train import RECIPE, interrupt_after
+from ..training_request import train
 
 BOTH = ("vit-mini", "convnext-mini")
 

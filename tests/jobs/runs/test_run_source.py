@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.runs.upload import RunMirror
 from eupe_pipeline.jobs.runs.run_source import run_at_hand
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.runs.upload import RunMirror
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.objects.objects import open_objects
@@ -16,6 +15,7 @@ from eupe_pipeline.student.model.recipe import TeacherConfig
 
 from ...storage.faulty_s3 import FaultyServer
 from ..training.test_train import RECIPE, losses
+from ..training_request import train
 
 pytestmark = pytest.mark.usefixtures("machine")
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.runs import upload as run_mirror, upload_thread as run_uploads
+from eupe_pipeline.jobs.runs import upload as run_mirror
+from eupe_pipeline.jobs.runs import upload_thread as run_uploads
 from eupe_pipeline.jobs.runs.remote_run import MANIFEST, RunCopy
 from eupe_pipeline.jobs.runs.upload import local_copy
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, CacheMismatch, Interrupted, StoreUnavailable
 from eupe_pipeline.storage.objects.objects import Objects, open_objects
 
 from ...storage.faulty_s3 import FaultyServer
 from ..training.test_train import RECIPE, interrupt_after, losses
+from ..training_request import train
 
 
 @pytest.fixture

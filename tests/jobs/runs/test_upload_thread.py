@@ -19,14 +19,14 @@ from eupe_pipeline.jobs.runs import upload_thread as run_uploads
 from eupe_pipeline.jobs.runs.remote_run import RunCopy
 from eupe_pipeline.jobs.runs.upload import RunMirror, local_copy
 from eupe_pipeline.jobs.runs.upload_thread import uploading
-from eupe_pipeline.pipeline.commands.training import train
-from eupe_pipeline.storage.objects.atomic_files import remove_folder, replace_folder
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted, StoreUnavailable
+from eupe_pipeline.storage.objects.atomic_files import remove_folder, replace_folder
 from eupe_pipeline.storage.objects.objects import LocalObjects, open_objects
 
 from ...fault_log import Trials
 from ...storage.faulty_s3 import Fault, FaultyServer
 from ..training.test_train import interrupt_after
+from ..training_request import train_command
 
 SETTINGS = (
     "views.photometric=none",
@@ -296,10 +296,7 @@ def started(tiny: Any, url: str, steps: int) -> "subprocess.Popen[str]":
 
 def resumed(tiny: Any, url: str, steps: int, on_event: Callable[[Any], None]) -> None:
     """The same command in this process."""
-    train(
-        stage=2, store=tiny.store.url, data="photos", features=["tiny-teacher"], recipe=None, settings=(*SETTINGS, f"run.steps={steps}"),
-        out=url, proxy=None, dry_run=False, on_event=on_event,
-    )  # fmt: skip
+    train_command(store=tiny.store.url, out=url, settings=(*SETTINGS, f"run.steps={steps}"), on_event=on_event)
 
 
 def await_step(child: "subprocess.Popen[str]", step: int) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.jobs.runs.upload import RunMirror
-from eupe_pipeline.jobs.training.evaluate_while_training import Watch
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.training.options import Watch
 from eupe_pipeline.pipeline.reports.runs import row
 from eupe_pipeline.storage.objects.objects import open_objects
-from eupe_pipeline.student.training.checkpoint import step_of
+from eupe_pipeline.student.training.checkpoint import step_in_name
 from eupe_pipeline.student.training.run_folder import read_metrics
 
+from ..training_request import train
 from .test_train import RECIPE, STEPS, interrupt_after, losses
 
 OFTEN = replace(RECIPE, run=replace(RECIPE.run, checkpoint_every=1, keep_checkpoints=STEPS, keep_best=True))
@@ -21,7 +21,7 @@ OFTEN = replace(RECIPE, run=replace(RECIPE.run, checkpoint_every=1, keep_checkpo
 
 def scores(run: Path) -> dict[int | None, float | None]:
     found = (run / "checkpoints").glob("*/checkpoint.json")
-    return {step_of(path.parent.name): json.loads(path.read_text())["score"]["evaluation"] for path in found}
+    return {step_in_name(path.parent.name): json.loads(path.read_text())["score"]["evaluation"] for path in found}
 
 
 def warnings(seen: list[dict[str, Any]]) -> list[str]:
@@ -95,4 +95,4 @@ def test_listings_of_a_run_go_by_number_here_and_at_its_url(tiny_store: Any, tmp
         (home / "checkpoints" / f"step-{step}").mkdir()
         (home / "checkpoints" / f"step-{step}" / "checkpoint.json").write_text("{}")
     assert row(home)["state"] == "resumes at 10000000"
-    assert [step_of(name) for name in mirror._files_here()[1][:3]] == [9_999_998, 9_999_999, 10_000_000]
+    assert [step_in_name(name) for name in mirror._files_here()[1][:3]] == [9_999_998, 9_999_999, 10_000_000]

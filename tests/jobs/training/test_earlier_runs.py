@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.core.errors import CacheMismatch, Interrupted
-from eupe_pipeline.student.model.recipe import BEFORE, AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TrainRecipe
+from eupe_pipeline.student.model.recipe import LEGACY_VALUES, AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TrainRecipe
 from eupe_pipeline.student.training.run_folder import read_metrics
+
+from ..training_request import train
 
 STEPS = 6
 NOW = TrainRecipe(
@@ -42,7 +43,7 @@ def stop_after(tiny: Any, recipe: TrainRecipe, out: Path, steps: int) -> None:
     with pytest.raises(Interrupted):
         run(tiny, recipe, out, stop_asked=lambda: next(asked))
     record = json.loads((out / "recipe.json").read_text())
-    for dotted in BEFORE:
+    for dotted in LEGACY_VALUES:
         table, key = dotted.split(".")
         record["recipe"][table].pop(key)
         assert key not in record["decisive"][table]
@@ -54,13 +55,13 @@ def test_a_run_from_before_is_resumed_bit_equal_by_todays_recipe_and_says_so(tin
     run(tiny_store, NOW, tmp_path / "new")
     stop_after(tiny_store, THEN, tmp_path / "cut", 4)
     said: list[str] = []
-    origins = dict.fromkeys(BEFORE, "default")
+    origins = dict.fromkeys(LEGACY_VALUES, "default")
     run(tiny_store, NOW, tmp_path / "cut", origins=origins, on_event=lambda event: said.append(str(event.get("text", ""))))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole") != losses(tmp_path / "new")
     assert any("student.rope_draws: forward  # as the run in" in text for text in said)
     recorded = json.loads((tmp_path / "cut" / "recipe.json").read_text())
     assert recorded["recipe"]["optimizer"]["decayed"] == "matrices"
-    assert recorded["origins"] == dict.fromkeys(BEFORE, "as this run was begun")
+    assert recorded["origins"] == dict.fromkeys(LEGACY_VALUES, "as this run was begun")
     assert run(tiny_store, NOW, tmp_path / "cut")["already"]
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.training.evaluate_while_training import Watch
-from eupe_pipeline.jobs.training.train import train
-from eupe_pipeline.pipeline.commands.training import watch_of
+from eupe_pipeline.jobs.training.options import Watch
+from eupe_pipeline.pipeline.commands.train import watch_of
 from eupe_pipeline.pipeline.reports.runs import row
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted
 from eupe_pipeline.storage.store import FeatureStore
@@ -18,6 +17,7 @@ from eupe_pipeline.student.model.ranks import Ranks
 from eupe_pipeline.student.training.run_folder import read_metrics
 
 from ...student.gloo import on_ranks
+from ..training_request import train
 from .test_train import RECIPE
 
 WATCH = Watch("knn", 2, "photos", 24, allow_overlap=True)
@@ -78,7 +78,7 @@ def test_what_cannot_be_evaluated_is_refused_before_the_first_step(tiny_store: A
         run(tiny_store, tmp_path / "run", Watch("knn", 2, "phoots", 24))
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
     with pytest.raises(BadInput, match="knn"):
-        Watch("kmm", 2, "photos")
+        Watch("kmm", 2, "photos")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="go together"):
         watch_of("knn", 2, None, 24)
     assert watch_of(None, 2, None, 24) is None

@@ -26,7 +26,7 @@ def files(store: FeatureStore, key: str) -> dict[str, bytes]:
 
 def test_gaps_are_filled_as_the_extraction_would_have_filled_them(photos: Any) -> None:
     store, options, _ = photos
-    key = extract_features(store.url, replace(options, batch_size=32))["features"]["teacher"]
+    key = extract_features(replace(options, batch_size=32))["features"]["teacher"]
     before = files(store, key)
     store.features(key).group.discard(1)
     seen: list[dict[str, Any]] = []
@@ -42,8 +42,8 @@ def test_sets_that_do_not_exist_are_begun_as_extract_features_begins_them(photos
     fill_missing(store, ["teacher"], ["photos"], teachers=[options.teachers[0].name], views_per_image=2)
     other = FeatureStore.create(str(tmp_path / "other"))
     build_index(other.objects, store.dataset("photos").source, "photos")
-    plain = ExtractOptions("photos", (TeacherRequest(options.teachers[0].name),), ViewSpec(views_per_image=2), workers=0)
-    key = extract_features(other.url, plain)["features"]["teacher"]
+    plain = ExtractOptions(store.url, "photos", (TeacherRequest(options.teachers[0].name),), ViewSpec(views_per_image=2), workers=0)
+    key = extract_features(replace(plain, store=other.url))["features"]["teacher"]
     assert store.list_features() == [key]
     assert files(store, key) == files(other, key)
 
@@ -53,7 +53,7 @@ def test_a_new_set_joins_the_views_of_the_runs_other_sets_and_a_mixture_shares_s
     make_teacher(tmp_path / "second", seed=2)
     write_images(tmp_path / "more", 5)
     build_index(store.objects, str(tmp_path / "more"), "more")
-    extract_features(store.url, options)
+    extract_features(options)
     teachers = [options.teachers[0].name, str(tmp_path / "second")]
     done = fill_missing(store, ["teacher", "second"], ["photos", "more"], teachers=teachers, views_per_image=3)
     assert done["computed_shards"] == {"photos": 3, "more": 2}
@@ -69,7 +69,7 @@ def test_a_new_set_joins_the_views_of_the_runs_other_sets_and_a_mixture_shares_s
 
 def test_another_teacher_cannot_fill_a_set(photos: Any, tmp_path: Path) -> None:
     store, options, _ = photos
-    key = extract_features(store.url, options)["features"]["teacher"]
+    key = extract_features(options)["features"]["teacher"]
     store.features(key).group.discard(0)
     make_teacher(tmp_path / "second", seed=2)
     with pytest.raises(CacheMismatch, match=r"is not the teacher that made .*weights_sha256"):

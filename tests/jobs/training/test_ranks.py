@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.jobs.ray_session import ray_session
-from eupe_pipeline.jobs.training.ranks import TrainOrder, train_on_workers
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.training.options import TrainOptions
+from eupe_pipeline.jobs.training.ranks import train_on_workers
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.student.model.recipe import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TrainRecipe
 from eupe_pipeline.student.training.run_folder import read_metrics
+
+from ..training_request import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray Train's own
 
@@ -35,8 +37,8 @@ def ray() -> Iterator[Any]:
         yield session
 
 
-def order(tiny: Any, out: Path, recipe: TrainRecipe = RECIPE) -> TrainOrder:
-    return TrainOrder(recipe, tiny.store.url, ("tiny-teacher",), "photos", out)
+def on_ranks(tiny: Any, out: Path, recipe: TrainRecipe = RECIPE, *, workers: int = 2) -> TrainOptions:
+    return TrainOptions(recipe, tiny.store.url, ("tiny-teacher",), out, "photos", workers=workers)
 
 
 def losses(out: Path) -> list[float]:
@@ -57,11 +59,11 @@ def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_two_ranks_train_
             os.kill(next(one["pid"] for one in seen if one["event"] == "rank" and one["rank"] == 1), signal.SIGKILL)
 
     calm = replace(RECIPE.optimizer, learning_rate=1e-3)  # at 1e-2 rounding grows to 0.5 within 100 steps
-    recipe = replace(RECIPE, optimizer=calm, run=replace(RECIPE.run, steps=200, checkpoint_every=20))
-    summary = train_on_workers(order(tiny_store, Path("two"), recipe), 2, on_event=kill_rank_1)
+    recipe = replace(RECIPE, optimizer=calm, run=replace(RECIPE.run, steps=100, checkpoint_every=20))
+    summary = train_on_workers(on_ranks(tiny_store, Path("two"), recipe), kill_rank_1)
     assert sum(one["event"] == "rank" for one in seen) == 4
-    assert (summary["steps"], summary["ranks"]) == (200, 2)
-    assert [line["step"] for line in read_metrics(tmp_path / "two")] == list(range(1, 201))
+    assert (summary["steps"], summary["ranks"]) == (100, 2)
+    assert [line["step"] for line in read_metrics(tmp_path / "two")] == list(range(1, 101))
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
     train(recipe, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path / "one")
     assert losses(tmp_path / "two")[:20] == pytest.approx(losses(tmp_path / "one")[:20], abs=5e-5)
@@ -72,11 +74,11 @@ def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_two_ranks_train_
 @pytest.mark.parametrize(("workers", "way", "parts"), [(2, "fsdp", 1), (4, "ddp", 2), (4, "fsdp", 2)])
 def test_ranks_train_what_one_process_trains(ray: Any, tiny_store: Any, tmp_path: Path, workers: int, way: str, parts: int) -> None:
     recipe = replace(RECIPE, run=replace(RECIPE.run, parallel=way, accumulate=parts))
-    summary = train_on_workers(order(tiny_store, tmp_path / "run", recipe), workers)
+    summary = train_on_workers(on_ranks(tiny_store, tmp_path / "run", recipe, workers=workers))
     train(RECIPE, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path / "one")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), abs=2e-5)
     assert summary["ranks"] == workers
-    assert train_on_workers(order(tiny_store, tmp_path / "run", recipe), workers)["already"]
+    assert train_on_workers(on_ranks(tiny_store, tmp_path / "run", recipe, workers=workers))["already"]
 
 
 @pytest.mark.fault(7, "healed")
@@ -88,7 +90,7 @@ def test_sigterm_stops_all_ranks_and_any_number_of_ranks_goes_on(ray: Any, tiny_
 
     long = replace(RECIPE, run=replace(RECIPE.run, steps=2000, checkpoint_every=2000))
     with pytest.raises(Interrupted, match="stopped after step"):
-        train_on_workers(order(tiny_store, tmp_path / "run", long), 2, on_event=stop)
+        train_on_workers(on_ranks(tiny_store, tmp_path / "run", long), stop)
     assert 2 <= read_metrics(tmp_path / "run")[-1]["step"] < 2000
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
@@ -98,9 +100,9 @@ def test_an_error_on_purpose_keeps_its_text_and_is_not_tried_again(ray: Any, tin
     train(RECIPE, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path / "run")
     other = replace(RECIPE, optimizer=replace(RECIPE.optimizer, learning_rate=0.02))
     with pytest.raises(CacheMismatch, match=r"optimizer.learning_rate: got 0.02, wanted 0.01"):
-        train_on_workers(order(tiny_store, tmp_path / "run", other), 2)
+        train_on_workers(on_ranks(tiny_store, tmp_path / "run", other))
 
 
 def test_more_ranks_than_images_in_a_batch_are_refused_at_once(tiny_store: Any, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be shared by 7 ranks"):
-        train_on_workers(order(tiny_store, tmp_path / "run"), 7)
+        train_on_workers(on_ranks(tiny_store, tmp_path / "run", workers=7))

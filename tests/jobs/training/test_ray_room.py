@@ -8,7 +8,8 @@ from eupe_pipeline.jobs.extraction import pool
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.ray_session import ray_session
 from eupe_pipeline.jobs.training import ranks as train_ranks
-from eupe_pipeline.jobs.training.ranks import TrainOrder, train_on_workers
+from eupe_pipeline.jobs.training.options import TrainOptions
+from eupe_pipeline.jobs.training.ranks import train_on_workers
 from eupe_pipeline.storage.core.errors import BadInput
 
 from .test_train import RECIPE
@@ -22,8 +23,8 @@ class Holder:
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pool, train_ranks):
-        monkeypatch.setattr(module, "SAY_AFTER_S", 1.0)
-        monkeypatch.setattr(module, "GIVE_UP_AFTER_S", 4.0)
+        monkeypatch.setattr(module, "SAY_AFTER_S", 0.5)
+        monkeypatch.setattr(module, "GIVE_UP_AFTER_S", 2.0)
 
 
 def hold(ray: Any, cpus: int) -> Any:
@@ -45,13 +46,13 @@ def test_workers_and_ranks_without_room_say_what_they_ask_for_and_give_up(
     with ray_session(None, 2) as ray:
         holder = hold(ray, 2)
         text = r"no room for a worker: each asks for 1 CPU on one node, and 0 of 2 CPU free on all nodes together"
-        with pytest.raises(BadInput, match=text + r"; none came free in 4 s"):
-            extract_features(store.url, one_worker, listen)
+        with pytest.raises(BadInput, match=text + r"; none came free in 2 s"):
+            extract_features(replace(one_worker, store=store.url), listen)
         assert len(said) == 1
-        assert "waiting for 4 s at most" in said[0]
-        order = TrainOrder(RECIPE, tiny_store.store.url, ["tiny-teacher"], "photos", tmp_path / "run")
+        assert "waiting for 2 s at most" in said[0]
+        two_ranks = TrainOptions(RECIPE, tiny_store.store.url, ("tiny-teacher",), tmp_path / "run", "photos", workers=2)
         with pytest.raises(BadInput, match=r"no room for one of 2 ranks: each asks for 1 CPU on one node, and 0 of 2 CPU free"):
-            train_on_workers(order, 2, on_event=listen)
+            train_on_workers(two_ranks, listen)
         assert len(said) == 2
         monkeypatch.setattr(pool, "GIVE_UP_AFTER_S", 120.0)
         waited: list[str] = []
@@ -61,5 +62,5 @@ def test_workers_and_ranks_without_room_say_what_they_ask_for_and_give_up(
                 waited.append(event["text"])
                 ray.kill(holder)
 
-        assert extract_features(store.url, one_worker, make_room)["shards_missing"] == 0
+        assert extract_features(replace(one_worker, store=store.url), make_room)["shards_missing"] == 0
         assert len(waited) == 1

@@ -18,7 +18,7 @@ from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.training import train as train_job
 from eupe_pipeline.jobs.training.data import open_features, open_parts
-from eupe_pipeline.jobs.training.train import initial_student, train
+from eupe_pipeline.jobs.training.train import initial_student
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
@@ -33,6 +33,7 @@ from eupe_pipeline.teachers.runtime.devices import Choice
 from ...conftest import TEACHER_PX, make_teacher, write_images
 from ...fault_log import Trials
 from ...student.training.test_kept_by_name import as_format_1
+from ..training_request import train
 from .test_train import RECIPE, interrupt_after, losses
 
 STEPS = 4
@@ -82,13 +83,15 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Several:
         write_images(root / data, count)
         build_index(store.objects, str(root / data), data)
         requests = tuple(TeacherRequest(str(root / name)) for name in NAMES)
-        options = ExtractOptions(data, requests, ViewSpec(seed=3), 8, "int8", statistics_batches=1, workers=0, statistics_from=borrowed)
-        borrowed = tuple(extract_features(store.url, options)["features"].values())
+        options = ExtractOptions(
+            store.url, data, requests, ViewSpec(seed=3), 8, "int8", statistics_batches=1, workers=0, statistics_from=borrowed
+        )
+        borrowed = tuple(extract_features(options)["features"].values())
     for name in ("a", "b"):
         shutil.copytree(root / name, root / f"sampled-{name}")
         request = (TeacherRequest(str(root / f"sampled-{name}")),)
         extract_features(
-            store.url, ExtractOptions("photos", request, ViewSpec(seed=3), 8, tokens_per_view=2, statistics_batches=1, workers=0)
+            ExtractOptions(store.url, "photos", request, ViewSpec(seed=3), 8, tokens_per_view=2, statistics_batches=1, workers=0)
         )
     return Several(root, store)
 
@@ -173,7 +176,7 @@ def test_sampled_and_whole_grids_go_on_in_any_order(several: Several, tmp_path: 
 @pytest.mark.fault
 def test_live_teachers_find_their_feature_sets_in_any_order(several: Several, tmp_path: Path) -> None:
     def run(out: Path, features: Sequence[str] = ("a", "b"), teachers: Sequence[str] = ("a", "b"), **more: Any) -> dict[str, Any]:
-        return several.run(LIVE, out, features, live_teachers=[several.teacher(name) for name in teachers], **more)
+        return several.run(LIVE, out, features, teachers=[several.teacher(name) for name in teachers], **more)
 
     cut = Cut(tmp_path, run)
     with Trials(32) as trials:
@@ -269,7 +272,7 @@ def test_another_run_is_refused_and_the_field_named(several: Several, tmp_path: 
             cut.refuses(trials, r"sizes_px: got \[16\]", lambda out: several.run(coarse, out, ("sampled-a", "b")))
             live = replace(ANY, teacher=TeacherConfig("live"))
             teachers = [several.teacher("a"), several.teacher("b")]
-            cut.refuses(trials, r"teacher\.source", lambda out: several.run(live, out, ("a", "b"), live_teachers=teachers))
+            cut.refuses(trials, r"teacher\.source", lambda out: several.run(live, out, ("a", "b"), teachers=teachers))
         else:
             changed = {
                 r"student\.sizes_px": replace(ANY, student=replace(ANY.student, sizes_px=(16, 24))),

@@ -11,12 +11,12 @@ import pytest
 import torch
 from eupe_pipeline.jobs.extraction.canaries import check_canary
 from eupe_pipeline.jobs.training.start_checks import SAMPLED_VIEWS, check_pixels
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.core.errors import CacheMismatch
 from eupe_pipeline.storage.images import dataset as dataset_module
 from eupe_pipeline.storage.store import FeatureStore
 from PIL import Image
 
+from ..training_request import train
 from .test_train import LIVE, RECIPE
 
 

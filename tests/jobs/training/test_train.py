@@ -11,7 +11,7 @@ import pytest
 import torch
 from eupe_pipeline.jobs.estimates.live_cost import live_teacher_cost
 from eupe_pipeline.jobs.training.data import excluded_images, open_features
-from eupe_pipeline.jobs.training.train import initial_student, train
+from eupe_pipeline.jobs.training.train import initial_student
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.student.data.targets import LiveTargets
 from eupe_pipeline.student.model.recipe import (
@@ -25,6 +25,8 @@ from eupe_pipeline.student.model.recipe import (
 )
 from eupe_pipeline.student.model.student import TargetSpec
 from eupe_pipeline.student.training.run_folder import read_metrics
+
+from ..training_request import train
 
 STEPS = 8
 RECIPE = TrainRecipe(
@@ -274,6 +276,15 @@ def test_a_folder_with_other_things_is_refused(tiny_store: Any, tmp_path: Path) 
     with pytest.raises(BadInput, match="is not empty"):
         run(tiny_store, RECIPE, tmp_path / "run")
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_run_that_lost_its_record_is_refused_and_stays_as_it_is(tiny_store: Any, tmp_path: Path) -> None:
+    run(tiny_store, replace(RECIPE, run=replace(RECIPE.run, steps=3)), tmp_path / "run")
+    (tmp_path / "run" / "recipe.json").unlink()
+    before = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    with pytest.raises(BadInput, match="is not empty and holds no run"):
+        run(tiny_store, RECIPE, tmp_path / "run")
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == before
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_store: Any, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.runs.reading_leases import EXTRACTION
 from eupe_pipeline.jobs.training.data import Part, run_order
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted, StoreUnavailable
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.leases import Lease, holders
@@ -23,6 +22,7 @@ from eupe_pipeline.storage.upkeep.maintenance import prune
 from eupe_pipeline.student.data.following import FollowedOrder, instead_of_failed
 from eupe_pipeline.student.model.recipe import DataConfig
 
+from ..training_request import train
 from .test_train import RECIPE, losses
 
 FOLLOWING = replace(RECIPE, data=DataConfig(order="shards", window_shards=1), run=replace(RECIPE.run, steps=12))
@@ -35,7 +35,7 @@ def run(store: FeatureStore, out: Path, **more: Any) -> dict[str, Any]:
 def begun(photos: Any) -> tuple[FeatureStore, Any, str]:
     """A store whose extraction was stopped after the shard that a run needs first."""
     store, options, _ = photos
-    key = extract_features(store.url, options)["features"]["teacher"]
+    key = extract_features(options)["features"]["teacher"]
     reader = store.features(key)
     order = run_order(
         replace(FOLLOWING, data=replace(FOLLOWING.data, replace_failed=True)), [Part("photos", 1.0, {"teacher": reader})], store, 1
@@ -49,7 +49,7 @@ def begun(photos: Any) -> tuple[FeatureStore, Any, str]:
 def test_a_run_waits_for_its_extraction_and_is_the_run_that_had_not_to_wait(photos: Any, tmp_path: Path) -> None:
     store, options, _ = begun(photos)
     waits: list[dict[str, Any]] = []
-    extraction = threading.Thread(target=extract_features, args=(store.url, options))
+    extraction = threading.Thread(target=extract_features, args=(options,))
 
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "progress":
@@ -74,7 +74,7 @@ def test_a_run_that_is_stopped_while_it_waits_keeps_its_steps_and_goes_on(photos
 
     with pytest.raises(Interrupted, match="stopped after step"):
         run(store, tmp_path / "run", on_event=stop)
-    extract_features(store.url, options)
+    extract_features(options)
     assert run(FeatureStore.open(store.url), tmp_path / "run")["resumed_from"] == 1  # 8 images of the first shard, 6 a step
     run(FeatureStore.open(store.url), tmp_path / "whole")
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
@@ -93,7 +93,7 @@ def test_without_an_extraction_the_wait_ends_with_what_to_do(photos: Any, tmp_pa
 
 def test_a_run_may_be_started_before_its_extraction(photos: Any, tmp_path: Path) -> None:
     store, options, _ = photos
-    extraction = threading.Thread(target=extract_features, args=(store.url, options))
+    extraction = threading.Thread(target=extract_features, args=(options,))
     notes: list[str] = []
 
     def on_event(event: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ def test_a_run_may_be_started_before_its_extraction(photos: Any, tmp_path: Path)
 
 def test_a_followed_run_goes_on_only_as_one(photos: Any, tmp_path: Path) -> None:
     store, options, _ = photos
-    extract_features(store.url, options)
+    extract_features(options)
     run(store, tmp_path / "run")
     with pytest.raises(CacheMismatch, match=r"data\.replace_failed: got False, wanted True"):
         run(store, tmp_path / "run", follow_s=None)
@@ -146,9 +146,9 @@ def test_the_next_place_goes_around_the_end_and_a_batch_without_any_is_refused()
 
 RUN = """
 import sys
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.store import FeatureStore
-from tests.jobs.test_train import RECIPE
+from tests.jobs.training.test_train import RECIPE
+from tests.jobs.training_request import train
 train(RECIPE, FeatureStore.open(sys.argv[1]), ["teacher"], data="photos", out=__import__("pathlib").Path(sys.argv[2]), follow_s=60.0)
 """
 
@@ -162,7 +162,7 @@ def test_prune_waits_for_a_run_in_another_process(photos: Any, tmp_path: Path) -
             time.sleep(0.05)
         with pytest.raises(BadInput, match=f"{key} is being read by train-run-"):
             prune(store, key, dry_run=False)
-        extract_features(store.url, options)
+        extract_features(options)
         assert process.wait(120) == 0, process.stderr and process.stderr.read()
     finally:
         process.kill()

@@ -10,8 +10,6 @@ import pytest
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.training.data import cached_targets, joined_views, open_parts, run_order
-from eupe_pipeline.jobs.training.train import train
-from eupe_pipeline.pipeline.commands.training import train as train_command
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
@@ -21,6 +19,7 @@ from eupe_pipeline.student.data.targets import STUDENT, Rendering
 from eupe_pipeline.student.model.recipe import DataConfig
 
 from ...conftest import write_images
+from ..training_request import train, train_command
 from .test_train import RECIPE, interrupt_after, losses
 
 SHARES = {"few": 0.25, "many": 0.75}
@@ -41,9 +40,9 @@ def mixed(tiny_store: Any, tmp_path_factory: pytest.TempPathFactory) -> FeatureS
         spec = ViewSpec(views_per_image=views, seed=count)
         kept = () if name == "other" else borrowed
         options = ExtractOptions(
-            name, teacher, spec, images_per_shard=8, codec="fp32", statistics_batches=2, workers=0, statistics_from=kept
+            store.url, name, teacher, spec, images_per_shard=8, codec="fp32", statistics_batches=2, workers=0, statistics_from=kept
         )
-        key = extract_features(store.url, options)["features"]["teacher"]
+        key = extract_features(options)["features"]["teacher"]
         borrowed = borrowed or (key,)
     return store
 
@@ -134,7 +133,7 @@ def test_the_command_line_takes_shares_and_a_dry_run_shows_them(mixed: FeatureSt
         "run.batch_size=6",
         "views.photometric=none",
     )
-    common: dict[str, Any] = {"stage": 2, "store": mixed.url, "features": ["teacher"], "recipe": None, "settings": settings, "proxy": None}
+    common: dict[str, Any] = {"stage": 2, "store": mixed.url, "features": ["teacher"], "settings": settings}
     plan = train_command(data=["few=0.25", "many=0.75"], out=tmp_path / "run", dry_run=True, on_event=print, **common)
     shown = {key.split("@")[0]: row for key, row in plan["data"].items()}
     assert shown["few"] == {"share": 0.25, "images": 6, "epochs": 2.5}

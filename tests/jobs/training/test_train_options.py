@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from eupe_pipeline.jobs.training.train import initial_student, train
+from eupe_pipeline.jobs.training.train import initial_student
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted
 from eupe_pipeline.student.model.recipe import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TeacherConfig, TrainRecipe
 from eupe_pipeline.student.model.student import TargetSpec
 from eupe_pipeline.student.training.run_folder import read_metrics
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
+
+from ..training_request import train
 
 STEPS = 6
 RECIPE = TrainRecipe(

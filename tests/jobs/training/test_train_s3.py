@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.copying import copy_features
 from eupe_pipeline.storage.upkeep.leases import holders
 from eupe_pipeline.student.model.recipe import DataConfig
 
 from ...storage.faulty_s3 import FaultyServer
+from ..training_request import train
 from .test_train import RECIPE, losses
 
 

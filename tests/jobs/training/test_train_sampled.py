@@ -11,7 +11,7 @@ from eupe_pipeline.jobs.estimates.training import plan_training
 from eupe_pipeline.jobs.evaluation.knn import knn_of_features
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
-from eupe_pipeline.jobs.training.train import train
+from eupe_pipeline.jobs.training.options import TrainOptions
 from eupe_pipeline.pipeline.pictures.pca import colours
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
@@ -22,6 +22,7 @@ from eupe_pipeline.student.model.recipe import RunConfig, TeacherConfig
 from eupe_pipeline.student.training.run_folder import read_metrics
 from eupe_pipeline.teachers.encoders.tokens import SampledTokens
 
+from ..training_request import train
 from .test_train import RECIPE, losses
 
 SHORT = replace(RECIPE, student=replace(RECIPE.student, sizes_px=(32,)), run=RunConfig(4, 6, checkpoint_every=2, log_every=1))
@@ -40,8 +41,10 @@ def kept(tiny_store: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fea
     store = FeatureStore.create(str(tmp_path_factory.mktemp("kept") / "store"))
     build_index(store.objects, str(tiny_store.teacher_run.parent / "images"), "photos")
     request = TeacherRequest(str(tiny_store.teacher_run), size_px=32)
-    options = ExtractOptions("photos", (request,), ViewSpec(views_per_image=2, seed=3), 8, "fp32", statistics_batches=2, workers=0)
-    return store, {name: extract_features(store.url, replace(options, **less))["features"]["teacher"] for name, less in LAYOUTS.items()}
+    options = ExtractOptions(
+        store.url, "photos", (request,), ViewSpec(views_per_image=2, seed=3), 8, "fp32", statistics_batches=2, workers=0
+    )
+    return store, {name: extract_features(replace(options, **less))["features"]["teacher"] for name, less in LAYOUTS.items()}
 
 
 def run(kept: Any, name: str, out: Path, recipe: Any = SHORT, **more: Any) -> dict[str, Any]:
@@ -93,14 +96,15 @@ def test_another_grid_is_refused_before_the_run_s_folder_exists(kept: Any, tmp_p
         with pytest.raises(BadInput, match=r"vit-mini at 24 px has a grid of 3×3.* choose student\.sizes_px"):
             run(kept, "some", tmp_path / "run", other)
         with pytest.raises(BadInput, match="grid of 3×3"):
-            plan_training(other, store, [keys["some"]], data="photos")
+            plan_training(TrainOptions(other, store.url, (keys["some"],), tmp_path / "run", "photos"))
     assert not (tmp_path / "run").exists()
     run(kept, "small", tmp_path / "run", other)  # a whole grid, though a smaller one, is aligned as ever
 
 
-def test_a_dry_run_counts_the_bytes_of_the_stored_tokens(kept: Any) -> None:
+def test_a_dry_run_counts_the_bytes_of_the_stored_tokens(kept: Any, tmp_path: Path) -> None:
     store, keys = kept
-    plans = {name: plan_training(SHORT, store, [keys[name]], data="photos") for name in ("dense", "some")}
+    asked = {name: TrainOptions(SHORT, store.url, (keys[name],), tmp_path / name, "photos") for name in ("dense", "some")}
+    plans = {name: plan_training(options) for name, options in asked.items()}
     view = {name: plan["reading"]["target_bytes_a_view"] for name, plan in plans.items()}
     assert view == {"dense": 4 * (16 * 48 + 48), "some": 4 * (6 * 48 + 48) + 2 * 6}
     memory = {name: plan["students"]["vit-mini"]["activation_bytes"] for name, plan in plans.items()}

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from eupe_pipeline.jobs.training.train import train
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.model.recipe import RunConfig, StudentConfig, TeacherConfig
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
+from ..training_request import train
 from .test_train import RECIPE, interrupt_after, losses
 
 NAMES = ("timm:test_vit", "timm:test_convnext")
@@ -41,4 +41,4 @@ def test_an_export_says_where_its_tensors_are(tiny_store: Any, tmp_path: Path) -
     run(tiny_store, tmp_path / "run", replace(SHORT, run=RunConfig(1, 2)))
     for form in ("timm", "onnx"):
         with pytest.raises(BadInput, match=r"model/backbone\.safetensors holds its tensors .*create_model\('test_vit', num_classes=0\)"):
-            export(tmp_path / "run" / NAMES[0], ExportOptions((form,)), tmp_path / "out")
+            export(ExportOptions(tmp_path / "run" / NAMES[0], tmp_path / "out", (form,)))

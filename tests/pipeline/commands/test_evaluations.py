@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.pipeline.commands.evaluations import datasets_of
+from eupe_pipeline.jobs.evaluation import linear
+from eupe_pipeline.jobs.evaluation.knn import KnnOptions
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from PIL import Image
@@ -32,18 +34,22 @@ def told(capture: Capture, *words: object) -> dict[str, Any]:
     return found
 
 
-def test_neighbours_and_probe_take_datasets_or_a_folder_of_both(folder: Path, tiny_store: Any, capsys: Capture) -> None:
+def test_neighbours_and_probe_take_datasets_or_a_folder_of_both(
+    folder: Path, tiny_store: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets = ("--store", folder / "store", "--train", "photos", "--test", "photos", "--allow-overlap")
     assert told(capsys, "knn", folder / "run", *sets)["train_images"] == 24
     cached = told(capsys, "knn", "tiny-teacher", *sets, "--test-images", 5, "--out", folder / "out")
     assert (cached["test_images"], Path(cached["record"]).parent.parent) == (5, folder / "out")
     for split in ("train", "val"):
         shutil.copytree(tiny_store.teacher_run.parent / "images", folder / "data" / split)
+    sweep = linear.evaluate_linear  # which has tests of its own
+    monkeypatch.setattr(linear, "evaluate_linear", lambda options, on_event: sweep(replace(options, powers=(-2.0, 0.0)), on_event))
     result = told(capsys, "linear", folder / "run", "--data", folder / "data", "--allow-overlap")
     assert result["classes"] == 3
     assert (folder / "home" / "evaluations" / "store" / "eupe-store.json").is_file()
     with pytest.raises(BadInput, match="and not both"):
-        datasets_of("x", "a", "b")
+        KnnOptions(model="m", data="x", train_set="a", test_set="b").datasets()
 
 
 def test_dense_evaluations_run_a_real_student(folder: Path, capsys: Capture) -> None:

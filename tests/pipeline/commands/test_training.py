@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eupe_pipeline.jobs.training.options import Watch
 from eupe_pipeline.pipeline.commands.main import main
-from eupe_pipeline.pipeline.commands.training import train
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.training.run_folder import read_metrics
+
+from ...jobs.training_request import train_command
 
 SETTINGS = (
     "views.photometric=none",
@@ -17,29 +19,28 @@ SETTINGS = (
 
 
 def go(tiny: Any, out: Path, **more: Any) -> Any:
-    given = {"stage": 2, "features": ["tiny-teacher"], "recipe": None, "settings": SETTINGS, "proxy": None, "dry_run": False, **more}
-    return train(store=tiny.store.url, data="photos", out=out, on_event=lambda event: None, **given)
+    return train_command(store=tiny.store.url, out=out, **{"settings": SETTINGS, **more})
 
 
 def test_live_targets_in_stage_2_are_the_same_training(tiny_store: Any, tmp_path: Path) -> None:
     go(tiny_store, tmp_path / "cached")
-    go(tiny_store, tmp_path / "live", targets="live", live_teachers=[str(tiny_store.teacher_run)])
+    go(tiny_store, tmp_path / "live", targets="live", teachers=[str(tiny_store.teacher_run)])
     cached, live = ([line["loss"] for line in read_metrics(tmp_path / name)] for name in ("cached", "live"))
     assert live == pytest.approx(cached, abs=1e-4)
 
 
 def test_live_teachers_of_several_feature_sets_are_given_in_order(tiny_store: Any, tmp_path: Path) -> None:
     more = {"stage": 1, "features": ["tiny-teacher", "tiny-int8"], "targets": "live", "settings": (*SETTINGS, "optimizer.name=adamw")}
-    summary = go(tiny_store, tmp_path / "run", live_teachers=[str(tiny_store.teacher_run)] * 2, **more)
+    summary = go(tiny_store, tmp_path / "run", teachers=[str(tiny_store.teacher_run)] * 2, **more)
     assert set(summary["losses"]) == {"tiny-teacher", "tiny-int8"}
     with pytest.raises(BadInput, match="2 --features need 2 --teacher"):
-        go(tiny_store, tmp_path / "run", live_teachers=[str(tiny_store.teacher_run)], **more)
+        go(tiny_store, tmp_path / "run", teachers=[str(tiny_store.teacher_run)], **more)
 
 
 @pytest.mark.parametrize(("more", "says"), [
     ({"targets": "live"}, "give --proxy RUN"),
-    ({"live_teachers": ["x"]}, "need no live teacher"),
-    ({"targets": "live", "live_teachers": ["x"], "proxy": Path("y")}, "give --teacher alone"),
+    ({"teachers": ["x"]}, "need no live teacher"),
+    ({"targets": "live", "teachers": ["x"], "proxy": Path("y")}, "give --teacher alone"),
     ({"address": "auto"}, "give --workers as well"),
 ])  # fmt: skip
 def test_what_does_not_fit_together_is_refused(tiny_store: Any, tmp_path: Path, more: dict[str, Any], says: str) -> None:
@@ -56,7 +57,7 @@ def test_one_student_is_a_recipe_value_and_several_have_a_run_each(tiny_store: A
 
 
 def test_a_student_is_measured_on_the_way_when_asked(tiny_store: Any, tmp_path: Path) -> None:
-    go(tiny_store, tmp_path / "run", evaluation="knn", every=2, evaluate_data="photos", evaluate_images=24, allow_overlap=True)
+    go(tiny_store, tmp_path / "run", watch=Watch("knn", 2, "photos", 24, allow_overlap=True))
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "knn" in line] == [2, 4]
     arguments = ["train", "--stage", "2", "--store", tiny_store.store.url, "--data", "photos", "--features", "tiny-teacher", "--out", "x"]
     assert main([*arguments, "--recipe", "1-2", "--evaluate", "knn"]) == 2
@@ -76,7 +77,7 @@ class TestDryRun:
         assert plan["batch"]["prefetch"] == summary["prefetch"]
 
     def test_live_teachers_pixels_count_and_the_tokens_they_replace_do_not(self, tiny_store: Any, tmp_path: Path) -> None:
-        live = {"targets": "live", "live_teachers": [str(tiny_store.teacher_run)]}
+        live = {"targets": "live", "teachers": [str(tiny_store.teacher_run)]}
         plan, summary = go(tiny_store, tmp_path / "run", dry_run=True, **live), go(tiny_store, tmp_path / "run", **live)
         assert plan["batch"]["prefetch"] == summary["prefetch"]
         assert summary["prefetch"]["batch_bytes"] == 6 * (3 * 24**2 + 3 * 16**2 + 32)

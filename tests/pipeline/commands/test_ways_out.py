@@ -88,16 +88,16 @@ def made(root: Path, tiny_store: Any, compacted: bool = False, rich: bool = Fals
         build_index(store.objects, str(place), "photos")
     request = TeacherRequest(str(tiny_store.teacher_run))
     views = ViewSpec(views_per_image=2, seed=3)
-    options = ExtractOptions("photos", (request,), views, 4, "int8", statistics_batches=2, workers=0, max_bad_share=0.5)
+    options = ExtractOptions(store.url, "photos", (request,), views, 4, "int8", statistics_batches=2, workers=0, max_bad_share=0.5)
     if rich:
         distorted = replace(views, photometric="teacher_same", pixels=StoredPixels(24))
         options = replace(options, views=distorted, normalisation="phi-s", tokens_per_view=2)
-    key = extract_features(store.url, options)["features"]["teacher"]
+    key = extract_features(options)["features"]["teacher"]
     if compacted:
         reader = FeatureStore.open(store.url).features(key)
         assert (reader.group.compact(), reader.views.group.compact()) == (1, 1)
         reader.group.discard(1)
-        extract_features(store.url, options)
+        extract_features(options)
     Lease(store.objects, key, "gone", 1, lambda: 1000.0)
     folder = root / "store"
     return Whole(folder, images, tiny_store.teacher_run, key, contents(folder), values(folder, key))

@@ -43,7 +43,7 @@ def test_the_demos_views_are_those_that_an_extraction_draws_without_a_recipe() -
 
 def test_the_command_wins_over_the_recipe_and_says_so() -> None:
     notes: list[Any] = []
-    spec, told = chosen_views("eupe-stage2", None, {"photometric": "none", "views_per_image": 3, "seed": None}, 32, notes.append)
+    spec, told = chosen_views("eupe-stage2", None, notes.append, photometric="none", views_per_image=3, pixels_px=32)
     assert (spec.photometric, spec.views_per_image, spec.seed, spec.pixels and spec.pixels.size_px) == ("none", 3, 0, 32)
     assert told["photometric"] == {"value": "none", "origin": "--photometric, instead of the recipe's teacher_same"}
     assert told["scale"]["origin"] == "ours: not stated; DINOv3's public recipe"
@@ -52,23 +52,23 @@ def test_the_command_wins_over_the_recipe_and_says_so() -> None:
 
 
 def test_without_a_recipe_the_views_are_as_they_always_were() -> None:
-    spec, told = chosen_views(None, None, {"kind": None, "views_per_image": 2}, None, lambda event: None)
+    spec, told = chosen_views(None, views_per_image=2)
     assert spec == ViewSpec(views_per_image=2)
     assert told["kind"] == {"value": "random_resized_crop", "origin": "default"}
 
 
 def test_centre_views_over_a_recipe_have_no_distortion_and_a_contradiction_is_refused() -> None:
-    assert chosen_views("eupe-stage2", None, {"kind": "center"}, None, lambda event: None)[0] == ViewSpec(kind="center")
+    assert chosen_views("eupe-stage2", kind="center")[0] == ViewSpec(kind="center")
     with pytest.raises(BadInput, match="centre views are never distorted"):
-        chosen_views(None, None, {"kind": "center", "photometric": "teacher_same"}, None, lambda event: None)
+        chosen_views(None, kind="center", photometric="teacher_same")
 
 
 def test_stages_with_different_views_want_one_picked(tmp_path: Path) -> None:
     path = tmp_path / "two.toml"
     path.write_text("[stage1.views]\nscale = [0.5, 1.0]\n[stage2.views]\nscale = [0.2, 1.0]\n")
     with pytest.raises(BadInput, match="pick one with --stage, of 1, 2"):
-        chosen_views(str(path), None, {}, None, lambda event: None)
-    assert chosen_views(str(path), 2, {}, None, lambda event: None)[0].scale == (0.2, 1.0)
+        chosen_views(str(path))
+    assert chosen_views(str(path), 2)[0].scale == (0.2, 1.0)
 
 
 @pytest.mark.parametrize(("text", "says"), [

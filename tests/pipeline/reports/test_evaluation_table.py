@@ -15,7 +15,7 @@ from eupe_pipeline.pipeline.reports.evaluation_table import (
     read_evaluations,
 )
 from eupe_pipeline.storage.core.errors import CacheDamaged
-from eupe_pipeline.student.probes.knn_names import record_named_as_today
+from eupe_pipeline.student.probes.knn_names import rename_record_protocols
 
 KNN: dict[str, Any] = {
     "evaluation": "knn",
@@ -38,7 +38,7 @@ def test_a_headline_is_the_figure_people_quote_with_its_data() -> None:
 
 
 def test_a_figure_that_is_not_by_the_papers_protocol_says_so() -> None:
-    assert headline(record_named_as_today(OLD_KNN)) == Figure(
+    assert headline(rename_record_protocols(OLD_KNN)) == Figure(
         "63.0 %", "pets-test, our protocol"
     )  # it was called the paper's and never was
     differing = {**KNN, "results": {**KNN["results"], "differs_from_paper": ["the input is 128 px"]}}

@@ -17,7 +17,7 @@ from ..faulty_s3 import FaultyServer
 from ..made_up_store import Made, files
 
 
-def in_child(work: Callable[[], bool], limit_s: float = 30) -> bool:
+def in_child(work: Callable[[], bool], limit_s: float = 120) -> bool:
     """Whether a forked child did the work well, in time."""
     child = os.fork()
     if not child:
@@ -78,7 +78,7 @@ def test_workers_of_a_data_loader_read_what_they_inherited(url: str, pristine: M
         def __getitem__(self, row: int) -> bytes:
             return features.read([row]).patch.tobytes()
 
-    loader = DataLoader(Rows(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=30)
+    loader = DataLoader(Rows(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=120)
     assert list(loader) == [row.tobytes() for row in wanted]
     assert (features.read(np.arange(16)).patch == wanted).all()
 
@@ -97,7 +97,7 @@ def test_a_lock_that_another_thread_holds_does_not_stop_the_child(copied: Callab
     thread.start()
     held.wait()
     try:
-        assert in_child(lambda: bool((features.read([0, 9]).patch == wanted).all()), limit_s=10)
+        assert in_child(lambda: bool((features.read([0, 9]).patch == wanted).all()), limit_s=60)
     finally:
         over.set()
         thread.join()

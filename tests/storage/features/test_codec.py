@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.features.codec import CODECS, code_dtype, decode, encode, has_scale
+from eupe_pipeline.storage.features.codec import CODECS, codec_named, decode, encode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -126,13 +126,13 @@ def test_zeros_stay_zeros(codec: str) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_codes_have_the_type_that_the_codec_declares(codec: str) -> None:
     encoded = encode(np.ones((1, 1, 1, 128), np.float32), codec)
-    assert encoded.codes.dtype == code_dtype(codec)
-    assert (encoded.scale is not None) == has_scale(codec)
+    assert encoded.codes.dtype == codec_named(codec).code_dtype
+    assert (encoded.scale is not None) == (codec_named(codec).scaling is not None)
 
 
 def test_an_unknown_codec_is_refused_and_the_nearest_named() -> None:
     with pytest.raises(BadInput, match="did you mean 'int8'"):
-        code_dtype("int88")
+        codec_named("int88")
 
 
 def test_decoding_with_the_wrong_codec_is_refused() -> None:

@@ -301,11 +301,11 @@ def as_nobody(store: Path, source: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "eupe_pipeline.pipeline", "index", str(source), "--store", str(store), "--name", "x", "--json"]
     if os.geteuid() != 0:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    # Root's own folders are closed to others: the child imports first, and gives up being root before it runs.
+    # Root's own folders, Python's library too, are closed to others: a first run imports all, then the child gives up being root.
     script = (
-        "import os, sys; from eupe_pipeline.pipeline.commands import actions, main as program\n"
-        "from eupe_pipeline.storage.images import indexing, verify_source\n"
-        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); sys.exit(program.main(sys.argv[1:]))"
+        "import os, sys, tempfile; from eupe_pipeline.pipeline.commands.main import main\n"
+        "main(['index', '/nowhere', *sys.argv[3:]])\n"
+        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY}); tempfile.tempdir = None; sys.exit(main(sys.argv[1:]))"
     )
     return subprocess.run([sys.executable, "-c", script, *command[3:]], capture_output=True, text=True, check=False, timeout=60)
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 from eupe_pipeline.jobs.evaluation.knn import differences
 from eupe_pipeline.jobs.evaluation.labelled_features import open_data, read_upright
-from eupe_pipeline.pipeline.commands import actions
 from eupe_pipeline.storage.core.choices import Orientation
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.dataset import read_description
 from eupe_pipeline.storage.images.indexing import build_index
+from eupe_pipeline.storage.index import IndexOptions, index
 from eupe_pipeline.storage.sources.decode import decode_image, image_header, image_size_hw, stored_values
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_set import ViewSet, views_identity
@@ -174,14 +175,14 @@ def test_without_an_orientation_both_are_one_dataset_and_its_identity_is_that_of
 
 def test_index_says_how_many_images_carry_an_orientation(photos: Path, tmp_path: Path) -> None:
     said: list[Mapping[str, Any]] = []
-    values: dict[str, Any] = {"source": str(photos), "store": str(tmp_path / "store"), "name": "photos", "max_bad_share": 0.0}
-    result = actions.index(**values, on_event=said.append)
+    options = IndexOptions(str(photos), str(tmp_path / "store"), "photos", 0.0)
+    result = index(options, said.append)
     assert (result["orientation"], result["images_with_orientation"]) == ("upright", 14)
     assert any("14 images of photos carry an orientation other than 1 and are turned upright" in event.get("text", "") for event in said)
-    assert actions.index(**{**values, "name": "as-stored"}, orientation="stored", on_event=said.append)["images_with_orientation"] == 14
-    assert actions.index(**values, verify=True, on_event=said.append)["unchanged"]
+    assert index(replace(options, name="as-stored", orientation="stored"))["images_with_orientation"] == 14
+    assert index(replace(options, verify=True))["unchanged"]
     with pytest.raises(BadInput, match="was indexed upright, not stored"):
-        actions.index(**values, verify=True, orientation="stored", on_event=said.append)
+        index(replace(options, verify=True, orientation="stored"))
 
 
 def test_an_evaluation_indexes_folders_as_stored_and_says_which_dataset_is_not(photos: Path, store: FeatureStore) -> None:

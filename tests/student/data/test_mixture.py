@@ -50,9 +50,9 @@ def test_a_turn_does_not_depend_on_what_was_asked_before() -> None:
 
 
 def test_the_last_step_of_the_longest_run_is_found_at_once() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     Mixture(PAPER, 0).turn(600_000 - 1)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_the_first_turns_of_a_run_never_change() -> None:

@@ -72,10 +72,10 @@ def test_the_order_does_not_depend_on_how_it_is_cut(cuts: list[int], seed: int) 
 
 def test_1_7e9_images_start_at_once_in_little_memory() -> None:
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     order = Order(1_689_000_000, 2, 5)
     rows = order.places(900_000_000_000, 900_000_000_000 + 8192).row_B
-    seconds, peak_bytes = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
+    seconds, peak_bytes = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(np.unique(rows)) == 8192
     assert seconds < 2

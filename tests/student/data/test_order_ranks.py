@@ -59,4 +59,4 @@ def test_one_process_is_the_whole_batch_and_speaks_to_nobody() -> None:
     assert ALONE.first
     assert ALONE.any(True)
     assert not Ranks(1, 2).first
-    ALONE.wait()
+    ALONE.barrier()

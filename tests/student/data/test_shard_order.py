@@ -74,10 +74,10 @@ def test_a_resume_with_any_number_of_ranks_sees_what_the_uninterrupted_run_sees(
 
 def test_a_billion_images_cost_as_little_as_ten() -> None:
     excluded = np.arange(0, 1_000_000, 10, dtype=np.int64)
-    started = time.perf_counter()
+    started = time.process_time()
     order = ShardOrder(1_700_000_000, 2, 0, excluded, images_per_shard=1024)
     order.batch(150_000, 8192)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_the_first_images_of_a_run_never_change() -> None:

@@ -1,5 +1,6 @@
 """A store as a torch `Dataset`: the samples are the store's own rows, in any worker."""
 
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ def test_a_sample_is_the_stored_row_with_its_image_and_view(tiny_store: Any) -> 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_gives_each_row_once_with_or_without_workers(tiny_store: Any, workers: int) -> None:
     data = views_of(tiny_store, "tiny-teacher")
+    processes = multiprocessing.get_context("forkserver")  # that has imported all once, for every worker
+    processes.set_forkserver_preload(["eupe_pipeline.student.data.stored_views"])
     loader: DataLoader[Any] = DataLoader(
-        data, batch_size=7, shuffle=True, num_workers=workers, multiprocessing_context="spawn" if workers else None
+        data, batch_size=7, shuffle=True, num_workers=workers, multiprocessing_context=processes if workers else None
     )
     seen: list[tuple[str, int]] = []
     for batch in loader:
@@ -75,9 +78,9 @@ def test_rows_are_found_by_the_ids_of_images(tiny_store: Any) -> None:
         reader.read(["elsewhere.png"])
 
 
-def test_the_readmes_notebook_lines_run(tiny_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    code = readme.split("```python\n")[1].split("```")[0]
+def test_the_notebook_lines_of_the_quick_start_run(tiny_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    quickstart = (Path(__file__).parents[3] / "docs" / "quickstart.md").read_text()
+    code = quickstart.split("```python\n")[1].split("```")[0]
     for theirs, ours in (("efficientnet-lite0", "tiny-teacher"), ("keras-resnet50", "tiny-int8")):
         code = code.replace(theirs, ours)
     monkeypatch.chdir(Path(tiny_store.store.url.removeprefix("file://")).parent)

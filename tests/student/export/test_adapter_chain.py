@@ -61,7 +61,7 @@ def assert_same(one: Tokens, other: Tokens) -> None:
 
 def test_one_step_gives_what_adapter_and_statistics_give_by_hand(tiny_store: TinyStore, tmp_path: Path) -> None:
     run, student = run_of(tmp_path / "run", tiny_store, 48, 1)
-    export(run, ExportOptions(("timm",), adapters=True, store=tiny_store.store.url), tmp_path / "out")
+    export(ExportOptions(run, tmp_path / "out", ("timm",), adapters=True, store=tiny_store.store.url))
     chain = AdapterChain(tmp_path / "out" / "timm" / "adapters")
     assert chain.teachers() == ["tiny-teacher"]
     assert_same(chain.map(tokens(48), "tiny-teacher"), by_hand(student, tokens(48), tiny_store))

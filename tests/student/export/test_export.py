@@ -14,7 +14,7 @@ from eupe_pipeline.student.export.formats import FORMATS
 from eupe_pipeline.student.export.import_published import import_weights
 from eupe_pipeline.student.export.lineage import hub_name, open_trained
 from eupe_pipeline.student.model.student import Student, TargetSpec
-from eupe_pipeline.student.probes.evaluation_records import keep_record
+from eupe_pipeline.student.probes.evaluation_records import write_record
 from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.encoders.build import build_encoder, canonical
 
@@ -42,15 +42,15 @@ def vitt_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mini_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("mini"), {"name": "vit-mini", "layer_scale": 1.0}, 32)
+    return make_run(tmp_path_factory.mktemp("mini"), {"name": "vit-mini", "depth": 1, "layer_scale": 1.0}, 32)
 
 
 @pytest.fixture(scope="module")
 def exported(vitt_run: Path, mini_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One folder a format; the small shape where the format takes any."""
     out = tmp_path_factory.mktemp("out")
-    export(vitt_run, ExportOptions(("eupe",)), out / "vitt")
-    export(mini_run, ExportOptions(("timm", "transformers", "onnx")), out / "mini")
+    export(ExportOptions(vitt_run, out / "vitt", ("eupe",)))
+    export(ExportOptions(mini_run, out / "mini", ("timm", "transformers", "onnx")))
     return {"eupe": out / "vitt" / "eupe", **{form: out / "mini" / form for form in ("timm", "transformers", "onnx")}}
 
 
@@ -105,8 +105,8 @@ def test_import_of_an_export_gives_bitwise_the_runs_tensors(
 
 def test_evaluations_of_the_run_stand_in_the_card_without_being_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "vit-mini", 32)
-    keep_record(run, "segmentation", {"data": "ade"}, {"miou": 41.25, "by_step": {"1": "on the way"}}, 2.0)
-    export(run, ExportOptions(("timm",)), tmp_path / "out")
+    write_record(run, "segmentation", {"data": "ade"}, {"miou": 41.25, "by_step": {"1": "on the way"}}, 2.0)
+    export(ExportOptions(run, tmp_path / "out", ("timm",)))
     card = (tmp_path / "out" / "timm" / "README.md").read_text()
     assert '"miou": 41.25' in card
     assert '"data": "ade"' in card
@@ -115,38 +115,38 @@ def test_evaluations_of_the_run_stand_in_the_card_without_being_named(tmp_path: 
 
 def test_an_evaluation_given_to_the_export_stands_in_the_card(mini_run: Path, tmp_path: Path) -> None:
     (tmp_path / "knn.json").write_text(json.dumps({"cls": {"paper": 61.5}}))
-    export(mini_run, ExportOptions(("timm",), evaluations=(tmp_path / "knn.json",)), tmp_path / "out")
+    export(ExportOptions(mini_run, tmp_path / "out", ("timm",), evaluations=(tmp_path / "knn.json",)))
     assert "61.5" in (tmp_path / "out" / "timm" / "README.md").read_text()
     (tmp_path / "bad.json").write_text("not JSON")
     with pytest.raises(BadInput, match="not the JSON result"):
-        export(mini_run, ExportOptions(("timm",), evaluations=(tmp_path / "bad.json",)), tmp_path / "out2")
+        export(ExportOptions(mini_run, tmp_path / "out2", ("timm",), evaluations=(tmp_path / "bad.json",)))
 
 
 def test_through_the_proxys_run_its_teachers_terms_are_passed_on(mini_run: Path, tmp_path: Path) -> None:
     proxy = make_run(tmp_path / "proxy", "vit-mini", 32, teacher="clip-l")
     weights = file_sha256(proxy / "model" / "backbone.safetensors")
     student = make_run(tmp_path / "student", "vit-mini", 32, teacher="proxy", sha256=weights)
-    export(student, ExportOptions(("timm",)), tmp_path / "alone")
+    export(ExportOptions(student, tmp_path / "alone", ("timm",)))
     assert "terms unknown to us" in (tmp_path / "alone" / "timm" / "README.md").read_text()
-    export(student, ExportOptions(("timm",), proxy=proxy), tmp_path / "out")
+    export(ExportOptions(student, tmp_path / "out", ("timm",), proxy=proxy))
     assert "clip-l (through proxy): MIT" in (tmp_path / "out" / "timm" / "README.md").read_text()
     with pytest.raises(CacheMismatch, match="is not the proxy"):
-        export(mini_run, ExportOptions(("timm",), proxy=proxy), tmp_path / "other")
+        export(ExportOptions(mini_run, tmp_path / "other", ("timm",), proxy=proxy))
 
 
 def test_a_shape_that_the_official_hub_has_not_is_refused_and_leaves_nothing(mini_run: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="six shapes"):
-        export(mini_run, ExportOptions(("eupe",)), tmp_path / "out")
+        export(ExportOptions(mini_run, tmp_path / "out", ("eupe",)))
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_options_that_cannot_be_are_refused() -> None:
     with pytest.raises(BadInput, match=f"Known: {', '.join(sorted(FORMATS))}"):
-        ExportOptions(("coreml",))
+        ExportOptions(Path("run"), Path("out"), ("coreml",))
     with pytest.raises(BadInput, match="needs a format"):
-        ExportOptions(())
+        ExportOptions(Path("run"), Path("out"), ())
     with pytest.raises(BadInput, match="go together"):
-        ExportOptions(("timm",), adapters=True)
+        ExportOptions(Path("run"), Path("out"), ("timm",), adapters=True)
 
 
 def test_only_training_values_may_differ_from_an_official_student() -> None:
@@ -159,7 +159,7 @@ def test_only_training_values_may_differ_from_an_official_student() -> None:
 @needs_executorch
 @pytest.mark.filterwarnings("ignore")
 def test_executorch_programs_run_and_the_int8_one_says_what_it_costs(mini_run: Path, tmp_path: Path) -> None:
-    found = export(mini_run, ExportOptions(("executorch",)), tmp_path)["written"]["executorch"]
+    found = export(ExportOptions(mini_run, tmp_path, ("executorch",)))["written"]["executorch"]
     assert found["student-fp32.pte"]["max_abs_difference"] <= 1e-4
     assert 0.99 < found["student-int8.pte"]["least_cls_cosine"] < 1
     sizes = [(tmp_path / "executorch" / name).stat().st_size for name in found["files"]]

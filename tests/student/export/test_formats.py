@@ -52,5 +52,5 @@ def test_a_row_is_complete(name: str) -> None:
     assert (row.extra is None) == (row.evaluated_from is not None)
     assert row.extra is None or row.extra in EXTRAS.values()
     assert set(row.runtimes) <= set(known_runtimes())
-    assert ExportOptions((name,)).formats == (name,)
+    assert ExportOptions(run=Path("run"), out=Path("out"), formats=(name,)).formats == (name,)
     assert all([row.title, row.usage, callable(row.write), callable(row.read)])

@@ -8,7 +8,7 @@ import torch
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.export import graphs
 from eupe_pipeline.student.export.graphs import max_difference, write_onnx
-from eupe_pipeline.student.export.runtimes import eager_runner, onnx_runner, optional
+from eupe_pipeline.student.export.runtimes import eager_runner, import_optional, onnx_runner
 
 from ...teachers.checkpoints.test_official import randomised
 
@@ -38,8 +38,8 @@ def test_a_missing_library_is_an_error_that_names_its_extra(monkeypatch: pytest.
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(BadInput, match=r"onnxruntime is not installed.*eupe-pipeline\[export\]"):
-        optional("onnxruntime")
+        import_optional("onnxruntime")
     with pytest.raises(BadInput, match=r"eupe-pipeline\[executorch\]"):
-        optional("executorch.runtime")
+        import_optional("executorch.runtime")
     with pytest.raises(ModuleNotFoundError):
-        optional("something.else")
+        import_optional("something.else")

@@ -56,7 +56,7 @@ def test_import_then_export_gives_the_same_tensors_and_warns_of_the_official_ter
     official = to_official(build_encoder("eupe_vitt16").state_dict(), "eupe_vitt16")
     torch.save(official, tmp_path / "official.pth")
     import_weights(tmp_path / "official.pth", tmp_path / "taken")
-    export(tmp_path / "taken", ExportOptions(("eupe",)), tmp_path / "out")
+    export(ExportOptions(tmp_path / "taken", tmp_path / "out", ("eupe",)))
     (path,) = (tmp_path / "out" / "eupe").glob("*.pth")
     again = torch.load(path, weights_only=True)
     assert again.keys() == official.keys()

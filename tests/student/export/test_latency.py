@@ -1,6 +1,7 @@
 """Latency: every runtime of a folder once, threads as asked for and put back, FLOPs against arithmetic by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,19 @@ from eupe_pipeline.teachers.encoders.tokens import Tokens
 
 from .test_export import make_run
 
-QUICK = LatencyOptions(warmup=1, calls=3, runtimes=("eager", "onnxruntime"))
+QUICK = LatencyOptions(Path("exported"), warmup=1, calls=3, runtimes=("eager", "onnxruntime"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("latency")
-    export(make_run(out / "run", "vit-mini", 32), ExportOptions(("timm", "onnx")), out / "exported")
+    export(ExportOptions(make_run(out / "run", {"name": "vit-mini", "depth": 1}, 32), out / "exported", ("timm", "onnx")))
     return out / "exported"
 
 
 def test_each_runtime_has_a_median_and_a_95th_percentile(folder: Path) -> None:
     before = torch.get_num_threads()
-    found = latency(folder, QUICK)
+    found = latency(replace(QUICK, folder=folder))
     assert list(found["runtimes"]) == ["eager", "onnxruntime"]
     assert all(0 < one["median_ms"] <= one["p95_ms"] for one in found["runtimes"].values())
     assert (found["threads"], found["input"], found["paper_iphone_ms"]) == (1, "1x3x32x32", None)
@@ -34,22 +35,22 @@ def test_each_runtime_has_a_median_and_a_95th_percentile(folder: Path) -> None:
 
 def test_a_runtime_without_its_file_and_an_unknown_one_are_refused(folder: Path) -> None:
     with pytest.raises(BadInput, match="holds nothing for the runtime executorch fp32"):
-        latency(folder, LatencyOptions(runtimes=("executorch fp32",), calls=1))
+        latency(LatencyOptions(folder, runtimes=("executorch fp32",), calls=1))
     with pytest.raises(BadInput, match="did you mean 'onnxruntime'"):
-        LatencyOptions(runtimes=("onxruntime",))
+        LatencyOptions(Path(), runtimes=("onxruntime",))
     with pytest.raises(BadInput, match="at least 1"):
-        LatencyOptions(calls=0)
+        LatencyOptions(Path(), calls=0)
 
 
 def test_a_folder_that_is_no_export_or_of_two_students_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is not the folder of an export"):
-        latency(tmp_path, QUICK)
+        latency(replace(QUICK, folder=tmp_path))
     for name, digest in (("timm", "a"), ("onnx", "b")):
         record = json.loads((folder / name / "export.json").read_text())
         (tmp_path / name).mkdir()
         (tmp_path / name / "export.json").write_text(json.dumps({**record, "weights_sha256": digest}))
     with pytest.raises(CacheMismatch, match="different students"):
-        latency(tmp_path, QUICK)
+        latency(replace(QUICK, folder=tmp_path))
 
 
 def test_warm_up_calls_do_not_count() -> None:
@@ -59,7 +60,7 @@ def test_warm_up_calls_do_not_count() -> None:
         calls.append(1)
         return Tokens(None, pixels_BCHW)
 
-    measure(run, torch.zeros(1), LatencyOptions(warmup=4, calls=6))
+    measure(run, torch.zeros(1), LatencyOptions(Path(), warmup=4, calls=6))
     assert len(calls) == 10
 
 

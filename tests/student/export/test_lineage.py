@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.core.identity import file_sha256
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.import_published import import_weights
-from eupe_pipeline.student.export.lineage import open_trained, teachers_of, title_of
+from eupe_pipeline.student.export.lineage import collect_terms, open_trained, run_title
 from eupe_pipeline.student.model.student import Student, TargetSpec
-from eupe_pipeline.student.probes.evaluation_records import keep_record
+from eupe_pipeline.student.probes.evaluation_records import write_record
 from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.checkpoints.official import to_official
 from eupe_pipeline.teachers.encoders.build import build_encoder
 
 from .test_export import make_run
 
-TIMM = ExportOptions(("timm",))
+TIMM = ExportOptions(Path("run"), Path("out"), ("timm",))
 
 
 def run_with_parts(folder: Path, **more: Any) -> Path:
@@ -35,7 +36,7 @@ def run_with_parts(folder: Path, **more: Any) -> Path:
 
 
 def card_of(run: Path, out: Path, options: ExportOptions = TIMM) -> str:
-    export(run, options, out)
+    export(replace(options, run=run, out=out))
     return (out / "timm" / "README.md").read_text()
 
 
@@ -75,33 +76,33 @@ def test_a_part_is_recognised_however_its_path_is_written(tmp_path: Path, monkey
     (tmp_path / "other" / "best").symlink_to(run / "best")
     monkeypatch.chdir(run / "best")
     for path in (Path(), Path("../best"), Path("../average/../best"), run / "best", Path(os.path.relpath(run / "best"))):
-        assert title_of(path) == "run/best"
-        assert list(teachers_of(path, None)) == ["dinov3-h+"]
-    assert teachers_of(tmp_path / "other" / "best", None) == {}  # there is no run around it: nothing is known, and nothing guessed
+        assert run_title(path) == "run/best"
+        assert list(collect_terms(path, None)) == ["dinov3-h+"]
+    assert collect_terms(tmp_path / "other" / "best", None) == {}  # there is no run around it: nothing is known, and nothing guessed
 
 
 def test_a_run_of_its_own_inside_another_that_is_named_like_a_part_keeps_its_own_records(tmp_path: Path) -> None:
     outer = make_run(tmp_path / "run", "vit-mini", 32, teacher="clip-l")
     (outer / "best").mkdir()
     own = make_run(outer / "best", "vit-mini", 32)
-    assert title_of(own) == "best"
-    assert list(teachers_of(own, None)) == ["dinov3-h+"]
+    assert run_title(own) == "best"
+    assert list(collect_terms(own, None)) == ["dinov3-h+"]
 
 
 def test_through_the_proxy_a_part_reaches_its_teachers_too(tmp_path: Path) -> None:
     proxy = run_with_parts(tmp_path / "proxy", teacher="clip-l")
     taught_by = file_sha256(proxy / "average" / "model" / "backbone.safetensors")
     run = run_with_parts(tmp_path / "run", teacher="proxy", sha256=taught_by)
-    assert list(teachers_of(run / "average", proxy / "average")) == ["clip-l (through proxy)"]
+    assert list(collect_terms(run / "average", proxy / "average")) == ["clip-l (through proxy)"]
     with pytest.raises(CacheMismatch, match="is not the proxy"):
-        teachers_of(run / "average", proxy)
+        collect_terms(run / "average", proxy)
 
 
 def test_evaluations_follow_the_weights_that_they_measured(tmp_path: Path) -> None:
     run = run_with_parts(tmp_path / "run")
     sha256 = {part: open_trained(run / part).weights_sha256 for part in ("", "average", "best")}
     for number, (folder, measured) in enumerate([("", ""), ("", "average"), ("average", "average"), ("average", "best")]):
-        keep_record(
+        write_record(
             run / folder, "knn", {"data": "x", "n": number, "model": {"weights_sha256": sha256[measured]}}, {"top1": 10.5 + number}, 1.0
         )
     cards = {part: card_of(run / part, tmp_path / f"out{part}") for part in ("", "average", "best")}
@@ -122,7 +123,7 @@ def test_a_run_that_began_with_published_weights_passes_their_terms_on(tmp_path:
     digest = file_sha256(tmp_path / "taken" / "model" / "backbone.safetensors")
     run = start_from(run_with_parts(tmp_path / "run", teacher="clip-l"), tmp_path / "taken", digest)
     for path in (run, run / "average"):
-        terms = teachers_of(path, None)
+        terms = collect_terms(path, None)
         assert {name: one.non_commercial for name, one in terms.items()} == {"imported: official.pth": True, "clip-l": False}
     card = card_of(run, tmp_path / "out")
     assert "NON-COMMERCIAL" in card
@@ -131,7 +132,7 @@ def test_a_run_that_began_with_published_weights_passes_their_terms_on(tmp_path:
 def test_a_start_that_is_gone_or_another_is_said_to_be_unknown(tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", "vit-mini", 32)
     run = start_from(make_run(tmp_path / "run", "vit-mini", 32, teacher="clip-l"), other, "0" * 64)
-    assert [name.partition(" (")[0] for name in teachers_of(run, None)] == ["the weights it began with", "clip-l"]
+    assert [name.partition(" (")[0] for name in collect_terms(run, None)] == ["the weights it began with", "clip-l"]
 
 
 def test_a_folder_inside_a_run_that_is_no_model_says_which_to_give(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def with_other_constants(run: Path) -> Path:
 @pytest.mark.filterwarnings("ignore")
 def test_an_example_computes_the_students_tokens_from_the_recorded_preprocessing(form: str, family: str, tmp_path: Path) -> None:
     run = with_other_constants(make_run(tmp_path / "run", {"name": family, "layer_scale": 1.0}, 64))
-    export(run, ExportOptions((form,)), tmp_path / "out")
+    export(ExportOptions(run, tmp_path / "out", (form,)))
     atol = 0.05 if form == "transformers" else 1e-4  # its processor rescales before it resizes: no rounding to bytes
     need_the_students_tokens(run, tmp_path / "out" / form, atol=atol)
 
@@ -100,7 +100,7 @@ def test_an_example_computes_the_students_tokens_from_the_recorded_preprocessing
 @pytest.mark.filterwarnings("ignore")
 def test_an_example_of_a_student_without_registers_and_scales_is_right_as_well(form: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"name": "vit-mini", "registers": 0, "layer_scale": None, "qkv_bias": False, "patch_px": 14}, 56)
-    export(run, ExportOptions((form,)), tmp_path / "out")
+    export(ExportOptions(run, tmp_path / "out", (form,)))
     need_the_students_tokens(run, tmp_path / "out" / form, atol=0.1 if form == "transformers" else 1e-4)
 
 
@@ -113,7 +113,7 @@ def official_clone(folder: Path) -> str:
 @pytest.mark.parametrize("name", ["eupe_vitt16", *(pytest.param(name, marks=pytest.mark.long) for name in NAMES if name != "eupe_vitt16")])
 def test_the_official_hub_runs_the_trained_weights_and_not_random_ones(name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"name": name, "layer_scale": 1.0}, 64)
-    export(run, ExportOptions(("eupe",)), tmp_path / "out")
+    export(ExportOptions(run, tmp_path / "out", ("eupe",)))
     need_the_students_tokens(run, tmp_path / "out" / "eupe", official_clone(tmp_path / "clone"))
 
 

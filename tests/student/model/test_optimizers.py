@@ -1,11 +1,14 @@
 """LAMB against its formula in float64, AdamW by the recipe, and which parameters decay."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.model.optimizers import BUILDERS, Lamb, build_optimizer, parameter_groups, set_learning_rate
 from eupe_pipeline.student.model.recipe import OptimizerConfig
+from eupe_pipeline.teachers.runtime.timm_import import import_timm
 from numpy.typing import NDArray
 from torch import nn
 
@@ -33,6 +36,31 @@ def test_lamb_follows_its_formula_over_five_steps() -> None:
         optimizer.step()
         weight = lamb_step(weight, gradient, mean, square, count, 0.1, 0.02)
         np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=1e-9)
+
+
+def test_lamb_agrees_with_timms_where_that_adapts_every_tensor_and_clips_nothing() -> None:
+    """timm's own defaults clip the gradient to 1 and leave tensors without decay unscaled."""
+    import_timm()
+    from timm.optim import Lamb as TimmLamb
+
+    def groups() -> list[dict[str, Any]]:
+        torch.manual_seed(0)
+        tensors = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((4, 3), (3, 2, 2, 2), (5,), (1, 2, 3))]
+        return [{"params": tensors[:2], "weight_decay": 0.02}, {"params": tensors[2:], "weight_decay": 0.0}]
+
+    values: Any = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-6}
+    ours, theirs = Lamb(groups(), **values), TimmLamb(groups(), max_grad_norm=None, always_adapt=True, **values)
+    for step in range(20):
+        for optimizer in (ours, theirs):
+            torch.manual_seed(step)
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = 10 * torch.randn_like(parameter)
+            set_learning_rate(optimizer, 0.1 * (1 - step / 20))
+            optimizer.step()
+    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        for a, b in zip(mine["params"], other["params"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_lamb_moves_a_zero_tensor_with_ratio_one() -> None:

@@ -8,7 +8,7 @@ from eupe_pipeline.student.model.losses import distillation_loss
 from eupe_pipeline.student.model.optimizers import build_optimizer
 from eupe_pipeline.student.model.ranks import ALONE, Ranks
 from eupe_pipeline.student.model.recipe import LossConfig, OptimizerConfig
-from eupe_pipeline.student.model.sharding import exchanging, gradient_norm, spread, whole
+from eupe_pipeline.student.model.sharding import clip_gradient_norm, full_tensor, parallelize, set_gradient_sync
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.checkpoint import latest_checkpoint, restore, save_checkpoint
 from eupe_pipeline.teachers.encoders.build import build_encoder
@@ -32,7 +32,7 @@ def student() -> Student:
 def train(ranks: Ranks, way: str, optimizer_name: str, first: int, last: int, folder: Path) -> None:
     """Steps [first, last) over made-up batches in unequal parts, from and to checkpoints in `folder`; each part is two accumulated ones."""
     model = student()
-    forward = spread(model, way, ranks)
+    forward = parallelize(model, way, ranks)
     optimizer = build_optimizer(model, OptimizerConfig(name=optimizer_name, learning_rate=1e-2, weight_decay=0.02, clip_norm=0.5))
     if (found := latest_checkpoint(folder)) is not None:
         restore(found, model, optimizer)
@@ -42,13 +42,13 @@ def train(ranks: Ranks, way: str, optimizer_name: str, first: int, last: int, fo
         cls_BD, patch_BHWD = torch.randn(BATCH, 20, generator=generator), torch.randn(BATCH, 2, 2, 20, generator=generator)
         start, stop = ranks.span(BATCH)
         for here, until in ((start, start + 1), (start + 1, stop)):
-            exchanging(forward, until == stop)
+            set_gradient_sync(forward, until == stop)
             torch.manual_seed(step)
             targets = {"t": Tokens(cls_BD[here:until], patch_BHWD[here:until])}
             with sdpa_kernel([SDPBackend.MATH]):
                 loss, _ = distillation_loss(forward(pixels[here:until]), targets, LossConfig(), {})
                 (loss * (until - here) / BATCH * ranks.count).backward()  # type: ignore[no-untyped-call]
-        gradient_norm(list(model.parameters()), 0.5)
+        clip_gradient_norm(list(model.parameters()), 0.5)
         optimizer.step()
         optimizer.zero_grad()
     save_checkpoint(folder, last, model, optimizer, {}, 5, ranks=ranks)
@@ -68,14 +68,17 @@ def assert_close(one: Path, other: Path) -> None:
         assert torch.allclose(tensor, others[name], atol=3e-5), name
 
 
-@pytest.mark.parametrize(("way", "optimizer"), [("ddp", "adamw"), ("fsdp", "adamw"), ("fsdp", "lamb")])
+@pytest.mark.parametrize(("way", "optimizer"), [("ddp", "adamw"), pytest.param("fsdp", "adamw", marks=pytest.mark.long), ("fsdp", "lamb")])
 def test_two_ranks_train_what_one_process_trains(tmp_path: Path, way: str, optimizer: str) -> None:
     train(ALONE, way, optimizer, 0, STEPS, tmp_path / "alone")
     on_ranks(2, tmp_path, train, way, optimizer, 0, STEPS, tmp_path / "two")
     assert_close(tmp_path / "two", tmp_path / "alone")
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp", "alone"), pytest.param("alone", "fsdp", marks=pytest.mark.long), ("ddp", "fsdp")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pytest.param("fsdp", "alone", marks=pytest.mark.long), pytest.param("alone", "fsdp", marks=pytest.mark.long), ("ddp", "fsdp")],
+)
 def test_a_checkpoint_goes_on_in_another_way(tmp_path: Path, before: str, after: str) -> None:
     train(ALONE, "ddp", "lamb", 0, STEPS, tmp_path / "whole")
     for way, first, last in ((before, 0, 1), (after, 1, STEPS)):
@@ -97,9 +100,9 @@ def test_four_ranks_train_what_one_process_trains(tmp_path: Path, way: str) -> N
 def shares_are_smaller(ranks: Ranks, folder: Path) -> None:
     model = student()
     before = sum(parameter.numel() for parameter in model.parameters())
-    spread(model, "fsdp", ranks)
+    parallelize(model, "fsdp", ranks)
     local = sum(parameter.to_local().numel() for parameter in model.parameters())  # type: ignore[attr-defined]
-    gathered = sum(whole(parameter.detach()).numel() for parameter in model.parameters())
+    gathered = sum(full_tensor(parameter.detach()).numel() for parameter in model.parameters())
     assert local < 0.6 * before
     assert gathered == before
 

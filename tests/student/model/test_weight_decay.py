@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from eupe_pipeline.student.model.optimizers import build_optimizer, decays, parameter_groups
+from eupe_pipeline.student.model.optimizers import build_optimizer, is_decayed, parameter_groups
 from eupe_pipeline.student.model.recipe import OptimizerConfig
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.teachers.encoders.build import build_encoder
@@ -27,16 +27,16 @@ def layers(module: nn.Module) -> set[str]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_weights_of_linear_layers_and_convolutions_decay_and_nothing_else(architecture: str) -> None:
     found = student(architecture)
-    decaying = {name for name, parameter in found.named_parameters() if decays(name, parameter)}
+    decaying = {name for name, parameter in found.named_parameters() if is_decayed(name, parameter)}
     assert decaying == layers(found)
     assert len(decaying) > 4
 
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_a_token_or_an_embedding_has_none_whatever_its_shape(name: str) -> None:
-    assert not decays(f"encoder.backbone.{name}", torch.zeros(1, 4, 8))
-    assert not decays(name, torch.zeros(4, 8))
-    assert decays(f"encoder.backbone.{name}", torch.zeros(1, 4, 8), "matrices")
+    assert not is_decayed(f"encoder.backbone.{name}", torch.zeros(1, 4, 8))
+    assert not is_decayed(name, torch.zeros(4, 8))
+    assert is_decayed(f"encoder.backbone.{name}", torch.zeros(1, 4, 8), "matrices")
 
 
 def test_class_and_register_tokens_of_a_student_have_no_decay() -> None:

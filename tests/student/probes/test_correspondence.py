@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.student.probes.correspondence import hits, matches, summary, token_at
+from eupe_pipeline.student.probes.correspondence import correct_keypoints, match_keypoints, sample_tokens, summarize_pck
 from torch.nn import functional
 
 
@@ -20,23 +20,25 @@ def test_matches_are_those_of_the_whole_upsampled_map() -> None:
         cosine = torch.einsum("d,dhw->hw", upsampled[0][:, y, x], upsampled[1])
         best = int(cosine.argmax())
         wanted.append((best % 48, best // 48))
-    torch.testing.assert_close(token_at(source, torch.from_numpy(points), 48)[1].double(), upsampled[0][:, 18, 40], atol=1e-5, rtol=1e-4)
-    assert matches(source, target, points, 48).tolist() == [list(map(float, one)) for one in wanted]
+    torch.testing.assert_close(
+        sample_tokens(source, torch.from_numpy(points), 48)[1].double(), upsampled[0][:, 18, 40], atol=1e-5, rtol=1e-4
+    )
+    assert match_keypoints(source, target, points, 48).tolist() == [list(map(float, one)) for one in wanted]
 
 
 def test_a_picture_is_found_in_itself() -> None:
     tokens = torch.randn(8, 8, 32, generator=torch.Generator().manual_seed(1))
     points = np.array([[12.0, 20.0], [52.0, 44.0]])
-    assert np.abs(matches(tokens, tokens, points, 64) - points).max() <= 1
+    assert np.abs(match_keypoints(tokens, tokens, points, 64) - points).max() <= 1
 
 
 def test_hits_lie_within_a_tenth_of_the_box() -> None:
     found, truth = np.array([[0.0, 0.0], [10.0, 0.0], [8.0, 6.1]]), np.zeros((3, 2))
-    assert hits(found, truth, 100.0).tolist() == [True, True, False]
+    assert correct_keypoints(found, truth, 100.0).tolist() == [True, True, False]
 
 
 def test_the_summary_has_three_means() -> None:
-    found = summary({"cat": [np.array([True, True, True, False]), np.array([False])], "dog": [np.array([True])]})
+    found = summarize_pck({"cat": [np.array([True, True, True, False]), np.array([False])], "dog": [np.array([True])]})
     assert found["categories"] == {"cat": pytest.approx(60.0), "dog": 100.0}
     assert found["pck"] == pytest.approx(80.0)
     assert found["pck_of_all_keypoints"] == pytest.approx(100 * 4 / 6)

@@ -5,13 +5,13 @@ import pytest
 import torch
 from eupe_pipeline.student.probes.depth import (
     DepthView,
+    depth_from_bins,
     depth_metrics,
-    depth_of,
     log_loss,
-    measured,
     predicted_depth,
     scaled_box,
     training_view,
+    valid_depth,
 )
 
 VIEW = DepthView()
@@ -19,9 +19,9 @@ VIEW = DepthView()
 
 def test_bins_are_a_weighted_mean_from_a_millimetre_to_ten_metres() -> None:
     logits = torch.full((1, 256, 1, 1), -1.0)
-    assert depth_of(logits, VIEW).item() == pytest.approx((0.001 + 10) / 2, rel=1e-5)
+    assert depth_from_bins(logits, VIEW).item() == pytest.approx((0.001 + 10) / 2, rel=1e-5)
     logits[0, 255] = 1e6
-    assert depth_of(logits, VIEW).item() == pytest.approx(10, rel=1e-4)
+    assert depth_from_bins(logits, VIEW).item() == pytest.approx(10, rel=1e-4)
 
 
 def test_the_loss_is_the_formula_and_has_no_variance_at_first() -> None:
@@ -43,10 +43,10 @@ def test_metrics_by_hand() -> None:
 
 def test_eigens_crop_and_the_range_say_what_is_measured() -> None:
     depth = np.full((480, 640), 5.0, np.float32)
-    assert measured(depth, VIEW).sum() == (471 - 45) * (601 - 41)
+    assert valid_depth(depth, VIEW).sum() == (471 - 45) * (601 - 41)
     depth[100:200] = 10.0
-    assert measured(depth, VIEW).sum() == (471 - 45 - 100) * (601 - 41)
-    assert measured(depth, DepthView(nyu_crops=False)).sum() == 380 * 640
+    assert valid_depth(depth, VIEW).sum() == (471 - 45 - 100) * (601 - 41)
+    assert valid_depth(depth, DepthView(nyu_crops=False)).sum() == 380 * 640
     assert scaled_box((45, 471, 41, 601), 240, 320) == (slice(22, 235), slice(20, 300))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from eupe_pipeline.pipeline.reports.evaluation_table import read_evaluations
 from eupe_pipeline.pipeline.reports.report import knn_rows
-from eupe_pipeline.student.probes.evaluation_records import evaluations_of
-from eupe_pipeline.student.probes.knn_names import named_as_today, record_named_as_today
+from eupe_pipeline.student.probes.evaluation_records import list_records
+from eupe_pipeline.student.probes.knn_names import rename_protocols, rename_record_protocols
 
 OLD: dict[str, Any] = {
     "evaluation": "knn",
@@ -23,14 +23,14 @@ NEW: dict[str, Any] = {
 
 
 def test_an_old_paper_is_ours_and_a_new_one_is_the_papers() -> None:
-    assert named_as_today({"cls": {"paper": 1.0, "official": {"10": 2.0}}}) == {"cls": {"ours": 1.0, "official": {"10": 2.0}}}
-    assert named_as_today({"cls": {"paper": 1.0, "ours": 2.0}}) == {"cls": {"paper": 1.0, "ours": 2.0}}
-    assert record_named_as_today(NEW) == NEW
+    assert rename_protocols({"cls": {"paper": 1.0, "official": {"10": 2.0}}}) == {"cls": {"ours": 1.0, "official": {"10": 2.0}}}
+    assert rename_protocols({"cls": {"paper": 1.0, "ours": 2.0}}) == {"cls": {"paper": 1.0, "ours": 2.0}}
+    assert rename_record_protocols(NEW) == NEW
     other = {"evaluation": "linear", "protocol": {}, "results": {"paper": 1.0}}
-    assert record_named_as_today(other) == other
+    assert rename_record_protocols(other) == other
 
 
-@pytest.mark.parametrize("read", [evaluations_of, read_evaluations])
+@pytest.mark.parametrize("read", [list_records, read_evaluations])
 def test_records_are_read_under_todays_names_and_stay_as_they_are(tmp_path: Path, read: Any) -> None:
     (tmp_path / "evaluations").mkdir()
     path = tmp_path / "evaluations" / "knn-0123456789ab.json"

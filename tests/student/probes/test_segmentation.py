@@ -9,14 +9,14 @@ from eupe_pipeline.student.probes.segmentation import (
     PROTOCOLS,
     Confusion,
     SegmentationView,
-    classes_at,
-    classes_of,
-    distorted,
+    jitter_colours,
     resize_mask,
     resize_shorter,
     segmentation_loss,
-    slide,
+    slide_inference,
+    to_classes,
     training_view,
+    upsampled_argmax,
     window_starts,
 )
 from torch.nn import functional
@@ -48,14 +48,14 @@ def test_windows_cover_a_side_and_end_at_its_end() -> None:
 
 def test_sliding_over_what_looks_at_one_pixel_only_changes_nothing() -> None:
     picture = np.random.default_rng(1).integers(0, 255, (40, 65, 3)).astype(np.uint8)
-    found = slide(picture, lambda window: torch.from_numpy(window.astype(np.float32)).permute(2, 0, 1), 32, 21)
+    found = slide_inference(picture, lambda window: torch.from_numpy(window.astype(np.float32)).permute(2, 0, 1), 32, 21)
     torch.testing.assert_close(found, torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1))
 
 
 def test_classes_are_those_of_upsampling_everything_at_once() -> None:
     logits = torch.randn(37, 9, 13, generator=torch.Generator().manual_seed(0))
     whole = functional.interpolate(logits[None], (50, 70), mode="bilinear")[0].argmax(dim=0)
-    assert np.array_equal(classes_at(logits, 50, 70), whole.numpy())
+    assert np.array_equal(upsampled_argmax(logits, 50, 70), whole.numpy())
 
 
 def test_ignored_pixels_have_no_loss() -> None:
@@ -98,18 +98,18 @@ def test_a_class_that_fills_a_crop_is_drawn_again() -> None:
 
 def test_colours_change_and_stay_bytes() -> None:
     picture = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8)
-    drawn = [distorted(picture, np.random.default_rng(seed)) for seed in range(8)]
+    drawn = [jitter_colours(picture, np.random.default_rng(seed)) for seed in range(8)]
     assert all(one.dtype == np.uint8 and one.shape == picture.shape for one in drawn)
     assert len({one.tobytes() for one in drawn}) > 4
 
 
 def test_ade20k_counts_from_one() -> None:
-    assert classes_of(np.array([[0, 1, 150, 255]]), 255, zero_is_ignored=True).tolist() == [[IGNORE, 0, 149, IGNORE]]
+    assert to_classes(np.array([[0, 1, 150, 255]]), 255, zero_is_ignored=True).tolist() == [[IGNORE, 0, 149, IGNORE]]
 
 
 @pytest.mark.parametrize(("ignore", "wanted"), [(255, [0, 7, IGNORE]), (7, [0, IGNORE, 255]), (0, [IGNORE, 7, 255]), (None, [0, 7, 255])])
 def test_only_the_value_that_the_user_names_is_ignored(ignore: int | None, wanted: list[int]) -> None:
-    assert classes_of(np.array([[0, 7, 255]]), ignore, zero_is_ignored=False).tolist() == [wanted]
+    assert to_classes(np.array([[0, 7, 255]]), ignore, zero_is_ignored=False).tolist() == [wanted]
 
 
 def test_the_official_loss_averages_over_ignored_pixels_too_and_ours_over_those_that_count() -> None:

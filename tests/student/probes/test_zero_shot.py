@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.student.probes.zero_shot import Descriptions, classified, classifier, percent_right, read_descriptions
+from eupe_pipeline.student.probes.zero_shot import Descriptions, build_classifier, class_cosines, read_descriptions, top_k_accuracy
 from torch import Tensor
 
 
@@ -16,15 +16,15 @@ def embed(texts: list[str]) -> Tensor:
 
 def test_images_that_are_their_classes_text_are_all_right() -> None:
     descriptions = Descriptions(("a photo of a {}.", "a drawing of a {}."))
-    vectors = classifier(["cat", "dog"], descriptions, embed)
+    vectors = build_classifier(["cat", "dog"], descriptions, embed)
     images = torch.tensor([[9.0, 0.0, 3.0], [0.0, 2.0, 0.5]])
-    assert percent_right(classified(images, vectors), torch.tensor([0, 1]), 1) == 100.0
-    assert percent_right(classified(images, vectors), torch.tensor([1, 0]), 1) == 0.0
-    assert percent_right(classified(images, vectors), torch.tensor([1, 0]), 5) == 100.0
+    assert top_k_accuracy(class_cosines(images, vectors), torch.tensor([0, 1]), 1) == 100.0
+    assert top_k_accuracy(class_cosines(images, vectors), torch.tensor([1, 0]), 1) == 0.0
+    assert top_k_accuracy(class_cosines(images, vectors), torch.tensor([1, 0]), 5) == 100.0
 
 
 def test_a_class_is_the_mean_of_unit_vectors_of_all_its_texts() -> None:
-    found = classifier(["x"], Descriptions(("{}",), {"x": ("cat", "dog")}), embed)[0]
+    found = build_classifier(["x"], Descriptions(("{}",), {"x": ("cat", "dog")}), embed)[0]
     one, other = torch.tensor([3.0, 0.0, 1.0]) / 10**0.5, torch.tensor([0.0, 5.0, 1.0]) / 26**0.5
     wanted = (one + other) / (one + other).norm()
     torch.testing.assert_close(found, wanted)

@@ -12,7 +12,14 @@ from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, StoreUnava
 from eupe_pipeline.student.model.optimizers import build_optimizer
 from eupe_pipeline.student.model.recipe import OptimizerConfig
 from eupe_pipeline.student.model.versions import code_digest, versions
-from eupe_pipeline.student.training.checkpoint import latest_checkpoint, list_checkpoints, load_best, restore, save_checkpoint, sweep
+from eupe_pipeline.student.training.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_best,
+    remove_leftovers,
+    restore,
+    save_checkpoint,
+)
 from torch import nn
 
 
@@ -89,7 +96,7 @@ def test_a_folder_that_was_being_written_is_not_a_checkpoint(tmp_path: Path) -> 
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint is not None
     assert checkpoint.step == 1
-    assert checkpoint.described["recipe"] == {"seed": 1}
+    assert checkpoint.metadata["recipe"] == {"seed": 1}
 
 
 @pytest.mark.fault(19, "detected")
@@ -174,5 +181,5 @@ def test_a_checkpoint_that_goes_is_gone_at_once_for_who_reads_it(tmp_path: Path,
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002"]
     monkeypatch.undo()
     assert len(list(tmp_path.iterdir())) > 1
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000002"]

@@ -9,7 +9,7 @@ import torch
 from eupe_pipeline.storage.core.errors import CacheDamaged, CacheMismatch
 from eupe_pipeline.student.model.optimizers import build_optimizer
 from eupe_pipeline.student.model.recipe import OptimizerConfig, TeacherConfig, TrainRecipe
-from eupe_pipeline.student.model.student import Student, TargetSpec, kept_name
+from eupe_pipeline.student.model.student import Student, TargetSpec, checkpoint_name
 from eupe_pipeline.student.training.checkpoint import (
     best_checkpoint,
     latest_checkpoint,
@@ -17,7 +17,7 @@ from eupe_pipeline.student.training.checkpoint import (
     load_best,
     restore,
     save_checkpoint,
-    step_of,
+    step_in_name,
 )
 from eupe_pipeline.student.training.metrics import Metrics
 from eupe_pipeline.student.training.run_folder import RunFolder, load_model, read_adapters, save_model
@@ -46,7 +46,7 @@ def turned(specs: Mapping[str, TargetSpec]) -> dict[str, TargetSpec]:
 
 def by_name(one: Student, optimizer: torch.optim.Optimizer) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Weight and both moments of every parameter, by its name in files."""
-    states = {kept_name(one, name): (value, optimizer.state[value]) for name, value in one.named_parameters()}
+    states = {checkpoint_name(one, name): (value, optimizer.state[value]) for name, value in one.named_parameters()}
     return {name: (value.detach(), state["exp_avg"], state["exp_avg_sq"]) for name, (value, state) in states.items()}
 
 
@@ -57,7 +57,7 @@ def assert_same(one: dict[str, tuple[Tensor, Tensor, Tensor]], other: dict[str, 
 
 def as_format_1(folder: Path, one: Student) -> None:
     """Rewrite a checkpoint as it was before adapters had names: numbers in the student's order, and an order that nobody wrote down."""
-    names = {kept_name(one, name): name for name in one.state_dict()}
+    names = {checkpoint_name(one, name): name for name in one.state_dict()}
     for file in (path for path in (folder / "model.safetensors", folder / "average.safetensors") if path.is_file()):
         save_file({names[name]: tensor for name, tensor in load_file(file).items()}, file)
     groups = build_optimizer(one, OptimizerConfig()).param_groups
@@ -167,11 +167,11 @@ def test_checkpoints_are_sorted_by_step_beyond_seven_digits(tmp_path: Path) -> N
     for step in (9_999_998, 9_999_999, 10_000_000, 10_000_001):
         save_checkpoint(tmp_path, step, one, optimizer, {}, keep=2)
     (tmp_path / "step-0000009.bak").mkdir()
-    assert [step_of(found.name) for found in list_checkpoints(tmp_path)] == [10_000_000, 10_000_001]
+    assert [step_in_name(found.name) for found in list_checkpoints(tmp_path)] == [10_000_000, 10_000_001]
     newest = latest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.step == 10_000_001
-    assert [step_of(name) for name in ("a/step-12", "step-", "step-x", "model", "initial/model", "step-1/model")] == [12, *[None] * 5]
+    assert [step_in_name(name) for name in ("a/step-12", "step-", "step-x", "model", "initial/model", "step-1/model")] == [12, *[None] * 5]
 
 
 def test_an_evaluation_that_an_older_checkpoint_repeats_does_not_make_it_the_best(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_an_evaluation_that_an_older_checkpoint_repeats_does_not_make_it_the_bes
         as_format_1(save_checkpoint(tmp_path / "checkpoints", step, one, optimizer, {"score": score}, keep=9), one)
     best = best_checkpoint(tmp_path / "checkpoints")
     assert best is not None
-    assert step_of(best.name) == 2
+    assert step_in_name(best.name) == 2
 
 
 def test_a_run_keeps_what_auto_was_when_it_began(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from eupe_pipeline.student.training.metrics import Metrics, cut_events, read_metrics
+from eupe_pipeline.student.training.metrics import Metrics, read_metrics, truncate_events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
@@ -50,7 +50,7 @@ def test_an_event_that_a_kill_cut_short_goes_and_those_before_it_stay(tmp_path: 
     whole = path.read_bytes()
     for cut in (1, 3, 9, 20):
         path.write_bytes(whole[:-cut])
-        assert cut_events(path.parent, 4)
+        assert truncate_events(path.parent, 4)
         kept = path.read_bytes()
         assert whole.startswith(kept)
         there = {(tag, step) for step in range(1, 5) for tag in ("loss", "losses/t/cls")}
@@ -58,4 +58,4 @@ def test_an_event_that_a_kill_cut_short_goes_and_those_before_it_stay(tmp_path: 
 
 
 def test_a_fresh_run_has_no_events_to_cut(tmp_path: Path) -> None:
-    assert not cut_events(tmp_path / "tensorboard", 0)
+    assert not truncate_events(tmp_path / "tensorboard", 0)

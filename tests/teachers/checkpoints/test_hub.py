@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +153,7 @@ def test_a_repository_a_commit_and_a_file_that_are_not_there_are_told_apart(hub:
 
 def test_a_hub_that_does_not_answer_is_no_fault_of_the_user(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's library waits 23 s between its tries
     with pytest.raises(StoreUnavailable, match="the hub does not answer for timm/some"):
         local_weights(Path(f"hub:timm/some@{COMMIT}"))
 

@@ -9,7 +9,7 @@ from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.sampling import draw_positions
 from eupe_pipeline.student.model.losses import distillation_loss, patch_loss, teacher_terms
 from eupe_pipeline.student.model.recipe import LossConfig, StudentConfig, TrainRecipe
-from eupe_pipeline.student.model.student import TargetSpec, TeacherHeads, refuse_other_grids
+from eupe_pipeline.student.model.student import TargetSpec, TeacherHeads, refuse_unequal_grids
 from eupe_pipeline.teachers.encoders.tokens import SampledTokens, Tokens, at_places
 from torch import Tensor
 
@@ -120,7 +120,7 @@ def test_a_student_of_another_grid_is_refused() -> None:
 def test_grids_are_compared_at_every_size_before_anything_is_built() -> None:
     recipe = TrainRecipe(stage=2, student=StudentConfig("eupe_vitb16", {}, (224, 256)))
     dense = TargetSpec(4, 4, (14, 14))
-    refuse_other_grids(recipe, {"t": dense})
+    refuse_unequal_grids(recipe, {"t": dense})
     with pytest.raises(BadInput, match=r"teacher t: eupe_vitb16 at 256 px has a grid of 16×16.* --grid 16x16 or without --tokens-per-view"):
-        refuse_other_grids(recipe, {"dense": dense, "t": TargetSpec(4, 4, (14, 14), 64)})
-    refuse_other_grids(TrainRecipe(stage=2, student=StudentConfig("eupe_vitb16", {}, (224,))), {"t": TargetSpec(4, 4, (14, 14), 64)})
+        refuse_unequal_grids(recipe, {"dense": dense, "t": TargetSpec(4, 4, (14, 14), 64)})
+    refuse_unequal_grids(TrainRecipe(stage=2, student=StudentConfig("eupe_vitb16", {}, (224,))), {"t": TargetSpec(4, 4, (14, 14), 64)})

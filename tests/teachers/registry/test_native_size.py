@@ -37,9 +37,9 @@ def test_other_teachers_may_have_any_size(name: str) -> None:
 def test_an_extraction_says_it_before_it_begins(tiny_store: Any, tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     request = TeacherRequest("pecore-g", size_px=224)
-    options = ExtractOptions("photos", (request,), allow_random_weights=True, dry_run=True)
-    extract_features(tiny_store.store.url, options, seen.append)
+    options = ExtractOptions(tiny_store.store.url, "photos", (request,), allow_random_weights=True, dry_run=True)
+    extract_features(options, seen.append)
     assert [event["text"] for event in seen if event["event"] == "warning"] == [size_warning(spec(request.name, 224))]
     seen.clear()
-    extract_features(tiny_store.store.url, replace(options, teachers=(replace(request, size_px=448),)), seen.append)
+    extract_features(replace(options, teachers=(replace(request, size_px=448),)), seen.append)
     assert [event for event in seen if event["event"] == "warning"] == []

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.teachers.runtime.devices import choose_device, choose_devices, choose_precision, computing
+from eupe_pipeline.teachers.runtime.devices import autocast, choose_device, choose_devices, choose_precision
 
 
 def test_what_was_asked_for_is_taken() -> None:
@@ -34,9 +34,9 @@ def test_auto_precision_on_cuda_follows_its_capability(monkeypatch: pytest.Monke
 
 def test_autocast_is_on_for_bf16_only() -> None:
     linear, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
-    with computing("cpu", "bf16"):
+    with autocast("cpu", "bf16"):
         assert linear(x).dtype == torch.bfloat16
-    with computing("cpu", "fp32"):
+    with autocast("cpu", "fp32"):
         assert linear(x).dtype == torch.float32
 
 

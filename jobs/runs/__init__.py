@@ -1,0 +1,1 @@
+"""Run folders: locks, uploads, runs at URLs, leases that runs hold."""

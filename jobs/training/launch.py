@@ -1,0 +1,27 @@
+"""What `train` does: what is missing is computed where that was asked for, then the training runs in this process or on several ranks."""
+
+from typing import Any
+
+from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent, ignore_event
+from .fill_missing import fill_missing
+from .options import TrainOptions, check_teachers_given
+from .ranks import train_on_workers
+from .train import train_in_process
+
+
+def train(options: TrainOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """Run or resume one stage of distillation; returns its summary, with `already: True` and at once when that run is finished.
+
+    Raises BadInput and CacheMismatch before any step.
+    """
+    check_teachers_given(options)
+    if options.address is not None and not options.workers:
+        raise BadInput("--address is a Ray cluster's, and without --workers the training runs in this process; give --workers as well")
+    if options.on_miss == "compute":
+        fill_missing(
+            options.open_store(), options.features, options.datasets,
+            teachers=() if options.live_teachers else options.teachers, views_per_image=options.new_views,
+            views=options.recipe.views.spec(), allow_random_weights=options.allow_random_weights, on_event=on_event,
+        )  # fmt: skip
+    return train_on_workers(options, on_event) if options.workers else train_in_process(options, on_event)
