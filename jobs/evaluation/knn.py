@@ -20,9 +20,8 @@ from ...student.export.lineage import read_record
 from ...student.probes.evaluation_records import find_record, record_path, write_record
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
-from ...teachers.registry.registry import load_teacher, resolve_teacher
+from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device
-from .class_checks import check_classes
 from .labelled_features import (
     WHOLE,
     ClassifiedOptions,
@@ -40,7 +39,7 @@ from .labelled_features import (
     warn_upright,
 )
 from .models import CachedModel, Model, cached_features_of, open_subject
-from .overlap import check_overlap, digests_of, shared_places
+from .split_checks import check_classes, check_overlap, digests_of, shared_places
 
 __all__ = [
     "EvaluationSize", "KnnOptions", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features",

@@ -23,13 +23,12 @@ from ...student.export.lineage import read_record, read_targets
 from ...student.probes.knn import Embeddings
 from ...student.probes.zero_shot import build_classifier, class_cosines, read_descriptions, top_k_accuracy
 from ...teachers.encoders.tokens import Tokens
-from ...teachers.registry.registry import TEACHERS
+from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
-from .class_checks import refuse_one_class
 from .knn import evaluated, say_distilled_on
 from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright, warn_upright
 from .models import CachedModel, Model, open_subject
-from .overlap import digests_of
+from .split_checks import digests_of, refuse_one_class
 
 _MAPPED_AT_ONCE = 1024
 

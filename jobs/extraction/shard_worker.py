@@ -30,7 +30,7 @@ from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS, Input, Views
 from ...teachers.encoders.tokens import Tokens
-from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from .batch_size import SizedTeacher
 from .canaries import check_canary

@@ -24,7 +24,7 @@ from ...storage.upkeep.examination import examine
 from ...storage.upkeep.examiner import Examiner
 from ...storage.views.pixels import view_pixels
 from ...teachers.encoders.photometric import as_seen
-from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device

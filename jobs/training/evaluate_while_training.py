@@ -22,9 +22,8 @@ from ...storage.views.pixels import center_square
 from ...student.model.recipe import RunConfig
 from ...student.probes.online_knn import HeldOut, evaluate_student
 from ...student.training.learner import Learner
-from ..evaluation.class_checks import refuse_one_class
 from ..evaluation.labelled_features import Int64s, sample_images
-from ..evaluation.overlap import check_overlap, digests_of
+from ..evaluation.split_checks import check_overlap, digests_of, refuse_one_class
 from .options import Watch
 
 AfterStep = Callable[[Sequence[Learner], int], None]

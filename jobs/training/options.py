@@ -10,7 +10,7 @@ from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute
 from ...storage.store import FeatureStore
 from ...student.model.recipe import TrainRecipe
-from ...teachers.registry.registry import absolute_name
+from ...teachers.registry.resolve import absolute_name
 
 
 @dataclass(frozen=True)

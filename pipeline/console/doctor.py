@@ -41,6 +41,7 @@ def examine(*, folder: Path, on_event: OnEvent = ignore_event) -> dict[str, Any]
         "publishing": lambda: publishing(folder),
         "weights": weights,
         "torchvision": torchvision,
+        "plug_ins": plug_ins,
         "traps": lambda: traps(folder),
     }
     return {topic: _guarded(check) for topic, check in checks.items()}
@@ -147,6 +148,15 @@ def torchvision() -> str:
     from ...teachers.runtime.torchvision_guard import status
 
     return status()
+
+
+def plug_ins() -> dict[str, dict[str, str]]:
+    """Return what installed packages add to our tables: whose it is, or why it cannot be used."""
+    from ...student.export.formats import FORMATS
+    from ...teachers.encoders.build import FAMILIES
+    from ...teachers.registry.table import TEACHERS
+
+    return {table.group: table.plugins() for table in (TEACHERS, FAMILIES, FORMATS)}
 
 
 def traps(folder: Path | None = None) -> list[str]:

@@ -85,7 +85,7 @@ def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent)
     """Return {encoder's label: (B, H, W, D)}; raises BadInput for an unknown encoder, missing weights or a size off its stride."""
     import torch
 
-    from ...teachers.registry.registry import load_teacher, resolve_teacher
+    from ...teachers.registry.resolve import load_teacher, resolve_teacher
     from ...teachers.runtime.devices import choose_device
 
     labelled, found = encoders.labelled(), {}

@@ -26,7 +26,7 @@ from eupe_pipeline.storage.sources.decode import decode_image
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import render
 from eupe_pipeline.teachers.encoders.preprocessing import Preprocessing
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 from ...fault_log import Trials
 from ..actors import actor_pids
