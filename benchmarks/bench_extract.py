@@ -38,7 +38,7 @@ from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.registry.canary import canary_images
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from PIL import Image
 
 from .figures import report

@@ -30,7 +30,7 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.teachers.registry.canary import canary_images
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.spec import TeacherSpec
 from eupe_pipeline.teachers.registry.teacher import Teacher
 from torch.utils.flop_counter import FlopCounterMode

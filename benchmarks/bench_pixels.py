@@ -12,6 +12,7 @@ import io
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ import numpy as np
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.sources.decode import Pixels
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views.pixels import fill_pixels, view_pixels
 from eupe_pipeline.storage.views.view_set import ViewSet
-from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec, cut, pixel_digest, resize
+from eupe_pipeline.storage.views.view_spec import Input, StoredPixels, ViewSpec
 from numcodecs.zstd import Zstd  # type: ignore[import-untyped]  # it has no types
 from PIL import Image
 
@@ -82,23 +84,11 @@ def made_views(folder: Path, source: str, side: int) -> ViewSet:
         store.objects, dataset, ViewSpec(views_per_image=max(1, ROWS // len(dataset)), pixels=StoredPixels(side)), images_per_shard=64
     )
     for shard in range(views.shards):
-        drawn, (first, _) = views.draw_shard(shard), views.shard_images(shard)
+        drawn = views.draw_shard(shard)
         pixels = np.empty((len(drawn.crop), side, side, 3), np.uint8)
-        for row, crop in enumerate(drawn.crop):
-            found = cut(views.dataset.read_image(first + row // views.views_per_image), crop)
-            drawn.digest[row] = np.frombuffer(pixel_digest(found), np.uint8)
-            pixels[row] = resize(found, bool(drawn.flip[row]), side)
+        fill_pixels(views, np.arange(*views.group.shard_span(shard)), drawn, [(Input(side), pixels)], drawn_now=True)
         views.commit_shard(shard, drawn, {}, pixels)
     return views
-
-
-def from_images(views: ViewSet, rows: list[int], side: int) -> None:
-    """What a step without stored pixels does, view by view, in random order."""
-    recorded = views.read(np.array(rows))
-    for n, row in enumerate(rows):
-        crop = cut(views.dataset.read_image(row // views.views_per_image), recorded.crop[n])
-        assert pixel_digest(crop) == recorded.digest[n].tobytes()
-        resize(crop, bool(recorded.flip[n]), side)
 
 
 def measure(source: str, side: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -114,7 +104,9 @@ def measure(source: str, side: int, rounds: int) -> dict[str, dict[str, float]]:
             assert all(np.array_equal(form.decode(data), pixels) for data, pixels in zip(encoded[name], whole, strict=True)), name
         contestants: dict[str, Callable[[int], object]] = {name: partial(_decode_all, form, encoded[name]) for name, form in known.items()}
         contestants["store"] = lambda _: views.read_pixels(rows, whole)
-        contestants["images"] = lambda _: from_images(views, rows.tolist(), side)
+        unstored = ViewSet(views.group.objects, views.key, views.dataset, views.identity)
+        unstored.spec = replace(views.spec, pixels=None)  # what a step without stored pixels does, in random order
+        contestants["images"] = lambda _: view_pixels(unstored, rows, Input(side))
         seconds = medians(interleave(contestants, rounds))
         raw_bytes = whole[0].nbytes
         sizes = {name: float(np.mean([len(data) for data in found])) for name, found in encoded.items()}

@@ -20,7 +20,7 @@ from eupe_pipeline.storage.sources.decode import decode_image
 from eupe_pipeline.storage.views.view_spec import resize
 from eupe_pipeline.student.model.losses import patch_loss, upsample
 from eupe_pipeline.student.model.recipe import LossConfig
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from torch import Tensor
 from torch.nn import functional
 

@@ -36,7 +36,7 @@ from eupe_pipeline.student.training.learner import Learner
 from eupe_pipeline.student.training.run_folder import RunFolder, save_model
 from eupe_pipeline.student.training.trainer import Trainer
 from eupe_pipeline.teachers.encoders.build import build_encoder
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.teacher import Teacher
 from eupe_pipeline.teachers.runtime.devices import Choice, choose_precision
 from torch.utils.data import DataLoader

@@ -25,7 +25,7 @@ from eupe_pipeline.student.training.run_folder import RunFolder
 from eupe_pipeline.student.training.trainer import Trainer
 from eupe_pipeline.teachers.encoders.build import canonical
 from eupe_pipeline.teachers.encoders.preprocessing import Preprocessing
-from eupe_pipeline.teachers.registry.registry import load_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher
 from eupe_pipeline.teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
 from eupe_pipeline.teachers.runtime.devices import Choice, choose_precision
 

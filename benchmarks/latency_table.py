@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from eupe_pipeline.student.export.export import ExportOptions, export
-from eupe_pipeline.student.export.latency import PAPER_IPHONE_MS, RUNTIMES, LatencyOptions, latency
+from eupe_pipeline.student.export.latency import PAPER_IPHONE_MS, LatencyOptions, known_runtimes, latency
 from eupe_pipeline.student.model.student import Student
 from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.encoders.build import build_encoder
@@ -34,7 +34,7 @@ def measure(name: str, options: LatencyOptions) -> dict[str, Any]:
 
 
 def row(found: dict[str, Any]) -> str:
-    times = [found["runtimes"].get(runtime) for runtime in RUNTIMES]
+    times = [found["runtimes"].get(runtime) for runtime in known_runtimes()]
     cells = [f"{one['cpu_ms']:.1f} ({one['median_ms']:.1f}, {one['p95_ms']:.1f})" if one else "–" for one in times]
     return " | ".join([
         f"| {found['student']}", f"{found['parameters'] / 1e6:.1f}", f"{found['gflops']:.2f}", *cells, f"{found['paper_iphone_ms']} |",
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=20)
     parser.add_argument("--students", nargs="*", default=list(PAPER_IPHONE_MS))
     given = parser.parse_args()
-    heads = ["student", "M parameters", "GFLOPs", *RUNTIMES, "paper, iPhone"]
+    heads = ["student", "M parameters", "GFLOPs", *known_runtimes(), "paper, iPhone"]
     sys.stdout.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
     for name in given.students:
         sys.stdout.write(row(measure(name, LatencyOptions(Path(), given.threads, given.warmup, given.calls))) + "\n")

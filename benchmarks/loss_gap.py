@@ -24,7 +24,7 @@ from eupe_pipeline.student.training.learner import Learner
 from eupe_pipeline.student.training.run_folder import RunFolder, read_metrics, save_model
 from eupe_pipeline.student.training.trainer import Trainer
 from eupe_pipeline.teachers.encoders.build import build_encoder
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.runtime.devices import Choice
 
 from .training_store import make_images

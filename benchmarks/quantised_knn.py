@@ -14,7 +14,7 @@ from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, compare, embed_ima
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.export.runtimes import executorch_runner
 from eupe_pipeline.teachers.encoders.tokens import Tokens
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.teacher import Teacher
 from torch import Tensor
 

@@ -15,8 +15,9 @@ from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader
 from eupe_pipeline.storage.features.statistics import Statistics
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views.pixels import fill_pixels
 from eupe_pipeline.storage.views.view_set import ViewSet
-from eupe_pipeline.storage.views.view_spec import ViewSpec, cut, pixel_digest, resize
+from eupe_pipeline.storage.views.view_spec import ViewSpec, cut, resize
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
@@ -70,9 +71,7 @@ def make_store(folder: Path, images: int, grid: tuple[int, int], dim: int) -> Fe
 def _fill(views: ViewSet, reader: FeatureReader, shard: int, grid: tuple[int, int], dim: int) -> None:
     first, last = views.shard_images(shard)
     drawn = views.draw_shard(shard)
-    for place in range(len(drawn.crop)):
-        pixels = views.dataset.read_image(first + place // VIEWS)
-        drawn.digest[place] = np.frombuffer(pixel_digest(cut(pixels, drawn.crop[place])), np.uint8)
+    fill_pixels(views, np.arange(*views.group.shard_span(shard)), drawn, [], drawn_now=True)
     record = views.commit_shard(shard, drawn, {})
     random, count = np.random.default_rng(shard), (last - first) * VIEWS
     tokens = reader.encode(random.normal(size=(count, dim)).astype(np.float32), random.normal(size=(count, *grid, dim)).astype(np.float32))

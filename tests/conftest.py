@@ -20,7 +20,7 @@ from eupe_pipeline.storage.views.view_spec import ViewSpec, cut, pixel_digest, r
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.encoders.build import build_encoder
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.teacher import Teacher
 from hypothesis import settings
 from numpy.typing import NDArray

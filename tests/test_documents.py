@@ -68,7 +68,7 @@ def test_the_documents_show_the_whole_walk() -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_the_lines_of_the_readme_run_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eupe_pipeline.teachers.checkpoints.weights import weights_folder
+    from eupe_pipeline.storage.core.cache_home import weights_folder
     from PIL import Image
 
     if not (weights_folder() / "efficientnet-lite0.safetensors").is_file():

@@ -9,8 +9,8 @@ import pytest
 from eupe_pipeline.jobs.ray_session import ray_session
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.demo.demo import run_demo
-from eupe_pipeline.pipeline.demo.fetch import CIFAR10, downloads_folder
-from eupe_pipeline.teachers.checkpoints.weights import weights_folder
+from eupe_pipeline.pipeline.demo.fetch import CIFAR10
+from eupe_pipeline.storage.core.cache_home import downloads_folder, weights_folder
 
 RECIPE = """
 [data]

@@ -23,7 +23,7 @@ from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
 from ...teachers.encoders.build import build_encoder
 from ...teachers.registry.native_size import size_warning
-from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device
 from ..extraction.batch_size import SizedTeacher

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...storage.views.pixels import view_pixels
 from ...storage.views.view_set import ViewSet
-from ...storage.views.view_spec import render
 from ...teachers.registry.teacher import Teacher
 
 
@@ -28,7 +28,8 @@ def live_teacher_cost(
 def _cost(teacher: Teacher, views: ViewSet, batches: int, batch_size: int) -> dict[str, Any]:
     seconds = []
     for number in range(batches + 1):
-        pixels = _pixels(teacher, views, (np.arange(batch_size) + number * batch_size) % views.rows)
+        rows = (np.arange(batch_size) + number * batch_size) % views.rows
+        pixels = torch.from_numpy(view_pixels(views, rows, teacher.spec.preprocessing.input))
         started = time.perf_counter()
         teacher(pixels)
         if teacher.device.type == "cuda":
@@ -36,15 +37,3 @@ def _cost(teacher: Teacher, views: ViewSet, batches: int, batch_size: int) -> di
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds[1:]) / batch_size
     return {"seconds_per_view": median, "views_per_s": 1.0 / median, "batches": batches, "batch_size": batch_size}
-
-
-def _pixels(teacher: Teacher, views: ViewSet, rows: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
-    recorded, preprocessing = views.read(rows), teacher.spec.preprocessing
-    rendered = [
-        render(
-            views.dataset.read_image(row // views.views_per_image), recorded.crop[n], bool(recorded.flip[n]),
-            preprocessing.size_px, preprocessing.interpolation,
-        )
-        for n, row in enumerate(rows.tolist())
-    ]  # fmt: skip
-    return torch.from_numpy(np.stack(rendered))

@@ -8,7 +8,6 @@ state to resume: a run takes one forward a picture (1,800 in the test split) and
 """
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 from ...storage.core.choices import PAIR_PROTOCOLS, PairProtocol, PairSplit
 from ...storage.core.errors import unknown_name
 from ...storage.core.events import OnEvent, ignore_event
+from ...storage.core.lru_cache import LruCache
 from ...storage.images.dense_pairs import read_picture
 from ...storage.images.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
 from ...student.probes.correspondence import ALPHA, Points, correct_keypoints, match_keypoints, summarize_pck
@@ -101,16 +101,14 @@ class _Maps:
 
     def __init__(self, teacher: Teacher, side_px: int) -> None:
         self.teacher, self.side_px = teacher, side_px
-        self._kept: OrderedDict[Path, tuple[Tensor, Points]] = OrderedDict()
+        self._kept: LruCache[Path, tuple[Tensor, Points]] = LruCache(_KEPT_MAPS)
 
     def of(self, path: Path) -> tuple[Tensor, Points]:
         """Tokens (H, W, D) of the square, and what turns x, y of the picture into x, y of the square."""
-        if path not in self._kept:
-            picture, side = read_picture(path), self.side_px
-            square = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
-            scale = np.array([side / picture.shape[1], side / picture.shape[0]])
-            self._kept[path] = patch_tokens(self.teacher, *stacked([square]))[0], scale
-            while len(self._kept) > _KEPT_MAPS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(path)
-        return self._kept[path]
+        return self._kept.get_or_make(path, lambda: self._compute(path))
+
+    def _compute(self, path: Path) -> tuple[Tensor, Points]:
+        picture, side = read_picture(path), self.side_px
+        square = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
+        scale = np.array([side / picture.shape[1], side / picture.shape[0]])
+        return patch_tokens(self.teacher, *stacked([square]))[0], scale

@@ -35,7 +35,7 @@ from ...teachers.runtime.devices import choose_device
 from .dense_tokens import patch_tokens, stacked, training_mode
 from .knn import evaluated
 from .models import Model, open_model
-from .overlap import check_overlap
+from .split_checks import check_overlap
 
 PARTIAL_HEAD = ".partial.safetensors"
 READ_THREADS = 2

@@ -7,7 +7,7 @@ that decides it.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ from typing import Any
 from ...storage.core.errors import CacheMismatch, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
-from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...student.export.lineage import read_record
 from ...student.probes.evaluation_records import find_record, record_path, write_record
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
-from ...teachers.registry.registry import load_teacher, resolve_teacher
+from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device
-from .class_checks import check_classes
 from .labelled_features import (
     WHOLE,
     ClassifiedOptions,
@@ -38,9 +36,10 @@ from .labelled_features import (
     read_embeddings,
     read_upright,
     sample_images,
+    warn_upright,
 )
 from .models import CachedModel, Model, cached_features_of, open_subject
-from .overlap import check_overlap, digests_of, shared_places
+from .split_checks import check_classes, check_overlap, digests_of, shared_places
 
 __all__ = [
     "EvaluationSize", "KnnOptions", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features",
@@ -127,7 +126,9 @@ def evaluate_knn(options: KnnOptions, on_event: OnEvent = ignore_event) -> dict[
     """
     subject, train, test = splits_of(options, on_event)
     in_both = images_in_both(train, test, options.allow_overlap, on_event)
-    protocol = {"train": train.protocol(), "test": test.protocol(), **PROTOCOLS}
+    upright = read_upright(train, test)
+    warn_upright(subject, upright, "the figures named paper and official are left out", on_event)
+    protocol = {"train": train.protocol(), "test": test.protocol(), **({"ours": PROTOCOLS["ours"]} if upright else PROTOCOLS)}
     if options.dry_run:
         return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
 
@@ -140,24 +141,28 @@ def evaluate_knn(options: KnnOptions, on_event: OnEvent = ignore_event) -> dict[
             readers = [subject.over(split.dataset.digest) for split in (train, test)]
             found[mean_patch_name(*readers)] = found.pop("mean_patch")
             found = {"train": readers[0].key, "test": readers[1].key, **found}
-        return {"size_px": test.size_px, **differences(test.size_px, train.dataset, test.dataset), "test_images_in_train": in_both, **found}
+        said = upright or differences(test.size_px)
+        return {"size_px": test.size_px, **said, "test_images_in_train": in_both, **(ours_alone(found) if upright else found)}
 
     return evaluated("knn", subject, protocol, compute, on_event)
 
 
-def differences(size_px: int, *datasets: ImageDataset) -> dict[str, Any]:
-    """In what a run's images differ from those of the paper, which classifies at 224 px, and of the official code; {} when they do not."""
+def differences(size_px: int) -> dict[str, Any]:
+    """In what a run's images differ from those of the paper, which classifies at 224 px; {} when they do not."""
     said = f"the input is {size_px} px, the paper's {PAPER_SIZE_PX}; --size {PAPER_SIZE_PX} measures as it does"
-    sizes, upright = [said] * (size_px != PAPER_SIZE_PX), read_upright(*datasets)
-    lines = {"differs_from_paper": [*sizes, *upright.values()], "differs_from_official": list(upright.values())}
-    return {**{name: found for name, found in lines.items() if found}, **upright}
+    return {"differs_from_paper": [said]} if size_px != PAPER_SIZE_PX else {}
+
+
+def ours_alone(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of `compare` without those by published protocols, which read images as stored."""
+    return {name: {"ours": one["ours"]} if isinstance(one, Mapping) else one for name, one in found.items()}
 
 
 def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
     """kNN of a run folder or a named teacher at once, nothing kept: percent by protocol and feature over two datasets of the store."""
     started = time.perf_counter()
     teacher = load_teacher(resolve_teacher(model, size_px=size.size_px), choose_device(size.device).value)
-    bank, queries = store.dataset(train), store.dataset(test)
+    bank, queries = (store.dataset(name).read_as("stored") for name in (train, test))
     chosen = sample_images(bank, size.train_images, "train"), sample_images(queries, size.test_images, "test")
     embedded = [embed_images(teacher, one, images, size) for one, images in zip((bank, queries), chosen, strict=True)]
     result = compare(embedded[0], bank.labels()[chosen[0]], embedded[1], labels_as(queries, bank.label_names)[chosen[1]])
@@ -166,7 +171,10 @@ def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: E
 
 
 def knn_of_features(store: FeatureStore, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
-    """kNN of a teacher from its cached tokens, nothing kept: `train` and `test` are feature sets of the store, made by one teacher."""
+    """kNN of a teacher from its cached tokens, nothing kept: `train` and `test` are feature sets of the store, made by one teacher.
+
+    Of tokens of images that were turned upright only our protocol is measured: the others read images as stored.
+    """
     started = time.perf_counter()
     bank, queries = store.features(train), store.features(test)
     if bank.identity["teacher"] != queries.identity["teacher"]:
@@ -176,6 +184,8 @@ def knn_of_features(store: FeatureStore, train: str, test: str, size: Evaluation
     names = bank.views.dataset.label_names
     labels = [labels_as(one.views.dataset, names)[images] for one, images in zip((bank, queries), chosen, strict=True)]
     result = compare(embedded[0], labels[0], embedded[1], labels[1])
+    if any(one.views.dataset.orientation != "stored" for one in (bank, queries)):
+        result = ours_alone(result)
     result[mean_patch_name(bank, queries)] = result.pop("mean_patch")
     return {"train": bank.key, "test": queries.key, **result, "seconds": time.perf_counter() - started}
 

@@ -6,7 +6,7 @@ store has indexed is taken as it is, and every image read is compared with the i
 de-normalised to the teacher's own space, one view an image (k = 0). Axes: N images, D channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...storage.core.cache_home import evaluations_folder
 from ...storage.core.choices import Device
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
@@ -27,13 +28,13 @@ from ...storage.objects.atomic_files import make_folder
 from ...storage.sources.locations import canonical_source
 from ...storage.store import FeatureStore
 from ...storage.views.photometric import MODES
-from ...storage.views.view_spec import ViewSpec, draw, render
+from ...storage.views.pixels import center_square
 from ...student.data.decode_tokens import mean_patch
 from ...student.data.order import KeyedPermutation
 from ...student.probes.knn import Embeddings, embed
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
-from .models import CachedModel, Model, evaluation_home
+from .models import CachedModel, Model
 from .pooled_features import pooled_features
 
 _READ_ROWS = 256
@@ -124,13 +125,18 @@ class Split:
     def protocol(self) -> dict[str, Any]:
         """What decides the split's features, besides the model."""
         images = {"dataset": self.dataset.key, "digest": self.dataset.digest, "images": len(self.dataset), "sample": self.limit}
-        images |= {} if self.dataset.orientation == "stored" else {"orientation": self.dataset.orientation}
+        images |= {} if self.dataset.indexed == "stored" else {"orientation": self.decoded.orientation}
         if isinstance(self.subject, CachedModel):
             reader = self.subject.over(self.dataset.digest)
             return {**images, "features": reader.key, "features_digest": reader.digest}
         prep = self.subject.spec.preprocessing
         view = {"crop": "center", "fraction": self.size.crop_fraction, "size_px": prep.size_px, "interpolation": prep.interpolation}
         return {**images, "view": view}
+
+    @property
+    def decoded(self) -> ImageDataset:
+        """The images as the model saw them: read as stored, but for cached tokens as they were extracted."""
+        return self.subject.over(self.dataset.digest).views.dataset if isinstance(self.subject, CachedModel) else self.dataset
 
     @property
     def size_px(self) -> int:
@@ -163,11 +169,12 @@ class Split:
 def open_data(store: FeatureStore, name: str, on_event: OnEvent = ignore_event) -> ImageDataset:
     """A dataset of the store by name or key, or a source that is indexed into it under its folder's name.
 
-    A source's images are taken as they are stored, as the paper's and the official evaluations read them.
+    Images are read as they are stored, as the paper's and the official evaluations read them, also those of a dataset that was indexed
+    upright.
     """
     source = canonical_source(name)
     if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(source) or Path(source).exists()):
-        return store.dataset(name)  # also where a folder of the same name lies here: `./photos` means the folder
+        return store.dataset(name).read_as("stored")  # also where a folder of the same name lies here: `./photos` means the folder
     for key in store.list_datasets():
         dataset = store.dataset(key)
         if canonical_source(dataset.source) == source and dataset.orientation == "stored":
@@ -178,18 +185,26 @@ def open_data(store: FeatureStore, name: str, on_event: OnEvent = ignore_event) 
     return build_index(store.objects, source, cleaned, orientation="stored", on_event=on_event)
 
 
-def read_upright(*datasets: ImageDataset) -> dict[str, str]:
-    """{"images_read": …} for a result over datasets whose images are turned, {} when all are read as stored."""
-    keys = list(dict.fromkeys(dataset.key for dataset in datasets if dataset.orientation != "stored"))
+def read_upright(*splits: Split) -> dict[str, str]:
+    """{"images_read": …} for a result over images that were turned (cached tokens may be of such), {} when all are read as stored."""
+    keys = list(dict.fromkeys(split.decoded.key for split in splits if split.decoded.orientation != "stored"))
     said = f"{' and '.join(keys)} upright; the paper's and the official evaluations read images as stored (index --orientation stored)"
     return {"images_read": said} if keys else {}
+
+
+def warn_upright(subject: Model | CachedModel, upright: Mapping[str, str], what: str, on_event: OnEvent) -> None:
+    """Say what becomes of figures by published protocols over cached tokens of turned images."""
+    if upright:
+        text = f"the tokens of {subject.name} were extracted from {upright['images_read']}: {what}"
+        advice = "evaluate the model itself (its run, or its name with a store that holds no tokens of it), or tokens of such an index"
+        on_event({"event": "warning", "text": f"{text}; {advice}"})
 
 
 def open_store(url: str | None) -> FeatureStore:
     """The store at `url`; without one, the evaluations' own below $EUPE_PIPELINE_HOME, made when absent."""
     if url is not None:
         return FeatureStore.open(url)
-    folder = evaluation_home() / "store"
+    folder = evaluations_folder() / "store"
     make_folder(folder.parent)
     return FeatureStore.create(str(folder))
 
@@ -230,15 +245,10 @@ def embed_images(teacher: Teacher, dataset: ImageDataset, images: Int64s, size: 
 
 def center_batches(dataset: ImageDataset, images: Int64s, teacher: Teacher, size: EvaluatedImages) -> Iterator[NDArray[np.uint8]]:
     """Centre crops (B, size, size, 3) of some images at the teacher's input size."""
-    spec = ViewSpec(kind="center", crop_fraction=size.crop_fraction)
-    preprocessing = teacher.spec.preprocessing
+    wanted = teacher.spec.preprocessing.input
     for start in range(0, len(images), size.batch_size):
-        batch = []
-        for image in images[start : start + size.batch_size].tolist():
-            pixels = dataset.read_image(image)
-            crop = draw(spec, dataset.ids(image, image + 1), np.array([pixels.shape[:2]], np.int32)).crop[0]
-            batch.append(render(pixels, crop, False, preprocessing.size_px, preprocessing.interpolation))
-        yield np.stack(batch)
+        batch = images[start : start + size.batch_size].tolist()
+        yield np.stack([center_square(dataset.read_image(image), wanted, size.crop_fraction) for image in batch])
 
 
 def cached_images(reader: FeatureReader, limit: int | None, purpose: str) -> Int64s:

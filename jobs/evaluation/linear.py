@@ -20,7 +20,7 @@ from ...student.probes.evaluation_records import PARTIAL, record_path, to_strict
 from ...student.probes.linear import POWERS, VALIDATION_SHARE, fit, sweep
 from ...teachers.runtime.devices import choose_device
 from .knn import evaluated, images_in_both, splits_of
-from .labelled_features import ClassifiedOptions, LabelledSplit, read_upright
+from .labelled_features import ClassifiedOptions, LabelledSplit, read_upright, warn_upright
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) ->
         "train": train.protocol(), "test": test.protocol(), "feature": feature, "powers_of_c": list(powers), "seed": seed,
         "validation": VALIDATION_SHARE, "solver": "L-BFGS, float64, weight decay 1/C, bias free, fitted again on all training images",
     }  # fmt: skip
+    upright = read_upright(train, test)
+    warn_upright(subject, upright, "the figure is not the published protocol's", on_event)
     if options.dry_run:
         return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
     partial = record_path(subject.folder, "linear", {**protocol, "model": subject.identity}).with_suffix(PARTIAL)
@@ -52,7 +54,7 @@ def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) ->
         bank, queries = (_tensors(split.features(names, on_event), feature, device) for split in (train, test))
         result = _probe(bank, queries, len(names), powers, seed, partial, on_event)
         counts = {"train_images": len(bank[1]), "test_images": len(queries[1]), "test_images_in_train": in_both, "classes": len(names)}
-        return {**counts, **read_upright(train.dataset, test.dataset), "feature": feature, **result}
+        return {**counts, **upright, "feature": feature, **result}
 
     return evaluated("linear", subject, protocol, compute, on_event)
 

@@ -12,16 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import evaluations_folder
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import digest, file_sha256, short
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...student.export.formats import FORMATS
 from ...teachers.checkpoints.published import Published, load_encoder, read_published
 from ...teachers.encoders.build import facts
 from ...teachers.encoders.preprocessing import Preprocessing
-from ...teachers.registry.registry import MODEL_FILE, TEACHERS, load_teacher, resolve_teacher
+from ...teachers.registry.resolve import MODEL_FILE, load_teacher, resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
+from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.teacher import Teacher
 
 _CHECKPOINTS = (".pth", ".safetensors")
@@ -89,14 +91,15 @@ def open_model(name: str, size_px: int | None = None, weights: Path | None = Non
 
 def _published(path: Path, size_px: int | None, out: Path | None) -> Model:
     record: dict[str, Any] = json.loads((path / "export.json").read_text()) if (path / "export.json").is_file() else {}
-    form = record.get("format")
-    if form in ("onnx", "executorch"):
+    form = str(record.get("format"))
+    read_from = FORMATS[form].evaluated_from if form in FORMATS else "folder"
+    if read_from is None:
         raise BadInput(f"{path} is an export for {form}, which is not evaluated here; give the run, or its export as timm or transformers")
-    source = path / record["files"][0] if form == "eupe" else path
+    source = path / record["files"][0] if read_from == "file" else path
     if source.is_file() and source.suffix not in _CHECKPOINTS:
         raise BadInput(f"{source} is no checkpoint: expected {' or '.join(_CHECKPOINTS)}, or a folder")
     found = read_published(source)
-    prep = Preprocessing.from_dict(record["preprocessing"]) if form == "eupe" else found.preprocessing
+    prep = Preprocessing.from_dict(record["preprocessing"]) if read_from == "file" else found.preprocessing
     file = source if source.is_file() else next(iter(sorted(source.glob("*.safetensors"))), source / "model.safetensors")
     spec = _spec_of(found, prep, path, file)
     spec = spec if size_px is None else spec.at_size(size_px)
@@ -146,6 +149,7 @@ def cached_features_of(store: FeatureStore, teacher: str, dataset_digest: str) -
     exact = [reader for reader in readers if reader.key == teacher]
     own = [reader for reader in readers if reader.name == teacher.split("@")[0]]
     readers = exact or own or readers
+    readers = [reader for reader in readers if reader.views.dataset.orientation == "stored"] or readers  # as evaluations read images
     if len(readers) != 1:
         found = ", ".join(reader.key for reader in readers) or "none"
         raise BadInput(
@@ -159,10 +163,5 @@ def _key_of(store: FeatureStore, dataset_digest: str) -> str:
     return next((key for key in store.list_datasets() if key.endswith(f"@{short(dataset_digest)}")), f"@{short(dataset_digest)}")
 
 
-def evaluation_home() -> Path:
-    """The folder of results that belong to no model's folder, and of the store that evaluations use when none is given."""
-    return cache_home() / "evaluations"
-
-
 def _neutral(name: str, identity: dict[str, Any]) -> Path:
-    return evaluation_home() / f"{name}@{short(digest(identity))}"
+    return evaluations_folder() / f"{name}@{short(digest(identity))}"

@@ -23,7 +23,7 @@ from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.registry.teacher import Teacher
-from ..extraction.rendering import RenderedShard, input_of
+from ..extraction.rendering import FreshViews, RenderedShard
 from .models import Model
 
 IMAGES_PER_SHARD = 512
@@ -81,17 +81,15 @@ def _fill(reader: FeatureReader, shard: int, teacher: Teacher, batch_size: int) 
     tokens.patch[:] = 0
     if tokens.cls is not None:
         tokens.cls[:] = 0
-    wanted = input_of(teacher.spec)
-    with RenderedShard(views, shard, drawn, [wanted], batch_size, _RENDER_THREADS) as batches:
+    wanted = teacher.spec.preprocessing.input
+    fresh = FreshViews.of(views, count) if standing is None else None
+    with RenderedShard(views, shard, drawn, [wanted], batch_size, _RENDER_THREADS, fresh) as batches:
         for batch in batches:
-            here = slice(batch.first, batch.first + len(batch.digests))
             cls_BD, mean_BD = pooled(teacher, batch.pixels[wanted])
-            tokens.patch[here] = mean_BD[:, None, None]
+            tokens.patch[batch.places] = mean_BD[:, None, None]
             if tokens.cls is not None and cls_BD is not None:
-                tokens.cls[here] = cls_BD
+                tokens.cls[batch.places] = cls_BD
             failed |= batch.failed
-            if standing is None:
-                drawn.digest[here] = batch.digests
     if standing is None:
         views.commit_shard(shard, drawn, failed)
     record = views.group.record(shard)

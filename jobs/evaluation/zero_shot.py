@@ -23,13 +23,12 @@ from ...student.export.lineage import read_record, read_targets
 from ...student.probes.knn import Embeddings
 from ...student.probes.zero_shot import build_classifier, class_cosines, read_descriptions, top_k_accuracy
 from ...teachers.encoders.tokens import Tokens
-from ...teachers.registry.registry import TEACHERS
+from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
-from .class_checks import refuse_one_class
 from .knn import evaluated, say_distilled_on
-from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright
+from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright, warn_upright
 from .models import CachedModel, Model, open_subject
-from .overlap import digests_of
+from .split_checks import digests_of, refuse_one_class
 
 _MAPPED_AT_ONCE = 1024
 
@@ -101,6 +100,8 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         "test": split.protocol(), "text_tower": tower.identity, "texts_digest": digest(texts), "templates": list(descriptions.templates),
         "classes": len(labels), "way": way.identity, "teacher": way.teacher,
     }  # fmt: skip
+    upright = read_upright(split)
+    warn_upright(subject, upright, "the figure is not the published protocol's", on_event)
     if options.dry_run:
         return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
 
@@ -113,7 +114,7 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         )
         truth = torch.from_numpy(found.labels)
         tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
-        return {**tops, **read_upright(split.dataset), "test_images": len(truth), "classes": len(labels)}
+        return {**tops, **upright, "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", subject, protocol, compute, on_event)
 

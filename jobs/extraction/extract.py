@@ -14,11 +14,12 @@ from typing import Any
 from ...storage.core.errors import BadInput, Interrupted
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
+from ...storage.features.teacher_files import TeacherFile, note_teacher_file
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.registry.native_size import size_warning
-from ...teachers.registry.registry import resolve_teacher
+from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device, choose_precision
 from ..runs.reading_leases import EXTRACTION, leases
@@ -71,6 +72,11 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     if options.dry_run:
         return {**_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event), **options.told()}
+    for spec in specs:
+        if spec.source is not None:
+            weights = None if spec.weights_path == spec.source.path else spec.weights_path.absolute()
+            found = TeacherFile(spec.source.path, spec.source.function, weights)
+            note_teacher_file(store.objects, spec.identity(), found)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]

@@ -82,6 +82,11 @@ class ExtractOptions:
         bad = [f"{what} {value}" for what, value in counts.items() if value is not None and value < 1]
         if self.normalisation not in NORMALISATIONS:
             raise unknown_name("normalisation", self.normalisation, NORMALISATIONS)
+        for name, kind in (("teachers", TeacherRequest), ("statistics_from", str)):
+            value = getattr(self, name)
+            strangers = [value] if isinstance(value, str) else [one for one in value if not isinstance(one, kind)]
+            if strangers:  # a string would be taken for a list of its letters
+                raise BadInput(f"{name} is a list of {kind.__name__}, such as ({kind.__name__}('NAME'),), got {strangers[0]!r}")
         if bad or self.num_gpus <= 0:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
 

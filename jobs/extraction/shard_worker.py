@@ -7,7 +7,6 @@ into the shard's buffers, so that a shard never exists in fp32. Images that cann
 left out by id and reason; anything else that fails is an error for the driver.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,17 +23,18 @@ from ...storage.features.features import FeatureReader, TokenRows, refuse_tokens
 from ...storage.features.phis import Covariance
 from ...storage.features.sampling import Positions
 from ...storage.features.statistics import NORMALISATIONS, Moments
-from ...storage.sources.decode import BadImage, Pixels
+from ...storage.sources.decode import Pixels
 from ...storage.store import FeatureStore
 from ...storage.views.photometric import MODES
+from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
-from ...storage.views.view_spec import Views, cut, resize
+from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS, Input, Views
 from ...teachers.encoders.tokens import Tokens
-from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from .batch_size import SizedTeacher
 from .canaries import check_canary
-from .rendering import FreshViews, RenderedBatch, RenderedShard, input_of
+from .rendering import FreshViews, RenderedBatch, RenderedShard
 from .stored_tokens import stored_tokens
 from .summary import ShardReport
 from .transfers import Arriving, StoredTokens, busy_seconds, compute
@@ -65,7 +65,7 @@ class _Target:
 
     def positions_of(self, batch: RenderedBatch) -> Positions | None:
         """The places of the tokens to be stored of a batch's views."""
-        return None if self.positions is None else self.positions[batch.first : batch.first + len(batch.digests)]
+        return None if self.positions is None else self.positions[batch.places]
 
     def share(self, tokens: Tokens, batch: RenderedBatch) -> StoredTokens:
         """What of a batch's tokens is stored, still on the device; of a pooled set (`pooled_features`) each view's mean."""
@@ -102,31 +102,35 @@ class ShardWorker:
             raise Interrupted("stopped between two batches; every shard that was committed stays")
 
     def measure(self, rows: list[int], names: list[str]) -> SampleMoments:
-        """Moments of the named teachers' raw tokens over some views; images that cannot be decoded are left out."""
-        torch.set_num_threads(self.order.threads)
-        pixels: dict[str, list[Pixels]] = {name: [] for name in names}
-        photometric: list[NDArray[np.float32]] = []
-        for row in rows:
-            self._stop_if_asked()
-            image, k = divmod(row, self.views.views_per_image)
-            views = self._views_of_image(image)
-            with contextlib.suppress(BadImage):
-                crop = cut(self.views.dataset.read_image(image), views.crop[k])
-                for name in names:
-                    pixels[name].append(resize(crop, bool(views.flip[k]), *input_of(self._spec(name))))
-                photometric.append(views.photometric[k])
-        count = len(photometric)
-        if not count:
-            return SampleMoments(0, {})
-        distortion = np.stack(photometric)
-        return SampleMoments(count, {name: self._moments(name, np.stack(batch), distortion) for name, batch in pixels.items()})
+        """Moments of the named teachers' raw tokens over some views; images that cannot be decoded are left out.
 
-    def _views_of_image(self, image: int) -> Views:
-        shard = image // self.views.images_per_shard
-        views = self.views.read_shard(shard) or self.views.draw_image(image)
-        first = 0 if len(views.crop) == self.views.views_per_image else image % self.views.images_per_shard
-        rows = slice(first * self.views.views_per_image, (first + 1) * self.views.views_per_image)
-        return Views(views.crop[rows], views.flip[rows], views.photometric[rows], views.digest[rows])
+        Raises `CacheMismatch` for views that are committed already and whose image decodes to other pixels.
+        """
+        torch.set_num_threads(self.order.threads)
+        inputs = {name: self._input(name) for name in names}
+        pixels = {one: np.empty((len(rows), one.size_px, one.size_px, 3), np.uint8) for one in inputs.values()}
+        photometric = np.empty((len(rows), PHOTOMETRIC_PARAMETERS), np.float32)
+        good = []
+        for n, row in enumerate(rows):
+            self._stop_if_asked()
+            view, drawn_now = self._view(row)
+            photometric[n], failed = view.photometric[0], dict[str, str]()
+            outputs = [(one, out[n : n + 1]) for one, out in pixels.items()]
+            fill_pixels(self.views, np.array([row]), view, outputs, drawn_now=drawn_now, failed=failed)
+            good += [] if failed else [n]
+        if not good:
+            return SampleMoments(0, {})
+        return SampleMoments(len(good), {name: self._moments(name, pixels[one][good], photometric[good]) for name, one in inputs.items()})
+
+    def _view(self, row: int) -> tuple[Views, bool]:
+        """One view, and whether it is drawn now because its shard is not committed yet."""
+        committed = self.views.read_shard(row // self.views.group.shard_rows)
+        if committed is not None:
+            place, views = row % self.views.group.shard_rows, committed
+        else:
+            image, place = divmod(row, self.views.views_per_image)
+            views = self.views.draw_image(image)
+        return views.part(slice(place, place + 1)), committed is None
 
     def _moments(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> tuple[Measure | None, Measure]:
         with self._turn:
@@ -140,6 +144,9 @@ class ShardWorker:
         cls = measure(spec.cls_dim)
         cls.update(tokens.cls_BD.numpy())
         return cls, patch
+
+    def _input(self, name: str) -> Input:
+        return self._spec(name).preprocessing.input
 
     def _spec(self, name: str) -> TeacherSpec:
         return self.teachers[name].teacher.spec
@@ -169,7 +176,7 @@ class ShardWorker:
         if committed is not None and not targets:
             return report.of_records([reader.group.record(shard) for reader in readers.values()])
         fresh = FreshViews.of(self.views, report.views) if committed is None else None
-        inputs = {input_of(self._spec(name)) for name in targets}
+        inputs = {self._input(name) for name in targets}
         views_per_batch = max((self.teachers[name].views for name in targets), default=1)
         with RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh) as batches:
             self._through_teachers(batches, views, targets, report)
@@ -187,7 +194,7 @@ class ShardWorker:
         if views is None or record is None:
             raise CacheDamaged(f"shard {shard} of views/{self.views.key} is not committed, and these features are made from it")
         target, report = _Target(reader, reader.empty(len(views.crop)), reader.draw_positions(shard)), ShardReport(shard, len(views.crop))
-        inputs, per_batch = {input_of(self._spec(name))}, self.teachers[name].views
+        inputs, per_batch = {self._input(name)}, self.teachers[name].views
         with RenderedShard(self.views, shard, views, inputs, per_batch, self.order.render_threads) as batches:
             self._through_teachers(batches, views, {name: target}, report)
         reader.heal_shard(shard, target.buffer, {**report.failed, **target.refused}, record.digest)
@@ -204,11 +211,9 @@ class ShardWorker:
                 self._stop_if_asked()
                 report.failed |= batch.failed
                 report.add("decode", batch.seconds)
-                here = slice(batch.first, batch.first + len(batch.digests))
-                views.digest[here] = batch.digests
-                seen = {name: batch.pixels[input_of(self._spec(name))] for name in targets}
+                seen = {name: batch.pixels[self._input(name)] for name in targets}
                 tokens = {
-                    name: self._forward(name, pixels, views.photometric[here], partial(targets[name].share, batch=batch))
+                    name: self._forward(name, pixels, views.photometric[batch.places], partial(targets[name].share, batch=batch))
                     for name, pixels in seen.items()
                 }
                 _finish(encoding)

@@ -3,7 +3,8 @@
 What the user may choose at an extraction (input size, constants, precision, random weights for a trial) is taken from the record and not
 asked for again. What makes it another model (architecture, weights, class token, widths, grid) must be found again as it was, or the
 teacher is refused with each such field named. Where the weights lie is in no identity: by the set's name in the weights folder, or in the
-place that the caller names, a run's URL included.
+place that the caller names, a run's URL included. A teacher of the user's own (FILE.py:FUNCTION) is looked for where it lay when it was
+extracted; nothing of a file is run unless it is the recorded one by its sha256.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ from ...storage.core.identity import differing_fields
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
 from ...teachers.encoders.preprocessing import Preprocessing
-from ...teachers.registry.registry import TEACHERS, TIMM_PREFIX, resolve_teacher
+from ...teachers.registry.python_file import PYTHON_FILE, names_python_file, refuse_other_source
+from ...teachers.registry.resolve import TIMM_PREFIX, resolve_teacher
 from ...teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
+from ...teachers.registry.table import TEACHERS
 from ..runs.run_source import run_at_hand
 
 
@@ -26,12 +29,32 @@ def recorded_teacher(reader: FeatureReader, name_or_run: str | None = None, weig
     asked, recorded = name_or_run or reader.name, reader.identity["teacher"]
     found = str(run_at_hand(asked)) if is_url(asked) else asked
     try:
+        if recorded["architecture"]["name"] == PYTHON_FILE:
+            found, weights = _python_file(reader, None if found in (reader.name, reader.key) else found, weights)
         spec = _as_recorded(recorded, found, weights)
     except KeyError as error:
         raise CacheMismatch(f"the identity of {reader.key} does not say the {error} of its teacher, which cannot be built again") from error
     if lines := differing_fields(spec.identity(), recorded):
         raise CacheMismatch(f"{asked} is not the teacher that made {reader.key}: {'; '.join(lines)}")
     return spec
+
+
+def _python_file(reader: FeatureReader, name: str | None, weights: Path | None) -> tuple[str, Path | None]:
+    """(FILE.py:FUNCTION, weights) of the user's own teacher: given, or where it lay; raises `CacheMismatch` for another file."""
+    architecture, noted = reader.identity["teacher"]["architecture"], reader.teacher_files()
+    names = [f"{one.file}:{one.function}" for one in noted] if name is None else [name]
+    refused = f"its file is noted nowhere in the store; give it: --teacher FILE.py:{architecture['function']}"
+    for one in names:
+        try:
+            if name is not None and not names_python_file(name):
+                raise BadInput(f"{name} is no FILE.py:FUNCTION")
+            refuse_other_source(one, architecture)
+        except BadInput as error:
+            refused = f"{error}. Where it lies elsewhere now, say --teacher FILE.py:{architecture['function']}"
+            continue
+        given = [known.weights for known in noted if known.weights is not None and known.weights.exists()]
+        return one, weights or next(iter(given), None)
+    raise CacheMismatch(f"{reader.key} was made by a teacher of a Python file: {refused}")
 
 
 def _as_recorded(recorded: Mapping[str, Any], name: str, weights: Path | None) -> TeacherSpec:

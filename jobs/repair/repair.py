@@ -22,9 +22,9 @@ from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.upkeep.examination import examine
 from ...storage.upkeep.examiner import Examiner
-from ...storage.views.view_spec import render
+from ...storage.views.pixels import view_pixels
 from ...teachers.encoders.photometric import as_seen
-from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
@@ -146,13 +146,12 @@ def _fresh(
     reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64], position_nT: Positions | None
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
     """Raw class and patch tokens of a forward pass over the recorded views: resampled and sampled as the stored ones are."""
-    views, preprocessing = reader.views.read(rows), teacher.spec.preprocessing
+    photometric_nP = reader.views.read(rows).photometric
     classes, patches = [], []
-    for n, row in enumerate(rows.tolist()):
-        image = reader.views.dataset.read_image(row // reader.views.views_per_image)
-        pixels = render(image, views.crop[n], bool(views.flip[n]), preprocessing.size_px, preprocessing.interpolation)
-        parameters_BP = torch.from_numpy(views.photometric[n : n + 1])
-        seen = as_seen("teacher", reader.views.spec.photometric, torch.from_numpy(np.array(pixels))[None], parameters_BP)
+    for n in range(len(rows)):
+        pixels = view_pixels(reader.views, rows[n : n + 1], teacher.spec.preprocessing.input)
+        parameters_BP = torch.from_numpy(photometric_nP[n : n + 1])
+        seen = as_seen("teacher", reader.views.spec.photometric, torch.from_numpy(pixels), parameters_BP)
         places = None if position_nT is None else position_nT[n : n + 1]
         cls_BD, patch = stored_tokens(teacher(seen), reader.layout, places)
         patches.append(patch.cpu().numpy())

@@ -19,7 +19,7 @@ from ...storage.objects.damaged_files import replace_verified
 from ...storage.store import FeatureStore
 from ...storage.upkeep.examiner import Examiner, ToExtract
 from ...teachers.registry.canary import canary
-from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device

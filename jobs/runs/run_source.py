@@ -8,7 +8,7 @@ that was altered on the disk is found and replaced. Checkpoints stay where they 
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import fetched_runs_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import digest, file_sha256, short
 from ...storage.core.urls import is_url
@@ -38,7 +38,7 @@ def run_at_hand(run: Path | str) -> Path:
     around, _, last = url.rpartition("/")
     part = last if last in PARTS and copy.run_id() is None else None  # its records are those of the run around it
     name = url.rpartition("/")[2] if part is None else around.rpartition("/")[2]
-    place = cache_home() / "fetched-runs" / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
+    place = fetched_runs_folder() / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
     for record in _RECORDS:
         _fetch_record(copy if part is None else RunCopy(open_objects(around)), record, place)
     home = place if part is None else place / part

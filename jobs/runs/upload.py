@@ -21,7 +21,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import runs_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.core.identity import canonical_json, digest, short
@@ -38,7 +38,7 @@ _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put 
 
 def local_copy(url: str) -> Path:
     """Where the copy of a run at a URL lies on this machine."""
-    return cache_home() / "runs" / short(digest(url))
+    return runs_folder() / short(digest(url))
 
 
 @contextlib.contextmanager

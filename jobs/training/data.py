@@ -20,9 +20,10 @@ from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...storage.views.photometric import MODES
+from ...storage.views.pixels import ReadableViews
 from ...storage.views.view_set import ViewSet
 from ...student.data.following import POLL_S, FollowedOrder
-from ...student.data.joined import AnyViews, JoinedTargets, JoinedViews
+from ...student.data.joined import JoinedTargets, JoinedViews
 from ...student.data.mixture import MixedOrder, Mixture
 from ...student.data.order import BatchOrder, Order
 from ...student.data.shard_order import ShardOrder
@@ -187,7 +188,7 @@ def excluded_images(readers: Iterable[FeatureReader]) -> NDArray[np.int64]:
     return np.unique(np.concatenate(images)).astype(np.int64)
 
 
-def joined_views(parts: Sequence[Part]) -> AnyViews:
+def joined_views(parts: Sequence[Part]) -> ReadableViews:
     """The views of all datasets, numbered one after another."""
     return parts[0].views if len(parts) == 1 else JoinedViews([part.views for part in parts])
 

@@ -18,13 +18,12 @@ from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
-from ...storage.views.view_spec import ViewSpec, draw, render
+from ...storage.views.pixels import center_square
 from ...student.model.recipe import RunConfig
 from ...student.probes.online_knn import HeldOut, evaluate_student
 from ...student.training.learner import Learner
-from ..evaluation.class_checks import refuse_one_class
 from ..evaluation.labelled_features import Int64s, sample_images
-from ..evaluation.overlap import check_overlap, digests_of
+from ..evaluation.split_checks import check_overlap, digests_of, refuse_one_class
 from .options import Watch
 
 AfterStep = Callable[[Sequence[Learner], int], None]
@@ -87,16 +86,12 @@ def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_o
 
     Raises `BadInput` without labels, with one class or too few images, and for images that are trained on.
     """
-    dataset, preprocessing = store.dataset(watch.data), learner.student.encoder.preprocessing
+    dataset = store.dataset(watch.data).read_as("stored")  # as the protocols that figures are named after read images
+    preprocessing = learner.student.encoder.preprocessing
     images = _sampled(watch, dataset, trained_on, on_event)
     pixels = np.zeros((0, 1, 1, 3), np.uint8)
     if learner.ranks.first:
-        spec, size_px = ViewSpec(kind="center"), preprocessing.size_px
-        pixels = np.empty((len(images), size_px, size_px, 3), np.uint8)
-        for place, image in enumerate(images.tolist()):
-            source = dataset.read_image(image)
-            crop = draw(spec, ["centre"], np.array([source.shape[:2]], np.int32)).crop[0]
-            pixels[place] = render(source, crop, False, size_px, preprocessing.interpolation)
+        pixels = np.stack([center_square(dataset.read_image(image), preprocessing.input) for image in images.tolist()])
     return HeldOut(pixels, dataset.labels()[images], len(images) // 2)
 
 

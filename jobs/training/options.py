@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import shards_folder
 from ...storage.core.choices import ON_MISS, TRAINING_EVALUATIONS, OnMiss, TrainingEvaluation
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute
 from ...storage.store import FeatureStore
 from ...student.model.recipe import TrainRecipe
-from ...teachers.registry.registry import absolute_name
+from ...teachers.registry.resolve import absolute_name
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ class TrainOptions:
             raise unknown_name("answer to missing shards", self.on_miss, ON_MISS)
         if self.on_miss == "compute" and self.follow_s is not None:
             raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
+        for name in ("features", "teachers", "students"):
+            if isinstance(value := getattr(self, name), str):  # which would be taken for a list of its letters
+                raise BadInput(f"{name} is a list of names, such as ({value!r},), got the one name {value!r}")
         student = replace(self.recipe.student, init_from=absolute(self.recipe.student.init_from))
         placed = {
             "recipe": replace(self.recipe, student=student),
@@ -109,7 +112,7 @@ class TrainOptions:
 
     def open_store(self) -> FeatureStore:
         """Open the feature store, whole shards of a remote one cached here; raises BadInput when there is none."""
-        return FeatureStore.open(self.store, shard_cache=self.shard_cache or cache_home() / "shards")
+        return FeatureStore.open(self.store, shard_cache=self.shard_cache or shards_folder())
 
     @property
     def complete(self) -> bool:

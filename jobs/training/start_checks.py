@@ -9,10 +9,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ...storage.core.errors import CacheMismatch
 from ...storage.store import FeatureStore
+from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
-from ...storage.views.view_spec import cut, pixel_digest
 from ...teachers.registry.teacher import Teacher
 from ..extraction.canaries import check_canary
 from ..extraction.measure_statistics import sample_rows
@@ -33,12 +32,7 @@ def check_pixels(views: ViewSet, count: int = SAMPLED_VIEWS) -> int:
         image_id, shard = views.dataset.row(image).id, image // views.images_per_shard
         if views.read_shard(shard) is None or image_id in views.failed_images(shard):
             continue
-        view = views.read(np.array([row]))
-        if pixel_digest(cut(views.dataset.read_image(image), view.crop[0])) != view.digest[0].tobytes():
-            raise CacheMismatch(
-                f"image {image_id} of {views.dataset.key} decodes to other pixels than those of its recorded view (pixel digest differs, "
-                f"{views.key}): another version of the image library? Install the version in the views' identity, or extract again"
-            )
+        fill_pixels(views, np.array([row]), views.read(np.array([row])), [])
         checked += 1
     return checked
 

@@ -33,7 +33,7 @@ from ...student.training.run_folder import RunFolder, load_model, save_model
 from ...student.training.trainer import Trainer
 from ...teachers.encoders.build import build_encoder, try_sizes
 from ...teachers.encoders.regularity import set_drop_path, set_recompute, set_rope_draws, shrink_with_depth
-from ...teachers.registry.registry import load_teacher
+from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
 from ..repair.recorded_teacher import recorded_teacher

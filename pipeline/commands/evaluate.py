@@ -1,10 +1,13 @@
 """`evaluate`: measures of features."""
 
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TypedDict, Unpack
+from types import NoneType, UnionType
+from typing import Any, Literal, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
 
 import click
 
+from ...jobs.evaluation.registry import EVALUATIONS, Evaluation
 from ...storage.core.choices import (
     HEAD_PROTOCOLS,
     MASK_DATASETS,
@@ -16,7 +19,7 @@ from ...storage.core.choices import (
     PairProtocol,
     PairSplit,
 )
-from .group import cli, run
+from .group import CheckedCommand, CheckedGroup, cli, run
 from .options import (
     ANY_STORE,
     DEVICE,
@@ -27,7 +30,9 @@ from .options import (
     FORWARD,
     INPUT_SIZE,
     JSON,
+    JSON_HELP,
     OVERLAP,
+    PLACE,
     RESULTS,
     SEED,
     TEST_IMAGES,
@@ -37,7 +42,61 @@ from .options import (
 )
 
 
-@cli.group()
+class RowCommand(CheckedCommand):
+    """The command of an evaluation that has none of its own: MODEL and an option for each field of its dataclass.
+
+    The module is imported when its options are wanted, not when commands are listed.
+    """
+
+    def __init__(self, name: str, row: Evaluation) -> None:
+        super().__init__(name, help=row.help, callback=self._evaluate)
+        self._row = row
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the argument and the options."""
+        if not self.params:
+            self.params = [*option_fields(self._row.load_options()), click.Option(["--json", "as_json"], is_flag=True, help=JSON_HELP)]
+        return super().get_params(ctx)
+
+    def _evaluate(self, as_json: bool, **values: Any) -> None:
+        asked, work = self._row.load_options()(**values), self._row.load()
+        run(lambda on_event: work(asked, on_event), as_json)
+
+
+def option_fields(options_type: type) -> list[click.Parameter]:
+    """Return the parameters of a dataclass: `model` is the argument; a field's `metadata["help"]` is its help."""
+    hints, found = get_type_hints(options_type), list[click.Parameter]()
+    for one in fields(options_type):
+        hint = hints[one.name]
+        if get_origin(hint) in (Union, UnionType):
+            hint = next(inner for inner in get_args(hint) if inner is not NoneType)
+        kind = click.Choice(get_args(hint)) if get_origin(hint) is Literal else _KINDS[hint]
+        if one.name == "model":
+            found.append(click.Argument(["model"], type=kind))
+            continue
+        given: dict[str, Any] = {"required": True} if one.default is MISSING else {"default": one.default}
+        given |= {"is_flag": True} if hint is bool else {"type": kind, "show_default": given.get("default") is not None}
+        found.append(click.Option([f"--{one.name.replace('_', '-')}", one.name], help=one.metadata.get("help"), **given))
+    return found
+
+
+_KINDS: dict[Any, Any] = {str: click.STRING, int: click.INT, float: click.FLOAT, bool: click.BOOL, Path: PLACE}
+
+
+class Evaluations(CheckedGroup):
+    """The commands below, and one for each other row of the table of evaluations."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the table's order."""
+        return list(dict.fromkeys([*super().list_commands(ctx), *(name for name, row in EVALUATIONS.items() if row.options is not None)]))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command of its own, else the row's."""
+        row = EVALUATIONS.get(cmd_name)
+        return super().get_command(ctx, cmd_name) or (RowCommand(cmd_name, row) if row is not None and row.options is not None else None)
+
+
+@cli.group(cls=Evaluations)
 def evaluate() -> None:
     """Measure how good features are."""
 

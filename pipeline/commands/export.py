@@ -1,6 +1,8 @@
 """`export`, `import-weights`, `convert-weights`, `benchmark`: students out of the pipeline and into it."""
 
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,11 +11,23 @@ from .group import cli, run
 from .options import FILE, FOLDER, JSON, PLACE, folder_or_url, input_size, options, store_url
 
 
+class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 8.2, and 8.1 is enough
+    """The name of one of our formats, or of one that an installed plug-in adds; those are looked for only where ours are not meant."""
+
+    name = "choice"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name; raises click's usage error for an unknown one."""
+        if value not in self.choices and any(one.name == value for one in entry_points(group="eupe_pipeline.exports")):
+            return value
+        return super().convert(value, param, ctx)
+
+
 @cli.command()
 @click.argument("run_folder", metavar="RUN|URL", callback=folder_or_url)
 @options(
     click.option("--format", "formats", multiple=True, required=True,
-                 type=click.Choice(EXPORT_FORMATS), help="Repeatable."),
+                 type=FormatName(EXPORT_FORMATS), help="Repeatable."),
     click.option("--out", type=FOLDER, required=True, help="Gets one folder a format."),
     input_size("the run's own"),
     click.option("--adapters", is_flag=True, help="Also the adapters, with the statistics that --store holds (zero-shot)."),

@@ -139,7 +139,8 @@ STORE = click.option(
 )
 
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print events and the result as JSON lines on stdout.")
+JSON_HELP = "Print events and the result as JSON lines on stdout."
+JSON = click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
 
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -155,7 +156,8 @@ RANDOM = click.option("--allow-random-weights", is_flag=True, help="For trials: 
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overlay one recipe value (TOML syntax); repeatable.")
 
 
-TEACHER = click.option("--teacher", default=None, help="The teacher that made the set, or its run's folder; default: by the set's name.")
+TEACHER = click.option("--teacher", default=None,
+                       help="The teacher that made the set, its run's folder or FILE.py:FUNCTION; default: by the set's name.")  # fmt: skip
 
 
 WEIGHTS_FILE = click.option("--weights", type=PLACE, default=None, help="Its weight file; default: the weights folder.")
@@ -168,7 +170,13 @@ STAGE = click.option("--stage", type=click.IntRange(1, 3), default=None, help="O
 
 
 TEACHERS = (
-    click.option("--teacher", "teachers", multiple=True, required=True, help="Teacher's name or a run's folder; repeatable."),
+    click.option(
+        "--teacher",
+        "teachers",
+        multiple=True,
+        required=True,
+        help="Teacher's name, a run's folder, or FILE.py:FUNCTION, whose code is run here and by the workers; repeatable.",
+    ),
     click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
     click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="auto: by device."),

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...storage.core.cache_home import cache_home, can_be_written, home_folder
+from ...storage.core.cache_home import cache_home, can_be_written, home_folder, weights_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.objects.atomic_files import translate_os_errors
@@ -41,6 +41,7 @@ def examine(*, folder: Path, on_event: OnEvent = ignore_event) -> dict[str, Any]
         "publishing": lambda: publishing(folder),
         "weights": weights,
         "torchvision": torchvision,
+        "plug_ins": plug_ins,
         "traps": lambda: traps(folder),
     }
     return {topic: _guarded(check) for topic, check in checks.items()}
@@ -137,8 +138,6 @@ def disk(folder: Path) -> dict[str, Any]:
 
 def weights() -> dict[str, Any]:
     """Return where teachers' weights are looked for and what lies there, in MB."""
-    from ...teachers.checkpoints.weights import weights_folder
-
     folder = weights_folder()
     found = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.safetensors"))}
     return {"folder": str(folder), "files": found}
@@ -149,6 +148,15 @@ def torchvision() -> str:
     from ...teachers.runtime.torchvision_guard import status
 
     return status()
+
+
+def plug_ins() -> dict[str, dict[str, str]]:
+    """Return what installed packages add to our tables: whose it is, or why it cannot be used."""
+    from ...student.export.formats import FORMATS
+    from ...teachers.encoders.build import FAMILIES
+    from ...teachers.registry.table import TEACHERS
+
+    return {table.group: table.plugins() for table in (TEACHERS, FAMILIES, FORMATS)}
 
 
 def traps(folder: Path | None = None) -> list[str]:

@@ -15,7 +15,7 @@ from ...jobs.extraction.options import TeacherRequest
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
-from ...teachers.registry.registry import load_teacher, resolve_teacher
+from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device, choose_precision
 from ..pictures.neighbours import galleries, telling_images, telling_queries
 from ..pictures.patch_tokens import Encoders, Photo, patch_tokens

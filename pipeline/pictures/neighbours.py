@@ -110,11 +110,10 @@ def telling_images(dataset: ImageDataset, images: Int64s, count: int) -> Int64s:
 
 
 def seen(reader: FeatureReader, image: int, distance: float, size_px: int = PICTURE_PX) -> Seen:
-    """Return one image as the teacher saw its view 0; raises CacheMismatch when its source is not there any more."""
+    """Return one image as the teacher saw its view 0; raises CacheMismatch when its source is gone or was changed."""
     dataset, row = reader.views.dataset, reader.views.dataset.row(image)
     label = dataset.label_names[row.label] if row.label >= 0 else ""
-    pixels = as_teacher_saw(reader.views, image * reader.views.views_per_image, dataset.read_image(image), size_px)
-    return Seen(row.id, label, pixels, distance)
+    return Seen(row.id, label, as_teacher_saw(reader.views, image * reader.views.views_per_image, size_px), distance)
 
 
 def galleries(reader: FeatureReader, queries: Int64s, k: int, on_event: OnEvent) -> list[Gallery]:

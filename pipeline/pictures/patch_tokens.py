@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.sources.decode import Pixels, decode_image
-from ...storage.views.view_spec import ViewSpec, draw, render
+from ...storage.views.pixels import center_square
+from ...storage.views.view_spec import Input
 
 SHOWN_PX = 448  # a photo's side beside its tokens
 _BATCH = 4
@@ -29,14 +30,13 @@ class Photo:
     label: str
     pixels: Pixels
 
-    def square(self, size_px: int, interpolation: str = "bicubic") -> Pixels:
+    def square(self, wanted: Input) -> Pixels:
         """Return the central square at a size, (size_px, size_px, 3)."""
-        crop = draw(ViewSpec(kind="center"), [""], np.array([self.pixels.shape[:2]], np.int32)).crop[0]
-        return render(self.pixels, crop, False, size_px, interpolation)
+        return center_square(self.pixels, wanted)
 
     def shown(self) -> Pixels:
         """Return the central square for people: never enlarged."""
-        return self.square(min(SHOWN_PX, *self.pixels.shape[:2]))
+        return self.square(Input(min(SHOWN_PX, *self.pixels.shape[:2])))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent)
     """Return {encoder's label: (B, H, W, D)}; raises BadInput for an unknown encoder, missing weights or a size off its stride."""
     import torch
 
-    from ...teachers.registry.registry import load_teacher, resolve_teacher
+    from ...teachers.registry.resolve import load_teacher, resolve_teacher
     from ...teachers.runtime.devices import choose_device
 
     labelled, found = encoders.labelled(), {}
@@ -93,10 +93,10 @@ def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent)
         on_event({"event": "progress", "stage": "patch tokens", "done": done, "total": len(labelled), "unit": "models"})
         weights = Path(encoders.weights[name]) if name in encoders.weights else None
         spec = resolve_teacher(name, weights=weights, size_px=encoders.sizes.get(name, encoders.size_px))
-        teacher, input_of = load_teacher(spec, choose_device("auto").value), spec.preprocessing
+        teacher = load_teacher(spec, choose_device("auto").value)
         parts = []
         for start in range(0, len(photos), _BATCH):
-            pixels = [photo.square(input_of.size_px, input_of.interpolation) for photo in photos[start : start + _BATCH]]
+            pixels = [photo.square(spec.preprocessing.input) for photo in photos[start : start + _BATCH]]
             parts.append(teacher(torch.from_numpy(np.stack(pixels))).patch_BHWD.cpu().numpy())
         found[label] = np.concatenate(parts)
     on_event({"event": "progress", "stage": "patch tokens", "done": len(labelled), "total": len(labelled), "unit": "models"})

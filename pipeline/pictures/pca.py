@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput
+from ...storage.features.phis import Covariance
 
 MOST_TOKENS = 20_000
 OTSU_BINS = 128
@@ -36,12 +37,11 @@ def basis(tokens_ND: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[
     """Return (mean (D,), directions (D, 3)) of the strongest three principal directions, signs fixed; fewer are padded with zeros."""
     step = -(-len(tokens_ND) // MOST_TOKENS)
     sample_ND = tokens_ND[::step].astype(np.float64)
-    mean_D = sample_ND.mean(0)
-    centred_ND = sample_ND - mean_D
-    # eigh of the small D×D matrix instead of an SVD of all tokens; eigenvalues ascend
-    _, vectors_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
-    strongest_DK = vectors_DD[:, ::-1][:, :3]
-    skew_K = ((centred_ND @ strongest_DK) ** 3).sum(0)
+    covariance = Covariance(sample_ND.shape[1])
+    covariance.update(sample_ND)
+    mean_D = covariance.mean
+    strongest_DK = covariance.axes()[1][:, ::-1][:, :3]
+    skew_K = (((sample_ND - mean_D) @ strongest_DK) ** 3).sum(0)
     signs_K = np.where(skew_K < 0, -1.0, 1.0)
     directions_D3 = np.zeros((len(mean_D), 3))
     directions_D3[:, : strongest_DK.shape[1]] = strongest_DK * signs_K

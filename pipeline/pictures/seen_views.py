@@ -7,20 +7,25 @@ import numpy as np
 
 from ...storage.sources.decode import Pixels
 from ...storage.views.photometric import MODES
+from ...storage.views.pixels import view_pixels
 from ...storage.views.view_set import ViewSet
-from ...storage.views.view_spec import render
+from ...storage.views.view_spec import Input
 
 
-def as_teacher_saw(views: ViewSet, row: int, photo: Pixels, size_px: int) -> Pixels:
-    """Return one view (size_px, size_px, 3) of its whole photo; raises BadInput for a row outside or not committed."""
-    recorded = views.read(np.array([row]))
-    pixels = render(photo, recorded.crop[0], bool(recorded.flip[0]), size_px)
+def as_teacher_saw(views: ViewSet, row: int, size_px: int) -> Pixels:
+    """Return one view (size_px, size_px, 3).
+
+    Raises BadInput for a row outside or not committed, CacheMismatch for an image that is gone or decodes to other pixels than recorded.
+    """
+    rows = np.array([row])
+    pixels = view_pixels(views, rows, Input(size_px))
     if not MODES[views.spec.photometric].seen_by_teacher:
-        return pixels
+        seen: Pixels = pixels[0]
+        return seen
     import torch
 
     from ...teachers.encoders.photometric import as_seen
 
-    given = torch.from_numpy(np.array(pixels))[None], torch.from_numpy(recorded.photometric)
-    seen: Pixels = as_seen("teacher", views.spec.photometric, *given)[0].numpy()
+    given = torch.from_numpy(pixels), torch.from_numpy(views.read(rows).photometric)
+    seen = as_seen("teacher", views.spec.photometric, *given)[0].numpy()
     return seen

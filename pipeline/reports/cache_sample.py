@@ -117,18 +117,16 @@ def shown_images(reader: FeatureReader, notes: list[str]) -> list[ShownImage]:
     tokens, views = coloured(reader, rows), reader.views.read(rows)
     found = []
     for n, image in enumerate(images):
-        row, places = reader.views.dataset.row(image), range(n * count, (n + 1) * count)
-        photo = source_photo(reader, image, notes)
+        row, places = reader.views.dataset.row(image), slice(n * count, (n + 1) * count)
+        height, width = reader.views.dataset.sizes_hw(image, image + 1)[0].tolist()
+        crops = views.crop[places]
+        photo, seen = photo_and_views(reader, image, rows[places], crops, notes)
         shown = [
-            ShownView(
-                shares(views.crop[place], row.height, row.width), bool(views.flip[place]),
-                None if photo is None else as_teacher_saw(reader.views, int(rows[place]), photo, crop_px(views.crop[place])),
-                tokens[place],
-            )
-            for place in places
-        ]  # fmt: skip
+            ShownView(shares(crop, height, width), bool(flip), one, token)
+            for crop, flip, one, token in zip(crops, views.flip[places], seen, tokens[places], strict=True)
+        ]
         label = reader.views.dataset.label_names[row.label] if row.label >= 0 else ""
-        found.append(ShownImage(row.id, label, row.height, row.width, photo, shown))
+        found.append(ShownImage(row.id, label, height, width, photo, shown))
     return found
 
 
@@ -138,14 +136,17 @@ def coloured(reader: FeatureReader, rows: NDArray[np.int64]) -> Sequence[Any]:
     return list(colours(patch)) if patch.ndim == 4 else [None] * len(rows)
 
 
-def source_photo(reader: FeatureReader, image: int, notes: list[str]) -> Pixels | None:
-    """Return the image as it was indexed, or None and one note when it is not there any more."""
+def photo_and_views(
+    reader: FeatureReader, image: int, rows: NDArray[np.int64], crops: NDArray[np.int32], notes: list[str]
+) -> tuple[Pixels | None, Sequence[Pixels | None]]:
+    """Return the image and its views as the teacher saw them, or None for each and one note when it is gone or decodes to other pixels."""
     try:
-        return reader.views.dataset.read_image(image)
+        seen = [as_teacher_saw(reader.views, row, crop_px(crop)) for row, crop in zip(rows.tolist(), crops, strict=True)]
+        return reader.views.dataset.read_image(image), seen
     except CacheMismatch as error:
         if not notes:
             notes.append(f"Views are shown without their photos: {error}")
-        return None
+        return None, [None] * len(rows)
 
 
 def shares(crop: NDArray[np.int32], height: int, width: int) -> tuple[float, float, float, float]:

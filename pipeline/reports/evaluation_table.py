@@ -13,35 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...jobs.evaluation.registry import EVALUATIONS, PAPER_ROWS
 from ...storage.core.errors import CacheDamaged
 from ...student.probes.knn_names import rename_record_protocols
 from ..recipes.typed_tables import leaves
-
-
-@dataclass(frozen=True)
-class Column:
-    """One evaluation's headline: its name, unit and format, where a record holds it, and the paper's data and figures by row."""
-
-    name: str
-    unit: str
-    form: str
-    keys: tuple[str, ...]
-    paper_data: str = ""
-    paper: tuple[float, ...] = ()
-
-
-PAPER_ROWS = ("stage 2 only", "stages 1, 2", "stages 1, 3", "stages 1, 2, 3")
-NAMED_PROTOCOLS = ("segmentation", "depth", "correspondence")  # a record of these without a name is by our protocol
-# EUPE (arXiv 2603.22387), ViT-B students; keys in order of preference
-COLUMNS = {
-    "knn": Column("kNN", "%", ".1f", ("cls.paper", "mean_patch.paper", "cls.ours", "mean_patch.ours"), "ImageNet-1k",
-                  (84.0, 84.0, 84.3, 84.1)),
-    "linear": Column("linear probe", "%", ".1f", ("top1",)),
-    "zero-shot": Column("zero-shot", "%", ".1f", ("top1", "accuracy")),
-    "segmentation": Column("segmentation, mIoU", "%", ".1f", ("miou", "mean_iou", "mIoU"), "ADE20k", (41.9, 43.3, 52.0, 52.4)),
-    "depth": Column("depth, RMSE", "m", ".3f", ("rmse", "rmse_m", "RMSE"), "NYUv2", (0.616, 0.557, 0.388, 0.391)),
-    "correspondence": Column("PCK@0.1", "%", ".1f", ("pck", "pck@0.1", "mean", "all"), "SPair-71k", (35.1, 41.0, 53.3, 51.3)),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,10 +68,12 @@ def data_of(record: Mapping[str, Any]) -> str:
 def headline(record: Mapping[str, Any]) -> Figure:
     """Return the figure that stands for a record: the known one, else its first number; of the official segmentation its best, as there."""
     values = {name: one for name, one in leaves(record["results"]) if isinstance(one, int | float) and not isinstance(one, bool)}
-    column = COLUMNS.get(record["evaluation"], Column(record["evaluation"], "", ".4g", ()))
-    keys = ("best_miou", *column.keys) if record.get("protocol", {}).get("name") == "official" else column.keys
+    row = EVALUATIONS.get(record["evaluation"])
+    unit, form, keys = (row.unit, row.form, row.keys) if row else ("", ".4g", ())
+    if row and record.get("protocol", {}).get("name") == "official":
+        keys = (*row.official_keys, *keys)
     known = [key for key in keys if key in values] or list(values)[:1]
-    text = f"{values[known[0]]:{column.form}} {column.unit}".strip() if known else "no figure"
+    text = f"{values[known[0]]:{form}} {unit}".strip() if known else "no figure"
     tokens = "mean patch token" if known and known[0].startswith("mean_patch") else ""
     return Figure(text, ", ".join(part for part in (data_of(record), tokens, *deviations(record, known[:1])) if part))
 
@@ -104,23 +81,28 @@ def headline(record: Mapping[str, Any]) -> Figure:
 def deviations(record: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     """Return in what a figure (under `keys`) is measured otherwise than the paper's row of its column: by our protocol, at another size."""
     kind, results = record["evaluation"], record["results"]
-    ours = kind in NAMED_PROTOCOLS and "name" not in record.get("protocol", {})
+    ours = kind in EVALUATIONS and EVALUATIONS[kind].named_protocols and "name" not in record.get("protocol", {})
     ours = ours or (kind == "knn" and any(key.endswith(".ours") for key in keys))
     if ours:
         return ["our protocol"]
     return [word for known in ("differs_from_paper", "differs_from_official") for word in results.get(known, [])]
 
 
+def title_of(evaluation: str) -> str:
+    """Return what an evaluation's column is called; its name where there is no row."""
+    return EVALUATIONS[evaluation].title if evaluation in EVALUATIONS else evaluation
+
+
 def evaluation_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[EvaluationRow]:
     """Return a row for each run that was evaluated and then the paper's, with the columns that any run has; [] without any."""
     used = {record["evaluation"] for records in runs.values() for record in records}
-    names = [*(name for name in COLUMNS if name in used), *sorted(used - set(COLUMNS))]
+    names = [*(name for name in EVALUATIONS if name in used), *sorted(used - set(EVALUATIONS))]
     ours = [
         EvaluationRow(run, {name: [headline(one) for one in records if one["evaluation"] == name] for name in names})
         for run, records in runs.items()
         if records
     ]
-    stated = {name: COLUMNS[name] for name in names if name in COLUMNS and COLUMNS[name].paper}
+    stated = {name: EVALUATIONS[name] for name in names if name in EVALUATIONS and EVALUATIONS[name].paper}
     paper = [
         EvaluationRow(
             row,
@@ -137,7 +119,7 @@ def details(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[
     """Return each record as (title, every value of its results and its protocol)."""
     return [
         (
-            f"{COLUMNS[one['evaluation']].name if one['evaluation'] in COLUMNS else one['evaluation']}, {data_of(one)}".removesuffix(", "),
+            f"{title_of(one['evaluation'])}, {data_of(one)}".removesuffix(", "),
             [(key, json.dumps(value)) for key, value in leaves({"results": one["results"], "protocol": one.get("protocol", {})})],
         )
         for one in records

@@ -23,7 +23,7 @@ from ..console.progress import duration
 from ..pictures.neighbours import Gallery
 from ..pictures.pca import PcaPicture
 from ..pictures.similarity import SimilarityPicture
-from .evaluation_table import COLUMNS, details, evaluation_rows
+from .evaluation_table import details, evaluation_rows, title_of
 from .picture_sections import gallery_rows, picture_strips, similarity_strips
 from .run_sections import comparison, named, run_section, run_tiles
 from .store_health import Health
@@ -163,7 +163,7 @@ def render(contents: Contents) -> str:
             knn=rows,
             ks=sorted({k for row in rows for k in row.official}),
             evaluations=evaluated,
-            columns={name: COLUMNS[name].name if name in COLUMNS else name for row in evaluated[:1] for name in row.figures},
+            columns={name: title_of(name) for row in evaluated[:1] for name in row.figures},
             evaluation_details=[(name, *one) for name, run in runs.items() for one in details(run.evaluations)],
             steps=results.get("steps", {}),
             feature_sets=results.get("feature_sets", {}),

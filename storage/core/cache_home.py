@@ -25,6 +25,42 @@ def cache_home() -> Path:
     return expanded(named) if named else _unnamed(home_folder(), tempfile.gettempdir())
 
 
+def weights_folder() -> Path:
+    """Where teachers' weights are looked for; it need not exist. A home that may only be read still gives the weights that lie there."""
+    own = own_cache()
+    return own / "weights" if own is not None and (own / "weights").is_dir() else new_weights_folder()
+
+
+def new_weights_folder() -> Path:
+    """Where weights that are fetched are put: `weights_folder` may be one that can only be read."""
+    return cache_home() / "weights"
+
+
+def downloads_folder() -> Path:
+    """Packages as they came."""
+    return cache_home() / "downloads"
+
+
+def shards_folder() -> Path:
+    """Copies of the shards of remote stores."""
+    return cache_home() / "shards"
+
+
+def runs_folder() -> Path:
+    """Copies of the runs that train here and lie at a URL."""
+    return cache_home() / "runs"
+
+
+def fetched_runs_folder() -> Path:
+    """What was fetched of runs at URLs to be read."""
+    return cache_home() / "fetched-runs"
+
+
+def evaluations_folder() -> Path:
+    """Results that belong to no model's folder, and the store that evaluations use when none is given."""
+    return cache_home() / "evaluations"
+
+
 def own_cache() -> Path | None:
     """`~/.cache/eupe-pipeline`, whether it can be written or not; None without a home or where another place is named."""
     home = None if os.environ.get(HOME_VARIABLE) else home_folder()

@@ -4,6 +4,7 @@ A DataLoader's workers inherit readers in this way. Whoever has such things regi
 """
 
 import os
+import threading
 import weakref
 from typing import Protocol, TypeVar
 
@@ -31,3 +32,21 @@ def _renew() -> None:
 
 
 os.register_at_fork(after_in_child=_renew)
+
+
+class ForkSafeLock:
+    """A lock that is free in a child made by fork, whichever thread held it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        renewed_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin anew, in the child."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()

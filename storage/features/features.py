@@ -32,6 +32,7 @@ from .codec import decode, encode
 from .layout import FeatureLayout
 from .sampling import Positions, draw_positions, first_bad_row
 from .statistics import Statistics
+from .teacher_files import TeacherFile, noted_teacher_files
 from .token_checks import first_nonfinite, refuse_tokens
 
 __all__ = ["FeatureLayout", "FeatureReader", "TokenRows", "features_identity", "refuse_tokens"]
@@ -229,6 +230,10 @@ class FeatureReader:
                 image_id = ids[bad // self.views.views_per_image]
                 raise BadInput(f"image {image_id}: its {name} is not finite as {values.dtype}; leave the image out as failed")
         return Record(self.digest, shard, len(present), ids_digest(ids), {}, dict(failed), views_record), arrays, present
+
+    def teacher_files(self) -> list[TeacherFile]:
+        """Where the file of a FILE.py:FUNCTION teacher lay whenever it was extracted from."""
+        return noted_teacher_files(self._objects, self.identity["teacher"])
 
     def stored_bytes(self) -> int:
         """Return bytes of the committed shards' objects, from their records."""

@@ -111,11 +111,19 @@ class Covariance:
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
+    def axes(self) -> tuple[Float64s, Float64s]:
+        """Variances (D,) along the principal axes, rising, and the axes as the columns of (D, D).
+
+        From the D × D matrix, not by an SVD of all samples.
+        """
+        variances, axes_DD = np.linalg.eigh(self.scatter / self.count)
+        return variances, axes_DD
+
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The mean (D,) and the PHI-S matrix W (D, D), fp32; raises ValueError without samples or without any variance."""
         if self.count < 2 or not np.trace(self.scatter) > 0:
             raise ValueError("PHI-S needs samples that vary")
-        eigenvalues, rotation = np.linalg.eigh(self.scatter / self.count)
+        eigenvalues, rotation = self.axes()
         phi = np.sqrt(max(float(eigenvalues.mean()), 0.0))
         matrix = hadamard(self.dim).astype(np.float64) / np.sqrt(self.dim) @ rotation.T / phi
         return self.mean.astype(np.float32), matrix.astype(np.float32)

@@ -11,12 +11,11 @@ checked when it is first needed, and rows are read by row groups, a few of which
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +29,13 @@ from numpy.typing import NDArray
 
 from ..core.choices import Orientation
 from ..core.errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailable
-from ..core.forks import renewed_after_fork
+from ..core.forks import ForkSafeLock
 from ..core.identity import canonical_json, digest, short
+from ..core.lru_cache import LruCache
 from ..core.selection import only_ids
 from ..objects.content_addressed import parsing, read_identity_file
 from ..objects.objects import LocalObjects, Objects
-from ..sources.decode import Pixels, decode_image
+from ..sources.decode import Pixels, decode_image, image_size_hw
 from ..sources.locations import places
 from ..sources.sources import read_bytes
 
@@ -139,39 +139,30 @@ class ImageDataset:
             self._count = int(described["images"])
             self.skipped: dict[str, str] = dict(described["skipped"])  # the first few; indexes of before had them all
             self.left_out: dict[str, int] = dict(described.get("left_out", {}))
-            self.orientation: Orientation = described.get("orientation", "stored")
+            self.indexed: Orientation = described.get("orientation", "stored")
             self.oriented = int(described.get("oriented", 0))  # images with an orientation other than 1; 0 in indexes of before
             self.has_targets = not described.get("without_targets", False)
             self.content_sha256: str = described["content_sha256"]
             self.index_sha256: list[str] = list(described["index_sha256"])
-        self._lock = threading.Lock()
-        self._parts: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
-        renewed_after_fork(self)
+        self.orientation = self.indexed  # how images are decoded; see `read_as`
+        self._lock = ForkSafeLock()  # a Parquet file is read by one thread at a time
+        self._parts: LruCache[int, pq.ParquetFile] = LruCache(_KEPT_PARTS)
+        self._groups: LruCache[int, pa.Table] = LruCache(_KEPT_GROUPS)
 
-    def after_fork(self) -> None:
-        """Another thread may have held the lock."""
-        self._lock = threading.Lock()
-
-    def _part(self, number: int) -> pq.ParquetFile:
-        """A part of the index, its sha256 checked when it is opened."""
-        if number not in self._parts:
-            where = f"{self._prefix}/{part_name(number)}"
-            try:
-                data = self._objects.read(where)
-            except FileNotFoundError as error:
-                raise CacheDamaged(f"{where} is missing; {self._way_out}") from error
-            if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
-                raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; {self._way_out}")
-            with parsing(where):
-                if isinstance(self._objects, LocalObjects):  # mapped, not held
-                    path = os.fsencode(Path(self._objects.root, where))  # as bytes: Arrow takes no name that is not UTF-8
-                    self._parts[number] = pq.ParquetFile(pa.memory_map(path))  # type: ignore[arg-type]  # its stubs know no bytes
-                else:
-                    self._parts[number] = pq.ParquetFile(io.BytesIO(data))
-            while len(self._parts) > _KEPT_PARTS:
-                self._parts.popitem(last=False)
-        return self._parts[number]
+    def _open_part(self, number: int) -> pq.ParquetFile:
+        """A part of the index, its sha256 checked."""
+        where = f"{self._prefix}/{part_name(number)}"
+        try:
+            data = self._objects.read(where)
+        except FileNotFoundError as error:
+            raise CacheDamaged(f"{where} is missing; {self._way_out}") from error
+        if hashlib.sha256(data).hexdigest() != self.index_sha256[number]:
+            raise CacheDamaged(f"{where} is damaged: sha256 differs from identity.json; {self._way_out}")
+        with parsing(where):
+            if isinstance(self._objects, LocalObjects):  # mapped, not held
+                path = os.fsencode(Path(self._objects.root, where))  # as bytes: Arrow takes no name that is not UTF-8
+                return pq.ParquetFile(pa.memory_map(path))  # type: ignore[arg-type]  # its stubs know no bytes
+            return pq.ParquetFile(io.BytesIO(data))
 
     @property
     def _way_out(self) -> str:
@@ -183,21 +174,26 @@ class ImageDataset:
     def __repr__(self) -> str:
         return f"ImageDataset({self.key!r}, {self._count} images, {len(self.label_names)} labels)"
 
+    def read_as(self, orientation: Orientation) -> "ImageDataset":
+        """The same images, ids and labels, decoded stored or upright whatever the index says; itself where that changes nothing."""
+        if orientation == self.orientation or not self.oriented:
+            return self
+        other = copy.copy(self)
+        other.orientation = orientation
+        return other
+
     @property
     def sources(self) -> list[str]:
         """Every place where the images lie, as far as somebody has said: the first one, then the copies that were indexed."""
         return [self.source, *places(self._objects, self.key)]
 
     def _group(self, number: int) -> pa.Table:
-        with self._lock:
-            if number not in self._groups:
-                part, within = divmod(number, PART_IMAGES // ROW_GROUP)
-                with parsing(f"{self._prefix}/{part_name(part)}"):
-                    self._groups[number] = self._part(part).read_row_group(within)
-                while len(self._groups) > _KEPT_GROUPS:
-                    self._groups.popitem(last=False)
-            self._groups.move_to_end(number)
-            return self._groups[number]
+        return self._groups.get_or_make(number, lambda: self._read_group(number))
+
+    def _read_group(self, number: int) -> pa.Table:
+        part, within = divmod(number, PART_IMAGES // ROW_GROUP)
+        with self._lock, parsing(f"{self._prefix}/{part_name(part)}"):
+            return self._parts.get_or_make(part, lambda: self._open_part(part)).read_row_group(within)
 
     def _slice(self, start: int, stop: int, column: str) -> Any:
         if not 0 <= start <= stop <= self._count:
@@ -218,16 +214,27 @@ class ImageDataset:
         return [bytes(value) for value in self._slice(start, stop, "sha256").to_pylist()]
 
     def sizes_hw(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Heights and widths (n, 2) in pixels of the images [start, stop)."""
+        """Heights and widths (n, 2) in pixels of the images [start, stop) as they are decoded.
+
+        Where that is not as they were indexed, they are read from each image's header; raises as `read_image` then.
+        """
+        if self.orientation != self.indexed:
+            return np.array([self._decoded_hw(index) for index in range(start, stop)], np.int32).reshape(-1, 2)
         columns = [self._slice(start, stop, name).to_numpy() for name in ("height", "width")]
         return np.stack(columns, axis=1).astype(np.int32)
+
+    def _decoded_hw(self, index: int) -> tuple[int, int]:
+        return image_size_hw(self.read_image_bytes(index), where=self._where(index), orientation=self.orientation)
+
+    def _where(self, index: int) -> str:
+        return f"image {self.row(index).id} of {self.key}"
 
     def labels(self) -> NDArray[np.int64]:
         """Every image's label (N,) as an index into `label_names`, −1 where it has none."""
         return np.asarray(self._slice(0, self._count, "label").to_numpy(), np.int64)
 
     def row(self, index: int) -> ImageRow:
-        """What is known of one image."""
+        """What is known of one image; its size is that of its index."""
         if not 0 <= index < self._count:
             raise BadInput(f"image {index} of {self.key}, which has {self._count}")
         table = self._group(index // ROW_GROUP)
@@ -282,5 +289,4 @@ class ImageDataset:
 
     def read_image(self, index: int) -> Pixels:
         """One image decoded to (height, width, 3) uint8 RGB, turned as the dataset says; raises `CacheMismatch` or `BadImage`."""
-        where = f"image {self.row(index).id} of {self.key}"
-        return decode_image(self.read_image_bytes(index), where=where, orientation=self.orientation)
+        return decode_image(self.read_image_bytes(index), where=self._where(index), orientation=self.orientation)

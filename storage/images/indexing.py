@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..core.choices import Orientation
+from ..core.choices import ORIENTATIONS, Orientation
 from ..core.errors import BadInput
 from ..core.events import Event
 from ..core.identity import short
@@ -231,7 +231,7 @@ def restore_index(objects: Objects, key: str, source: str, on_event: Callable[[E
     The identity may be what is lost, so every reading that it could name is tried: dense targets taken or not, images turned or not.
     """
     name = key.rpartition("@")[0]
-    readings: list[tuple[bool, Orientation]] = list(product((False, True), ("upright", "stored")))
+    readings: list[tuple[bool, Orientation]] = list(product((False, True), ORIENTATIONS[::-1]))
     while readings:
         dense_targets, orientation = readings.pop(0)
         with IndexRows() as rows:

@@ -11,15 +11,13 @@ import os
 import re
 import resource
 import stat
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ..core.cache_home import expanded
 from ..core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
-from ..core.forks import renewed_after_fork
+from ..core.lru_cache import LruCache
 from ..core.urls import is_url, normalize_scheme
 from .atomic_files import Content, create_exclusively, fsync_folder, make_folder, sweep, translate_os_errors, write_atomically
 from .read_ahead import Fetchers
@@ -101,44 +99,15 @@ class _Descriptor:
             os.close(self.number)
 
 
-class _Descriptors:
-    """The process's open shard files, least recently used closed first: readers of large stores must not run out of descriptors."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, _Descriptor] = OrderedDict()
-        self._capacity = max(64, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0]) // 4)
-
-    def open(self, path: str) -> _Descriptor:
-        """Open anew, and keep."""
-        descriptor = _Descriptor(path)
-        with self._lock:
-            self._kept[path] = descriptor
-            self._kept.move_to_end(path)
-            while len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)  # closed when its last reader lets go
-        return descriptor
-
-    def kept(self, path: str) -> _Descriptor:
-        """The one that is open already, or a new one."""
-        with self._lock:
-            descriptor = self._kept.get(path)
-            if descriptor is not None:
-                self._kept.move_to_end(path)
-                return descriptor
-        return self.open(path)
-
-    def forget(self, path: str) -> None:
-        """Close it unless a reader is at work on it."""
-        with self._lock:
-            self._kept.pop(path, None)
-
-    def after_fork(self) -> None:
-        """Another thread may have held the lock."""
-        self._lock = threading.Lock()
+# The process's open shard files: readers of large stores must not run out of descriptors. One is closed when its last reader lets go.
+_DESCRIPTORS: LruCache[str, _Descriptor] = LruCache(max(64, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0]) // 4))
 
 
-_DESCRIPTORS = renewed_after_fork(_Descriptors())
+def _opened(path: str) -> _Descriptor:
+    """Open a file anew, and keep it open."""
+    descriptor = _Descriptor(path)
+    _DESCRIPTORS.put(path, descriptor)
+    return descriptor
 
 
 @contextlib.contextmanager
@@ -166,12 +135,12 @@ class Vanished(CacheDamaged):
 class _LocalFile:
     def __init__(self, path: Path) -> None:
         self._path = str(path)
-        descriptor = _DESCRIPTORS.open(self._path)
+        descriptor = _opened(self._path)
         self._inode, self.size = descriptor.inode, descriptor.size
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
         try:
-            descriptor = _DESCRIPTORS.kept(self._path)
+            descriptor = _DESCRIPTORS.get(self._path) or _opened(self._path)
         except FileNotFoundError as error:
             raise Vanished(f"{self._path} was removed while it was being read") from error
         if descriptor.inode != self._inode:
@@ -182,7 +151,7 @@ class _LocalFile:
             try:
                 got = os.preadv(descriptor.number, pending[:_IOV_MAX], offset)
             except OSError as error:
-                _DESCRIPTORS.forget(self._path)  # a network file system may have another handle for the next try
+                _DESCRIPTORS.pop(self._path)  # a network file system may have another handle for the next try
                 raise unreadable(self._path, error) from error
             if not got:
                 raise CacheDamaged(f"{self._path} ends {wanted:,} bytes before what its record describes")
@@ -198,7 +167,7 @@ class _LocalFile:
         return False
 
     def close(self) -> None:
-        _DESCRIPTORS.forget(self._path)
+        _DESCRIPTORS.pop(self._path)
 
 
 def after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
@@ -283,7 +252,7 @@ class LocalObjects:
         path = self.root / key
         with translate_os_errors(path, 0):
             path.unlink(missing_ok=True)
-        _DESCRIPTORS.forget(str(path))  # while it is open here, the disk keeps its bytes
+        _DESCRIPTORS.pop(str(path))  # while it is open here, the disk keeps its bytes
         if path.parent.exists():
             fsync_folder(path.parent)
 

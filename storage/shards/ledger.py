@@ -10,8 +10,6 @@ checked when it is read; a record costs one read, and nothing holds them all.
 """
 
 import io
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -22,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..core.errors import CacheDamaged
-from ..core.forks import renewed_after_fork
+from ..core.lru_cache import LruCache
 from ..objects.content_addressed import parsing
 from ..objects.objects import Objects, OpenObject
 from .commit import MAX_RECORD_BYTES, parse_record, record_key, shard_of
@@ -56,14 +54,8 @@ class Ledgers:
 
     def __init__(self, objects: Objects, prefix: str, shards: int) -> None:
         self._objects, self._prefix, self._shards = objects, prefix, shards
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[int, _Ledger] = OrderedDict()
+        self._kept: LruCache[int, _Ledger] = LruCache(_KEPT_LEDGERS)
         self._known: set[int] | None = None
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Another thread may have held the lock."""
-        self._lock = threading.Lock()
 
     def key(self, number: int) -> str:
         """Where a ledger lies."""
@@ -126,19 +118,12 @@ class Ledgers:
 
     def forget(self, number: int) -> None:
         """Read a ledger anew at its next use."""
-        with self._lock:
-            self._kept.pop(number, None)
+        self._kept.pop(number)
         self._known = None
 
     def opened(self, number: int) -> _Ledger:
         """A ledger, kept open; raises `CacheDamaged`."""
-        with self._lock:
-            if number not in self._kept:
-                self._kept[number] = self._open(number)
-                while len(self._kept) > _KEPT_LEDGERS:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(number)
-            return self._kept[number]
+        return self._kept.get_or_make(number, lambda: self._open(number))
 
     def _open(self, number: int) -> _Ledger:
         where, (first, last) = self.key(number), self.span(number)

@@ -6,8 +6,6 @@ checksums with them. Publishing never replaces anything: an object that is there
 last and exclusively, decides. Views and features are both such groups.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged, StoreUnavailable
-from ..core.forks import renewed_after_fork
+from ..core.forks import ForkSafeLock
+from ..core.lru_cache import LruCache
 from ..objects.objects import Objects, OpenObject
 from ..objects.read_ahead import ReadAhead
 from ..objects.read_threads import run_parallel
@@ -54,16 +53,11 @@ class ShardedGroup:
         self.shards = -(-self.rows // self.shard_rows)
         self.ledgers = Ledgers(objects, prefix, self.shards)
         self._check_opened = check_opened
-        self._lock = threading.Lock()
-        self._records: dict[int, Record] = {}
-        self._open: OrderedDict[int, dict[str, OpenArray]] = OrderedDict()
+        self._lock = ForkSafeLock()
+        self._records: LruCache[int, Record] = LruCache(_KEPT_RECORDS)
+        self._open: LruCache[int, dict[str, OpenArray]] = LruCache(max(1, _KEPT_CHUNKS // self.shard_rows))
         fetchers, shard_bytes = objects.fetchers, sum(spec.row_bytes for spec in specs) * self.shard_rows
         self._ahead = ReadAhead(self._fetch, fetchers, self.shards, shard_bytes) if fetchers else None
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Another thread may have held the lock."""
-        self._lock = threading.Lock()
 
     def shard_span(self, shard: int) -> tuple[int, int]:
         """The rows [first, last) of a shard."""
@@ -97,10 +91,7 @@ class ShardedGroup:
                 return None
             data = compacted
         record = self.parse(shard, data)
-        with self._lock:  # between `iter` and `next` another thread may add one
-            if len(self._records) >= _KEPT_RECORDS:
-                self._records.pop(next(iter(self._records)), None)
-            self._records[shard] = record
+        self._records.put(shard, record)
         return record
 
     def parse(self, shard: int, data: bytes) -> Record:
@@ -164,11 +155,9 @@ class ShardedGroup:
 
     def _open_shard(self, shard: int, names: Iterable[str]) -> dict[str, OpenArray]:
         """The named arrays' objects, others left alone: who wants views does not fetch their pixels, nor who wants class tokens patches."""
-        with self._lock:
-            known = self._open.get(shard, {})
-            if known and known.keys() >= set(names):
-                self._open.move_to_end(shard)
-                return known
+        known = self._open.get(shard) or {}
+        if known and known.keys() >= set(names):
+            return known
         record = self.record(shard)
         if record is None:
             raise CacheDamaged(
@@ -176,10 +165,9 @@ class ShardedGroup:
             )
         self._check_opened(record)
         opened = {name: self._open_array(self.specs[name], record) for name in names if name not in known}
-        with self._lock:
-            opened = self._open[shard] = {**opened, **self._open.get(shard, {})}
-            while len(self._open) * self.shard_rows > max(_KEPT_CHUNKS, self.shard_rows):
-                self._open.popitem(last=False)
+        with self._lock:  # another thread may have opened other arrays of it
+            opened = {**opened, **(self._open.get(shard) or {})}
+            self._open.put(shard, opened)
         return opened
 
     def _open_array(self, spec: ArraySpec, record: Record) -> OpenArray:
@@ -298,10 +286,8 @@ class ShardedGroup:
 
     def forget(self, shard: int) -> None:
         """Drop what is kept of a shard and close its files, so that the next look is at the store."""
-        with self._lock:
-            self._records.pop(shard, None)
-            opened = self._open.pop(shard, {})
-        for array in opened.values():
+        self._records.pop(shard)
+        for array in (self._open.pop(shard) or {}).values():
             array.file.close()
 
     def verify(self, shard: int) -> None:

@@ -10,7 +10,7 @@ is decoded).
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from ..core.choices import Orientation
+from ..core.choices import ORIENTATIONS, Orientation
 from ..core.errors import EupeError
 
 MAX_FILE_BYTES = 100_000_000
@@ -49,6 +49,14 @@ def decoder_identity(orientation: Orientation = "stored") -> dict[str, str]:
     """What decodes, for the identity of views: another version may give other pixels."""
     said = "as stored" if orientation == "stored" else orientation
     return {"library": "pillow", "version": PIL.__version__, "orientation": said}
+
+
+def orientation_of(decoder: Mapping[str, str]) -> Orientation:
+    """How images are turned by what `decoder_identity` describes; raises ValueError for what it never says."""
+    for orientation in ORIENTATIONS:
+        if decoder["orientation"] == decoder_identity(orientation)["orientation"]:
+            return orientation
+    raise ValueError(f"an orientation of {decoder['orientation']!r}")
 
 
 def _open(data: bytes, where: str) -> Image.Image:

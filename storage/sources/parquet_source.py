@@ -6,11 +6,8 @@ images at random cost a group each, for which stored pixels (`extract-features -
 which names all groups, is read once. Groups above a gigabyte are decoded in pieces, because Arrow cannot hold 2 GB of a struct in one.
 """
 
-import threading
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -19,6 +16,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
 from ..core.errors import BadInput, EupeError
+from ..core.lru_cache import LruCache
 from .found import ClassNames, Found, LeftOut, Skipped, SourceImage
 from .parquet_labels import ParquetLabels
 
@@ -121,63 +119,16 @@ class _Footer(NamedTuple):
     column: str
 
 
-class _Footers:
-    """The footers that were read last: a file of ten thousand row groups has one of megabytes."""
-
-    def __init__(self) -> None:
-        self._lock, self._kept = threading.Lock(), OrderedDict[tuple[Any, ...], _Footer]()
-
-    def get(self, key: tuple[Any, ...], filesystem: Any, full: str) -> _Footer:
-        """The footer of one version of a file."""
-        with self._lock:  # threads that want one file wait for its footer
-            if key not in self._kept:
-                with filesystem.open(full, "rb") as file:
-                    parquet = pq.ParquetFile(file)
-                    counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-                    self._kept[key] = _Footer(parquet.metadata, [0, *accumulate(counts)], image_column(parquet.schema_arrow, full))
-                while len(self._kept) > _KEPT_FOOTERS:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
-            return self._kept[key]
+# What was read last: a file of ten thousand row groups has a footer of megabytes, and a row group is read for one of its images.
+_FOOTERS: LruCache[tuple[Any, ...], _Footer] = LruCache(_KEPT_FOOTERS)
+_GROUPS: LruCache[tuple[Any, ...], Column] = LruCache(_KEPT_BYTES, lambda column: column.nbytes)
 
 
-class _RowGroups:
-    """The image columns of the row groups that were read last, up to so many bytes; each is read by one thread, others wait for it."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit, self._lock = limit_bytes, threading.Lock()
-        self._kept: OrderedDict[tuple[Any, ...], Future[Column]] = OrderedDict()
-
-    def get(self, key: tuple[Any, ...], read: Callable[[], Column]) -> Column:
-        """The column of one row group."""
-        with self._lock:
-            future, mine = self._kept.get(key), key not in self._kept
-            if future is None:
-                future = self._kept[key] = Future()
-            self._kept.move_to_end(key)
-        if mine:
-            try:
-                future.set_result(read())
-            except BaseException as error:  # noqa: BLE001 - those who wait for it get it too
-                with self._lock:
-                    self._kept.pop(key, None)
-                future.set_exception(error)
-            self._evict()
-        return future.result()
-
-    def _evict(self) -> None:
-        """Drop the oldest ones beyond the limit, but for the last."""
-        with self._lock:
-            sizes = {key: future.result().nbytes for key, future in self._kept.items() if future.done() and future.exception() is None}
-            held = sum(sizes.values())
-            for key, size in list(sizes.items())[:-1]:
-                if held <= self._limit:
-                    return
-                self._kept.pop(key)
-                held -= size
-
-
-_GROUPS, _FOOTERS = _RowGroups(_KEPT_BYTES), _Footers()
+def _read_footer(filesystem: Any, full: str) -> _Footer:
+    with filesystem.open(full, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        return _Footer(parquet.metadata, [0, *accumulate(counts)], image_column(parquet.schema_arrow, full))
 
 
 def _read_group(filesystem: Any, full: str, footer: _Footer, group: int) -> Column:
@@ -192,9 +143,9 @@ def _read_group(filesystem: Any, full: str, footer: _Footer, group: int) -> Colu
 def parquet_row(filesystem: Any, full: str, row: int) -> bytes:
     """The bytes of one row's image; raises OSError when there is no such row. What comes is checked by its reader, so it may be kept."""
     key = (type(filesystem).__name__, full, filesystem.ukey(full))  # a file that was edited has another one
-    footer = _FOOTERS.get(key, filesystem, full)
+    footer = _FOOTERS.get_or_make(key, lambda: _read_footer(filesystem, full))
     if not 0 <= row < footer.starts[-1]:
         raise OSError(f"{full} has no row {row}")
     group = bisect_right(footer.starts, row) - 1
-    column = _GROUPS.get((*key, group), lambda: _read_group(filesystem, full, footer, group))
+    column = _GROUPS.get_or_make((*key, group), lambda: _read_group(filesystem, full, footer, group))
     return _bytes_in(column[row - footer.starts[group]].as_py()) or b""

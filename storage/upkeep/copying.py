@@ -15,6 +15,7 @@ from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged
 from ..core.events import OnEvent, ignore_event
 from ..features.features import FeatureReader
+from ..features.teacher_files import note_teacher_file
 from ..objects.objects import Objects, below
 from ..shards.commit import record_key
 from ..shards.shards import ShardedGroup
@@ -66,7 +67,7 @@ def _copy_files(source: Objects, target: Objects, prefix: str) -> None:
 
 
 def _copy_what_extractions_look_up(source: FeatureStore, features: FeatureReader, target: FeatureStore, on_event: OnEvent) -> None:
-    """The statistics under what they were measured on, and the canary; those of the target stay."""
+    """The statistics under what they were measured on, the canary, where a teacher's file lay; those of the target stay."""
     for key in source.keys_of_statistics(features.statistics):
         data = source.objects.read(key)
         if not target.objects.create(key, [data]) and target.objects.read(key) != data:
@@ -75,6 +76,8 @@ def _copy_what_extractions_look_up(source: FeatureStore, features: FeatureReader
     canary = canary_key(features.identity["teacher"])
     if source.objects.size(canary) is not None:
         target.objects.create(canary, [source.objects.read(canary)])
+    for found in features.teacher_files():
+        note_teacher_file(target.objects, features.identity["teacher"], found)
 
 
 def _copy_shards(source: ShardedGroup, target: ShardedGroup, shards: list[int]) -> Iterator[None]:

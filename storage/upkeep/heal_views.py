@@ -12,9 +12,9 @@ from ..objects.damaged_files import read_or_flaw
 from ..shards.commit import Record
 from ..shards.healing import Healed, damaged_arrays, heal, sound_chunks, standing_record
 from ..shards.zarr_format import build_shard
-from ..sources.decode import BadImage
+from ..views.pixels import fill_pixels
 from ..views.view_set import PIXELS, ViewSet
-from ..views.view_spec import cut, pixel_digest, resize
+from ..views.view_spec import Views
 
 
 def heal_views(views: ViewSet, shard: int, known: Callable[[], set[str]]) -> Healed:
@@ -66,19 +66,10 @@ def _drawn(views: ViewSet, shard: int) -> dict[str, NDArray[Any]]:
 
 def _with_pixels(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     """Fill in digests and pixels from the images; returns those that cannot be decoded (id → reason)."""
-    failed, first = {}, views.shard_images(shard)[0]
-    for image in range(*views.shard_images(shard)):
-        try:
-            source = views.dataset.read_image(image)
-        except BadImage as error:
-            failed[views.dataset.row(image).id] = str(error)
-            continue
-        for row in range((image - first) * views.views_per_image, (image - first + 1) * views.views_per_image):
-            crop = cut(source, arrays["crop"][row])
-            arrays["pixel_digest"][row] = np.frombuffer(pixel_digest(crop), np.uint8)
-            if views.spec.pixels is not None:
-                stored = views.spec.pixels
-                arrays[PIXELS][row] = resize(crop, bool(arrays["flip"][row, 0]), stored.size_px, stored.interpolation)
+    drawn = Views(arrays["crop"], arrays["flip"][:, 0], arrays["photometric"], arrays["pixel_digest"])
+    outputs = [] if views.spec.pixels is None else [(views.spec.pixels.input, arrays[PIXELS])]
+    failed = dict[str, str]()
+    fill_pixels(views, np.arange(*views.group.shard_span(shard)), drawn, outputs, drawn_now=True, failed=failed)
     return failed
 
 

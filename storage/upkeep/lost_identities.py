@@ -63,7 +63,7 @@ def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageData
         stored = StoredPixels(pixels["shape"][1]) if pixels else None
     except (KeyError, TypeError, IndexError, ValueError):
         return None
-    for dataset in datasets:
+    for dataset in (way for one in datasets for way in dict.fromkeys((one, one.read_as("stored")))):  # evaluations read as stored
         views_per_image, rest = divmod(rows, len(dataset))
         if rest or not views_per_image or shard_rows % views_per_image:
             continue

@@ -11,8 +11,6 @@ digests. Images per shard belong to the views, so all feature sets over them sha
 codecs save half of their bytes and are read some fifty times slower (docs/decisions/0012).
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import BadInput
-from ..core.forks import renewed_after_fork
 from ..core.identity import digest, ids_digest, short
+from ..core.lru_cache import LruCache
 from ..core.selection import only_rows
 from ..images.dataset import ImageDataset
 from ..objects.content_addressed import check_metadata, create_set, is_key, parsing
@@ -29,7 +27,7 @@ from ..objects.objects import Objects
 from ..shards.commit import Record
 from ..shards.shards import ShardedGroup
 from ..shards.zarr_format import ArraySpec, group_metadata
-from ..sources.decode import Pixels, decoder_identity
+from ..sources.decode import Pixels, decoder_identity, orientation_of
 from .photometric import COLUMNS, UNITS
 from .view_spec import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, empty_views
 
@@ -96,7 +94,7 @@ class ViewSet:
     """The committed views of a dataset; row = image index × K + k."""
 
     def __init__(self, objects: Objects, key: str, dataset: ImageDataset, identity: dict[str, Any]) -> None:
-        self.key, self.dataset, self.identity = key, dataset, identity
+        self.key, self.identity = key, identity
         self.digest = digest(identity)
         with parsing(f"views/{key}/identity.json"):
             self.spec = ViewSpec.from_identity(identity["views"])
@@ -104,16 +102,11 @@ class ViewSet:
             specs = _specs(identity)
             if (identity["dataset"], identity["images"]) != (dataset.digest, len(dataset)):
                 raise ValueError("it names another dataset")
+            self.dataset = dataset.read_as(orientation_of(identity["decoder"]))  # evaluations read an upright dataset as stored
         check_metadata(objects, f"views/{key}", views_metadata(identity))
         self.group = ShardedGroup(objects, f"views/{key}", self.digest, specs)
         self.rows, self.shards = self.group.rows, self.group.shards
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[int, Views] = OrderedDict()
-        renewed_after_fork(self)
-
-    def after_fork(self) -> None:
-        """Another thread may have held the lock."""
-        self._lock = threading.Lock()
+        self._kept: LruCache[int, Views] = LruCache(_KEPT_SHARDS)
 
     @classmethod
     def create(cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> "ViewSet":
@@ -166,10 +159,8 @@ class ViewSet:
 
     def read_shard(self, shard: int) -> Views | None:
         """A shard's committed views, None when it has none yet; raises `CacheDamaged`."""
-        with self._lock:
-            if shard in self._kept:
-                self._kept.move_to_end(shard)
-                return self._kept[shard]
+        if (kept := self._kept.get(shard)) is not None:
+            return kept
         if self.group.record(shard) is None:
             return None
         first, last = self.group.shard_span(shard)
@@ -178,10 +169,7 @@ class ViewSet:
         out = {spec.name: np.empty((len(rows), *spec.shape[1:]), spec.dtype) for spec in small}
         self.group.read(rows, out, out)
         views = Views(out["crop"], out["flip"][:, 0], out["photometric"], out["pixel_digest"])
-        with self._lock:
-            self._kept[shard] = views
-            while len(self._kept) > _KEPT_SHARDS:
-                self._kept.popitem(last=False)
+        self._kept.put(shard, views)
         return views
 
     def read(self, which: NDArray[Any] | Sequence[int]) -> Views:
@@ -218,6 +206,16 @@ class ViewSet:
     def stored_bytes(self) -> int:
         """Bytes of the committed shards' objects, pixels included, from their records."""
         return self.group.stored_bytes()
+
+    def images_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The image of each row."""
+        return rows // self.views_per_image
+
+    def failure(self, image: int) -> str:
+        """Why an image could not be decoded when its views were committed."""
+        image_id = self.dataset.row(image).id
+        unknown = f"image {image_id} of {self.dataset.key} has no pixel digest in views/{self.key}"
+        return self.failed_images(image // self.images_per_shard).get(image_id, unknown)
 
     def failed_images(self, shard: int) -> dict[str, str]:
         """The images of a committed shard that could not be decoded (id → reason)."""

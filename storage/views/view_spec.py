@@ -37,6 +37,13 @@ _FLIP_WORD = 4 * _CROP_TRIES
 _RAW_WORDS = _FLIP_WORD + 1 + photometric.WORDS
 
 
+class Input(NamedTuple):
+    """The pixels that a model takes of a view: the side of the square, and how it is resized."""
+
+    size_px: int
+    interpolation: str = "bicubic"
+
+
 @dataclass(frozen=True)
 class StoredPixels:
     """The rendered, undistorted views themselves, kept as raw uint8 beside their crops at one size, so that training needs no images."""
@@ -49,6 +56,11 @@ class StoredPixels:
             raise unknown_name("interpolation", self.interpolation, INTERPOLATIONS)
         if type(self.size_px) is not int or not 1 <= self.size_px <= _LARGEST_STORED_PX:
             raise BadInput(f"stored pixels have a side between 1 and {_LARGEST_STORED_PX:,} px, got {self.size_px!r}")
+
+    @property
+    def input(self) -> Input:
+        """The input that they serve."""
+        return Input(self.size_px, self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,10 @@ class Views(NamedTuple):
     flip: NDArray[np.bool_]
     photometric: NDArray[np.float32]
     digest: NDArray[np.uint8]
+
+    def part(self, places: slice) -> "Views":
+        """Some neighbouring views, in the same memory."""
+        return Views(self.crop[places], self.flip[places], self.photometric[places], self.digest[places])
 
 
 def empty_views(count: int) -> Views:

@@ -70,7 +70,7 @@ class JoinedImages:
 
 
 class JoinedViews:
-    """The views of several datasets; they may differ in how many views an image has."""
+    """`ReadableViews` of several datasets; they may differ in how many views an image has."""
 
     def __init__(self, parts: Sequence[ViewSet]) -> None:
         self.parts, self.numbering = list(parts), Numbering([one.rows for one in parts])
@@ -83,6 +83,18 @@ class JoinedViews:
     def rows(self) -> int:
         """Rows of all."""
         return self.numbering.total
+
+    def images_of(self, rows: Int64s) -> Int64s:
+        """The image of each row, numbered as the images of all."""
+        images = np.empty(len(rows), np.int64)
+        for part, here, local in self.numbering.split(rows):
+            images[here] = self.dataset.numbering.starts[part] + self.parts[part].images_of(local)
+        return images
+
+    def failure(self, image: int) -> str:
+        """As `ViewSet.failure`."""
+        part, local = self.dataset.numbering.place(image)
+        return self.parts[part].failure(local)
 
     def read(self, rows: Int64s) -> Views:
         """The committed views of any rows, in their order; raises as `ViewSet.read` does."""
@@ -159,6 +171,3 @@ class JoinedTargets:
             teacher: {**described, "mixed_with": {name: found[name][teacher] for name in others}}
             for teacher, described in found[first].items()
         }
-
-
-AnyViews = ViewSet | JoinedViews

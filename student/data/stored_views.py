@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 from ...storage.core.errors import BadInput
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
-from .pixels import fill_pixels
-from .targets import Rendering
+from ...storage.views.pixels import view_pixels
+from ...storage.views.view_spec import Input
 
 Sample = dict[str, Any]
 
@@ -92,8 +92,7 @@ class StoredViews(Dataset[Sample]):
             for sample, tokens in zip(samples, _decoded(reader, rows), strict=True):
                 sample["tokens"][name] = tokens
         if self.size_px is not None:
-            pixels = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
-            fill_pixels(views, rows, images, views.read(rows), [(Rendering("student", self.size_px, self.interpolation), pixels)])
+            pixels = view_pixels(views, rows, Input(self.size_px, self.interpolation))
             for sample, one in zip(samples, torch.from_numpy(pixels), strict=True):
                 sample["pixels"] = one
         return samples

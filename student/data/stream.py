@@ -1,10 +1,10 @@
 """Batches of pixels and targets, built by threads straight into preallocated memory.
 
-A step's pixels are read or made at every input that is wanted (the student's, and live teachers'; `pixels` says how); its cached tokens
-are read into the same batch. A fixed number of equal batches exists (`prefetch` says how many fit), so memory is bounded; each is split
-among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the views'
-photometric parameters cross to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so starting
-at any step resumes exactly.
+A step's pixels are read or made at every input that is wanted (the student's, and live teachers'; `storage.views.pixels` says how); its
+cached tokens are read into the same batch. A fixed number of equal batches exists (`prefetch` says how many fit), so memory is bounded;
+each is split among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the
+views' photometric parameters cross to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so
+starting at any step resumes exactly.
 """
 
 import itertools
@@ -18,12 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ...storage.views.pixels import ReadableViews, fill_pixels
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
 from ...teachers.encoders.photometric import as_seen
 from ..model.ranks import ALONE, Ranks
-from .joined import AnyViews
 from .order import BatchOrder, Places
-from .pixels import fill_pixels
 from .targets import STUDENT, Memory, Rendering, TargetSource
 
 
@@ -86,7 +85,7 @@ class Stream:
 
     def __init__(
         self,
-        views: AnyViews,
+        views: ReadableViews,
         source: TargetSource,
         order: BatchOrder,
         student_rendering: Callable[[int], Rendering],
@@ -169,5 +168,5 @@ class Stream:
         self.source.fill(rows_b, batch.tensors, start)
         views = self.views.read(rows_b)
         batch.tensors["photometric"][start:stop] = torch.from_numpy(views.photometric)
-        outputs = [(one, batch.tensors[f"pixels/{one.key}"][start:stop].numpy()) for one in batch.plan.renderings]
-        fill_pixels(self.views, rows_b, places.image_B[start:stop], views, outputs)
+        outputs = [(one.input, batch.tensors[f"pixels/{one.key}"][start:stop].numpy()) for one in batch.plan.renderings]
+        fill_pixels(self.views, rows_b, views, outputs)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...storage.core.errors import BadInput
 from ...storage.features.features import FeatureReader, TokenRows
 from ...storage.features.statistics import Statistics
+from ...storage.views.view_spec import Input
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.registry.teacher import Teacher
 from ..model.draws import choose_size
@@ -35,6 +36,11 @@ class Rendering(NamedTuple):
     key: str
     size_px: int
     interpolation: str
+
+    @property
+    def input(self) -> Input:
+        """The pixels, whoever wants them."""
+        return Input(self.size_px, self.interpolation)
 
 
 class TargetSource(Protocol):

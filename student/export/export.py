@@ -1,7 +1,7 @@
 """A trained student in the formats that people deploy, each in one self-contained folder.
 
     OUT/FORMAT/
-      the model            see FORMATS
+      the model            see `formats`
       README.md            the model card: origin, terms, evaluations, recipe
       usage.py             ten lines that run it
       export.json          what was exported and how far it is from the trained student
@@ -14,7 +14,7 @@ takes seconds to minutes.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,12 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
-from ...teachers.checkpoints.official import from_official, to_official
 from ...teachers.encoders.architectures import TIMM_STUDENT
-from ...teachers.registry.licences import Terms
+from ...teachers.registry.table import Terms
 from .adapter_chain import write_chain
+from .formats import FORMATS, usage_example
 from .lineage import Trained, collect_terms, evaluations_of_weights, open_trained, run_title
 from .model_card import model_card
-from .usage_examples import usage_example
-
-_HASH_DIGITS = 8  # torch.hub's convention: the digits in a file's name are checked, and keep its cache from serving an older file
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class ExportOptions:
     out: Path
     """Gets one folder a format."""
     formats: tuple[str, ...]
-    """Names of FORMATS."""
+    """Names of `formats.FORMATS`."""
     size_px: int | None = None
     """Input size of the graphs and of the preprocessing; None: the run's own."""
     adapters: bool = False
@@ -63,6 +60,7 @@ class ExportOptions:
         for name in self.formats:
             if name not in FORMATS:
                 raise unknown_name("format", name, FORMATS)
+            _ = FORMATS[name]  # a plug-in that is broken is said before anything is done
         if not self.formats:
             raise BadInput(f"an export needs a format: {', '.join(FORMATS)}")
         if self.adapters != (self.store is not None):
@@ -74,14 +72,14 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event) -> dict[str
     run, out, proxy = Path(options.run), options.out, None if options.proxy is None else Path(options.proxy)
     require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
-    _refuse_unexportable(trained)
+    _refuse_unexportable(trained, options.formats)
     terms = collect_terms(run, proxy)
     evaluations = [*evaluations_of_weights(trained), *(_read_evaluation(path) for path in options.evaluations)]
     written: dict[str, Any] = {}
     for number, form in enumerate(options.formats):
         on_event({"event": "progress", "stage": f"export {form}", "done": number, "total": len(options.formats), "unit": "formats"})
         with replace_folder(out / form) as folder:
-            files, facts = FORMATS[form](trained, folder)
+            files, facts = FORMATS[form].write(trained, folder)
             if options.adapters:
                 (folder / "adapters").mkdir()
                 facts["adapters"] = write_chain(run, proxy, FeatureStore.open(str(options.store)), folder / "adapters")
@@ -90,14 +88,18 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event) -> dict[str
     return {"run": str(run), "student": trained.name, "written": written}
 
 
-def _refuse_unexportable(trained: Trained) -> None:
-    """Raise BadInput for a student of a timm shape, and for pixels that the formats' preprocessing cannot describe."""
+def _refuse_unexportable(trained: Trained, formats: Sequence[str]) -> None:
+    """Raise BadInput for a student that a format cannot hold: by its family, or by pixels that no preprocessing record describes."""
     prep, architecture = trained.preprocessing, trained.architecture
     if architecture["name"] == TIMM_STUDENT:
         raise BadInput(
             f"a student of a timm shape is not exported; {trained.run}/model/backbone.safetensors holds its tensors under timm's own names "
             f"behind `backbone.`, for timm.create_model({architecture['model']!r}, num_classes=0)"
         )
+    for form in formats:
+        families = FORMATS[form].families
+        if families is not None and architecture["name"] not in families:
+            raise BadInput(f"{form} holds students of the families {', '.join(families)}; this one is a {architecture['name']}")
     if (prep.pixel_scale, prep.channel_order) != (255.0, "rgb"):
         raise BadInput(
             f"the formats hold RGB pictures divided by 255; this student wants {prep.channel_order} divided by {prep.pixel_scale:g}"
@@ -129,72 +131,3 @@ def _write_documents(
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in paths]
     (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
-
-
-Written = tuple[list[str], dict[str, Any]]
-
-
-def _eupe(trained: Trained, folder: Path) -> Written:
-    """Write a state dict with the official hub's names; the file's name holds its hash, as torch.hub expects."""
-    name = trained.hub_name
-    if name is None:
-        raise BadInput("the official hub builds six shapes only and this student is none of them; export it as timm or transformers")
-    tensors = trained.encoder.state_dict()
-    official = to_official(tensors, trained.architecture)
-    back = from_official(official).tensors
-    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
-    torch.save(official, folder / "weights.pth")
-    file = f"{name}-{file_sha256(folder / 'weights.pth')[:_HASH_DIGITS]}.pth"
-    (folder / "weights.pth").rename(folder / file)
-    return [file], {"tensors": len(official), "read back": "bitwise equal"}
-
-
-def _timm(trained: Trained, folder: Path) -> Written:
-    """Write a folder that timm loads."""
-    from ...teachers.checkpoints.timm_folder import write_timm
-
-    write_timm(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
-    return ["model.safetensors", "config.json"], _read_back(trained, folder)
-
-
-def _transformers(trained: Trained, folder: Path) -> Written:
-    """Write a folder that transformers loads."""
-    from ...teachers.checkpoints.transformers_folder import write_transformers
-
-    write_transformers(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
-    return ["model.safetensors", "config.json", "preprocessor_config.json"], _read_back(trained, folder)
-
-
-def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:
-    """Load the folder with its own library, which also compares its tokens with ours, and compare the tensors."""
-    from ...teachers.checkpoints.published import TOLERANCE, read_published
-
-    read, ours = read_published(folder).tensors, trained.encoder.state_dict()
-    assert all(torch.equal(read[name], ours[name]) for name in ours)
-    return {"read back": "bitwise equal", "tokens": f"the library's differ by at most {TOLERANCE:g}"}
-
-
-def _onnx(trained: Trained, folder: Path) -> Written:
-    """Write an ONNX graph with a dynamic batch and dynamic sides."""
-    from .graphs import write_onnx
-
-    return ["student.onnx"], write_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx")
-
-
-def _executorch(trained: Trained, folder: Path) -> Written:
-    """Write ExecuTorch programs for XNNPACK in fp32 and int8."""
-    from .graphs import write_executorch
-
-    files = {False: "student-fp32.pte", True: "student-int8.pte"}
-    size_px = trained.preprocessing.size_px
-    facts = {file: write_executorch(trained.encoder, size_px, folder / file, int8=int8) for int8, file in files.items()}
-    return list(files.values()), {"input": f"1x3x{size_px}x{size_px}", **facts}
-
-
-FORMATS: dict[str, Callable[[Trained, Path], Written]] = {
-    "eupe": _eupe,
-    "timm": _timm,
-    "transformers": _transformers,
-    "onnx": _onnx,
-    "executorch": _executorch,
-}

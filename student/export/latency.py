@@ -10,7 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ..model.student import count_parameters
-from .runtimes import Runner, compiled_runner, eager_runner, executorch_runner, onnx_runner
+from .formats import FORMATS
+from .runtimes import Runner, compiled_runner, eager_runner
 
 PAPER_IPHONE_MS = {
     "eupe_vitt16": 6.8, "eupe_vits16": 17.1, "eupe_vitb16": 55.2,
@@ -46,14 +47,14 @@ class LatencyOptions:
     calls: int = 50
     """Calls that count."""
     runtimes: tuple[str, ...] = ()
-    """Which of RUNTIMES; () for all that the folder holds."""
+    """Which of `known_runtimes`; () for all that the folder holds."""
 
     def __post_init__(self) -> None:
         if min(self.threads, self.calls) < 1 or self.warmup < 0:
             raise BadInput(f"threads and calls are at least 1 and warmup at least 0, got {self}")
         for name in self.runtimes:
-            if name not in RUNTIMES:
-                raise unknown_name("runtime", name, RUNTIMES)
+            if name not in (known := known_runtimes()):
+                raise unknown_name("runtime", name, known)
 
 
 def latency(options: LatencyOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
@@ -64,9 +65,10 @@ def latency(options: LatencyOptions, on_event: OnEvent = ignore_event) -> dict[s
     encoder = build_encoder(record["architecture"]).eval()
     pixels_BCHW = torch.randn(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     table: dict[str, Any] = {}
+    known = known_runtimes()
     with _threads(options.threads):
-        for number, name in enumerate(chosen := options.runtimes or tuple(RUNTIMES)):
-            run = RUNTIMES[name](encoder, folder, options.threads)
+        for number, name in enumerate(chosen := options.runtimes or tuple(known)):
+            run = known[name](encoder, folder, options.threads)
             if run is None and options.runtimes:
                 raise BadInput(f"{folder} holds nothing for the runtime {name}; export that format first")
             if run is not None:
@@ -137,11 +139,20 @@ def _file_runner(open_runner: Callable[[Path, int], Runner], where: str) -> Call
     return opened
 
 
-RUNTIMES: dict[str, Callable[[Encoder, Path, int], Runner | None]] = {
+Opened = Callable[[Encoder, Path, int], Runner | None]
+RUNTIMES: dict[str, Opened] = {
     "eager": lambda encoder, folder, threads: eager_runner(encoder),
     "torch.compile": lambda encoder, folder, threads: compiled_runner(encoder),
-    "onnxruntime": _file_runner(onnx_runner, "onnx/student.onnx"),
-    "executorch fp32": _file_runner(executorch_runner, "executorch/student-fp32.pte"),
-    "executorch int8": _file_runner(executorch_runner, "executorch/student-int8.pte"),
 }
-"""Every way to run a student; each gives None when the folder does not hold its file."""
+"""The ways to run a student that need no export."""
+
+
+def known_runtimes() -> dict[str, Opened]:
+    """Return every way to run a student, those of the export formats among them; each gives None when the folder does not hold its file."""
+    found = dict(RUNTIMES)
+    for name in FORMATS:
+        with suppress(BadInput):  # a broken plug-in hinders no other format
+            found |= {
+                runtime: _file_runner(open_runner, f"{name}/{file}") for runtime, (file, open_runner) in FORMATS[name].runtimes.items()
+            }
+    return found

@@ -21,8 +21,8 @@ from ...teachers.encoders.architectures import ARCHITECTURES, Options
 from ...teachers.encoders.build import canonical
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.preprocessing import Preprocessing
-from ...teachers.registry.licences import OFFICIAL_EUPE, UNKNOWN, Terms, terms_of
-from ...teachers.registry.registry import BACKBONE_FILE, MODEL_FILE, resolve_teacher
+from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE, resolve_teacher
+from ...teachers.registry.table import OFFICIAL_EUPE, UNKNOWN, Terms, terms_of
 from ..probes.evaluation_records import list_records
 
 RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # what a run knows of its models

@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub.repocard import ModelCard
 from huggingface_hub.repocard_data import ModelCardData
 
-from ...teachers.registry.licences import UNKNOWN, Terms
-from ...teachers.registry.registry import TEACHERS, TIMM_PREFIX
+from ...teachers.registry.resolve import TIMM_PREFIX
+from ...teachers.registry.table import TEACHERS, UNKNOWN, Terms
 from .lineage import Trained, read_record, read_targets
 from .model_card_results import HUB_DATASETS, eval_results
 from .model_card_text import card_text

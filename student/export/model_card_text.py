@@ -8,18 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...teachers.registry.licences import Terms, sentence
+from ...teachers.registry.table import Terms, sentence
 from ..model.student import count_parameters
+from .formats import FORMATS
 from .lineage import PARTS, Trained, read_record, read_targets
 from .model_card_results import is_record
 
-_TITLES = {
-    "eupe": "a state dict with the official EUPE hub's names",
-    "timm": "a folder that timm loads",
-    "transformers": "a folder that transformers loads",
-    "onnx": "an ONNX graph",
-    "executorch": "ExecuTorch programs for XNNPACK",
-}
 _ON_THE_WAY = ("by_step", "validation_by_power")
 _OUTPUT = "Outputs: a class token per picture, and a grid of patch tokens (rows top to bottom, columns left to right), both normed."
 
@@ -31,7 +25,7 @@ def card_text(
     prep, name = trained.preprocessing, trained.hub_name or "a student"
     parameters = count_parameters(trained.encoder)
     sections = {
-        f"{name}: {_TITLES[form]}": (
+        f"{name}: {FORMATS[form].title}": (
             f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels.\n\n{_OUTPUT}\n\n"
             f"In: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
             f" divided by {list(prep.std)}."

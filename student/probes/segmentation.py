@@ -27,7 +27,6 @@ from ...teachers.encoders.photometric import hue, saturation
 
 IGNORE = -1
 STORED_IGNORE = 255  # what most datasets store for "nothing"; only the user's --ignore-index is ever read as that
-PROTOCOLS = ("official", "ours")
 _CLASSES_AT_ONCE = 16
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from ...storage.core.errors import BadInput, Interrupted
 from ...storage.core.events import Event, OnEvent, ignore_event
 from ...storage.core.stop_signals import call_on_stop
+from ...storage.views.pixels import ReadableViews, origin_of_pixels
+from ...storage.views.view_spec import Input
 from ..data.following import POLL_S, FollowedOrder
-from ..data.joined import AnyViews
 from ..data.order import BatchOrder
-from ..data.pixels import Input, origin
 from ..data.prefetch import largest_inputs, prefetch_of
 from ..data.stream import Batch, Stream, as_all_see
 from ..data.targets import STUDENT, Rendering, Targets, TargetSource
@@ -61,7 +61,7 @@ class Trainer:
         self,
         learners: Sequence[Learner],
         source: TargetSource,
-        views: AnyViews,
+        views: ReadableViews,
         order: BatchOrder,
         *,
         on_event: OnEvent = ignore_event,
@@ -90,11 +90,11 @@ class Trainer:
         return Rendering(STUDENT, choose_size(self.recipe.seed, STUDENT, step, self.recipe.student.sizes_px), self.interpolation)
 
     def _inputs(self) -> set[Input]:
-        """Return every (size in px, interpolation) that a step of this run may want."""
-        students = {(size_px, self.interpolation) for size_px in self.recipe.student.sizes_px}
+        """Return every input that a step of this run may want."""
+        students = {Input(size_px, self.interpolation) for size_px in self.recipe.student.sizes_px}
         drawn = self.recipe.teacher.sizes_px
         return students | {
-            (size_px, rendering.interpolation) for rendering in self.source.renderings(0) for size_px in drawn or (rendering.size_px,)
+            Input(size_px, rendering.interpolation) for rendering in self.source.renderings(0) for size_px in drawn or (rendering.size_px,)
         }
 
     def train(self) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ class Trainer:
             "precision": f"{learner.precision.value}  # {learner.precision.why}",
             "ranks": self.ranks.count,
             "prefetch": self.prefetch.why(),
-            "pixels": origin(self.views, self._inputs()),
+            "pixels": origin_of_pixels(self.views, self._inputs()),
             "photometric": self.views.spec.photometric,
             "images": self.order.epoch_length,
             "batch_size": self.recipe.run.batch_size,

@@ -10,9 +10,9 @@ import os
 import re
 from pathlib import Path
 
+from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, StoreUnavailable
 from ...storage.core.urls import absolute
-from .weights import weights_folder
 
 HUB_PREFIX = "hub:"
 WEIGHTS_FILE = "model.safetensors"

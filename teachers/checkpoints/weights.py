@@ -13,17 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ...storage.core.cache_home import cache_home, own_cache
 from ...storage.core.errors import BadInput
 from ...storage.objects.atomic_files import make_folder, write_atomically
 
 _NAMED_AT_MOST = 5
-
-
-def weights_folder() -> Path:
-    """`weights` in the cache's home; it need not exist. A home that may only be read still gives the weights that lie there."""
-    own = own_cache()
-    return own / "weights" if own is not None and (own / "weights").is_dir() else cache_home() / "weights"
 
 
 def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:

@@ -1,17 +1,97 @@
 """Encoders by architecture: a name or a record of options becomes the full record, its facts, and an encoder with random weights.
 
-Two families of our own (`architectures`: ViT, ConvNeXt) and timm's models by name (`timm_students`). What builds modules is imported only
-when something is built, so that a recipe can be checked without torch's and timm's seconds.
+`FAMILIES` has a row for each family: two of our own (`architectures`: ViT, ConvNeXt), timm's models by name (`timm_students`), and what an
+installed package adds by entry points of the group `eupe_pipeline.students` (`storage.core.plugins`), whose object is a `StudentFamily`.
+What builds modules is imported only when something is built, so that a recipe can be checked without torch's and timm's seconds.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.plugins import Table
 from .architectures import ARCHITECTURES, CONVNEXT_STRIDE_PX, TIMM_STUDENT, Facts, Options, checked_convnext, checked_vit
 
 if TYPE_CHECKING:
     from .encoder import Encoder
+
+
+def _any_size(encoder: "Encoder", size_px: int, grid: tuple[int, int]) -> None:
+    """Refuse no input size that the stride divides."""
+
+
+class StudentFamily(NamedTuple):
+    """A row of the table: everything that is done by family."""
+
+    read: Callable[[str, Mapping[str, Any]], Options]
+    """A name and the options to change → all options, checked, JSON-able, with the family as `name`; raises `BadInput`."""
+    facts: Callable[[Options], Facts]
+    """All options → width, stride and kind of class token."""
+    build: Callable[[Options], "Encoder"]
+    """All options → an encoder with random weights, in training mode."""
+    try_size: Callable[["Encoder", int, tuple[int, int]], None] = _any_size
+    """An encoder on the meta device, an input's side in pixels, the grid (H, W) that the stride makes of it; raises `BadInput`."""
+    prefix: str = ""
+    """Names of the family begin with it; without one they stand in ARCHITECTURES, or are the family's own."""
+
+
+def options_over(defaults: Options, check: Callable[[Options], Options], name: str, changes: Mapping[str, Any]) -> Options:
+    """Return a family's options with the changes put in, checked; raise `BadInput` for an unknown option. Partial, it is a `read`."""
+    for key in changes:
+        if key not in defaults:
+            raise unknown_name(f"option of architecture {name!r}", key, set(defaults) - {"name"})
+    return check({**defaults, **{key: list(value) if isinstance(value, tuple) else value for key, value in changes.items()}})
+
+
+def _named(check: Callable[[Options], Options], name: str, changes: Mapping[str, Any]) -> Options:
+    return options_over(ARCHITECTURES[name], check, name, changes)
+
+
+def _read_timm(name: str, changes: Mapping[str, Any]) -> Options:
+    from .timm_students import timm_student  # builds modules, though on no memory
+
+    return timm_student(name, changes)
+
+
+def _build_vit(options: Options) -> "Encoder":
+    from .encoder import build_vit
+
+    return build_vit(options, facts(options))
+
+
+def _build_convnext(options: Options) -> "Encoder":
+    from .encoder import build_convnext
+
+    return build_convnext(options, facts(options))
+
+
+def _build_timm(options: Options) -> "Encoder":
+    from .timm_students import build_timm_student
+
+    return build_timm_student(options)
+
+
+def _try_timm(encoder: "Encoder", size_px: int, grid: tuple[int, int]) -> None:
+    from .timm_students import try_size
+
+    try_size(encoder, size_px, grid)
+
+
+ROWS: dict[str, StudentFamily] = {
+    "vit": StudentFamily(
+        partial(_named, checked_vit), lambda full: Facts(full["width"], full["patch_px"], "class token"), _build_vit
+    ),
+    "convnext": StudentFamily(
+        partial(_named, checked_convnext), lambda full: Facts(full["widths"][-1], CONVNEXT_STRIDE_PX, "normed mean of patch tokens"),
+        _build_convnext,
+    ),
+    TIMM_STUDENT: StudentFamily(
+        _read_timm, lambda full: Facts(full["width"], full["stride_px"], full["cls"]), _build_timm, _try_timm, "timm:"
+    ),
+}  # fmt: skip
+FAMILIES = Table("student family", "eupe_pipeline.students", StudentFamily, ROWS, "ours (teachers/encoders/build.py)")
+"""Ours and the plug-ins', by the `name` in an architecture's record."""
 
 
 def canonical(architecture: str | Mapping[str, Any]) -> Options:
@@ -20,40 +100,33 @@ def canonical(architecture: str | Mapping[str, Any]) -> Options:
     name = changes.pop("name", None)
     if name is None:
         raise BadInput(f"an architecture needs a name, one of {sorted(ARCHITECTURES)}; got {dict(changes)!r}")
-    if name == TIMM_STUDENT or str(name).startswith("timm:"):
-        from .timm_students import timm_student  # builds modules, though on no memory
+    family = _family_of(str(name))
+    if family is None:
+        raise unknown_name("architecture", str(name), (*ARCHITECTURES, *FAMILIES.names_of_plugins(), "timm:NAME"))
+    full = family.read(str(name), changes)
+    if FAMILIES[str(full.get("name"))] is not family:
+        raise BadInput(f"the student family of {name!r} gives a record of the name {full.get('name')!r}, which is another family's")
+    return full
 
-        return timm_student(name, changes)
-    if name not in ARCHITECTURES:
-        raise unknown_name("architecture", str(name), (*ARCHITECTURES, "timm:NAME"))
-    base = ARCHITECTURES[name]
-    for key in changes:
-        if key not in base:
-            raise unknown_name(f"option of architecture {name!r}", key, set(base) - {"name"})
-    full = {**base, **{key: list(v) if isinstance(v, tuple) else v for key, v in changes.items()}}
-    return checked_vit(full) if full["name"] == "vit" else checked_convnext(full)
+
+def _family_of(name: str) -> StudentFamily | None:
+    if name in ARCHITECTURES:
+        return FAMILIES[ARCHITECTURES[name]["name"]]
+    if name in FAMILIES:
+        return FAMILIES[name]
+    return next((row for row in ROWS.values() if row.prefix and name.startswith(row.prefix)), None)
 
 
 def facts(architecture: str | Mapping[str, Any]) -> Facts:
     """Width, stride and kind of class token of an architecture; raises as `canonical` does."""
     full = canonical(architecture)
-    if full["name"] == TIMM_STUDENT:
-        return Facts(full["width"], full["stride_px"], full["cls"])
-    if full["name"] == "vit":
-        return Facts(full["width"], full["patch_px"], "class token")
-    return Facts(full["widths"][-1], CONVNEXT_STRIDE_PX, "normed mean of patch tokens")
+    return FAMILIES[full["name"]].facts(full)
 
 
 def build_encoder(architecture: str | Mapping[str, Any]) -> "Encoder":
     """Return a randomly initialised encoder, in training mode; raise `BadInput` on unknown names, options and bad values."""
-    from .encoder import built_from
-
-    options = canonical(architecture)
-    if options["name"] == TIMM_STUDENT:
-        from .timm_students import build_timm_student
-
-        return build_timm_student(options)
-    return built_from(options, facts(options))
+    full = canonical(architecture)
+    return FAMILIES[full["name"]].build(full)
 
 
 def try_sizes(architecture: str | Mapping[str, Any], sizes_px: Iterable[int]) -> None:
@@ -63,8 +136,4 @@ def try_sizes(architecture: str | Mapping[str, Any], sizes_px: Iterable[int]) ->
     with torch.device("meta"):
         encoder = build_encoder(architecture)
         for size_px in sizes_px:
-            grid = encoder.grid(size_px, size_px)
-            if encoder.architecture["name"] == TIMM_STUDENT:
-                from .timm_students import try_size
-
-                try_size(encoder, size_px, grid)
+            FAMILIES[encoder.architecture["name"]].try_size(encoder, size_px, encoder.grid(size_px, size_px))

@@ -8,7 +8,6 @@ what timm's ViT does otherwise than the official code. Any input whose sides are
 dict is timm's with the prefix `backbone.`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -151,14 +150,13 @@ def _convnext_backbone(options: Options) -> nn.Module:
     return backbone
 
 
-_FAMILIES: dict[str, tuple[type[Encoder], Callable[[Options], nn.Module]]] = {
-    "vit": (VitEncoder, _vit_backbone),
-    "convnext": (ConvNextEncoder, _convnext_backbone),
-}
-
-
-def built_from(options: Options, known: Facts) -> Encoder:
-    """Return an encoder of one of our own two families, randomly initialised, from its full options."""
-    encoder, backbone = _FAMILIES[options["name"]]
+def build_vit(options: Options, known: Facts) -> VitEncoder:
+    """Return a ViT of ours, randomly initialised, from its full options."""
     prep = Preprocessing(size_px=NATIVE_SIZE_PX)
-    return encoder(backbone(options), options, width=known.width, stride_px=known.stride_px, cls=known.cls, prep=prep)
+    return VitEncoder(_vit_backbone(options), options, width=known.width, stride_px=known.stride_px, cls=known.cls, prep=prep)
+
+
+def build_convnext(options: Options, known: Facts) -> ConvNextEncoder:
+    """Return a ConvNeXt of ours, randomly initialised, from its full options."""
+    prep = Preprocessing(size_px=NATIVE_SIZE_PX)
+    return ConvNextEncoder(_convnext_backbone(options), options, width=known.width, stride_px=known.stride_px, cls=known.cls, prep=prep)

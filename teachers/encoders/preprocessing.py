@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...storage.core.choices import CONSTANTS, INTERPOLATIONS
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.views.view_spec import Input
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -61,6 +62,11 @@ class Preprocessing:
             return cls(**plain)
         except (KeyError, TypeError) as error:
             raise BadInput(f"this is not a preprocessing record: {dict(values)!r} ({error})") from error
+
+    @property
+    def input(self) -> Input:
+        """The pixels that it takes of a view."""
+        return Input(self.size_px, self.interpolation)
 
     def with_constants(self, constants: str) -> "Preprocessing":
         """With its own mean and std ("own"), or with ImageNet's ("imagenet": the paper's choice for every teacher).

@@ -7,6 +7,7 @@ each block's input for the backward pass: about a third more arithmetic for a fr
 
 from torch import nn
 
+from ...storage.core.errors import BadInput
 from .encoder import Encoder, EupeVit
 
 _DROP_PLACES = ("drop_path", "drop_path1", "drop_path2")
@@ -18,10 +19,12 @@ def residual_blocks(encoder: Encoder) -> list[nn.Module]:
 
 
 def set_drop_path(encoder: Encoder, rate: float) -> None:
-    """Leave branches out with probability 0 in the first block up to `rate` in the last, in training mode only."""
+    """Leave branches out with probability 0 in the first block up to `rate` in the last, in training mode only; `BadInput` without any."""
     from timm.layers import DropPath  # encoders.py has installed the guard
 
     blocks = residual_blocks(encoder)
+    if rate and not blocks:
+        raise BadInput(f"a {encoder.architecture['name']} has no residual branch to leave out: --set student.drop_path=0.0")
     for number, block in enumerate(blocks):
         here = rate * number / max(1, len(blocks) - 1)
         for place in _DROP_PLACES:
@@ -30,8 +33,12 @@ def set_drop_path(encoder: Encoder, rate: float) -> None:
 
 
 def set_recompute(encoder: Encoder, enable: bool) -> None:
-    """Compute blocks again in the backward pass instead of keeping their activations."""
-    encoder.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+    """Compute blocks again in the backward pass instead of keeping their activations; raise `BadInput` for a backbone that cannot."""
+    switch = getattr(encoder.backbone, "set_grad_checkpointing", None)  # timm's; a plug-in's family may have none
+    if switch is not None:
+        switch(enable)
+    elif enable:
+        raise BadInput(f"a {encoder.architecture['name']} cannot recompute its activations: --set run.recompute_activations=false")
 
 
 def set_rope_draws(encoder: Encoder, often: str) -> None:

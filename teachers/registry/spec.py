@@ -7,7 +7,7 @@ changed one is another.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...storage.core.choices import COMPUTE_PRECISIONS
 from ...storage.core.errors import BadInput
@@ -24,6 +24,16 @@ CLS_KINDS = (
 RANDOM_WEIGHTS = "random weights, seed 0"
 
 
+class PythonSource(NamedTuple):
+    """The file of a teacher of the user's own; it travels with the spec, so that a worker on another machine needs no path."""
+
+    path: Path
+    """Where it lay when the teacher was resolved; for people."""
+    code: bytes
+    function: str
+    """What makes the teacher, called with the weight file or None."""
+
+
 @dataclass(frozen=True)
 class TeacherSpec:
     """A frozen encoder with its weights, input and outputs; raises BadInput when the fields contradict each other."""
@@ -33,7 +43,7 @@ class TeacherSpec:
     architecture: dict[str, Any]
     """Canonical, JSON-able."""
     weights_path: Path
-    """A local safetensors file; not in the identity."""
+    """A local safetensors file (of a FILE.py:FUNCTION teacher whatever it loads); not in the identity."""
     weights_sha256: str
     """Of that file's bytes, 64 hexadecimal digits; or RANDOM_WEIGHTS, for trials of speed and size."""
     preprocessing: Preprocessing
@@ -48,6 +58,8 @@ class TeacherSpec:
     """Rows and columns of patch tokens at the native size."""
     precision: str = "fp32"
     """fp32, or bf16 for autocast."""
+    source: PythonSource | None = None
+    """Of a FILE.py:FUNCTION teacher; the identity has its sha256 in the architecture."""
 
     def __post_init__(self) -> None:
         if self.cls not in CLS_KINDS or (self.cls == "none") != (self.cls_dim is None):

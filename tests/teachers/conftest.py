@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from eupe_pipeline.storage.core.cache_home import weights_folder
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.teachers.checkpoints.weights import save_weights, weights_folder
+from eupe_pipeline.teachers.checkpoints.weights import save_weights
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.frozen import build_timm, inspect_timm
-from eupe_pipeline.teachers.registry.registry import resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import resolve_teacher
 from eupe_pipeline.teachers.registry.spec import TeacherSpec
 
 SMALL_VIT = "test_vit.r160_in1k"  # timm's own test model: 0.4 M parameters, class token, learnt positions, 160 px

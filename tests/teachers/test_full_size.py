@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from eupe_pipeline.teachers.registry.canary import canary_images
 from eupe_pipeline.teachers.encoders.frozen import build_timm
-from eupe_pipeline.teachers.registry.registry import TEACHERS
+from eupe_pipeline.teachers.registry.resolve import TEACHERS
 
 row = TEACHERS[sys.argv[1]]
 torch.set_default_dtype(torch.bfloat16)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from eupe_pipeline.jobs.evaluation.depth import evaluate_depth
 from eupe_pipeline.jobs.evaluation.knn import EvaluationSize
-from eupe_pipeline.jobs.evaluation.overlap import MOST_SHARED, check_overlap, digests_of
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
+from eupe_pipeline.jobs.evaluation.split_checks import MOST_SHARED, check_overlap, digests_of
 from eupe_pipeline.jobs.training.options import Watch
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput

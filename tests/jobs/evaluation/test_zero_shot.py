@@ -14,7 +14,7 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.probes.evaluation_records import list_records
 from eupe_pipeline.teachers.encoders.tokens import Tokens
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.text_tower import load_text_tower
 from torch.nn import functional
 

@@ -9,7 +9,7 @@ import torch
 from eupe_pipeline.jobs.extraction.batch_size import LARGEST, SizedTeacher, is_out_of_memory
 from eupe_pipeline.storage.core.errors import EupeError
 from eupe_pipeline.teachers.registry.canary import canary_images
-from eupe_pipeline.teachers.registry.registry import load_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher
 from eupe_pipeline.teachers.registry.teacher import Teacher
 from torch import nn
 

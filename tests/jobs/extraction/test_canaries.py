@@ -11,7 +11,7 @@ import torch
 from eupe_pipeline.jobs.extraction.canaries import check_canary
 from eupe_pipeline.storage.core.errors import CacheDamaged, CacheMismatch
 from eupe_pipeline.storage.store import FeatureStore, canary_key
-from eupe_pipeline.teachers.registry.registry import load_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher
 from eupe_pipeline.teachers.registry.teacher import Teacher
 
 

@@ -26,7 +26,7 @@ from eupe_pipeline.storage.sources.decode import decode_image
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import render
 from eupe_pipeline.teachers.encoders.preprocessing import Preprocessing
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 from ...fault_log import Trials
 from ..actors import actor_pids
@@ -114,7 +114,7 @@ def test_two_teachers_share_one_set_of_views(photos: Any, tiny_store: Any, tmp_p
     store, options, _ = photos
     shutil.copytree(tiny_store.teacher_run, tmp_path / "second")
     both = replace(options, teachers=(*options.teachers, TeacherRequest(str(tmp_path / "second"), size_px=24)))
-    summary = extract_features(replace(both, store=store.url))
+    summary = extract_features(both)
     readers = [store.features(key) for key in summary["features"].values()]
     assert readers[0].views.digest == readers[1].views.digest
     assert [reader.grid for reader in readers] == [(2, 2), (3, 3)]
@@ -125,7 +125,7 @@ def test_a_second_teacher_notices_that_an_image_decodes_differently_now(photos: 
     _, options, _ = photos
     extract_features(options)
     monkeypatch.setattr("eupe_pipeline.storage.images.dataset.decode_image", lambda data, **values: decode_image(data, **values) ^ 1)
-    with pytest.raises(CacheMismatch, match="decodes differently"):
+    with pytest.raises(CacheMismatch, match="pixel digest differs"):
         extract_features(replace(options, codec="int8"))
 
 
@@ -151,8 +151,8 @@ def test_a_broken_image_is_named_and_left_out_below_the_limit_and_stops_the_run_
     build_index(store.objects, str(root / "images"), "broken")
     strict = replace(options, data="broken")
     with pytest.raises(BadInput, match=r"1 of 24 images failed.*class1/004\.png"):
-        extract_features(replace(strict, store=store.url))
-    summary = extract_features(replace(strict, store=store.url, max_bad_share=0.1))
+        extract_features(strict)
+    summary = extract_features(replace(strict, max_bad_share=0.1))
     assert list(summary["failed"]) == ["class1/004.png"]
     assert store.features(summary["features"]["teacher"]).failed_rows().tolist() == [18, 19]
 
@@ -174,8 +174,8 @@ def test_tokens_that_are_not_finite_are_left_out_by_name(photos: Any, monkeypatc
 
 
 def test_every_field_that_changes_the_tokens_makes_another_feature_set(photos: Any) -> None:
-    store, options, _ = photos
-    first = extract_features(store.url, options)["features"]["teacher"]
+    _, options, _ = photos
+    first = extract_features(options)["features"]["teacher"]
     others = [
         replace(options, codec="int8"),
         replace(options, views=replace(options.views, seed=4)),
@@ -183,13 +183,13 @@ def test_every_field_that_changes_the_tokens_makes_another_feature_set(photos: A
         replace(options, statistics_batches=5),
         replace(options, teachers=(TeacherRequest(options.teachers[0].name, size_px=24),)),
     ]
-    keys = {extract_features(store.url, other)["features"]["teacher"] for other in others}
+    keys = {extract_features(other)["features"]["teacher"] for other in others}
     assert len(keys | {first}) == 1 + len(others)
 
 
 def test_statistics_that_were_frozen_are_used_again_by_another_codec(photos: Any) -> None:
     store, options, _ = photos
-    keys = [extract_features(store.url, replace(options, codec=codec))["features"]["teacher"] for codec in ("fp32", "int8")]
+    keys = [extract_features(replace(options, codec=codec))["features"]["teacher"] for codec in ("fp32", "int8")]
     assert store.features(keys[0]).statistics.digest == store.features(keys[1]).statistics.digest
     assert len(store.objects.names("statistics")) == 1
 
@@ -204,7 +204,7 @@ def test_unusable_requests_are_refused_before_any_work(photos: Any) -> None:
     ]
     for bad, text in refusals:
         with pytest.raises(BadInput, match=text):
-            extract_features(store.url, bad)
+            extract_features(bad)
     for value in ({"batch_size": 0}, {"teachers_at_once": 0}, {"num_gpus": 0.0}, {"statistics_batches": 0}):
         with pytest.raises(BadInput, match="at least 1"):
             replace(options, **value)
@@ -244,7 +244,7 @@ def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> 
 def test_however_often_workers_are_killed_every_view_is_stored_once(photos: Any, runs: int) -> None:
     """Four of a run's workers die while they work, five shards apart: a shard that three of them held in turn would end the run."""
     store, options, root = photos
-    wanted = tokens(store, extract_features(store.url, options)["features"]["teacher"])
+    wanted = tokens(store, extract_features(options)["features"]["teacher"])
     with Trials(6) as trials:
         for number in range(runs):
             again, killed = FeatureStore.create(str(root / f"again{number}")), list[int]()
@@ -304,13 +304,13 @@ def test_workers_in_this_process_load_the_teachers_once(photos: Any) -> None:
 
 
 def test_teachers_one_after_another_give_the_tokens_that_they_give_together(photos: Any, tmp_path: Path) -> None:
-    store, options, root = photos
+    _, options, root = photos
     shutil.copytree(options.teachers[0].name, tmp_path / "second")
     both = replace(options, teachers=(*options.teachers, TeacherRequest(str(tmp_path / "second"), size_px=24)))
     apart = FeatureStore.create(str(root / "apart"))
     build_index(apart.objects, str(root / "images"), "photos")
     together, one_by_one = (
-        extract_features(replace(both, store=store.url)),
+        extract_features(both),
         extract_features(replace(both, store=apart.url, teachers_at_once=1)),
     )
     assert one_by_one["features"] == together["features"]
@@ -337,12 +337,12 @@ def test_the_summary_says_where_the_time_went(photos: Any) -> None:
 
 def test_a_teacher_that_is_not_the_recorded_one_does_no_shard(photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, options, _ = photos
-    first = extract_features(store.url, options)["features"]["teacher"]
+    first = extract_features(options)["features"]["teacher"]
     before = store.features(first).group.committed()
     honest = Preprocessing.apply
     monkeypatch.setattr(Preprocessing, "apply", lambda self, pixels: honest(self, pixels).flip(1))
     with pytest.raises(CacheMismatch, match=r"teacher: the teacher is not the one that was recorded"):
-        extract_features(store.url, replace(options, codec="fp16"))
+        extract_features(replace(options, codec="fp16"))
     assert len(before) == 3
     assert all(not store.features(key).group.committed() for key in store.list_features() if key != first)
 
@@ -354,8 +354,8 @@ def test_tokens_of_random_weights_are_trained_on_only_when_that_is_said_again(
     store, options, _ = photos
     trial = replace(options, teachers=(TeacherRequest("timm:test_vit.r160_in1k", size_px=32),))
     with pytest.raises(BadInput, match="never replaced by random ones"):
-        extract_features(store.url, trial)
-    key = next(iter(extract_features(store.url, replace(trial, allow_random_weights=True))["features"].values()))
+        extract_features(trial)
+    key = next(iter(extract_features(replace(trial, allow_random_weights=True))["features"].values()))
     with pytest.raises(BadInput, match="random weights; --allow-random-weights"):
         refuse_random_weights([store.features(key)], allowed=False)
     refuse_random_weights([store.features(key)], allowed=True)
@@ -371,7 +371,7 @@ def test_a_shard_that_another_driver_has_committed_meanwhile_costs_nothing(photo
     def other_first(*arguments: Any) -> Any:
         plan = plan_of(*arguments)
         monkeypatch.setattr(extract, "_plan", plan_of)
-        extract_features(store.url, options)
+        extract_features(options)
         return plan
 
     monkeypatch.setattr(extract, "_plan", other_first)

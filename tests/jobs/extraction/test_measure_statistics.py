@@ -24,19 +24,19 @@ def test_statistics_of_another_set_are_used_again_and_named_in_the_identity(phot
     first = store.features(extract_features(options)["features"]["teacher"])
     other_views = replace(options, views=replace(options.views, seed=9), statistics_from=(first.key,))
     seen: list[dict[str, Any]] = []
-    second = store.features(extract_features(replace(other_views, store=store.url), seen.append)["features"]["teacher"])
+    second = store.features(extract_features(other_views, seen.append)["features"]["teacher"])
     assert second.statistics.digest == first.statistics.digest
     assert second.identity["statistics"]["from_views"] == first.views.digest
     assert not [event for event in seen if event["stage"] == "statistics"]
 
 
 def test_statistics_of_a_set_that_none_of_the_teachers_made_are_refused(photos: Any, tmp_path: Path) -> None:
-    store, options, _ = photos
+    _, options, _ = photos
     first = extract_features(options)["features"]["teacher"]
     make_teacher(tmp_path / "stranger", seed=2)
     stranger = replace(options, teachers=(TeacherRequest(str(tmp_path / "stranger")),), statistics_from=(first,))
     with pytest.raises(CacheMismatch, match=r"no teacher of this command made teacher@.*weights_sha256"):
-        extract_features(replace(stranger, store=store.url))
+        extract_features(stranger)
 
 
 def test_phi_s_gives_every_coordinate_variance_one_and_keeps_its_matrix(photos: Any) -> None:

@@ -22,7 +22,7 @@ from eupe_pipeline.storage.core.errors import BadInput, EupeError
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_set import ViewSet
-from eupe_pipeline.teachers.registry.registry import resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import resolve_teacher
 
 from ..actors import actor_pids
 from ..conftest import tokens

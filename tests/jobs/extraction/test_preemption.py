@@ -45,7 +45,7 @@ def stopped(store: FeatureStore, options: Any, seconds: float) -> bool:
     """Extract until the signal; whether it came before the end."""
     try:
         with terminated_after(seconds) as sent:
-            extract_features(options)
+            extract_features(replace(options, store=store.url))
     except (Interrupted, KeyboardInterrupt):
         assert time.monotonic() - sent[0] < MAX_SECONDS
         return True

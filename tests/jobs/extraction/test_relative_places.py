@@ -17,7 +17,7 @@ from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.student.training.run_folder import read_metrics
-from eupe_pipeline.teachers.registry.registry import absolute_name
+from eupe_pipeline.teachers.registry.resolve import absolute_name
 
 from ..training.test_train import RECIPE, losses
 from ..training_request import train_command

@@ -7,7 +7,7 @@ import pytest
 import torch
 from eupe_pipeline.jobs.extraction.transfers import Arriving, StoredTokens, busy_seconds, compute, to_device
 from eupe_pipeline.teachers.registry.canary import canary_images
-from eupe_pipeline.teachers.registry.registry import load_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
 

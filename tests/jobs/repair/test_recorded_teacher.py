@@ -24,7 +24,7 @@ from eupe_pipeline.student.model.recipe import DataConfig, TeacherConfig
 from eupe_pipeline.student.training.run_folder import read_metrics
 from eupe_pipeline.teachers.checkpoints.weights import save_weights
 from eupe_pipeline.teachers.encoders.frozen import build_timm, inspect_timm
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
 
 from ...conftest import write_images

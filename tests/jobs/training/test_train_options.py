@@ -14,7 +14,7 @@ from eupe_pipeline.storage.core.errors import BadInput, Interrupted
 from eupe_pipeline.student.model.recipe import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TeacherConfig, TrainRecipe
 from eupe_pipeline.student.model.student import TargetSpec
 from eupe_pipeline.student.training.run_folder import read_metrics
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 from ..training_request import train
 

@@ -9,7 +9,7 @@ import torch
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.model.recipe import RunConfig, StudentConfig, TeacherConfig
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 from ..training_request import train
 from .test_train import RECIPE, interrupt_after, losses

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from eupe_pipeline.pipeline.commands.main import main
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 Capture = pytest.CaptureFixture[str]
 

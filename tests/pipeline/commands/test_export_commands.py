@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.pipeline.commands.main import main
-from eupe_pipeline.student.export.export import FORMATS
+from eupe_pipeline.student.export.formats import FORMATS
 
 from ...student.export.test_export import make_run
 

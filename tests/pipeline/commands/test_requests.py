@@ -29,6 +29,7 @@ from eupe_pipeline.pipeline.recipes.load import load_recipe
 from eupe_pipeline.pipeline.reports import page_contents
 from eupe_pipeline.pipeline.reports.page_contents import PictureChoice, ReportOptions
 from eupe_pipeline.storage import index as indexing
+from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.index import IndexOptions
 from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec
 from eupe_pipeline.student.export import latency
@@ -141,6 +142,19 @@ def test_a_training_is_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert (mixed.data, dict(mixed.recipe.data.shares), mixed.datasets) == ("", {"a": 0.25, "b": 0.75}, ["a", "b"])
     assert (mixed.out, mixed.proxy, mixed.live_teachers) == ("s3://b/r", "/p", ("/p",))
+
+
+def test_one_name_where_several_belong_is_refused_with_the_right_form() -> None:
+    recipe = load_recipe("eupe-stage2", stage=2).recipe
+    for name in ("features", "teachers", "students"):
+        values: dict[str, Any] = {"features": ("f",), name: "dinov3"}
+        with pytest.raises(BadInput, match=rf"{name} is a list of names, such as \('dinov3',\)"):
+            TrainOptions(recipe=recipe, store="s", out="o", **values)
+    for teachers in ("dinov3", ("dinov3",)):
+        with pytest.raises(BadInput, match=r"teachers is a list of TeacherRequest, .*got 'dinov3'"):
+            ExtractOptions("s", "d", teachers)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="statistics_from is a list"):
+        ExtractOptions("s", "d", (TeacherRequest("t"),), statistics_from="k")  # type: ignore[arg-type]
 
 
 def commands(group: click.Group) -> Iterator[click.Command]:

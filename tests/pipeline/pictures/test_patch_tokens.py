@@ -9,6 +9,7 @@ import torch
 from eupe_pipeline.pipeline.pictures.patch_tokens import Encoders, Photo, patch_tokens, read_photos, short_labels
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.sources.decode import BadImage
+from eupe_pipeline.storage.views.view_spec import Input
 
 
 def gradient(height: int = 40, width: int = 56) -> Photo:
@@ -19,7 +20,7 @@ def gradient(height: int = 40, width: int = 56) -> Photo:
 def test_tokens_are_those_of_the_encoder_on_the_central_square(tiny_store: Any) -> None:
     photo = gradient()
     found = patch_tokens(Encoders([str(tiny_store.teacher_run)]), [photo, photo], lambda event: None)
-    expected = tiny_store.teacher(torch.from_numpy(photo.square(16).copy())[None]).patch_BHWD.numpy()
+    expected = tiny_store.teacher(torch.from_numpy(photo.square(Input(16)).copy())[None]).patch_BHWD.numpy()
     assert list(found) == ["teacher"]
     np.testing.assert_allclose(found["teacher"], np.concatenate([expected, expected]), atol=1e-5)
 

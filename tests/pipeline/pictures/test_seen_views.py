@@ -8,6 +8,7 @@ import pytest
 import torch
 from eupe_pipeline.pipeline.pictures.seen_views import as_teacher_saw
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views.pixels import fill_pixels
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import ViewSpec, render
 from eupe_pipeline.teachers.encoders.photometric import apply_photometric
@@ -19,11 +20,12 @@ def test_only_a_teacher_that_is_to_see_a_distortion_sees_one(tiny_store: Any, tm
     objects = FeatureStore.create(str(tmp_path / "store")).objects
     views = ViewSet.create(objects, dataset, ViewSpec(views_per_image=1, seed=9, photometric=mode), images_per_shard=24)
     drawn = views.draw_shard(0)
+    fill_pixels(views, np.arange(24), drawn, [], drawn_now=True)
     views.commit_shard(0, drawn, {})
     different = 0
     for row in range(6):
         plain = render(dataset.read_image(row), drawn.crop[row], bool(drawn.flip[row]), 32)
-        found = as_teacher_saw(views, row, dataset.read_image(row), 32)
+        found = as_teacher_saw(views, row, 32)
         parameters = torch.from_numpy(drawn.photometric[row : row + 1])
         distorted = apply_photometric(torch.from_numpy(plain.copy())[None], parameters)[0].numpy()
         assert (found == (distorted if mode == "teacher_same" else plain)).all()

@@ -10,7 +10,7 @@ from eupe_pipeline.pipeline.recipes.load import load_recipe
 from eupe_pipeline.pipeline.recipes.settings import parse_setting
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.model.recipe import TeacherWeights
-from eupe_pipeline.teachers.registry.registry import TEACHERS
+from eupe_pipeline.teachers.registry.table import TEACHERS
 
 AWKWARD = [
     "vit_huge_plus_patch16_dinov3.lvd1689m",

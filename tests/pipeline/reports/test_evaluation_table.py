@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eupe_pipeline.jobs.evaluation.registry import EVALUATIONS, PAPER_ROWS
 from eupe_pipeline.pipeline.reports.evaluation_table import (
-    COLUMNS,
-    PAPER_ROWS,
     Figure,
     data_of,
     details,
@@ -84,7 +83,7 @@ def test_without_an_evaluation_there_is_no_table() -> None:
 
 
 def test_the_papers_numbers_are_there_for_every_row() -> None:
-    assert all(len(column.paper) in (0, len(PAPER_ROWS)) for column in COLUMNS.values())
+    assert all(len(column.paper) in (0, len(PAPER_ROWS)) for column in EVALUATIONS.values())
 
 
 def test_every_value_of_a_record_can_be_read() -> None:

@@ -104,3 +104,14 @@ def test_a_user_without_an_entry_and_without_a_home_has_a_place_and_a_name(
             os._exit(0)
     os.waitpid(child, 0)
     assert f"None|{tmp_path}/temporary/eupe-pipeline-{NOBODY}|uid-{NOBODY}" in capfd.readouterr().out
+
+
+def test_everything_that_is_kept_here_has_a_folder_of_its_own_in_one_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EUPE_PIPELINE_HOME", str(tmp_path / "mine"))
+    folders = {
+        "weights": home_module.weights_folder(), "downloads": home_module.downloads_folder(), "shards": home_module.shards_folder(),
+        "runs": home_module.runs_folder(), "fetched-runs": home_module.fetched_runs_folder(),
+        "evaluations": home_module.evaluations_folder(),
+    }  # fmt: skip
+    assert folders == {name: tmp_path / "mine" / name for name in folders}
+    assert home_module.new_weights_folder() == home_module.weights_folder()

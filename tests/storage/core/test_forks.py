@@ -89,7 +89,7 @@ def test_a_lock_that_another_thread_holds_does_not_stop_the_child(copied: Callab
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with features.group._lock, features.views._lock:
+        with features.group._lock, features.group._open._lock, features.views._kept._lock, features.views.dataset._lock:
             held.set()
             over.wait()
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.storage.core.lru_cache import LruCache
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.images.verify_source import verify_source
 from eupe_pipeline.storage.sources import parquet_source
-from eupe_pipeline.storage.sources.parquet_source import _Footers, _RowGroups
 from eupe_pipeline.storage.store import FeatureStore
 
 from ...fault_log import Trials
@@ -203,8 +203,8 @@ def test_images_are_bytes_whatever_holds_them_and_a_path_is_none(store: FeatureS
 def test_a_footer_is_read_once_and_large_groups_in_pieces(
     store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_bytes: int
 ) -> None:
-    monkeypatch.setattr(parquet_source, "_FOOTERS", _Footers())
-    monkeypatch.setattr(parquet_source, "_GROUPS", _RowGroups(1))
+    monkeypatch.setattr(parquet_source, "_FOOTERS", LruCache[Any, Any](64))
+    monkeypatch.setattr(parquet_source, "_GROUPS", LruCache[Any, Any](1, lambda column: column.nbytes))
     monkeypatch.setattr(parquet_source, "_WHOLE_BYTES", whole_bytes)
     monkeypatch.setattr(parquet_source, "_BATCH_BYTES", 300)
     pq.write_table(table(list(range(40))), source(tmp_path / "a") / "a.parquet", row_group_size=3)

@@ -8,8 +8,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from eupe_pipeline.storage.core.lru_cache import LruCache
 from eupe_pipeline.storage.sources import parquet_source
-from eupe_pipeline.storage.sources.parquet_source import _RowGroups, parquet_row
+from eupe_pipeline.storage.sources.parquet_source import parquet_row
 
 
 def write(path: Path, cells: list[bytes], rows_a_group: int) -> str:
@@ -28,7 +29,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return real(self, group, **values)
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", read_row_group)
-    monkeypatch.setattr(parquet_source, "_GROUPS", _RowGroups(1000))
+    monkeypatch.setattr(parquet_source, "_GROUPS", LruCache[Any, Any](1000, lambda column: column.nbytes))
     return seen
 
 

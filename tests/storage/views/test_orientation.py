@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.evaluation.knn import differences
-from eupe_pipeline.jobs.evaluation.labelled_features import open_data, read_upright
-from eupe_pipeline.storage.core.choices import Orientation
+from eupe_pipeline.jobs.evaluation.labelled_features import open_data
+from eupe_pipeline.storage.core.choices import ORIENTATIONS, Orientation
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.dataset import read_description
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.index import IndexOptions, index
-from eupe_pipeline.storage.sources.decode import decode_image, image_header, image_size_hw, stored_values
+from eupe_pipeline.storage.sources.decode import decode_image, image_header, image_size_hw, orientation_of, stored_values
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.upkeep.lost_identities import lost_views_identity
+from eupe_pipeline.storage.views.pixels import fill_pixels
 from eupe_pipeline.storage.views.view_set import ViewSet, views_identity
 from eupe_pipeline.storage.views.view_spec import ViewSpec, cut, draw, pixel_digest
 from numpy.typing import NDArray
@@ -185,14 +186,47 @@ def test_index_says_how_many_images_carry_an_orientation(photos: Path, tmp_path:
         index(replace(options, verify=True, orientation="stored"))
 
 
-def test_an_evaluation_indexes_folders_as_stored_and_says_which_dataset_is_not(photos: Path, store: FeatureStore) -> None:
+def test_an_evaluation_reads_folders_and_named_datasets_as_stored(photos: Path, store: FeatureStore) -> None:
     upright = build_index(store.objects, str(photos), "photos")
     found = open_data(store, str(photos))
-    assert found.orientation == "stored"
+    assert (found.orientation, found.indexed) == ("stored", "stored")
     assert open_data(store, str(photos)).key == found.key
-    assert read_upright(found) == {}
-    assert open_data(store, upright.key).key == upright.key
-    assert "official evaluations read images as stored" in read_upright(upright, found)["images_read"]
-    said = differences(224, found, upright)
-    assert said["differs_from_paper"] == said["differs_from_official"] == [said["images_read"]]
-    assert differences(224, found, found) == {}
+    named = open_data(store, upright.key)
+    assert (named.key, named.orientation, named.indexed) == (upright.key, "stored", "upright")
+
+
+def test_a_dataset_that_is_read_otherwise_than_indexed_keeps_its_rows_and_has_other_pixels_and_sizes(
+    photos: Path, store: FeatureStore
+) -> None:
+    """It is read as one that was indexed so, its views are their own set, and whoever opens that set reads as its identity says."""
+    upright, stored = (build_index(store.objects, str(photos), "photos", orientation=one) for one in ORIENTATIONS[::-1])
+    read = upright.read_as("stored")
+    assert (read.key, read.digest, upright.orientation) == (upright.key, upright.digest, "upright")
+    assert read.read_as("upright").orientation == "upright"
+    assert read.ids(0, 16) == upright.ids(0, 16)
+    np.testing.assert_array_equal(read.sizes_hw(0, 16), stored.sizes_hw(0, 16))
+    assert read.sizes_hw(3, 3).shape == (0, 2)
+    spec, made = ViewSpec(kind="center"), []
+    for dataset in (upright, read, stored):
+        views = ViewSet.create(store.objects, dataset, spec, 16)
+        drawn = views.draw_shard(0)
+        fill_pixels(views, np.arange(16), drawn, [], drawn_now=True)
+        views.commit_shard(0, drawn, {})
+        made.append(views)
+    assert len({views.key for views in made}) == 3
+    reopened = [FeatureStore.open(store.objects.url).view_set(views.key) for views in made]
+    assert [views.dataset.orientation for views in reopened] == ["upright", "stored", "stored"]
+    one, other, third = (views.read(np.arange(16)) for views in reopened)
+    np.testing.assert_array_equal(other.digest, third.digest)
+    np.testing.assert_array_equal(other.crop, third.crop)
+    assert (one.digest != other.digest).any(axis=1).sum() == 14
+    for views in reopened:
+        fill_pixels(views, np.arange(16), views.read(np.arange(16)), [])
+    key = lost_views_identity(store.objects, made[1].key, [upright])
+    assert key is not None
+    assert b'"as stored"' in key
+
+
+def test_an_identity_with_an_orientation_that_is_none_is_damage() -> None:
+    with pytest.raises(ValueError, match="sideways"):
+        orientation_of({"orientation": "sideways"})

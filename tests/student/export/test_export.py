@@ -9,7 +9,8 @@ import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch
 from eupe_pipeline.storage.core.identity import file_sha256
-from eupe_pipeline.student.export.export import FORMATS, ExportOptions, export
+from eupe_pipeline.student.export.export import ExportOptions, export
+from eupe_pipeline.student.export.formats import FORMATS
 from eupe_pipeline.student.export.import_published import import_weights
 from eupe_pipeline.student.export.lineage import hub_name, open_trained
 from eupe_pipeline.student.model.student import Student, TargetSpec

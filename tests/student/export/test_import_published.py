@@ -13,7 +13,7 @@ from eupe_pipeline.student.training.run_folder import load_model
 from eupe_pipeline.teachers.checkpoints.official import to_official
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.encoder import Encoder
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 from ...teachers.checkpoints.test_official import randomised
 

@@ -9,11 +9,12 @@ from eupe_pipeline.student.export.lineage import collect_terms, evaluations_of_w
 from eupe_pipeline.student.export.model_card import HUB_LICENCES, hub_models, licence_fields, model_card
 from eupe_pipeline.student.export.model_card_results import eval_results
 from eupe_pipeline.student.probes.evaluation_records import list_records, write_record
-from eupe_pipeline.teachers.registry.licences import OFFICIAL_EUPE, TERMS, UNKNOWN, Terms
+from eupe_pipeline.teachers.registry.table import OFFICIAL_EUPE, ROWS, UNKNOWN, Terms
 from huggingface_hub import ModelCard, ModelCardData
 
 from .test_export import make_run
 
+TERMS = {name: row.terms for name, row in ROWS.items()}
 LABELLED = {"dataset": "photos-test@0123456789ab", "digest": "ab" * 32, "images": 100, "sample": None}
 TRAIN = {**LABELLED, "dataset": "cifar10@ba9876543210", "digest": "cd" * 32}
 KNN = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.student.export.export import ExportOptions, export
+from eupe_pipeline.student.export.formats import usage_example
 from eupe_pipeline.student.export.lineage import open_trained
-from eupe_pipeline.student.export.usage_examples import usage_example
 from eupe_pipeline.teachers.checkpoints.timm_folder import NAMES
 from eupe_pipeline.teachers.encoders.build import canonical
 from eupe_pipeline.teachers.encoders.preprocessing import HALF, Preprocessing

@@ -33,7 +33,8 @@ def train(ranks: Ranks, way: str, optimizer_name: str, first: int, last: int, fo
     """Steps [first, last) over made-up batches in unequal parts, from and to checkpoints in `folder`; each part is two accumulated ones."""
     model = student()
     forward = parallelize(model, way, ranks)
-    optimizer = build_optimizer(model, OptimizerConfig(name=optimizer_name, learning_rate=1e-2, weight_decay=0.02, clip_norm=0.5))
+    # eps: with the default, a gradient near zero becomes a whole step in whichever direction rounding gave it
+    optimizer = build_optimizer(model, OptimizerConfig(name=optimizer_name, learning_rate=1e-2, weight_decay=0.02, clip_norm=0.5, eps=1e-4))
     if (found := latest_checkpoint(folder)) is not None:
         restore(found, model, optimizer)
     for step in range(first, last):
@@ -65,7 +66,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_close(one: Path, other: Path) -> None:
     others = weights(other)
     for name, tensor in weights(one).items():
-        assert torch.allclose(tensor, others[name], atol=3e-5), name
+        assert torch.allclose(tensor, others[name], atol=3e-6), name
 
 
 @pytest.mark.parametrize(("way", "optimizer"), [("ddp", "adamw"), pytest.param("fsdp", "adamw", marks=pytest.mark.long), ("fsdp", "lamb")])

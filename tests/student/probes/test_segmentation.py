@@ -6,7 +6,6 @@ import torch
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.probes.segmentation import (
     IGNORE,
-    PROTOCOLS,
     Confusion,
     SegmentationView,
     jitter_colours,
@@ -120,7 +119,7 @@ def test_the_official_loss_averages_over_ignored_pixels_too_and_ours_over_those_
     assert float(segmentation_loss(logits, masks, "ours")) == pytest.approx(summed / (2 * 2 * 8), rel=1e-5)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", ["official", "ours"])
 def test_a_batch_in_which_nothing_counts_teaches_nothing_and_is_no_nan(protocol: str) -> None:
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     loss = segmentation_loss(logits, torch.full((1, 8, 8), IGNORE), protocol)

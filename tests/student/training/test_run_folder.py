@@ -11,7 +11,7 @@ from eupe_pipeline.student.model.recipe import StudentConfig, TrainRecipe
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.run_folder import Metrics, RunFolder, load_model, read_metrics, save_model
 from eupe_pipeline.teachers.encoders.build import build_encoder
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 SPECS = {"dots.in.name": TargetSpec(6, 10, (2, 2))}
 

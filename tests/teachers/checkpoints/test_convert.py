@@ -17,7 +17,7 @@ from eupe_pipeline.teachers.checkpoints import convert
 from eupe_pipeline.teachers.checkpoints.weights import load_strictly, read_weights
 from eupe_pipeline.teachers.encoders.frozen import build_timm
 from eupe_pipeline.teachers.encoders.keras_resnet50 import KerasResNet50
-from eupe_pipeline.teachers.registry.registry import TEACHERS
+from eupe_pipeline.teachers.registry.table import TEACHERS
 
 LITE0_BLOCKS = sum(convert._LITE0_STAGE_DEPTHS)
 

@@ -17,7 +17,7 @@ from eupe_pipeline.teachers.checkpoints.hub import local_weights
 from eupe_pipeline.teachers.checkpoints.weights import save_weights
 from eupe_pipeline.teachers.encoders.frozen import build_timm
 from eupe_pipeline.teachers.registry.canary import canary_images
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
 from ..encoders.test_transformers_towers import save, small_model
 

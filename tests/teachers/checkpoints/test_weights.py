@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from eupe_pipeline.storage.core.cache_home import weights_folder
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import file_sha256
-from eupe_pipeline.teachers.checkpoints.weights import load_strictly, read_weights, save_weights, weights_folder
+from eupe_pipeline.teachers.checkpoints.weights import load_strictly, read_weights, save_weights
 from torch import nn
 
 

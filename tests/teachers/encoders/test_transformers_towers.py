@@ -13,7 +13,7 @@ from eupe_pipeline.storage.core.identity import digest
 from eupe_pipeline.teachers.checkpoints.weights import read_weights, save_weights
 from eupe_pipeline.teachers.encoders.transformers_towers import FAMILIES
 from eupe_pipeline.teachers.registry.canary import canary_images
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from torch import Tensor
 
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import CacheMismatch
 from eupe_pipeline.teachers.registry.canary import MIN_COSINE, canary, canary_images, compare
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.teacher import Teacher
 
 

@@ -8,7 +8,7 @@ import pytest
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.teachers.registry.native_size import size_warning
-from eupe_pipeline.teachers.registry.registry import resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import resolve_teacher
 from eupe_pipeline.teachers.registry.spec import TeacherSpec
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from eupe_pipeline.teachers.registry.registry import TEACHERS
+from eupe_pipeline.teachers.registry.table import TEACHERS
 from eupe_pipeline.teachers.runtime import torchvision_guard
 from torch import Tensor, nn
 

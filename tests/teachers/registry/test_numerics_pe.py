@@ -8,7 +8,7 @@ one are not compared: there Meta interpolates positions bilinearly and leaves ro
 
 import pytest
 import torch
-from eupe_pipeline.teachers.registry.registry import TEACHERS
+from eupe_pipeline.teachers.registry.table import TEACHERS
 from eupe_pipeline.teachers.runtime import torchvision_guard
 from torch import Tensor
 from torch.nn import functional

@@ -6,7 +6,7 @@ import pytest
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import digest
 from eupe_pipeline.teachers.encoders.preprocessing import Preprocessing
-from eupe_pipeline.teachers.registry.spec import TeacherSpec
+from eupe_pipeline.teachers.registry.spec import PythonSource, TeacherSpec
 
 SPEC = TeacherSpec(
     name="a",
@@ -29,7 +29,9 @@ OTHER: dict[str, Any] = {
     "grid": (2, 2),
     "precision": "bf16",
 }
-FOR_PEOPLE = {"name": "b", "weights_path": Path("/elsewhere/b.safetensors")}
+FOR_PEOPLE = {  # of a source, its sha256 stands in the architecture
+    "name": "b", "weights_path": Path("/elsewhere/b.safetensors"), "source": PythonSource(Path("/b.py"), b"", "build"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", sorted(OTHER))

@@ -9,7 +9,7 @@ from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import digest
 from eupe_pipeline.teachers.checkpoints.weights import read_weights, save_weights
 from eupe_pipeline.teachers.registry.canary import canary_images
-from eupe_pipeline.teachers.registry.registry import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.spec import TeacherSpec
 from eupe_pipeline.teachers.registry.teacher import Teacher
 from torch import Tensor, nn

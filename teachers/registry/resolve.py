@@ -1,121 +1,40 @@
-"""Teachers by name: one plain dict of data, and the way from a name or a run folder to a loaded, frozen teacher.
+"""From a teacher's name, a run's folder or a file of one's own to a loaded, frozen teacher.
 
 `resolve_teacher` decides everything and builds nothing large: it finds the weight file and hashes it. `load_teacher` builds, loads strictly
 and freezes. Absent weights are an error that says where to put which file; only a caller who asks for random ones, for a trial of speed
 and size, gets them, and then the identity says so. A finished run (`RUN/model/model.json` + `backbone.safetensors`) is a teacher as well:
-so the proxy of stage 1 teaches stage 2. The large rows are the paper's and its ablations'; two small ones have weights inside public
-packages and serve the demonstration.
+so the proxy of stage 1 teaches stage 2. FILE.py:FUNCTION is one of the user's own (`python_file`).
 """
 
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import file_sha256
 from ..checkpoints.hub import HUB_PREFIX, fetch, is_repository, local_weights
-from ..checkpoints.weights import check_format, load_strictly, weights_folder
-from ..encoders.architectures import ARCHITECTURES, TIMM_STUDENT, Options
-from ..encoders.build import build_encoder, canonical, facts
+from ..checkpoints.weights import check_format, load_strictly
+from ..encoders.architectures import ARCHITECTURES, Options
+from ..encoders.build import FAMILIES, build_encoder, canonical, facts
 from ..encoders.encoder import Encoder
-from ..encoders.frozen import (
-    KERAS_CHANNELS,
-    KERAS_PREPROCESSING,
-    FrozenEncoder,
-    build_keras_resnet50,
-    build_timm,
-    inspect_timm,
-    timm_architecture,
-)
-from ..encoders.keras_resnet50 import STRIDE_PX
-from ..encoders.preprocessing import CLIP_MEAN, CLIP_STD, HALF, Preprocessing
+from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm
+from ..encoders.preprocessing import Preprocessing
 from ..encoders.transformers_towers import HF_FILES, HF_PREFIX, inspect_hf, load_hf
 from ..runtime.empty_build import build_empty
+from .python_file import load_python_file, names_python_file, python_file_at, resolve_python_file
 from .spec import RANDOM_WEIGHTS, TeacherSpec
+from .table import TEACHERS, TeacherDefinition, timm_definition
 from .teacher import Teacher
 
 TIMM_PREFIX = "timm:"
+_OTHER_WORDS = (f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "FILE.py:FUNCTION", "the folder of a finished run")
 MODEL_FILE = Path("model") / "model.json"
 BACKBONE_FILE = Path("model") / "backbone.safetensors"
-
-
-@dataclass(frozen=True)
-class TeacherDefinition:
-    """A row of the table: what is known of a teacher before its weights are."""
-
-    architecture: Options
-    preprocessing: Preprocessing
-    cls_dim: int | None
-    source: str
-    """Where the weights come from, for the error that misses them."""
-    weights_name: str
-    """File name in the weights folder, without its suffix."""
-
-
-def _timm_source(model: str) -> str:
-    return f"`model.safetensors` of https://huggingface.co/timm/{model} (read and accept its licence there)"
-
-
-def _timm_row(
-    model: str, prep: Preprocessing, cls: str, width: int, stride_px: int, cls_dim: int | None, *, dynamic_size: bool = True
-) -> TeacherDefinition:
-    architecture = timm_architecture(model, cls=cls, width=width, stride_px=stride_px, dynamic_size=dynamic_size)
-    return TeacherDefinition(architecture, prep, cls_dim, _timm_source(model), model)
-
-
-_PE_CORE = "vit_pe_core_gigantic_patch14_448.fb"
-_PE = Preprocessing(448, mean=HALF, std=HALF)
-_DEMO = "the demonstration fetches it: run `make demo`, or `eupe-pipeline demo --help`"
-_LITE0 = timm_architecture(
-    "tf_efficientnet_lite0", cls="mean of patch tokens", width=1280, stride_px=32, dynamic_size=False,
-    fuse_batch_norm=True,
-)  # fmt: skip
-_KERAS: Options = {"name": "keras-resnet50", "cls": "mean of patch tokens", "fuse_batch_norm": True}
-_LITE0_PREP = Preprocessing(224, "bicubic", (127.0,) * 3, (128.0,) * 3, 1.0)
-
-TEACHERS: dict[str, TeacherDefinition] = {
-    "efficientnet-lite0": TeacherDefinition(_LITE0, _LITE0_PREP, 1280, _DEMO, "efficientnet-lite0"),
-    "keras-resnet50": TeacherDefinition(_KERAS, KERAS_PREPROCESSING, KERAS_CHANNELS, _DEMO, "keras-resnet50"),
-    "pecore-g": _timm_row(_PE_CORE, _PE, "attention pool", 1536, 14, 1536),
-    "pecore-g-projected": _timm_row(_PE_CORE, _PE, "projected attention pool", 1536, 14, 1280),
-    "pelang-g": _timm_row("vit_pe_lang_gigantic_patch14_448.fb", _PE, "mean of patch tokens", 1536, 14, 1536),
-    "pelang-g-no-cls": _timm_row("vit_pe_lang_gigantic_patch14_448.fb", _PE, "none", 1536, 14, None),
-    "dinov3-h+": _timm_row(
-        "vit_huge_plus_patch16_dinov3.lvd1689m", Preprocessing(256), "class token", 1280, 16, 1280
-    ),
-    "siglip2-g": _timm_row(
-        "vit_giantopt_patch16_siglip_256.v2_webli", Preprocessing(256, mean=HALF, std=HALF), "attention pool", 1536, 16,
-        1536,
-    ),
-    "dinov2-g": _timm_row(
-        "vit_giant_patch14_reg4_dinov2.lvd142m", Preprocessing(518), "class token", 1536, 14, 1536
-    ),
-    "c-radiov4-h": _timm_row(
-        "vit_huge_patch16_radio_v4.c_radio", Preprocessing(512, mean=CLIP_MEAN, std=CLIP_STD), "class token", 1280, 16,
-        1280,
-    ),
-    "clip-l": _timm_row(
-        "vit_large_patch14_clip_336.openai", Preprocessing(336, mean=CLIP_MEAN, std=CLIP_STD), "class token", 1024, 14,
-        1024,
-    ),
-    "clip-l-quickgelu": _timm_row(  # OpenAI's own activation; the name above computes GELU with the same weights
-        "vit_large_patch14_clip_quickgelu_336.openai", Preprocessing(336, mean=CLIP_MEAN, std=CLIP_STD), "class token", 1024, 14, 1024
-    ),
-    "sam-h": _timm_row("samvit_huge_patch16.sa1b", Preprocessing(1024), "none", 256, 16, None, dynamic_size=False),
-}  # fmt: skip
-
-_BUILDERS: dict[str, Callable[[Options], Encoder]] = {
-    "vit": build_encoder,
-    "convnext": build_encoder,
-    TIMM_STUDENT: build_encoder,
-    "timm": build_timm,
-    "keras-resnet50": build_keras_resnet50,
-}
 
 
 def resolve_teacher(
@@ -129,12 +48,16 @@ def resolve_teacher(
 ) -> TeacherSpec:
     """Decide a teacher: `weights` overrides where the file is (`hub:OWNER/NAME@COMMIT` fetches it), `size_px` the input size; hashes it.
 
+    A FILE.py:FUNCTION is run, and gives tokens of two pictures, before anything is believed of it.
+
     `constants="imagenet"` takes ImageNet's mean and std in the place of its own, as the paper does for all. Raises BadInput on an unknown
     name (listing the known), on missing weights (saying where to put which file), on a run without a finished model, and on a size that
     the stride does not divide.
     """
     name_or_run = absolute_name(name_or_run)
     run, weights = Path(name_or_run), local_weights(weights)
+    if not (run / MODEL_FILE).is_file() and names_python_file(name_or_run):
+        return resolve_python_file(name_or_run, weights, size_px=size_px, precision=precision, constants=constants)
     prefixed = name_or_run.startswith((TIMM_PREFIX, HF_PREFIX))
     if name_or_run.startswith(HF_PREFIX):
         spec = _resolve_hf(name_or_run.removeprefix(HF_PREFIX), weights, precision)
@@ -149,9 +72,14 @@ def resolve_teacher(
 
 
 def absolute_name(name_or_run: str) -> str:
-    """The folder of a run, or of hf:FOLDER, as an absolute path; any other name as it is. Workers run in other folders than the command."""
+    """The folder of a run, of hf:FOLDER or of FILE.py:FUNCTION as an absolute path; any other name as it is.
+
+    Workers run in other folders than the command.
+    """
     prefix = HF_PREFIX if name_or_run.startswith(HF_PREFIX) else ""
     place = Path(name_or_run.removeprefix(prefix)).expanduser()
+    if names_python_file(name_or_run) and not (place / MODEL_FILE).is_file():
+        return python_file_at(name_or_run)
     return f"{prefix}{place.absolute()}" if (place.is_dir() if prefix else (place / MODEL_FILE).is_file()) else name_or_run
 
 
@@ -160,7 +88,9 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
     if spec.weights_sha256 == RANDOM_WEIGHTS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return _frozen(spec, _BUILDERS[spec.architecture["name"]](spec.architecture).eval(), device)
+            return _frozen(spec, _built(spec).eval(), device)
+    if spec.source is not None:
+        return _frozen(spec, load_python_file(spec), device)
     path = _existing(spec.weights_path, spec.name, "the file that was resolved")
     with ThreadPoolExecutor(1, thread_name_prefix="sha256") as beside:  # it leaves the interpreter to the build
         found = beside.submit(file_sha256, path)
@@ -175,13 +105,27 @@ def _loaded(spec: TeacherSpec) -> Encoder:
     """Built without random weights, and every one of them loaded."""
     if spec.architecture["name"] == "hf":
         return load_hf(spec.architecture, spec.weights_path)
-    encoder = build_empty(lambda: _BUILDERS[spec.architecture["name"]](spec.architecture).eval())
+    encoder = build_empty(lambda: _built(spec).eval())
     if isinstance(encoder, FrozenEncoder):  # published files name the backbone's tensors, a run's name the encoder's
         load_strictly(encoder.backbone, spec.weights_path)
         encoder.fuse()
     else:
         load_strictly(encoder, spec.weights_path)
     return encoder
+
+
+def _built(spec: TeacherSpec) -> Encoder:
+    """The encoder with random weights, by its architecture's kind: a student's family, or the builder of a row of the table."""
+    kind = spec.architecture["name"]
+    if kind in FAMILIES:
+        return build_encoder(spec.architecture)
+    if kind == "timm":  # also of `timm:NAME`, which is in no row
+        return build_timm(spec.architecture)
+    for name in sorted(TEACHERS, key=lambda name: name != spec.name):  # its own row first: another plug-in may be broken
+        row = TEACHERS[name]
+        if row.architecture["name"] == kind:
+            return row.build(spec.architecture)
+    raise BadInput(f"teacher {spec.name}: nothing here builds an architecture {kind!r}; install the plug-in that brings it on this machine")
 
 
 def _refuse_changed(spec: TeacherSpec, found: str) -> None:
@@ -201,7 +145,7 @@ def _frozen(spec: TeacherSpec, encoder: Encoder, device: torch.device | str) -> 
 def _known() -> str:
     return (
         ", ".join(sorted(TEACHERS))
-        + f", {TIMM_PREFIX}NAME, {HF_PREFIX}FOLDER, {HF_PREFIX}OWNER/NAME@COMMIT, or the folder of a finished run"
+        + f", {TIMM_PREFIX}NAME, {HF_PREFIX}FOLDER, {HF_PREFIX}OWNER/NAME@COMMIT, FILE.py:FUNCTION, or the folder of a finished run"
     )
 
 
@@ -216,9 +160,9 @@ def _resolve_named(name: str, weights: Path | None, precision: str, allow_random
             "`eupe-pipeline import-weights FILE --out RUN` (or train one), and give RUN as the teacher"
         )
     else:
-        raise unknown_name("teacher", name, [*TEACHERS, f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "the folder of a finished run"])
+        raise unknown_name("teacher", name, [*TEACHERS, *_OTHER_WORDS])
     path = weights or weights_folder() / f"{definition.weights_name}.safetensors"
-    architecture, stride_px, width = definition.architecture, *_geometry(definition.architecture)
+    architecture, stride_px, width = definition.architecture, definition.stride_px, definition.width
     at_random = allow_random and weights is None and not path.is_file()
     return _spec(
         name, architecture, path if at_random else _existing(path, name, definition.source), definition.preprocessing,
@@ -239,15 +183,9 @@ def _resolve_hf(place: str, weights: Path | None, precision: str) -> TeacherSpec
     )  # fmt: skip
 
 
-def _geometry(architecture: Options) -> tuple[int, int]:
-    if architecture["name"] == "keras-resnet50":
-        return STRIDE_PX, KERAS_CHANNELS
-    return architecture["stride_px"], architecture["width"]
-
-
 def _timm_definition(model: str) -> TeacherDefinition:
     found = inspect_timm(model)
-    return TeacherDefinition(found.architecture, found.preprocessing, found.cls_dim, _timm_source(model), model)
+    return timm_definition(found.architecture, found.preprocessing, found.cls_dim)
 
 
 def _resolve_run(run: Path, weights: Path | None, precision: str) -> TeacherSpec:

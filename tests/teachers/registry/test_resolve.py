@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.pipeline.demo.fetch import Package, fetch
+from eupe_pipeline.storage.core.cache_home import weights_folder
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import canonical_json, digest, file_sha256
-from eupe_pipeline.teachers.checkpoints.weights import load_strictly, save_weights, weights_folder
+from eupe_pipeline.teachers.checkpoints.weights import load_strictly, save_weights
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.frozen import FrozenEncoder
 from eupe_pipeline.teachers.registry.canary import canary, canary_images
-from eupe_pipeline.teachers.registry.registry import TEACHERS, load_teacher, resolve_teacher
+from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.spec import CLS_KINDS, RANDOM_WEIGHTS, TeacherSpec
+from eupe_pipeline.teachers.registry.table import ROWS, TEACHERS
 from PIL import Image
 
 from ..conftest import SMALL_VIT, demonstration
@@ -150,12 +152,20 @@ class TestLoad:
 
 
 class TestTable:
-    @pytest.mark.parametrize("name", sorted(TEACHERS))
-    def test_every_row_is_consistent(self, name: str) -> None:
-        row = TEACHERS[name]
+    @pytest.mark.parametrize("name", sorted(ROWS))
+    def test_every_row_is_complete_and_consistent(self, name: str) -> None:
+        row = ROWS[name]
         assert row.architecture["cls"] in CLS_KINDS
         assert (row.cls_dim is None) == (row.architecture["cls"] == "none")
         assert json.loads(json.dumps(row.architecture)) == row.architecture
+        assert row.preprocessing.size_px % row.stride_px == 0
+        assert all([row.source, row.weights_name, *map(str, row.terms)])
+        assert (row.width, row.stride_px) == (row.architecture.get("width", row.width), row.architecture.get("stride_px", row.stride_px))
+
+    def test_rows_of_one_kind_of_architecture_are_built_by_one_function(self) -> None:
+        assert len({(row.architecture["name"], row.build) for row in ROWS.values()}) == len(
+            {row.architecture["name"] for row in ROWS.values()}
+        )
 
     def test_no_two_rows_are_one_teacher(self) -> None:
         identities = [digest([row.architecture, row.preprocessing.identity()]) for row in TEACHERS.values()]
@@ -188,9 +198,7 @@ class TestDemonstrationTeachers:
         spec = demonstration(name, 96)
         teacher = load_teacher(spec)
         assert isinstance(teacher.encoder, FrozenEncoder)
-        from eupe_pipeline.teachers.registry.registry import _BUILDERS
-
-        plain = _BUILDERS[spec.architecture["name"]](spec.architecture).eval()
+        plain = TEACHERS[name].build(spec.architecture).eval()
         load_strictly(plain.backbone, spec.weights_path)
         pixels = torch.from_numpy(canary_images(3, 96))
         with torch.no_grad():

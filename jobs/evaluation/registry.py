@@ -1,0 +1,79 @@
+"""The evaluations: one row for each, with what is called, what comes out and how it is shown.
+
+A record of any evaluation is RUN/evaluations/<name>-<digest12>.json (`student.probes.evaluation_records`); a report shows the first of the
+row's `keys` that its results have. To add an evaluation is to write its module here (a frozen dataclass of options, and a function that
+takes it and `on_event` and returns a JSON-able result) and to add its row: the command `evaluate NAME` is made from the dataclass, unless
+pipeline/commands/evaluate.py has one of its own. Nothing heavy is imported before an evaluation is asked for.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A row of the table."""
+
+    module: str
+    """File of this folder, without `.py`."""
+    function: str
+    """What it is run by: (options, on_event) → results, kept beside the model where the module keeps them."""
+    help: str
+    """One sentence for the command line and the documentation."""
+    title: str
+    """Head of its column in reports."""
+    unit: str
+    """Of the figure: "%", "m"."""
+    form: str
+    """Format specification of the figure."""
+    keys: tuple[str, ...]
+    """Dotted names of the figure in `results`, in order of preference."""
+    higher_is_better: bool = True
+    named_protocols: bool = False
+    """Whether a record without a protocol's name is by ours."""
+    official_keys: tuple[str, ...] = ()
+    """What stands before `keys` where a record is by the official protocol."""
+    paper_data: str = ""
+    paper: tuple[float, ...] = ()
+    """EUPE's figures (arXiv 2603.22387, ViT-B students) by the rows of PAPER_ROWS, on `paper_data`."""
+    options: str | None = None
+    """The dataclass of options in `module` from which the command is made; None: the command line has a command of its own."""
+
+    def load(self) -> Callable[..., Mapping[str, Any]]:
+        """Import the function."""
+        found: Callable[..., Mapping[str, Any]] = getattr(import_module(f".{self.module}", __package__), self.function)
+        return found
+
+    def load_options(self) -> type:
+        """Import the dataclass of options."""
+        assert self.options is not None
+        found: type = getattr(import_module(f".{self.module}", __package__), self.options)
+        return found
+
+
+PAPER_ROWS = ("stage 2 only", "stages 1, 2", "stages 1, 3", "stages 1, 2, 3")
+EVALUATIONS: dict[str, Evaluation] = {
+    "knn": Evaluation(
+        "knn", "evaluate_knn", "Classify by nearest neighbours.", "kNN", "%", ".1f",
+        ("cls.paper", "mean_patch.paper", "cls.ours", "mean_patch.ours"), paper_data="ImageNet-1k", paper=(84.0, 84.0, 84.3, 84.1),
+    ),
+    "linear": Evaluation("linear", "evaluate_linear", "Fit a linear probe on class tokens.", "linear probe", "%", ".1f", ("top1",)),
+    "zero-shot": Evaluation(
+        "zero_shot", "evaluate_zero_shot", "Classify by descriptions of the classes.", "zero-shot", "%", ".1f", ("top1", "accuracy")
+    ),
+    "segmentation": Evaluation(
+        "segmentation", "evaluate_segmentation", "Train a linear head on patch tokens, measure mIoU.", "segmentation, mIoU", "%", ".1f",
+        ("miou", "mean_iou", "mIoU"), named_protocols=True, official_keys=("best_miou",), paper_data="ADE20k",
+        paper=(41.9, 43.3, 52.0, 52.4),
+    ),
+    "depth": Evaluation(
+        "depth", "evaluate_depth", "Train a linear head on patch tokens, measure depth.", "depth, RMSE", "m", ".3f",
+        ("rmse", "rmse_m", "RMSE"), higher_is_better=False, named_protocols=True, paper_data="NYUv2", paper=(0.616, 0.557, 0.388, 0.391),
+    ),
+    "correspondence": Evaluation(
+        "correspondence", "evaluate_correspondence", "Find keypoints again by patch tokens, untrained.", "PCK@0.1", "%", ".1f",
+        ("pck", "pck@0.1", "mean", "all"), named_protocols=True, paper_data="SPair-71k", paper=(35.1, 41.0, 53.3, 51.3),
+    ),
+}  # fmt: skip

@@ -1,0 +1,94 @@
+"""Whether two splits can give a figure at all, before anything is computed: classes that can be wrong, images that were not learnt from.
+
+With one class every answer is right, so 100 % means nothing: refused. A class that is tested and has no training image is always wrong,
+and a test of one class is easily all right: both are said, because the figure is what was asked for and is easily misread.
+
+A test image that was learnt from is its own neighbour or was fitted, so its answer shows memory. It is found by the sha256 of its bytes,
+whatever the files, folders, tars or datasets are called. Published test sets hold a few (CIFAR-10 and ImageNet do): below a thousandth they
+cannot move a figure by what one decimal shows, so they are said and recorded; more are refused, unless the user allows them. Limits: an
+image that was encoded again or cropped has other bytes and is not found.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent
+from ...storage.images.dataset import ImageDataset
+from .labelled_features import Split, labels_as
+
+MOST_SHARED = 0.001
+_ROWS_AT_ONCE = 65_536
+_NAMED = 3
+
+
+def shared_places(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int]:
+    """Places in `tested` whose digest is among the `learnt` ones."""
+    shared = set(tested).intersection(learnt)
+    return [place for place, digest in enumerate(tested) if digest in shared]
+
+
+def digests_of(dataset: ImageDataset, images: Sequence[int] | None = None) -> Iterator[bytes]:
+    """sha256 of each image's bytes, in index order; of some images, in rising order, when they are given."""
+    wanted = None if images is None else np.asarray(images)
+    for start in range(0, len(dataset), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(dataset))
+        found = dataset.sha256s(start, stop)
+        if wanted is None:
+            yield from found
+        else:
+            yield from (found[image - start] for image in wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)])
+
+
+def check_overlap(
+    learnt: Iterable[bytes], tested: Sequence[bytes], name_of: Callable[[int], str], *, where: str, allowed: bool,
+    on_event: Callable[[dict[str, Any]], None],
+) -> int:  # fmt: skip
+    """How many tested images were learnt from; said when there are any, `BadInput` above MOST_SHARED unless they are `allowed`.
+
+    `name_of` gives the name of a place in `tested`, `where` says what was learnt from and tested on.
+    """
+    places = shared_places(learnt, tested)
+    if not places:
+        return 0
+    names = ", ".join(name_of(place) for place in places[:_NAMED]) + (", …" if len(places) > _NAMED else "")
+    text = f"{len(places):,} of {len(tested):,} test images are also learnt from, by their bytes ({names}): {where}"
+    if not allowed and len(places) > MOST_SHARED * len(tested):
+        raise BadInput(f"{text}. Such a figure measures memory as well; test on other images, or say --allow-overlap")
+    on_event({"event": "warning", "text": f"{text}; the figure measures memory as well"})
+    return len(places)
+
+
+_NAMED_CLASSES = 5
+
+
+def refuse_one_class(dataset: ImageDataset, classes: Sequence[str]) -> None:
+    """Raise `BadInput` unless there are two classes among which one can be wrong."""
+    if len(classes) == 1:
+        raise BadInput(
+            f"{dataset.key} holds one class only ({classes[0]!r}), so every answer is right and 100 % means nothing; "
+            "give a dataset with a folder for each of two classes or more"
+        )
+    if not classes:
+        raise BadInput(f"{dataset.key} has no labels; index a source whose folders or fields name the class of each image")
+
+
+def check_classes(train: Split, test: Split, on_event: OnEvent) -> None:
+    """Say what the classes of both splits make of a figure; raises `BadInput` for one class, none, and images without a label."""
+    names = train.dataset.label_names
+    learnt, tested = labels_as(train.dataset, names)[train.images], labels_as(test.dataset, names)[test.images]
+    if names and min(learnt.min(), tested.min()) < 0:
+        raise BadInput("an evaluation needs a label for every image of both sets; index a source whose folders or fields name the class")
+    known = sorted(set(learnt.tolist()))
+    refuse_one_class(train.dataset, [names[label] for label in known] if names else [])
+    if absent := sorted(set(tested.tolist()) - set(known)):
+        shown = ", ".join(names[label] for label in absent[:_NAMED_CLASSES]) + (", …" if len(absent) > _NAMED_CLASSES else "")
+        text = f"{len(absent)} tested classes have no training image, so all of their images are classified wrong: {shown}"
+        on_event({"event": "warning", "text": text})
+    if len(set(tested.tolist())) == 1:
+        only = names[int(tested[0])]
+        on_event(
+            {"event": "warning", "text": f"all tested images of {test.dataset.key} are of one class, {only!r}: the figure is its alone"}
+        )

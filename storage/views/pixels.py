@@ -1,0 +1,176 @@
+"""The pixels of recorded views: read from the views' store where it keeps them, else cut from the images and compared with the record.
+
+Everything that shows a recorded view to a model or a person gets its pixels here, so that one rule holds for all: a crop whose digest is
+not the recorded one is refused, because tokens belong to the pixels that the teacher saw and to no others. Stored pixels serve when every
+input that is wanted has their size and interpolation; they are checked like tokens, and the images are not touched. The choice is a
+call's, all or nothing, and nothing falls back to another size. Both ways give the same bytes, undistorted: distortions are applied later,
+by whoever has torch. An image is decoded once for all its views that are asked for one after another.
+Axes: n views.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+from ..core.errors import CacheMismatch
+from ..images.dataset import ImageRow
+from ..sources.decode import BadImage, Pixels
+from .view_spec import Input, Views, ViewSpec, cut, draw, pixel_digest, render, resize
+
+Int64s = NDArray[np.int64]
+Output = tuple[Input, Pixels]
+"""An input and the memory (n, size, size, 3) for it."""
+
+
+class ReadableImages(Protocol):
+    """The images of one dataset or of several that are numbered as one."""
+
+    @property
+    def key(self) -> str:
+        """What they are called in an error."""
+
+    def row(self, index: int) -> ImageRow:
+        """What is known of one image."""
+
+    def read_image(self, index: int) -> Pixels:
+        """One image as (height, width, 3) uint8 RGB."""
+
+
+class ReadableViews(Protocol):
+    """Recorded views of one dataset (`ViewSet`) or of several that are numbered as one."""
+
+    @property
+    def key(self) -> str:
+        """What they are called in an error."""
+
+    @property
+    def spec(self) -> ViewSpec:
+        """How they were drawn; `pixels` says whether and at which input their pixels are stored."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+
+    @property
+    def dataset(self) -> ReadableImages:
+        """What they are views of."""
+
+    def images_of(self, rows: Int64s) -> Int64s:
+        """The image of each row."""
+
+    def read(self, which: Int64s) -> Views:
+        """The committed views of some rows."""
+
+    def read_pixels(self, which: Int64s, out: Pixels) -> Pixels:
+        """The stored pixels of some rows, into `out`."""
+
+    def prefetch(self, rows: Int64s) -> None:
+        """Be told of rows that will be read soon."""
+
+    def failure(self, image: int) -> str:
+        """Why an image could not be decoded when its views were committed."""
+
+
+def are_stored(views: ReadableViews, inputs: Collection[Input]) -> bool:
+    """Return whether the views' stored pixels serve all of these inputs; no input is served by none."""
+    stored = views.spec.pixels
+    return bool(inputs) and stored is not None and all(one == stored.input for one in inputs)
+
+
+def origin_of_pixels(views: ReadableViews, inputs: Collection[Input]) -> str:
+    """Return in words where pixels at these inputs will come from."""
+    stored = views.spec.pixels
+    if stored is None:
+        return "the images"
+    named = f"the pixels stored with the views ({stored.size_px} px, {stored.interpolation})"
+    others = sorted({one for one in inputs if not are_stored(views, [one])})
+    if not others:
+        return named
+    return f"the images; {named} do not serve {', '.join(f'{size} px {kind}' for size, kind in others)}"
+
+
+def view_pixels(views: ReadableViews, rows: Int64s, wanted: Input) -> Pixels:
+    """Return the committed views of some rows at one input, (n, size, size, 3) uint8; raises as `fill_pixels` does."""
+    out = np.empty((len(rows), wanted.size_px, wanted.size_px, 3), np.uint8)
+    fill_pixels(views, rows, views.read(rows), [(wanted, out)])
+    return out
+
+
+def fill_pixels(
+    views: ReadableViews,
+    rows: Int64s,
+    recorded: Views,
+    outputs: Sequence[Output],
+    *,
+    drawn_now: bool = False,
+    failed: dict[str, str] | None = None,
+) -> None:
+    """Put some rows, whose views are `recorded`, into each output; without outputs only compare them with their digests.
+
+    Views that are `drawn_now` have no digests yet: they are written into `recorded.digest`. Raises `CacheMismatch` for an image that gives
+    other pixels than were recorded, and `BadImage` for one that cannot be decoded, or could not when its views were committed; with
+    `failed` such an image is noted there (id → reason) instead, and its places are left as they are.
+    """
+    if not drawn_now and are_stored(views, [wanted for wanted, _ in outputs]):
+        _read_stored(views, rows, recorded, [out for _, out in outputs], failed)
+        return
+    images = views.images_of(rows).tolist()
+    for image, places in groupby(range(len(images)), key=images.__getitem__):
+        try:
+            _cut_from_image(views, image, places, recorded, outputs, drawn_now)
+        except BadImage as error:
+            if failed is None:
+                raise
+            failed[views.dataset.row(image).id] = str(error)
+
+
+def _cut_from_image(
+    views: ReadableViews, image: int, places: Iterable[int], recorded: Views, outputs: Sequence[Output], drawn_now: bool
+) -> None:
+    source: Pixels | None = None
+    for n in places:
+        if not drawn_now and not recorded.digest[n].any():
+            raise BadImage(views.failure(image))
+        source = views.dataset.read_image(image) if source is None else source
+        crop = np.ascontiguousarray(cut(source, recorded.crop[n]))  # once for digest and resizing
+        digest = pixel_digest(crop)
+        if drawn_now:
+            recorded.digest[n] = np.frombuffer(digest, np.uint8)
+        elif digest != recorded.digest[n].tobytes():
+            raise _other_pixels(views, image)
+        for (size_px, interpolation), out in outputs:
+            out[n] = resize(crop, bool(recorded.flip[n]), size_px, interpolation)
+
+
+def _other_pixels(views: ReadableViews, image: int) -> CacheMismatch:
+    return CacheMismatch(
+        f"image {views.dataset.row(image).id} of {views.dataset.key} decodes to other pixels than those of its recorded view (pixel digest "
+        f"differs, {views.key}): another version of the image library? This is Pillow {PIL.__version__}; install the version that "
+        "identity.json of the views names, or extract again with other views (--seed)"
+    )
+
+
+def _read_stored(views: ReadableViews, rows: Int64s, recorded: Views, outputs: Sequence[Pixels], failed: dict[str, str] | None) -> None:
+    good = np.asarray(recorded.digest.any(axis=1))  # a failed image has views, but neither a digest nor pixels
+    first, *others = outputs
+    if good.all():
+        views.read_pixels(rows, first)
+    else:
+        for image in dict.fromkeys(views.images_of(rows[~good]).tolist()):
+            if failed is None:
+                raise BadImage(views.failure(image))
+            failed[views.dataset.row(image).id] = views.failure(image)
+        first[good] = views.read_pixels(rows[good], np.empty((int(good.sum()), *first.shape[1:]), np.uint8))
+    for out in others:
+        out[good] = first[good]
+
+
+def center_square(image: Pixels, wanted: Input, crop_fraction: float = 1.0) -> Pixels:
+    """Return the central square of an image that no view is recorded of, (size, size, 3) uint8."""
+    spec = ViewSpec(kind="center", crop_fraction=crop_fraction)
+    crop = draw(spec, [""], np.array([image.shape[:2]], np.int32)).crop[0]
+    return render(image, crop, False, wanted.size_px, wanted.interpolation)

@@ -1,0 +1,220 @@
+"""The formats that a student is exported in: one row for each, with how it is written, read back, run, timed and used.
+
+To add a format is to add its name to `storage.core.choices.EXPORT_FORMATS` and its row here. An installed package adds rows by entry points
+of the group `eupe_pipeline.exports` (`storage.core.plugins`), whose object is an `ExportFormat`. A writer leaves its files in a folder and
+runs what it wrote, or loads it with the library that it is for, before it returns: an export that cannot be checked is not made.
+
+The usage examples are ten-line programs; tests run each of them and compare its tokens with the student's. Each takes the path of a
+picture, resizes the whole of it to the student's size and prints the shapes of class and patch tokens. They need the format's own library,
+torch or numpy, and Pillow; never this package. The official hub's code is on no package index, so that example takes the path of a clone.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import Any, Literal
+
+import torch
+
+from ...storage.core.errors import BadInput
+from ...storage.core.identity import file_sha256
+from ...storage.core.plugins import Table
+from ...teachers.checkpoints.official import from_official, to_official
+from ...teachers.checkpoints.published import TOLERANCE, load_encoder, read_published
+from .lineage import Trained
+from .runtimes import Runner, eager_runner, executorch_runner, onnx_runner
+
+_HASH_DIGITS = 8  # torch.hub's convention: the digits in a file's name are checked, and keep its cache from serving an older file
+Written = tuple[list[str], dict[str, Any]]
+"""The files of the model, the one that a usage example names first, and facts for export.json and the model card."""
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A row of the table."""
+
+    title: str
+    """What the folder holds, for the model card's first line: "a folder that timm loads"."""
+    write: Callable[[Trained, Path], Written]
+    """Write a student into a folder and check it; raises `BadInput` for one that the format cannot hold, and without its library."""
+    read: Callable[[Path], Runner]
+    """Folder → its tokens of normalised float pixels (B, 3, h, w)."""
+    usage: str
+    """A `string.Template` of the usage example; see `usage_example` for what it may name."""
+    families: tuple[str, ...] | None = None
+    """Student families that it can hold; None: any that can be traced."""
+    tolerance: float = 0.0
+    """Largest absolute difference of what `read` gives to the student's tokens."""
+    extra: str | None = None
+    """What `pip install 'eupe-pipeline[EXTRA]'` brings for it; None: nothing more is needed."""
+    evaluated_from: Literal["file", "folder"] | None = None
+    """What `evaluate` reads of an export: its first file, or its folder; None: it is not evaluated."""
+    runtimes: Mapping[str, tuple[str, Callable[[Path, int], Runner]]] = field(default_factory=dict)
+    """What `benchmark latency` times: runtime → (file in the folder, how it is opened with a number of threads)."""
+
+
+def _eupe(trained: Trained, folder: Path) -> Written:
+    name = trained.hub_name
+    if name is None:
+        raise BadInput("the official hub builds six shapes only and this student is none of them; export it as timm or transformers")
+    tensors = trained.encoder.state_dict()
+    official = to_official(tensors, trained.architecture)
+    back = from_official(official).tensors
+    assert all(torch.equal(back[key], tensors[key]) for key in tensors)
+    torch.save(official, folder / "weights.pth")
+    file = f"{name}-{file_sha256(folder / 'weights.pth')[:_HASH_DIGITS]}.pth"
+    (folder / "weights.pth").rename(folder / file)
+    return [file], {"tensors": len(official), "read back": "bitwise equal"}
+
+
+def _timm(trained: Trained, folder: Path) -> Written:
+    from ...teachers.checkpoints.timm_folder import write_timm
+
+    write_timm(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
+    return ["model.safetensors", "config.json"], _read_back(trained, folder)
+
+
+def _transformers(trained: Trained, folder: Path) -> Written:
+    from ...teachers.checkpoints.transformers_folder import write_transformers
+
+    write_transformers(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
+    return ["model.safetensors", "config.json", "preprocessor_config.json"], _read_back(trained, folder)
+
+
+def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:
+    """Load the folder with its own library, which also compares its tokens with ours, and compare the tensors."""
+    found, ours = read_published(folder).tensors, trained.encoder.state_dict()
+    assert all(torch.equal(found[name], ours[name]) for name in ours)
+    return {"read back": "bitwise equal", "tokens": f"the library's differ by at most {TOLERANCE:g}"}
+
+
+def _onnx(trained: Trained, folder: Path) -> Written:
+    from .graphs import write_onnx
+
+    return ["student.onnx"], write_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx")
+
+
+def _executorch(trained: Trained, folder: Path) -> Written:
+    from .graphs import write_executorch
+
+    files = {False: "student-fp32.pte", True: "student-int8.pte"}
+    size_px = trained.preprocessing.size_px
+    facts = {file: write_executorch(trained.encoder, size_px, folder / file, int8=int8) for int8, file in files.items()}
+    return list(files.values()), {"input": f"1x3x{size_px}x{size_px}", **facts}
+
+
+def _from_file(folder: Path) -> Runner:
+    return _of_published(next(folder.glob("*.pth")))
+
+
+def _of_published(source: Path) -> Runner:
+    found = read_published(source)
+    return eager_runner(load_encoder(found.architecture, found.tensors))
+
+
+_PIXELS = """\
+picture = Image.open(sys.argv[1]).convert("RGB").resize(($side, $side), Image.Resampling.$resample)
+pixels = (np.asarray(picture, np.float32) / 255 - np.float32($mean)) / np.float32($std)
+"""
+
+_EUPE = """\
+import sys
+import numpy as np
+import torch
+from PIL import Image
+""" + _PIXELS + """\
+# argv[2]: a clone of facebookresearch/EUPE, whose entry for ViT-T leaves the weights random unless `pretrained` is said
+model = torch.hub.load(sys.argv[2], "$name", source="local", pretrained=True, weights="$file").eval()
+with torch.no_grad():
+    tokens = model.forward_features(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+print(tuple(tokens["x_norm_clstoken"].shape), tuple(tokens["x_norm_patchtokens"].shape))
+"""  # fmt: skip
+
+_TIMM = """\
+import sys
+import timm
+import torch
+from PIL import Image
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+pixels = transform(Image.open(sys.argv[1]).convert("RGB"))[None]
+with torch.no_grad():
+    cls, patch = model(pixels), $patch
+print(tuple(cls.shape), tuple(patch.shape))
+"""
+
+_TRANSFORMERS = """\
+import sys
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+processor, model = AutoImageProcessor.from_pretrained("."), AutoModel.from_pretrained(".").eval()
+with torch.no_grad():
+    tokens = model(**processor(Image.open(sys.argv[1]).convert("RGB"), return_tensors="pt")).last_hidden_state
+cls, patch = tokens[:, 0], tokens[:, $prefix:]
+print(tuple(cls.shape), tuple(patch.shape))
+"""
+
+_ONNX = """\
+import sys
+import numpy as np
+import onnxruntime
+from PIL import Image
+""" + _PIXELS + """\
+session = onnxruntime.InferenceSession("$file", providers=["CPUExecutionProvider"])
+cls, patch = session.run(["cls", "patch"], {"pixels": pixels.transpose(2, 0, 1)[None]})
+print(cls.shape, patch.shape)
+"""  # fmt: skip
+
+_EXECUTORCH = """\
+import sys
+import numpy as np
+import torch
+from executorch.runtime import Runtime
+from PIL import Image
+""" + _PIXELS + """\
+program = Runtime.get().load_program("$file")
+cls, patch = program.load_method("forward").execute([torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()])
+print(tuple(cls.shape), tuple(patch.shape))
+"""  # fmt: skip
+_TIMM_PATCH = {
+    "vit": "model.forward_features(pixels)[:, model.num_prefix_tokens :]",
+    "convnext": "model.head.norm(model.forward_features(pixels))",
+}
+
+_OURS = ("vit", "convnext")
+
+ROWS: dict[str, ExportFormat] = {
+    "eupe": ExportFormat(
+        "a state dict with the official EUPE hub's names", _eupe, _from_file, _EUPE, _OURS, evaluated_from="file"
+    ),
+    "timm": ExportFormat("a folder that timm loads", _timm, _of_published, _TIMM, _OURS, evaluated_from="folder"),
+    "transformers": ExportFormat(
+        "a folder that transformers loads", _transformers, _of_published, _TRANSFORMERS, _OURS, evaluated_from="folder"
+    ),
+    "onnx": ExportFormat(
+        "an ONNX graph", _onnx, lambda folder: onnx_runner(folder / "student.onnx"), _ONNX, tolerance=1e-3, extra="export",
+        runtimes={"onnxruntime": ("student.onnx", onnx_runner)},
+    ),
+    "executorch": ExportFormat(
+        "ExecuTorch programs for XNNPACK", _executorch, lambda folder: executorch_runner(folder / "student-fp32.pte"), _EXECUTORCH,
+        tolerance=1e-3, extra="executorch",
+        runtimes={
+            "executorch fp32": ("student-fp32.pte", executorch_runner),
+            "executorch int8": ("student-int8.pte", executorch_runner),
+        },
+    ),
+}  # fmt: skip
+FORMATS = Table("export format", "eupe_pipeline.exports", ExportFormat, ROWS, "ours (student/export/formats.py)")
+"""Ours and the plug-ins', by name."""
+
+
+def usage_example(form: str, *, name: str, file: str, architecture: dict[str, Any], preprocessing: dict[str, Any]) -> str:
+    """The program for a format's folder; `name` is the official hub's, `file` the weights beside it."""
+    family = architecture["name"]
+    return Template(FORMATS[form].usage).substitute(
+        name=name, file=file, side=preprocessing["size_px"], resample=preprocessing["interpolation"].upper(),
+        mean=preprocessing["mean"], std=preprocessing["std"], patch=_TIMM_PATCH.get(family, ""),
+        prefix=1 + architecture["registers"] if family == "vit" else 1,
+    )  # fmt: skip

@@ -1,0 +1,108 @@
+"""A teacher that a user brings: a torch module, and what it says of itself.
+
+    def build(weights: Path | None) -> OwnTeacher:
+        return OwnTeacher(MyNet(weights), name="my-net", size_px=224, stride_px=16, cls="class token")
+
+The module takes normalised float pixels (B, 3, h, w) and gives (cls, patch), as `Tokens` or as a plain tuple: `cls` (B, D') float or None,
+`patch` (B, h / stride, w / stride, D), a grid and not a sequence. Nothing that it says is believed: shapes are checked at every forward.
+Axes: B images, H and W grid, D channels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...storage.core.errors import BadInput
+from .architectures import Options
+from .encoder import Encoder
+from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple
+from .tokens import Tokens
+
+
+@dataclass(frozen=True)
+class OwnTeacher:
+    """What a FILE.py:FUNCTION returns; raises `BadInput` on a value that cannot be."""
+
+    module: nn.Module
+    """Normalised float pixels (B, 3, h, w) → (cls (B, D') or None, patch (B, h / stride_px, w / stride_px, D))."""
+    name: str
+    """What its feature sets are called; not the name of a known teacher."""
+    size_px: int
+    """Side of the square input, a multiple of `stride_px`; `--teacher-size` asks for another."""
+    stride_px: int
+    """Pixels per patch token on each axis."""
+    cls: str = "class token"
+    """What serves as class token: "class token", "attention pool", "projected attention pool", "mean of patch tokens", "normed mean of
+    patch tokens", or "none" for a module that gives None."""
+    mean: Triple = IMAGENET_MEAN
+    """Subtracted from each channel, in units after the division by `pixel_scale`."""
+    std: Triple = IMAGENET_STD
+    """Divides each channel."""
+    interpolation: str = "bicubic"
+    """How a crop is resized: bicubic, bilinear or nearest."""
+    pixel_scale: float = 255.0
+    """255 maps bytes to 0..1, 1 leaves them at 0..255."""
+    channel_order: str = "rgb"
+    """rgb or bgr."""
+    preprocessing: Preprocessing = field(init=False, repr=False)
+    """The six fields above that say how an image becomes the input, checked."""
+
+    def __post_init__(self) -> None:
+        module: object = self.module
+        if not isinstance(module, nn.Module):
+            raise BadInput(f"module is a {type(module).__name__}, expected a torch.nn.Module")
+        counts: dict[str, object] = {"size_px": self.size_px, "stride_px": self.stride_px}
+        for what, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise BadInput(f"{what} is a count of pixels, got {value!r}")
+        prep = Preprocessing(
+            self.size_px, self.interpolation, _triple("mean", self.mean), _triple("std", self.std), self.pixel_scale, self.channel_order
+        )
+        object.__setattr__(self, "preprocessing", prep)
+
+
+def _triple(what: str, values: Any) -> Triple:
+    """Three floats, from any three numbers: an int and a float of one value are one identity."""
+    try:
+        red, green, blue = (float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{what} is three numbers, got {values!r}") from error
+    return red, green, blue
+
+
+class OwnEncoder(Encoder):
+    """A user's module behind our interface."""
+
+    def __init__(self, own: OwnTeacher, architecture: Options, width: int = 0) -> None:
+        super().__init__(own.module, architecture, width=width, stride_px=own.stride_px, cls=own.cls, prep=own.preprocessing)
+        self.whereabouts = nn.Parameter(torch.zeros(()), requires_grad=False)  # a module without parameters is somewhere, too
+
+    def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
+        """cls (B, D') or None, patch (B, H, W, D); raises `BadInput` for anything else."""
+        found = self.backbone(pixels_BCHW.contiguous())  # ours are channels-last, which a `view` would refuse
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise BadInput(f"the module gives {_shown(found)}, expected (cls, patch): a tensor or None, and the grid of patch tokens")
+        cls_BD, patch_BHWD = found
+        _check(patch_BHWD, (len(pixels_BCHW), *grid, self.width or None), "patch tokens (B, rows, columns, D)")
+        if self.cls == "none":
+            if cls_BD is not None:
+                raise BadInput(f'cls = "none" says that there is no class token, and the module gives {_shown(cls_BD)}')
+            return Tokens(None, patch_BHWD)
+        _check(cls_BD, (len(pixels_BCHW), None), f'a class token (B, D), since cls = "{self.cls}"')
+        return Tokens(cls_BD, patch_BHWD)
+
+
+def _check(found: Any, shape: tuple[int | None, ...], what: str) -> None:
+    """Raise `BadInput` unless it is a float tensor of a shape; None is any length."""
+    fits = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == len(shape)
+    if not fits or any(want not in (None, got) for want, got in zip(shape, found.shape, strict=True)):
+        wanted = "×".join("D" if side is None else str(side) for side in shape)
+        raise BadInput(f"the module gives {_shown(found)}, expected {what} of shape {wanted}, float")
+
+
+def _shown(found: Any) -> str:
+    if isinstance(found, Tensor):
+        return f"a tensor of shape {'×'.join(map(str, found.shape)) or 'none'} and {found.dtype}"
+    return f"{type(found).__name__} of {len(found)}" if isinstance(found, tuple | list) else type(found).__name__
