@@ -18,7 +18,7 @@ import torch
 
 from ...storage.core.errors import BadInput, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.objects.objects import below
+from ...storage.objects.objects import walk_keys
 from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
 from ...teachers.encoders.build import build_encoder
@@ -141,7 +141,7 @@ def _large_object(store: FeatureStore) -> str:
     """The largest of the first few objects of a store's feature sets, or the index of its largest dataset."""
     found: list[tuple[int, str]] = []
     for prefix in [*(f"features/{key}" for key in store.list_features()), *(f"datasets/{key}" for key in store.list_datasets())]:
-        for _, key in zip(range(_LOOKED_AT), below(store.objects, prefix), strict=False):
+        for _, key in zip(range(_LOOKED_AT), walk_keys(store.objects, prefix), strict=False):
             found.append((store.objects.size(key) or 0, key))
     return max(found)[1]
 

@@ -184,7 +184,7 @@ class ShardWorker:
         self._commit(views, fresh, targets, report)
         return report
 
-    def heal_shard(self, shard: int, name: str, key: str) -> None:
+    def repair_shard(self, shard: int, name: str, key: str) -> None:
         """Compute one committed shard of a teacher's feature set again, and make what is damaged of it whole in its place.
 
         Its views must be whole. Raises `CacheMismatch` where what is whole of the shard is not what is computed now.
@@ -197,7 +197,7 @@ class ShardWorker:
         inputs, per_batch = {self._input(name)}, self.teachers[name].views
         with RenderedShard(self.views, shard, views, inputs, per_batch, self.order.render_threads) as batches:
             self._through_teachers(batches, views, {name: target}, report)
-        reader.heal_shard(shard, target.buffer, {**report.failed, **target.refused}, record.digest)
+        reader.repair_shard(shard, target.buffer, {**report.failed, **target.refused}, record.digest)
 
     def _through_teachers(
         self, batches: Iterable[RenderedBatch], views: Views, targets: Mapping[str, _Target], report: ShardReport

@@ -82,7 +82,7 @@ def repair_features(options: RepairOptions, on_event: OnEvent = ignore_event) ->
     if teacher is not None and whole is not None:
         with contextlib.suppress(CacheDamaged, StoreUnavailable):  # looked at again when its files are whole
             teacher_of(store.features(whole), teacher)
-    examiner = Examiner(store, whole, images=True, acting=not dry_run, on_event=on_event)
+    examiner = Examiner(store, whole, images=True, may_write=not dry_run, on_event=on_event)
     examine(examiner, whole)
     with_teachers(examiner, lambda reader: teacher_of(reader, teacher), _likeness, dry_run, on_event)
     return _told(examiner, whole, dry_run)

@@ -40,23 +40,23 @@ def with_teachers(examiner: Examiner, resolve: Resolve, likeness: Likeness, dry_
             spec = specs.of(reader)
             if not dry_run:
                 _record_canary(examiner, where, reader, spec, likeness)
-            examiner.settle(finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
+            examiner.update_finding(finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
         except EupeError as error:
-            examiner.settle(finding, mended=False, way_out=_give_teacher(examiner, reader, error))
+            examiner.update_finding(finding, mended=False, way_out=_give_teacher(examiner, reader, error))
     for reader, asked in _by_set(examiner.to_extract):
         try:
             spec = specs.of(reader)
             mend = _rehearsed(reader) if dry_run else _mender(examiner, reader, spec)
         except EupeError as error:
             for one in asked:
-                examiner.settle(one.finding, mended=False, way_out=_give_teacher(examiner, reader, error))
+                examiner.update_finding(one.finding, mended=False, way_out=_give_teacher(examiner, reader, error))
             continue
         for done, one in enumerate(asked, start=1):
             try:
                 mend(one.shard)
-                examiner.settle(one.finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
+                examiner.update_finding(one.finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
             except EupeError as error:
-                examiner.settle(one.finding, mended=False, way_out=f"it cannot be now: {error}; then {examiner.repair}")
+                examiner.update_finding(one.finding, mended=False, way_out=f"it cannot be now: {error}; then {examiner.repair}")
             on_event({"event": "progress", "stage": f"repair {reader.key}", "done": done, "total": len(asked), "unit": "shards"})
 
 
@@ -92,7 +92,7 @@ def _give_teacher(examiner: Examiner, reader: FeatureReader, error: EupeError) -
 def _mender(examiner: Examiner, reader: FeatureReader, spec: TeacherSpec) -> Callable[[int], None]:
     """What makes a shard whole. The worker compares its teacher with the canary before its first shard."""
     order = WorkOrder(examiner.url, reader.views.key, (spec,), choose_device("auto").value, torch.get_num_threads(), _BATCH)
-    return partial(ShardWorker(order).heal_shard, name=spec.name, key=reader.key)
+    return partial(ShardWorker(order).repair_shard, name=spec.name, key=reader.key)
 
 
 def _rehearsed(reader: FeatureReader) -> Callable[[int], None]:

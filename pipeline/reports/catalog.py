@@ -161,7 +161,7 @@ def verify_features(*, store: str, on_event: OnEvent = ignore_event, key: str | 
     if not (number.isdecimal() and parts.isdecimal()):
         raise BadInput(f"--subset takes k/n, such as 1/10, got {subset!r}")
     part = checked_part((int(number), int(parts)))
-    examiner = Examiner(FeatureStore(DryRunObjects(opened.objects)), whole, images=False, acting=False, part=part, on_event=on_event)
+    examiner = Examiner(FeatureStore(DryRunObjects(opened.objects)), whole, images=False, may_write=False, part=part, on_event=on_event)
     readers = examine(examiner, whole)
     for one in examiner.findings:
         if not one.unfinished:

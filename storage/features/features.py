@@ -23,8 +23,8 @@ from ..images.dataset import ImageDataset
 from ..objects.content_addressed import MAX_IDENTITY_BYTES, check_metadata, check_name, create_set, parsing
 from ..objects.objects import Objects
 from ..shards.commit import Record
-from ..shards.healing import heal, standing_record
 from ..shards.rows import check_out
+from ..shards.shard_repair import readable_record, repair_shard
 from ..shards.shards import ShardedGroup
 from ..shards.zarr_format import ArraySpec, group_metadata, parse_small_array, small_array, small_key
 from ..views.view_set import ViewSet
@@ -199,18 +199,18 @@ class FeatureReader:
         """
         return self.group.publish(*self._checked(shard, tokens, failed, views_record))
 
-    def heal_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
+    def repair_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
         """Make a damaged shard whole in its place, from its tokens computed anew (`healing`); return its record.
 
         Raise as `commit_shard`, and `CacheMismatch` where what is whole of it is not what these tokens say.
         """
         record, arrays, present = self._checked(shard, tokens, failed, views_record)
-        standing = standing_record(self.group, shard)
+        standing = readable_record(self.group, shard)
         ours = standing is None or (
             standing.image_ids_sha256 == record.image_ids_sha256 and standing.views_record in ("", record.views_record)
         )
-        healed = heal(self.group, record, arrays, present, trust=ours)
-        healed.put_in_place(self.group)
+        healed = repair_shard(self.group, record, arrays, present, trust=ours)
+        healed.write_to(self.group)
         return healed.record
 
     def _checked(

@@ -1,8 +1,8 @@
-"""Where bytes lie: one small interface over a local folder and over any fsspec URL (s3://…, memory://…).
+"""One interface to stored bytes: `Objects`, over a local folder or over any fsspec URL (s3://…, memory://…).
 
-The store needs six verbs: read, read into given memory, size, names, create exclusively, remove. Locally they are plain system calls (hard
-link for the exclusive create, `preadv` into the caller's memory); elsewhere they are fsspec's, with a conditional put for the create and
-without its cache of listings, because another process may have committed since (`remote`).
+The store needs few operations: read, read into given memory, size, names, create exclusively, replace, remove. Locally they are plain
+system calls (a hard link for the exclusive create, `preadv` into the caller's memory); elsewhere they are fsspec's, with a conditional put
+for the create and without its listings cache, because another process may have committed meanwhile (`remote`).
 """
 
 import contextlib
@@ -25,25 +25,25 @@ from .read_threads import threads_for_files
 from .remote import RemoteObjects, check_limit
 
 _IOV_MAX = 1024
-_A_FILE = re.compile(r"c(\.\d+)+|\d+\.(json|parquet|records)|zarr\.json")  # by its name, so that nobody asks an object store about each
+_FILE_NAME = re.compile(r"c(\.\d+)+|\d+\.(json|parquet|records)|zarr\.json")  # by its name, so that nobody asks an object store about each
 
 
 class OpenObject(Protocol):
-    """An object that is open for reading; safe to use from several threads."""
+    """An object that is open for reading; thread-safe."""
 
     size: int
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
-        """Fill the buffers, one after another, from `offset`; raises `CacheDamaged` when the object ends before."""
+        """Fill the buffers, one after another, from `offset`; raise `CacheDamaged` when the object ends before."""
 
     def touch(self) -> None:
-        """It will be read soon: a copy that may be dropped is made the newest, or made again."""
+        """Keep a cached copy from being evicted, or fetch it again: it will be read soon."""
 
     def recheck(self) -> bool:
-        """What it gave is not what was expected: a copy is compared, and made again when it is damaged. Whether to read once more."""
+        """Verify a cached copy whose content was not as expected, fetching a damaged one again; return whether to read once more."""
 
     def close(self) -> None:
-        """Release it."""
+        """Release the file."""
 
 
 class Objects(Protocol):
@@ -53,34 +53,34 @@ class Objects(Protocol):
     fetchers: Fetchers | None  # who opens shards before they are asked for; None where opening costs nothing or fetches nothing
 
     def threads_for(self, size: int) -> int:
-        """How many threads pay for reading so many bytes of open objects."""
+        """Return how many threads are worth it for reading `size` bytes of open objects."""
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
-        """All bytes; raises FileNotFoundError, `StoreUnavailable`, and `CacheDamaged` when there are more than the limit."""
+        """Return all bytes; raise FileNotFoundError, `StoreUnavailable`, and `CacheDamaged` when there are more than the limit."""
 
     def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
-        """Open for ranged reads; a cache may use a copy of what the caller expects. Raises FileNotFoundError."""
+        """Open for ranged reads; a cache may use a local copy with the expected xxh3. Raise FileNotFoundError."""
 
     def size(self, key: str) -> int | None:
-        """Length in bytes, None when it is not there."""
+        """Return the length in bytes, None when there is no such object."""
 
     def names(self, prefix: str) -> list[str]:
-        """Sorted names directly below a prefix, [] when there is no such prefix; unfinished files are left out."""
+        """Return the sorted names directly below a prefix, [] when there are none; unfinished files are left out."""
 
     def create(self, key: str, content: Content) -> bool:
-        """Publish the content, all of which is made, unless the key exists; True when this call created it. Raises `StoreUnavailable`."""
+        """Publish the content unless the key exists; return True when this call created it. Raise `StoreUnavailable`."""
 
     def replace(self, key: str, data: bytes) -> None:
-        """Put an object whether or not the key exists; readers find the old or the new one. For runs; of a store only `damaged_files`."""
+        """Write an object whether or not the key exists; readers find the old or the new one. For runs; in a store only `damaged_files`."""
 
     def remove(self, key: str) -> None:
-        """Remove one object; no error when it is gone already."""
+        """Remove one object; do nothing when there is none."""
 
     def drop_empty(self, prefix: str) -> None:
         """Remove empty folders below a prefix, where there are folders."""
 
     def sweep(self, prefix: str) -> int:
-        """Remove unfinished files that killed writers left below a prefix a day ago or more; returns how many."""
+        """Remove temporary files that killed writers left below a prefix a day ago or more; return their number."""
 
 
 class _Descriptor:
@@ -112,7 +112,7 @@ def _opened(path: str) -> _Descriptor:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn refusals to read into `StoreUnavailable`; an absent file stays FileNotFoundError."""
+    """Turn errors of reading inside the block into `StoreUnavailable`, except FileNotFoundError."""
     try:
         yield
     except (EupeError, FileNotFoundError):
@@ -124,11 +124,11 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def unreadable(path: Path | str, error: OSError) -> StoreUnavailable:
-    """The error for a file or folder that the system refuses to read."""
+    """Return the error for a file or folder that the system refuses to read."""
     return StoreUnavailable(f"cannot read {path}: {error.strerror or error}; check its permissions and the disk")
 
 
-class Vanished(CacheDamaged):
+class FileReplaced(CacheDamaged):
     """A file was removed or replaced while a reader had it open."""
 
 
@@ -142,48 +142,48 @@ class _LocalFile:
         try:
             descriptor = _DESCRIPTORS.get(self._path) or _opened(self._path)
         except FileNotFoundError as error:
-            raise Vanished(f"{self._path} was removed while it was being read") from error
+            raise FileReplaced(f"{self._path} was removed while it was being read") from error
         if descriptor.inode != self._inode:
-            raise Vanished(f"{self._path} was replaced while it was being read")
+            raise FileReplaced(f"{self._path} was replaced while it was being read")
         pending = list(buffers)
-        wanted = sum(len(buffer) for buffer in pending)
-        while wanted:
+        missing = sum(len(buffer) for buffer in pending)
+        while missing:
             try:
-                got = os.preadv(descriptor.number, pending[:_IOV_MAX], offset)
+                count = os.preadv(descriptor.number, pending[:_IOV_MAX], offset)
             except OSError as error:
                 _DESCRIPTORS.pop(self._path)  # a network file system may have another handle for the next try
                 raise unreadable(self._path, error) from error
-            if not got:
-                raise CacheDamaged(f"{self._path} ends {wanted:,} bytes before what its record describes")
-            wanted, offset = wanted - got, offset + got
-            if wanted:
-                pending = after(pending, got)
+            if not count:
+                raise CacheDamaged(f"{self._path} ends {missing:,} bytes before what its record describes")
+            missing, offset = missing - count, offset + count
+            if missing:
+                pending = skip_bytes(pending, count)
 
     def touch(self) -> None:
-        """It is there as long as its store."""
+        """Do nothing: this is no cached copy."""
 
     def recheck(self) -> bool:
-        """It is no copy."""
+        """Return False: this is no cached copy."""
         return False
 
     def close(self) -> None:
         _DESCRIPTORS.pop(self._path)
 
 
-def after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
-    """What is left of the buffers behind their first `done` bytes."""
+def skip_bytes(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """Return what is left of the buffers after their first `count` bytes."""
     first = 0
-    while first < len(buffers) and done >= len(buffers[first]):
-        done -= len(buffers[first])
+    while first < len(buffers) and count >= len(buffers[first]):
+        count -= len(buffers[first])
         first += 1
     rest = list(buffers[first:])
-    if done:
-        rest[0] = rest[0][done:]
+    if count:
+        rest[0] = rest[0][count:]
     return rest
 
 
 class LocalObjects:
-    """`Objects` in a folder of this machine or of a shared file system that can name files exclusively (`exclusive_create`)."""
+    """`Objects` in a folder of a file system that can create files exclusively (`exclusive_create`)."""
 
     fetchers: Fetchers | None = None
 
@@ -192,11 +192,11 @@ class LocalObjects:
         self.url = str(root)
 
     def threads_for(self, size: int) -> int:
-        """A few, when there is enough to copy."""
+        """Return the number of threads that so many bytes of files are worth."""
         return threads_for_files(size)
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
-        """All bytes of the file."""
+        """Return all bytes of the file."""
         path = self.root / key
         with _reading(path):
             if limit_bytes is not None:
@@ -204,12 +204,12 @@ class LocalObjects:
             return path.read_bytes()
 
     def open(self, key: str, xxh3_128: str | None = None) -> OpenObject:
-        """A file for `preadv`."""
+        """Open a file for `preadv`."""
         with _reading(self.root / key):
             return _LocalFile(self.root / key)
 
     def size(self, key: str) -> int | None:
-        """The file's length."""
+        """Return the file's length, None when there is none."""
         try:
             with _reading(self.root / key):
                 status = (self.root / key).stat()
@@ -218,7 +218,7 @@ class LocalObjects:
         return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
     def names(self, prefix: str) -> list[str]:
-        """Entries of the folder but hidden ones: temporary names of writers at work or killed, and what desktops leave (.DS_Store)."""
+        """Return the entries of the folder except hidden ones: temporary files, and what desktops leave (.DS_Store)."""
         try:
             with _reading(self.root / prefix):
                 entries = os.listdir(self.root / prefix)
@@ -227,7 +227,7 @@ class LocalObjects:
         return sorted(name for name in entries if not name.startswith("."))
 
     def create(self, key: str, content: Content) -> bool:
-        """Write, fsync, name exclusively, fsync the folder."""
+        """Write, fsync, link exclusively, fsync the folder."""
         return create_exclusively(self.root / key, content)
 
     def replace(self, key: str, data: bytes) -> None:
@@ -235,7 +235,7 @@ class LocalObjects:
         write_atomically(self.root / key, data)
 
     def drop_empty(self, prefix: str) -> None:
-        """Remove what folders are left below a prefix from which every object was removed."""
+        """Remove the folders left below a prefix whose objects were all removed."""
         for folder, _, names in os.walk(self.root / prefix, topdown=False):
             with contextlib.suppress(OSError):
                 for name in names:
@@ -244,11 +244,11 @@ class LocalObjects:
                 os.rmdir(folder)
 
     def sweep(self, prefix: str) -> int:
-        """Temporary files that are older than a day."""
+        """Remove temporary files older than a day; return their number."""
         return sweep(self.root / prefix)
 
     def remove(self, key: str) -> None:
-        """Unlink the file, and make that durable."""
+        """Unlink the file and fsync its folder."""
         path = self.root / key
         with translate_os_errors(path, 0):
             path.unlink(missing_ok=True)
@@ -257,18 +257,18 @@ class LocalObjects:
             fsync_folder(path.parent)
 
 
-def below(objects: Objects, prefix: str) -> Iterator[str]:
-    """Every object below a prefix."""
+def walk_keys(objects: Objects, prefix: str) -> Iterator[str]:
+    """Yield the key of every object below a prefix."""
     for name in objects.names(prefix):
         key = f"{prefix}/{name}"
-        if not _A_FILE.fullmatch(name) and (objects.size(key) is None or objects.names(key)):
-            yield from below(objects, key)
+        if not _FILE_NAME.fullmatch(name) and (objects.size(key) is None or objects.names(key)):
+            yield from walk_keys(objects, key)
         else:
             yield key
 
 
 def open_objects(url: str, *, make: bool = False) -> Objects:
-    """The objects below a path or URL; `make` creates a missing local folder. Raises `BadInput` for an unusable URL."""
+    """Return the objects below a path or URL; `make` creates a missing local folder. Raise `BadInput` for an unusable URL."""
     if not is_url(url) or url.startswith("file://"):
         root = expanded(url.removeprefix("file://"))
         if root.exists() and not root.is_dir():

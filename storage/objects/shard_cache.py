@@ -22,7 +22,7 @@ from pathlib import Path
 from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged, StoreUnavailable
 from .atomic_files import TEMPORARY_PREFIX, Content, make_folder, sweep, translate_os_errors
-from .objects import LocalObjects, OpenObject, Vanished
+from .objects import FileReplaced, LocalObjects, OpenObject
 from .read_ahead import Fetchers
 from .remote import RemoteObjects
 
@@ -189,7 +189,7 @@ class _CachedObject:
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
         try:
             self._copy.read_into(buffers, offset)
-        except Vanished:
+        except FileReplaced:
             self._copy = self._cache.open_copy(self._key, self._expected_xxh3)
             self._copy.read_into(buffers, offset)
 

@@ -1,1 +1,1 @@
-"""Rows in Zarr shards: the format, the commit records, the ledgers."""
+"""Rows in Zarr shards: the format, commit records, ledgers, repair of a shard."""

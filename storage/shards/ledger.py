@@ -1,12 +1,12 @@
 """Compacted commit records: one Parquet file for 65,536 shards, so that a group of millions of shards opens in seconds.
 
-    <group>/ledgers/000012.records      the records of the shards 12 · 65,536 … in order, all of them, one after another
-    <group>/ledgers/000012.parquet      where each begins, its length, the shard's bytes, the number of its failed images
-    <group>/discarded/000412            this shard's record in the ledger does not count any more (repair)
+    <group>/ledgers/000012.records      the records of the shards 12 · 65,536 … in order, one after another
+    <group>/ledgers/000012.parquet      each record's offset and length, the shard's bytes, the number of its failed images
+    <group>/discarded/000412            this shard's record in the ledger is no longer valid (repair)
 
-A ledger is written when every shard of its span is committed, exclusively like everything else; then the span's JSON records go. A JSON
-record always takes precedence over the ledger's, so a repaired shard is committed as any other. Each record keeps its own digest and is
-checked when it is read; a record costs one read, and nothing holds them all.
+A ledger is written, exclusively like everything else, when every shard of its span is committed; then the JSON records of the span are
+removed. A JSON record takes precedence over the ledger's, so a repaired shard is committed as any other. Each record carries its own
+digest, which is checked when it is read; a record costs one read, and records are not all held in memory.
 """
 
 import io
@@ -23,10 +23,10 @@ from ..core.errors import CacheDamaged
 from ..core.lru_cache import LruCache
 from ..objects.content_addressed import parsing
 from ..objects.objects import Objects, OpenObject
-from .commit import MAX_RECORD_BYTES, parse_record, record_key, shard_of
+from .commit import MAX_RECORD_BYTES, parse_record, record_key, shard_number
 
 LEDGER_SHARDS = 65_536
-_AT_ONCE, _BLOCK = 16, 256
+_THREADS, _BLOCK = 16, 256
 _KEPT_LEDGERS = 64  # 2 MB each
 MAX_INDEX_BYTES = 64 << 20
 _FIELDS: dict[str, pa.DataType] = {"offset": pa.int64(), "length": pa.int64(), "bytes": pa.int64(), "failed": pa.int64()}
@@ -42,8 +42,8 @@ class _Ledger(NamedTuple):
     failed: NDArray[np.int64]
 
 
-def _by_blocks(pool: ThreadPoolExecutor, work: Callable[[int], Result], shards: Sequence[int]) -> Iterator[tuple[int, Result]]:
-    """(shard, result) in order; what is under way is bounded, so that stopping early wastes little."""
+def _map_in_blocks(pool: ThreadPoolExecutor, work: Callable[[int], Result], shards: Sequence[int]) -> Iterator[tuple[int, Result]]:
+    """Yield (shard, result) in order; the number of pending calls is bounded, so that stopping early wastes little."""
     for start in range(0, len(shards), _BLOCK):
         block = shards[start : start + _BLOCK]
         yield from zip(block, pool.map(work, block), strict=True)
@@ -58,45 +58,45 @@ class Ledgers:
         self._known: set[int] | None = None
 
     def key(self, number: int) -> str:
-        """Where a ledger lies."""
+        """Return the key of a ledger."""
         return f"{self._prefix}/ledgers/{number:06d}.parquet"
 
     def records_key(self, number: int) -> str:
-        """Where a ledger's records lie."""
+        """Return the key of a ledger's records."""
         return f"{self._prefix}/ledgers/{number:06d}.records"
 
     def span(self, number: int) -> tuple[int, int]:
-        """The shards [first, last) of a ledger."""
+        """Return the shards [first, last) of a ledger."""
         return number * LEDGER_SHARDS, min((number + 1) * LEDGER_SHARDS, self._shards)
 
     def numbers(self) -> set[int]:
-        """The ledgers that exist, listed afresh."""
+        """Return the numbers of the ledgers that exist, listed afresh."""
         names = (name.partition(".") for name in self._objects.names(f"{self._prefix}/ledgers"))
         self._known = {int(stem) for stem, _, ending in names if ending == "parquet" and stem.isdecimal()}
         return self._known
 
     def mark(self, committed: NDArray[np.bool_]) -> None:
-        """Set the shards that ledgers hold and nobody discarded."""
+        """Set `committed` (shards,) for the shards that ledgers hold and that were not discarded."""
         for number in self.numbers():
             first, last = self.span(number)
             committed[first:last] = True
         committed[sorted(self.discarded())] = False
 
     def record(self, shard: int) -> bytes | None:
-        """A shard's record as it was compacted, None when no ledger has it or it was discarded; raises `CacheDamaged`."""
+        """Return a shard's compacted record, None when no ledger has it or it was discarded; raise `CacheDamaged`."""
         number = shard // LEDGER_SHARDS
         known = self._known if self._known is not None else self.numbers()
         if number not in known and number not in self.numbers():  # another process may have compacted since
             return None
         if self._objects.size(f"{self._prefix}/discarded/{shard:06d}") is not None:
             return None
-        opened, place = self.opened(number), shard - self.span(number)[0]
-        out = bytearray(int(opened.lengths[place]))
-        opened.records.read_into([memoryview(out)], int(opened.offsets[place]))
+        opened, row = self.opened(number), shard - self.span(number)[0]
+        out = bytearray(int(opened.lengths[row]))
+        opened.records.read_into([memoryview(out)], int(opened.offsets[row]))
         return bytes(out)
 
     def totals(self) -> tuple[int, list[int]]:
-        """Bytes of all compacted shards, and the shards that have failed images."""
+        """Return the bytes of all compacted shards, and the shards that have failed images."""
         size, failed, discarded = 0, [], np.array(sorted(self.discarded()), np.int64)
         for number in sorted(self.numbers()):
             opened, (first, last) = self.opened(number), self.span(number)
@@ -107,22 +107,22 @@ class Ledgers:
         return size, failed
 
     def discarded(self) -> set[int]:
-        """The shards whose record in a ledger does not count any more."""
+        """Return the shards whose record in a ledger is no longer valid."""
         names = self._objects.names(f"{self._prefix}/discarded")
         return {int(name) for name in names if name.isdecimal() and int(name) < self._shards}
 
     def discard(self, shard: int) -> None:
-        """Make a ledger's record of this shard count no more, where a ledger has one."""
+        """Invalidate a ledger's record of this shard, where a ledger has one."""
         if shard // LEDGER_SHARDS in self.numbers():
             self._objects.create(f"{self._prefix}/discarded/{shard:06d}", [b"{}"])
 
     def forget(self, number: int) -> None:
-        """Read a ledger anew at its next use."""
+        """Drop a ledger from memory, so that its next use reads it again."""
         self._kept.pop(number)
         self._known = None
 
     def opened(self, number: int) -> _Ledger:
-        """A ledger, kept open; raises `CacheDamaged`."""
+        """Return an open ledger, cached; raise `CacheDamaged`."""
         return self._kept.get_or_make(number, lambda: self._open(number))
 
     def _open(self, number: int) -> _Ledger:
@@ -144,16 +144,17 @@ class Ledgers:
         return opened
 
     def compact(self, number: int, group_digest: str, on_shard: Callable[[int], None] = lambda shard: None) -> bool:
-        """Put the JSON records of a span into a ledger, then remove them; False when a shard of the span has none yet.
+        """Move the JSON records of a span into a ledger; return False when a shard of the span has none yet.
 
-        `on_shard` hears of each shard whose record was read. Several are read and removed at once: to an object store each is a request.
+        `on_shard` is called for each shard whose record was read. Several are read and removed at once: to an object store each is a
+        request.
         """
         first, last = self.span(number)
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="compact") as pool:
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="compact") as pool:
             if self._objects.size(self.key(number)) is None:
                 records: list[bytes] = []
                 sizes, failed = [], []
-                for shard, data in _by_blocks(pool, self._json_record, range(first, last)):
+                for shard, data in _map_in_blocks(pool, self._json_record, range(first, last)):
                     if data is None:
                         return False
                     record = parse_record(data, where=f"{self._prefix}/{record_key(shard)}", group=group_digest, shard=shard)
@@ -163,10 +164,10 @@ class Ledgers:
                     on_shard(shard)
                 self.publish(number, records, sizes, failed)
             self._known = None
-            listed = {shard_of(name) for name in self._objects.names(f"{self._prefix}/commits")}
-            kept = {int(name) for name in self._objects.names(f"{self._prefix}/discarded") if name.isdecimal()}
-            going = listed - kept
-            for _ in _by_blocks(pool, self._remove_json_record, [shard for shard in range(first, last) if shard in going]):
+            listed = {shard_number(name) for name in self._objects.names(f"{self._prefix}/commits")}
+            discarded = {int(name) for name in self._objects.names(f"{self._prefix}/discarded") if name.isdecimal()}
+            to_remove = listed - discarded
+            for _ in _map_in_blocks(pool, self._remove_json_record, [shard for shard in range(first, last) if shard in to_remove]):
                 pass
         return True
 
@@ -183,15 +184,15 @@ class Ledgers:
         """Write a ledger's records, then its index; a ledger exists when its index does."""
         lengths = np.array([len(record) for record in records], np.int64)
         index = index_bytes(np.cumsum(lengths) - lengths, lengths, np.array(sizes, np.int64), np.array(failed, np.int64))
-        whole = b"".join(records)
-        if not self._objects.create(self.records_key(number), [whole]) and self._objects.read(self.records_key(number)) != whole:
+        data = b"".join(records)
+        if not self._objects.create(self.records_key(number), [data]) and self._objects.read(self.records_key(number)) != data:
             self._objects.remove(self.records_key(number))  # left by a killed run, before some shard was made again
-            self._objects.create(self.records_key(number), [whole])
+            self._objects.create(self.records_key(number), [data])
         self._objects.create(self.key(number), [index])
 
 
 def index_bytes(*values: NDArray[np.int64]) -> bytes:
-    """The Parquet file of a ledger from its columns: offset, length, bytes, failed."""
+    """Return the Parquet file of a ledger from its columns: offset, length, bytes, failed."""
     columns = {name: pa.array(column) for name, column in zip(SCHEMA.names, values, strict=True)}
     index = io.BytesIO()
     pq.write_table(pa.table(columns, schema=SCHEMA), index, write_page_checksum=True)

@@ -1,9 +1,9 @@
-"""Rows of one open shard into the caller's memory: the inner loop of every read.
+"""Read rows of one open shard into the caller's memory: the inner loop of every read.
 
-A row costs one `preadv` and one xxh3; rows that lie side by side share the call, up to 2 MB at once so that the hash finds the bytes still
-in the processor's cache. The loop is plain Python over integers and memoryviews: numpy's price per call is higher than the work here (a
-row of 655 KB takes 40 µs to read, 5 to hash, the bookkeeping around it 2). Arrays with several rows a chunk read the whole chunk into a
-scratch buffer. Nothing is returned before its hash equals the one in the commit record.
+A row costs one `preadv` and one xxh3; adjacent rows share a call, up to 2 MB at once so that the hash finds the bytes still in the
+processor's cache. The loop is plain Python over integers and memoryviews: numpy's cost per call is higher than the work here (a row of 655
+KB takes 40 µs to read, 5 to hash, the bookkeeping around it 2). Arrays with several rows a chunk read the whole chunk into a scratch
+buffer. Nothing is returned before its hash equals the one in the commit record.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from ..core.errors import BadInput, CacheDamaged
 from ..objects.objects import OpenObject
 from .zarr_format import CRC_BYTES, MISSING, ArraySpec
 
-_RUN_BYTES = 2 << 20
+_MAX_RUN_BYTES = 2 << 20
 
-Place = tuple[int, int]  # (row within its shard, position in the output)
+RowSlot = tuple[int, int]  # (row within its shard, row of the output)
 
 
 @dataclass(frozen=True)
 class OpenArray:
-    """One array's object of a committed shard: the file, where its chunks lie, and what their hashes must be."""
+    """One array's object of a committed shard: the file, the offsets of its chunks, and their expected hashes."""
 
     spec: ArraySpec
     file: OpenObject
@@ -35,7 +35,7 @@ class OpenArray:
 
 
 def check_out(spec: ArraySpec, out: NDArray[Any], count: int) -> None:
-    """Refuse memory that rows of this array cannot be read into; raise `BadInput`."""
+    """Raise `BadInput` for memory that `count` rows of this array cannot be read into."""
     if out.shape != (count, *spec.shape[1:]) or out.dtype != spec.dtype or not out.flags.c_contiguous or not out.flags.writeable:
         flaws = ("" if out.flags.c_contiguous else ", not contiguous") + ("" if out.flags.writeable else ", read-only")
         raise BadInput(
@@ -43,59 +43,59 @@ def check_out(spec: ArraySpec, out: NDArray[Any], count: int) -> None:
         )
 
 
-def read_rows(array: OpenArray, places: Sequence[Place], out_bytes: memoryview, check: bool) -> None:
-    """Fill `out_bytes` with the rows of `places`, which is sorted by row; raise `CacheDamaged` naming the shard."""
+def read_rows(array: OpenArray, slots: Sequence[RowSlot], out_bytes: memoryview, check: bool) -> None:
+    """Fill `out_bytes` with the rows of `slots`, which are sorted by row; raise `CacheDamaged` naming the shard."""
     if array.spec.chunk_rows > 1:
-        _read_from_blocks(array, places, out_bytes, check)
+        _read_from_blocks(array, slots, out_bytes, check)
         return
     step = array.spec.row_bytes + CRC_BYTES
-    longest = max(1, _RUN_BYTES // step)
-    offsets, start, count = array.offsets, 0, len(places)
+    longest = max(1, _MAX_RUN_BYTES // step)
+    offsets, start, count = array.offsets, 0, len(slots)
     while start < count:
-        begin = offsets[places[start][0]]
+        begin = offsets[slots[start][0]]
         if begin == MISSING:
-            raise _failed_row(array, places[start][0])
+            raise _failed_row(array, slots[start][0])
         end = start + 1
-        while end < count and end - start < longest and offsets[places[end][0]] == begin + (end - start) * step:
+        while end < count and end - start < longest and offsets[slots[end][0]] == begin + (end - start) * step:
             end += 1
-        _read_run(array, places[start:end], begin, out_bytes, check)
+        _read_run(array, slots[start:end], begin, out_bytes, check)
         start = end
 
 
-def _read_run(array: OpenArray, places: Sequence[Place], begin: int, out_bytes: memoryview, check: bool) -> None:
-    """Rows that lie side by side: one call, with the stored checksums between them into a scratch buffer."""
+def _read_run(array: OpenArray, slots: Sequence[RowSlot], begin: int, out_bytes: memoryview, check: bool) -> None:
+    """Read adjacent rows by one call; the stored checksums between them go into a scratch buffer."""
     size = array.spec.row_bytes
-    rows = [out_bytes[place * size : (place + 1) * size] for _, place in places]
+    rows = [out_bytes[slot * size : (slot + 1) * size] for _, slot in slots]
     buffers = rows[:1]
     gap = memoryview(bytearray(CRC_BYTES))
     for row in rows[1:]:
         buffers += (gap, row)
     array.file.read_into(buffers, begin)
     if check:
-        for (local, _), row in zip(places, rows, strict=True):
+        for (local, _), row in zip(slots, rows, strict=True):
             if xxh3_64(row) != array.hashes[local]:
                 raise _damaged_chunk(array, local)
 
 
-def _read_from_blocks(array: OpenArray, places: Sequence[Place], out_bytes: memoryview, check: bool) -> None:
-    """Rows that share chunks: each chunk is read and checked once, its rows are copied out."""
+def _read_from_blocks(array: OpenArray, slots: Sequence[RowSlot], out_bytes: memoryview, check: bool) -> None:
+    """Read rows that share chunks: each chunk is read and checked once, its rows are copied out."""
     spec, size = array.spec, array.spec.row_bytes
     block = memoryview(bytearray(spec.chunk_bytes))
-    held = -1
-    for local, place in places:
+    loaded_chunk = -1
+    for local, slot in slots:
         chunk, within = divmod(local, spec.chunk_rows)
-        if chunk != held:
+        if chunk != loaded_chunk:
             if array.offsets[chunk] == MISSING:
                 raise _failed_row(array, local)
             array.file.read_into([block], array.offsets[chunk])
             if check and xxh3_64(block) != array.hashes[chunk]:
                 raise _damaged_chunk(array, chunk)
-            held = chunk
-        out_bytes[place * size : (place + 1) * size] = block[within * size : (within + 1) * size]
+            loaded_chunk = chunk
+        out_bytes[slot * size : (slot + 1) * size] = block[within * size : (within + 1) * size]
 
 
-def refuse_blank_rows(array_name: str, out: NDArray[Any], where: str) -> None:
-    """Raise `CacheDamaged` when a row read is the fill value: rows of failed images inside a chunk that others fill."""
+def refuse_fill_values(array_name: str, out: NDArray[Any], where: str) -> None:
+    """Raise `CacheDamaged` when a row is the fill value: the row of a failed image in a chunk that others fill."""
     if out.dtype.kind == "f" and out.size and np.isnan(out.reshape(len(out), -1)[:, 0]).any():
         raise CacheDamaged(f"{array_name} of {where}: a row has no tokens because its image failed; see `failed_rows`")
 

@@ -1,9 +1,9 @@
-"""A group of sharded arrays with commit records: publish a shard once, open it checked, read rows into the caller's memory.
+"""A group of sharded arrays with commit records: publish a shard once, open it verified, read rows into the caller's memory.
 
 Reading goes identity → record → length → index checksum → row checksum, and every step compares with the record. Open shards (descriptor,
-index, expected checksums) are kept, so that a row costs one `preadv`; neighbouring rows of one shard are read in one call, their
-checksums with them. Publishing never replaces anything: an object that is there already is verified and adopted, and the record, created
-last and exclusively, decides. Views and features are both such groups.
+index, expected checksums) are cached, so that a row costs one `preadv`; adjacent rows of a shard are read by one call, together with their
+checksums. Publishing never replaces anything: an object that exists already is verified and accepted (`existing_objects`), and the record,
+created last and exclusively, decides. View sets and feature sets are both such groups.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ from ..core.lru_cache import LruCache
 from ..objects.objects import Objects, OpenObject
 from ..objects.read_ahead import ReadAhead
 from ..objects.read_threads import run_parallel
-from .adopt import adopt
-from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_of
+from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_number
+from .existing_objects import accept_existing
 from .ledger import LEDGER_SHARDS, Ledgers
-from .rows import OpenArray, Place, check_out, flat_bytes, read_rows, refuse_blank_rows
+from .rows import OpenArray, RowSlot, check_out, flat_bytes, read_rows, refuse_fill_values
 from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index
 
 _KEPT_RECORDS = 4096
@@ -45,7 +45,7 @@ class ShardedGroup:
         specs: Sequence[ArraySpec],
         check_opened: Callable[[Record], None] = lambda record: None,
     ) -> None:
-        """`check_opened` raises `CacheDamaged` when something else than the record forbids reading rows of its shard."""
+        """Open the group below `prefix`; `check_opened` raises `CacheDamaged` for a shard not to be read despite an intact record."""
         self.objects, self.prefix, self.group_digest = objects, prefix, group_digest
         self.specs = {spec.name: spec for spec in specs}
         first = specs[0]
@@ -57,28 +57,28 @@ class ShardedGroup:
         self._records: LruCache[int, Record] = LruCache(_KEPT_RECORDS)
         self._open: LruCache[int, dict[str, OpenArray]] = LruCache(max(1, _KEPT_CHUNKS // self.shard_rows))
         fetchers, shard_bytes = objects.fetchers, sum(spec.row_bytes for spec in specs) * self.shard_rows
-        self._ahead = ReadAhead(self._fetch, fetchers, self.shards, shard_bytes) if fetchers else None
+        self._read_ahead = ReadAhead(self._fetch, fetchers, self.shards, shard_bytes) if fetchers else None
 
     def shard_span(self, shard: int) -> tuple[int, int]:
-        """The rows [first, last) of a shard."""
+        """Return the rows [first, last) of a shard."""
         return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
 
     def committed_mask(self) -> NDArray[np.bool_]:
-        """Which shards have a record (shards,), listed afresh: a byte a shard, whatever their number."""
+        """Return which shards have a record, (shards,) bool, listed afresh."""
         mask = np.zeros(self.shards, np.bool_)
         self.ledgers.mark(mask)
         for name in self.objects.names(f"{self.prefix}/commits"):
-            number = shard_of(name)
+            number = shard_number(name)
             if number is not None and number < self.shards:
                 mask[number] = True
         return mask
 
     def committed(self) -> set[int]:
-        """The shards that have a record, listed afresh."""
+        """Return the shards that have a record, listed afresh."""
         return set(np.flatnonzero(self.committed_mask()).tolist())
 
     def record(self, shard: int) -> Record | None:
-        """The checked record of a shard, None when it is not committed; raises `CacheDamaged`."""
+        """Return the verified record of a shard, None when it is not committed; raise `CacheDamaged`."""
         known = self._records.get(shard)
         if known is not None:
             return known
@@ -95,14 +95,14 @@ class ShardedGroup:
         return record
 
     def parse(self, shard: int, data: bytes) -> Record:
-        """A shard's record from its bytes; raises `CacheDamaged` when it is altered, another shard's or another set's."""
+        """Return a shard's record from its bytes; raise `CacheDamaged` when it is altered, another shard's or another set's."""
         key = f"{self.prefix}/{record_key(shard)}"
         record = parse_record(data, where=key, group=self.group_digest, shard=shard)
         self._check_shape(record, key)
         return record
 
     def records(self, shards: Sequence[int]) -> Iterator[Record]:
-        """The records of those shards that are committed, in order; several are read at once, since an object store takes its time."""
+        """Yield the records of the committed ones of these shards, in order; several are read at once for the sake of object stores."""
         if len(shards) <= _RECORDS_AT_ONCE:  # threads cost more than so few gain on a disk
             yield from (one for one in map(self.record, shards) if one is not None)
             return
@@ -111,7 +111,7 @@ class ShardedGroup:
                 yield from (one for one in pool.map(self.record, shards[start : start + _BLOCK]) if one is not None)
 
     def _check_shape(self, record: Record, where: str) -> None:
-        """Refuse a record whose parts are not this set's: rows, arrays, their keys, the number of checksums."""
+        """Raise `CacheDamaged` for a record whose rows, arrays, keys or number of checksums are not this set's."""
         first, last = self.shard_span(record.shard)
         if record.rows != last - first or set(record.objects) != set(self.specs):
             raise CacheDamaged(f"{where}: holds {record.rows} rows of {sorted(record.objects)}, not those of this set")
@@ -123,38 +123,38 @@ class ShardedGroup:
     def publish(
         self, record: Record, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]]
     ) -> Record:
-        """Write a shard's objects and commit `record` with them; returns the record that now stands, ours or another's.
+        """Write a shard's objects and commit `record` with them; return the valid record, ours or another writer's.
 
         `present` says which rows exist, in all arrays alike or by array.
         """
         complete = replace(record, objects=self._publish_arrays(record.shard, arrays, present))
         if self.objects.create(f"{self.prefix}/{record_key(record.shard)}", [complete.to_bytes()]):
             return complete
-        standing = self.record(record.shard)
-        assert standing is not None
-        if standing.image_ids_sha256 != record.image_ids_sha256:
+        committed = self.record(record.shard)
+        assert committed is not None
+        if committed.image_ids_sha256 != record.image_ids_sha256:
             raise CacheDamaged(f"{self.prefix}/{record_key(record.shard)} was committed for other images; run `features verify`")
-        return standing
+        return committed
 
     def _publish_arrays(
         self, shard: int, arrays: Mapping[str, NDArray[Any]], present: NDArray[np.bool_] | Mapping[str, NDArray[np.bool_]]
     ) -> dict[str, ObjectRecord]:
-        """All arrays side by side: a file system commits their fsyncs together, an object store answers their puts together."""
+        """Publish all arrays in parallel: a file system batches their fsyncs, an object store handles their puts concurrently."""
         rows = present if isinstance(present, Mapping) else dict.fromkeys(self.specs, present)
         with ThreadPoolExecutor(len(self.specs)) as pool:
             futures = {name: pool.submit(self._publish_array, spec, shard, arrays[name], rows[name]) for name, spec in self.specs.items()}
         return {name: future.result() for name, future in futures.items()}
 
     def _publish_array(self, spec: ArraySpec, shard: int, rows: NDArray[Any], present: NDArray[np.bool_]) -> ObjectRecord:
-        """Write one array's object, hashed on its way, or adopt the one that is there."""
+        """Write one array's object, hashed while it is written, or accept the existing one."""
         built, key = build_shard(spec, rows, present), spec.key(shard)
         where = f"{self.prefix}/{key}"
         if self.objects.create(where, built):
             return ObjectRecord.of(key, built.size, built.hashes())
-        return adopt(spec, shard, built, self.objects.read(where), where)
+        return accept_existing(spec, shard, built, self.objects.read(where), where)
 
     def _open_shard(self, shard: int, names: Iterable[str]) -> dict[str, OpenArray]:
-        """The named arrays' objects, others left alone: who wants views does not fetch their pixels, nor who wants class tokens patches."""
+        """Return the open objects of the named arrays only: reading views does not fetch pixels, nor class tokens patch tokens."""
         known = self._open.get(shard) or {}
         if known and known.keys() >= set(names):
             return known
@@ -177,7 +177,7 @@ class ShardedGroup:
             file = self.objects.open(f"{self.prefix}/{spec.key(record.shard)}", entry.xxh3_128)
         except FileNotFoundError as error:
             raise CacheDamaged(f"{where} is missing although it was committed; run `eupe-pipeline features verify`") from error
-        return once_more(file, lambda: self._opened_array(spec, record, file, where))
+        return retry_with_fresh_copy(file, lambda: self._opened_array(spec, record, file, where))
 
     def _opened_array(self, spec: ArraySpec, record: Record, file: OpenObject, where: str) -> OpenArray:
         entry = record.objects[spec.name]
@@ -192,12 +192,12 @@ class ShardedGroup:
         return OpenArray(spec, file, offsets, memoryview(entry.chunk_hashes()), where)  # type: ignore[arg-type]
 
     def prefetch(self, rows: NDArray[np.int64], names: Iterable[str]) -> None:
-        """Say which rows will be read soon: where shards are kept as local copies, theirs are fetched in the background."""
-        if self._ahead is not None:
-            self._ahead.prefetch(np.unique(rows // self.shard_rows).tolist(), tuple(names))
+        """Announce rows that will be read soon; with a shard cache their shards are downloaded in the background."""
+        if self._read_ahead is not None:
+            self._read_ahead.prefetch(np.unique(rows // self.shard_rows).tolist(), tuple(names))
 
     def _fetch(self, shard: int, names: Iterable[str]) -> None:
-        """Open a shard that will be read soon, and keep what is at hand of it from being dropped."""
+        """Open a shard that will be read soon, and keep its local copies from being evicted."""
         for array in self._open_shard(shard, names).values():
             array.file.touch()
 
@@ -210,7 +210,7 @@ class ShardedGroup:
         check: bool = True,
         threads: int | None = None,
     ) -> None:
-        """Fill `out[name]` (n, …) with the given rows, in their order; raises `CacheDamaged` naming the shard.
+        """Fill `out[name]` (n, …) with these rows, in their order; raise `CacheDamaged` naming the shard.
 
         By as many threads as pay for so many bytes from where they lie, or by at most `threads`.
         """
@@ -219,57 +219,57 @@ class ShardedGroup:
             check_out(self.specs[name], array, len(rows))
         flat = {name: flat_bytes(array) for name, array in targets.items()}
         order = np.argsort(rows, kind="stable")
-        if self._ahead is not None:
+        if self._read_ahead is not None:
             for shard in np.unique(rows // self.shard_rows).tolist():
-                self._ahead.note_read(shard, tuple(flat))
+                self._read_ahead.note_read(shard, tuple(flat))
         parts = min(threads or self.objects.threads_for(sum(map(len, flat.values()))), len(rows)) or 1
         run_parallel(partial(self._read_part, rows, part, arrays, check) for part, arrays in self._parts(rows, order, flat, parts))
         for name, array in targets.items():
             if self.specs[name].chunk_rows > 1:
-                refuse_blank_rows(name, array, self.prefix)
+                refuse_fill_values(name, array, self.prefix)
 
     def _parts(
         self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: dict[str, memoryview], parts: int
     ) -> Iterator[tuple[NDArray[np.int64], dict[str, memoryview]]]:
-        """What each thread reads: which positions of which arrays. Only arrays of one row a chunk are cut within a shard.
+        """Yield what each thread reads: output rows and arrays. Only arrays of one row a chunk are split within a shard.
 
         A chunk that rows share would else be read by each of the threads that want one of them.
         """
         if parts == 1:
             yield order, flat
             return
-        alone = {name: memory for name, memory in flat.items() if self.specs[name].chunk_rows == 1}
-        shared = {name: memory for name, memory in flat.items() if name not in alone}
-        if alone:
-            yield from ((part, alone) for part in np.array_split(order, parts))
+        unshared = {name: memory for name, memory in flat.items() if self.specs[name].chunk_rows == 1}
+        shared = {name: memory for name, memory in flat.items() if name not in unshared}
+        if unshared:
+            yield from ((part, unshared) for part in np.array_split(order, parts))
         if shared:
             shards = np.split(order, np.flatnonzero(np.diff(rows[order] // self.shard_rows)) + 1)
-            for some in np.array_split(np.arange(len(shards)), min(parts, len(shards))):
-                yield np.concatenate([shards[n] for n in some]), shared
+            for shard_numbers in np.array_split(np.arange(len(shards)), min(parts, len(shards))):
+                yield np.concatenate([shards[n] for n in shard_numbers]), shared
 
     def _read_part(self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: Mapping[str, memoryview], check: bool) -> None:
-        """The rows at some positions, which `order` gives sorted by row."""
-        for shard, places in by_shard(rows, order, self.shard_rows):
-            if self._ahead is not None:
-                self._ahead.wait_for(shard)
+        """Read the rows at the output rows `order`, which is sorted by row."""
+        for shard, slots in group_by_shard(rows, order, self.shard_rows):
+            if self._read_ahead is not None:
+                self._read_ahead.wait_for(shard)
             opened = self._open_shard(shard, flat)
             for name, memory in flat.items():
-                once_more(opened[name].file, partial(read_rows, opened[name], places, memory, check))
+                retry_with_fresh_copy(opened[name].file, partial(read_rows, opened[name], slots, memory, check))
 
     def uncompacted(self) -> list[int]:
-        """The committed shards whose record is a file of its own, in order."""
+        """Return the committed shards whose record is a file of its own, in order."""
         mask = np.zeros(self.shards, np.bool_)
         self.ledgers.mark(mask)
         shards: list[int] = np.flatnonzero(self.committed_mask() & ~mask).tolist()
         return shards
 
     def stored_bytes(self) -> int:
-        """Bytes of the committed shards' objects, from their records."""
-        own = sum(entry.bytes for record in self.records(self.uncompacted()) for entry in record.objects.values())
-        return own + self.ledgers.totals()[0]
+        """Return the bytes of the committed shards' objects, from their records."""
+        uncompacted_bytes = sum(entry.bytes for record in self.records(self.uncompacted()) for entry in record.objects.values())
+        return uncompacted_bytes + self.ledgers.totals()[0]
 
     def compact(self, on_shard: Callable[[int], None] = lambda shard: None) -> int:
-        """Move the records of every complete span of 65,536 shards into its ledger; returns how many ledgers there are then.
+        """Move the records of every complete span of 65,536 shards into its ledger; return the number of ledgers.
 
         `on_shard` hears of each shard whose record was read.
         """
@@ -277,7 +277,7 @@ class ShardedGroup:
         return sum(done)
 
     def discard(self, shard: int) -> None:
-        """Undo a commit: first the record, then the objects, so that a shard without a record is all that is ever seen."""
+        """Undo a commit: remove first the record, then the objects, so that readers see at most a shard without a record."""
         self.objects.remove(f"{self.prefix}/{record_key(shard)}")
         self.ledgers.discard(shard)
         for spec in self.specs.values():
@@ -285,13 +285,13 @@ class ShardedGroup:
         self.forget(shard)
 
     def forget(self, shard: int) -> None:
-        """Drop what is kept of a shard and close its files, so that the next look is at the store."""
+        """Drop a shard from the caches and close its files, so that the next access reads the store."""
         self._records.pop(shard)
         for array in (self._open.pop(shard) or {}).values():
             array.file.close()
 
     def verify(self, shard: int) -> None:
-        """Compare a committed shard's objects with their record, byte by byte; raises `CacheDamaged`."""
+        """Compare a committed shard's objects with their record, byte by byte; raise `CacheDamaged`."""
         record = self.record(shard)
         if record is None:
             return
@@ -305,8 +305,8 @@ class ShardedGroup:
 Result = TypeVar("Result")
 
 
-def once_more(file: OpenObject, call: Callable[[], Result]) -> Result:
-    """The result of reading from `file`; where what came was damaged, or nothing came, and it is a copy, that of another one."""
+def retry_with_fresh_copy(file: OpenObject, call: Callable[[], Result]) -> Result:
+    """Return the result of reading from `file`; if that fails and `file` is a cached copy, recheck the copy and read once more."""
     try:
         return call()
     except (CacheDamaged, StoreUnavailable):
@@ -315,9 +315,9 @@ def once_more(file: OpenObject, call: Callable[[], Result]) -> Result:
         return call()
 
 
-def by_shard(rows: NDArray[np.int64], order: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[Place]]]:
-    """The rows of each shard, in the sorted order that is given: [(shard, [(row within the shard, position in `rows`), …]), …]."""
+def group_by_shard(rows: NDArray[np.int64], order: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[RowSlot]]]:
+    """Return the rows by shard, in the sorted `order`: [(shard, [(row within the shard, output row), …]), …]."""
     shards, local = np.divmod(rows[order], shard_rows)
-    places: list[Place] = list(zip(local.tolist(), order.tolist(), strict=True))
-    cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(places)]
-    return [(int(shards[a]), places[a:b]) for a, b in pairwise(cuts) if b > a]
+    slots: list[RowSlot] = list(zip(local.tolist(), order.tolist(), strict=True))
+    bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(slots)]
+    return [(int(shards[a]), slots[a:b]) for a, b in pairwise(bounds) if b > a]

@@ -1,9 +1,9 @@
-"""Standard Zarr v3 on disk, built and parsed by ourselves: metadata, sharded objects, their indexes.
+"""Standard Zarr v3 on disk, written and parsed by this package: metadata, sharded objects, their indexes.
 
-Any Zarr client reads what is written here (the tests open it with zarr-python and tensorstore). We do not write through zarr-python
-because its row-wise reads reach 8 % of `preadv` here, and because a partial write to a shard is a read-modify-write that loses rows
-between two writers. One array has one object a shard: inner chunks in order, each followed by its crc32c, then the index and its crc32c.
-Limits: little-endian, C order, no compression (9–17 % of bytes for five times the read time), one shard along every axis but the first.
+Any Zarr client reads what is written here (the tests use zarr-python and tensorstore). We do not write through zarr-python because its
+row-wise reads reach 8 % of the rate of `preadv` here, and because a partial write to a shard is a read-modify-write that loses rows between
+two writers. Each array has one object a shard: inner chunks in order, each followed by its crc32c, then the index and its crc32c. Limits:
+little-endian, C order, no compression (9–17 % of bytes for five times the read time), one shard along every axis but the first.
 """
 
 import json
@@ -25,7 +25,7 @@ MISSING = 2**64 - 1
 CRC_BYTES = 4
 MAX_ROW_BYTES = 1 << 30
 MAX_SHARD_ROWS = 1 << 30
-_NAMES = {
+_DATA_TYPES = {
     "bool": "bool",
     "int8": "int8",
     "uint8": "uint8",
@@ -37,7 +37,7 @@ _NAMES = {
 
 
 def group_metadata(attributes: dict[str, Any], members: Mapping[str, bytes] | None = None) -> bytes:
-    """Return zarr.json of a group; `members` (path → zarr.json) are repeated in it, as zarr-python's consolidated metadata.
+    """Return zarr.json of a group; `members` (path → zarr.json) become zarr-python's consolidated metadata.
 
     A client then lists the arrays without probing our other files, and opens the group of an object store with one request.
     """
@@ -58,7 +58,7 @@ def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array: its name in the group, shape (rows, …), element type and chunking; everything in zarr.json follows from it."""
+    """One array: its name in the group, shape (rows, …), element type and chunking; its zarr.json follows from these."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class ArraySpec:
     chunk_rows: int
     dimension_names: tuple[str, ...]
     attributes: dict[str, Any] = field(default_factory=dict)
-    inexact: bool = False  # computed by a teacher: another machine's run gives nearly the same values, not equal ones
+    inexact: bool = False  # computed by a teacher: a run on another machine gives nearly equal values
 
     def __post_init__(self) -> None:
         if self.row_bytes > MAX_ROW_BYTES or not 0 < self.chunk_rows <= self.shard_rows <= MAX_SHARD_ROWS:
@@ -78,7 +78,7 @@ class ArraySpec:
 
     @property
     def fill_value(self) -> Any:
-        """NaN for floats, so that an absent row can never pass for a token."""
+        """NaN for floats, so that an absent row is never taken for a token."""
         if self.dtype.kind == "f":
             return "NaN"
         return False if self.dtype.kind == "b" else 0
@@ -119,7 +119,7 @@ class ArraySpec:
                 "zarr_format": 3,
                 "node_type": "array",
                 "shape": list(self.shape),
-                "data_type": _NAMES[self.dtype.name],
+                "data_type": _DATA_TYPES[self.dtype.name],
                 "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard_shape}},
                 "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
                 "fill_value": self.fill_value,
@@ -131,14 +131,14 @@ class ArraySpec:
         )
 
     def key(self, shard: int) -> str:
-        """Return the object that holds a shard, relative to the group."""
+        """Return the key of a shard's object, relative to the group."""
         return f"{self.name}/c.{shard}" + ".0" * (len(self.shape) - 1)
 
 
 class ShardObject(Streamed):
-    """A shard's bytes, hashed while they are iterated over: chunk, its crc32c, chunk, its crc32c, …, the index.
+    """The bytes of a shard, hashed while they are iterated over: chunk, its crc32c, chunk, its crc32c, …, the index.
 
-    A row is in the processor's cache once for its checksum, both hashes and the copy that is written.
+    A row passes through the processor's cache once for its checksum, both hashes and the copy that is written.
     """
 
     def __init__(self, spec: ArraySpec, chunks: Sequence[memoryview | None]) -> None:
@@ -148,7 +148,7 @@ class ShardObject(Streamed):
         self._hashes: tuple[int, str, NDArray[np.uint64]] | None = None
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
-        """Yield the buffers to be written in order."""
+        """Yield the buffers to be written, in order."""
         whole, hashes = xxhash.xxh3_128(), np.zeros(len(self.chunks), np.uint64)
         index, offset = np.full((len(self.chunks), 2), MISSING, "<u8"), 0
         for number, chunk in enumerate(self.chunks):
@@ -177,7 +177,7 @@ class ShardObject(Streamed):
 
 
 def build_shard(spec: ArraySpec, rows: NDArray[Any], present: NDArray[np.bool_]) -> ShardObject:
-    """One shard of n ≤ shard_rows rows; chunks without a present row are left out and read as the fill value."""
+    """Return a shard of n ≤ shard_rows rows; chunks without a present row are left out and read as the fill value."""
     return ShardObject(spec, _chunks(spec, rows, present))
 
 
@@ -200,25 +200,25 @@ def _chunks(spec: ArraySpec, rows: NDArray[Any], present: NDArray[np.bool_]) -> 
 
 
 def parse_index(spec: ArraySpec, tail: bytes, object_size: int, where: str) -> NDArray[np.uint64]:
-    """Offsets and lengths (chunks, 2) from a shard's last `index_bytes`; raise `CacheDamaged` on anything impossible."""
+    """Return offsets and lengths (chunks, 2) from a shard's last `index_bytes`; raise `CacheDamaged` for impossible values."""
     if crc32c(tail[:-CRC_BYTES]) != int.from_bytes(tail[-CRC_BYTES:], "little"):
         raise CacheDamaged(f"{where} is damaged: its shard index fails its checksum")
     index = np.frombuffer(tail[:-CRC_BYTES], "<u8").reshape(-1, 2)
-    here = index[:, 0] != MISSING
+    exists = index[:, 0] != MISSING
     length = spec.chunk_bytes + CRC_BYTES
     limit = object_size - spec.index_bytes - length
-    if (index[here, 1] != length).any() or (index[here, 0] > max(limit, 0)).any() or (limit < 0 and here.any()):
+    if (index[exists, 1] != length).any() or (index[exists, 0] > max(limit, 0)).any() or (limit < 0 and exists.any()):
         raise CacheDamaged(f"{where} is damaged: its shard index points outside the object")
     return index
 
 
 def small_key(name: str, dimensions: int = 1) -> str:
-    """Return the object that holds the values of a small array."""
+    """Return the key of the object that holds the values of a small array."""
     return f"{name}/c" + ".0" * dimensions
 
 
 def small_array(name: str, values: NDArray[np.float32], dimensions: tuple[str, ...], attributes: dict[str, Any]) -> dict[str, bytes]:
-    """Both objects of an fp32 array that is one chunk: `name/zarr.json` and `name/c.0…`."""
+    """Return both objects of an fp32 array of one chunk: `name/zarr.json` and `name/c.0…`."""
     raw = values.astype("<f4").tobytes()
     metadata = {
         "zarr_format": 3,

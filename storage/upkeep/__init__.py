@@ -1,1 +1,1 @@
-"""Keeping a store whole: verify, repair, copy, prune, leases."""
+"""Maintenance of a store: verify, repair, copy, prune, leases."""

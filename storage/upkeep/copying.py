@@ -1,10 +1,10 @@
-"""Copy a feature set between stores, with all that another machine needs to go on with it.
+"""Copy a feature set to another store, with all that another machine needs to continue it.
 
-The dataset's index, the views and the features, each shard verified against its record on the way and committed in the target as a writer
-does, so that a copy can be killed and run again. What an extraction looks up goes along too: the measured statistics, because another
-machine's measurement differs in the last digits and would begin another set, and the teacher's canary. A dataset that the target has
-indexed itself, from wherever its images lie there, is the same dataset. Some shards are under way at once, so that reading one side waits
-for nothing of the other; the price is their memory.
+Copied are the dataset's index, the views and the features; each shard is verified against its record and committed in the target as a
+writer does, so that a copy can be killed and run again. The measured statistics are copied too, because a measurement on another machine
+differs in the last digits and would start another set, and so is the teacher's canary. A dataset that the target has indexed itself,
+wherever its images are, is the same dataset. Several shards are copied at once, so that reading one store does not wait for writing the
+other; the price is their memory.
 """
 
 from collections import deque
@@ -16,13 +16,13 @@ from ..core.errors import CacheDamaged
 from ..core.events import OnEvent, ignore_event
 from ..features.features import FeatureReader
 from ..features.teacher_files import note_teacher_file
-from ..objects.objects import Objects, below
+from ..objects.objects import Objects, walk_keys
 from ..shards.commit import record_key
 from ..shards.shards import ShardedGroup
 from ..sources.locations import add_place
 from ..store import FeatureStore, canary_key
 
-_AT_ONCE = 4
+_MAX_PENDING = 4
 _MEMORY_BYTES = 1 << 30  # of the shards under way
 
 
@@ -33,7 +33,7 @@ def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event
     _copy_dataset(source, target, views.dataset.key)
     for prefix in (f"views/{views.key}", f"features/{features.key}"):
         _copy_files(source.objects, target.objects, prefix)
-    _copy_what_extractions_look_up(source, features, target, on_event)
+    _copy_statistics_and_canary(source, features, target, on_event)
     opened = target.features(features.key)
     for ours, theirs in ((views.group, opened.views.group), (features.group, opened.group)):
         shards = sorted(ours.committed() - theirs.committed())
@@ -43,7 +43,7 @@ def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event
 
 
 def _copy_dataset(source: FeatureStore, target: FeatureStore, key: str) -> None:
-    """The index and the places of the images; where the target has the dataset already, only places that its index fits."""
+    """Copy the index and the locations of the images; where the target has the dataset, only locations that its index fits."""
     prefix = f"datasets/{key}"
     if target.objects.size(f"{prefix}/identity.json") is None:
         _copy_files(source.objects, target.objects, prefix)
@@ -52,13 +52,13 @@ def _copy_dataset(source: FeatureStore, target: FeatureStore, key: str) -> None:
     if ours.digest != theirs.digest:
         raise CacheDamaged(f"{prefix} in {target.url} is {theirs.digest}, in {source.url} {ours.digest}; copy to another store")
     if ours.index_sha256 == theirs.index_sha256:
-        for place in ours.sources:
-            add_place(target.objects, key, place, [])
+        for location in ours.sources:
+            add_place(target.objects, key, location, [])
 
 
 def _copy_files(source: Objects, target: Objects, prefix: str) -> None:
-    """Everything but shards and records; the identity last."""
-    names = [name for name in below(source, prefix) if "/c." not in name or "/statistics/" in name]
+    """Copy everything but shards and records, the identity last."""
+    names = [name for name in walk_keys(source, prefix) if "/c." not in name or "/statistics/" in name]
     names = [name for name in names if name.split("/")[2] not in ("commits", "ledgers", "discarded")]
     for name in sorted(names, key=lambda name: name.endswith("/identity.json")):
         data = source.read(name)
@@ -66,8 +66,8 @@ def _copy_files(source: Objects, target: Objects, prefix: str) -> None:
             raise CacheDamaged(f"{name} in {target.url} differs from the one in {source.url}; remove it there, or copy to another store")
 
 
-def _copy_what_extractions_look_up(source: FeatureStore, features: FeatureReader, target: FeatureStore, on_event: OnEvent) -> None:
-    """The statistics under what they were measured on, the canary, where a teacher's file lay; those of the target stay."""
+def _copy_statistics_and_canary(source: FeatureStore, features: FeatureReader, target: FeatureStore, on_event: OnEvent) -> None:
+    """Copy the stored statistics and the canary that an extraction looks up; those of the target stay."""
     for key in source.keys_of_statistics(features.statistics):
         data = source.objects.read(key)
         if not target.objects.create(key, [data]) and target.objects.read(key) != data:
@@ -81,18 +81,18 @@ def _copy_what_extractions_look_up(source: FeatureStore, features: FeatureReader
 
 
 def _copy_shards(source: ShardedGroup, target: ShardedGroup, shards: list[int]) -> Iterator[None]:
-    """Yield several at once, in order; an item for each that is committed in the target. Raise the first error."""
+    """Copy several shards at once, in order; yield for each one committed in the target. Raise the first error."""
     largest = source.shard_rows * sum(spec.row_bytes for spec in source.specs.values())
-    at_once = max(1, min(_AT_ONCE, _MEMORY_BYTES // largest))
-    under_way: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(at_once, thread_name_prefix="copy") as pool:
+    max_pending = max(1, min(_MAX_PENDING, _MEMORY_BYTES // largest))
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_pending, thread_name_prefix="copy") as pool:
         try:
             for shard in shards:
-                under_way.append(pool.submit(_copy_shard, source, target, shard))
-                if len(under_way) > at_once:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+                pending.append(pool.submit(_copy_shard, source, target, shard))
+                if len(pending) > max_pending:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BaseException:  # an error, Ctrl-C, SIGTERM: what has not begun does not begin
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -1,4 +1,7 @@
-"""The files of a dataset: identity, index, places. The index follows from the images; the digest in the name says whether from these."""
+"""Examine the files of a dataset: identity, index, locations.
+
+The index follows from the images; the digest in the key proves that they are the right ones.
+"""
 
 import contextlib
 import hashlib
@@ -19,52 +22,61 @@ from .examiner import Examiner
 from .findings import Kind
 
 IMAGES = "the images"
-Made = Iterator[tuple[bytes | None, str]]
+Candidates = Iterator[tuple[bytes | None, str]]
 
 
 def examine_dataset(examiner: Examiner, key: str) -> tuple[ImageDataset | None, bool]:
-    """Return a dataset, None where its identity is lost, and whether its index is whole."""
+    """Return a dataset, None where its identity is lost, and whether its index is intact."""
     prefix = f"datasets/{key}"
     where, check = f"{prefix}/identity.json", partial(parse_description, prefix=prefix)
-    sources = [*_places(examiner, key), *_named_in(examiner, where)]
-    data = _file(examiner, "identity", key, where, check, sources, _restored(examiner, key, sources, where), MAX_IDENTITY_BYTES)
+    sources = [*_examine_locations(examiner, key), *_source_in_damaged_identity(examiner, where)]
+    data = _examine_file(
+        examiner, "identity", key, where, check, sources, _rebuild_from_images(examiner, key, sources, where), MAX_IDENTITY_BYTES
+    )
     if data is None:
         return None, False
     described = parse_description(data, prefix)
-    parts = [_part_is_whole(examiner, key, number, described, sources) for number in range(len(described["index_sha256"]))]
+    parts = [_examine_part(examiner, key, number, described, sources) for number in range(len(described["index_sha256"]))]
     return ImageDataset(examiner.objects, key), all(parts)
 
 
-def _file(
-    examiner: Examiner, kind: Kind, key: str, where: str, check: Check, sources: list[str], made: Made, limit_bytes: int | None = None
+def _examine_file(
+    examiner: Examiner,
+    kind: Kind,
+    key: str,
+    where: str,
+    check: Check,
+    sources: list[str],
+    candidates: Candidates,
+    limit_bytes: int | None = None,
 ) -> bytes | None:
-    """Return a dataset's file, from one walk over its images where nothing else is left of it."""
+    """Return the correct bytes of a dataset's file, from one walk over its images where nothing else is left of it."""
     known = ", ".join(dict.fromkeys(sources))
-    data = examiner.file(kind, where, check, made, lambda: _index_it(examiner, key, known), limit_bytes)
+    data = examiner.check_file(kind, where, check, candidates, lambda: _advice_to_index(examiner, key, known), limit_bytes)
     if data is None and known and not examiner.images:
-        examiner.settle(examiner.findings[-1], mended=False, way_out=examiner.repair, source=f"{IMAGES} at {known}")
+        examiner.update_finding(examiner.findings[-1], mended=False, way_out=examiner.repair, source=f"{IMAGES} at {known}")
     return data
 
 
-def _part_is_whole(examiner: Examiner, key: str, number: int, described: dict[str, Any], sources: list[str]) -> bool:
+def _examine_part(examiner: Examiner, key: str, number: int, described: dict[str, Any], sources: list[str]) -> bool:
     where, prefix = f"datasets/{key}/{part_name(number)}", f"datasets/{key}"
-    wanted, places = {described["index_sha256"][number]}, [described["source"], *sources]
+    known_digests, locations = {described["index_sha256"][number]}, [described["source"], *sources]
 
     def check(data: bytes) -> None:
-        if hashlib.sha256(data).hexdigest() not in wanted:
+        if hashlib.sha256(data).hexdigest() not in known_digests:
             raise CacheDamaged("is damaged: sha256 differs from identity.json")
 
-    def made() -> Made:
-        for restored in _restored(examiner, key, places, where):
-            now = parse_description(examiner.objects.read(f"{prefix}/identity.json"), prefix)
-            wanted.add(now["index_sha256"][number])  # written again by another version of Arrow, it is named anew
+    def candidates() -> Candidates:
+        for restored in _rebuild_from_images(examiner, key, locations, where):
+            described_now = parse_description(examiner.objects.read(f"{prefix}/identity.json"), prefix)
+            known_digests.add(described_now["index_sha256"][number])  # written again by another version of Arrow, it is named anew
             yield restored
 
-    return _file(examiner, "index", key, where, check, places, made()) is not None
+    return _examine_file(examiner, "index", key, where, check, locations, candidates()) is not None
 
 
-def _restored(examiner: Examiner, key: str, sources: list[str], where: str) -> Made:
-    """Yield a dataset's file after its images were walked again, at the first place where they lie; one walk restores all of its files."""
+def _rebuild_from_images(examiner: Examiner, key: str, sources: list[str], where: str) -> Candidates:
+    """Yield a dataset's file after indexing its images again at each known location; one walk restores all of its files."""
     if not examiner.images:
         return
     for source in dict.fromkeys(sources):
@@ -73,15 +85,15 @@ def _restored(examiner: Examiner, key: str, sources: list[str], where: str) -> M
         yield read_or_flaw(examiner.objects, where)[0], f"{IMAGES} at {source}"
 
 
-def _index_it(examiner: Examiner, key: str, known: str) -> str:
-    """Return what helps where the store itself cannot."""
-    there = f" (they are not, or not as they were, at {known})" if known else ""
+def _advice_to_index(examiner: Examiner, key: str, known: str) -> str:
+    """Return what the user can do where the store cannot repair itself."""
+    tried = f" (they are not, or not as they were, at {known})" if known else ""
     again = examiner.command("index", "SOURCE", "--name", key.rpartition("@")[0])
-    return f"the store cannot make it again without the images{there}: run {again}, where SOURCE is the place where they lie now"
+    return f"the store cannot make it again without the images{tried}: run {again}, where SOURCE is the place where they lie now"
 
 
-def _named_in(examiner: Examiner, where: str) -> list[str]:
-    """Return the source that a damaged identity still names, if it can be read: whether it is the right one, its images' digest says."""
+def _source_in_damaged_identity(examiner: Examiner, where: str) -> list[str]:
+    """Return the source that a damaged identity still names, if readable; the digest of its images shows whether it is the right one."""
     data, _ = read_or_flaw(examiner.objects, where, MAX_IDENTITY_BYTES)
     match = re.search(rb'"source":("(?:[^"\\]|\\.)*")', data or b"")
     if match is None:
@@ -91,29 +103,29 @@ def _named_in(examiner: Examiner, where: str) -> list[str]:
     return []
 
 
-def _places(examiner: Examiner, key: str) -> list[str]:
-    """Return the further places that can be read; others are set aside, because nothing else knows what they said."""
+def _examine_locations(examiner: Examiner, key: str) -> list[str]:
+    """Return the further locations that can be read; move the others aside, because nothing else knows what they said."""
     sources = []
     again = examiner.command("index", "SOURCE", "--name", key.rpartition("@")[0])
     for name in examiner.objects.names(f"datasets/{key}/places"):
         where = f"datasets/{key}/places/{name}"
-        data = examiner.file("place", where, partial(_check_place, where=where), [], lambda: "", MAX_PLACE_BYTES)
+        data = examiner.check_file("place", where, partial(_check_location, where=where), [], lambda: "", MAX_PLACE_BYTES)
         if data is not None:
             sources.append(parse_place(data, where))
             continue
-        lost, (said, _) = examiner.findings[-1], read_or_flaw(examiner.objects, where, MAX_PLACE_BYTES)
-        text = f"{again}, where SOURCE is that place, notes it again (the file held {(said or b'')[:200]!r})"
-        if examiner.acting:
+        finding, (content, _) = examiner.findings[-1], read_or_flaw(examiner.objects, where, MAX_PLACE_BYTES)
+        text = f"{again}, where SOURCE is that place, notes it again (the file held {(content or b'')[:200]!r})"
+        if examiner.may_write:
             set_aside(examiner.objects, where)
-            examiner.settle(lost, mended=True, source=f"nothing: it was set aside; {text}")
+            examiner.update_finding(finding, mended=True, source=f"nothing: it was set aside; {text}")
         else:
-            examiner.settle(
-                lost, mended=False, way_out=f"no reader can use it, and it is set aside when you {examiner.repair}; then {text}"
+            examiner.update_finding(
+                finding, mended=False, way_out=f"no reader can use it, and it is set aside when you {examiner.repair}; then {text}"
             )
     return sources
 
 
-def _check_place(data: bytes, where: str) -> None:
+def _check_location(data: bytes, where: str) -> None:
     parse_place(data, where)
     if f"{short(json.loads(data)['file_digest'])}.json" != where.rpartition("/")[2]:
         raise CacheDamaged(f"{where} is another place's file; was a file copied or renamed?")

@@ -1,4 +1,4 @@
-"""What an examination of a store finds: a file that is not what it must be, what it follows from, and the way out."""
+"""Findings of an examination: a file that is not what it must be, what it can be rebuilt from, and the way out."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -8,7 +8,7 @@ Kind = Literal["marker", "identity", "index", "place", "metadata", "statistics",
 
 @dataclass(frozen=True)
 class Finding:
-    """One damaged, missing or unreadable file, or one that cannot be judged before another is whole."""
+    """One damaged, missing or unreadable file, or one that cannot be judged before another is repaired."""
 
     kind: Kind
     where: str
@@ -26,7 +26,7 @@ class Finding:
     """No damage that is known of: a writer that was killed leaves objects without a record, too."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return JSON-able."""
+        """Return the finding as a JSON-able dict."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -1,10 +1,10 @@
-"""Leases: a run that reads a set says so, and `prune` leaves the set alone until the lease is given back or has run out.
+"""Leases: a run that reads a set takes a lease on it, and `prune` leaves the set alone until the lease is released or expires.
 
-    leases/<features key>/<owner>-<expiry in seconds since 1970>.json      {"process": …}, who holds it (`process`)
+    leases/<features key>/<owner>-<expiry in seconds since 1970>.json      {"process": …}, the process that holds it (`process`)
 
-A lease whose process is known to be gone has ended, whatever its expiry says; of another machine or container only the clock tells. A
-renewal is a new file with a later expiry; the old one is removed after it. Clocks of machines may differ by minutes, so lease for an hour
-and renew every ten minutes. Nothing else in the store depends on a clock.
+A lease whose process is known to have ended is over, whatever its expiry; for another machine or container only the clock counts. A renewal
+is a new file with a later expiry, after which the old one is removed. Clocks of machines may differ by minutes, so lease for an hour and
+renew every ten minutes. Nothing else in the store depends on a clock.
 """
 
 import json
@@ -25,7 +25,7 @@ _NAME = re.compile(r"([A-Za-z0-9_.-]+)-(\d{1,15})\.json")
 
 
 class Lease:
-    """A running reader's claim on one set; a context manager that gives it back."""
+    """A running reader's lease on one set; as a context manager it is released at the end."""
 
     def __init__(
         self, objects: Objects, key: str, owner: str, seconds: int = LEASE_SECONDS, clock: Callable[[], float] = time.time
@@ -33,22 +33,22 @@ class Lease:
         self._objects, self._prefix, self._seconds, self._clock = objects, f"leases/{key}", seconds, clock
         self._owner = re.sub(r"[^A-Za-z0-9_.-]", "_", owner)[:60] + f"-{secrets.token_hex(4)}"
         self._content = canonical_json({"process": this_process()})
-        self._held = ""
+        self._lease_key = ""
         self.renew()
 
     def renew(self) -> None:
-        """Claim the set for `seconds` from now on."""
+        """Extend the lease to `seconds` from now."""
         name = f"{self._prefix}/{self._owner}-{int(self._clock()) + self._seconds}.json"
         self._objects.create(name, [self._content])
-        if self._held and self._held != name:
-            self._objects.remove(self._held)
-        self._held = name
+        if self._lease_key and self._lease_key != name:
+            self._objects.remove(self._lease_key)
+        self._lease_key = name
 
     def release(self) -> None:
-        """Give it back."""
-        if self._held:
-            self._objects.remove(self._held)
-        self._held = ""
+        """Release the lease."""
+        if self._lease_key:
+            self._objects.remove(self._lease_key)
+        self._lease_key = ""
 
     def __enter__(self) -> "Lease":
         return self
@@ -58,22 +58,22 @@ class Lease:
 
 
 def holders(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> list[str]:
-    """Who holds a lease on a set that has not ended."""
-    return sorted({owner for owner, _ in _live(objects, key, clock)})
+    """Return the owners of the active leases on a set."""
+    return sorted({owner for owner, _ in _active(objects, key, clock)})
 
 
-def _live(objects: Objects, key: str, clock: Callable[[], float]) -> list[tuple[str, int]]:
-    """Return owner and expiry of the leases that have not ended."""
-    found = []
+def _active(objects: Objects, key: str, clock: Callable[[], float]) -> list[tuple[str, int]]:
+    """Return owner and expiry of the active leases."""
+    active = []
     for name in objects.names(f"leases/{key}"):
         match = _NAME.fullmatch(name)
         if match is not None and int(match[2]) > clock() and not _abandoned(objects, f"leases/{key}/{name}"):
-            found.append((match[1], int(match[2])))
-    return found
+            active.append((match[1], int(match[2])))
+    return active
 
 
 def _abandoned(objects: Objects, where: str) -> bool:
-    """Return whether the process that holds a lease is gone; False for what does not say or cannot be read, and for older leases."""
+    """Return whether the process that holds a lease has ended; False where that is not recorded or cannot be read."""
     try:
         return has_ended(json.loads(objects.read(where, _MAX_BYTES))["process"])
     except FileNotFoundError:  # given back a moment ago
@@ -83,7 +83,7 @@ def _abandoned(objects: Objects, where: str) -> bool:
 
 
 def drop_expired(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> None:
-    """Remove the leases on a set that have ended: those of runs that were killed, and what they left unfinished."""
+    """Remove the leases on a set that have ended: expired ones, and those of killed runs."""
     for name in objects.names(f"leases/{key}"):
         match, where = _NAME.fullmatch(name), f"leases/{key}/{name}"
         if match is not None and (int(match[2]) <= clock() or _abandoned(objects, where)):
@@ -92,11 +92,11 @@ def drop_expired(objects: Objects, key: str, clock: Callable[[], float] = time.t
 
 
 def refuse_leased(objects: Objects, key: str, clock: Callable[[], float] = time.time) -> None:
-    """Raise `BadInput` that names the holders when somebody reads the set."""
-    live = _live(objects, key, clock)
-    if live:
-        minutes = math.ceil((max(expiry for _, expiry in live) - clock()) / 60)
-        owners = ", ".join(sorted({owner for owner, _ in live}))
+    """Raise `BadInput` naming the holders while a set has active leases."""
+    active = _active(objects, key, clock)
+    if active:
+        minutes = math.ceil((max(expiry for _, expiry in active) - clock()) / 60)
+        owners = ", ".join(sorted({owner for owner, _ in active}))
         raise BadInput(
             f"{key} is being read by {owners}; stop those runs, or wait until their leases have run "
             f"out (in {minutes} min at the latest, unless they are renewed)"

@@ -1,8 +1,7 @@
-"""Lost identities, guessed and proved: what an identity said stands in part elsewhere, and the digest in the folder's name decides.
+"""Reconstruct lost identities by guessing: parts of an identity are stored elsewhere, and the digest in the folder's name verifies a guess.
 
-A feature set's identity follows from the statistics that were kept before it and from the shapes in its zarr.json; an identity of views
-from shapes and from what `extract-features` takes when nobody says otherwise. A guess that is wrong in one value has another digest, so
-that none can pass for the right one.
+A feature set's identity follows from the statistics stored before it and from the shapes in its zarr.json; an identity of views from shapes
+and from the defaults of `extract-features`. A guess that is wrong in one value has another digest, so a wrong identity cannot pass.
 """
 
 import itertools
@@ -27,7 +26,7 @@ _CENTRE_FRACTIONS = (1.0, 0.875)
 
 
 def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict[str, Any], Any]]) -> bytes | None:
-    """Return `identity.json` of a feature set from kept statistics (what they were measured on, the statistics) and its arrays' shapes."""
+    """Return `identity.json` of a feature set from stored statistics (what they were measured on, the statistics) and array shapes."""
     arrays = {name: _array(objects, f"features/{key}/{name}") for name in ("patch", "cls")}
     if not arrays["patch"]:
         return None
@@ -47,16 +46,16 @@ def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict
 
 
 def _layouts(teacher: dict[str, Any], patch: dict[str, Any]) -> Iterator[FeatureLayout]:
-    shape, codec, own = patch["shape"], patch["attributes"]["codec"], tuple(teacher["grid"])
+    shape, codec, teacher_grid = patch["shape"], patch["attributes"]["codec"], tuple(teacher["grid"])
     if len(shape) == 3:
-        yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], own, codec, shape[1])
+        yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], teacher_grid, codec, shape[1])
         return
     grid = (shape[1], shape[2])
-    yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], grid, codec, None, None if grid == own else own)
+    yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], grid, codec, None, None if grid == teacher_grid else teacher_grid)
 
 
 def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageDataset]) -> bytes | None:
-    """Return `identity.json` of a set of views, when they were drawn with a small seed and the commands' own values."""
+    """Return `identity.json` of a view set, if it was drawn with a small seed and the commands' default values."""
     crop, pixels = _array(objects, f"views/{key}/crop"), _array(objects, f"views/{key}/pixels")
     try:
         rows, shard_rows = crop["shape"][0], crop["chunk_grid"]["configuration"]["chunk_shape"][0]
@@ -77,8 +76,8 @@ def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageData
 def _specs(views_per_image: int, stored: StoredPixels | None) -> Iterator[ViewSpec]:
     kinds = VIEW_KINDS.values()
     if views_per_image == 1:
-        plain = [one.name for one in kinds if not one.is_random]
-        yield from (ViewSpec(kind, crop_fraction=fraction, pixels=stored) for kind in plain for fraction in _CENTRE_FRACTIONS)
+        deterministic = [one.name for one in kinds if not one.is_random]
+        yield from (ViewSpec(kind, crop_fraction=fraction, pixels=stored) for kind in deterministic for fraction in _CENTRE_FRACTIONS)
     for kind, photometric in itertools.product([one.name for one in kinds if one.is_random], PHOTOMETRIC_MODES):
         first = ViewSpec(kind, views_per_image, photometric=photometric, pixels=stored)
         for seed in itertools.islice(itertools.count(), _SEEDS):

@@ -1,7 +1,7 @@
-"""Keep a store sound: verify a set's shards by instalments, delete what nobody needs.
+"""Verify the shards of a set by instalments; delete a set that is no longer needed.
 
-`verify` never writes, and judges shards alone: what lies around them must be whole (`examination` judges every file of a store).
-`prune` deletes in the order opposite to creation: the identity first, and nothing that a lease protects.
+`verify` never writes, and judges shards only: the files around them must be intact (`examination` examines every file of a store). `prune`
+deletes in the reverse order of creation, the identity first, and refuses to delete what a lease protects.
 """
 
 import time
@@ -13,7 +13,7 @@ from ..core.events import OnEvent, ignore_event
 from ..core.identity import ids_digest
 from ..core.urls import is_url
 from ..features.features import FeatureReader
-from ..objects.objects import below
+from ..objects.objects import walk_keys
 from ..store import FeatureStore
 from ..views.view_set import ViewSet
 from .leases import drop_expired, refuse_leased
@@ -26,55 +26,55 @@ class Damage(NamedTuple):
     reason: str
 
 
-def verify(one: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_event: OnEvent = ignore_event) -> list[Damage]:
+def verify(group_set: FeatureReader | ViewSet, part: tuple[int, int] = (1, 1), on_event: OnEvent = ignore_event) -> list[Damage]:
     """Read every byte of part k of n of a set's committed shards and compare with the records; return the damaged shards.
 
     The n parts together cover every shard once. Raise `BadInput` for a part that is none,
     `CacheDamaged` where the dataset's index is damaged.
     """
     number, parts = checked_part(part)
-    shards = [shard for shard in sorted(one.group.committed()) if shard % parts == number - 1]
-    found = []
+    shards = [shard for shard in sorted(group_set.group.committed()) if shard % parts == number - 1]
+    damaged = []
     for done, shard in enumerate(shards, start=1):
-        reason = _why_damaged(one, shard)
+        reason = _why_damaged(group_set, shard)
         if reason is not None:
-            found.append(Damage(shard, reason))
-        on_event({"event": "progress", "stage": f"verify {one.key}", "done": done, "total": len(shards), "unit": "shards"})
-    return found
+            damaged.append(Damage(shard, reason))
+        on_event({"event": "progress", "stage": f"verify {group_set.key}", "done": done, "total": len(shards), "unit": "shards"})
+    return damaged
 
 
 def checked_part(part: tuple[int, int]) -> tuple[int, int]:
-    """Part k of n; raise `BadInput` for one that is none."""
+    """Return part k of n; raise `BadInput` unless 1 ≤ k ≤ n."""
     number, parts = part
     if not 1 <= number <= parts:
         raise BadInput(f"part {number} of {parts} does not exist; parts go from 1/{parts} to {parts}/{parts}")
     return number, parts
 
 
-def _why_damaged(one: FeatureReader | ViewSet, shard: int) -> str | None:
-    views = one.views if isinstance(one, FeatureReader) else one
+def _why_damaged(group_set: FeatureReader | ViewSet, shard: int) -> str | None:
+    views = group_set.views if isinstance(group_set, FeatureReader) else group_set
     ids = ids_digest(views.dataset.ids(*views.shard_images(shard)))  # a damaged index is no damage of the shard
     try:
-        one.group.forget(shard)
-        one.group.verify(shard)
-        record = one.group.record(shard)
+        group_set.group.forget(shard)
+        group_set.group.verify(shard)
+        record = group_set.group.record(shard)
         if record is None:
             return None
         if record.image_ids_sha256 != ids:
             return "its record is of other images"
-        if isinstance(one, FeatureReader) and record.views_record:
+        if isinstance(group_set, FeatureReader) and record.views_record:
             of_views = views.group.record(shard)
             if of_views is None or of_views.digest != record.views_record:
                 return "it was made from other views than those that are committed now"
     except (CacheDamaged, StoreUnavailable) as error:
-        if isinstance(error, StoreUnavailable) and is_url(one.group.objects.url):  # the network is no damage of the store
+        if isinstance(error, StoreUnavailable) and is_url(group_set.group.objects.url):  # the network is no damage of the store
             raise
         return str(error)
     return None
 
 
 def _deletion_order(key: str) -> tuple[int, str]:
-    """Identity, records, objects, metadata: the opposite of creation."""
+    """Return a sort key in the reverse order of creation: identity, records, objects, metadata."""
     parts = key.split("/")
     if parts[-1] == "identity.json":
         return 0, key
@@ -93,24 +93,24 @@ def prune(
     if key not in store.list_features():
         raise BadInput(f"{store.url} has no feature set {key!r}; give the whole key, one of: {', '.join(store.list_features()) or 'none'}")
     refuse_leased(store.objects, key, clock)
-    going = sorted(below(store.objects, f"features/{key}"), key=_deletion_order)
+    to_delete = sorted(walk_keys(store.objects, f"features/{key}"), key=_deletion_order)
     if dry_run:
-        return going
+        return to_delete
     # The first to go is the identity; after it nobody can open the set.
-    for place, name in enumerate(going):
-        held = store.objects.read(name) if place == 0 else b""
+    for position, name in enumerate(to_delete):
+        identity = store.objects.read(name) if position == 0 else b""
         store.objects.remove(name)
-        if place == 0:
-            _restore_when_leased(store, key, name, held, clock)
-        on_event({"event": "progress", "stage": f"prune {key}", "done": place + 1, "total": len(going), "unit": "files"})
+        if position == 0:
+            _restore_when_leased(store, key, name, identity, clock)
+        on_event({"event": "progress", "stage": f"prune {key}", "done": position + 1, "total": len(to_delete), "unit": "files"})
     drop_expired(store.objects, key, clock)
     store.objects.sweep(f"features/{key}")
     store.objects.drop_empty(f"features/{key}")
-    return going
+    return to_delete
 
 
 def _restore_when_leased(store: FeatureStore, key: str, name: str, data: bytes, clock: Callable[[], float]) -> None:
-    """A reader takes its lease and then opens the set; one that came between our check and the removal gets its set back."""
+    """Restore the identity if a reader took a lease between the check and the removal, and raise `BadInput`."""
     try:
         refuse_leased(store.objects, key, clock)
     except BadInput:

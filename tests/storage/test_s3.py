@@ -227,9 +227,9 @@ def test_the_next_shards_are_fetched_while_a_reader_goes_from_shard_to_shard(
     for shard in (0, 1):
         np.testing.assert_array_equal(cached.read(np.array([8 * shard])).patch, local.features.read(np.array([8 * shard])).patch)
     wait_for(lambda: {name[-1] for name in shard_gets(server)} == {"0", "1", "2", "4"})
-    assert cached.group._ahead is not None
-    cached.group._ahead.wait_for(2)
-    cached.group._ahead.wait_for(4)
+    assert cached.group._read_ahead is not None
+    cached.group._read_ahead.wait_for(2)
+    cached.group._read_ahead.wait_for(4)
     np.testing.assert_array_equal(cached.read(np.arange(40)).patch, local.features.read(np.arange(40)).patch)
     fetched = shard_gets(server)
     assert len(fetched) == len(set(fetched))
@@ -270,13 +270,13 @@ def test_rows_that_are_expected_are_at_hand_when_they_are_read_even_when_their_c
     server, objects = s3
     local = build(tmp_path / "local", images=20)
     cached = reopen_remote(fully_committed(local, objects), tmp_path / "cache").features
-    assert cached.group._ahead is not None
+    assert cached.group._read_ahead is not None
     for _ in range(2):
         server.seen.clear()
         cached.prefetch(np.array([33, 9, 8, 34]))
         wait_for(lambda: {name[-1] for name in shard_gets(server)} == {"1", "4"})
-        cached.group._ahead.wait_for(1)
-        cached.group._ahead.wait_for(4)
+        cached.group._read_ahead.wait_for(1)
+        cached.group._read_ahead.wait_for(4)
         fetched = shard_gets(server)
         np.testing.assert_array_equal(cached.read(np.array([33, 9])).patch, local.features.read(np.array([33, 9])).patch)
         assert shard_gets(server) == fetched

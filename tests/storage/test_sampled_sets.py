@@ -72,7 +72,7 @@ def test_damage_is_found_and_the_same_bytes_are_made_again(tmp_path: Path, array
         made.features.read(np.arange(8, 16))
     views = made.views.group.record(1)
     assert views is not None
-    made.features.heal_shard(1, tokens(made.features, 1), {}, views.digest)
+    made.features.repair_shard(1, tokens(made.features, 1), {}, views.digest)
     assert victim.read_bytes() == before
     assert verify(made.features) == []
 

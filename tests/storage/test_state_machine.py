@@ -126,7 +126,7 @@ class Machine(RuleBasedStateMachine):
         for shard in sorted(self.damaged):
             views = self.made.views.group.record(shard)
             assert views is not None
-            self.made.features.heal_shard(shard, tokens(self.made.features, shard), {}, views.digest)
+            self.made.features.repair_shard(shard, tokens(self.made.features, shard), {}, views.digest)
         self.damaged.clear()
 
     @rule()

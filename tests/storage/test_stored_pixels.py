@@ -10,8 +10,8 @@ import zarr
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.copying import copy_features
-from eupe_pipeline.storage.upkeep.heal_views import heal_views
 from eupe_pipeline.storage.upkeep.maintenance import verify
+from eupe_pipeline.storage.upkeep.repair_views import repair_views
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec, render
 from hypothesis import given
@@ -129,7 +129,7 @@ def test_a_flipped_bit_is_found_on_reading_and_by_verify_and_the_row_is_rendered
         fresh.read_pixels(np.array([16]))
     damaged = verify(fresh)
     assert [one.shard for one in damaged] == [2]
-    heal_views(fresh, 2, set).put_in_place(fresh.group)
+    repair_views(fresh, 2, set).write_to(fresh.group)
     assert verify(fresh) == []
     np.testing.assert_array_equal(fresh.read_pixels(np.arange(16, 24)), expected[16:24])
 

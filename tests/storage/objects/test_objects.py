@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
-from eupe_pipeline.storage.objects.objects import LocalObjects, Objects, after, open_objects
+from eupe_pipeline.storage.objects.objects import LocalObjects, Objects, open_objects, skip_bytes
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -128,4 +128,4 @@ def test_unusable_urls_are_the_users_to_mend(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("done", "left"), [(0, [2, 3]), (1, [1, 3]), (2, [3]), (4, [1]), (5, [])])
 def test_buffers_after_a_short_read(done: int, left: list[int]) -> None:
-    assert [len(part) for part in after([memoryview(b"ab"), memoryview(b"cde")], done)] == left
+    assert [len(part) for part in skip_bytes([memoryview(b"ab"), memoryview(b"cde")], done)] == left

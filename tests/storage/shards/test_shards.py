@@ -12,7 +12,7 @@ from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader
 from eupe_pipeline.storage.features.phis import Covariance
 from eupe_pipeline.storage.features.statistics import Statistics
 from eupe_pipeline.storage.shards import shards
-from eupe_pipeline.storage.shards.shards import by_shard
+from eupe_pipeline.storage.shards.shards import group_by_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ def test_any_rows_in_any_order_are_those_that_were_written(pristine: Made, rows:
 
 @given(st.lists(st.integers(0, 99)), st.integers(1, 30))
 def test_rows_are_grouped_by_shard_and_none_is_lost(rows: list[int], shard_rows: int) -> None:
-    groups = by_shard(np.array(rows, np.int64), np.argsort(rows, kind="stable"), shard_rows)
+    groups = group_by_shard(np.array(rows, np.int64), np.argsort(rows, kind="stable"), shard_rows)
     assert [shard for shard, _ in groups] == sorted({row // shard_rows for row in rows})
     back = {place: shard * shard_rows + local for shard, places in groups for local, place in places}
     assert [back[place] for place in range(len(rows))] == rows

@@ -30,14 +30,14 @@ GOLDEN = Path(__file__).parents[1].parent / "data" / "golden_store" / "written"
 
 def repaired(url: str) -> list[Finding]:
     """Repair without any teacher."""
-    examiner = Examiner(FeatureStore.open_damaged(url), None, images=True, acting=True)
+    examiner = Examiner(FeatureStore.open_damaged(url), None, images=True, may_write=True)
     examine(examiner)
     return examiner.findings
 
 
 def verified(url: str) -> list[Finding]:
     """What `verify` finds, unfinished things left out."""
-    examiner = Examiner(FeatureStore(DryRunObjects(FeatureStore.open_damaged(url).objects)), None, images=False, acting=False)
+    examiner = Examiner(FeatureStore(DryRunObjects(FeatureStore.open_damaged(url).objects)), None, images=False, may_write=False)
     examine(examiner)
     return [one for one in examiner.findings if not one.unfinished]
 
@@ -147,11 +147,11 @@ def test_a_record_that_a_compaction_would_bring_back_is_found(copied: Callable[[
 def test_objects_of_a_writer_at_work_are_no_finding(copied: Callable[[], Made]) -> None:
     made = copied()
     (made.folder / f"features/{made.features.key}/commits/000001.json").unlink()
-    examiner = Examiner(FeatureStore(DryRunObjects(made.store.objects)), None, images=False, acting=False)
+    examiner = Examiner(FeatureStore(DryRunObjects(made.store.objects)), None, images=False, may_write=False)
     examine(examiner)
     assert ("record", True) in [(one.kind, one.unfinished) for one in examiner.findings]
     with Lease(made.store.objects, made.features.key, "extraction"):
-        examiner = Examiner(FeatureStore(DryRunObjects(made.store.objects)), None, images=False, acting=False)
+        examiner = Examiner(FeatureStore(DryRunObjects(made.store.objects)), None, images=False, may_write=False)
         examine(examiner)
         assert "record" not in [one.kind for one in examiner.findings]
 

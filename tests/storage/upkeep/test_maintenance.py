@@ -11,9 +11,9 @@ from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.shards import ledger, shards
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep import maintenance
-from eupe_pipeline.storage.upkeep.heal_views import heal_views
 from eupe_pipeline.storage.upkeep.leases import Lease, holders
 from eupe_pipeline.storage.upkeep.maintenance import prune, verify
+from eupe_pipeline.storage.upkeep.repair_views import repair_views
 
 from ...fault_log import Trials
 from ..made_up_store import Made, build, commit, everything, files, plan, reopen, same, tokens
@@ -54,7 +54,7 @@ def test_damaged_stores_are_healed_and_only_the_damaged_shards_touched(pristine:
             for shard in chosen:
                 record = fresh.views.group.record(shard)
                 assert record is not None
-                fresh.features.heal_shard(shard, tokens(fresh.features, shard), {}, record.digest)
+                fresh.features.repair_shard(shard, tokens(fresh.features, shard), {}, record.digest)
             assert contents(made.folder) == before
             trials.note("healed")
     assert same(everything(reopen(made)), right)
@@ -80,7 +80,7 @@ def test_views_are_verified_and_redrawn_to_the_same_bytes(copied: Callable[[], M
     path.write_bytes(b"\0" + path.read_bytes()[1:-1] + b"\1")
     fresh = reopen(made)
     assert [one.shard for one in verify(fresh.views)] == [1]
-    heal_views(fresh.views, 1, set).put_in_place(fresh.views.group)
+    repair_views(fresh.views, 1, set).write_to(fresh.views.group)
     assert contents(made.folder) == before
     assert verify(reopen(made).features) == []
 

@@ -1,9 +1,9 @@
-"""Adopt an object that another writer has published for the same shard: check it, compare it with our own, describe it.
+"""Accept an object that another writer has published for the same shard, after comparing it with our own.
 
-Two writers of one shard meet when a job is retried or planned twice. Nothing published is replaced, so the second one records the first
-one's object, after three checks: its own checksums hold, it has the same rows as ours, and its content is ours. Views must be equal to
-the byte. Tokens may differ by what two runs of one teacher on two machines differ: a tenth of their length. An object of another shard,
-of other images or of another teacher is further off and is refused instead of being given a valid record.
+Two writers of one shard meet when a job is retried or planned twice. Nothing published is replaced, so the second writer records the first
+one's object, after three checks: its checksums hold, it has the same rows as ours, and its content is ours. Views must be equal to the
+byte. Tokens may differ as two runs of one teacher on two machines do: by a tenth of their norm. An object of another shard, other images or
+another teacher differs by more, and is refused instead of being given a valid record.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from .zarr_format import CRC_BYTES, MISSING, ArraySpec, ShardObject, parse_index
 MAX_DIFFERENCE = 0.1
 
 
-def adopt(spec: ArraySpec, shard: int, ours: ShardObject, data: bytes, where: str) -> ObjectRecord:
+def accept_existing(spec: ArraySpec, shard: int, ours: ShardObject, data: bytes, where: str) -> ObjectRecord:
     """Return the record entry of the published object `data`; raise `CacheDamaged` when it is damaged or is not this shard's."""
     if len(data) < spec.index_bytes:
         raise _refusal(where, f"it has {len(data)} bytes")
@@ -33,15 +33,15 @@ def adopt(spec: ArraySpec, shard: int, ours: ShardObject, data: bytes, where: st
         hashes[number] = xxh3_64(theirs)
         if crc32c(theirs).to_bytes(CRC_BYTES, "little") != data[offset + length - CRC_BYTES : offset + length]:
             raise _refusal(where, f"chunk {number} fails its checksum")
-        own = ours.chunks[number]
-        assert own is not None
-        if theirs != own and not alike(spec, theirs, own):
+        our_chunk = ours.chunks[number]
+        assert our_chunk is not None
+        if theirs != our_chunk and not chunks_match(spec, theirs, our_chunk):
             raise _refusal(where, f"chunk {number} is not what this run computes for these images")
     index_crc = int.from_bytes(tail[-CRC_BYTES:], "little")
     return ObjectRecord.of(spec.key(shard), len(data), (index_crc, xxh3_128([data]), hashes))
 
 
-def alike(spec: ArraySpec, theirs: bytes | memoryview, ours: bytes | memoryview) -> bool:
+def chunks_match(spec: ArraySpec, theirs: bytes | memoryview, ours: bytes | memoryview) -> bool:
     """Return whether two chunks hold the same rows, up to a teacher's rounding."""
     if not spec.inexact:
         return bytes(theirs) == bytes(ours)

@@ -1,4 +1,4 @@
-"""A damaged shard of recorded views made whole: drawn anew, it must come out as its record says, to the byte."""
+"""Repair a damaged shard of recorded views: drawn again, it must equal its record to the byte."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,47 +10,47 @@ from ..core.errors import CacheMismatch
 from ..core.identity import ids_digest
 from ..objects.damaged_files import read_or_flaw
 from ..shards.commit import Record
-from ..shards.healing import Healed, damaged_arrays, heal, sound_chunks, standing_record
+from ..shards.shard_repair import RepairedShard, damaged_arrays, readable_record, repair_shard, valid_chunks
 from ..shards.zarr_format import build_shard
 from ..views.pixels import fill_pixels
 from ..views.view_set import PIXELS, ViewSet
 from ..views.view_spec import Views
 
 
-def heal_views(views: ViewSet, shard: int, known: Callable[[], set[str]]) -> Healed:
-    """What makes a shard of views whole; `known`: the digests of its record that feature sets were made from.
+def repair_views(views: ViewSet, shard: int, referenced_digests: Callable[[], set[str]]) -> RepairedShard:
+    """Return what repairs a shard of views; `referenced_digests`: the digests of its record that feature sets were made from.
 
-    Raises `CacheMismatch` where the images are not at hand, or are not decoded as they were.
+    Raise `CacheMismatch` where the images are not at hand, or are not decoded as they were.
     """
-    group, standing, ids = views.group, standing_record(views.group, shard), views.dataset.ids(*views.shard_images(shard))
-    if standing is not None and standing.image_ids_sha256 != ids_digest(ids):
-        standing = None
-    names = set(group.specs) if standing is None else set(damaged_arrays(group, standing))
-    arrays, failed = _drawn(views, shard), {} if standing is None else standing.failed
+    group, current, ids = views.group, readable_record(views.group, shard), views.dataset.ids(*views.shard_images(shard))
+    if current is not None and current.image_ids_sha256 != ids_digest(ids):
+        current = None
+    names = set(group.specs) if current is None else set(damaged_arrays(group, current))
+    arrays, failed = _drawn(views, shard), {} if current is None else current.failed
     if names & {"pixel_digest", PIXELS}:
         try:
             failed = _with_pixels(views, shard, arrays)
         except CacheMismatch:
-            if standing is not None or not _as_they_lie(views, shard, arrays):
+            if current is not None or not _use_stored_pixels(views, shard, arrays):
                 raise
     rows = len(arrays["crop"])
     present = dict.fromkeys(arrays, np.ones(rows, np.bool_))
     if PIXELS in arrays:
         present[PIXELS] = np.repeat([image_id not in failed for image_id in ids], views.views_per_image)
     fresh = Record(views.digest, shard, rows, ids_digest(ids), {}, dict(failed))
-    healed = heal(group, fresh, arrays, present, trust=standing is not None)
-    if standing is not None and healed.record_changes:
+    repaired = repair_shard(group, fresh, arrays, present, trust=current is not None)
+    if current is not None and repaired.record_changes:
         raise CacheMismatch(f"shard {shard} of {group.prefix}: drawn anew it is not what was committed; restore the image library of then")
-    if standing is None and (wanted := known()) and healed.record.digest not in wanted:
+    if current is None and (referenced := referenced_digests()) and repaired.record.digest not in referenced:
         raise CacheMismatch(
             f"shard {shard} of {group.prefix} lost its record, and drawn anew it is not the one that feature sets were made from; "
             "restore the images and the image library of then"
         )
-    return healed
+    return repaired
 
 
 def _drawn(views: ViewSet, shard: int) -> dict[str, NDArray[Any]]:
-    """What follows from the dataset's index alone; digests and pixels are zero."""
+    """Return the arrays that follow from the dataset's index alone; digests and pixels are zero."""
     drawn = views.draw_shard(shard)
     arrays: dict[str, NDArray[Any]] = {
         "crop": drawn.crop,
@@ -65,7 +65,7 @@ def _drawn(views: ViewSet, shard: int) -> dict[str, NDArray[Any]]:
 
 
 def _with_pixels(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
-    """Fill in digests and pixels from the images; returns those that cannot be decoded (id → reason)."""
+    """Fill in digests and pixels from the images; return those that cannot be decoded (id → reason)."""
     drawn = Views(arrays["crop"], arrays["flip"][:, 0], arrays["photometric"], arrays["pixel_digest"])
     outputs = [] if views.spec.pixels is None else [(views.spec.pixels.input, arrays[PIXELS])]
     failed = dict[str, str]()
@@ -73,17 +73,17 @@ def _with_pixels(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]])
     return failed
 
 
-def _as_they_lie(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Fill in digests and pixels from the objects that lie there; False when they are damaged, or an image may have failed.
+def _use_stored_pixels(views: ViewSet, shard: int, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Fill in digests and pixels from the stored objects; return False when they are damaged, or an image may have failed.
 
     What a lost record said cannot be checked here, but by the digest that feature sets keep of it.
     """
     for name in arrays.keys() & {"pixel_digest", PIXELS}:
         spec, values = views.group.specs[name], arrays[name]
         data, _ = read_or_flaw(views.group.objects, f"{views.group.prefix}/{spec.key(shard)}")
-        chunks = sound_chunks(spec, build_shard(spec, values, np.ones(len(values), np.bool_)).missing, data)
-        whole = b"".join(chunk for chunk in chunks if chunk is not None)
-        if len(whole) < values.nbytes:
+        chunks = valid_chunks(spec, build_shard(spec, values, np.ones(len(values), np.bool_)).missing, data)
+        stored = b"".join(chunk for chunk in chunks if chunk is not None)
+        if len(stored) < values.nbytes:
             return False
-        values[:] = np.frombuffer(whole[: values.nbytes], values.dtype).reshape(values.shape)
+        values[:] = np.frombuffer(stored[: values.nbytes], values.dtype).reshape(values.shape)
     return bool(arrays["pixel_digest"].any(axis=1).all())

@@ -10,9 +10,9 @@ from eupe_pipeline.storage.core.errors import CacheDamaged, CacheMismatch, EupeE
 from eupe_pipeline.storage.features.features import TokenRows
 from eupe_pipeline.storage.objects.atomic_files import write_atomically
 from eupe_pipeline.storage.objects.objects import LocalObjects
-from eupe_pipeline.storage.shards.healing import from_rows
-from eupe_pipeline.storage.upkeep.heal_views import heal_views
+from eupe_pipeline.storage.shards.shard_repair import rebuild_from_rows
 from eupe_pipeline.storage.upkeep.maintenance import verify
+from eupe_pipeline.storage.upkeep.repair_views import repair_views
 
 from tests.storage.upkeep.test_maintenance import contents
 
@@ -45,7 +45,7 @@ def views_record(made: Made, shard: int = 2) -> str:
 
 
 def heal(made: Made, found: TokenRows) -> None:
-    made.features.heal_shard(2, found, {}, views_record(made))
+    made.features.repair_shard(2, found, {}, views_record(made))
 
 
 def test_rows_that_are_whole_keep_their_bytes_and_only_the_damaged_one_is_the_other_machines(copied: Callable[[], Made]) -> None:
@@ -109,15 +109,15 @@ def test_what_stands_beside_the_rows_needs_neither_teacher_nor_images(copied: Ca
             group = reopen(made).features.group
             record = group.record(2)
             assert record is not None
-            healed = from_rows(group, record)
+            healed = rebuild_from_rows(group, record)
             assert healed is not None
-            healed.put_in_place(group)
+            healed.write_to(group)
             assert patch_of(made).read_bytes() == before
         patch_of(made).write_bytes(b"\0" + before)
         shifted = reopen(made).features.group
         record = shifted.record(2)
         assert record is not None
-        assert from_rows(shifted, record) is None
+        assert rebuild_from_rows(shifted, record) is None
     finally:
         shutil.move(made.folder.parent / "gone", Path(made.dataset.source))
 
@@ -132,12 +132,12 @@ def test_views_are_drawn_without_images_where_no_pixel_is_needed(copied: Callabl
         fresh = reopen(made)
         known = fresh.features.group.record(3)
         assert known is not None
-        heal_views(fresh.views, 1, set).put_in_place(fresh.views.group)
-        heal_views(fresh.views, 3, lambda: {known.views_record}).put_in_place(fresh.views.group)
+        repair_views(fresh.views, 1, set).write_to(fresh.views.group)
+        repair_views(fresh.views, 3, lambda: {known.views_record}).write_to(fresh.views.group)
         assert contents(made.folder) == before
         (made.folder / f"views/{made.views.key}/pixel_digest/c.1.0").unlink()
         with pytest.raises(CacheMismatch, match="is not at"):
-            heal_views(reopen(made).views, 1, set)
+            repair_views(reopen(made).views, 1, set)
     finally:
         shutil.move(made.folder.parent / "gone", Path(made.dataset.source))
 
@@ -147,7 +147,7 @@ def test_views_that_come_out_otherwise_than_their_record_says_are_refused(copied
     (made.folder / f"views/{made.views.key}/commits/000000.json").unlink()
     damaged = contents(made.folder)
     with pytest.raises(CacheMismatch, match="not the one that feature sets were made from"):
-        heal_views(reopen(made).views, 0, lambda: {"0" * 64})
+        repair_views(reopen(made).views, 0, lambda: {"0" * 64})
     assert contents(made.folder) == damaged
 
 
@@ -160,7 +160,7 @@ def test_another_set_over_the_same_views_keeps_every_byte(copied: Callable[[], M
     (made.folder / f"views/{made.views.key}/crop/c.2.0").unlink()
     flip_row(made, 1)
     fresh = reopen(made)
-    heal_views(fresh.views, 2, set).put_in_place(fresh.views.group)
+    repair_views(fresh.views, 2, set).write_to(fresh.views.group)
     heal(fresh, tokens(made.features, 2))
     assert contents(made.folder) == before
     assert same(everything(reopen(second)), right)
@@ -227,7 +227,7 @@ def test_images_that_fail_now_and_did_not_then_are_refused(copied: Callable[[], 
     flip_row(made, 4)
     damaged, failed = contents(made.folder), {made.dataset.ids(10, 11)[0]: "cut"}
     with pytest.raises(CacheMismatch, match="the images that fail now are not those of its record"):
-        reopen(made).features.heal_shard(2, tokens(made.features, 2), failed, views_record(made))
+        reopen(made).features.repair_shard(2, tokens(made.features, 2), failed, views_record(made))
     assert contents(made.folder) == damaged
     with pytest.raises((CacheDamaged, EupeError)):
         reopen(made).features.read(np.array([20]))
