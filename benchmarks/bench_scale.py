@@ -22,7 +22,7 @@ import numpy as np
 from eupe_pipeline.storage.core.identity import short
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
 from eupe_pipeline.storage.features.statistics import Statistics
-from eupe_pipeline.storage.images.dataset import PART_IMAGES, ImageDataset, dataset_digest, describe
+from eupe_pipeline.storage.images.dataset import PART_IMAGES, ImageDataset, dataset_digest, pack_description
 from eupe_pipeline.storage.objects.objects import LocalObjects, Objects
 from eupe_pipeline.storage.shards.commit import ObjectRecord, Record
 from eupe_pipeline.storage.shards.ledger import LEDGER_SHARDS, Ledgers
@@ -46,7 +46,9 @@ def huge_dataset(store: FeatureStore) -> ImageDataset:
     parts = ["0" * 64] * -(-IMAGES // PART_IMAGES)
     described = {"kind": "dataset", "digest": full, "source": "s3://nowhere", "images": IMAGES, "labels": [], "skipped": {}}
     key = f"lvd@{short(full)}"
-    store.objects.create(f"datasets/{key}/identity.json", [describe({**described, "content_sha256": content, "index_sha256": parts})])
+    store.objects.create(
+        f"datasets/{key}/identity.json", [pack_description({**described, "content_sha256": content, "index_sha256": parts})]
+    )
     return store.dataset(key)
 
 

@@ -2,7 +2,7 @@
 
 First the prerequisites, a set at a time: is the teacher at hand with the weights that the identity names, is it the one of the canary, are
 the images there as they were? Whatever is not is said, with the command that helps, and the next shard or set is mended all the same. A
-shard's tokens are computed whole; only then, and only what is damaged of it, is replaced (`storage.healing`).
+shard's tokens are computed whole; only then, and only what is damaged of it, is replaced (`storage.shards.shard_repair`).
 """
 
 from collections.abc import Callable, Iterable

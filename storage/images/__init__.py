@@ -1,1 +1,1 @@
-"""Datasets: the index of images, its making and its check."""
+"""Datasets: the index of images, building it, verifying it; pairs of images for evaluations."""

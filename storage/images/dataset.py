@@ -1,13 +1,13 @@
-"""A dataset: which images there are, in which order, where their bytes lie, and what those bytes must be.
+"""A dataset: the index of its images: their order, the location of their bytes, and the sha256 of those bytes.
 
     datasets/<name>@<digest>/
-      identity.json       the digest over ids, contents, sizes and labels in order, and whether images are turned upright; the place of
+      identity.json       the digest over ids, contents, sizes and labels in order, and whether images are turned upright; the location of
                           the source; the sha256 of each part
-      places/*.json       further places of the same images (`places`)
+      places/*.json       further locations of the same images (`locations`)
       index.parquet       a row an image, the first 1,048,576 images; index.1.parquet the next ones, and so on
 
-Every read of an image checks its sha256, so that an image edited under a cache is an error and not other features. A part of the index is
-checked when it is first needed, and rows are read by row groups, a few of which are kept: nothing holds the whole index.
+Every read of an image checks its sha256, so that an image edited after indexing is an error instead of other features. A part of the index
+is checked when it is first needed, and rows are read by row groups, a few of which are cached: the whole index is never in memory.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from ..core.selection import only_ids
 from ..objects.content_addressed import parsing, read_identity_file
 from ..objects.objects import LocalObjects, Objects
 from ..sources.decode import Pixels, decode_image, image_size_hw
-from ..sources.locations import places
+from ..sources.locations import other_locations
 from ..sources.sources import read_bytes
 
 ROW_GROUP = 16_384
@@ -60,7 +60,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image of a dataset: its id, where its bytes lie and their sha256, its size in pixels and label (−1: none)."""
+    """One image of a dataset: id, location and sha256 of its bytes, size in pixels and label (−1: none)."""
 
     id: str
     path: str
@@ -73,37 +73,37 @@ class ImageRow:
     label: int
 
     def content(self) -> bytes:
-        """What the dataset's digest covers: everything but the place."""
+        """Return what the dataset's digest covers: everything but the location."""
         return f"{self.id}\0{self.sha256.hex()}\0{self.height}\0{self.width}\0{self.label}\n".encode()
 
 
 def dataset_digest(content_hash: str, label_names: list[str], orientation: Orientation = "stored") -> str:
-    """The digest of a dataset from the running sha256 over its rows' `content`, the names of its labels, and how images are turned."""
-    read = [] if orientation == "stored" else [f"\norientation {orientation}"]  # no label holds a line break
-    return hashlib.sha256("\0".join([content_hash, *label_names, *read]).encode()).hexdigest()
+    """Return a dataset's digest from the sha256 over its rows' `content`, its label names, and the orientation of its images."""
+    orientation_part = [] if orientation == "stored" else [f"\norientation {orientation}"]  # no label holds a line break
+    return hashlib.sha256("\0".join([content_hash, *label_names, *orientation_part]).encode()).hexdigest()
 
 
 def part_name(number: int) -> str:
-    """File name of a part of the index."""
+    """Return the file name of a part of the index."""
     return f"index.{number}.parquet" if number else "index.parquet"
 
 
-def describe(described: dict[str, Any]) -> bytes:
-    """`identity.json` of a dataset: canonical JSON that ends in a digest of itself."""
+def pack_description(described: dict[str, Any]) -> bytes:
+    """Return `identity.json` of a dataset: canonical JSON that ends in a digest of itself."""
     return canonical_json({**described, "file_digest": digest(described)})
 
 
 def read_description(objects: Objects, prefix: str) -> dict[str, Any]:
-    """The checked content of a dataset's `identity.json`; raises `CacheDamaged`."""
+    """Return the verified content of a dataset's `identity.json`; raise `CacheDamaged`."""
     return parse_description(read_identity_file(objects, prefix), prefix)
 
 
 def parse_description(data: bytes, prefix: str) -> dict[str, Any]:
-    """The content of a dataset's `identity.json` from its bytes; raises `CacheDamaged` when it is altered or another dataset's."""
+    """Return the content of a dataset's `identity.json` from its bytes; raise `CacheDamaged` when it is altered or another dataset's."""
     with parsing(f"{prefix}/identity.json"):
         described: dict[str, Any] = json.loads(data)
-        claimed = described.pop("file_digest")
-        if digest(described) != claimed or describe(described) != data:
+        claimed_digest = described.pop("file_digest")
+        if digest(described) != claimed_digest or pack_description(described) != data:
             raise ValueError("its own digest differs")
         orientation = described.get("orientation", "stored")  # what indexes of before mean
         if orientation not in get_args(Orientation):
@@ -125,7 +125,7 @@ def parse_description(data: bytes, prefix: str) -> dict[str, Any]:
 
 
 class ImageDataset:
-    """An indexed dataset of a store; safe to use from several threads."""
+    """An indexed dataset of a store; thread-safe."""
 
     def __init__(self, objects: Objects, key: str) -> None:
         self.key, self.name = key, key.split("@")[0]
@@ -134,7 +134,7 @@ class ImageDataset:
         with parsing(f"{self._prefix}/identity.json"):
             self.digest: str = described["digest"]
             self.source: str = described["source"]
-            self._place = self.source
+            self._location = self.source
             self.label_names: list[str] = list(described["labels"])
             self._count = int(described["images"])
             self.skipped: dict[str, str] = dict(described["skipped"])  # the first few; indexes of before had them all
@@ -150,7 +150,7 @@ class ImageDataset:
         self._groups: LruCache[int, pa.Table] = LruCache(_KEPT_GROUPS)
 
     def _open_part(self, number: int) -> pq.ParquetFile:
-        """A part of the index, its sha256 checked."""
+        """Open a part of the index, after checking its sha256."""
         where = f"{self._prefix}/{part_name(number)}"
         try:
             data = self._objects.read(where)
@@ -175,7 +175,7 @@ class ImageDataset:
         return f"ImageDataset({self.key!r}, {self._count} images, {len(self.label_names)} labels)"
 
     def read_as(self, orientation: Orientation) -> "ImageDataset":
-        """The same images, ids and labels, decoded stored or upright whatever the index says; itself where that changes nothing."""
+        """Return the dataset with images decoded stored or upright whatever the index says; itself where that changes nothing."""
         if orientation == self.orientation or not self.oriented:
             return self
         other = copy.copy(self)
@@ -184,8 +184,8 @@ class ImageDataset:
 
     @property
     def sources(self) -> list[str]:
-        """Every place where the images lie, as far as somebody has said: the first one, then the copies that were indexed."""
-        return [self.source, *places(self._objects, self.key)]
+        """Every known location of the images: the one indexed first, then those of copies that were indexed."""
+        return [self.source, *other_locations(self._objects, self.key)]
 
     def _group(self, number: int) -> pa.Table:
         return self._groups.get_or_make(number, lambda: self._read_group(number))
@@ -206,17 +206,17 @@ class ImageDataset:
         return pa.chunked_array(parts, type=SCHEMA.field(column).type)
 
     def ids(self, start: int, stop: int) -> list[str]:
-        """Ids of the images [start, stop) in order."""
+        """Return the ids of the images [start, stop) in order."""
         return [str(value) for value in self._slice(start, stop, "id").to_pylist()]
 
     def sha256s(self, start: int, stop: int) -> list[bytes]:
-        """sha256 of the encoded bytes of the images [start, stop)."""
+        """Return the sha256 of the encoded bytes of the images [start, stop)."""
         return [bytes(value) for value in self._slice(start, stop, "sha256").to_pylist()]
 
     def sizes_hw(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Heights and widths (n, 2) in pixels of the images [start, stop) as they are decoded.
+        """Return heights and widths (n, 2) in pixels of the images [start, stop) as they are decoded.
 
-        Where that is not as they were indexed, they are read from each image's header; raises as `read_image` then.
+        Where that is not as they were indexed, they are read from each image's header; raise as `read_image` then.
         """
         if self.orientation != self.indexed:
             return np.array([self._decoded_hw(index) for index in range(start, stop)], np.int32).reshape(-1, 2)
@@ -230,11 +230,11 @@ class ImageDataset:
         return f"image {self.row(index).id} of {self.key}"
 
     def labels(self) -> NDArray[np.int64]:
-        """Every image's label (N,) as an index into `label_names`, −1 where it has none."""
+        """Return every image's label (N,) int64 as an index into `label_names`, −1 where it has none."""
         return np.asarray(self._slice(0, self._count, "label").to_numpy(), np.int64)
 
     def row(self, index: int) -> ImageRow:
-        """What is known of one image; its size is that of its index."""
+        """Return the index row of one image; its size is that of its index."""
         if not 0 <= index < self._count:
             raise BadInput(f"image {index} of {self.key}, which has {self._count}")
         table = self._group(index // ROW_GROUP)
@@ -242,51 +242,51 @@ class ImageDataset:
         return ImageRow(**values)
 
     def index_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The numbers (n,) of images by id, in the order asked for; raises `BadInput` naming an id that the dataset lacks.
+        """Return the row numbers (n,) of images by id, in the order of `ids`; raise `BadInput` naming an unknown id.
 
         The index is read group by group until all are found: seconds for a hundred million images, and no memory.
         """
-        asked = pa.array(only_ids(ids), pa.string())
-        wanted = asked.unique()
-        found = np.full(len(wanted), -1, np.int64)
+        requested = pa.array(only_ids(ids), pa.string())
+        unique_ids = requested.unique()
+        rows = np.full(len(unique_ids), -1, np.int64)
         for number in range(-(-self._count // ROW_GROUP)):
-            places = np.asarray(pc.index_in(self._group(number).column("id"), value_set=wanted).fill_null(-1))
-            here = np.flatnonzero(places >= 0)
-            found[places[here]] = number * ROW_GROUP + here
-            if (found >= 0).all():
+            positions = np.asarray(pc.index_in(self._group(number).column("id"), value_set=unique_ids).fill_null(-1))
+            matches = np.flatnonzero(positions >= 0)
+            rows[positions[matches]] = number * ROW_GROUP + matches
+            if (rows >= 0).all():
                 break
-        if (found < 0).any():
-            missing = str(wanted[int(np.flatnonzero(found < 0)[0])])
+        if (rows < 0).any():
+            missing = str(unique_ids[int(np.flatnonzero(rows < 0)[0])])
             raise BadInput(f"{self.key} has no image {missing!r}; its first is {self.row(0).id!r}, `.ids(start, stop)` lists them")
-        chosen: NDArray[np.int64] = found[np.asarray(pc.index_in(asked, value_set=wanted))]
+        chosen: NDArray[np.int64] = rows[np.asarray(pc.index_in(requested, value_set=unique_ids))]
         return chosen
 
     def read_image_bytes(self, index: int) -> bytes:
-        """The encoded bytes of one image, from wherever they lie as indexed; raises `CacheMismatch` when that is nowhere."""
+        """Return the encoded bytes of one image, from any known location; raise `CacheMismatch` when none has them as indexed."""
         row = self.row(index)
         try:
-            return self._bytes_at(self._place, row)
+            return self._bytes_at(self._location, row)
         except (CacheMismatch, StoreUnavailable):
-            for place in self.sources:
-                if place != self._place:
+            for location in self.sources:
+                if location != self._location:
                     with contextlib.suppress(CacheMismatch, StoreUnavailable):
-                        found = self._bytes_at(place, row)
-                        self._place = place
-                        return found
+                        data = self._bytes_at(location, row)
+                        self._location = location
+                        return data
             raise
 
-    def _bytes_at(self, place: str, row: ImageRow) -> bytes:
-        advice = f"index the source again (`eupe-pipeline index {place} --name {self.name} …`) and extract for the new dataset"
+    def _bytes_at(self, location: str, row: ImageRow) -> bytes:
+        advice = f"index the source again (`eupe-pipeline index {location} --name {self.name} …`) and extract for the new dataset"
         try:
-            data = read_bytes(place, row.path, row.container, row.offset, row.length)
+            data = read_bytes(location, row.path, row.container, row.offset, row.length)
         except StoreUnavailable:  # nobody answers: the images may be as they were
             raise
         except (OSError, pa.ArrowException) as error:
-            raise CacheMismatch(f"image {row.id} of {self.key} is not at {place}/{row.path} any more ({error}); {advice}") from error
+            raise CacheMismatch(f"image {row.id} of {self.key} is not at {location}/{row.path} any more ({error}); {advice}") from error
         if hashlib.sha256(data).digest() != row.sha256:
             raise CacheMismatch(f"image {row.id} of {self.key} has changed since it was indexed (sha256 differs); {advice}")
         return data
 
     def read_image(self, index: int) -> Pixels:
-        """One image decoded to (height, width, 3) uint8 RGB, turned as the dataset says; raises `CacheMismatch` or `BadImage`."""
+        """Return one image as (height, width, 3) uint8 RGB, oriented as the dataset says; raise `CacheMismatch` or `BadImage`."""
         return decode_image(self.read_image_bytes(index), where=self._where(index), orientation=self.orientation)

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from ..core.errors import BadInput
 from ..sources.decode import BadImage, Pixels, decode_image, stored_values
 from ..sources.folder_source import list_folder
-from ..sources.found import is_hidden
 from ..sources.image_kinds import IMAGE_ENDINGS, ending_of
+from ..sources.source_items import is_hidden
 
 SPLITS: dict[str, tuple[str, ...]] = {"train": ("training", "train"), "val": ("validation", "val", "test")}
 _PICTURES, _CLASSES, _DEPTHS = ("images", "rgb"), ("annotations", "masks", "labels"), ("depth", "depths")
@@ -39,7 +39,7 @@ _ADE20K_LIST, _ADE20K_PICTURE = "objectInfo150.txt", re.compile(r"ADE_(train|val
 
 
 class Pair(NamedTuple):
-    """A picture and what belongs to its pixels."""
+    """A picture and the file with the targets of its pixels."""
 
     id: str
     picture: Path
@@ -47,44 +47,44 @@ class Pair(NamedTuple):
 
 
 def segmentation_pairs(root: Path, split: str) -> list[Pair]:
-    """Return the pairs of a split ("train" or "val") in order of their ids; raise `BadInput` that names the layout when there are none."""
-    return _folders(root, split, _CLASSES, (".png", *IMAGE_ENDINGS))
+    """Return the pairs of a split ("train" or "val") in order of ids; raise `BadInput` with the expected layout when there are none."""
+    return _pairs_in_folders(root, split, _CLASSES, (".png", *IMAGE_ENDINGS))
 
 
 def is_ade20k(root: Path, pairs: Sequence[Pair]) -> bool:
-    """Return whether these are ADE20k's 150 classes: its list of them lies in `root`, or every picture has one of its names."""
+    """Return whether these are ADE20k's 150 classes: its list of them is in `root`, or every picture has one of its names."""
     return (root / _ADE20K_LIST).is_file() or all(_ADE20K_PICTURE.fullmatch(Path(pair.id).stem) for pair in pairs)
 
 
 def is_nyu(root: Path) -> bool:
-    """Return whether NYUv2's list of training files lies in `root`."""
+    """Return whether NYUv2's list of training files is in `root`."""
     return (root / _NYU_LISTS["train"]).is_file()
 
 
 def depth_pairs(root: Path, split: str) -> list[Pair]:
-    """As `segmentation_pairs`, for depth, NYUv2's lists of files included."""
+    """Return depth pairs as `segmentation_pairs` does, also from NYUv2's lists of files."""
     listed = root / _NYU_LISTS[split]
-    return _listed(root, listed) if listed.is_file() else _folders(root, split, _DEPTHS, (".png", ".npy"))
+    return _pairs_in_list(root, listed) if listed.is_file() else _pairs_in_folders(root, split, _DEPTHS, (".png", ".npy"))
 
 
-def _below(root: Path, names: Sequence[str], what: str) -> Path:
+def _first_folder(root: Path, names: Sequence[str], what: str) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
     raise BadInput(f"{root} has no folder {' or '.join(names)} with the {what}; docs/evaluations.md shows the layouts")
 
 
-def _folders(root: Path, split: str, names: Sequence[str], endings: Sequence[str]) -> list[Pair]:
-    pictures, targets = _below(root, _PICTURES, "pictures"), _below(root, names, "targets")
+def _pairs_in_folders(root: Path, split: str, names: Sequence[str], endings: Sequence[str]) -> list[Pair]:
+    pictures, targets = _first_folder(root, _PICTURES, "pictures"), _first_folder(root, names, "targets")
     split_names = [name for name in SPLITS[split] if (pictures / name).is_dir()]
-    whole = not any((pictures / name).is_dir() for several in SPLITS.values() for name in several)
-    if not whole and not split_names:
+    has_no_splits = not any((pictures / name).is_dir() for several in SPLITS.values() for name in several)
+    if not has_no_splits and not split_names:
         raise BadInput(f"{pictures} has no folder {' or '.join(SPLITS[split])}")
-    base = pictures if whole else pictures / split_names[0]
-    found = sorted(base / path for path in list_folder(str(base)) if ending_of(path) in IMAGE_ENDINGS and not is_hidden(path))
-    if whole:
-        found = [path for path in found if (_number(path.relative_to(base).as_posix()) % _HELD_OUT == 0) == (split == "val")]
-    pairs = [_pair(path, path.relative_to(pictures), targets, endings) for path in found]
+    base = pictures if has_no_splits else pictures / split_names[0]
+    files = sorted(base / path for path in list_folder(str(base)) if ending_of(path) in IMAGE_ENDINGS and not is_hidden(path))
+    if has_no_splits:
+        files = [path for path in files if (_hash(path.relative_to(base).as_posix()) % _HELD_OUT == 0) == (split == "val")]
+    pairs = [_pair(path, path.relative_to(pictures), targets, endings) for path in files]
     if not pairs:
         raise BadInput(f"no picture was found in {base} for the split {split}")
     return pairs
@@ -98,11 +98,11 @@ def _pair(picture: Path, relative: Path, targets: Path, endings: Sequence[str]) 
     raise BadInput(f"{picture} has no target: {(targets / relative).with_suffix(endings[0])} is not there")
 
 
-def _number(name: str) -> int:
+def _hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
-def _listed(root: Path, listed: Path) -> list[Pair]:
+def _pairs_in_list(root: Path, listed: Path) -> list[Pair]:
     """Return the lines whose depth is not `None`, in the file's order."""
     rows = [line.split() for line in listed.read_text().splitlines() if line.strip()]
     rows = [row for row in rows if len(row) >= 2 and row[1] != "None"]
@@ -115,12 +115,12 @@ def _listed(root: Path, listed: Path) -> list[Pair]:
 
 
 def picture_digests(pairs: Sequence[Pair]) -> list[bytes]:
-    """Return sha256 of each picture's bytes."""
+    """Return the sha256 of each picture's bytes."""
     return [hashlib.sha256(_bytes(pair.picture)).digest() for pair in pairs]
 
 
 def pairs_digest(pairs: Sequence[Pair], pictures: Sequence[bytes] | None = None) -> str:
-    """Return sha256 over ids and the contents of every picture and target; `pictures` are the pictures' digests, when they are known."""
+    """Return the sha256 over ids and contents of pictures and targets; `pictures` are the pictures' digests, where known."""
     hasher = hashlib.sha256()
     for pair, picture in zip(pairs, pictures or picture_digests(pairs), strict=True):
         hasher.update(pair.id.encode() + b"\0" + picture + hashlib.sha256(_bytes(pair.target)).digest())
@@ -128,12 +128,12 @@ def pairs_digest(pairs: Sequence[Pair], pictures: Sequence[bytes] | None = None)
 
 
 def read_picture(path: Path) -> Pixels:
-    """Return (H, W, 3) uint8 RGB; raise `BadImage` naming the file."""
+    """Return a picture as (H, W, 3) uint8 RGB; raise `BadImage` naming the file."""
     return decode_image(_bytes(path), where=str(path))
 
 
 def read_classes(path: Path) -> NDArray[np.int64]:
-    """Class of each pixel (H, W) as stored; raise `BadImage` for a picture with colours."""
+    """Return the class of each pixel (H, W) as stored; raise `BadImage` for a picture with colours."""
     values = _raw(path)
     if values.ndim != 2:
         raise BadImage(f"{path}: a mask has one channel of class numbers, this has {values.shape[2]}; convert its colours to numbers")
@@ -141,7 +141,7 @@ def read_classes(path: Path) -> NDArray[np.int64]:
 
 
 class MaskValues(NamedTuple):
-    """What the masks of a split hold."""
+    """The values in the masks of a split."""
 
     pixels: dict[int, int]
     """Pixels by value, over all masks."""
@@ -150,7 +150,7 @@ class MaskValues(NamedTuple):
 
 
 def mask_values(pairs: Sequence[Pair], threads: int) -> MaskValues:
-    """Return every value that the masks of a split hold; each mask is decoded once. Raise `BadImage`."""
+    """Return every value in the masks of a split; each mask is decoded once. Raise `BadImage`."""
     pixels, example = dict[int, int](), dict[int, Path]()
     with ThreadPoolExecutor(threads, thread_name_prefix="masks") as pool:
         for pair, (values, counts) in zip(pairs, pool.map(lambda pair: _counted(read_classes(pair.target)), pairs), strict=True):
@@ -161,14 +161,14 @@ def mask_values(pairs: Sequence[Pair], threads: int) -> MaskValues:
 
 
 def _counted(mask: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the values of a mask, which has 8 or 16 bits, and how many pixels have each."""
+    """Return the values in a mask of 8 or 16 bits, and the number of pixels with each."""
     counts = np.bincount(mask.ravel())
     values = np.flatnonzero(counts)
     return values, counts[values]
 
 
 def read_depth(path: Path, per_metre: float = NYU_PER_METRE) -> NDArray[np.float32]:
-    """Metres (H, W), 0 where nothing was measured; `per_metre` is the unit of PNGs. Raise `BadImage`."""
+    """Return metres (H, W), 0 where nothing was measured; PNGs hold metres × `per_metre`. Raise `BadImage`."""
     metres = _stored_metres(path, per_metre)
     if metres.min(initial=0.0) < 0:  # its logarithm is none: the head would learn NaN
         raise BadImage(f"{path}: depth of {metres.min():.6g} m; where nothing was measured it is 0, never negative")

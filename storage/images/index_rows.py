@@ -1,8 +1,8 @@
-"""The rows of an index under construction, on disk: a source may have more images than memory holds rows.
+"""Rows of an index under construction, on disk: a source may have more images than memory can hold rows.
 
-The names of the labels get their final numbers, and the dataset its digest, when the last image was seen, so the rows are written once to
-a file in the temporary folder (some 150 bytes each; TMPDIR says where) and read back from a memory map, a part of the index at a time.
-What stays in memory: one block of rows, the names of files and labels, and the samples that were left out.
+Labels get their final numbers, and the dataset its digest, only after the last image, so the rows are written once to a file in the
+temporary folder (some 150 bytes each; set TMPDIR to choose it) and read back from a memory map, a part of the index at a time. In memory
+stay one block of rows, the names of files and labels, and the samples that were left out.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ _FILE_SCHEMA = pa.schema([pa.field(field.name, pa.string() if field.name == "con
 
 
 class IndexRows:
-    """Rows in the order in which they were added; a context manager that removes its file."""
+    """Rows in the order of insertion; as a context manager it removes its file."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="eupe-index-")
@@ -40,7 +40,7 @@ class IndexRows:
         self._folder.cleanup()
 
     def add(self, row: ImageRow) -> None:
-        """Append a row, with the label's number by first sight."""
+        """Append a row, with its label's number by order of appearance."""
         self.count += 1
         self._block.append(row)
         if len(self._block) == _BLOCK_ROWS:
@@ -52,7 +52,7 @@ class IndexRows:
         self._block.clear()
 
     def tables(self, rows: int, label_numbers: NDArray[np.int32]) -> Iterator[pa.Table]:
-        """Yield all rows in `SCHEMA`, so many a table, each label replaced by `label_numbers[label]`; no row may be added after this."""
+        """Yield all rows in `SCHEMA`, `rows` a table, each label replaced by `label_numbers[label]`; no row may be added after this."""
         if self._table is None:
             self._flush()
             self._writer.close()

@@ -1,10 +1,10 @@
-"""Build a dataset's index: read every image once, note its sha256, size and label, and publish the result under its digest.
+"""Build a dataset's index: read every image once, record its sha256, size and label, and publish the result under its digest.
 
-Files of the source are walked in order by a few threads at once (hashing and header reading release the interpreter lock); the order of the
-index does not depend on them. Rows wait on disk (`index_rows`): memory holds the names of the files and the rows of eight files, however
-many images there are. Whatever is left out is counted and said (`left_out`); above a limit of broken images (0.1 %) the run stops,
-because a source that is broken in a thousandth of its files is rarely the one that was meant. The same content found at another place
-is the same dataset, which notes the place (`places`).
+Files of the source are read by a few threads (hashing and header reading release the interpreter lock); the order of the index does not
+depend on them. Rows are buffered on disk (`index_rows`): memory holds the names of the files and the rows of eight files, however many
+images there are. Everything left out is counted and reported (`left_out`); above a limit of broken images (0.1 %) the run stops, because a
+source with more is rarely the one that was meant. The same content found at another location is the same dataset, which stores the location
+(`locations`).
 """
 
 import hashlib
@@ -32,23 +32,23 @@ from ..objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, check_name, 
 from ..objects.damaged_files import read_and_check, read_or_flaw, replace_verified
 from ..objects.objects import Objects
 from ..sources.decode import BadImage, image_header
-from ..sources.found import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, shown
 from ..sources.image_kinds import IMAGE_ENDINGS, ending_of, targets_among
-from ..sources.locations import add_place, canonical_source
+from ..sources.locations import add_location, canonical_source
+from ..sources.source_items import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, printable
 from ..sources.sources import list_files, open_source, walk
-from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, describe, parse_description, part_name
+from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, pack_description, parse_description, part_name
 from .index_rows import IndexRows, rows_of
 from .left_out import LeftOutCounts
 
 MAX_BAD_SHARE = 0.001
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _THREADS = 4
-_AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
+_FILES_AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
 _TARGETS = "targets of dense tasks (.seg.png, .depth.png and so on) beside their image; --dense-targets takes them as images"
 
 
 class Result(NamedTuple):
-    """An image, what was left out, or the names of classes; of an image its label, and whether it carries an orientation other than 1."""
+    """An image, something left out, or class names; of an image its label, and whether it carries an orientation other than 1."""
 
     item: ImageRow | Skipped | LeftOut | ClassNames
     label: str | None = None
@@ -57,7 +57,7 @@ class Result(NamedTuple):
 
 @dataclass
 class _Index:
-    """The index under construction: its rows on disk, labels by first sight, what was left out."""
+    """The index under construction: its rows on disk, labels in order of appearance, what was left out."""
 
     rows: IndexRows
     labels: dict[str, int] = field(default_factory=dict)
@@ -78,13 +78,13 @@ class _Index:
         self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
 
     def _agree(self, classes: ClassNames) -> None:
-        """Take the names of the classes; raise `BadInput` when another file has named others."""
+        """Take the class names of a file; raise `BadInput` when another file has others."""
         known = self.classes or classes
         if known.names != classes.names:
-            places = zip_longest(known.names, classes.names)
-            number, (one, other) = next((number, pair) for number, pair in enumerate(places) if pair[0] != pair[1])
+            pairs = zip_longest(known.names, classes.names)
+            number, (first, second) = next((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
             raise BadInput(
-                f"{known.path} and {classes.path} name other classes: number {number} is {one!r} in one and {other!r} in the other; "
+                f"{known.path} and {classes.path} name other classes: number {number} is {first!r} in one and {second!r} in the other; "
                 "give the files one list of names, or index them apart"
             )
         self.classes = known
@@ -101,66 +101,66 @@ class _Index:
         return named + ("; …" if self.left_out.broken > 5 else "")
 
     def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Label names in their final order, and the final number of each number by first sight; the last is of −1.
+        """Return the label names in final order, and the final number of each label by order of appearance, with −1 appended.
 
-        The order is that of a file's class names, where there are any; else numbers come first, as numbers. Raise `BadInput` for a label
-        that is none of the class names.
+        The order is that of a file's class names, where there are any; else numbers come first, in numeric order. Raise `BadInput` for a
+        label that is none of the class names.
         """
-        if self.classes is not None and (stray := [text for text in self.labels if text not in self.classes.names]):
+        if self.classes is not None and (unknown_labels := [text for text in self.labels if text not in self.classes.names]):
             raise BadInput(
                 f"{self.classes.path} names {len(self.classes.names):,} classes, and other files have labels that are none of them: "
-                f"{', '.join(stray[:5])}; give all files the same names, or index them apart"
+                f"{', '.join(unknown_labels[:5])}; give all files the same names, or index them apart"
             )
-        names = list(self.classes.names) if self.classes else sorted(self.labels, key=_place_of_label)
+        names = list(self.classes.names) if self.classes else sorted(self.labels, key=_label_sort_key)
         numbers = np.full(len(self.labels) + 1, -1, np.int32)
-        places = {text: place for place, text in enumerate(names)}
+        positions = {text: position for position, text in enumerate(names)}
         for text, number in self.labels.items():
-            numbers[number] = places[text]
+            numbers[number] = positions[text]
         return names, numbers
 
 
-def _place_of_label(text: str) -> tuple[int, Decimal, str]:
-    """Return where a label is sorted: numbers as numbers, negative ones and fractions too, then names."""
+def _label_sort_key(text: str) -> tuple[int, Decimal, str]:
+    """Return the sort key of a label: numbers in numeric order (negative ones and fractions too), then names."""
     return (0, Decimal(text), text) if _NUMBER.fullmatch(text) else (1, Decimal(0), text)
 
 
-def _examine(found: SourceImage, orientation: Orientation) -> Result:
+def _read_header(image: SourceImage, orientation: Orientation) -> Result:
     try:
-        header = image_header(found.data, where=found.image_id, orientation=orientation)
+        header = image_header(image.data, where=image.image_id, orientation=orientation)
     except BadImage as error:
-        return Result(Skipped(found.image_id, str(error).removeprefix(f"{found.image_id}: ")))
-    sha256, length = hashlib.sha256(found.data).digest(), len(found.data)
+        return Result(Skipped(image.image_id, str(error).removeprefix(f"{image.image_id}: ")))
+    sha256, length = hashlib.sha256(image.data).digest(), len(image.data)
     size_hw = header.height_px, header.width_px
-    row = ImageRow(found.image_id, found.path, found.container, found.offset, length, sha256, *size_hw, -1)
-    return Result(row, found.label, header.orientation != 1)
+    row = ImageRow(image.image_id, image.path, image.container, image.offset, length, sha256, *size_hw, -1)
+    return Result(row, image.label, header.orientation != 1)
 
 
 def _results(filesystem: Any, root: str, path: str, dense_targets: bool, orientation: Orientation) -> list[Result]:
-    """Return what one file of the source holds, each image examined as it comes; a tar's labels and targets are known at its end."""
+    """Return what one file of the source holds, each image examined as it is read; a tar's labels and targets are known at its end."""
     results: list[Result] = []
-    end = TarEnd()
-    for found in walk(filesystem, root, path):
-        if isinstance(found, TarEnd):
-            end = found
-        elif isinstance(found, SourceImage):
-            results.append(_examine(found, orientation))
+    tar_end = TarEnd()
+    for item in walk(filesystem, root, path):
+        if isinstance(item, TarEnd):
+            tar_end = item
+        elif isinstance(item, SourceImage):
+            results.append(_read_header(item, orientation))
         else:
-            results.append(Result(found))
+            results.append(Result(item))
     if dense_targets:
-        end = TarEnd(end.labels)
-    return [_settled(result, end) for result in results]
+        tar_end = TarEnd(tar_end.labels)
+    return [_resolve_targets(result, tar_end) for result in results]
 
 
-def _settled(result: Result, end: TarEnd) -> Result:
+def _resolve_targets(result: Result, tar_end: TarEnd) -> Result:
     item = result.item
     if isinstance(item, (LeftOut, ClassNames)):
         return result
     name = item.id if isinstance(item, ImageRow) else item.name
-    return Result(LeftOut(name, _TARGETS)) if name in end.targets else result._replace(label=end.labels.get(name, result.label))
+    return Result(LeftOut(name, _TARGETS)) if name in tar_end.targets else result._replace(label=tar_end.labels.get(name, result.label))
 
 
-def examined(url: str, dense_targets: bool = False, orientation: Orientation = "stored") -> Iterator[tuple[list[Result], int, int]]:
-    """Results of each file of the source in order, with the number of files done and in all."""
+def walk_source(url: str, dense_targets: bool = False, orientation: Orientation = "stored") -> Iterator[tuple[list[Result], int, int]]:
+    """Yield the results of each file of the source in order, with the number of files done and in all."""
     filesystem, root = open_source(url)
     files = list_files(filesystem, root)
     store = next((path for path in files if path.rsplit("/", 1)[-1] == MARKER), None)
@@ -168,18 +168,18 @@ def examined(url: str, dense_targets: bool = False, orientation: Orientation = "
         raise BadInput(f"{url} holds a feature store ({store}), whose own files are no images of yours; keep the two in folders apart")
     targets = set() if dense_targets else targets_among([path for path in files if ending_of(path) in IMAGE_ENDINGS])
 
-    def one(path: str) -> list[Result]:
+    def examine(path: str) -> list[Result]:
         if path in targets:
-            return [Result(LeftOut(shown(path), _TARGETS))]
+            return [Result(LeftOut(printable(path), _TARGETS))]
         return _results(filesystem, root, path, dense_targets, orientation)
 
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        ahead = deque(pool.submit(one, path) for path in files[:_AHEAD])
+        pending = deque(pool.submit(examine, path) for path in files[:_FILES_AHEAD])
         for number in range(1, len(files) + 1):
-            results = ahead.popleft().result()
-            if number + _AHEAD <= len(files):
-                ahead.append(pool.submit(one, files[number + _AHEAD - 1]))
+            results = pending.popleft().result()
+            if number + _FILES_AHEAD <= len(files):
+                pending.append(pool.submit(examine, files[number + _FILES_AHEAD - 1]))
             yield results, number, len(files)
     finally:
         pool.shutdown(cancel_futures=True)  # an error is said without reading the tars behind it
@@ -195,19 +195,19 @@ def build_index(
     orientation: Orientation = "upright",
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> ImageDataset:
-    """Index `source` as `name`; the same content gives the same dataset. Raise `BadInput` for an empty or broken source.
+    """Index `source` as `name`; equal content gives the same dataset. Raise `BadInput` for an empty or broken source.
 
-    Images are turned upright, or taken as stored; where none carries an orientation the two are one dataset. Files such as `1.seg.png`
-    beside `1.jpg` are no training images, unless `dense_targets` takes them. Where the dataset stands with a damaged identity or index,
-    those are put right.
+    Images are turned upright, or taken as stored; where none carries an orientation the two give one dataset. Files such as `1.seg.png`
+    beside `1.jpg` are no training images, unless `dense_targets` takes them. A damaged identity or index of an existing dataset is
+    repaired.
     """
     check_name("dataset", name)
     source = canonical_source(source)
     with IndexRows() as rows:
-        index = _walked(rows, source, name, dense_targets, orientation, on_event)
-        _check_yield(index, source, max_bad_share)
-        _say_what_is_left_out(index, name, on_event)
-        _say_how_images_are_turned(index.oriented, name, orientation, on_event)
+        index = _collect_rows(rows, source, name, dense_targets, orientation, on_event)
+        _check_bad_share(index, source, max_bad_share)
+        _report_left_out(index, name, on_event)
+        _report_orientation(index.oriented, name, orientation, on_event)
         dataset = ImageDataset(objects, _publish(objects, source, name, index, orientation))
         # Of this walk: where the dataset stood already, others may have been left out then, or nobody counted.
         dataset.oriented = index.oriented
@@ -215,8 +215,8 @@ def build_index(
         return dataset
 
 
-def _say_what_is_left_out(index: _Index, name: str, on_event: Callable[[Event], None]) -> None:
-    """A line of all lost samples, and a line for each kind of what is left out."""
+def _report_left_out(index: _Index, name: str, on_event: Callable[[Event], None]) -> None:
+    """Report all lost samples in one event, and each kind of what is left out in another."""
     left_out = index.left_out
     if left_out.broken:
         text = f"left out of {name}: {left_out.broken:,} of {index.seen:,} samples ({index.first_skipped})"
@@ -226,7 +226,7 @@ def _say_what_is_left_out(index: _Index, name: str, on_event: Callable[[Event], 
 
 
 def restore_index(objects: Objects, key: str, source: str, on_event: Callable[[Event], None] = lambda event: None) -> bool:
-    """Put a dataset's identity and index right from its images; False, and nothing is written, when `source` has other images.
+    """Restore a dataset's identity and index from its images; return False, writing nothing, when `source` has other images.
 
     The identity may be what is lost, so every reading that it could name is tried: dense targets taken or not, images turned or not.
     """
@@ -235,37 +235,39 @@ def restore_index(objects: Objects, key: str, source: str, on_event: Callable[[E
     while readings:
         dense_targets, orientation = readings.pop(0)
         with IndexRows() as rows:
-            index = _walked(rows, source, name, dense_targets, orientation, on_event)
+            index = _collect_rows(rows, source, name, dense_targets, orientation, on_event)
             if rows.count and f"{name}@{short(_digests(index, orientation)[1])}" == key:
                 _publish(objects, source, name, index, orientation)
                 return True
             if not dense_targets and _TARGETS not in index.left_out.counts:
-                readings = [one for one in readings if not one[0]]
+                readings = [reading for reading in readings if not reading[0]]
             if not index.oriented:
-                readings = [one for one in readings if one[0] != dense_targets]
+                readings = [reading for reading in readings if reading[0] != dense_targets]
     return False
 
 
-def _walked(
+def _collect_rows(
     rows: IndexRows, source: str, name: str, dense_targets: bool, orientation: Orientation, on_event: Callable[[Event], None]
 ) -> _Index:
     index = _Index(rows)
-    for results, done, total in examined(source, dense_targets, orientation):
+    for results, done, total in walk_source(source, dense_targets, orientation):
         for result in results:
             index.add(result)
         on_event({"event": "progress", "stage": f"index {name}", "done": done, "total": total, "unit": "files", "images": rows.count})
     return index
 
 
-def _say_how_images_are_turned(oriented: int, name: str, orientation: Orientation, on_event: Callable[[Event], None]) -> None:
+def _report_orientation(oriented: int, name: str, orientation: Orientation, on_event: Callable[[Event], None]) -> None:
     if oriented:
-        done = "turned upright; --orientation stored leaves them as they are"
-        left = "left as they are; --orientation upright turns them as a viewer does"
-        text = f"{oriented:,} images of {name} carry an orientation other than 1 and are {done if orientation == 'upright' else left}"
+        turned = "turned upright; --orientation stored leaves them as they are"
+        unchanged = "left as they are; --orientation upright turns them as a viewer does"
+        text = (
+            f"{oriented:,} images of {name} carry an orientation other than 1 and are {turned if orientation == 'upright' else unchanged}"
+        )
         on_event({"event": "note", "text": text})
 
 
-def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
+def _check_bad_share(index: _Index, source: str, max_bad_share: float) -> None:
     seen, broken = index.seen, index.left_out.broken
     if not index.rows.count:
         broken_ones = [index.first_skipped] if broken else []
@@ -281,7 +283,7 @@ def _check_yield(index: _Index, source: str, max_bad_share: float) -> None:
 
 
 def _digests(index: _Index, orientation: Orientation) -> tuple[str, str]:
-    """Of the contents, and of the dataset."""
+    """Return the sha256 of the contents and the digest of the dataset."""
     labels, numbers = index.final_labels()
     hasher = hashlib.sha256()
     for table in index.rows.tables(ROW_GROUP, numbers):
@@ -293,21 +295,21 @@ def _digests(index: _Index, orientation: Orientation) -> tuple[str, str]:
 
 
 def _publish(objects: Objects, source: str, name: str, index: _Index, orientation: Orientation) -> str:
-    content_sha256, full = _digests(index, orientation)
+    content_sha256, full_digest = _digests(index, orientation)
     labels, numbers = index.final_labels()
-    key = f"{name}@{short(full)}"
+    key = f"{name}@{short(full_digest)}"
     where = f"datasets/{key}/identity.json"
     data, flaw = read_and_check(objects, where, partial(parse_description, prefix=f"datasets/{key}"), MAX_IDENTITY_BYTES)
     if data is not None and not flaw:
         described = parse_description(data, f"datasets/{key}")
-        _mend_parts(objects, key, described, index.rows.tables(PART_IMAGES, numbers))
-        add_place(objects, key, source, index.rows.tables(PART_IMAGES, numbers))
+        _repair_parts(objects, key, described, index.rows.tables(PART_IMAGES, numbers))
+        add_location(objects, key, source, index.rows.tables(PART_IMAGES, numbers))
         return key
     # The index goes first: a dataset exists when its identity does.
     parts = [_publish_part(objects, key, table, number) for number, table in enumerate(index.rows.tables(PART_IMAGES, numbers))]
     described = {
         "kind": "dataset",
-        "digest": full,
+        "digest": full_digest,
         "source": source,
         "images": index.rows.count,
         "labels": labels,
@@ -321,8 +323,8 @@ def _publish(objects: Objects, source: str, name: str, index: _Index, orientatio
         described["left_out"] = dict(index.left_out.counts)
     if _TARGETS in index.left_out.counts:
         described["without_targets"] = True
-    if not objects.create(where, [describe(described)]) and flaw:
-        replace_verified(objects, where, describe(described))
+    if not objects.create(where, [pack_description(described)]) and flaw:
+        replace_verified(objects, where, pack_description(described))
     return key
 
 
@@ -333,18 +335,18 @@ def _part_bytes(table: pa.Table) -> bytes:
 
 
 def _publish_part(objects: Objects, key: str, table: pa.Table, number: int) -> str:
-    """Write one part of the index; return the sha256 of the file that stands there, ours or one that a killed run left.
+    """Write one part of the index; return the sha256 of the stored file, ours or an equal one that a killed run left.
 
     The dataset has no identity that would vouch for another file, and its digest is that of our rows: what differs from them is replaced.
     """
-    ours, where = _part_bytes(table), f"datasets/{key}/{part_name(number)}"
-    if objects.create(where, [ours]):
-        return hashlib.sha256(ours).hexdigest()
-    standing, flaw = read_and_check(objects, where, partial(_refuse_other_rows, table=table, where=where))
-    if standing is None or flaw:
-        replace_verified(objects, where, ours)
-        standing = ours
-    return hashlib.sha256(standing).hexdigest()
+    content, where = _part_bytes(table), f"datasets/{key}/{part_name(number)}"
+    if objects.create(where, [content]):
+        return hashlib.sha256(content).hexdigest()
+    existing, flaw = read_and_check(objects, where, partial(_refuse_other_rows, table=table, where=where))
+    if existing is None or flaw:
+        replace_verified(objects, where, content)
+        existing = content
+    return hashlib.sha256(existing).hexdigest()
 
 
 def _refuse_other_rows(data: bytes, table: pa.Table, where: str) -> None:
@@ -353,18 +355,18 @@ def _refuse_other_rows(data: bytes, table: pa.Table, where: str) -> None:
             raise ValueError("it has other rows")
 
 
-def _mend_parts(objects: Objects, key: str, described: dict[str, Any], tables: Iterator[pa.Table]) -> None:
-    """Put damaged parts of a standing dataset right, from the rows that its digest covers.
+def _repair_parts(objects: Objects, key: str, described: dict[str, Any], tables: Iterator[pa.Table]) -> None:
+    """Rewrite damaged parts of an existing dataset, from the rows that its digest covers.
 
     Another version of Arrow may write the same rows in other bytes: the identity, written last, then names those.
     """
-    known = list(described["index_sha256"])
+    sha256s = list(described["index_sha256"])
     for number, table in enumerate(tables):
         where = f"datasets/{key}/{part_name(number)}"
-        standing, flaw = read_or_flaw(objects, where)
-        if standing is None or flaw or hashlib.sha256(standing).hexdigest() != described["index_sha256"][number]:
-            ours = _part_bytes(table)
-            replace_verified(objects, where, ours)
-            known[number] = hashlib.sha256(ours).hexdigest()
-    if known != described["index_sha256"]:
-        replace_verified(objects, f"datasets/{key}/identity.json", describe({**described, "index_sha256": known}))
+        existing, flaw = read_or_flaw(objects, where)
+        if existing is None or flaw or hashlib.sha256(existing).hexdigest() != described["index_sha256"][number]:
+            content = _part_bytes(table)
+            replace_verified(objects, where, content)
+            sha256s[number] = hashlib.sha256(content).hexdigest()
+    if sha256s != described["index_sha256"]:
+        replace_verified(objects, f"datasets/{key}/identity.json", pack_description({**described, "index_sha256": sha256s}))

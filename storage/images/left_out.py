@@ -1,13 +1,13 @@
-"""What a walk left out: how many of each kind, and the first names of each, however many there are.
+"""Count what a walk left out: how many of each kind, and the first few names of each.
 
-A table of all names would grow with the source (a million of them are more than an identity may hold); the counts say that something is
+A list of all names would grow with the source (a million of them exceed the limit of an identity); the counts say that something is
 missing, the first names where to look.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..sources.found import LeftOut, Skipped
+from ..sources.source_items import LeftOut, Skipped
 
 FIRST_NAMES = 20  # that an identity keeps
 _SHOWN = 3
@@ -16,7 +16,7 @@ _MOST_KINDS = 100
 
 @dataclass
 class LeftOutCounts:
-    """Counts by kind; the first names of samples that are lost, and of other things that are worth naming."""
+    """Counts by kind; the first names of lost samples, and of other items that are worth naming."""
 
     broken: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -26,7 +26,7 @@ class LeftOutCounts:
     _plain: set[str] = field(default_factory=set)
 
     def add(self, item: Skipped | LeftOut) -> None:
-        """Count one."""
+        """Count an item."""
         what = item.reason if isinstance(item, Skipped) else item.what
         kind = what if what in self.counts or len(self.counts) < _MOST_KINDS else "others"
         self.counts[kind] += 1
@@ -44,11 +44,11 @@ class LeftOutCounts:
 
     @property
     def first(self) -> dict[str, str]:
-        """Name → why, of the first few; lost samples first."""
+        """Name → reason of the first few; lost samples first."""
         return dict([*self.first_broken.items(), *self._first_others.items()][:FIRST_NAMES])
 
     def lines(self) -> list[tuple[str, bool]]:
-        """Return a line for each kind that is no lost sample, and whether it is one to worry about."""
+        """Return a line for each kind other than lost samples, and whether it deserves a warning."""
         return [(self._line(kind, self.counts[kind]), kind not in self._plain) for kind in self._others]
 
     def _line(self, kind: str, count: int) -> str:

@@ -35,7 +35,7 @@ class KeypointPair:
 
     @property
     def longer_side_px(self) -> float:
-        """Of the box in the second picture."""
+        """Longer side of the box in the second picture."""
         left, top, right, bottom = self.target_box
         return max(right - left, bottom - top)
 
@@ -51,16 +51,27 @@ def keypoint_pairs(root: Path, split: str = "test") -> list[KeypointPair]:
 
 def _pair(root: Path, path: Path) -> KeypointPair:
     try:
-        said: dict[str, Any] = json.loads(path.read_text())
-        pictures = root / "JPEGImages" / said["category"]
-        source, target = (np.array(said[key], np.float64).reshape(-1, 2) for key in ("src_kps", "trg_kps"))
-        box = [float(value) for value in said["trg_bndbox"]]
-        if len(source) != len(target) or not len(source) or len(box) != 4:
+        annotation: dict[str, Any] = json.loads(path.read_text())
+        pictures = root / "JPEGImages" / annotation["category"]
+        source, target = (np.array(annotation[key], np.float64).reshape(-1, 2) for key in ("src_kps", "trg_kps"))
+        target_box = [float(value) for value in annotation["trg_bndbox"]]
+        if len(source) != len(target) or not len(source) or len(target_box) != 4:
             raise ValueError("its keypoints or its box are not whole")
-        if not all(np.isfinite(points).all() for points in (source, target, np.array(box))) or max(box[2] - box[0], box[3] - box[1]) <= 0:
+        if (
+            not all(np.isfinite(points).all() for points in (source, target, np.array(target_box)))
+            or max(target_box[2] - target_box[0], target_box[3] - target_box[1]) <= 0
+        ):
             raise ValueError("a keypoint is not a number, or its box is empty: nothing could be near enough")
-        files = pictures / said["src_imname"], pictures / said["trg_imname"]
-        pair = KeypointPair(path.stem, said["category"], files[0], files[1], source, target, (box[0], box[1], box[2], box[3]))
+        files = pictures / annotation["src_imname"], pictures / annotation["trg_imname"]
+        pair = KeypointPair(
+            path.stem,
+            annotation["category"],
+            files[0],
+            files[1],
+            source,
+            target,
+            (target_box[0], target_box[1], target_box[2], target_box[3]),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not the annotation of a pair: {error!r}") from error
     for picture in (pair.source, pair.target):
@@ -70,7 +81,7 @@ def _pair(root: Path, path: Path) -> KeypointPair:
 
 
 def sample_pairs(pairs: Sequence[KeypointPair], per_category: int) -> list[KeypointPair]:
-    """At most so many pairs of each category, those whose names have the lowest sha256, in their given order."""
+    """Return at most `per_category` pairs of each category, those whose names have the lowest sha256, in the given order."""
     kept: set[str] = set()
     for category in {pair.category for pair in pairs}:
         names = sorted((pair.id for pair in pairs if pair.category == category), key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -79,7 +90,7 @@ def sample_pairs(pairs: Sequence[KeypointPair], per_category: int) -> list[Keypo
 
 
 def pairs_digest(root: Path, split: str, pairs: Sequence[KeypointPair]) -> str:
-    """Return sha256 over the annotations and the pictures."""
+    """Return the sha256 over the annotations and the pictures."""
     hasher = hashlib.sha256()
     for pair in pairs:
         hasher.update(hashlib.sha256((root / "PairAnnotation" / split / f"{pair.id}.json").read_bytes()).digest())

@@ -1,1 +1,1 @@
-"""Where images come from: folders, tars, Parquet, the web; what is an image, and its label."""
+"""Sources of images: folders, tars, Parquet, web servers; which files are images, and their labels."""

@@ -1,8 +1,9 @@
-"""Which files are images: by their first bytes, and by their endings where those are an image's.
+"""Decide which files are images: by their signature (first bytes), and by their ending where it is an image's.
 
-An ending is a promise (a broken `.jpg` is a lost image and is counted as one), its absence is none: photos are called `.jfif`, `.pnm`,
-`.jpg_large` or nothing at all, and are known by their content; only a text's ending is believed. Formats that Pillow would open as
-something else are known by their endings: a camera's raw file is a TIFF to its first bytes, and what a TIFF reader finds is a thumbnail.
+A file with an image's ending is expected to be one (a broken `.jpg` counts as a lost image). Files without such an ending may be images,
+too (`.jfif`, `.pnm`, `.jpg_large` or no ending at all), and are recognised by their signature; only text endings are believed. Formats that
+Pillow would open as something else are recognised by their endings: a camera's raw file has the signature of a TIFF, and a TIFF reader
+finds its thumbnail.
 """
 
 import re
@@ -21,7 +22,7 @@ COMPRESSED_ENDINGS = (".tgz", ".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".rar
 
 CONTAINER_ENDINGS = tuple(f".{name}" for name in CONTAINERS if name != "file")
 
-_UNREAD_ENDINGS = (
+_UNSUPPORTED_ENDINGS = (
     *(".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".tga", ".dds", ".pcx", ".qoi"),
     *(".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq", ".dcr"),
     *(".kdc", ".erf", ".mef", ".mos", ".rwl", ".x3f"),
@@ -30,12 +31,12 @@ TEXT_ENDINGS = (
     *(".txt", ".text", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".html", ".htm", ".md", ".rst", ".yaml", ".yml", ".toml"),
     *(".ini", ".cfg", ".log", ".py", ".sh", ".cls", ".label"),
 )  # not looked into: beside a million images lie a million captions, and on S3 each look is a request
-_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNM = re.compile(rb"P[1-6]\s(?:\s|#[^\n]*\n)*\d+\s")
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes of the header behind the file's own; "BM" alone begins many a text
-_UNREAD_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-_UNREAD_STARTS = (b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL \r\n", b"8BPS\0")
-_TARGETS = (
+_UNSUPPORTED_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_UNSUPPORTED_SIGNATURES = (b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL \r\n", b"8BPS\0")
+_TARGET_WORDS = (
     *("seg", "segm", "segmentation", "semantic", "semseg", "instance", "panoptic", "mask", "masks"),
     *("depth", "disparity", "normal", "normals"),
 )
@@ -47,23 +48,23 @@ def ending_of(name: str) -> str:
 
 
 def is_image(head: bytes) -> bool:
-    """Return whether a file that begins so is of a format that `decode` reads."""
-    if head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    """Return whether a file with these first bytes has a format that `decode` reads."""
+    if head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return True
     if head[:2] == b"BM":
         return int.from_bytes(head[14:18], "little") in _BMP_HEADERS
     return _PNM.match(head) is not None
 
 
-def unread_ending(name: str) -> str | None:
-    """Return why an image of a format that is not read here is left out, by its ending; None for other endings."""
+def unsupported_ending(name: str) -> str | None:
+    """Return why an image of an unsupported format is left out, by its ending; None for other endings."""
     ending = ending_of(name)
-    return f"{ending} images are not read here; convert it, for example to PNG" if ending in _UNREAD_ENDINGS else None
+    return f"{ending} images are not read here; convert it, for example to PNG" if ending in _UNSUPPORTED_ENDINGS else None
 
 
-def unread_start(head: bytes) -> str | None:
-    """Return the same by its first bytes."""
-    if head.startswith(_UNREAD_STARTS) or (head[4:8] == b"ftyp" and head[8:12] in _UNREAD_BRANDS):
+def unsupported_signature(head: bytes) -> str | None:
+    """Return why an image of an unsupported format is left out, by its first bytes; None for others."""
+    if head.startswith(_UNSUPPORTED_SIGNATURES) or (head[4:8] == b"ftyp" and head[8:12] in _UNSUPPORTED_BRANDS):
         return "images of AVIF, HEIC, JPEG 2000, JPEG XL or PSD are not read here; convert it, for example to PNG"
     return None
 
@@ -74,7 +75,7 @@ def too_large(size: int) -> str | None:
 
 
 def split_name(name: str) -> tuple[str, str, str]:
-    """WebDataset's key, what stands between it and the last ending, and that ending: `a/1.seg.png` is (`a/1`, `seg`, `png`)."""
+    """Return WebDataset's key, the part between it and the last ending, and that ending: `a/1.seg.png` gives (`a/1`, `seg`, `png`)."""
     path = PurePosixPath(name)
     stem, _, endings = path.name.partition(".")
     middle, _, last = endings.rpartition(".")
@@ -82,7 +83,7 @@ def split_name(name: str) -> tuple[str, str, str]:
 
 
 def targets_among(images: Sequence[str]) -> set[str]:
-    """Return those names (`1.seg.png`, `1.depth.png`) that are targets of dense tasks, because their sample has another image (`1.jpg`)."""
+    """Return the names (`1.seg.png`, `1.depth.png`) that are targets of dense tasks because their sample has another image (`1.jpg`)."""
     targets = {name: split_name(name)[0] for name in images if name.count(".") > 1 and _is_target(name)}
     if not targets:
         return set()
@@ -92,4 +93,4 @@ def targets_among(images: Sequence[str]) -> set[str]:
 
 
 def _is_target(name: str) -> bool:
-    return split_name(name)[1].rpartition(".")[2].lower() in _TARGETS
+    return split_name(name)[1].rpartition(".")[2].lower() in _TARGET_WORDS

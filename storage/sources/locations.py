@@ -1,11 +1,11 @@
-"""Further places of a dataset's images: the same bytes under the same names, somewhere else.
+"""Further locations of a dataset's images: the same bytes under the same names, somewhere else.
 
     datasets/<name>@<digest>/places/<short>.json     {"index_sha256", "source", "file_digest"}: canonical JSON
 
-Whoever indexes a copy of a dataset gets the dataset that is there, and the copy's place is noted beside it. A reader goes to the place that
-the dataset was made from; when an image is not there, or has other bytes, it asks for the further places, takes the first that has the
-image, and stays with it. The bytes are checked against the index wherever they come from. A copy must lie as the first place does: an
-archive that was packed anew has its members at other offsets, and is refused with advice.
+Indexing a copy of a dataset yields the existing dataset, and the copy's location is stored beside it. A reader uses the location that was
+indexed first; when an image is missing or has other bytes there, it tries the others and stays with the first that has the image. The bytes
+are checked against the index wherever they come from. A copy must have the same layout: an archive that was packed again has its members at
+other offsets, and is refused with advice.
 """
 
 import json
@@ -21,12 +21,12 @@ from ..core.urls import is_url, normalize_scheme
 from ..objects.content_addressed import parsing
 from ..objects.objects import Objects
 
-MAX_PLACE_BYTES = 1 << 20
-_PLACE_COLUMNS = ["path", "container", "offset", "length"]
+MAX_LOCATION_BYTES = 1 << 20
+_LOCATION_COLUMNS = ["path", "container", "offset", "length"]
 
 
 def canonical_source(source: str) -> str:
-    """One spelling for all of a source's: an absolute path without `.`, `..` or a last slash for what lies here, else a URL without one.
+    """Return the one spelling of a source: an absolute path without `.`, `..` or a last slash for a local one, else a URL without one.
 
     Links stay as they are written, because they may lead elsewhere tomorrow. Raise `BadInput` for a path that is no text.
     """
@@ -42,16 +42,16 @@ def canonical_source(source: str) -> str:
     return "/" + path.lstrip("/")
 
 
-def add_place(objects: Objects, key: str, source: str, tables: Iterable[pa.Table]) -> bool:
-    """Note that a dataset's images lie at `source` too; whether that is new. Raise `BadInput` when they lie there in another way."""
+def add_location(objects: Objects, key: str, source: str, tables: Iterable[pa.Table]) -> bool:
+    """Store a further location of a dataset's images; return whether it is new. Raise `BadInput` when the layout there differs."""
     described = json.loads(objects.read(f"datasets/{key}/identity.json"))
-    if canonical_source(source) in {canonical_source(known) for known in (described["source"], *places(objects, key))}:
+    if canonical_source(source) in {canonical_source(known) for known in (described["source"], *other_locations(objects, key))}:
         return False
     for number, table in enumerate(tables):
         where = f"datasets/{key}/index.{number}.parquet" if number else f"datasets/{key}/index.parquet"
         with parsing(where):
-            standing = pq.read_table(pa.BufferReader(objects.read(where)), columns=_PLACE_COLUMNS)
-        if not standing.equals(table.select(_PLACE_COLUMNS).cast(standing.schema)):
+            indexed = pq.read_table(pa.BufferReader(objects.read(where)), columns=_LOCATION_COLUMNS)
+        if not indexed.equals(table.select(_LOCATION_COLUMNS).cast(indexed.schema)):
             raise BadInput(
                 f"{source} has the images of {key}, but at other places within its files; index it under another name, "
                 "or copy the files as they are"
@@ -60,20 +60,24 @@ def add_place(objects: Objects, key: str, source: str, tables: Iterable[pa.Table
     return objects.create(f"datasets/{key}/places/{short(digest(body))}.json", [canonical_json({**body, "file_digest": digest(body)})])
 
 
-def places(objects: Objects, key: str) -> list[str]:
+def other_locations(objects: Objects, key: str) -> list[str]:
     """Return the further sources of a dataset, in order of their files' names; raise `CacheDamaged` for an altered file."""
-    found = []
+    locations = []
     for name in objects.names(f"datasets/{key}/places"):
         where = f"datasets/{key}/places/{name}"
-        found.append(parse_place(objects.read(where, MAX_PLACE_BYTES), where))
-    return found
+        locations.append(parse_location(objects.read(where, MAX_LOCATION_BYTES), where))
+    return locations
 
 
-def parse_place(data: bytes, where: str) -> str:
-    """Return the source that a place's file names; raise `CacheDamaged` for an altered file."""
+def parse_location(data: bytes, where: str) -> str:
+    """Return the source that a location file names; raise `CacheDamaged` for an altered file."""
     with parsing(where):
         body = json.loads(data)
-        claimed = body.pop("file_digest")
-        if digest(body) != claimed or canonical_json({**body, "file_digest": claimed}) != data or type(body["source"]) is not str:
+        claimed_digest = body.pop("file_digest")
+        if (
+            digest(body) != claimed_digest
+            or canonical_json({**body, "file_digest": claimed_digest}) != data
+            or type(body["source"]) is not str
+        ):
             raise ValueError("its own digest differs")
         return str(body["source"])

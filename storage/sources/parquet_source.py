@@ -1,9 +1,9 @@
-"""Images in Parquet files: raw bytes, or the Hugging Face struct {bytes, path}, a row an image.
+"""Images in Parquet files: raw bytes, or the Hugging Face struct {bytes, path}, one image a row.
 
-Parquet gives no single row: a row group is read and decompressed as a whole (a hundred images here, a thousand there). The last few are
-kept, whoever reads from them, so that images in order cost one reading of their group (80 ms an image became 2 in groups of 40 MB);
-images at random cost a group each, for which stored pixels (`extract-features --pixels`) or small groups are the cure. A file's footer,
-which names all groups, is read once. Groups above a gigabyte are decoded in pieces, because Arrow cannot hold 2 GB of a struct in one.
+Parquet cannot read a single row: a row group is read and decompressed as a whole (some hold a hundred images, some a thousand). The most
+recent ones are cached, so that images in order cost one read of their group (80 ms an image became 2 in groups of 40 MB); images in random
+order cost a group each, for which stored pixels (`extract-features --pixels`) or small groups help. A file's footer, which lists all
+groups, is read once. Groups above a gigabyte are decoded in pieces, because Arrow cannot hold 2 GB of a struct in one.
 """
 
 from bisect import bisect_right
@@ -17,15 +17,15 @@ import pyarrow.types as kinds
 
 from ..core.errors import BadInput, EupeError
 from ..core.lru_cache import LruCache
-from .found import ClassNames, Found, LeftOut, Skipped, SourceImage
 from .parquet_labels import ParquetLabels
+from .source_items import ClassNames, LeftOut, Skipped, SourceImage, SourceItem
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "jpeg", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 _KEPT_BYTES = 512 << 20
 _KEPT_FOOTERS = 64
 _BATCH_ROWS, _BATCH_BYTES = 256, 64 << 20
-_WHOLE_BYTES = 1 << 30  # of a row group that is decoded in one piece
+_MAX_UNSPLIT_BYTES = 1 << 30  # of a row group that is decoded in one piece
 _TABLES = "tables without images beside a tar of the same name (img2dataset writes them)"
 _NO_BYTES = "no image bytes"
 _ONLY_A_PATH = "only the path of an image, not its bytes; write the table with the images in it"
@@ -33,7 +33,7 @@ Column = Any  # pa.ChunkedArray, whose stubs want an element type
 
 
 class NoImageColumn(BadInput):
-    """A table that has no column of images."""
+    """A table has no column of images."""
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -43,23 +43,23 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def image_column(schema: pa.Schema, path: str) -> str:
-    """The column of images of a Parquet file; raises `NoImageColumn` naming the columns, or the type of the one that holds no bytes."""
-    named = [name for name in IMAGE_COLUMNS if name in schema.names]
-    usable = [name for name in named if _holds_bytes(schema.field(name).type)]
+    """Return the image column of a Parquet file; raise `NoImageColumn` with the columns, or the type of the one without bytes."""
+    candidates = [name for name in IMAGE_COLUMNS if name in schema.names]
+    usable = [name for name in candidates if _holds_bytes(schema.field(name).type)]
     if usable:
         return usable[0]
-    if named:
+    if candidates:
         raise NoImageColumn(
-            f"{path}: its column {named[0]} is of type {schema.field(named[0]).type}, not the bytes of an image "
+            f"{path}: its column {candidates[0]} is of type {schema.field(candidates[0]).type}, not the bytes of an image "
             "(binary, or Hugging Face's struct of bytes and path); write the table with the images in it"
         )
     raise NoImageColumn(f"{path} has no column of images ({', '.join(IMAGE_COLUMNS)}); it has {', '.join(schema.names)}")
 
 
-def walk_parquet(filesystem: Any, full: str, path: str, is_source: bool = False) -> Iterator[Found]:
-    """The images of a Parquet file in order, with their labels; a table of a tar's captions is counted and left out.
+def walk_parquet(filesystem: Any, full: str, path: str, is_source: bool = False) -> Iterator[SourceItem]:
+    """Yield the images of a Parquet file in order, with their labels; a table of a tar's captions is counted and left out.
 
-    Raises `BadInput` for a file that is not readable Parquet, or whose columns are no images and labels.
+    Raise `BadInput` for a file that is not readable Parquet, or whose columns are no images and labels.
     """
     with filesystem.open(full, "rb") as file:
         try:
@@ -74,7 +74,7 @@ def walk_parquet(filesystem: Any, full: str, path: str, is_source: bool = False)
             raise BadInput(f"{path} is not a readable Parquet file ({error})") from error
 
 
-def _rows(parquet: pq.ParquetFile, path: str) -> Iterator[Found]:
+def _rows(parquet: pq.ParquetFile, path: str) -> Iterator[SourceItem]:
     schema = parquet.schema_arrow
     image = image_column(schema, path)
     column = next((name for name in LABEL_COLUMNS if name in schema.names and name != image), None)
@@ -89,7 +89,7 @@ def _rows(parquet: pq.ParquetFile, path: str) -> Iterator[Found]:
 
 
 def _sample(cell: Any, value: Any, labels: ParquetLabels | None, path: str, row: int) -> Iterator[SourceImage | Skipped | LeftOut]:
-    name, data = f"{path}/{row}", _bytes_in(cell)
+    name, data = f"{path}/{row}", _image_bytes(cell)
     if data is None:
         yield Skipped(name, _ONLY_A_PATH if isinstance(cell, dict) and cell.get("path") else _NO_BYTES)
         return
@@ -100,19 +100,19 @@ def _sample(cell: Any, value: Any, labels: ParquetLabels | None, path: str, row:
 
 
 def _batch_rows(footer: pq.FileMetaData) -> int:
-    """Rows decoded at a time: few where they are large, because Arrow holds no 2 GB of a struct and memory should not either."""
+    """Return how many rows to decode at a time: few where they are large, because Arrow cannot hold 2 GB of a struct."""
     groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
     largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(largest, 1)))
 
 
-def _bytes_in(cell: Any) -> bytes | None:
+def _image_bytes(cell: Any) -> bytes | None:
     value = cell.get("bytes") if isinstance(cell, dict) else cell
     return value if isinstance(value, bytes) else None
 
 
 class _Footer(NamedTuple):
-    """What a file says of its row groups: where each begins, and which column has the images."""
+    """A file's row groups: the first row of each, and the column with the images."""
 
     metadata: pq.FileMetaData
     starts: list[int]
@@ -134,18 +134,18 @@ def _read_footer(filesystem: Any, full: str) -> _Footer:
 def _read_group(filesystem: Any, full: str, footer: _Footer, group: int) -> Column:
     with filesystem.open(full, "rb") as file:
         parquet = pq.ParquetFile(file, metadata=footer.metadata)
-        if footer.metadata.row_group(group).total_byte_size <= _WHOLE_BYTES:
+        if footer.metadata.row_group(group).total_byte_size <= _MAX_UNSPLIT_BYTES:
             return parquet.read_row_group(group, columns=[footer.column]).column(0)
         batches = parquet.iter_batches(batch_size=_batch_rows(footer.metadata), row_groups=[group], columns=[footer.column])
         return pa.chunked_array([batch.column(0) for batch in batches])
 
 
 def parquet_row(filesystem: Any, full: str, row: int) -> bytes:
-    """The bytes of one row's image; raises OSError when there is no such row. What comes is checked by its reader, so it may be kept."""
+    """Return the bytes of one row's image; raise OSError when there is no such row. Cached unverified: readers check the sha256."""
     key = (type(filesystem).__name__, full, filesystem.ukey(full))  # a file that was edited has another one
     footer = _FOOTERS.get_or_make(key, lambda: _read_footer(filesystem, full))
     if not 0 <= row < footer.starts[-1]:
         raise OSError(f"{full} has no row {row}")
     group = bisect_right(footer.starts, row) - 1
     column = _GROUPS.get_or_make((*key, group), lambda: _read_group(filesystem, full, footer, group))
-    return _bytes_in(column[row - footer.starts[group]].as_py()) or b""
+    return _image_bytes(column[row - footer.starts[group]].as_py()) or b""

@@ -1,7 +1,7 @@
-"""The files of a source behind a URL: each read tried again while it fails for reasons that may pass, as a store's are (`remote`).
+"""Files of a source behind a URL: reads are retried while they fail for reasons that may pass, as a store's are (`remote.retry`).
 
-What cannot change is told at once: a file that is not there, one that must not be read. What was tried in vain is `StoreUnavailable` with
-the address and the number of tries, so that a network that is down never counts as images that are broken.
+Permanent errors are raised at once: a missing file, a lack of permission. Failed retries end in `StoreUnavailable` with the address and the
+number of tries, so that images behind a network that is down do not count as broken.
 """
 
 import io
@@ -22,7 +22,7 @@ class RemoteFiles:
         self.protocol = filesystem.protocol
 
     def address(self, path: str) -> str:
-        """Return what a message calls a path."""
+        """Return the address of a path for messages."""
         return str(self._filesystem.unstrip_protocol(path))
 
     def _call(self, verb: str, path: str, call: Callable[[], Result]) -> Result:
@@ -42,23 +42,23 @@ class RemoteFiles:
         return self._call("find", path, lambda: bool(self._filesystem.isfile(path)))
 
     def find(self, root: str) -> list[str]:
-        """Paths of all files below a folder."""
+        """Return the paths of all files below a folder."""
         return self._call("list", root, lambda: [str(path) for path in self._filesystem.find(root)])
 
     def size(self, path: str) -> int:
-        """Length in bytes; raise FileNotFoundError."""
+        """Return the length in bytes; raise FileNotFoundError."""
         return self._call("find", path, lambda: int(self._filesystem.size(path)))
 
     def ukey(self, path: str) -> str:
-        """Return a word that is another one for another version of a file, where that can be known."""
+        """Return a text that differs between versions of a file, where that can be known."""
         return self._call("find", path, lambda: str(self._filesystem.ukey(path)))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Return the bytes from `start` to before `end`, or all; raise FileNotFoundError or PermissionError."""
+        """Return the bytes [start, end), or all; raise FileNotFoundError or PermissionError."""
         return self._call("read", path, lambda: bytes(self._filesystem.cat_file(path, start=start, end=end)))
 
     def open(self, path: str, mode: str = "rb") -> IO[bytes]:
-        """Return a file to read and seek in; closing it is the caller's."""
+        """Open a seekable file, which the caller closes."""
         return self._ranged(path, self.size(path))
 
     def _ranged(self, path: str, size: int) -> IO[bytes]:
@@ -69,34 +69,36 @@ class _RangedFile(io.RawIOBase):
     """A remote file of known size, read by ranges."""
 
     def __init__(self, files: RemoteFiles, path: str, size: int) -> None:
-        self._files, self._path, self._size, self._at = files, path, size, 0
+        self._files, self._path, self._size, self._position = files, path, size, 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Return the next byte that is read."""
-        return self._at
+        """Return the position of the next byte."""
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte; return it."""
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
+        """Set the position; return it."""
+        self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer as far as the file goes; raise OSError when the file became shorter."""
         view = memoryview(buffer).cast("B")
-        wanted = min(len(view), self._size - self._at)
-        if wanted <= 0:
+        length = min(len(view), self._size - self._position)
+        if length <= 0:
             return 0
-        data = self._files.cat_file(self._path, self._at, self._at + wanted)
-        if len(data) < wanted:
-            raise OSError(f"{self._files.address(self._path)} ended at byte {self._at + len(data):,} of {self._size:,}; was it changed?")
-        view[:wanted] = data[:wanted]  # a server may answer a range with more
-        self._at += wanted
-        return wanted
+        data = self._files.cat_file(self._path, self._position, self._position + length)
+        if len(data) < length:
+            raise OSError(
+                f"{self._files.address(self._path)} ended at byte {self._position + len(data):,} of {self._size:,}; was it changed?"
+            )
+        view[:length] = data[:length]  # a server may answer a range with more
+        self._position += length
+        return length

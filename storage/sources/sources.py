@@ -1,9 +1,9 @@
-"""Where images come from: a folder tree, WebDataset tar shards, or Parquet files with image bytes.
+"""Sources of images: a folder tree, WebDataset tar shards, or Parquet files with image bytes.
 
-Each source is walked in a fixed order and yields every image once, with its place (file, offset, length), so that later reads go straight
-to the bytes. A row of `CONTAINERS` says how the images of a file are found, and how one is read again. What is an image is decided by its
-content, and by its ending where that promises one; everything else is counted by its ending. Compressed archives are refused: their members
-have no offset. `source_contract` tests a source, whatever it is made of and wherever it lies.
+A source is walked in a fixed order and yields every image once with its location (file, offset, length), so that later reads go straight to
+the bytes. A row of `CONTAINERS` says how the images of a file are found, and how one is read again. A file is an image by its signature, or
+by its ending where that is an image's; everything else is counted by its ending. Compressed archives are refused: their members have no
+offset. `source_contract` tests any source.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,6 @@ from ..core.errors import BadInput, EupeError
 from ..core.urls import refuse_endpoint, refuse_secrets
 from ..objects.remote import open_filesystem
 from .folder_source import list_folder, not_a_file
-from .found import Found, LeftOut, Skipped, SourceImage, bad_name, hidden, is_hidden, of_another_kind, shown
 from .image_kinds import (
     COMPRESSED_ENDINGS,
     CONTAINER_ENDINGS,
@@ -28,17 +27,18 @@ from .image_kinds import (
     ending_of,
     is_image,
     too_large,
-    unread_ending,
-    unread_start,
+    unsupported_ending,
+    unsupported_signature,
 )
 from .parquet_source import parquet_row, walk_parquet
 from .remote_files import RemoteFiles
+from .source_items import LeftOut, Skipped, SourceImage, SourceItem, bad_name, hidden_file, is_hidden, other_file, printable
 from .tar_source import walk_tar
 from .web_files import WebFiles, is_web
 
 
-def _files_of(url: str) -> tuple[Any, str]:
-    """Return the file system of a source and the path in it; what lies elsewhere is read with patience (`remote_files`)."""
+def _filesystem_of(url: str) -> tuple[Any, str]:
+    """Return the file system of a source and the path in it; reads of remote ones are retried (`remote_files`)."""
     if is_web(url):
         return WebFiles(url), url.rstrip("/")
     filesystem, root = open_filesystem(url)
@@ -46,11 +46,11 @@ def _files_of(url: str) -> tuple[Any, str]:
 
 
 def open_source(url: str) -> tuple[Any, str]:
-    """Return the file system and the path of a source; raise `BadInput` when there is nothing, and for a URL with secrets."""
+    """Return the file system and the path of a source; raise `BadInput` for a missing source and for a URL with secrets."""
     refuse_secrets("source", url)
     refuse_endpoint("source", url)
     try:
-        filesystem, root = _files_of(url)
+        filesystem, root = _filesystem_of(url)
         if not filesystem.exists(root):
             raise BadInput(f"the source {url} does not exist; give a folder of images, of .tar shards or of .parquet files")
     except EupeError:
@@ -61,56 +61,58 @@ def open_source(url: str) -> tuple[Any, str]:
 
 
 def _is_file(filesystem: Any, root: str) -> bool:
-    """Return whether the source is one file. To HTTP every address is a file, those of listings too, so there its ending decides."""
+    """Return whether the source is one file. Over HTTP a listing looks like a file, so there the ending decides."""
     if is_web(root):
-        return unread_ending(root) is not None or ending_of(root) in (*IMAGE_ENDINGS, *COMPRESSED_ENDINGS, *CONTAINER_ENDINGS)
+        return unsupported_ending(root) is not None or ending_of(root) in (*IMAGE_ENDINGS, *COMPRESSED_ENDINGS, *CONTAINER_ENDINGS)
     return bool(filesystem.isfile(root))
 
 
-def _name(root: str) -> str:
-    """Return what a source that is one file is called."""
+def _source_name(root: str) -> str:
+    """Return the name of a source that is one file."""
     return unquote(root.rsplit("/", 1)[-1], errors="surrogateescape") if is_web(root) else root.rsplit("/", 1)[-1]
 
 
 def list_files(filesystem: Any, root: str) -> list[str]:
-    """Paths below the source, relative to it and sorted; a single file is its own source (its folder is the root).
+    """Return the paths below the source, relative to it and sorted; of a single file its name (its folder is the root).
 
     Raise `BadInput` where a file lies inside another (ids would not be unique), and for a folder that cannot be listed.
     """
     if _is_file(filesystem, root):
-        return [_name(root)]
+        return [_source_name(root)]
     if isinstance(filesystem, LocalFileSystem):
         return sorted(list_folder(root or "/"))
     try:
-        found = [path[len(root) :].removeprefix("/") for path in filesystem.find(root)]  # one slash: `a//b` is a key of its own
+        paths = [path[len(root) :].removeprefix("/") for path in filesystem.find(root)]  # one slash: `a//b` is a key of its own
     except EupeError:
         raise
     except OSError as error:
-        raise BadInput(f"a folder of the source cannot be listed ({_why(error)}), so nobody knows which images would be missing") from error
-    files = sorted(path for path in found if path and not path.endswith("/"))  # an object store may mark folders by objects
-    there = set(files)
+        raise BadInput(
+            f"a folder of the source cannot be listed ({_error_text(error)}), so nobody knows which images would be missing"
+        ) from error
+    files = sorted(path for path in paths if path and not path.endswith("/"))  # an object store may mark folders by objects
+    known = set(files)
     for path in files:  # an object store may hold both `a.tar` and `a.tar/x.png`
-        inside = next((str(parent) for parent in PurePosixPath(path).parents if str(parent) in there), None)
-        if inside is not None:
-            raise BadInput(f"{path} lies inside {inside}, which is a file: their images' ids are taken twice; move one of them away")
+        container = next((str(parent) for parent in PurePosixPath(path).parents if str(parent) in known), None)
+        if container is not None:
+            raise BadInput(f"{path} lies inside {container}, which is a file: their images' ids are taken twice; move one of them away")
     return files
 
 
-def _why(error: OSError) -> str:
-    """Return what an error says; where a web server refused, with the address."""
-    said = error.strerror or str(error)
-    return f"{said}: {error.filename}" if is_web(str(error.filename)) else said
+def _error_text(error: OSError) -> str:
+    """Return the text of an error, with the address where a web server refused."""
+    text = error.strerror or str(error)
+    return f"{text}: {error.filename}" if is_web(str(error.filename)) else text
 
 
-def walk(filesystem: Any, root: str, path: str) -> Iterator[Found]:
+def walk(filesystem: Any, root: str, path: str) -> Iterator[SourceItem]:
     """Yield what one file of a source holds: itself, a tar's members, or a Parquet file's rows. Raise `BadInput` for an unreadable file."""
-    is_source = _name(root) == path and _is_file(filesystem, root)
+    is_source = _source_name(root) == path and _is_file(filesystem, root)
     full = root if is_source else f"{root}/{path}"
-    other: Skipped | LeftOut | None = hidden(path) if is_hidden(path) and not is_source else None
-    if other is None and isinstance(filesystem, LocalFileSystem):
-        other = not_a_file(full, path)
-    if other is not None:
-        yield other
+    not_an_image: Skipped | LeftOut | None = hidden_file(path) if is_hidden(path) and not is_source else None
+    if not_an_image is None and isinstance(filesystem, LocalFileSystem):
+        not_an_image = not_a_file(full, path)
+    if not_an_image is not None:
+        yield not_an_image
         return
     ending = ending_of(path)
     try:
@@ -124,38 +126,40 @@ def walk(filesystem: Any, root: str, path: str) -> Iterator[Found]:
     except EupeError:
         raise
     except OSError as error:
-        raise BadInput(f"{shown(path)} cannot be read ({_why(error)}); make it readable, or remove it from the source") from error
+        raise BadInput(
+            f"{printable(path)} cannot be read ({_error_text(error)}); make it readable, or remove it from the source"
+        ) from error
 
 
-def _walk_file(filesystem: Any, full: str, path: str, is_source: bool) -> Iterator[Found]:
-    yield _one_file(filesystem, full, path)
+def _walk_file(filesystem: Any, full: str, path: str, is_source: bool) -> Iterator[SourceItem]:
+    yield _examine_file(filesystem, full, path)
 
 
-def _one_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped | LeftOut:
-    """Return a file of its own: an image by its ending or its first bytes, or a file of another kind."""
+def _examine_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped | LeftOut:
+    """Return a file of its own as an image, by its ending or its signature, or as a file of another kind."""
     if ending_of(path) in COMPRESSED_ENDINGS:
-        return Skipped(shown(path), "compressed archives cannot be read in place; unpack it or store a plain .tar")
+        return Skipped(printable(path), "compressed archives cannot be read in place; unpack it or store a plain .tar")
     if ending_of(path) in TEXT_ENDINGS:
-        return of_another_kind(path)
-    reason = unread_ending(path)
+        return other_file(path)
+    reason = unsupported_ending(path)
     if reason is None and ending_of(path) not in IMAGE_ENDINGS:
         try:
             head = bytes(filesystem.cat_file(full, start=0, end=HEAD_BYTES))[:HEAD_BYTES]
         except EupeError:
             raise
         except OSError as error:  # it may be an image: nobody knows
-            return Skipped(shown(path), f"cannot be read ({error.strerror or error})")
-        reason = unread_start(head)
+            return Skipped(printable(path), f"cannot be read ({error.strerror or error})")
+        reason = unsupported_signature(head)
         if reason is None and not is_image(head):
-            return of_another_kind(path)
-    return _image_file(filesystem, full, path) if reason is None else Skipped(shown(path), reason)
+            return other_file(path)
+    return _image_file(filesystem, full, path) if reason is None else Skipped(printable(path), reason)
 
 
 def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
-    """Return an image file; its label is the folder that it lies in."""
+    """Return an image file; its label is the folder that contains it."""
     reason = bad_name(path.lstrip("/"))
     if reason is not None:
-        return Skipped(shown(path), reason)
+        return Skipped(printable(path), reason)
     try:
         reason = too_large(int(filesystem.size(full)))
         if reason is not None:
@@ -169,11 +173,11 @@ def _image_file(filesystem: Any, full: str, path: str) -> SourceImage | Skipped:
     return SourceImage(path, path, "file", 0, data, None if folder == "." else folder)
 
 
-def _walk_tar(filesystem: Any, full: str, path: str, is_source: bool) -> Iterator[Found]:
+def _walk_tar(filesystem: Any, full: str, path: str, is_source: bool) -> Iterator[SourceItem]:
     yield from walk_tar(filesystem, full, path)
 
 
-def _read_whole(filesystem: Any, full: str, offset: int, length: int) -> bytes:
+def _read_file(filesystem: Any, full: str, offset: int, length: int) -> bytes:
     return bytes(filesystem.cat_file(full))
 
 
@@ -190,14 +194,14 @@ class Container(NamedTuple):
 
     name: choices.Container
     """As indexes have it; the ending of such files, but for "file"."""
-    walk: Callable[[Any, str, str, bool], Iterator[Found]]
+    walk: Callable[[Any, str, str, bool], Iterator[SourceItem]]
     """Yield what a file holds: file system, full path, path in the source, whether the file is the whole source."""
     read: Callable[[Any, str, int, int], bytes]
     """Return an image's bytes: file system, full path, offset and length as they were found."""
 
 
 _ROWS = (
-    Container("file", _walk_file, _read_whole),
+    Container("file", _walk_file, _read_file),
     Container("tar", _walk_tar, _read_range),
     Container("parquet", walk_parquet, _read_parquet),
 )
@@ -206,18 +210,18 @@ CONTAINERS: dict[str, Container] = {row.name: row for row in _ROWS}
 
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
     """Return the bytes of one indexed image; raise OSError when it is not there any more, `StoreUnavailable` when no server answers."""
-    filesystem, root = _files_of(url)
+    filesystem, root = _filesystem_of(url)
     names = (path, unquote(path)) if is_web(url) else (path,)
-    full = root if _name(root) in names and _is_file(filesystem, root) else f"{root}/{path}"
+    full = root if _source_name(root) in names and _is_file(filesystem, root) else f"{root}/{path}"
     try:
-        return _bytes_of(filesystem, full, container, offset, length)
+        return _read_container(filesystem, full, container, offset, length)
     except FileNotFoundError:
         if not is_web(url) or unquote(path) == path:
             raise
-    return _bytes_of(filesystem, f"{root}/{unquote(path)}", container, offset, length)  # indexes of before hold encoded names
+    return _read_container(filesystem, f"{root}/{unquote(path)}", container, offset, length)  # indexes of before hold encoded names
 
 
-def _bytes_of(filesystem: Any, full: str, container: str, offset: int, length: int) -> bytes:
+def _read_container(filesystem: Any, full: str, container: str, offset: int, length: int) -> bytes:
     if container not in CONTAINERS:
         raise OSError(f"{full} is a {container}, a kind of file that this version does not read ({', '.join(CONTAINERS)})")
     return CONTAINERS[container].read(filesystem, full, offset, length)

@@ -1,9 +1,9 @@
-"""Files on a web server: names are what they are called, addresses are encoded, and nothing is believed but what arrives.
+"""Files on a web server: file names are decoded, addresses are encoded, and the server's headers are not trusted.
 
-A path is the source's address, a slash, and a name as it is written on the server's disk (`100% real.png`); the address of that is encoded
-(`100%25%20real.png`), as the links of a listing are. A server may leave out the length, may answer a range with the whole file, may ask for
-patience (429, 503, Retry-After), and may end a reply early: ranges are asked for first, and a server without them is copied from, once a
-file. 404 and 403 are final; so are other refusals.
+A path is the source's address, a slash, and a name as it is on the server's disk (`100% real.png`); its address is encoded
+(`100%25%20real.png`), as links in a listing are. A server may omit the length, may answer a range request with the whole file, may ask to
+retry later (429, 503, Retry-After), and may end a reply early: ranges are requested first, and from a server without them each file is
+copied once. 404, 403 and other refusals are permanent.
 """
 
 import email.utils
@@ -25,27 +25,27 @@ from ..objects.remote import TryLater
 from .decode import MAX_FILE_BYTES
 from .remote_files import RemoteFiles
 
-_PLAIN = "/~!$&'()*+,;=:@"  # what an address holds unencoded
-_HALF_ENCODED = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_SAFE_CHARACTERS = "/~!$&'()*+,;=:@"  # what an address holds unencoded
+_UNENCODED_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
-_FINAL = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT}
-_ANSWER_S, _CONNECT_S = 60, 10  # without a byte, and without a connection
-_PASSING = (408, 425, 429)  # and all from 500
-_MOST_FOLDERS_DEEP = 64
+_PERMANENT = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 410: errno.ENOENT}
+_READ_TIMEOUT_S, _CONNECT_TIMEOUT_S = 60, 10  # without a byte, and without a connection
+_TEMPORARY = (408, 425, 429)  # and all from 500
+_MAX_DEPTH = 64
 _CHUNK_BYTES = 1 << 20
 
 Result = TypeVar("Result")
 
 
 class _Probe(NamedTuple):
-    """What one byte's request tells of a file: its length, None when nobody says, and whether the server knows ranges."""
+    """What a request of one byte tells about a file: its length, None when unknown, and whether the server supports ranges."""
 
     size: int | None
     has_ranges: bool
 
 
 def is_web(url: str) -> bool:
-    """Return whether a URL or path is a web server's."""
+    """Return whether a URL or path is on a web server."""
     return url.startswith(("http://", "https://"))
 
 
@@ -55,21 +55,21 @@ class WebFiles(RemoteFiles):
     def __init__(self, url: str) -> None:
         import aiohttp  # costs a start 0.2 s
 
-        wait = aiohttp.ClientTimeout(total=None, sock_read=_ANSWER_S, sock_connect=_CONNECT_S)
+        wait = aiohttp.ClientTimeout(total=None, sock_read=_READ_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S)
         super().__init__(fsspec.filesystem("https", encoded=True, client_kwargs={"timeout": wait}), url)
         self._root = url.rstrip("/")
         if not urlsplit(self._root).hostname:
             raise BadInput(f"the source {url} names no server; an address is http://SERVER/PATH")
 
     def address(self, path: str) -> str:
-        """Return the encoded address of a path; the source's own may hold encoded letters already."""
-        root = quote(_HALF_ENCODED.sub("%25", self._root), safe="%[]" + _PLAIN)
+        """Return the encoded address of a path; the source's own part may be encoded already."""
+        root = quote(_UNENCODED_PERCENT.sub("%25", self._root), safe="%[]" + _SAFE_CHARACTERS)
         if not path.startswith(f"{self._root}/"):
             return root
-        return f"{root}/{quote(path[len(self._root) + 1 :], safe=_PLAIN, errors='surrogateescape')}"
+        return f"{root}/{quote(path[len(self._root) + 1 :], safe=_SAFE_CHARACTERS, errors='surrogateescape')}"
 
     def exists(self, path: str) -> bool:
-        """Return whether something is there; raise PermissionError for what must not be seen."""
+        """Return whether the file exists; raise PermissionError where the server refuses to say."""
         try:
             self._probe(path)
         except FileNotFoundError:
@@ -77,31 +77,31 @@ class WebFiles(RemoteFiles):
         return True
 
     def isfile(self, path: str) -> bool:
-        """Return whether something is there: a web server tells no more."""
+        """Return whether the file exists: a web server tells no more."""
         return self.exists(path)
 
     def ukey(self, path: str) -> str:
-        """Return the address: a version is not asked for at each image."""
+        """Return the address: the version is not requested for each image."""
         return self.address(path)
 
     def size(self, path: str) -> int:
-        """Length in bytes; where nobody says it, it is counted as far as it matters."""
+        """Return the length in bytes; where the server does not say it, count the bytes up to the limit."""
         size = self._probe(path).size
         return len(self.cat_file(path, 0, MAX_FILE_BYTES + 1)) if size is None else size
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Return the bytes from `start` to before `end`, or all, whether the server knows ranges or not."""
+        """Return the bytes [start, end), or all, whether the server supports ranges or not."""
         if start is None or end is None:
-            return self._ask("read", path, None, _whole)
+            return self._ask("read", path, None, _read_all)
         first, last = start, end
 
         async def part(reply: Any) -> bytes:
-            return await _part(reply, first, last)
+            return await _read_part(reply, first, last)
 
         return self._ask("read", path, (first, last), part)
 
     def open(self, path: str, mode: str = "rb") -> IO[bytes]:
-        """Return the file by ranges, or a temporary copy from a server that knows none or says no length."""
+        """Open the file by ranges, or a temporary copy from a server without ranges or without lengths."""
         probe = self._probe(path)
         if probe.size is not None and probe.has_ranges:
             return self._ranged(path, probe.size)
@@ -122,24 +122,24 @@ class WebFiles(RemoteFiles):
         return copy
 
     def find(self, root: str) -> list[str]:
-        """Paths of all files that listings below a folder link to; raise OSError when one of them cannot be read."""
-        found, waiting, seen = dict[str, None](), [""], set[str]()
-        while waiting:
-            folder = waiting.pop()
+        """Return the paths of all files that listings below a folder link to; raise OSError when one cannot be read."""
+        files, pending, seen = dict[str, None](), [""], set[str]()
+        while pending:
+            folder = pending.pop()
             seen.add(folder)
-            if folder.count("/") > _MOST_FOLDERS_DEEP:
-                raise BadInput(f"{self.address(f'{root}/{folder}')} lies {_MOST_FOLDERS_DEEP} folders deep; does a link lead back?")
+            if folder.count("/") > _MAX_DEPTH:
+                raise BadInput(f"{self.address(f'{root}/{folder}')} lies {_MAX_DEPTH} folders deep; does a link lead back?")
             base, page = self._listing(f"{root}/{folder}")
             for name in _names_in(base, page):
                 path = folder + name
                 if name.endswith("/"):
-                    waiting += [path] if path not in seen else []
+                    pending += [path] if path not in seen else []
                 else:
-                    found[f"{root}/{path}"] = None
-        return list(found)
+                    files[f"{root}/{path}"] = None
+        return list(files)
 
     def _listing(self, path: str) -> tuple[str, str]:
-        """Return the address that a folder was found at, and its page."""
+        """Return the address at which a folder's listing was found, and its page."""
 
         async def read(reply: Any) -> tuple[str, str]:
             return str(reply.url), (await reply.read()).decode("utf-8", "replace")
@@ -148,9 +148,9 @@ class WebFiles(RemoteFiles):
 
     def _probe(self, path: str) -> _Probe:
         async def look(reply: Any) -> _Probe:
-            found = _RANGE.fullmatch(reply.headers.get("Content-Range", ""))
-            if reply.status in (206, 416) and found is not None:
-                return _Probe(None if found[3] == "*" else int(found[3]), True)
+            content_range = _RANGE.fullmatch(reply.headers.get("Content-Range", ""))
+            if reply.status in (206, 416) and content_range is not None:
+                return _Probe(None if content_range[3] == "*" else int(content_range[3]), True)
             length = reply.headers.get("Content-Length", "")
             return _Probe(int(length) if length.isdecimal() and reply.status == 200 else None, False)
 
@@ -175,42 +175,49 @@ def _check(reply: Any, address: str) -> None:
     """Raise what a status means: `TryLater`, FileNotFoundError, PermissionError, or OSError for another refusal."""
     if reply.status < 400:
         return
-    known = [status.phrase for status in HTTPStatus if status == reply.status]
-    said = " ".join([str(reply.status), *known])
-    if reply.status in _PASSING or reply.status >= 500:
-        raise TryLater(said, _patience_s(reply.headers.get("Retry-After", "")))
-    raise OSError(_FINAL.get(reply.status, errno.EINVAL), said, address)  # FileNotFoundError, PermissionError and so on, by the number
+    phrases = [status.phrase for status in HTTPStatus if status == reply.status]
+    status_text = " ".join([str(reply.status), *phrases])
+    if reply.status in _TEMPORARY or reply.status >= 500:
+        raise TryLater(status_text, _retry_after_s(reply.headers.get("Retry-After", "")))
+    raise OSError(
+        _PERMANENT.get(reply.status, errno.EINVAL), status_text, address
+    )  # FileNotFoundError, PermissionError and so on, by the number
 
 
-def _patience_s(said: str) -> float:
-    """Seconds of a Retry-After: a number, or a date."""
-    if said.strip().isdecimal():
-        return float(said)
+def _retry_after_s(header: str) -> float:
+    """Return the seconds of a Retry-After header, which holds a number or a date."""
+    if header.strip().isdecimal():
+        return float(header)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except ValueError:
         return 0.0
 
 
-async def _whole(reply: Any) -> bytes:
+async def _read_all(reply: Any) -> bytes:
     return bytes(await reply.read())
 
 
-async def _part(reply: Any, start: int, end: int) -> bytes:
-    """Return the bytes [start, end) of a file out of the reply to that range; fewer where the file ends."""
+async def _read_part(reply: Any, start: int, end: int) -> bytes:
+    """Return the bytes [start, end) of a file from the reply to that range request; fewer where the file ends."""
     if reply.status == 416:
         return b""
     if reply.status == 206:
         data = bytes(await reply.read())
-        found = _RANGE.fullmatch(reply.headers.get("Content-Range", ""))
-        if found is None or found[1] is None or int(found[1]) != start or len(data) != int(found[2]) + 1 - start:
+        content_range = _RANGE.fullmatch(reply.headers.get("Content-Range", ""))
+        if (
+            content_range is None
+            or content_range[1] is None
+            or int(content_range[1]) != start
+            or len(data) != int(content_range[2]) + 1 - start
+        ):
             raise TryLater(f"asked for bytes {start} to {end - 1}, got {len(data)} of {reply.headers.get('Content-Range')!r}")
         return data[: end - start]
-    pieces, held = list[bytes](), 0
+    pieces, received = list[bytes](), 0
     async for piece in reply.content.iter_chunked(_CHUNK_BYTES):  # the whole file, from a server without ranges: no more than is needed
         pieces.append(piece)
-        held += len(piece)
-        if held >= end:
+        received += len(piece)
+        if received >= end:
             break
     return b"".join(pieces)[start:end]
 
@@ -223,23 +230,28 @@ class _Links(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note one."""
+        """Collect the target of a link."""
         self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]
 
 
 def _names_in(base: str, page: str) -> list[str]:
-    """Decoded names of what a listing links to directly below itself, folders with a slash at their end."""
+    """Return the decoded names of the direct entries in a listing, folders with a slash at their end."""
     links = _Links()
     links.feed(page)
-    here, names = urlsplit(base), dict[str, None]()
-    folder = unquote(here.path, errors="surrogateescape")
+    base_url, names = urlsplit(base), dict[str, None]()
+    folder = unquote(base_url.path, errors="surrogateescape")
     for target in links.found:
         try:
-            there = urlsplit(urljoin(base, target))
+            target_url = urlsplit(urljoin(base, target))
         except ValueError:  # no address at all
             continue
-        path = unquote(there.path, errors="surrogateescape")
-        is_own = there.query or there.fragment  # such as the links that sort the listing
-        if (there.scheme, there.netloc) == (here.scheme, here.netloc) and not is_own and path.startswith(folder) and path != folder:
+        path = unquote(target_url.path, errors="surrogateescape")
+        has_query = target_url.query or target_url.fragment  # such as the links that sort the listing
+        if (
+            (target_url.scheme, target_url.netloc) == (base_url.scheme, base_url.netloc)
+            and not has_query
+            and path.startswith(folder)
+            and path != folder
+        ):
             names[path[len(folder) :]] = None
     return list(names)

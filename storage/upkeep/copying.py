@@ -19,7 +19,7 @@ from ..features.teacher_files import note_teacher_file
 from ..objects.objects import Objects, walk_keys
 from ..shards.commit import record_key
 from ..shards.shards import ShardedGroup
-from ..sources.locations import add_place
+from ..sources.locations import add_location
 from ..store import FeatureStore, canary_key
 
 _MAX_PENDING = 4
@@ -53,7 +53,7 @@ def _copy_dataset(source: FeatureStore, target: FeatureStore, key: str) -> None:
         raise CacheDamaged(f"{prefix} in {target.url} is {theirs.digest}, in {source.url} {ours.digest}; copy to another store")
     if ours.index_sha256 == theirs.index_sha256:
         for location in ours.sources:
-            add_place(target.objects, key, location, [])
+            add_location(target.objects, key, location, [])
 
 
 def _copy_files(source: Objects, target: Objects, prefix: str) -> None:

@@ -17,7 +17,7 @@ from ..images.dataset import ImageDataset, parse_description, part_name
 from ..images.indexing import restore_index
 from ..objects.content_addressed import MAX_IDENTITY_BYTES
 from ..objects.damaged_files import Check, read_or_flaw, set_aside
-from ..sources.locations import MAX_PLACE_BYTES, parse_place
+from ..sources.locations import MAX_LOCATION_BYTES, parse_location
 from .examiner import Examiner
 from .findings import Kind
 
@@ -109,11 +109,11 @@ def _examine_locations(examiner: Examiner, key: str) -> list[str]:
     again = examiner.command("index", "SOURCE", "--name", key.rpartition("@")[0])
     for name in examiner.objects.names(f"datasets/{key}/places"):
         where = f"datasets/{key}/places/{name}"
-        data = examiner.check_file("place", where, partial(_check_location, where=where), [], lambda: "", MAX_PLACE_BYTES)
+        data = examiner.check_file("place", where, partial(_check_location, where=where), [], lambda: "", MAX_LOCATION_BYTES)
         if data is not None:
-            sources.append(parse_place(data, where))
+            sources.append(parse_location(data, where))
             continue
-        finding, (content, _) = examiner.findings[-1], read_or_flaw(examiner.objects, where, MAX_PLACE_BYTES)
+        finding, (content, _) = examiner.findings[-1], read_or_flaw(examiner.objects, where, MAX_LOCATION_BYTES)
         text = f"{again}, where SOURCE is that place, notes it again (the file held {(content or b'')[:200]!r})"
         if examiner.may_write:
             set_aside(examiner.objects, where)
@@ -126,6 +126,6 @@ def _examine_locations(examiner: Examiner, key: str) -> list[str]:
 
 
 def _check_location(data: bytes, where: str) -> None:
-    parse_place(data, where)
+    parse_location(data, where)
     if f"{short(json.loads(data)['file_digest'])}.json" != where.rpartition("/")[2]:
         raise CacheDamaged(f"{where} is another place's file; was a file copied or renamed?")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, EupeError
 from eupe_pipeline.storage.core.identity import canonical_json, digest, short
-from eupe_pipeline.storage.images.dataset import describe
+from eupe_pipeline.storage.images.dataset import pack_description
 from eupe_pipeline.storage.shards.commit import parse_record
 from eupe_pipeline.storage.store import FeatureStore
 
@@ -116,7 +116,7 @@ def test_an_absurd_dataset_with_right_digests_gives_our_errors(copied: Callable[
     with Trials(20) as trials:
         for changed in variants(described, 6, 120):
             if isinstance(changed, dict):
-                path.write_bytes(describe(changed))
+                path.write_bytes(pack_description(changed))
                 try:
                     everything(reopen(made))
                     trials.note("right")
@@ -138,7 +138,7 @@ def test_a_damaged_index_with_its_right_sha256_gives_our_errors(copied: Callable
             data[random.integers(len(data))] = int(random.integers(256))
         (folder / "index.parquet").write_bytes(bytes(data))
         sha256 = hashlib.sha256(bytes(data)).hexdigest()
-        (folder / "identity.json").write_bytes(describe({**described, "index_sha256": [sha256]}))
+        (folder / "identity.json").write_bytes(pack_description({**described, "index_sha256": [sha256]}))
         try:
             dataset = FeatureStore.open(str(made.folder)).dataset("photos")
             dataset.ids(0, len(dataset))

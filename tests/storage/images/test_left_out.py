@@ -11,14 +11,14 @@ from eupe_pipeline.storage.core.identity import canonical_json, digest
 from eupe_pipeline.storage.images import indexing
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.images.left_out import FIRST_NAMES, LeftOutCounts
-from eupe_pipeline.storage.sources.found import Found, LeftOut, Skipped, SourceImage
+from eupe_pipeline.storage.sources.source_items import LeftOut, Skipped, SourceImage, SourceItem
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..damaged_tars import picture
 
 
 def test_an_identity_stays_small_however_much_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def walk(filesystem: Any, root: str, path: str) -> Iterator[Found]:
+    def walk(filesystem: Any, root: str, path: str) -> Iterator[SourceItem]:
         yield SourceImage("1.png", "1.png", "file", 0, picture(1), None)
         for number in range(100_000):
             yield broken

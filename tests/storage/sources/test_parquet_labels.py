@@ -205,7 +205,7 @@ def test_a_footer_is_read_once_and_large_groups_in_pieces(
 ) -> None:
     monkeypatch.setattr(parquet_source, "_FOOTERS", LruCache[Any, Any](64))
     monkeypatch.setattr(parquet_source, "_GROUPS", LruCache[Any, Any](1, lambda column: column.nbytes))
-    monkeypatch.setattr(parquet_source, "_WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(parquet_source, "_MAX_UNSPLIT_BYTES", whole_bytes)
     monkeypatch.setattr(parquet_source, "_BATCH_BYTES", 300)
     pq.write_table(table(list(range(40))), source(tmp_path / "a") / "a.parquet", row_group_size=3)
     footers: list[bool] = []

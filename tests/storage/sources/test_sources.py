@@ -17,7 +17,7 @@ import pytest
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.urls import is_url
 from eupe_pipeline.storage.sources import image_kinds
-from eupe_pipeline.storage.sources.found import Skipped, SourceImage, TarEnd
+from eupe_pipeline.storage.sources.source_items import Skipped, SourceImage, TarEnd
 from eupe_pipeline.storage.sources.sources import list_files, open_source, read_bytes, walk
 from PIL import Image
 
