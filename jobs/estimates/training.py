@@ -23,8 +23,8 @@ from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
 from ...student.model.student import Student, TargetSpec, count_parameters, refuse_unequal_grids
 from ...teachers.encoders.build import try_sizes
-from ...teachers.encoders.regularity import set_recompute
-from ...teachers.encoders.tokens import SampledTokens, at_places
+from ...teachers.encoders.tokens import SampledTokens, gather_tokens
+from ...teachers.encoders.training_settings import set_activation_checkpointing
 from ..training.data import Part, cached_targets, open_parts
 from ..training.options import TrainOptions, check_teachers_given
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
@@ -101,12 +101,12 @@ def kept_bytes(student: Student, recipe: TrainRecipe, specs: Mapping[str, Target
         held.append(tensor)
         return tensor
 
-    set_recompute(student.encoder, recipe.run.recompute_activations)
+    set_activation_checkpointing(student.encoder, recipe.run.recompute_activations)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         tokens = student.encoder(torch.empty(1, 3, size_px, size_px, device="meta"))
         for heads, spec in zip(student.adapters, specs.values(), strict=True):
             places = None if spec.tokens is None else torch.empty(1, spec.tokens, dtype=torch.int64, device="meta")
-            heads(tokens if places is None else at_places(tokens, SampledTokens(None, places, places, spec.grid)))
+            heads(tokens if places is None else gather_tokens(tokens, SampledTokens(None, places, places, spec.grid)))
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
     return sum(nbytes for address, nbytes in storages.items() if address not in own)
 

@@ -23,7 +23,7 @@ from ...storage.store import FeatureStore
 from ...storage.upkeep.examination import examine
 from ...storage.upkeep.examiner import Examiner
 from ...storage.views.pixels import view_pixels
-from ...teachers.encoders.photometric import as_seen
+from ...teachers.encoders.photometric import pixels_seen_by
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.teacher import Teacher
@@ -151,7 +151,7 @@ def _fresh(
     for n in range(len(rows)):
         pixels = view_pixels(reader.views, rows[n : n + 1], teacher.spec.preprocessing.input)
         parameters_BP = torch.from_numpy(photometric_nP[n : n + 1])
-        seen = as_seen("teacher", reader.views.spec.photometric, torch.from_numpy(pixels), parameters_BP)
+        seen = pixels_seen_by("teacher", reader.views.spec.photometric, torch.from_numpy(pixels), parameters_BP)
         places = None if position_nT is None else position_nT[n : n + 1]
         cls_BD, patch = stored_tokens(teacher(seen), reader.layout, places)
         patches.append(patch.cpu().numpy())

@@ -32,10 +32,15 @@ from ...student.training.learner import Learner
 from ...student.training.run_folder import RunFolder, load_model, save_model
 from ...student.training.trainer import Trainer
 from ...teachers.encoders.build import build_encoder, try_sizes
-from ...teachers.encoders.regularity import set_drop_path, set_recompute, set_rope_draws, shrink_with_depth
+from ...teachers.encoders.training_settings import (
+    scale_init_with_depth,
+    set_activation_checkpointing,
+    set_drop_path,
+    set_rope_rescale_draws,
+)
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
-from ...teachers.runtime.devices import Choice, choose_device, choose_devices, choose_precision, use_tensor_cores
+from ...teachers.runtime.devices import Choice, allow_tf32, choose_device, choose_devices, choose_precision
 from ..repair.recorded_teacher import recorded_teacher
 from ..runs.lock import alone_in
 from ..runs.reading_leases import leases
@@ -70,7 +75,7 @@ def train_in_process(
         claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
         with claims, contextlib.ExitStack() as held:
             device = choose_device(recipe.device)
-            use_tensor_cores(device.value)
+            allow_tf32(device.value)
             asked = student_runs(recipe, students, home)
             runs = {name: (folder.as_begun(own, options.origins), folder) for name, (own, folder) in asked.items()}
             fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
@@ -234,10 +239,10 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
     for size_px in recipe.student.sizes_px:
         encoder.grid(size_px, size_px)  # raises BadInput off the stride
     if recipe.student.initial_weights == "timm":
-        shrink_with_depth(encoder)
-    set_rope_draws(encoder, recipe.student.rope_draws)
+        scale_init_with_depth(encoder)
+    set_rope_rescale_draws(encoder, recipe.student.rope_draws)
     set_drop_path(encoder, recipe.student.drop_path)
-    set_recompute(encoder, recipe.run.recompute_activations)
+    set_activation_checkpointing(encoder, recipe.run.recompute_activations)
     return Student(encoder, recipe.adapter.width, specs)
 
 

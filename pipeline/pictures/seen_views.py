@@ -24,8 +24,8 @@ def as_teacher_saw(views: ViewSet, row: int, size_px: int) -> Pixels:
         return seen
     import torch
 
-    from ...teachers.encoders.photometric import as_seen
+    from ...teachers.encoders.photometric import pixels_seen_by
 
     given = torch.from_numpy(pixels), torch.from_numpy(views.read(rows).photometric)
-    seen = as_seen("teacher", views.spec.photometric, *given)[0].numpy()
+    seen = pixels_seen_by("teacher", views.spec.photometric, *given)[0].numpy()
     return seen

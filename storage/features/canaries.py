@@ -1,8 +1,8 @@
-"""A teacher's canary as the store keeps it: the tokens of eight fixed images, in canonical JSON with a digest of themselves.
+"""A teacher's canary as stored: its tokens of eight fixed images, in canonical JSON with a digest of itself.
 
     canaries/<digest of the teacher's identity>.json
 
-Who computes and compares them is `jobs/canaries`; here is only what the file must be.
+`jobs` computes and compares canaries; this file defines their format.
 """
 
 import base64
@@ -19,7 +19,7 @@ MAX_CANARY_BYTES = 16 << 20
 
 
 def pack_canary(features: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """Return the file's content."""
+    """Return the file content for a canary's tokens."""
     arrays = {
         name: {"shape": list(values.shape), "float32": base64.b64encode(values.astype("<f4").tobytes()).decode()}
         for name, values in features.items()
@@ -28,7 +28,7 @@ def pack_canary(features: Mapping[str, NDArray[np.float32]]) -> bytes:
 
 
 def parse_canary(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
-    """Return the tokens by name; raise `CacheDamaged` for an altered file."""
+    """Return a canary's tokens by name; raise `CacheDamaged` for an altered file."""
     try:
         body = json.loads(data)
         if body["digest"] != digest(body["arrays"]) or body["format"] != 1 or canonical_json(body) != data:

@@ -44,7 +44,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Scaling:
-    """What a codec of scaled integers has beyond one that stores floats."""
+    """The parts of a codec that stores scaled integers."""
 
     encode_view: Callable[[Float32s, NDArray[Any], Scales, Float32s], None]
     """Fill the codes and the scales of one contiguous view (H, W, D); the last argument is memory of its shape to work in."""
@@ -64,7 +64,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class TokenCodec:
-    """One way to store patch tokens: all that the rest of the house asks about it."""
+    """A codec for patch tokens: everything that other code asks about it."""
 
     name: choices.Codec
     """As the command line, recipes and identities have it."""
@@ -120,20 +120,20 @@ class TokenCodec:
         return values
 
 
-def _rounded_up(wanted: Float32s) -> Scales:
-    """Return the smallest fp16 scales ≥ the wanted ones: no code is clipped, and half a step bounds the error."""
-    scale = np.maximum(wanted.astype(np.float16), _SMALLEST_SCALE)
-    rounded: Scales = np.where(scale.astype(np.float32) < wanted, np.nextafter(scale, _LARGEST_SCALE), scale)
+def _round_up_to_fp16(scale_fp32: Float32s) -> Scales:
+    """Return the smallest fp16 scales ≥ the given ones: no code is clipped, and half a step bounds the error."""
+    scale = np.maximum(scale_fp32.astype(np.float16), _SMALLEST_SCALE)
+    rounded: Scales = np.where(scale.astype(np.float32) < scale_fp32, np.nextafter(scale, _LARGEST_SCALE), scale)
     return rounded
 
 
-def _halved(groups: Float32s, pick: np.ufunc) -> Float32s:
-    """Return the minimum or maximum of each group by halving it: faster than a reduction over so short an axis."""
+def _reduce_groups(groups: Float32s, pick: np.ufunc) -> Float32s:
+    """Return the minimum or maximum of each group by repeated halving: faster than a reduction over so short an axis."""
     while groups.shape[-1] % 2 == 0:
         half = groups.shape[-1] // 2
         groups = pick(groups[..., :half], groups[..., half:])
-    least_or_most: Float32s = groups[..., 0] if groups.shape[-1] == 1 else pick.reduce(groups, axis=-1)
-    return least_or_most
+    reduced: Float32s = groups[..., 0] if groups.shape[-1] == 1 else pick.reduce(groups, axis=-1)
+    return reduced
 
 
 def _decode_fp32(codes: NDArray[Any], scale: None, out_HWD: Float32s) -> None:
@@ -156,7 +156,7 @@ def int8_groups(dim: int) -> int:
 def _encode_int8(view_HWD: Float32s, codes: NDArray[Any], scale: Scales, scratch: Float32s) -> None:
     groups = scratch.reshape(*scale.shape, -1)
     np.abs(view_HWD, out=scratch)
-    scale[:] = _rounded_up(_halved(groups, np.maximum))
+    scale[:] = _round_up_to_fp16(_reduce_groups(groups, np.maximum))
     groups *= np.float32(INT8_SQUARE) / scale.astype(np.float32)[..., None]
     np.rint(np.sqrt(scratch, out=scratch), out=scratch)
     bits = scratch.view(np.uint32)  # np.copysign takes three times as long
@@ -165,7 +165,7 @@ def _encode_int8(view_HWD: Float32s, codes: NDArray[Any], scale: Scales, scratch
 
 
 def _decode_int8(codes: NDArray[Any], scale_HWG: Float32s, out_HWD: Float32s) -> None:
-    """scale × (code / 127)·|code / 127|."""
+    """Fill `out_HWD` with scale × (code / 127)·|code / 127|."""
     squares = codes.astype(np.int16)
     squares *= np.abs(squares)
     shape = (*scale_HWG.shape, -1)
@@ -180,22 +180,22 @@ def _tensors_of_int8(codes: Any, scale_BHWG: Any) -> Any:
 
 def _encode_int4(view_HWD: Float32s, codes: NDArray[Any], scale: Scales, scratch: Float32s) -> None:
     groups = view_HWD.reshape(*scale.shape[:-1], INT4_GROUP)
-    low, high = _halved(groups, np.minimum), _halved(groups, np.maximum)
+    low, high = _reduce_groups(groups, np.minimum), _reduce_groups(groups, np.maximum)
     floor = low.astype(np.float16)
     with np.errstate(over="ignore"):  # below −65,504 is nothing, and that is never chosen
         floor = np.where(floor.astype(np.float32) > low, np.nextafter(floor, np.float16(-np.inf)), floor)
     scale[..., 1] = floor
-    scale[..., 0] = _rounded_up((high - floor.astype(np.float32)) / np.float32(_INT4_MAX))
+    scale[..., 0] = _round_up_to_fp16((high - floor.astype(np.float32)) / np.float32(_INT4_MAX))
     steps = scratch.reshape(groups.shape)
     np.subtract(groups, floor.astype(np.float32)[..., None], out=steps)
     steps *= np.float32(1) / scale[..., 0].astype(np.float32)[..., None]
     np.rint(steps, out=steps)
-    whole = scratch.astype(np.uint8).view("<u2")  # pairs of neighbouring codes: 0xBA holds a, b
-    np.copyto(codes, (whole & np.uint16(15)) | (whole >> np.uint16(4)), casting="unsafe")
+    code_pairs = scratch.astype(np.uint8).view("<u2")  # pairs of neighbouring codes: 0xBA holds a, b
+    np.copyto(codes, (code_pairs & np.uint16(15)) | (code_pairs >> np.uint16(4)), casting="unsafe")
 
 
 def _decode_int4(codes: NDArray[Any], scale_HWG2: Float32s, out_HWD: Float32s) -> None:
-    """value = minimum + code × scale; both codes of a byte come from one table look-up."""
+    """Fill `out_HWD` with minimum + code × scale; one table look-up gives both codes of a byte."""
     groups = np.take(_PAIRS, codes, mode="clip").view(np.float32).reshape(*scale_HWG2.shape[:-1], INT4_GROUP)
     np.multiply(groups, scale_HWG2[..., 0, None], out=groups)
     np.add(groups, scale_HWG2[..., 1, None], out=out_HWD.reshape(groups.shape))
@@ -238,7 +238,7 @@ _ROWS = (
 CODECS: dict[str, TokenCodec] = {row.name: row for row in _ROWS}
 
 
-def codec_named(name: str) -> TokenCodec:
+def get_codec(name: str) -> TokenCodec:
     """Return the codec of that name; raise `BadInput` that lists the known ones."""
     if name not in CODECS:
         raise unknown_name("codec", name, CODECS)
@@ -247,9 +247,9 @@ def codec_named(name: str) -> TokenCodec:
 
 def encode(patch_nHWD: Float32s, codec: str) -> Encoded:
     """Encode normalised patch tokens as the codec of that name does."""
-    return codec_named(codec).encode(patch_nHWD)
+    return get_codec(codec).encode(patch_nHWD)
 
 
 def decode(codes: NDArray[np.generic], scale: Scales | None, codec: str, out: Float32s | None = None) -> Float32s:
     """Return normalised patch tokens as the codec of that name decodes them."""
-    return codec_named(codec).decode(codes, scale, out)
+    return get_codec(codec).decode(codes, scale, out)

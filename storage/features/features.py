@@ -1,13 +1,13 @@
-"""A feature set: one teacher's normalised tokens over one set of views.
+"""A feature set: one teacher's normalised tokens over one view set.
 
     features/<teacher>@<digest>/        a Zarr v3 group: any Zarr client reads it
       identity.json  zarr.json
-      cls/ patch/ [patch_scale/] [patch_position/]   as `layout.py` draws them
-      statistics/      mean and std that de-normalise
+      cls/ patch/ [patch_scale/] [patch_position/]   as drawn in `layout.py`
+      statistics/      mean and std that undo the normalisation
       commits/000412.json
 
-`FeatureReader.read` hands codes and scales over undecoded, because integers are cheaper to move and the device de-quantises faster than we
-do. Tokens are refused before the commit when they are not finite, do not fit fp16 or carry nothing.
+`FeatureReader.read` returns codes and scales undecoded, because integers are cheaper to move and the device decodes them faster than the
+CPU. Tokens that are not finite, do not fit fp16 or are constant are refused before the commit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,9 +39,9 @@ __all__ = ["FeatureLayout", "FeatureReader", "TokenRows", "features_identity", "
 
 
 class TokenRows(NamedTuple):
-    """n rows as they are stored: cls (n, D) or None, patch codes and scale as `codec.Encoded`; normalised tokens.
+    """n rows as stored: cls (n, D) or None, patch codes and scale as in `codec.Encoded`; normalised tokens.
 
-    A set that samples its tokens has (n, T, …) for (n, H, W, …), and their places (n, T) in `position`.
+    A set that samples its tokens has (n, T, …) instead of (n, H, W, …), and their grid positions (n, T) in `position`.
     """
 
     cls: NDArray[np.floating] | None
@@ -68,7 +68,7 @@ def features_identity(
 
 
 class FeatureReader:
-    """One feature set of a store: rows of normalised tokens, checked on every read; safe to use from several threads."""
+    """One feature set of a store: rows of normalised tokens, verified on every read; thread-safe."""
 
     def __init__(self, objects: Objects, key: str, views: ViewSet, identity: dict[str, Any]) -> None:
         self.key, self.name, self.views, self.identity = key, key.split("@")[0], views, identity
@@ -92,14 +92,14 @@ class FeatureReader:
 
     @classmethod
     def create(cls, objects: Objects, name: str, views: ViewSet, identity: dict[str, Any], statistics: Statistics) -> "FeatureReader":
-        """Return the feature set of this identity, made when the store does not have it yet."""
+        """Open the feature set of this identity, creating it when the store does not have it yet."""
         key = f"{check_name('feature set', name)}@{short(digest(identity))}"
         files = features_metadata(identity, FeatureLayout.from_identity(identity["layout"]).specs(views), statistics)
         create_set(objects, f"features/{key}", "features", identity, files)
         return cls(objects, key, views, identity)
 
     def _check_views(self, record: Record) -> None:
-        """Refuse tokens of other images or of other views than those that stand beside them now; raise `CacheDamaged`."""
+        """Raise `CacheDamaged` for tokens of other images or views than those committed now."""
         of_views = self.views.group.record(record.shard)
         if of_views is None and not record.views_record:
             return
@@ -115,56 +115,56 @@ class FeatureReader:
         return bool(self.group.committed_mask().all())
 
     def missing_shards(self) -> list[int]:
-        """Return the shards that have no record yet, in order."""
+        """Return the shards without a record, in order."""
         missing: list[int] = np.flatnonzero(~self.group.committed_mask()).tolist()
         return missing
 
     def failed_rows(self) -> NDArray[np.int64]:
-        """Return the rows of images that failed, in order; they have no tokens."""
+        """Return the rows of failed images, in order; they have no tokens."""
         rows: list[int] = []
         views_per_image = self.views.views_per_image
         for record in self.group.records(sorted({*self.group.uncompacted(), *self.group.ledgers.totals()[1]})):
             if record.failed:
                 first, last = self.views.shard_images(record.shard)
-                for place, image_id in enumerate(self.views.dataset.ids(first, last), start=first):
+                for image, image_id in enumerate(self.views.dataset.ids(first, last), start=first):
                     if image_id in record.failed:
-                        rows += range(place * views_per_image, (place + 1) * views_per_image)
+                        rows += range(image * views_per_image, (image + 1) * views_per_image)
         return np.array(rows, np.int64)
 
     def empty(self, count: int) -> TokenRows:
-        """Uninitialised memory for `count` rows, to be given to `read` as `out`."""
+        """Return uninitialised memory for `count` rows, for the `out` of `read`."""
         arrays = {spec.name: np.empty((count, *spec.shape[1:]), spec.dtype) for spec in self.group.specs.values()}
         return TokenRows(arrays.get("cls"), arrays["patch"], arrays.get("patch_scale"), arrays.get("patch_position"))
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Return the rows of images by id: all views of the first, then all of the next; raise `BadInput` for an unknown id."""
+        """Return the rows of images by id: all views of the first image, then of the next; raise `BadInput` for an unknown id."""
         views = self.views.views_per_image
         rows: NDArray[np.int64] = (self.views.dataset.index_of(ids)[:, None] * views + np.arange(views)).reshape(-1)
         return rows
 
     def dataset(self) -> ImageDataset:
-        """Return the images whose tokens these are: ids, labels, sizes, pixels."""
+        """Return the dataset of the images."""
         return self.views.dataset
 
     def read(self, which: Selection, out: TokenRows | None = None, *, check: bool = True, threads: int | None = None) -> TokenRows:
-        """Return the given rows, or all views of the images of the given ids, in their order, into `out` when given.
+        """Return rows by number, or all views of images by id, in the order of the selection, in `out` when given.
 
-        Rows and ids may come as an array, a list or a range (`selection`). Large reads take several threads, at most `threads`. Raises
-        `BadInput` for rows outside and unknown ids, `CacheDamaged` naming the shard for damage.
+        A selection may be an array, a list or a range (`selection`). Large reads use several threads, at most `threads`. Raise `BadInput`
+        for rows out of range and unknown ids, `CacheDamaged` naming the shard for damage.
         """
-        asked = rows_or_ids(which)
-        rows = only_rows(self.rows_of(asked) if isinstance(asked, list) else asked, self.rows, self.key)
+        selected = rows_or_ids(which)
+        rows = only_rows(self.rows_of(selected) if isinstance(selected, list) else selected, self.rows, self.key)
         target = self.empty(len(rows)) if out is None else out
-        arrays = _named(target)
+        arrays = _arrays_by_name(target)
         self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check, threads=threads)
         return target
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
-        """Say which rows will be read soon: from a remote store with a shard cache their shards are fetched in the background."""
+        """Announce rows that will be read soon; with a shard cache their shards are downloaded in the background."""
         self.group.prefetch(rows, self.group.specs)
 
     def read_cls(self, rows: NDArray[Any] | Sequence[int]) -> NDArray[np.floating]:
-        """Class tokens (n, D) alone; raise `BadInput` when the teacher has none, and for rows outside."""
+        """Return class tokens (n, D) alone; raise `BadInput` when the teacher has none, and for rows out of range."""
         if self.cls_dim is None:
             raise BadInput(f"{self.key} has no class tokens: its teacher has none")
         chosen = only_rows(rows, self.rows, self.key)
@@ -173,20 +173,20 @@ class FeatureReader:
         return out
 
     def decode(self, tokens: TokenRows, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Normalised patch tokens (n, H, W, D), or (n, T, D) of a sampled set, fp32 from stored rows, into `out` when given."""
+        """Return normalised patch tokens (n, H, W, D), or (n, T, D) of a sampled set, fp32 from stored rows, in `out` when given."""
         return decode(tokens.patch, tokens.scale, self.codec, out)
 
     def draw_positions(self, shard: int) -> Positions | None:
-        """Return the places (n, T) of the tokens that a shard stores of each view, drawn anew; None when it stores all."""
+        """Return the grid positions (n, T) of the tokens that a shard stores, drawn again; None when it stores all."""
         if self.layout.tokens_per_view is None:
             return None
         ids, views = self.views.dataset.ids(*self.views.shard_images(shard)), self.views
         return draw_positions(views.spec.seed, ids, views.views_per_image, self.grid[0] * self.grid[1], self.layout.tokens_per_view)
 
     def encode(self, cls_nD: NDArray[np.float32] | None, patch: NDArray[np.float32], position_nT: Positions | None = None) -> TokenRows:
-        """Return the stored form of n rows of normalised fp32 tokens; what is not finite stays so and is refused at the commit.
+        """Return the stored form of n rows of normalised fp32 tokens; values that are not finite stay so and are refused at the commit.
 
-        `patch` is (n, H, W, D), or for a sampled set the tokens (n, T, D) that stand at `position_nT`.
+        `patch` is (n, H, W, D), or for a sampled set the tokens (n, T, D) at `position_nT`.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             cls = None if cls_nD is None else cls_nD.astype(self.group.specs["cls"].dtype, copy=False)
@@ -195,61 +195,61 @@ class FeatureReader:
     def commit_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
         """Publish one shard of encoded tokens; rows of the images in `failed` (id → reason) are left out.
 
-        Raise `BadInput` naming the image when a token is not finite: no reader could train on it.
+        Raise `BadInput` naming the image when a token is not finite.
         """
         return self.group.publish(*self._checked(shard, tokens, failed, views_record))
 
     def repair_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
-        """Make a damaged shard whole in its place, from its tokens computed anew (`healing`); return its record.
+        """Repair a damaged shard in place from its recomputed tokens (`shards.shard_repair`); return its record.
 
-        Raise as `commit_shard`, and `CacheMismatch` where what is whole of it is not what these tokens say.
+        Raise as `commit_shard`, and `CacheMismatch` where its intact rows differ from these tokens.
         """
         record, arrays, present = self._checked(shard, tokens, failed, views_record)
-        standing = readable_record(self.group, shard)
-        ours = standing is None or (
-            standing.image_ids_sha256 == record.image_ids_sha256 and standing.views_record in ("", record.views_record)
+        current = readable_record(self.group, shard)
+        is_ours = current is None or (
+            current.image_ids_sha256 == record.image_ids_sha256 and current.views_record in ("", record.views_record)
         )
-        healed = repair_shard(self.group, record, arrays, present, trust=ours)
-        healed.write_to(self.group)
-        return healed.record
+        repaired = repair_shard(self.group, record, arrays, present, trust=is_ours)
+        repaired.write_to(self.group)
+        return repaired.record
 
     def _checked(
         self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str
     ) -> tuple[Record, dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        """Return a shard's record without its objects, its arrays, and which rows exist."""
+        """Return a shard's record without objects, its arrays, and which rows are present."""
         first, last = self.views.shard_images(shard)
         ids = self.views.dataset.ids(first, last)
         present = np.repeat([image_id not in failed for image_id in ids], self.views.views_per_image)
-        arrays = _named(tokens)
+        arrays = _arrays_by_name(tokens)
         if tokens.position is not None and (row := first_bad_row(tokens.position, self.grid[0] * self.grid[1])) is not None:
             raise BadInput(f"shard {shard} of {self.key}: the token places of row {row} do not ascend within its grid")
         for name, values in arrays.items():
             check_out(self.group.specs[name], values, len(present))
-            bad = first_nonfinite(values, present)
-            if bad is not None:
-                image_id = ids[bad // self.views.views_per_image]
+            bad_row = first_nonfinite(values, present)
+            if bad_row is not None:
+                image_id = ids[bad_row // self.views.views_per_image]
                 raise BadInput(f"image {image_id}: its {name} is not finite as {values.dtype}; leave the image out as failed")
         return Record(self.digest, shard, len(present), ids_digest(ids), {}, dict(failed), views_record), arrays, present
 
     def teacher_files(self) -> list[TeacherFile]:
-        """Where the file of a FILE.py:FUNCTION teacher lay whenever it was extracted from."""
+        """Return the recorded locations of the file of a FILE.py:FUNCTION teacher."""
         return noted_teacher_files(self._objects, self.identity["teacher"])
 
     def stored_bytes(self) -> int:
-        """Return bytes of the committed shards' objects, from their records."""
+        """Return the bytes of the committed shards' objects, from their records."""
         return self.group.stored_bytes()
 
     def open_zarr(self) -> Any:
-        """Return the set as a read-only zarr-python group, for notebooks; it checks inner checksums but not our records."""
+        """Return the set as a read-only zarr-python group, for notebooks; it checks the inner crc32c but not our records."""
         import zarr
 
         return zarr.open_group(f"{self._objects.url.rstrip('/')}/features/{self.key}", mode="r")
 
 
-def _named(tokens: TokenRows) -> dict[str, NDArray[Any]]:
+def _arrays_by_name(tokens: TokenRows) -> dict[str, NDArray[Any]]:
     """Return the arrays by their names in the group."""
-    every = {"cls": tokens.cls, "patch": tokens.patch, "patch_scale": tokens.scale, "patch_position": tokens.position}
-    return {name: array for name, array in every.items() if array is not None}
+    arrays = {"cls": tokens.cls, "patch": tokens.patch, "patch_scale": tokens.scale, "patch_position": tokens.position}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def features_metadata(identity: Mapping[str, Any], specs: list[ArraySpec], statistics: Statistics) -> dict[str, bytes]:
@@ -266,7 +266,7 @@ def features_metadata(identity: Mapping[str, Any], specs: list[ArraySpec], stati
 
 
 def _about(name: str) -> dict[str, str]:
-    """Attributes of one array of the statistics, for people who come through Zarr."""
+    """Return the Zarr attributes of one array of the statistics."""
     tokens, kind = name.split("_")
     meaning = {"mean": "mean", "std": "standard deviation, floored", "matrix": "PHI-S matrix W: normalised = W (x − mean)"}[kind]
     units = "1 / the teacher's own unit" if kind == "matrix" else "the teacher's own"
@@ -274,7 +274,7 @@ def _about(name: str) -> dict[str, str]:
 
 
 def read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any]) -> Statistics:
-    """Return the statistics that lie in a feature set, checked against what its identity says of them; raise `CacheDamaged`."""
+    """Return the statistics in a feature set, verified against its identity; raise `CacheDamaged`."""
     names = objects.names(f"{prefix}/statistics")
     arrays: dict[str, NDArray[np.float32]] = {}
     for name in ("cls_mean", "cls_std", "patch_mean", "patch_std", "cls_matrix", "patch_matrix"):

@@ -2,11 +2,11 @@
 
     patch/           (rows, H, W, D)   or, of a sampled set, (rows, T, D)
     patch_scale/     (rows, H, W, groups[, 2])   or (rows, T, groups[, 2]), for the integer codecs
-    patch_position/  (rows, T) uint16, only of a sampled set: place y × W + x of each stored token
+    patch_position/  (rows, T) uint16, only of a sampled set: position y × W + x of each stored token
     cls/             (rows, D)
 
-Less is a value of the identity: `tokens_per_view` for recorded random places (`sampling.py`), `resampled_from` and `resampling` for a grid
-that was made smaller before it was stored. Both together sample the smaller grid. Statistics are those of the original tokens.
+Less is a value of the identity: `tokens_per_view` for recorded random positions (`sampling.py`), `resampled_from` and `resampling` for a
+grid that was made smaller before it was stored. Both together sample the smaller grid. Statistics are those of the original tokens.
 """
 
 import math
@@ -20,8 +20,8 @@ import numpy as np
 from ..core.errors import BadInput
 from ..shards.zarr_format import ArraySpec
 from ..views.view_set import ViewSet
-from .codec import codec_named
-from .sampling import MOST_CELLS
+from .codec import get_codec
+from .sampling import MAX_CELLS
 
 RESAMPLING = "least squares for bicubic upsampling"
 """Along each axis the pseudo-inverse of the upsampling that the loss does (bicubic, a = −0.75, half-pixel centres)."""
@@ -31,7 +31,7 @@ _UNIT = "standard deviations of the teacher's coordinate"
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Shape and storage of a feature set's tokens; raises `BadInput` for one that cannot be."""
+    """Shape and storage of a feature set's tokens; raises `BadInput` for an impossible one."""
 
     cls_dim: int | None
     patch_dim: int
@@ -44,41 +44,45 @@ class FeatureLayout:
     """The teacher's own grid, where the stored one was made from it."""
 
     def __post_init__(self) -> None:
-        cells, count, own = math.prod(self.grid), self.tokens_per_view, self.resampled_from
-        if count is not None and not (1 <= count <= cells <= MOST_CELLS):
-            raise BadInput(f"{count} tokens a view of a grid of {_by(self.grid)}: give 1 to {cells}, of a grid of at most {MOST_CELLS:,}")
-        if own is not None and (self.grid == own or min(self.grid) < 1 or any(a > b for a, b in zip(self.grid, own, strict=True))):
+        cells, count, original_grid = math.prod(self.grid), self.tokens_per_view, self.resampled_from
+        if count is not None and not (1 <= count <= cells <= MAX_CELLS):
             raise BadInput(
-                f"a grid of {_by(own)} can be stored resampled to a smaller one, not to {_by(self.grid)}; give at most {own[0]} rows and "
-                f"{own[1]} columns, or no other grid"
+                f"{count} tokens a view of a grid of {_as_text(self.grid)}: give 1 to {cells}, of a grid of at most {MAX_CELLS:,}"
+            )
+        if original_grid is not None and (
+            self.grid == original_grid or min(self.grid) < 1 or any(a > b for a, b in zip(self.grid, original_grid, strict=True))
+        ):
+            raise BadInput(
+                f"a grid of {_as_text(original_grid)} can be stored resampled to a smaller one, not to {_as_text(self.grid)}; "
+                f"give at most {original_grid[0]} rows and {original_grid[1]} columns, or no other grid"
             )
 
     @classmethod
     def from_identity(cls, described: Mapping[str, Any]) -> "FeatureLayout":
-        """Return the layout that `identity` describes; raise ValueError, KeyError or TypeError for anything else."""
-        own = described.get("resampled_from")
+        """Return the layout that an identity describes; raise ValueError, KeyError or TypeError for anything else."""
+        original_grid = described.get("resampled_from")
         layout = cls(
             described["cls_dim"],
             described["patch_dim"],
             tuple(described["grid"]),
             described["codec"],
             described.get("tokens_per_view"),
-            None if own is None else tuple(own),
+            None if original_grid is None else tuple(original_grid),
         )
         if layout.identity() != described:
             raise ValueError("it describes a layout that this version does not know")
         return layout
 
     def identity(self) -> dict[str, Any]:
-        """Return JSON-able; what a set that stores the teacher's whole grid does not need is left out."""
+        """Return the layout as JSON-able data; fields that storing the whole grid does not need are left out."""
         plain = {"cls_dim": self.cls_dim, "patch_dim": self.patch_dim, "grid": list(self.grid), "codec": self.codec}
         sampled = {"tokens": "all"} if self.tokens_per_view is None else {"tokens": "sampled", "tokens_per_view": self.tokens_per_view}
-        own = {} if self.resampled_from is None else {"resampled_from": list(self.resampled_from), "resampling": RESAMPLING}
-        return {**plain, **sampled, **own}
+        original_grid = {} if self.resampled_from is None else {"resampled_from": list(self.resampled_from), "resampling": RESAMPLING}
+        return {**plain, **sampled, **original_grid}
 
     @property
     def token_shape(self) -> tuple[int, ...]:
-        """Of one view's stored tokens: (H, W), or (T,)."""
+        """Shape of one view's stored tokens: (H, W), or (T,)."""
         return self.grid if self.tokens_per_view is None else (self.tokens_per_view,)
 
     @property
@@ -87,11 +91,11 @@ class FeatureLayout:
         return sum(spec.row_bytes for spec in self._arrays(1, 1))
 
     def specs(self, views: ViewSet) -> list[ArraySpec]:
-        """Return the arrays over a set of views; the class tokens are fp32 beside fp32 patch tokens and fp16 otherwise."""
+        """Return the arrays over a view set; class tokens are fp32 beside fp32 patch tokens and fp16 otherwise."""
         return self._arrays(views.rows, views.group.shard_rows)
 
     def _arrays(self, rows: int, shard_rows: int) -> list[ArraySpec]:
-        codec = codec_named(self.codec)
+        codec = get_codec(self.codec)
         codes, scales = codec.stored_shapes(self.token_shape, self.patch_dim)
         axes = ("view", *(("grid_y", "grid_x") if self.tokens_per_view is None else ("token",)))
         scaling = codec.scaling
@@ -112,5 +116,5 @@ class FeatureLayout:
         return specs
 
 
-def _by(grid: tuple[int, int]) -> str:
+def _as_text(grid: tuple[int, int]) -> str:
     return f"{grid[0]}×{grid[1]}"

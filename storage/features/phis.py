@@ -24,30 +24,30 @@ def _is_prime(number: int) -> bool:
 
 
 def _jacobsthal(prime: int) -> Signs:
-    """Q with Q[i, j] = 1 where i − j is a non-zero square modulo `prime`, −1 where it is none, 0 on the diagonal."""
+    """Return Q with Q[i, j] = 1 where i − j is a non-zero square modulo `prime`, −1 where it is none, 0 on the diagonal."""
     character = np.full(prime, -1, np.int8)
     character[np.unique(np.arange(1, prime, dtype=np.int64) ** 2 % prime)] = 1
     character[0] = 0
-    places = np.arange(prime)
-    found: Signs = character[(places[:, None] - places[None, :]) % prime]
-    return found
+    indices = np.arange(prime)
+    matrix: Signs = character[(indices[:, None] - indices[None, :]) % prime]
+    return matrix
 
 
 def _bordered(core: Signs, sign: int) -> Signs:
-    """`core` with a row and a column of ones in front of it; the column has the given sign."""
+    """Return `core` with a row and a column of ones before it; the column has the given sign."""
     order = len(core) + 1
-    whole = np.zeros((order, order), np.int8)
-    whole[0, 1:], whole[1:, 0], whole[1:, 1:] = 1, sign, core
-    return whole
+    matrix = np.zeros((order, order), np.int8)
+    matrix[0, 1:], matrix[1:, 0], matrix[1:, 1:] = 1, sign, core
+    return matrix
 
 
 def _paley_1(order: int) -> Signs:
-    """Order q + 1 for a prime q ≡ 3 modulo 4."""
+    """Return a matrix of order q + 1 for a prime q ≡ 3 modulo 4."""
     return _bordered(_jacobsthal(order - 1), -1) + np.eye(order, dtype=np.int8)
 
 
 def _paley_2(order: int) -> Signs:
-    """Order 2 (q + 1) for a prime q ≡ 1 modulo 4."""
+    """Return a matrix of order 2 (q + 1) for a prime q ≡ 1 modulo 4."""
     conference = _bordered(_jacobsthal(order // 2 - 1), 1)
     zeros = np.eye(len(conference), dtype=np.int8)
     pair, single = np.array([[1, 1], [1, -1]], np.int8), np.array([[1, -1], [-1, -1]], np.int8)
@@ -73,11 +73,11 @@ def _construct(order: int) -> Signs | None:
 
 
 def hadamard(order: int) -> Signs:
-    """An exact Hadamard matrix (order, order) of ±1 with H Hᵀ = order · I; raises `BadInput` where these constructions have none."""
-    found = _construct(order) if order > 0 else None
-    if found is None:
+    """Return an exact Hadamard matrix (order, order) of ±1 with H Hᵀ = order · I; raise `BadInput` where these constructions have none."""
+    matrix = _construct(order) if order > 0 else None
+    if matrix is None:
         raise BadInput(f"no Hadamard matrix of order {order} is known here, which PHI-S needs for {order} channels; use mean and std")
-    return found
+    return matrix
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Covariance:
             self._add(len(flat), mean, centred.T @ centred)
 
     def merge(self, other: "Covariance") -> None:
-        """Add the samples that `other` has seen."""
+        """Add the samples of `other`."""
         if other.count:
             self._add(other.count, other.mean, other.scatter)
 
@@ -120,7 +120,7 @@ class Covariance:
         return variances, axes_DD
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The mean (D,) and the PHI-S matrix W (D, D), fp32; raises ValueError without samples or without any variance."""
+        """Return the mean (D,) and the PHI-S matrix W (D, D), fp32; raise ValueError without samples or without any variance."""
         if self.count < 2 or not np.trace(self.scatter) > 0:
             raise ValueError("PHI-S needs samples that vary")
         eigenvalues, rotation = self.axes()
@@ -130,7 +130,7 @@ class Covariance:
 
 
 def inverse(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse of a PHI-S matrix: φ² Wᵀ, because W is a rotation divided by φ."""
+    """Return the inverse of a PHI-S matrix: φ² Wᵀ, because W is a rotation divided by φ."""
     exact = matrix.astype(np.float64)
     inverted: NDArray[np.float32] = (exact.T * (len(matrix) / np.square(exact).sum())).astype(np.float32)
     return inverted

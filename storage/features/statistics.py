@@ -46,7 +46,7 @@ class Moments:
             self.merge(part)
 
     def merge(self, other: "Moments") -> None:
-        """Add the samples that `other` has seen (Chan, Golub and LeVeque's parallel formula)."""
+        """Add the samples of `other` (Chan, Golub and LeVeque's parallel formula)."""
         total = self.count + other.count
         if not total:
             return
@@ -77,13 +77,13 @@ class Statistics:
 
     @classmethod
     def from_moments(cls, cls_moments: Moments | None, patch_moments: Moments, views: int) -> "Statistics":
-        """Freeze measured moments."""
+        """Return statistics from measured moments."""
         cls_mean, cls_std = cls_moments.finish() if cls_moments is not None else (None, None)
         return cls(cls_mean, cls_std, *patch_moments.finish(), views)
 
     @classmethod
     def from_covariances(cls, cls_covariance: Covariance | None, patch_covariance: Covariance, views: int) -> "Statistics":
-        """Freeze measured covariances as PHI-S; the deviations are kept as well, for reports."""
+        """Return PHI-S statistics from measured covariances; the deviations are kept as well, for reports."""
         cls_mean, cls_matrix = (None, None) if cls_covariance is None else cls_covariance.finish()
         cls_std = None if cls_covariance is None else _deviations(cls_covariance)
         patch_mean, patch_matrix = patch_covariance.finish()
@@ -91,20 +91,20 @@ class Statistics:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Float32s], count: int) -> "Statistics":
-        """Return the inverse of `arrays`, for flat or shaped matrices; raise KeyError or ValueError when they are not a set."""
+        """Return statistics from `arrays`, matrices flat or shaped; raise KeyError or ValueError for an incomplete set."""
         shaped = {name: values.reshape(math.isqrt(values.size), -1) for name, values in arrays.items() if name.endswith("_matrix")}
         matrices = shaped.get("cls_matrix"), shaped.get("patch_matrix")
         return cls(arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], count, *matrices)
 
     @property
     def normalisation(self) -> "TokenNormalisation":
-        """What `normalize_…` does."""
+        """The row of `NORMALISATIONS` that these statistics belong to."""
         with_matrix = self.patch_matrix is not None
         return next(row for row in NORMALISATIONS.values() if row.with_matrix == with_matrix)
 
     @property
     def method(self) -> str:
-        """The normalisation as it stands in identities."""
+        """Name of the normalisation in identities."""
         return self.normalisation.method
 
     def arrays(self) -> dict[str, Float32s]:
@@ -149,7 +149,7 @@ class Statistics:
 
 
 class TokenNormalisation(NamedTuple):
-    """One way to normalise tokens: what is measured for it, and what is kept of that."""
+    """One way to normalise tokens: what is measured for it, and what is stored."""
 
     name: choices.Normalisation
     """As the command line has it."""

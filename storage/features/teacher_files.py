@@ -1,9 +1,9 @@
-"""Where the file of a teacher of the user's own lay when its tokens were extracted: a note for repair and fidelity, in no identity.
+"""Record where the source file of a user's own teacher was at extraction, for repair and fidelity; part of no identity.
 
     teachers/<digest of the teacher's identity>/<digest12 of the note>.json      created exclusively, never changed
 
-A path decides no token, so it must not name a feature set; yet who mends one next year should not have to remember it. What lies there by
-then is believed only by its sha256, which the identity has.
+A path decides no token, so it must not be part of a feature set's name; yet a later repair should find the file without the user's help.
+The file found there is used only if its sha256 is the one in the identity.
 """
 
 import json
@@ -18,7 +18,7 @@ _MAX_NOTE_BYTES = 1 << 20
 
 
 class TeacherFile(NamedTuple):
-    """One place of a teacher's source."""
+    """One location of a teacher's source file."""
 
     file: Path
     function: str
@@ -26,9 +26,13 @@ class TeacherFile(NamedTuple):
     """What the function was given."""
 
 
-def note_teacher_file(objects: Objects, teacher: Mapping[str, Any], found: TeacherFile) -> None:
-    """Keep the note beside those of other places."""
-    note = {"file": str(found.file), "function": found.function, "weights": None if found.weights is None else str(found.weights)}
+def note_teacher_file(objects: Objects, teacher: Mapping[str, Any], location: TeacherFile) -> None:
+    """Store a location beside those recorded before."""
+    note = {
+        "file": str(location.file),
+        "function": location.function,
+        "weights": None if location.weights is None else str(location.weights),
+    }
     data = json_bytes(note, sort_keys=True)
     key = f"{_folder(teacher)}/{short(digest(data.decode()))}.json"
     if objects.size(key) is None:  # a complete store may be read-only by now
@@ -36,16 +40,16 @@ def note_teacher_file(objects: Objects, teacher: Mapping[str, Any], found: Teach
 
 
 def noted_teacher_files(objects: Objects, teacher: Mapping[str, Any]) -> list[TeacherFile]:
-    """Every place that was noted; an unreadable note counts for nothing."""
-    folder, found = _folder(teacher), []
+    """Return every recorded location; unreadable notes are skipped."""
+    folder, locations = _folder(teacher), []
     for name in objects.names(folder):
         try:
             note = json.loads(objects.read(f"{folder}/{name}", _MAX_NOTE_BYTES))
             weights = note["weights"]
-            found.append(TeacherFile(Path(note["file"]), str(note["function"]), None if weights is None else Path(weights)))
+            locations.append(TeacherFile(Path(note["file"]), str(note["function"]), None if weights is None else Path(weights)))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return locations
 
 
 def _folder(teacher: Mapping[str, Any]) -> str:

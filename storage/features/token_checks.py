@@ -1,6 +1,6 @@
-"""Tokens that nobody can train on: found before they are stored, and the image named.
+"""Find tokens that cannot be trained on before they are stored, and name the image.
 
-Not finite, beyond what fp16 holds, or constant, which no working teacher gives.
+These are tokens that are not finite, that exceed fp16, or that are constant, which no working teacher gives.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .codec import codec_named
+from .codec import get_codec
 
 
 def first_nonfinite(values: NDArray[Any], present: NDArray[np.bool_]) -> int | None:
@@ -30,8 +30,8 @@ def first_nonfinite(values: NDArray[Any], present: NDArray[np.bool_]) -> int | N
 
 
 def refuse_tokens(cls_D: NDArray[np.floating] | None, patch_HWD: NDArray[np.floating], codec: str) -> str | None:
-    """Return why one view's normalised tokens must not be stored, None when they may: not finite, beyond fp16, or empty."""
-    largest = codec_named(codec).largest
+    """Return why one view's normalised tokens must not be stored, None when they may: not finite, beyond fp16, or constant."""
+    largest = get_codec(codec).largest
     for name, values in (("class token", cls_D), ("patch tokens", patch_HWD)):
         if values is None:
             continue

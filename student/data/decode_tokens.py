@@ -9,14 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...storage.features.codec import codec_named
+from ...storage.features.codec import get_codec
 
 _VIEWS_AT_ONCE = 8
 
 
 def decode_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
     """Return normalised fp32 tokens (B, H, W, D), or (B, T, D), from a batch's codes and scales as they are stored."""
-    tokens: Tensor = codec_named(codec).decode_tensors(codes, None if scale is None else scale.float())
+    tokens: Tensor = get_codec(codec).decode_tensors(codes, None if scale is None else scale.float())
     return tokens
 
 

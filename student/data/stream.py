@@ -20,7 +20,7 @@ import torch
 
 from ...storage.views.pixels import ReadableViews, fill_pixels
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
-from ...teachers.encoders.photometric import as_seen
+from ...teachers.encoders.photometric import pixels_seen_by
 from ..model.ranks import ALONE, Ranks
 from .order import BatchOrder, Places
 from .targets import STUDENT, Memory, Rendering, TargetSource
@@ -56,7 +56,7 @@ def as_all_see(mode: str, tensors: Memory) -> Memory:
     for name, pixels in tensors.items():
         kind, _, key = name.partition("/")
         if kind == "pixels":
-            seen[name] = as_seen("student" if key == STUDENT else "teacher", mode, pixels, tensors["photometric"])
+            seen[name] = pixels_seen_by("student" if key == STUDENT else "teacher", mode, pixels, tensors["photometric"])
     return seen
 
 

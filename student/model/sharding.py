@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ...teachers.encoders.regularity import residual_blocks
+from ...teachers.encoders.training_settings import residual_blocks
 from .ranks import Ranks
 from .student import Student
 

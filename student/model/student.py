@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
-from ...teachers.encoders.tokens import SampledTokens, Tokens, at_places, other_grid
+from ...teachers.encoders.tokens import SampledTokens, Tokens, gather_tokens, grid_mismatch
 from .recipe import TrainRecipe
 
 NO_SAMPLED_TOKENS: Mapping[str, SampledTokens] = {}
@@ -75,7 +75,7 @@ class Student(nn.Module):
         """Map uint8 pixels (B, H, W, C) of any valid size to predicted tokens by teacher; those in `sampled` at its positions alone."""
         tokens: Tokens = self.encoder(self.encoder.preprocessing.apply(pixels_BHWC))
         heads_of = dict(zip(self.teacher_names, self.adapters, strict=True))
-        return {name: heads(at_places(tokens, sampled[name]) if name in sampled else tokens) for name, heads in heads_of.items()}
+        return {name: heads(gather_tokens(tokens, sampled[name]) if name in sampled else tokens) for name, heads in heads_of.items()}
 
 
 def checkpoint_name(module: nn.Module, name: str) -> str:
@@ -105,4 +105,4 @@ def refuse_unequal_grids(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -
         for name, spec in sampled.items():
             if (grid := encoder.grid(size_px, size_px)) != spec.grid:
                 who = f"{recipe.student.architecture} at {size_px} px"
-                raise BadInput(f"teacher {name}: {other_grid(who, grid, spec.grid)}")
+                raise BadInput(f"teacher {name}: {grid_mismatch(who, grid, spec.grid)}")

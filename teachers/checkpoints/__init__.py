@@ -1,1 +1,1 @@
-"""Weights on disk and on hubs, in every published layout."""
+"""Weights: files, hubs, conversions, and the published layouts of students."""

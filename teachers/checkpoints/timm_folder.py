@@ -41,7 +41,7 @@ NAMES = {
 
 
 def timm_name(options: Options) -> str:
-    """Return timm's builder of this architecture; other shapes of a family take the smallest student's, with arguments."""
+    """Return timm's builder of this architecture; other shapes of a family use the smallest student's builder with arguments."""
     for ours, name in NAMES.items():
         if canonical(ours) == options:
             return name
@@ -49,7 +49,7 @@ def timm_name(options: Options) -> str:
 
 
 def timm_arguments(options: Options) -> dict[str, Any]:
-    """Return every argument of timm's builder that decides the shape or the mathematics; raise BadInput where timm has none."""
+    """Return every argument of timm's builder that decides the shape or the computation; raise `BadInput` where timm has none."""
     if options["name"] == "convnext":
         return {
             "depths": options["depths"], "dims": options["widths"], "ls_init_value": options["layer_scale"],
@@ -68,29 +68,29 @@ def timm_arguments(options: Options) -> dict[str, Any]:
 
 
 def write_timm(tensors: Mapping[str, Tensor], architecture: Options, preprocessing: Preprocessing, folder: Path) -> None:
-    """Write the folder after timm has built the model and taken every tensor; raise BadInput where timm cannot express it."""
+    """Write the folder after timm has built the model and loaded every tensor; raise `BadInput` where timm cannot express it."""
     name = timm_name(architecture)
     tensors, options = with_unit_scales(tensors, architecture)
     arguments = timm_arguments(options)
     state = {key.removeprefix(PREFIX): tensor.detach().contiguous() for key, tensor in tensors.items()}
     model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     model.load_state_dict(state, strict=True)
-    side = preprocessing.size_px
-    shown = {
-        "input_size": [3, side, side], "fixed_input_size": False, "crop_pct": 1.0, "crop_mode": "squash", "num_classes": 0,
+    size_px = preprocessing.size_px
+    pretrained_cfg = {
+        "input_size": [3, size_px, size_px], "fixed_input_size": False, "crop_pct": 1.0, "crop_mode": "squash", "num_classes": 0,
         "interpolation": preprocessing.interpolation, "mean": list(preprocessing.mean), "std": list(preprocessing.std),
         "pool_size": None, "first_conv": "patch_embed.proj" if architecture["name"] == "vit" else "stem.0", "classifier": "head",
     }  # fmt: skip
     config = {
         "architecture": name, "num_classes": 0, "num_features": model.num_features,
-        "global_pool": "token" if architecture["name"] == "vit" else "avg", "model_args": arguments, "pretrained_cfg": shown,
+        "global_pool": "token" if architecture["name"] == "vit" else "avg", "model_args": arguments, "pretrained_cfg": pretrained_cfg,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def timm_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
-    """Return what our encoder calls class and patch tokens, from a timm model in eval mode, however it pools a ViT's tokens."""
+    """Return class and patch tokens as our encoder defines them, from a timm model in eval mode, however it pools."""
     forward: Any = model.forward_features
     features = forward(pixels_BCHW)
     if isinstance(model, ConvNeXt):
@@ -103,10 +103,10 @@ def timm_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
 
 
 def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
-    """Our terms for a timm folder, its preprocessing and timm's own model; raise BadInput for another kind of model."""
+    """Return our architecture and tensors of a timm folder, its preprocessing and timm's model; raise `BadInput` for other models."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        given = config.get("model_args") or {}
+        model_args = config.get("model_args") or {}
         prep = _preprocessing(config["pretrained_cfg"], folder)
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
@@ -116,27 +116,27 @@ def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
     if not isinstance(model, Eva | ConvNeXt):
         raise BadInput(f"{folder} holds a {type(model).__name__}; a student is an Eva (ViT) or a ConvNeXt")
     try:
-        options, notes = _vit_options(model, given) if isinstance(model, Eva) else _convnext_options(model, given)
+        options, notes = _vit_options(model, model_args) if isinstance(model, Eva) else _convnext_options(model, model_args)
     except AttributeError as error:  # a part that every model of EUPE's kind has
         raise BadInput(f"the timm model in {folder} is built otherwise than EUPE's students: {error}") from error
     tensors = {PREFIX + name: _linear(name, tensor) for name, tensor in model.state_dict().items()}
     return Imported(options, tensors, notes), prep, model
 
 
-def _preprocessing(shown: Mapping[str, Any], folder: Path) -> Preprocessing:
-    channels, height, width = (int(one) for one in shown["input_size"])
+def _preprocessing(pretrained_cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
+    channels, height, width = (int(side) for side in pretrained_cfg["input_size"])
     if channels != 3 or height != width:
         raise BadInput(f"the model in {folder} takes inputs of {channels}×{height}×{width}; a student takes square RGB pictures")
-    return Preprocessing(width, shown["interpolation"], tuple(shown["mean"]), tuple(shown["std"]))
+    return Preprocessing(width, pretrained_cfg["interpolation"], tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"]))
 
 
 def _linear(name: str, tensor: Tensor) -> Tensor:
-    """Return a 1×1 convolution of a ConvNeXt's MLP as the linear layer that it is; any other tensor as it stands."""
+    """Return a 1×1 convolution of a ConvNeXt's MLP as the linear layer it is; any other tensor unchanged."""
     of_an_mlp = name.endswith((".mlp.fc1.weight", ".mlp.fc2.weight"))
     return tensor.flatten(1) if of_an_mlp and tensor.shape[2:] == (1, 1) else tensor
 
 
-def _vit_options(model: Any, given: Mapping[str, Any]) -> tuple[Options, list[str]]:
+def _vit_options(model: Any, model_args: Mapping[str, Any]) -> tuple[Options, list[str]]:
     block = model.blocks[0]
     swiglu = hasattr(block.mlp, "fc1_g")
     _refuse({
@@ -150,15 +150,15 @@ def _vit_options(model: Any, given: Mapping[str, Any]) -> tuple[Options, list[st
         "name": "vit", "width": model.embed_dim, "depth": len(model.blocks), "heads": block.attn.num_heads,
         "patch_px": model.patch_embed.patch_size[0], "mlp": "swiglu" if swiglu else "gelu", "mlp_hidden": block.mlp.fc2.in_features,
         "registers": model.num_prefix_tokens - 1,
-        "layer_scale": _scale(block.gamma_1, given.get("init_values", VIT["layer_scale"])),
+        "layer_scale": _scale(block.gamma_1, model_args.get("init_values", VIT["layer_scale"])),
         "qkv_bias": block.attn.q_bias is not None, "norm_eps": _only_eps(model), "rope_base": model.rope.temperature,
-        "rope_rescale": given.get("rope_rescale_coords", VIT["rope_rescale"]) or 1.0,
+        "rope_rescale": model_args.get("rope_rescale_coords", VIT["rope_rescale"]) or 1.0,
     }), notes  # fmt: skip
 
 
-def _convnext_options(model: Any, given: Mapping[str, Any]) -> tuple[Options, list[str]]:
+def _convnext_options(model: Any, model_args: Mapping[str, Any]) -> tuple[Options, list[str]]:
     blocks = [stage.blocks for stage in model.stages]
-    linears = [one[0].mlp.fc2 for one in blocks]
+    linears = [stage[0].mlp.fc2 for stage in blocks]
     _refuse({
         "norms its map before pooling (head_norm_first)": not isinstance(model.norm_pre, nn.Identity),
         f"pools by {model.head.global_pool.pool_type!r}, not by the mean": model.head.global_pool.pool_type != "avg",
@@ -171,28 +171,28 @@ def _convnext_options(model: Any, given: Mapping[str, Any]) -> tuple[Options, li
     })  # fmt: skip
     notes = ["read as linear layers: the 1×1 convolutions of its MLPs"] if linears[0].weight.ndim == 4 else []
     return canonical({
-        "name": "convnext", "depths": [len(one) for one in blocks], "widths": [len(one.weight) for one in linears],
-        "layer_scale": _scale(blocks[0][0].gamma, given.get("ls_init_value", CONVNEXT["layer_scale"])), "norm_eps": _only_eps(model),
+        "name": "convnext", "depths": [len(stage) for stage in blocks], "widths": [len(stage.weight) for stage in linears],
+        "layer_scale": _scale(blocks[0][0].gamma, model_args.get("ls_init_value", CONVNEXT["layer_scale"])), "norm_eps": _only_eps(model),
     }), notes  # fmt: skip
 
 
 def _refuse(faults: Mapping[str, bool]) -> None:
-    if found := [fault for fault, there in faults.items() if there]:
-        raise BadInput(f"this timm model {' and '.join(found)}; EUPE's students are built otherwise")
+    if present := [fault for fault, is_present in faults.items() if is_present]:
+        raise BadInput(f"this timm model {' and '.join(present)}; EUPE's students are built otherwise")
 
 
 def _is_gelu(activation: nn.Module) -> bool:
-    """Exactly: its approximations differ by less than a comparison of tokens can tell from rounding."""
+    """Return whether an activation is the exact GELU: its approximations differ by less than a comparison of tokens can detect."""
     return type(activation).__name__ == "GELU" and getattr(activation, "approximate", "none") == "none"
 
 
 def _only_eps(model: nn.Module) -> float:
-    values = {eps for one in model.modules() if isinstance(eps := getattr(one, "eps", None), float)}
+    values = {eps for module in model.modules() if isinstance(eps := getattr(module, "eps", None), float)}
     if len(values) != 1:
         raise BadInput(f"this timm model has norms of several eps, {sorted(values)}; EUPE's students have one")
     return values.pop()
 
 
 def _scale(gamma: Tensor | None, started_from: float) -> float | None:
-    """Return what layer scale started from is not in the weights but in the arguments; None without layer scale."""
+    """Return the initial value of layer scale, which is not in the weights but in the arguments; None without layer scale."""
     return None if gamma is None else started_from

@@ -53,34 +53,34 @@ def transformers_config(options: Options, size_px: int) -> Any:
 
 def to_transformers(tensors: Mapping[str, Tensor], options: Options) -> Tensors:
     """Return the state dict of the transformers model of an encoder's tensors."""
-    found = {theirs: tensors[PREFIX + ours].detach().contiguous() for ours, theirs in _names(options)}
+    state = {theirs: tensors[PREFIX + ours].detach().contiguous() for ours, theirs in _names(options)}
     if options["name"] == "convnext":
-        return found
+        return state
     width = options["width"]
-    found["embeddings.mask_token"] = torch.zeros(1, 1, width)
+    state["embeddings.mask_token"] = torch.zeros(1, 1, width)
     if not options["registers"]:
-        found["embeddings.register_tokens"] = torch.zeros(1, 0, width)  # transformers keeps a tensor of none
+        state["embeddings.register_tokens"] = torch.zeros(1, 0, width)  # transformers keeps a tensor of none
     for n in range(options["depth"]):
         parts = tensors[f"{PREFIX}blocks.{n}.attn.qkv.weight"].detach().chunk(3)
-        found |= {f"model.layer.{n}.attention.{name}_proj.weight": part.contiguous() for name, part in zip("qkv", parts, strict=True)}
-    return found
+        state |= {f"model.layer.{n}.attention.{name}_proj.weight": part.contiguous() for name, part in zip("qkv", parts, strict=True)}
+    return state
 
 
 def from_transformers(state: Mapping[str, Tensor], config: Any) -> Imported:
-    """Our tensors of a transformers state dict; raise BadInput for a model with a key bias."""
+    """Return our architecture and tensors of a transformers state dict; raise `BadInput` for a model with a key bias."""
     options = _options_of(config)
-    found = {PREFIX + ours: state[theirs].float() for ours, theirs in _names(options)}
+    tensors = {PREFIX + ours: state[theirs].float() for ours, theirs in _names(options)}
     if options["name"] == "convnext":
-        return Imported(options, found, [])
+        return Imported(options, tensors, [])
     for n in range(options["depth"]):
         qkv = torch.cat([state[f"model.layer.{n}.attention.{name}_proj.weight"].float() for name in "qkv"])
-        found[f"{PREFIX}blocks.{n}.attn.qkv.weight"] = qkv
+        tensors[f"{PREFIX}blocks.{n}.attn.qkv.weight"] = qkv
     dropped = ["left out: mask_token (used in masked pre-training only)"] if state["embeddings.mask_token"].any() else []
-    return Imported(options, found, dropped)
+    return Imported(options, tensors, dropped)
 
 
 def write_transformers(tensors: Mapping[str, Tensor], architecture: Options, preprocessing: Preprocessing, folder: Path) -> None:
-    """Write the folder after transformers has built the model and taken every tensor."""
+    """Write the folder after transformers has built the model and loaded every tensor."""
     tensors, options = with_unit_scales(tensors, architecture)
     kind = transformers.DINOv3ConvNextModel if options["name"] == "convnext" else transformers.DINOv3ViTModel
     model = kind(transformers_config(options, preprocessing.size_px))
@@ -96,7 +96,7 @@ def write_transformers(tensors: Mapping[str, Tensor], architecture: Options, pre
 
 
 def transformers_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
-    """Return what our encoder calls class and patch tokens, from a transformers model in eval mode."""
+    """Return class and patch tokens as our encoder defines them, from a transformers model in eval mode."""
     output, config = model(pixel_values=pixels_BCHW), getattr(model, "config")  # noqa: B009 - nn.Module's attributes are untyped
     vit = config.model_type == "dinov3_vit"
     stride, skipped = (config.patch_size, 1 + config.num_register_tokens) if vit else (CONVNEXT_STRIDE_PX, 1)
@@ -105,7 +105,7 @@ def transformers_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
 
 
 def read_transformers(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
-    """Our terms for a transformers folder, its preprocessing and transformers' own model; raise BadInput for another kind."""
+    """Return our architecture and tensors of a transformers folder, its preprocessing and the model; raise `BadInput` for other models."""
     try:
         model, info = transformers.AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -137,8 +137,8 @@ def _read_processor(folder: Path) -> Preprocessing:
 
 def _options_of(config: Any) -> Options:
     gated = getattr(config, "use_gated_mlp", False)
-    if config.hidden_act != (wanted := "silu" if gated else "gelu"):  # GELU's approximations are nearer than a comparison can tell
-        raise BadInput(f"transformers computes other tokens from these weights: its activation is {config.hidden_act}, ours {wanted}")
+    if config.hidden_act != (expected := "silu" if gated else "gelu"):  # GELU's approximations are nearer than a comparison can tell
+        raise BadInput(f"transformers computes other tokens from these weights: its activation is {config.hidden_act}, ours {expected}")
     if config.model_type == "dinov3_convnext":
         return canonical({
             "name": "convnext", "depths": list(config.depths), "widths": list(config.hidden_sizes), "norm_eps": config.layer_norm_eps,
@@ -155,11 +155,11 @@ def _options_of(config: Any) -> Options:
 
 
 def _names(options: Options) -> Iterator[tuple[str, str]]:
-    """Yield (ours without prefix, theirs) of the tensors that both sides hold unchanged."""
+    """Yield (our name without prefix, their name) of the tensors that are equal on both sides."""
     yield from _convnext_names(options) if options["name"] == "convnext" else _vit_names(options)
 
 
-def _both(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+def _weight_and_bias(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
     yield from ((f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias"))
 
 
@@ -167,30 +167,30 @@ def _vit_names(options: Options) -> Iterator[tuple[str, str]]:
     yield "cls_token", "embeddings.cls_token"
     if options["registers"]:
         yield "reg_token", "embeddings.register_tokens"
-    yield from _both("patch_embed.proj", "embeddings.patch_embeddings")
+    yield from _weight_and_bias("patch_embed.proj", "embeddings.patch_embeddings")
     swiglu = {"fc1_g": "gate_proj", "fc1_x": "up_proj", "fc2": "down_proj"}
     linears = swiglu if options["mlp"] == "swiglu" else {"fc1": "up_proj", "fc2": "down_proj"}
     for n in range(options["depth"]):
         ours, theirs = f"blocks.{n}", f"model.layer.{n}"
         for name, other in {"norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.o_proj"}.items():
-            yield from _both(f"{ours}.{name}", f"{theirs}.{other}")
+            yield from _weight_and_bias(f"{ours}.{name}", f"{theirs}.{other}")
         for name, other in linears.items():
-            yield from _both(f"{ours}.mlp.{name}", f"{theirs}.mlp.{other}")
+            yield from _weight_and_bias(f"{ours}.mlp.{name}", f"{theirs}.mlp.{other}")
         if options["qkv_bias"]:
             yield from ((f"{ours}.attn.{part}_bias", f"{theirs}.attention.{part}_proj.bias") for part in "qv")
         yield from ((f"{ours}.gamma_{k}", f"{theirs}.layer_scale{k}.lambda1") for k in (1, 2))
-    yield from _both("norm", "norm")
+    yield from _weight_and_bias("norm", "norm")
 
 
 def _convnext_names(options: Options) -> Iterator[tuple[str, str]]:
     for stage in range(len(options["depths"])):
         for layer in (0, 1):
             ours = f"stem.{layer}" if stage == 0 else f"stages.{stage}.downsample.{layer}"
-            yield from _both(ours, f"model.stages.{stage}.downsample_layers.{layer}")
+            yield from _weight_and_bias(ours, f"model.stages.{stage}.downsample_layers.{layer}")
     parts = {"conv_dw": "depthwise_conv", "norm": "layer_norm", "mlp.fc1": "pointwise_conv1", "mlp.fc2": "pointwise_conv2"}
     for stage, n in ((stage, n) for stage, depth in enumerate(options["depths"]) for n in range(depth)):
         ours, theirs = f"stages.{stage}.blocks.{n}", f"model.stages.{stage}.layers.{n}"
         yield f"{ours}.gamma", f"{theirs}.gamma"
         for name, other in parts.items():
-            yield from _both(f"{ours}.{name}", f"{theirs}.{other}")
-    yield from _both("head.norm", "layer_norm")
+            yield from _weight_and_bias(f"{ours}.{name}", f"{theirs}.{other}")
+    yield from _weight_and_bias("head.norm", "layer_norm")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ...storage.objects.atomic_files import make_folder, write_atomically
 
-_NAMED_AT_MOST = 5
+_MAX_NAMES = 5
 
 
 def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:
@@ -26,13 +26,13 @@ def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU; raises BadInput when it is absent or is not one."""
+    """Return all tensors of a safetensors file, on the CPU; raise `BadInput` when it is absent or not one."""
     with _safetensors(path):
         return load_file(path)
 
 
 def check_format(path: Path) -> None:
-    """Look at the header alone; raises BadInput when the file is absent or no safetensors file, before anything is spent on it."""
+    """Read the header alone; raise `BadInput` when the file is absent or no safetensors file, before any work is spent on it."""
     with _safetensors(path), safe_open(path, "pt"):
         pass
 
@@ -51,22 +51,24 @@ def _safetensors(path: Path) -> Iterator[None]:
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return f"{len(names)} {what} ({', '.join(sorted(names)[:_NAMED_AT_MOST])}{more})"
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{len(names)} {what} ({', '.join(sorted(names)[:_MAX_NAMES])}{more})"
 
 
 def load_strictly(module: nn.Module, path: Path) -> None:
-    """Copy a file's tensors into `module`; raises BadInput naming every kind of disagreement, and then changes nothing."""
-    theirs, ours = read_weights(path), module.state_dict()
-    found = {
-        "missing": [name for name in ours if name not in theirs],
-        "unexpected": [name for name in theirs if name not in ours],
-        "of another shape": [name for name in theirs if name in ours and theirs[name].shape != ours[name].shape],
+    """Copy a file's tensors into `module`; raise `BadInput` naming every mismatch, and then change nothing."""
+    file_tensors, module_tensors = read_weights(path), module.state_dict()
+    faults_by_kind = {
+        "missing": [name for name in module_tensors if name not in file_tensors],
+        "unexpected": [name for name in file_tensors if name not in module_tensors],
+        "of another shape": [
+            name for name in file_tensors if name in module_tensors and file_tensors[name].shape != module_tensors[name].shape
+        ],
     }
-    if any(found.values()):
-        faults = "; ".join(_listed(what, names) for what, names in found.items() if names)
+    if any(faults_by_kind.values()):
+        faults = "; ".join(_listed(what, names) for what, names in faults_by_kind.items() if names)
         raise BadInput(
             f"{path} does not fit this architecture: {faults}. Nothing was loaded: "
             "a teacher with partly random weights is refused. Give the file that belongs to the architecture."
         )
-    module.load_state_dict(theirs, strict=True)
+    module.load_state_dict(file_tensors, strict=True)

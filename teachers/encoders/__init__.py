@@ -1,1 +1,1 @@
-"""Encoders: architectures, preprocessing, pixels to tokens."""
+"""Encoders: architectures, preprocessing, from pixels to tokens."""

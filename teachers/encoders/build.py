@@ -95,7 +95,7 @@ FAMILIES = Table("student family", "eupe_pipeline.students", StudentFamily, ROWS
 
 
 def canonical(architecture: str | Mapping[str, Any]) -> Options:
-    """The full options of an architecture, JSON-able; raises BadInput on unknown names, options and bad values."""
+    """Return the full options of an architecture, JSON-able; raise BadInput on unknown names, options and bad values."""
     changes = {"name": architecture} if isinstance(architecture, str) else dict(architecture)
     name = changes.pop("name", None)
     if name is None:
@@ -118,7 +118,7 @@ def _family_of(name: str) -> StudentFamily | None:
 
 
 def facts(architecture: str | Mapping[str, Any]) -> Facts:
-    """Width, stride and kind of class token of an architecture; raises as `canonical` does."""
+    """Return width, stride and kind of class token of an architecture; raise as `canonical` does."""
     full = canonical(architecture)
     return FAMILIES[full["name"]].facts(full)
 

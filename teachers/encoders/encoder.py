@@ -48,18 +48,18 @@ class Encoder(nn.Module):
         self.preprocessing = prep
 
     def grid(self, height_px: int, width_px: int) -> tuple[int, int]:
-        """(rows, columns) of patch tokens; raises BadInput unless both sides are multiples of the stride."""
+        """Return (rows, columns) of patch tokens; raise BadInput unless both sides are multiples of the stride."""
         stride = self.stride_px
         if height_px % stride or width_px % stride or not height_px or not width_px:
             raise BadInput(f"an input of {height_px}×{width_px} px is not a multiple of this encoder's {stride} px stride")
         return height_px // stride, width_px // stride
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """The family's own forward."""
+        """Return the family's own forward."""
         raise NotImplementedError
 
     def forward(self, pixels_BCHW: Tensor) -> Tokens:
-        """Tokens of a batch; raises BadInput on sides that the stride does not divide."""
+        """Tokens of a batch; raise BadInput on sides that the stride does not divide."""
         return self.tokens(pixels_BCHW, self.grid(*pixels_BCHW.shape[-2:]))
 
 
@@ -67,7 +67,7 @@ class VitEncoder(Encoder):
     """DINOv3-style ViT with registers and rotary position embedding."""
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """cls (B, D) and patch (B, H, W, D), both after the final norm."""
+        """Return cls (B, D) and patch (B, H, W, D), both after the final norm."""
         x_BND: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
         patch_BND = x_BND[:, 1 + self.architecture["registers"] :]
         return Tokens(x_BND[:, 0], torch.unflatten(patch_BND, 1, grid))  # no len(): an exported graph keeps the batch open
@@ -103,7 +103,7 @@ class ConvNextEncoder(Encoder):
     """ConvNeXt with one norm for the pooled vector and for every position."""
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """cls (B, D) = norm(mean), patch (B, H, W, D) = norm(map)."""
+        """Return cls (B, D) = norm(mean), patch (B, H, W, D) = norm(map)."""
         x_BCHW: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
         norm: Any = self.backbone.head.norm
         normed = partial(F.layer_norm, normalized_shape=(self.width,), weight=norm.weight, bias=norm.bias, eps=norm.eps)

@@ -51,8 +51,8 @@ class FrozenEncoder(Encoder):
 
     def _patches(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         if features.ndim == 4:
-            last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
-            return features if last else features.permute(0, 2, 3, 1)
+            channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+            return features if channels_last else features.permute(0, 2, 3, 1)
         prefix = int(getattr(self.backbone, "num_prefix_tokens", 0))
         return features[:, prefix:].reshape(len(features), *grid, features.shape[-1])
 
@@ -68,7 +68,7 @@ class FrozenEncoder(Encoder):
 
 
 class TimmFacts(NamedTuple):
-    """What a timm model is, found without memory for its weights."""
+    """Facts of a timm model, found without memory for its weights."""
 
     architecture: Options
     """Canonical: name "timm", the model, its class token, whether it takes other sizes."""
@@ -80,15 +80,15 @@ class TimmFacts(NamedTuple):
 
 
 def build_timm(architecture: Options) -> FrozenEncoder:
-    """Return a timm model with random weights, whole; raise BadInput on an unknown model."""
+    """Return a complete timm model with random weights; raise `BadInput` for an unknown model."""
     backbone = _create(architecture["model"], dynamic=architecture["dynamic_size"])
     prep = _published_preprocessing(backbone)
-    found = partial(FrozenEncoder, backbone, architecture, cls=architecture["cls"], prep=prep)
-    return found(width=architecture["width"], stride_px=architecture["stride_px"])
+    make = partial(FrozenEncoder, backbone, architecture, cls=architecture["cls"], prep=prep)
+    return make(width=architecture["width"], stride_px=architecture["stride_px"])
 
 
 def build_keras_resnet50(architecture: Options) -> FrozenEncoder:
-    """Keras' ResNet-50 with random weights."""
+    """Return Keras' ResNet-50 with random weights."""
     return FrozenEncoder(
         KerasResNet50(), architecture, width=KERAS_CHANNELS, stride_px=STRIDE_PX, cls=architecture["cls"], prep=KERAS_PREPROCESSING
     )
@@ -105,12 +105,12 @@ def timm_architecture(
 
 
 def inspect_timm(model: str, cls: str | None = None) -> TimmFacts:
-    """Return facts of a timm model from a forward on the meta device (under a second, no memory); raise BadInput."""
+    """Return facts of a timm model from a forward on the meta device (under a second, no memory); raise `BadInput`."""
     with torch.device("meta"):
         backbone = _create(model, dynamic=False)
         prep = _published_preprocessing(backbone)
         dynamic = hasattr(backbone, "dynamic_img_size")
-        cls = cls or _natural_cls(backbone)
+        cls = cls or _default_cls(backbone)
         record = timm_architecture(model, cls=cls, width=0, stride_px=1, dynamic_size=dynamic)
         encoder = FrozenEncoder(backbone.eval(), record, width=0, stride_px=1, cls=cls, prep=prep)
         side = prep.size_px
@@ -129,7 +129,7 @@ def _rows(features: Tensor, prefix: int, *, channels_last: bool) -> int:
     return math.isqrt(features.shape[1] - prefix)
 
 
-def _natural_cls(backbone: nn.Module) -> str:
+def _default_cls(backbone: nn.Module) -> str:
     if getattr(backbone, "cls_token", None) is not None:
         return "class token"
     return "attention pool" if getattr(backbone, "attn_pool", None) is not None else "mean of patch tokens"
@@ -141,8 +141,8 @@ def _create(model: str, *, dynamic: bool) -> nn.Module:
         backbone: nn.Module = timm.create_model(model, pretrained=False, **options)
     except RuntimeError as error:
         name, known = model.split(".")[0], timm.list_models()
-        alike = [one for one in known if name in one] or difflib.get_close_matches(name, known, n=5)
-        near = ", ".join(alike[:5]) or "none, see timm.list_models()"
+        similar = [other for other in known if name in other] or difflib.get_close_matches(name, known, n=5)
+        near = ", ".join(similar[:5]) or "none, see timm.list_models()"
         raise BadInput(f"timm has no model {model!r} ({error}); near: {near}") from error
     return backbone
 

@@ -69,6 +69,6 @@ class KerasResNet50(nn.Module):
         return features_BCHW
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """ImageNet-1k logits (before the softmax), in the class order of ILSVRC2012."""
+        """Return ImageNet-1k logits (before the softmax), in the class order of ILSVRC2012."""
         logits: Tensor = self.fc1000(self.forward_features(x_BCHW).mean(dim=(2, 3)))
         return logits

@@ -80,7 +80,7 @@ class OwnEncoder(Encoder):
         self.whereabouts = nn.Parameter(torch.zeros(()), requires_grad=False)  # a module without parameters is somewhere, too
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """cls (B, D') or None, patch (B, H, W, D); raises `BadInput` for anything else."""
+        """Return cls (B, D') or None, patch (B, H, W, D); raise `BadInput` for anything else."""
         found = self.backbone(pixels_BCHW.contiguous())  # ours are channels-last, which a `view` would refuse
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise BadInput(f"the module gives {_shown(found)}, expected (cls, patch): a tensor or None, and the grid of patch tokens")

@@ -25,11 +25,11 @@ PARAMETERS = COLUMNS
 BLUR_SIDE_PX = 256  # the side at which a stored blur is in px; other sides scale it, kernel included
 BLUR_KERNEL_PX = 9  # at that side, DINOv3's
 _LUMA = (0.299, 0.587, 0.114)
-_WHOLE = 1 << 24  # luma is summed in whole units of this: sums of integers do not depend on their order
+_LUMA_UNITS = 1 << 24  # luma is summed in whole units of this: sums of integers do not depend on their order
 
 
 def apply_photometric(pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
-    """Return uint8 images under each row's distortions, uint8 again, on the same device; raise `BadInput` for other shapes and types.
+    """Return uint8 images with each row's distortions applied, on the same device; raise `BadInput` for other shapes and types.
 
     Here, and only here, a stored blur becomes px: it counts 1/256 of the view's side, so that one view looks alike at every input size.
     """
@@ -37,17 +37,17 @@ def apply_photometric(pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
     named = dict(zip(PARAMETERS, parameters_BP[:, : len(PARAMETERS)].float().unbind(1), strict=True))
     x_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
     for name, distort in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
-        x_BCHW = _where(named[name] != 0, distort(x_BCHW, 1 + named[name]), x_BCHW)
-    x_BCHW = _where(named["hue"] != 0, hue(x_BCHW, named["hue"]), x_BCHW)
+        x_BCHW = _select_images(named[name] != 0, distort(x_BCHW, 1 + named[name]), x_BCHW)
+    x_BCHW = _select_images(named["hue"] != 0, hue(x_BCHW, named["hue"]), x_BCHW)
     side_px = min(pixels_BHWC.shape[1:3])
     half_px = min(max(1, round(BLUR_KERNEL_PX // 2 * side_px / BLUR_SIDE_PX)), side_px - 1)  # reflection needs a pixel more than that
-    x_BCHW = _where(named["blur"] > 0, blur(x_BCHW, named["blur"] * (side_px / BLUR_SIDE_PX), half_px), x_BCHW)
-    x_BCHW = _where(named["solarize"] > 0, solarize(x_BCHW, (256 - named["solarize"]) / 255), x_BCHW)
+    x_BCHW = _select_images(named["blur"] > 0, blur(x_BCHW, named["blur"] * (side_px / BLUR_SIDE_PX), half_px), x_BCHW)
+    x_BCHW = _select_images(named["solarize"] > 0, solarize(x_BCHW, (256 - named["solarize"]) / 255), x_BCHW)
     return (x_BCHW * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def as_seen(viewer: Literal["teacher", "student"], mode: str, pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
-    """Return the pixels as a teacher or a student sees them under a photometric mode: distorted, or the very tensor that was given."""
+def pixels_seen_by(viewer: Literal["teacher", "student"], mode: str, pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
+    """Return the pixels that a teacher or a student sees under a photometric mode: distorted, or the given tensor itself."""
     distorted = MODES[mode].seen_by_teacher if viewer == "teacher" else MODES[mode].seen_by_student
     return apply_photometric(pixels_BHWC, parameters_BP) if distorted else pixels_BHWC
 
@@ -62,19 +62,19 @@ def _check(pixels_BHWC: Tensor, parameters_BP: Tensor) -> None:
         )
 
 
-def _where(changed_B: Tensor, then_BCHW: Tensor, otherwise_BCHW: Tensor) -> Tensor:
-    """Images that a distortion touches, and the others exactly as they were."""
+def _select_images(changed_B: Tensor, then_BCHW: Tensor, otherwise_BCHW: Tensor) -> Tensor:
+    """Return the distorted images where a distortion applies, and the others unchanged."""
     return torch.where(changed_B[:, None, None, None], then_BCHW, otherwise_BCHW)
 
 
 def luma(x_BCHW: Tensor) -> Tensor:
-    """Grey (B, 1, H, W) of ITU-R 601."""
+    """Return grey (B, 1, H, W) by ITU-R 601."""
     red, green, blue = _LUMA
     return x_BCHW[:, 0:1] * red + x_BCHW[:, 1:2] * green + x_BCHW[:, 2:3] * blue
 
 
 def blend(x_BCHW: Tensor, other: Tensor, factor_B: Tensor) -> Tensor:
-    """Return factor · x + (1 − factor) · other within [0, 1]."""
+    """Return factor · x + (1 − factor) · other, clamped to [0, 1]."""
     factor = factor_B[:, None, None, None]
     return (factor * x_BCHW + (1 - factor) * other).clamp(0, 1)
 
@@ -86,8 +86,8 @@ def brightness(x_BCHW: Tensor, factor_B: Tensor) -> Tensor:
 
 def contrast(x_BCHW: Tensor, factor_B: Tensor) -> Tensor:
     """Blend with the image's mean grey."""
-    whole = (luma(x_BCHW) * _WHOLE).round().long().sum(dim=(1, 2, 3), keepdim=True)
-    mean = whole.double() / (_WHOLE * x_BCHW.shape[2] * x_BCHW.shape[3])
+    luma_sum = (luma(x_BCHW) * _LUMA_UNITS).round().long().sum(dim=(1, 2, 3), keepdim=True)
+    mean = luma_sum.double() / (_LUMA_UNITS * x_BCHW.shape[2] * x_BCHW.shape[3])
     return blend(x_BCHW, mean.float(), factor_B)
 
 
@@ -97,7 +97,7 @@ def saturation(x_BCHW: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def hue(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
-    """Rotate the hue by a share of a whole turn, saturation and value kept."""
+    """Rotate the hue by a fraction of a whole turn; saturation and value stay."""
     value, largest = x_BCHW.max(dim=1)
     chroma = value - x_BCHW.min(dim=1).values
     safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
@@ -108,13 +108,13 @@ def hue(x_BCHW: Tensor, turns_B: Tensor) -> Tensor:
 
 
 def _channel(sixths: Tensor, start: int, value: Tensor, chroma: Tensor) -> Tensor:
-    """One colour of HSV: value − chroma · max(0, min(k, 4 − k, 1)) with k = (start + hue) mod 6."""
-    place = (start + sixths) % 6
-    return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+    """Return one colour of HSV: value − chroma · max(0, min(k, 4 − k, 1)) with k = (start + hue) mod 6."""
+    k = (start + sixths) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def blur(x_BCHW: Tensor, sigma_px_B: Tensor, half_px: int) -> Tensor:
-    """Gaussian blur of 2 · half + 1 taps with each image's own sigma, borders reflected; sigma 0 counts as no blur."""
+    """Return a Gaussian blur of 2 · half + 1 taps with each image's own sigma, borders reflected; sigma 0 means no blur."""
     offsets = torch.arange(-half_px, half_px + 1, device=x_BCHW.device, dtype=torch.float64)
     weights_BK = torch.exp(-0.5 * (offsets / sigma_px_B.double().clamp_min(1e-3)[:, None]) ** 2)
     taps_KB = (weights_BK / weights_BK.sum(1, keepdim=True)).float().unbind(1)  # fp64 until here: its last bits may depend on the batch
@@ -123,12 +123,12 @@ def blur(x_BCHW: Tensor, sigma_px_B: Tensor, half_px: int) -> Tensor:
 
 
 def _blurred_along(axis: int, padded_BCHW: Tensor, taps_KB: Sequence[Tensor]) -> Tensor:
-    """Weighted sum of shifted images: a convolution's algorithm, and so its rounding, would depend on the batch."""
+    """Return the weighted sum of shifted images: the algorithm of a convolution, and so its rounding, would depend on the batch."""
     length = padded_BCHW.shape[axis] - len(taps_KB) + 1
-    parts = (padded_BCHW.narrow(axis, place, length) * tap_B[:, None, None, None] for place, tap_B in enumerate(taps_KB))
+    parts = (padded_BCHW.narrow(axis, offset, length) * tap_B[:, None, None, None] for offset, tap_B in enumerate(taps_KB))
     return functools.reduce(torch.add, parts)
 
 
 def solarize(x_BCHW: Tensor, threshold_B: Tensor) -> Tensor:
-    """Invert what is not below the threshold."""
+    """Invert values at or above the threshold."""
     return torch.where(x_BCHW >= threshold_B[:, None, None, None], 1 - x_BCHW, x_BCHW)

@@ -56,7 +56,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `identity`; raises BadInput on missing, unknown or unusable fields."""
+        """Return the preprocessing of an `identity`; raise BadInput for missing, unknown or unusable fields."""
         try:
             plain = {**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
             return cls(**plain)
@@ -69,9 +69,9 @@ class Preprocessing:
         return Input(self.size_px, self.interpolation)
 
     def with_constants(self, constants: str) -> "Preprocessing":
-        """With its own mean and std ("own"), or with ImageNet's ("imagenet": the paper's choice for every teacher).
+        """Return this preprocessing with its own mean and std ("own"), or ImageNet's ("imagenet": the paper's for every teacher).
 
-        Raises BadInput on other names, and where ImageNet's constants have no meaning: inputs in bytes or in BGR.
+        Raise BadInput on other names, and where ImageNet's constants have no meaning: inputs in bytes or in BGR.
         """
         if constants not in CONSTANTS:
             raise unknown_name("choice of constants", constants, CONSTANTS)
@@ -84,11 +84,11 @@ class Preprocessing:
         return replace(self, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     def identity(self) -> dict[str, Any]:
-        """JSON-able, every field."""
+        """Return every field as JSON-able data."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     def apply(self, pixels_BHWC: Tensor) -> Tensor:
-        """uint8 RGB (B, H, W, 3) → float32 (B, 3, H, W), normalised, on the same device; channels-last in memory."""
+        """Return uint8 RGB (B, H, W, 3) → float32 (B, 3, H, W), normalised, on the same device; channels-last in memory."""
         if pixels_BHWC.dtype != torch.uint8 or pixels_BHWC.ndim != 4 or pixels_BHWC.shape[-1] != 3:
             raise BadInput(
                 f"expected uint8 pixels (B, H, W, 3), got {pixels_BHWC.dtype} {tuple(pixels_BHWC.shape)}; floats would be normalised twice"
@@ -103,5 +103,5 @@ class Preprocessing:
 
 @cache
 def _on_cuda(values: Triple, device: torch.device) -> Tensor:
-    """Kept there, because sending three numbers makes the host wait for everything that the device has to do."""
+    """Return constants on a CUDA device, cached: sending three numbers makes the host wait for all queued work."""
     return torch.tensor(values, device=device)

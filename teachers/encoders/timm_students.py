@@ -39,7 +39,7 @@ class TimmVitEncoder(Encoder):
     """A ViT of timm: prefix tokens, then patch tokens, all after the norm."""
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """cls (B, D), patch (B, H, W, D)."""
+        """Return cls (B, D), patch (B, H, W, D)."""
         x_BND: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
         prefix: int = self.backbone.num_prefix_tokens  # type: ignore[assignment]
         patch_BHWD = torch.unflatten(x_BND[:, prefix:], 1, grid)
@@ -50,7 +50,7 @@ class OtherConvNextEncoder(Encoder):
     """A ConvNeXt of timm that norms by RMS, which has no bias, or norms its map before it is pooled."""
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """cls (B, D), patch (B, H, W, D)."""
+        """Return cls (B, D), patch (B, H, W, D)."""
         x_BCHW: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
         if self.cls == _MEAN_OF_NORMED:
             return Tokens(x_BCHW.mean(dim=(2, 3)), x_BCHW.permute(0, 2, 3, 1))
@@ -59,7 +59,7 @@ class OtherConvNextEncoder(Encoder):
 
 
 def build_timm_student(architecture: Options) -> Encoder:
-    """The encoder of a canonical record, randomly initialised."""
+    """Return the encoder of a canonical record, randomly initialised."""
     backbone: Any = _create(architecture["model"])
     published: Any = backbone.pretrained_cfg
     prep = Preprocessing(published["input_size"][-1], mean=tuple(published["mean"]), std=tuple(published["std"]))
@@ -77,7 +77,7 @@ def _kind_of(backbone: Any) -> type[Encoder]:
 
 
 def timm_student(name: str, given: Mapping[str, Any]) -> Options:
-    """The canonical record of `timm:NAME`, or the given one when it is that; raises BadInput for another family and for options."""
+    """Return the canonical record of `timm:NAME`, or the given one when it is that; raise BadInput for another family and for options."""
     model = str(given.get("model", "")) if name == TIMM_STUDENT else name.removeprefix("timm:")
     found = dict(_inspect(model))
     if name != TIMM_STUDENT and given:

@@ -1,8 +1,8 @@
-"""What every encoder gives: one class token and a grid of patch tokens for each image.
+"""The output of every encoder: one class token and a grid of patch tokens an image.
 
-Axes: B images, H and W rows and columns of the patch grid (top to bottom, left to right), D channels. An encoder that has
-no class token gives None, never zeros: a zero target would be learnt. The two widths may differ (an attention pool with a
-projection), so each has its own D.
+Axes: B images, H and W rows and columns of the patch grid (top to bottom, left to right), D channels. An encoder without a class token
+gives None, never zeros: a zero target would be learnt. The two widths may differ (an attention pool with a projection), so each has its own
+D.
 
 A teacher's targets may hold only T of its H·W patch tokens, at recorded positions that are uniform and without replacement: the mean of the
 patch loss over them is an unbiased estimate of the mean over the grid, at T / (H·W) of the bytes; with T = H·W it is the dense loss to the
@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
 
 
 class SampledTokens(NamedTuple):
-    """Class tokens (B, D) or None, patch tokens (B, T, D), their places (B, T), their grid (H, W): a teacher's or the student's."""
+    """Class tokens (B, D) or None, patch tokens (B, T, D), their grid positions (B, T), the grid (H, W); of a teacher or a student."""
 
     cls_BD: Tensor | None
     patch_BTD: Tensor
@@ -33,19 +33,19 @@ class SampledTokens(NamedTuple):
     grid: tuple[int, int]
 
 
-def at_places(tokens: Tokens, target: SampledTokens) -> SampledTokens:
-    """Return the student's tokens at the target's positions; raise `BadInput` when the student's grid is another."""
+def gather_tokens(tokens: Tokens, target: SampledTokens) -> SampledTokens:
+    """Return the student's tokens at the target's positions; raise `BadInput` when the grids differ."""
     patch_BHWD = tokens.patch_BHWD
     if tuple(patch_BHWD.shape[1:3]) != target.grid:
-        raise BadInput(other_grid("the student", tuple(patch_BHWD.shape[1:3]), target.grid))
-    place_BT1 = target.position_BT.long()[..., None]
-    patch_BTD = torch.gather(patch_BHWD.flatten(1, 2), 1, place_BT1.expand(-1, -1, patch_BHWD.shape[-1]))
+        raise BadInput(grid_mismatch("the student", tuple(patch_BHWD.shape[1:3]), target.grid))
+    position_BT1 = target.position_BT.long()[..., None]
+    patch_BTD = torch.gather(patch_BHWD.flatten(1, 2), 1, position_BT1.expand(-1, -1, patch_BHWD.shape[-1]))
     return SampledTokens(tokens.cls_BD, patch_BTD, target.position_BT, target.grid)
 
 
-def other_grid(who: str, own: tuple[int, ...], stored: tuple[int, int]) -> str:
-    """Return the message for sampled targets of another grid than the student's."""
+def grid_mismatch(who: str, grid: tuple[int, ...], stored: tuple[int, int]) -> str:
+    """Return the error text for sampled targets of another grid than the student's."""
     return (
-        f"{who} has a grid of {own[0]}×{own[1]}, the feature set holds sampled tokens of a grid of {stored[0]}×{stored[1]}, and these need "
-        f"equal grids: choose student.sizes_px so, or extract with --grid {own[0]}x{own[1]} or without --tokens-per-view"
+        f"{who} has a grid of {grid[0]}×{grid[1]}, the feature set holds sampled tokens of a grid of {stored[0]}×{stored[1]}, and these "
+        f"need equal grids: choose student.sizes_px so, or extract with --grid {grid[0]}x{grid[1]} or without --tokens-per-view"
     )

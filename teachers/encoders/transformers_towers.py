@@ -25,7 +25,7 @@ from .tokens import Tokens
 
 HF_PREFIX = "hf:"
 HF_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
-_NOISE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "_attn_implementation")
+_IGNORED_KEYS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "_attn_implementation")
 _OTHER_TOWER = re.compile(
     r"text_model\.|text_projection\.|visual_projection\.|logit_scale$|logit_bias$|vision_model\.embeddings\.position_ids$"
 )
@@ -63,20 +63,20 @@ class HfEncoder(FrozenEncoder):
         """Return cls (B, D), patch (B, H, W, D)."""
         kind, backbone = self.architecture["model_type"], cast(Any, self.backbone)
         if FAMILIES[kind].takes_patches:
-            found = backbone(**_patches(pixels_BCHW, grid))
+            output = backbone(**_patches(pixels_BCHW, grid))
         else:
             resample = {"interpolate_pos_encoding": True} if FAMILIES[kind].two_towers else {}
-            found = backbone(pixel_values=pixels_BCHW, **resample)
-        states: Tensor = found.last_hidden_state
+            output = backbone(pixel_values=pixels_BCHW, **resample)
+        states: Tensor = output.last_hidden_state
         if kind == "clip_vision_model":
             states = getattr(backbone, "vision_model", backbone).post_layernorm(states)
         count = grid[0] * grid[1]
         patch_BHWD = states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
-        return Tokens(found.pooler_output if self.cls == "attention pool" else states[:, 0], patch_BHWD)
+        return Tokens(output.pooler_output if self.cls == "attention pool" else states[:, 0], patch_BHWD)
 
 
 def _patches(pixels_BCHW: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """Return what a NaFlex model takes: patches (B, N, p·p·C), none of them masked, and each image's grid (B, 2)."""
+    """Return the inputs of a NaFlex model: patches (B, N, p·p·C), a mask of ones, and each image's grid (B, 2)."""
     images, channels, height, width = pixels_BCHW.shape
     rows, columns = grid
     cut = pixels_BCHW.reshape(images, channels, rows, height // rows, columns, width // columns).permute(0, 2, 4, 3, 5, 1)
@@ -88,7 +88,7 @@ def _patches(pixels_BCHW: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
 
 
 class HfFacts(NamedTuple):
-    """What a folder says of its model."""
+    """Facts of a transformers folder."""
 
     architecture: Options
     preprocessing: Preprocessing
@@ -96,7 +96,7 @@ class HfFacts(NamedTuple):
 
 
 def inspect_hf(folder: Path) -> HfFacts:
-    """Return facts of a folder, from its JSON files alone; raise `BadInput` on what is missing, unknown or in several files."""
+    """Return facts of a folder, from its JSON files alone; raise `BadInput` for missing files, unknown models and sharded checkpoints."""
     if (folder / "model.safetensors.index.json").is_file():
         raise BadInput(f"{folder} holds a checkpoint in several files; save it as one model.safetensors first")
     missing = [name for name in HF_FILES if not (folder / name).is_file()]
@@ -112,7 +112,7 @@ def inspect_hf(folder: Path) -> HfFacts:
         raise BadInput(f"the records of {folder} make no sense: {error!r}") from error
     if kind not in FAMILIES:
         raise unknown_name("transformers vision model", str(kind), [*FAMILIES, *_VISION_OF])
-    config = {key: value for key, value in _full_config(kind, config).items() if key not in _NOISE}
+    config = {key: value for key, value in _full_config(kind, config).items() if key not in _IGNORED_KEYS}
     architecture = {
         "name": "hf", "model_type": kind, "config": config, "cls": FAMILIES[kind].cls, "width": config["hidden_size"],
         "stride_px": config["patch_size"],
@@ -128,17 +128,17 @@ def load_hf(architecture: Options, weights: Path) -> HfEncoder:
     kind = architecture["model_type"]
     model = getattr(transformers, FAMILIES[kind].model)
     try:
-        backbone, said = model.from_pretrained(
+        backbone, loading_info = model.from_pretrained(
             weights.parent, config=model.config_class.from_dict(dict(architecture["config"])), dtype=torch.float32,
             use_safetensors=True, local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     except (TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
         raise BadInput(f"transformers cannot load {weights} as a {kind}: {str(error)[:400]}") from error
-    found = {what: sorted(map(str, said[f"{what}_keys"])) for what in ("missing", "unexpected", "mismatched")}
+    mismatches = {what: sorted(map(str, loading_info[f"{what}_keys"])) for what in ("missing", "unexpected", "mismatched")}
     if FAMILIES[kind].two_towers:
-        found["unexpected"] = [name for name in found["unexpected"] if not _OTHER_TOWER.match(name)]
-    if any(found.values()):
-        faults = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in found.items() if names)
+        mismatches["unexpected"] = [name for name in mismatches["unexpected"] if not _OTHER_TOWER.match(name)]
+    if any(mismatches.values()):
+        faults = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in mismatches.items() if names)
         raise BadInput(f"{weights} does not fit this architecture: {faults}. A teacher with partly random weights is refused")
     prep = Preprocessing(int(architecture["stride_px"]) * 16)  # the spec's replaces it
     return HfEncoder(
@@ -147,11 +147,11 @@ def load_hf(architecture: Options, weights: Path) -> HfEncoder:
 
 
 def _full_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    """With every default written out, so that the identity does not depend on what a file leaves to its reader."""
+    """Return the config with every default filled in, so that the identity does not depend on what a file leaves out."""
     import transformers
 
-    whole = getattr(transformers, FAMILIES[kind].model).config_class.from_dict(config).to_dict()
-    plain: dict[str, Any] = json.loads(json.dumps(whole, default=str))
+    defaults_filled = getattr(transformers, FAMILIES[kind].model).config_class.from_dict(config).to_dict()
+    plain: dict[str, Any] = json.loads(json.dumps(defaults_filled, default=str))
     return plain
 
 

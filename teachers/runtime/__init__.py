@@ -1,1 +1,1 @@
-"""What encoders run on: devices, the import of timm, building without weights."""
+"""Runtime of encoders: devices and precisions, the import of timm, building without initialised weights."""

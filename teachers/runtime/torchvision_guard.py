@@ -71,7 +71,7 @@ def install() -> bool:
 
 
 def status() -> str:
-    """One line for `doctor`: what torchvision's operators are here, and the cure when they are absent."""
+    """Return one line for `doctor`: the state of torchvision's operators, and the remedy when they are absent."""
     if importlib.util.find_spec("torchvision") is None:
         return "torchvision is not installed: timm will not import; run `pip install timm`"
     if not install():

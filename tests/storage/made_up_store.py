@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, TokenRows, features_identity
 from eupe_pipeline.storage.features.phis import hadamard
-from eupe_pipeline.storage.features.sampling import at_positions
+from eupe_pipeline.storage.features.sampling import take_positions
 from eupe_pipeline.storage.features.statistics import Statistics
 from eupe_pipeline.storage.images.dataset import ImageDataset
 from eupe_pipeline.storage.images.indexing import build_index
@@ -86,7 +86,7 @@ def tokens(features: FeatureReader, shard: int, noise: float = 0.0) -> TokenRows
     """The stored form of a shard's made-up tokens; of a sampled set only those at its places."""
     cls, patch = raw_tokens(features, shard, noise)
     positions = features.draw_positions(shard)
-    return features.encode(cls if features.cls_dim else None, patch if positions is None else at_positions(patch, positions), positions)
+    return features.encode(cls if features.cls_dim else None, patch if positions is None else take_positions(patch, positions), positions)
 
 
 def commit(made: Made, shard: int, noise: float = 0.0) -> Record:

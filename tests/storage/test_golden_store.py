@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from eupe_pipeline.storage.features.sampling import at_positions
+from eupe_pipeline.storage.features.sampling import take_positions
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views import view_set as viewset
@@ -137,7 +137,7 @@ def test_todays_reader_reads_the_golden_sets_that_store_less(name: str) -> None:
     if tokens_per_view is not None:
         assert found.position is not None
         np.testing.assert_array_equal(found.position, np.concatenate([features.draw_positions(shard) for shard in range(2)]))
-        wanted = at_positions(wanted, found.position)
+        wanted = take_positions(wanted, found.position)
     np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "int8": 3e-2, "int4": 0.25}[codec])
 
 

@@ -7,7 +7,7 @@ import pytest
 import tensorstore
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.features.codec import CODECS
-from eupe_pipeline.storage.features.sampling import at_positions
+from eupe_pipeline.storage.features.sampling import take_positions
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.copying import copy_features
 from eupe_pipeline.storage.upkeep.maintenance import prune, verify
@@ -41,7 +41,7 @@ def test_stored_tokens_are_the_whole_set_s_at_the_drawn_places(tmp_path: Path, c
     some, every = made.features.read(rows), whole.features.read(rows)
     assert some.position is not None
     np.testing.assert_array_equal(some.position, np.concatenate([made.features.draw_positions(n) for n in range(2)])[rows])
-    np.testing.assert_array_equal(made.features.decode(some), at_positions(whole.features.decode(every), some.position))
+    np.testing.assert_array_equal(made.features.decode(some), take_positions(whole.features.decode(every), some.position))
     np.testing.assert_array_equal(some.cls, every.cls)
     assert made.features.views.digest == whole.features.views.digest
 

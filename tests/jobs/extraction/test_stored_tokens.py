@@ -17,7 +17,7 @@ from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader
 from eupe_pipeline.storage.features.phis import Covariance
-from eupe_pipeline.storage.features.sampling import at_positions
+from eupe_pipeline.storage.features.sampling import take_positions
 from eupe_pipeline.storage.features.statistics import Moments, Statistics
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.model.losses import upsample
@@ -95,7 +95,7 @@ def test_sampled_tokens_are_the_whole_set_s_to_the_bit(large: Any) -> None:
     found = some.read(np.arange(48))
     assert found.position is not None
     assert found.patch.shape == (48, 5, 48)
-    np.testing.assert_array_equal(found.patch, at_positions(everything(whole), found.position))
+    np.testing.assert_array_equal(found.patch, take_positions(everything(whole), found.position))
     assert some.statistics.digest == whole.statistics.digest
     assert some.identity["layout"]["tokens_per_view"] == 5
     assert some.key != whole.key

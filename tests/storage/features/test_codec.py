@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.features.codec import CODECS, codec_named, decode, encode
+from eupe_pipeline.storage.features.codec import CODECS, decode, encode, get_codec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -126,13 +126,13 @@ def test_zeros_stay_zeros(codec: str) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_codes_have_the_type_that_the_codec_declares(codec: str) -> None:
     encoded = encode(np.ones((1, 1, 1, 128), np.float32), codec)
-    assert encoded.codes.dtype == codec_named(codec).code_dtype
-    assert (encoded.scale is not None) == (codec_named(codec).scaling is not None)
+    assert encoded.codes.dtype == get_codec(codec).code_dtype
+    assert (encoded.scale is not None) == (get_codec(codec).scaling is not None)
 
 
 def test_an_unknown_codec_is_refused_and_the_nearest_named() -> None:
     with pytest.raises(BadInput, match="did you mean 'int8'"):
-        codec_named("int88")
+        get_codec("int88")
 
 
 def test_decoding_with_the_wrong_codec_is_refused() -> None:

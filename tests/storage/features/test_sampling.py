@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from eupe_pipeline.storage.features.sampling import at_positions, draw_positions, first_bad_row
+from eupe_pipeline.storage.features.sampling import draw_positions, first_bad_row, take_positions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,7 +59,7 @@ def test_every_set_of_places_is_equally_likely() -> None:
 
 def test_tokens_are_taken_where_the_places_say() -> None:
     patch = np.arange(2 * 2 * 3 * 4, dtype=np.float32).reshape(2, 2, 3, 4)
-    found = at_positions(patch, np.array([[0, 5], [2, 3]], np.uint16))
+    found = take_positions(patch, np.array([[0, 5], [2, 3]], np.uint16))
     np.testing.assert_array_equal(found, [[patch[0, 0, 0], patch[0, 1, 2]], [patch[1, 0, 2], patch[1, 1, 0]]])
 
 

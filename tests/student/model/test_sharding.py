@@ -12,8 +12,8 @@ from eupe_pipeline.student.model.sharding import clip_gradient_norm, full_tensor
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.checkpoint import latest_checkpoint, restore, save_checkpoint
 from eupe_pipeline.teachers.encoders.build import build_encoder
-from eupe_pipeline.teachers.encoders.regularity import set_recompute
 from eupe_pipeline.teachers.encoders.tokens import Tokens
+from eupe_pipeline.teachers.encoders.training_settings import set_activation_checkpointing
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..gloo import on_ranks
@@ -25,7 +25,7 @@ PROXY = {"name": "proxy-small", "width": 32, "heads": 2, "depth": 2, "mlp_hidden
 def student() -> Student:
     torch.manual_seed(3)
     encoder = build_encoder(PROXY)
-    set_recompute(encoder, True)
+    set_activation_checkpointing(encoder, True)
     return Student(encoder, 24, {"t": TargetSpec(20, 20, (2, 2))})
 
 

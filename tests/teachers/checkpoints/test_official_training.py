@@ -6,7 +6,7 @@ import pytest
 import torch
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.encoder import Encoder, EupeVit
-from eupe_pipeline.teachers.encoders.regularity import set_recompute, set_rope_draws, shrink_with_depth
+from eupe_pipeline.teachers.encoders.training_settings import scale_init_with_depth, set_activation_checkpointing, set_rope_rescale_draws
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ def test_every_linear_layer_begins_at_two_hundredths_at_every_depth(mlp: str) ->
 @pytest.mark.parametrize("end", ENDS)
 def test_timms_first_weights_shrink_with_depth_to_four_thousandths(end: str) -> None:
     encoder = vit()
-    shrink_with_depth(encoder)
+    scale_init_with_depth(encoder)
     weights = [dict(block.named_parameters())[f"{end}.weight"].detach() for block in blocks(encoder)]
     for number, weight in enumerate(weights, start=1):
         assert float(weight.std()) == pytest.approx(0.02 / math.sqrt(2 * number), rel=0.02)
@@ -59,7 +59,7 @@ def test_timms_first_weights_shrink_with_depth_to_four_thousandths(end: str) -> 
 
 def test_timms_first_weights_are_the_same_to_the_bit_as_those_that_timm_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = vit(depth=3)
-    shrink_with_depth(ours)
+    scale_init_with_depth(ours)
     monkeypatch.setattr("eupe_pipeline.teachers.encoders.encoder.EupeVit", Eva)
     timms = vit(depth=3)
     assert type(timms.backbone) is Eva
@@ -73,7 +73,7 @@ def test_each_block_draws_its_own_rescale_in_training() -> None:
 
 def test_a_rescale_drawn_once_a_forward_is_timms_own_to_the_bit() -> None:
     encoder = vit(depth=4, layer_scale=1.0).train()
-    set_rope_draws(encoder, "forward")
+    set_rope_rescale_draws(encoder, "forward")
     found = draws(encoder)
     assert all(torch.equal(rope, found[0]) for rope in found)
     pixels = torch.randn(2, 3, 64, 64)
@@ -88,7 +88,7 @@ def test_a_rescale_drawn_once_a_forward_is_timms_own_to_the_bit() -> None:
 def test_in_evaluation_nothing_is_drawn_and_both_are_the_same(often: str) -> None:
     encoder, pixels = vit(depth=3, layer_scale=1.0).eval(), torch.randn(1, 3, 64, 96)
     plain = encoder(pixels).patch_BHWD
-    set_rope_draws(encoder, often)
+    set_rope_rescale_draws(encoder, often)
     assert torch.equal(encoder(pixels).patch_BHWD, plain)
     found = draws(encoder)
     assert all(torch.equal(rope, found[0]) for rope in found)
@@ -103,7 +103,7 @@ def test_the_same_seed_draws_the_same_also_where_activations_are_recomputed() ->
     gradients = []
     for recompute in (False, True):
         encoder = vit(depth=3, layer_scale=1.0).train()
-        set_recompute(encoder, recompute)
+        set_activation_checkpointing(encoder, recompute)
         torch.manual_seed(7)
         encoder(torch.ones(2, 3, 64, 64)).patch_BHWD.square().sum().backward()
         gradients.append([parameter.grad for parameter in encoder.parameters() if parameter.grad is not None])
@@ -114,6 +114,6 @@ def test_other_students_are_as_they_were() -> None:
     torch.manual_seed(0)
     convnext = build_encoder("convnext-mini")
     before = {name: tensor.clone() for name, tensor in convnext.state_dict().items()}
-    shrink_with_depth(convnext)
-    set_rope_draws(convnext, "forward")
+    scale_init_with_depth(convnext)
+    set_rope_rescale_draws(convnext, "forward")
     assert all(torch.equal(before[name], tensor) for name, tensor in convnext.state_dict().items())

@@ -5,7 +5,7 @@ import torch
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.teachers.encoders.build import build_encoder, canonical, facts
 from eupe_pipeline.teachers.encoders.encoder import Encoder
-from eupe_pipeline.teachers.encoders.regularity import residual_blocks, set_drop_path, set_recompute
+from eupe_pipeline.teachers.encoders.training_settings import residual_blocks, set_activation_checkpointing, set_drop_path
 
 SMALL = ("timm:test_vit", "timm:test_convnext", "timm:test_vit3", "timm:eva02_tiny_patch14_224")
 
@@ -51,7 +51,7 @@ def test_drop_path_and_recomputing_reach_the_blocks() -> None:
     encoder: Encoder = build_encoder("timm:test_vit")
     assert len(residual_blocks(encoder)) >= 2
     set_drop_path(encoder, 0.3)
-    set_recompute(encoder, True)
+    set_activation_checkpointing(encoder, True)
     assert "DropPath(drop_prob=0.300)" in str(encoder)
     encoder(pixels(64)).patch_BHWD.sum().backward()
 

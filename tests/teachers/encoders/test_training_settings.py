@@ -3,7 +3,7 @@
 import pytest
 import torch
 from eupe_pipeline.teachers.encoders.build import build_encoder
-from eupe_pipeline.teachers.encoders.regularity import residual_blocks, set_drop_path, set_recompute
+from eupe_pipeline.teachers.encoders.training_settings import residual_blocks, set_activation_checkpointing, set_drop_path
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -43,7 +43,7 @@ def test_recomputed_gradients_are_the_same(name: str) -> None:
     for recompute in (False, True):
         torch.manual_seed(0)
         encoder = build_encoder({"name": name, "layer_scale": 1.0})
-        set_recompute(encoder, recompute)
+        set_activation_checkpointing(encoder, recompute)
         torch.manual_seed(2)
         with sdpa_kernel([SDPBackend.MATH]):
             encoder(torch.ones(2, 3, 32, 32)).patch_BHWD.square().sum().backward()
