@@ -1,6 +1,7 @@
-"""What a child that was made by fork must not take over: locks that another thread held, threads that are not there, connections.
+"""Reset what a forked child must not inherit: locks held by other threads, threads that do not exist there, connections.
 
-A DataLoader's workers inherit readers in this way. Whoever has such things registers, and is told in the child before anything else runs.
+A DataLoader's workers inherit readers by fork. Objects with such state register here, and their `after_fork` runs in the child before
+anything else.
 """
 
 import os
@@ -9,40 +10,40 @@ import weakref
 from typing import Protocol, TypeVar
 
 
-class Renewable(Protocol):
-    """Something with a lock, a thread or a connection."""
+class ForkAware(Protocol):
+    """An object with a lock, a thread or a connection."""
 
     def after_fork(self) -> None:
-        """Begin anew, in the child."""
+        """Reset the object, in the child."""
 
 
-Kept = TypeVar("Kept", bound=Renewable)
-_KEPT: "weakref.WeakSet[Renewable]" = weakref.WeakSet()
+Registered = TypeVar("Registered", bound=ForkAware)
+_REGISTERED: "weakref.WeakSet[ForkAware]" = weakref.WeakSet()
 
 
-def renewed_after_fork(one: Kept) -> Kept:
-    """Tell `one` in each child of this process, as long as it lives; returns it."""
-    _KEPT.add(one)
-    return one
+def reset_after_fork(instance: Registered) -> Registered:
+    """Call `instance.after_fork()` in each child of this process, as long as the instance lives; return it."""
+    _REGISTERED.add(instance)
+    return instance
 
 
-def _renew() -> None:
-    for one in list(_KEPT):
-        one.after_fork()
+def _reset_all() -> None:
+    for instance in list(_REGISTERED):
+        instance.after_fork()
 
 
-os.register_at_fork(after_in_child=_renew)
+os.register_at_fork(after_in_child=_reset_all)
 
 
 class ForkSafeLock:
-    """A lock that is free in a child made by fork, whichever thread held it."""
+    """A lock that is free in a forked child, whichever thread held it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        renewed_after_fork(self)
+        reset_after_fork(self)
 
     def after_fork(self) -> None:
-        """Begin anew, in the child."""
+        """Replace the lock, in the child."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:

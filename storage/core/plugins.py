@@ -20,7 +20,7 @@ Row = TypeVar("Row")
 
 
 @lru_cache(maxsize=32)
-def _found(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """Return the entry points of a group; `path` is sys.path, so that what is installed later is found."""
     return tuple(entry_points(group=group))
 
@@ -35,10 +35,10 @@ class Table(Mapping[str, Row], Generic[Row]):
 
     def entry_points(self, name: str | None = None) -> list[EntryPoint]:
         """Return the plug-ins' entry points, or those of one name."""
-        return [one for one in _found(self.group, tuple(sys.path)) if name in (None, one.name)]
+        return [entry_point for entry_point in _entry_points(self.group, tuple(sys.path)) if name in (None, entry_point.name)]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self.ours, *sorted(one.name for one in self.entry_points())]))
+        return iter(dict.fromkeys([*self.ours, *sorted(entry_point.name for entry_point in self.entry_points())]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -48,48 +48,48 @@ class Table(Mapping[str, Row], Generic[Row]):
 
     def __getitem__(self, name: str) -> Row:
         """Return a row; raise `BadInput` for a name that two have and for a plug-in that is broken, KeyError for an unknown one."""
-        found = self.entry_points(name)
-        if len(found) + (name in self.ours) > 1:
-            owners = [self._where] * (name in self.ours) + [describe(one) for one in found]
+        entries = self.entry_points(name)
+        if len(entries) + (name in self.ours) > 1:
+            owners = [self._where] * (name in self.ours) + [describe(entry_point) for entry_point in entries]
             raise BadInput(f"the {self.kind} {name!r} has several rows: {' and '.join(owners)}; uninstall one, or rename its entry point")
-        if not found:
+        if not entries:
             return self.ours[name]
-        if found[0] not in self._loaded:
-            self._loaded[found[0]] = self._load(found[0])
-        return self._loaded[found[0]]
+        if entries[0] not in self._loaded:
+            self._loaded[entries[0]] = self._load(entries[0])
+        return self._loaded[entries[0]]
 
-    def _load(self, found: EntryPoint) -> Row:
+    def _load(self, entry: EntryPoint) -> Row:
         try:
-            row = found.load()
+            row = entry.load()
         except (Exception, SystemExit) as error:
             raise BadInput(
-                f"the {self.kind} {found.name!r} cannot be loaded from {describe(found)}: {type(error).__name__}: {error}; "
+                f"the {self.kind} {entry.name!r} cannot be loaded from {describe(entry)}: {type(error).__name__}: {error}; "
                 "mend or uninstall that plug-in"
             ) from error
         if not isinstance(row, self._row_type):
             raise BadInput(
-                f"the {self.kind} {found.name!r} of {describe(found)} is a {type(row).__name__}, expected a row of type "
+                f"the {self.kind} {entry.name!r} of {describe(entry)} is a {type(row).__name__}, expected a row of type "
                 f"{self._row_type.__module__}.{self._row_type.__name__}; mend or uninstall that plug-in"
             )
         return row
 
     def names_of_plugins(self) -> list[str]:
         """Return the names that plug-ins add, nothing imported."""
-        return sorted({one.name for one in self.entry_points()})
+        return sorted({entry_point.name for entry_point in self.entry_points()})
 
     def plugins(self) -> dict[str, str]:
         """Return what plug-ins add: name → whose it is, or why it cannot be used."""
-        found = {}
-        for one in self.entry_points():
+        owners = {}
+        for entry_point in self.entry_points():
             try:
-                self[one.name]
-                found[one.name] = describe(one)
+                self[entry_point.name]
+                owners[entry_point.name] = describe(entry_point)
             except BadInput as error:
-                found[one.name] = f"unusable: {error}"
-        return found
+                owners[entry_point.name] = f"unusable: {error}"
+        return owners
 
 
-def describe(found: EntryPoint) -> str:
+def describe(entry: EntryPoint) -> str:
     """Return who brings an entry point: distribution, version and object."""
-    owner = "an unknown distribution" if found.dist is None else f"{found.dist.name} {found.dist.version}"
-    return f"the plug-in {owner} ({found.value})"
+    owner = "an unknown distribution" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+    return f"the plug-in {owner} ({entry.value})"

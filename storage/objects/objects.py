@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ..core.cache_home import expanded
+from ..core.cache_home import expand_path
 from ..core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ..core.lru_cache import LruCache
 from ..core.urls import is_url, normalize_scheme
@@ -270,7 +270,7 @@ def walk_keys(objects: Objects, prefix: str) -> Iterator[str]:
 def open_objects(url: str, *, make: bool = False) -> Objects:
     """Return the objects below a path or URL; `make` creates a missing local folder. Raise `BadInput` for an unusable URL."""
     if not is_url(url) or url.startswith("file://"):
-        root = expanded(url.removeprefix("file://"))
+        root = expand_path(url.removeprefix("file://"))
         if root.exists() and not root.is_dir():
             raise BadInput(f"{url} is a file; a store is a folder or a URL like s3://bucket/folder")
         if make:

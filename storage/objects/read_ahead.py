@@ -14,7 +14,7 @@ from functools import partial
 from queue import SimpleQueue
 
 from ..core.errors import EupeError
-from ..core.forks import renewed_after_fork
+from ..core.forks import reset_after_fork
 
 Call = Callable[[], None]
 
@@ -28,7 +28,7 @@ class Fetchers:
     def __init__(self, count: int, limit_bytes: int) -> None:
         self.count, self.limit_bytes = count, limit_bytes
         self.after_fork()
-        renewed_after_fork(self)
+        reset_after_fork(self)
 
     def after_fork(self) -> None:
         """Reset to an empty queue and no threads."""
@@ -62,7 +62,7 @@ class ReadAhead:
         self._fetch, self._fetchers, self._shards = fetch, fetchers, shards
         self._depth = max(1, min(fetchers.count, fetchers.limit_bytes // max(1, shard_bytes)))
         self.after_fork()
-        renewed_after_fork(self)
+        reset_after_fork(self)
 
     def after_fork(self) -> None:
         """Reset to no pending fetches: a child would wait for ever for its parent's threads."""

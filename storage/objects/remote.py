@@ -17,7 +17,7 @@ import fsspec
 import xxhash
 
 from ..core.errors import CacheDamaged, EupeError, StoreUnavailable
-from ..core.forks import renewed_after_fork
+from ..core.forks import reset_after_fork
 from ..core.urls import refuse_endpoint, refuse_secrets
 from .atomic_files import Content, translate_os_errors
 from .read_ahead import Fetchers
@@ -129,7 +129,7 @@ class RemoteObjects:
         self.url = url
         self._parents_connections: list[Any] = []
         self._connect()
-        renewed_after_fork(self)
+        reset_after_fork(self)
 
     def _connect(self) -> None:
         self._fsspec_filesystem, self._root = open_filesystem(self.url)

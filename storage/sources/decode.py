@@ -34,11 +34,11 @@ Pixels = NDArray[np.uint8]
 
 
 class BadImage(EupeError, ValueError):
-    """These bytes are not an image that we can or will decode; the text names where they came from."""
+    """Bytes that are not an image we can or will decode; the text names where they came from."""
 
 
 class Header(NamedTuple):
-    """What is known of an image before its pixels: its size as it will be decoded, and the orientation that it carries (1: none)."""
+    """Header of an image: its size as it will be decoded, and its orientation (1: none)."""
 
     height_px: int
     width_px: int
@@ -46,13 +46,13 @@ class Header(NamedTuple):
 
 
 def decoder_identity(orientation: Orientation = "stored") -> dict[str, str]:
-    """What decodes, for the identity of views: another version may give other pixels."""
-    said = "as stored" if orientation == "stored" else orientation
-    return {"library": "pillow", "version": PIL.__version__, "orientation": said}
+    """Return library, version and orientation, for the identity of views: another version may give other pixels."""
+    orientation_text = "as stored" if orientation == "stored" else orientation
+    return {"library": "pillow", "version": PIL.__version__, "orientation": orientation_text}
 
 
 def orientation_of(decoder: Mapping[str, str]) -> Orientation:
-    """How images are turned by what `decoder_identity` describes; raises ValueError for what it never says."""
+    """Return how images are turned by what `decoder_identity` describes; raise ValueError for what it never says."""
     for orientation in ORIENTATIONS:
         if decoder["orientation"] == decoder_identity(orientation)["orientation"]:
             return orientation
@@ -71,78 +71,78 @@ def _open(data: bytes, where: str) -> Image.Image:
         raise BadImage(f"{where}: not an image ({why})") from error
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(f"{where}: {image.width} × {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
-    if image.mode in _NO_RANGE and not _of_16_bits(image):
+    if image.mode in _NO_RANGE and not _is_16_bit(image):
         raise BadImage(f"{where}: {_NO_RANGE[image.mode]} a pixel, whose range no file says; write it with 8 or 16 bits a channel")
     return image
 
 
-def _of_16_bits(image: Image.Image) -> bool:
-    """Whether these are grey levels from 0 to 65,535; Pillow scales those of a PGM to that."""
+def _is_16_bit(image: Image.Image) -> bool:
+    """Return whether pixels are grey levels from 0 to 65,535; Pillow scales those of a PGM to that."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 
-def _carried(image: Image.Image, data: bytes) -> int:
-    """The orientation from 1 to 8 that an image carries and Pillow has not acted on; 1 where it is broken or there is none."""
+def _pending_orientation(image: Image.Image, data: bytes) -> int:
+    """Return the orientation (1 to 8) that Pillow has not applied; 1 where it is broken or missing."""
     if image.format == "PNG" and not any(marker in data for marker in _IN_PNG):
         return 1  # without a look, for which Pillow would decode the pixels
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001 - of hostile tags; the pixels are what they were
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _stored_hw(image: Image.Image) -> tuple[int, int]:
-    """Height and width before anything is turned; Pillow gives a TIFF's as they will be."""
+    """Return height and width before any rotation; Pillow gives those of a TIFF after it."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return int(image.tag_v2[TiffImagePlugin.IMAGELENGTH]), int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH])
     return image.height, image.width
 
 
 def image_header(data: bytes, *, where: str, orientation: Orientation = "stored") -> Header:
-    """Size and orientation from the header alone; raises `BadImage`."""
+    """Return size and orientation from the header alone; raise `BadImage`."""
     image = _open(data, where)
-    (height, width), carried = _stored_hw(image), _carried(image, data)
+    (height, width), carried = _stored_hw(image), _pending_orientation(image, data)
     if orientation == "upright" and carried >= 5:  # a quarter turn
         height, width = width, height
     return Header(height, width, carried)
 
 
 def image_size_hw(data: bytes, *, where: str, orientation: Orientation = "stored") -> tuple[int, int]:
-    """Height and width in pixels as the image will be decoded, from the header alone; raises `BadImage`."""
+    """Return height and width in pixels as the image will be decoded, from the header alone; raise `BadImage`."""
     header = image_header(data, where=where, orientation=orientation)
     return header.height_px, header.width_px
 
 
 def decode_image(data: bytes, *, where: str, orientation: Orientation = "stored") -> Pixels:
-    """The image as (height, width, 3) uint8 RGB; raises `BadImage` naming `where` for anything broken or too large."""
-    return _decoded(_open(data, where), data, where, _rgb, orientation)
+    """Return the image as (height, width, 3) uint8 RGB; raise `BadImage` naming `where` for anything broken or too large."""
+    return _decode(_open(data, where), data, where, _rgb, orientation)
 
 
 def stored_values(data: bytes, *, where: str) -> NDArray[Any]:
-    """The numbers (height, width) or (height, width, channels) as they are stored, no palette applied; raises `BadImage`."""
-    return _decoded(_open(data, where), data, where, np.asarray, "stored")
+    """Return the stored numbers (height, width) or (height, width, channels), no palette applied; raise `BadImage`."""
+    return _decode(_open(data, where), data, where, np.asarray, "stored")
 
 
-def _decoded(
+def _decode(
     image: Image.Image, data: bytes, where: str, convert: Callable[[Image.Image], NDArray[Any]], orientation: Orientation
 ) -> NDArray[Any]:
     # What is left as stored need not be known, except where Pillow acts on it.
-    carried = 1 if orientation == "stored" and not isinstance(image, TiffImagePlugin.TiffImageFile) else _carried(image, data)
+    carried = 1 if orientation == "stored" and not isinstance(image, TiffImagePlugin.TiffImageFile) else _pending_orientation(image, data)
     try:
         image.load()
         values = convert(image)
     # Pillow's decoders raise many kinds on hostile bytes; each of them means the same to the caller.
     except Exception as error:
         raise BadImage(f"{where}: cannot be decoded ({type(error).__name__}: {error})") from error
-    is_upright = carried == 1 or _carried(image, data) == 1  # Pillow has acted on it
+    is_upright = carried == 1 or _pending_orientation(image, data) == 1  # Pillow has acted on it
     if carried == 1 or is_upright == (orientation == "upright"):
         return values
-    return turned(values, carried if orientation == "upright" else _BACK.get(carried, carried))
+    return orient(values, carried if orientation == "upright" else _INVERSE.get(carried, carried))
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    if not _of_16_bits(image):
+    if not _is_16_bit(image):
         return np.asarray(image.convert("RGB"))
     # Pillow's own conversion cuts at 255: all but black would be white.
     levels, tags = np.asarray(image), getattr(image, "tag_v2", {})
@@ -153,12 +153,12 @@ def _rgb(image: Image.Image) -> Pixels:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-_BACK = {6: 8, 8: 6}  # what undoes an orientation; the others undo themselves
+_INVERSE = {6: 8, 8: 6}  # what undoes an orientation; the others undo themselves
 
 
-def turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """An image (height, width, …) turned and mirrored as EXIF's `orientation` (1 to 8) asks for."""
-    along = values.swapaxes(0, 1) if orientation >= 5 else values
+def orient(values: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return an image (height, width, …) rotated and mirrored as EXIF's `orientation` (1 to 8) asks for."""
+    axes_swapped = values.swapaxes(0, 1) if orientation >= 5 else values
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1
-    return np.ascontiguousarray(along[::rows, ::columns])
+    return np.ascontiguousarray(axes_swapped[::rows, ::columns])

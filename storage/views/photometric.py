@@ -72,17 +72,17 @@ class Distortion:
             raise BadInput(f"solarize_threshold must lie in [0, 256], got {self.solarize_threshold}")
 
     def identity(self) -> dict[str, Any]:
-        """The values as JSON-able data."""
+        """Return the values as JSON-able data."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_identity(cls, values: dict[str, Any]) -> "Distortion":
-        """The distortion that `identity` describes."""
+        """Return the distortion that `identity` describes."""
         pairs: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return cls(**pairs)
 
     def draw(self, uniforms: Sequence[float]) -> list[float]:
-        """One view's columns from `WORDS` values in [0, 1): three decide whether, five how much."""
+        """Return one view's columns from `WORDS` values in [0, 1): three decide whether, five how much."""
         jitter, blur, solarize, *amounts = uniforms
         row = [0.0] * STORED_COLUMNS
         if jitter < self.jitter_probability:

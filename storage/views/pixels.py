@@ -34,10 +34,10 @@ class ReadableImages(Protocol):
         """What they are called in an error."""
 
     def row(self, index: int) -> ImageRow:
-        """What is known of one image."""
+        """Return what is known of one image."""
 
     def read_image(self, index: int) -> Pixels:
-        """One image as (height, width, 3) uint8 RGB."""
+        """Return one image as (height, width, 3) uint8 RGB."""
 
 
 class ReadableViews(Protocol):
@@ -60,19 +60,19 @@ class ReadableViews(Protocol):
         """What they are views of."""
 
     def images_of(self, rows: Int64s) -> Int64s:
-        """The image of each row."""
+        """Return the image of each row."""
 
     def read(self, which: Int64s) -> Views:
-        """The committed views of some rows."""
+        """Return the committed views of some rows."""
 
     def read_pixels(self, which: Int64s, out: Pixels) -> Pixels:
-        """The stored pixels of some rows, into `out`."""
+        """Return the stored pixels of some rows, into `out`."""
 
     def prefetch(self, rows: Int64s) -> None:
-        """Be told of rows that will be read soon."""
+        """Announce rows that will be read soon."""
 
     def failure(self, image: int) -> str:
-        """Why an image could not be decoded when its views were committed."""
+        """Return why an image could not be decoded when its views were committed."""
 
 
 def are_stored(views: ReadableViews, inputs: Collection[Input]) -> bool:
@@ -94,7 +94,7 @@ def origin_of_pixels(views: ReadableViews, inputs: Collection[Input]) -> str:
 
 
 def view_pixels(views: ReadableViews, rows: Int64s, wanted: Input) -> Pixels:
-    """Return the committed views of some rows at one input, (n, size, size, 3) uint8; raises as `fill_pixels` does."""
+    """Return the committed views of some rows at one input, (n, size, size, 3) uint8; raise as `fill_pixels` does."""
     out = np.empty((len(rows), wanted.size_px, wanted.size_px, 3), np.uint8)
     fill_pixels(views, rows, views.read(rows), [(wanted, out)])
     return out
@@ -111,7 +111,7 @@ def fill_pixels(
 ) -> None:
     """Put some rows, whose views are `recorded`, into each output; without outputs only compare them with their digests.
 
-    Views that are `drawn_now` have no digests yet: they are written into `recorded.digest`. Raises `CacheMismatch` for an image that gives
+    Views that are `drawn_now` have no digests yet: they are written into `recorded.digest`. Raise `CacheMismatch` for an image that gives
     other pixels than were recorded, and `BadImage` for one that cannot be decoded, or could not when its views were committed; with
     `failed` such an image is noted there (id → reason) instead, and its places are left as they are.
     """

@@ -1,14 +1,14 @@
-"""A set of views over one dataset: drawn once, committed shard by shard, read by every teacher and student.
+"""A view set over one dataset: drawn once, committed shard by shard, read by every teacher and student.
 
     views/<dataset>@<digest>/
       identity.json  zarr.json
       crop/ flip/ photometric/ pixel_digest/     one row a view: row = image index × K + k
       pixels/                                    the rendered views (rows, R, R, 3), where the spec asks for them
-      commits/000412.json                        names the images that could not be decoded
+      commits/000412.json                        also names the images that could not be decoded
 
-The first extraction of a shard draws its views, digests the crops' pixels and commits both; every later one reads them and re-checks the
-digests. Images per shard belong to the views, so all feature sets over them share the boundaries. Pixels are raw: lossless
-codecs save half of their bytes and are read some fifty times slower (docs/decisions/0012).
+The first extraction of a shard draws its views, computes the digests of the crops' pixels and commits both; later ones read them and check
+the digests. The number of images a shard belongs to the views, so that all feature sets over them have the same shard boundaries. Pixels
+are raw: lossless codecs save half of their bytes and are read some fifty times slower (docs/decisions/0012).
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ _KEPT_SHARDS = 256
 
 
 def views_identity(dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> dict[str, Any]:
-    """Everything that decides a set of views."""
+    """Return everything that decides a view set."""
     if not 1 <= images_per_shard <= 1 << 20:
         raise BadInput(f"images per shard must be between 1 and {1 << 20:,}, got {images_per_shard}")
     return {
@@ -110,7 +110,7 @@ class ViewSet:
 
     @classmethod
     def create(cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> "ViewSet":
-        """The set of views of this identity, made when the store does not have it yet, also under another name of the same images."""
+        """Open the view set of this identity, creating it when the store does not have it, also under another name of the same images."""
         identity = views_identity(dataset, spec, images_per_shard)
         suffix = f"@{short(digest(identity))}"
         own = f"{dataset.name}{suffix}"
@@ -123,22 +123,22 @@ class ViewSet:
         return f"ViewSet({self.key!r}, {self.views_per_image} views of each of {len(self.dataset)} images)"
 
     def shard_images(self, shard: int) -> tuple[int, int]:
-        """The images [first, last) of a shard."""
+        """Return the images [first, last) of a shard."""
         return shard * self.images_per_shard, min((shard + 1) * self.images_per_shard, len(self.dataset))
 
     def draw_shard(self, shard: int) -> Views:
-        """The views of a shard drawn anew from the spec, without pixel digests."""
+        """Return the views of a shard drawn anew from the spec, without pixel digests."""
         first, last = self.shard_images(shard)
         return draw(self.spec, self.dataset.ids(first, last), self.dataset.sizes_hw(first, last))
 
     def draw_image(self, image: int) -> Views:
-        """The K views of one image drawn anew from the spec, without pixel digests."""
+        """Return the K views of one image drawn anew from the spec, without pixel digests."""
         return draw(self.spec, self.dataset.ids(image, image + 1), self.dataset.sizes_hw(image, image + 1))
 
     def commit_shard(self, shard: int, views: Views, failed: Mapping[str, str], pixels: Pixels | None = None) -> Record:
         """Publish a shard's views; `failed` names the images that could not be decoded (id → reason), which have no pixels.
 
-        Raises `BadInput` when `pixels` (rows, R, R, 3) are not what the spec says is stored.
+        Raise `BadInput` when `pixels` (rows, R, R, 3) are not what the spec says is stored.
         """
         first, last = self.shard_images(shard)
         ids = self.dataset.ids(first, last)
@@ -158,7 +158,7 @@ class ViewSet:
         return self.group.publish(record, arrays, present)
 
     def read_shard(self, shard: int) -> Views | None:
-        """A shard's committed views, None when it has none yet; raises `CacheDamaged`."""
+        """Return a shard's committed views, None when it has none yet; raise `CacheDamaged`."""
         if (kept := self._kept.get(shard)) is not None:
             return kept
         if self.group.record(shard) is None:
@@ -173,7 +173,7 @@ class ViewSet:
         return views
 
     def read(self, which: NDArray[Any] | Sequence[int]) -> Views:
-        """The committed views of any rows, in their order; raises `BadInput` for a shard that has none yet."""
+        """Return the committed views of any rows, in their order; raise `BadInput` for a shard that has none yet."""
         shard_rows, rows = self.group.shard_rows, only_rows(which, self.rows, f"views/{self.key}")
         out = empty_views(len(rows))
         shards = rows // shard_rows
@@ -194,7 +194,7 @@ class ViewSet:
     def read_pixels(self, which: NDArray[Any] | Sequence[int], out: Pixels | None = None) -> Pixels:
         """Stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
 
-        Raises `BadInput` where the views store none, `CacheDamaged` for damage and for rows of failed images.
+        Raise `BadInput` where the views store none, `CacheDamaged` for damage and for rows of failed images.
         """
         if self.spec.pixels is None:
             raise BadInput(f"views/{self.key} store no pixels; extract-features --pixels PX makes views that do")
@@ -204,27 +204,27 @@ class ViewSet:
         return target
 
     def stored_bytes(self) -> int:
-        """Bytes of the committed shards' objects, pixels included, from their records."""
+        """Return bytes of the committed shards' objects, pixels included, from their records."""
         return self.group.stored_bytes()
 
     def images_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The image of each row."""
+        """Return the image of each row."""
         return rows // self.views_per_image
 
     def failure(self, image: int) -> str:
-        """Why an image could not be decoded when its views were committed."""
+        """Return why an image could not be decoded when its views were committed."""
         image_id = self.dataset.row(image).id
         unknown = f"image {image_id} of {self.dataset.key} has no pixel digest in views/{self.key}"
         return self.failed_images(image // self.images_per_shard).get(image_id, unknown)
 
     def failed_images(self, shard: int) -> dict[str, str]:
-        """The images of a committed shard that could not be decoded (id → reason)."""
+        """Return the images of a committed shard that could not be decoded (id → reason)."""
         record = self.group.record(shard)
         return {} if record is None else record.failed
 
 
 def views_metadata(identity: Mapping[str, Any]) -> dict[str, bytes]:
-    """Every file of the set that follows from its identity."""
+    """Return every file of the set that follows from its identity."""
     arrays = {spec.name: spec.metadata() for spec in _specs(identity)}
     group = group_metadata({"kind": "eupe-pipeline views", "identity_sha256": digest(dict(identity))}, arrays)
     return {"zarr.json": group, **{f"{name}/zarr.json": data for name, data in arrays.items()}}

@@ -1,9 +1,9 @@
-"""Views: which crop of which image a teacher saw, as explicit data that anybody can replay.
+"""Views: which crop of which image a teacher saw, as explicit data that can be replayed.
 
 A view is drawn once, from a counter-based generator (Philox) keyed by (seed, image id, k), so that any subset drawn in any order on any
 machine gives the same values; it is then stored, and teachers and students read it. Only the generator's raw 64-bit stream is used, which
-numpy keeps stable across versions. Resizing is Pillow's antialiased filter on uint8, and a flip comes after it.
-Axes: n views; crop = (top, left, height, width) in source pixels.
+numpy keeps stable across versions. Resizing is Pillow's antialiased filter on uint8, followed by the flip. Axes: n views; crop = (top,
+left, height, width) in source pixels.
 """
 
 import hashlib
@@ -96,7 +96,7 @@ class ViewSpec:
             raise BadInput("flip_probability must lie in [0, 1] and crop_fraction in (0, 1]")
 
     def identity(self) -> dict[str, Any]:
-        """The values that decide the views: those of their kind."""
+        """Return the values that decide the views: those of their kind."""
         return self._drawing() | ({} if self.pixels is None else {"pixels": asdict(self.pixels)})
 
     def _drawing(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class ViewSpec:
 
     @classmethod
     def from_identity(cls, values: dict[str, Any]) -> "ViewSpec":
-        """The spec that `identity` describes."""
+        """Return the spec that `identity` describes."""
         pairs: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         if "distortion" in pairs:
             pairs["distortion"] = Distortion.from_identity(pairs["distortion"])
@@ -130,7 +130,7 @@ class Views(NamedTuple):
 
 
 def empty_views(count: int) -> Views:
-    """Memory for `count` views, all zero."""
+    """Return memory for `count` views, all zero."""
     return Views(
         np.zeros((count, 4), np.int32),
         np.zeros(count, np.bool_),
@@ -140,7 +140,7 @@ def empty_views(count: int) -> Views:
 
 
 def _uniforms(seed: int, image_id: str, k: int) -> list[float]:
-    """`_RAW_WORDS` values in [0, 1) that depend on nothing but the arguments."""
+    """Return `_RAW_WORDS` values in [0, 1) that depend on nothing but the arguments."""
     key = hashlib.sha256(f"{seed}\0{k}\0{image_id}".encode()).digest()[:16]
     raw = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(_RAW_WORDS)
     return list((np.asarray(raw, dtype=np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
@@ -152,7 +152,7 @@ def _center_crop(spec: ViewSpec, height: int, width: int, uniforms: Sequence[flo
 
 
 def _fallback_crop(height: int, width: int, ratio: tuple[float, float]) -> Box:
-    """The largest centred crop whose shape lies in `ratio`, for images in which ten draws found no fitting box."""
+    """Return the largest centred crop whose shape lies in `ratio`, for images in which ten draws found no fitting box."""
     crop_h, crop_w = height, width
     if width / height < ratio[0]:
         crop_h = min(height, max(1, round(width / ratio[0])))
@@ -218,7 +218,7 @@ def draw(spec: ViewSpec, image_ids: Sequence[str], sizes_hw: NDArray[np.int32]) 
 
 
 def cut(image: Pixels, crop: NDArray[np.int32]) -> Pixels:
-    """The crop's pixels as a view of the image; raises `BadInput` when the box leaves the image."""
+    """Return the crop's pixels as a view of the image; raise `BadInput` when the box leaves the image."""
     top, left, height, width = (int(value) for value in crop)
     if min(top, left) < 0 or min(height, width) < 1 or top + height > image.shape[0] or left + width > image.shape[1]:
         raise BadInput(f"crop {(top, left, height, width)} leaves an image of {image.shape[0]} × {image.shape[1]} pixels")
@@ -226,14 +226,14 @@ def cut(image: Pixels, crop: NDArray[np.int32]) -> Pixels:
 
 
 def pixel_digest(crop_pixels: Pixels) -> bytes:
-    """16 bytes that stand for the crop's shape and uint8 pixels before any resize (xxh3, 128 bits)."""
+    """Return 16 bytes that stand for the crop's shape and uint8 pixels before any resize (xxh3, 128 bits)."""
     hasher = xxhash.xxh3_128(np.array(crop_pixels.shape, np.int64).tobytes())
     hasher.update(np.ascontiguousarray(crop_pixels).data)
     return hasher.digest()
 
 
 def resize(crop_pixels: Pixels, flip: bool, size_px: int, interpolation: str = "bicubic") -> Pixels:
-    """The crop as (size_px, size_px, 3) uint8, antialiased, then mirrored when `flip`."""
+    """Return the crop as (size_px, size_px, 3) uint8, antialiased, then mirrored when `flip`."""
     if interpolation not in INTERPOLATIONS:
         raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
     picture = Image.fromarray(np.ascontiguousarray(crop_pixels)).resize((size_px, size_px), INTERPOLATIONS[interpolation])
@@ -243,5 +243,5 @@ def resize(crop_pixels: Pixels, flip: bool, size_px: int, interpolation: str = "
 
 
 def render(image: Pixels, crop: NDArray[np.int32], flip: bool, size_px: int, interpolation: str = "bicubic") -> Pixels:
-    """One view at a model's input size: crop, antialiased resize, flip → (size_px, size_px, 3) uint8."""
+    """Return one view at a model's input size: crop, antialiased resize, flip → (size_px, size_px, 3) uint8."""
     return resize(cut(image, crop), flip, size_px, interpolation)

@@ -102,7 +102,7 @@ def teacher_terms(student: Tokens | SampledTokens, target: Tokens | SampledToken
     elif isinstance(target, Tokens) and isinstance(student, Tokens):
         terms["patch"] = patch_loss(*align_grids(student.patch_BHWD, target.patch_BHWD), config)
     else:
-        raise BadInput("a teacher's sampled tokens are compared with the student's at the same places: take those with `at_places`")
+        raise BadInput("a teacher's sampled tokens are compared with the student's at the same places: take those with `gather_tokens`")
     return terms
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.storage.core import cache_home as home_module
-from eupe_pipeline.storage.core.cache_home import cache_home, can_be_written, expanded, home_folder, name_user
+from eupe_pipeline.storage.core.cache_home import cache_home, can_be_written, expand_path, home_folder, name_user
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.objects.objects import open_objects
 
@@ -20,7 +20,7 @@ def afresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("EUPE_PIPELINE_HOME", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    home_module._unnamed.cache_clear()
+    home_module._default_home.cache_clear()
 
 
 def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_tilde_without_a_home_is_the_users_to_mend(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", "")
     for path in ("~no-such-user/store",):
         with pytest.raises(BadInput, match="begins with ~"):
-            expanded(path)
+            expand_path(path)
         with pytest.raises(BadInput, match="begins with ~"):
             open_objects(path)
 
