@@ -105,8 +105,10 @@ class RunMirror:
         for name in folders:
             if not (go_on() and self._put_folder(name, go_on)):
                 return False
-        for name in self.copy.folders():
-            if name not in folders:
+        there = self.copy.folders()
+        newest = _newest(there) if _newest(folders) < 0 else None  # a walk between two checkpoints meets none: one stays there
+        for name in there:
+            if name not in folders and (newest is None or step_in_name(name) != newest):
                 self._remove_folder(name)
         if _LAST in singles:
             self._put_single(_LAST)

@@ -146,6 +146,25 @@ def test_a_fetch_that_was_cut_short_starts_again(tmp_path: Path, monkeypatch: py
     assert (home / "checkpoints" / "step-0000003" / "model.safetensors").is_file()
 
 
+def test_a_walk_that_meets_no_checkpoint_leaves_the_newest_one_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer removes the old checkpoint between the listing of the folder and the look into it, and the new one is not listed yet."""
+    home, objects = tmp_path / "home", LocalObjects(tmp_path / "there")
+    mirror = pushed(objects, home)
+    for step in (3, 6):
+        checkpoint(home, step)
+    (home / "metrics.jsonl").write_text("{}")
+    assert mirror.push()
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "_files_here", lambda: (["metrics.jsonl"], []))
+        assert mirror.push()
+    assert list(whole(objects, tmp_path / "seen")) == ["checkpoints/step-0000006"]
+    remove_folder(home / "checkpoints" / "step-0000003")
+    remove_folder(home / "checkpoints" / "step-0000006")
+    checkpoint(home, 9)
+    assert mirror.push()
+    assert list(whole(objects, tmp_path / "later")) == ["checkpoints/step-0000009"]
+
+
 def test_checkpoints_that_come_and_go_during_uploads_are_put_whole_or_not_at_all(tmp_path: Path) -> None:
     home, objects = tmp_path / "home", LocalObjects(tmp_path / "there")
     mirror, over = pushed(objects, home), threading.Event()
