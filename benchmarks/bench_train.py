@@ -176,7 +176,7 @@ def bench_stream(
 
     def loaded(number: int) -> None:
         first = (number + 1) * batches * batch
-        rows = order.places(first, first + batches * batch).row_B
+        rows = order.at_positions(first, first + batches * batch).row_B
         data = PlainDataset(str(folder / "store"), rows, SIZE_PX)
         for _ in DataLoader(data, batch_size=batch, num_workers=threads, prefetch_factor=2):
             pass
@@ -186,7 +186,7 @@ def bench_stream(
     def peer_loaded(name: str) -> Callable[[int], None]:
         def run(number: int) -> None:
             first = (number + 1) * batches * batch
-            rows = order.places(first, first + batches * batch).row_B
+            rows = order.at_positions(first, first + batches * batch).row_B
             data = PackedDataset(name, folder / "peers" / name, packed, rows, SIZE_PX)
             for _ in DataLoader(data, batch_size=batch, num_workers=threads, prefetch_factor=2):
                 pass
