@@ -253,7 +253,7 @@ PEERS: dict[str, type[Peer]] = {
 
 
 def available(root: Path) -> tuple[dict[str, Peer], dict[str, str]]:
-    """The peers that can be imported, and why the others cannot."""
+    """Return the peers that can be imported, and why the others cannot."""
     found: dict[str, Peer] = {}
     absent: dict[str, str] = {}
     for name, kind in PEERS.items():

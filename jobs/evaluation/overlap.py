@@ -18,38 +18,38 @@ _ROWS_AT_ONCE = 65_536
 _NAMED = 3
 
 
-def shared_places(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int]:
-    """Places in `tested` whose digest is among the `learnt` ones."""
+def shared_indices(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int]:
+    """Return the indices into `tested` whose digest is among the `learnt` ones."""
     shared = set(tested).intersection(learnt)
-    return [place for place, digest in enumerate(tested) if digest in shared]
+    return [index for index, digest in enumerate(tested) if digest in shared]
 
 
 def digests_of(dataset: ImageDataset, images: Sequence[int] | None = None) -> Iterator[bytes]:
-    """sha256 of each image's bytes, in index order; of some images, in rising order, when they are given."""
-    wanted = None if images is None else np.asarray(images)
+    """Yield the sha256 of each image's bytes in index order; only of `images`, in rising order, when they are given."""
+    chosen = None if images is None else np.asarray(images)
     for start in range(0, len(dataset), _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, len(dataset))
-        found = dataset.sha256s(start, stop)
-        if wanted is None:
-            yield from found
+        digests = dataset.sha256s(start, stop)
+        if chosen is None:
+            yield from digests
         else:
-            yield from (found[image - start] for image in wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)])
+            yield from (digests[image - start] for image in chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)])
 
 
 def check_overlap(
     learnt: Iterable[bytes], tested: Sequence[bytes], name_of: Callable[[int], str], *, where: str, allowed: bool,
     on_event: Callable[[dict[str, Any]], None],
 ) -> int:  # fmt: skip
-    """How many tested images were learnt from; said when there are any, `BadInput` above MOST_SHARED unless they are `allowed`.
+    """Return how many tested images were learnt from; warns when there are any, raises `BadInput` above MOST_SHARED unless `allowed`.
 
     `name_of` gives the name of a place in `tested`, `where` says what was learnt from and tested on.
     """
-    places = shared_places(learnt, tested)
-    if not places:
+    indices = shared_indices(learnt, tested)
+    if not indices:
         return 0
-    names = ", ".join(name_of(place) for place in places[:_NAMED]) + (", …" if len(places) > _NAMED else "")
-    text = f"{len(places):,} of {len(tested):,} test images are also learnt from, by their bytes ({names}): {where}"
-    if not allowed and len(places) > MOST_SHARED * len(tested):
+    names = ", ".join(name_of(index) for index in indices[:_NAMED]) + (", …" if len(indices) > _NAMED else "")
+    text = f"{len(indices):,} of {len(tested):,} test images are also learnt from, by their bytes ({names}): {where}"
+    if not allowed and len(indices) > MOST_SHARED * len(tested):
         raise BadInput(f"{text}. Such a figure measures memory as well; test on other images, or say --allow-overlap")
     on_event({"event": "warning", "text": f"{text}; the figure measures memory as well"})
-    return len(places)
+    return len(indices)

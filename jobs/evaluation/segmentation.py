@@ -30,7 +30,7 @@ from ...student.probes.segmentation import (
     upsampled_argmax,
 )
 from ...teachers.registry.teacher import Teacher
-from .dense import DenseEvaluation, HeadOptions, open_dense_model, refuse_other_size, run_dense, said_progress
+from .dense import DenseEvaluation, HeadOptions, open_dense_model, progress_reporter, refuse_other_size, run_dense
 from .dense_tokens import patch_tokens, stacked
 from .mask_checks import MaskClasses, check_masks
 
@@ -59,10 +59,10 @@ class SegmentationOptions(HeadOptions):
 
 
 def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """mIoU, pixel accuracy and IoU by class in percent on the validation split, `best_miou` of all measurements; kept beside the model."""
+    """Return mIoU, pixel accuracy and IoU by class in percent on the validation split, and the `best_miou` of all measurements."""
     data, view = options.data, options.view
     view = view if options.size_px is None else replace(view, size_px=options.size_px, stride_px=options.size_px * 2 // 3)
-    subject, recipe = open_dense_model(options), options.recipe(options.head)
+    model, recipe = open_dense_model(options), options.recipe(options.head)
     pairs = {split: segmentation_pairs(data, split) for split in ("train", "val")}
     masks = check_masks(data, pairs, options.classes, options.zero_is_ignored, options.ignore, options.dataset, on_event)
     protocol = {
@@ -77,7 +77,7 @@ def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = igno
         measure=lambda teacher, head: _measure(teacher, head, pairs["val"], masks, view, on_event),
         encoder_trains=lambda step: options.official and step < options.evaluate_every,
     )  # fmt: skip
-    return run_dense(evaluation, subject, protocol, options, on_event)
+    return run_dense(evaluation, model, protocol, options, on_event)
 
 
 def _read(pair: Pair, masks: MaskClasses) -> tuple[Pixels, Mask]:
@@ -89,7 +89,7 @@ def _read(pair: Pair, masks: MaskClasses) -> tuple[Pixels, Mask]:
 def _measure(
     teacher: Teacher, head: DenseHead, pairs: list[Pair], masks: MaskClasses, view: SegmentationView, on_event: OnEvent
 ) -> dict[str, Any]:
-    confusion, say = Confusion(masks.classes), said_progress("segmentation", pairs, on_event)
+    confusion, report = Confusion(masks.classes), progress_reporter("segmentation", pairs, on_event)
 
     def predict(window: Pixels) -> Tensor:
         logits = head(patch_tokens(teacher, *stacked([window])))
@@ -99,5 +99,5 @@ def _measure(
         picture, mask = _read(pair, masks)
         logits = slide_inference(resize_shorter(picture, view.size_px), predict, view.size_px, view.stride_px)
         confusion.add(mask, upsampled_argmax(logits, *mask.shape))
-        say(done)
+        report(done)
     return confusion.metrics()

@@ -23,9 +23,9 @@ class TeacherRequest:
     size_px: int | None = None
     """Input size; None: its own."""
     device: str | None = None
-    """Of its worker's: cpu, cuda:0, cuda:1; None: chosen."""
+    """Its device among those of its worker: cpu, cuda:0, cuda:1; None: chosen."""
     spec: TeacherSpec | None = None
-    """Already decided, as another feature set has it; the options' precision and constants do not count."""
+    """Resolved already, as another feature set has it; the options' precision and constants are ignored."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class ExtractOptions:
             raise unknown_name("normalisation", self.normalisation, NORMALISATIONS)
         for name, kind in (("teachers", TeacherRequest), ("statistics_from", str)):
             value = getattr(self, name)
-            strangers = [value] if isinstance(value, str) else [one for one in value if not isinstance(one, kind)]
-            if strangers:  # a string would be taken for a list of its letters
-                raise BadInput(f"{name} is a list of {kind.__name__}, such as ({kind.__name__}('NAME'),), got {strangers[0]!r}")
+            wrong = [value] if isinstance(value, str) else [item for item in value if not isinstance(item, kind)]
+            if wrong:  # a string would be taken for a list of its letters
+                raise BadInput(f"{name} is a list of {kind.__name__}, such as ({kind.__name__}('NAME'),), got {wrong[0]!r}")
         if bad or self.num_gpus <= 0:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
 
@@ -100,8 +100,8 @@ def teacher_requests(
     devices: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[TeacherRequest, ...]:  # fmt: skip
     """Return the teachers with the sizes, weight files and devices that are given by name; raises BadInput for a name of none of them."""
-    for option, named in (("--teacher-size", sizes), ("--weights", weights), ("--teacher-device", devices)):
-        stray = sorted(set(named) - set(teachers))
+    for option, by_name in (("--teacher-size", sizes), ("--weights", weights), ("--teacher-device", devices)):
+        stray = sorted(set(by_name) - set(teachers))
         if stray:
             raise BadInput(f"{option} names {stray[0]!r}, which is not among the teachers of this command: {', '.join(teachers)}")
     paths = {teacher: Path(path) for teacher, path in weights.items()}

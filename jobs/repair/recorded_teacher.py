@@ -18,15 +18,15 @@ from ...storage.features.features import FeatureReader
 from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.registry.registry import TEACHERS, TIMM_PREFIX, resolve_teacher
 from ...teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
-from ..runs.run_source import run_at_hand
+from ..runs.run_source import local_run
 
 
 def recorded_teacher(reader: FeatureReader, name_or_run: str | None = None, weights: Path | None = None) -> TeacherSpec:
-    """The teacher that made a feature set, found by the set's name or where it is said to be; raises `CacheMismatch`, `BadInput`."""
+    """Return the teacher that made a feature set, found by the set's name or by `name_or_run`; raises `CacheMismatch`, `BadInput`."""
     asked, recorded = name_or_run or reader.name, reader.identity["teacher"]
-    found = str(run_at_hand(asked)) if is_url(asked) else asked
+    local_name = str(local_run(asked)) if is_url(asked) else asked
     try:
-        spec = _as_recorded(recorded, found, weights)
+        spec = _as_recorded(recorded, local_name, weights)
     except KeyError as error:
         raise CacheMismatch(f"the identity of {reader.key} does not say the {error} of its teacher, which cannot be built again") from error
     if lines := differing_fields(spec.identity(), recorded):

@@ -85,7 +85,7 @@ class TrainOptions:
             if isinstance(value := getattr(self, name), str):  # which would be taken for a list of its letters
                 raise BadInput(f"{name} is a list of names, such as ({value!r},), got the one name {value!r}")
         student = replace(self.recipe.student, init_from=absolute(self.recipe.student.init_from))
-        placed = {
+        resolved = {
             "recipe": replace(self.recipe, student=student),
             "store": absolute(self.store),
             "features": tuple(self.features),
@@ -95,7 +95,7 @@ class TrainOptions:
             "students": tuple(self.students),
             "shard_cache": None if self.shard_cache is None else Path(absolute(str(self.shard_cache))),
         }
-        for name, value in placed.items():
+        for name, value in resolved.items():
             object.__setattr__(self, name, value)  # frozen for everybody else
 
     @property
@@ -126,7 +126,7 @@ def check_teachers_given(options: TrainOptions) -> None:
     teachers = () if options.on_miss == "compute" and not live else options.teachers
     if options.proxy is not None and teachers:
         raise BadInput("--proxy and --teacher both name live teachers; give --teacher alone, one for each --features")
-    names = {wanted.partition("@")[0] for wanted in features}
+    names = {name.partition("@")[0] for name in features}
     if teachers and len(teachers) not in (len(features), len(names)):
         raise BadInput(f"{len(features)} --features need {len(features)} --teacher, one for each, got {len(teachers)}")
     if live and options.proxy is None and not teachers:
