@@ -1,4 +1,4 @@
-"""What caching a teacher's tokens costs and when it pays: arithmetic alone, from a few measured figures.
+"""A model of what caching a teacher's tokens costs and when it pays: arithmetic alone, from a few measured figures.
 
 Rows = images × views, bytes = rows × bytes of a stored view, device time = rows × seconds of a view's forward. A live teacher costs a
 forward for each sample that a student sees; a cached one costs a forward for each row once, and then only reading. So without prices the

@@ -1,6 +1,6 @@
-"""What a live teacher would have cost: the measured time of its forward pass over rendered views of the same data.
+"""Measure what a live teacher would have cost: the time of its forward pass over rendered views of the same data.
 
-The number that a cache is compared with in the report. Rendering is not timed, since the student needs it too; each teacher is measured
+The report compares a cache with this number. Rendering is not timed, since the student needs it too; each teacher is measured
 apart after one warm-up batch, and the median batch counts.
 """
 

@@ -1,4 +1,4 @@
-"""What a training run will need, before it starts: parameters, memory of a rank, bytes to read.
+"""Estimate what a training run will need before it starts: parameters, memory of a rank, bytes to read.
 
 Sizes are computed, not guessed: the student is built on torch's meta device, which allocates nothing, and one forward pass there counts
 the bytes that autograd would keep for an image, in fp32 (bf16 autocast keeps less). What is left out: the allocator's waste, the

@@ -1,7 +1,7 @@
-"""Whether the labels of an evaluation can give a figure at all, before anything is computed.
+"""Check before anything is computed that the labels of an evaluation can give a figure at all.
 
 With one class every answer is right, so 100 % means nothing: refused. A class that is tested and has no training image is always wrong,
-and a test of one class is easily all right: both are said, because the figure is what was asked for and is easily misread.
+and a test of one class is easily all right: both are warnings, because such a figure may be wanted and is easily misread.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def refuse_one_class(dataset: ImageDataset, classes: Sequence[str]) -> None:
 
 
 def check_classes(train: Split, test: Split, on_event: OnEvent) -> None:
-    """Say what the classes of both splits make of a figure; raises `BadInput` for one class, none, and images without a label."""
+    """Warn of classes that make a figure easy to misread; raises `BadInput` for one class, none, and images without a label."""
     names = train.dataset.label_names
     learnt, tested = labels_as(train.dataset, names)[train.images], labels_as(test.dataset, names)[test.images]
     if names and min(learnt.min(), tested.min()) < 0:

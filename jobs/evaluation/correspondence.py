@@ -1,7 +1,7 @@
-"""Semantic correspondence of a model on SPair-71k's layout, without training; see `student.correspondence` for what is measured.
+"""Semantic correspondence of a model on SPair-71k's layout, without training; see `student.probes.correspondence`.
 
 Two protocols: `paper` (EUPE, appendix C.5) takes 100 pairs of each category, at 448 px for patches of 14 px and else 512; `ours` takes all
-pairs at 512 px. Which 100 pairs they are the paper does not say: here those that `storage.spair` draws.
+pairs at 512 px. Which 100 pairs they are the paper does not say: here those that `storage.images.spair` draws.
 
 Each picture goes through the model once, in the order in which pairs need it; the token maps of the last pictures are kept. There is no
 state to resume: a run takes one forward a picture (1,800 in the test split) and a product a pair.
@@ -38,7 +38,7 @@ _SAY_EVERY = 20
 
 @dataclass(frozen=True, kw_only=True)
 class CorrespondenceOptions(DenseOptions):
-    """Of which model over which pairs correspondence is measured, and how."""
+    """A correspondence evaluation: of which model, over which pairs, by which protocol."""
 
     split: PairSplit = "test"
     """Of the dataset."""

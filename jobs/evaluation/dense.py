@@ -1,7 +1,7 @@
-"""What segmentation and depth share: a frozen model, a head trained on batches that follow from (seed, step), measurements on the way.
+"""The part that segmentation and depth share: a frozen model, a head trained on batches that follow from (seed, step), measurements.
 
     FOLDER/evaluations/<evaluation>-<digest12>.partial.json           the measurements so far
-    FOLDER/evaluations/<evaluation>-<digest12>.partial.safetensors    the head (`student.head_training`)
+    FOLDER/evaluations/<evaluation>-<digest12>.partial.safetensors    the head (`student.probes.head_training`)
 
 Both partial files go when the result is there. A measurement is made every `evaluate_every` steps and at the end; the official segmentation
 loop reports the best of them, so they are all kept.
@@ -75,7 +75,7 @@ class HeadOptions(DenseOptions):
     """Steps between measurements."""
     seed: int = 0
     allow_overlap: bool = False
-    """Validation pictures that are also learnt from are said instead of refused."""
+    """Validation pictures that are also trained on are a warning instead of an error."""
 
     def __post_init__(self) -> None:
         if self.protocol not in HEAD_PROTOCOLS:

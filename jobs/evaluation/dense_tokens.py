@@ -4,7 +4,7 @@ A side that the encoder's stride does not divide is padded with zeros on both en
 padded picture (DINOv2's centre padding; the official code does not cut the tokens back either). Pictures that are smaller than the
 largest of their batch are padded below and to the right, where the target is to be ignored.
 
-Two habits of the official probes are here to be asked for. Their ConvNeXts are padded to a multiple of 4, their stem's stride, and not of
+Two habits of the official probes are options here. Their ConvNeXts are padded to a multiple of 4, their stem's stride, and not of
 32: what is left over at 32 has no token. And their encoder is in training mode while the head learns, so that its rotary embedding draws a
 scale a forward; batch norms stay in eval mode here, because theirs has none and a moving statistic would change the frozen encoder.
 Axes: B pictures, H × W grid, D channels.

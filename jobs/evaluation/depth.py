@@ -1,8 +1,8 @@
 """Monocular depth of a model by a linear head over bins: NYUv2's layout, or any folder of pictures and depth.
 
-See `student.depth` for the protocol and `storage.dense_pairs` for the layouts. NYU's white frame and Eigen's crop are applied to pictures
-that are listed in NYU's files, and to others when asked for. By the official protocol the encoder is in training mode while the head learns
-and a ConvNeXt's input is padded to a multiple of 4 (`dense_tokens`); by ours neither.
+See `student.probes.depth` for the protocol and `storage.images.dense_pairs` for the layouts. NYU's white frame and Eigen's crop are applied
+to pictures that are listed in NYU's files, and to others when asked for. By the official protocol the encoder is in training mode while the
+head learns and a ConvNeXt's input is padded to a multiple of 4 (`dense_tokens`); by ours neither.
 """
 
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ from .dense import DenseEvaluation, HeadOptions, open_dense_model, progress_repo
 from .dense_tokens import padding_px, patch_tokens, stacked
 
 OFFICIAL = {"name": "official", "encoder": "training mode while the head learns", "convnext": "padded to a multiple of 4"}
-"""What a record of the official protocol says besides; one without a name is ours."""
+"""Protocol fields that only a record of the official protocol has; one without a name is ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthOptions(HeadOptions):
-    """Of which model over which depth maps depth is measured, and how."""
+    """A depth evaluation: of which model, over which depth maps, and how."""
 
     nyu_crops: bool | None = None
     """Cut NYU's white frame off and measure inside Eigen's crop; None: for NYU's lists of files."""

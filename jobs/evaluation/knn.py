@@ -2,7 +2,7 @@
 
 All three protocols (paper, official, ours) and both features (class token and mean patch token) come out of one pass. A model sees the
 centre crop at its own input size, or at `size_px`. A limit takes a keyed random sample of the images, the same for every model, so that
-sorted folders do not give one class only. `evaluate_knn` is what the command does: it keeps its result under the digest of everything
+sorted folders do not give one class only. `evaluate_knn` is the command's function: it records its result under the digest of everything
 that decides it.
 """
 
@@ -117,7 +117,7 @@ def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -
 
 @dataclass(frozen=True, kw_only=True)
 class KnnOptions(ClassifiedOptions):
-    """Of which model over which datasets nearest neighbours are asked for."""
+    """A kNN evaluation: of which model, over which datasets."""
 
 
 def evaluate_knn(options: KnnOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Features and labels of a labelled dataset, for what classifies images: kNN, the linear probe, zero-shot.
+"""Features and labels of a labelled dataset, for the evaluations that classify images: kNN, the linear probe, zero-shot.
 
 A dataset is one of a store, by name, or a folder, tars or Parquet files, which are indexed into the store first (once: a source that the
 store has indexed is taken as it is, and every image read is compared with the index). Whole datasets go through the store
@@ -46,7 +46,7 @@ Int64s = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EvaluatedImages:
-    """Which images a model is tested on, and how they come to it."""
+    """Which images a model is tested on, and at what input."""
 
     test_images: int | None = None
     """A random sample of this many; None: all."""
@@ -66,7 +66,7 @@ class EvaluationSize(EvaluatedImages):
     train_images: int | None = None
     """A random sample of this many; None: all."""
     allow_overlap: bool = False
-    """Test images that are also learnt from are said instead of refused."""
+    """Test images that are also trained on are a warning instead of an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ class LabelledSplit(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """One split of an evaluation: a dataset, or a sample of it, seen by a subject."""
+    """One split of an evaluation: a dataset, or a sample of it, and the model that computes its features."""
 
     model: Model | CachedModel
     store: FeatureStore
@@ -273,7 +273,7 @@ def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = i
         tokens = reader.read(rows[start : start + _READ_ROWS])
         scale = None if tokens.scale is None else torch.from_numpy(tokens.scale)
         # The mean commutes with the de-normalisation, which is affine and the same for every token. Of a sampled set it is the mean of
-        # the stored tokens: see `evaluate.mean_patch_name`.
+        # the stored tokens: see `knn.mean_patch_name`.
         mean_nD = statistics.denormalize_patch(mean_patch(torch.from_numpy(tokens.patch), scale, reader.codec).numpy())
         return None if tokens.cls is None else statistics.denormalize_cls(tokens.cls.astype(np.float32)), mean_nD
 

@@ -1,4 +1,4 @@
-"""The linear probe of a model or of cached tokens over two labelled datasets; see `student.linear_probe` for the protocol.
+"""The linear probe of a model or of cached tokens over two labelled datasets; see `student.probes.linear`.
 
     FOLDER/evaluations/linear-<digest12>.partial.json      the sweep so far: a stopped probe goes on at its next value
 
@@ -25,7 +25,7 @@ from .labelled_features import ClassifiedOptions, LabelledSplit, read_upright, w
 
 @dataclass(frozen=True, kw_only=True)
 class LinearOptions(ClassifiedOptions):
-    """Of which model over which datasets a linear probe is fitted, and how."""
+    """A linear probe: of which model, over which datasets, and how it is fitted."""
 
     seed: int = 0
     """Of the tenth of the training images on which the probe's strength is chosen."""

@@ -1,4 +1,4 @@
-"""What the masks of a segmentation dataset mean: which values are classes and which is nothing, checked over every mask beforehand.
+"""Find what the masks of a segmentation dataset mean: which values are classes and which is ignored; every mask is read beforehand.
 
 A value is ignored because the user said so (`--ignore-index`, 255 by default, `none` for no value) or because it is ADE20k's 0, never
 because of what it is inside this program. Masks of 0 and 255 are the common trap: with 255 ignored one class is left and every model is

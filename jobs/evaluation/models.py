@@ -1,6 +1,6 @@
-"""What is evaluated: a run's folder, an exported folder or a checkpoint file, a teacher by name, or cached tokens.
+"""Open the model that is evaluated: a run's folder, an exported folder or a checkpoint file, a teacher by name, or cached tokens.
 
-The first three compute, cached tokens are read; an evaluation says what it needs of them. Results of a folder are kept in it. Those of a
+The first three compute, cached tokens are read; each evaluation states which it takes. Results of a folder are kept in it. Those of a
 teacher, of a file and of cached tokens go to `--out`, or to `evaluations/NAME@DIGEST` below $EUPE_PIPELINE_HOME: they belong to no store,
 because the same weights give the same numbers over any of them. An ONNX or ExecuTorch export is refused: it is checked against the student
 when it is written, and the timm or transformers folder beside it gives the same tokens.
@@ -29,7 +29,7 @@ _CHECKPOINTS = (".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class Model:
-    """Something that computes tokens: decided, not yet loaded."""
+    """A model that computes tokens: resolved, not yet loaded."""
 
     name: str
     spec: TeacherSpec

@@ -1,8 +1,8 @@
-"""Test images that were learnt from: found by the sha256 of their bytes, whatever the files, folders, tars or datasets are called.
+"""Find test images that were trained on, by the sha256 of their bytes, whatever the files, folders, tars or datasets are called.
 
 Such an image is its own neighbour or was fitted, so its answer shows memory. Published test sets hold a few (CIFAR-10 and ImageNet do):
-below a thousandth they cannot move a figure by what one decimal shows, so they are said and recorded; more are refused, unless the user
-allows them. Limits: an image that was encoded again or cropped has other bytes and is not found.
+below a thousandth they cannot move a figure by what one decimal shows, so they are a warning and recorded; more are refused, unless the
+user allows them. Limits: an image that was encoded again or cropped has other bytes and is not found.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,7 +42,7 @@ def check_overlap(
 ) -> int:  # fmt: skip
     """Return how many tested images were learnt from; warns when there are any, raises `BadInput` above MOST_SHARED unless `allowed`.
 
-    `name_of` gives the name of a place in `tested`, `where` says what was learnt from and tested on.
+    `name_of` gives the name of an index into `tested`; `where` says what was learnt from and tested on.
     """
     indices = shared_indices(learnt, tested)
     if not indices:

@@ -1,9 +1,9 @@
 """Semantic segmentation of a model by a linear head: ADE20k's layout, or any folder of pictures and masks.
 
-See `student.segmentation` for the two protocols and `storage.dense_pairs` for the layouts. Every mask is read before the first step
-(`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not after hours.
-By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval mode there
-and never back.
+See `student.probes.segmentation` for the two protocols, `storage.images.dense_pairs` for the layouts. Every mask is read before the first
+step (`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not after
+hours. By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval
+mode there and never back.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -39,12 +39,12 @@ OFFICIAL = {
     "name": "official", "loss": "mean over all pixels, ignored and padded ones too", "masks": "resized by torch's nearest",
     "encoder": "training mode until the first measurement",
 }  # fmt: skip
-"""What a record of the official protocol says besides; one without a name is ours."""
+"""Protocol fields that only a record of the official protocol has; one without a name is ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationOptions(HeadOptions):
-    """Of which model over which masks segmentation is measured, and how."""
+    """A segmentation evaluation: of which model, over which masks, and how."""
 
     classes: int | None = None
     """Number of classes; None: found in the training masks."""

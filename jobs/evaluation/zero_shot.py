@@ -1,9 +1,9 @@
 """Zero-shot classification: a model's class tokens in the space of a text tower.
 
-A student gets there through its adapters and the statistics that undo their normalisation (paper, appendix C.1): from its run (with the
-proxy's, when it was taught by one, and the store that has the statistics) or from the `adapters/` of its export. A teacher is there
-already. Then comes the image projection of the text tower's own model, unless the teacher's class token has passed it. See
-`student.zero_shot` for the protocol and `teachers.text_tower` for the towers. Axes: N images, D channels.
+A student is mapped there by its adapters and the statistics that undo their normalisation (paper, appendix C.1): from its run (with the
+proxy's, when it was taught by one, and the store that has the statistics) or from the `adapters/` of its export. A teacher is in that
+space already. Then comes the image projection of the text tower's own model, unless the teacher's class token has passed it. See
+`student.probes.zero_shot` for the protocol and `teachers.registry.text_tower` for the towers. Axes: N images, D channels.
 """
 
 import tempfile
@@ -36,7 +36,7 @@ _MAPPED_AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotOptions(EvaluatedImages):
-    """Which model's images are compared with which texts, and how they get there."""
+    """A zero-shot evaluation: which model's images are compared with which texts, and by which adapters."""
 
     model: str
     """A run's folder, an exported folder, a checkpoint file, a teacher, or a feature set (read, not computed)."""
@@ -62,12 +62,12 @@ class ZeroShotOptions(EvaluatedImages):
 
 @dataclass(frozen=True)
 class _ToTeacherSpace:
-    """From a model's own class tokens to a teacher's: through a chain, or none."""
+    """The map from a model's own class tokens to a teacher's: through a chain of adapters, or none."""
 
     chain: AdapterChain | None
     teacher: str | None
     kind: str
-    """What serves as class token there, one of `spec.CLS_KINDS`."""
+    """What the teacher uses as class token, one of `spec.CLS_KINDS`."""
     identity: dict[str, Any] | None
 
     def map(self, embeddings: Embeddings) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a user asks of an extraction: plain data from the command line or a notebook to the workers, checked where it is made."""
+"""The request of an extraction: one frozen value from the command line or a notebook to the workers, checked where it is made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,9 +1,9 @@
-"""A teacher built again from what a feature set recorded of it: for repair, fidelity, live targets and `--on-miss compute`.
+"""Build a teacher again from what a feature set recorded of it: for repair, fidelity, live targets and `--on-miss compute`.
 
 What the user may choose at an extraction (input size, constants, precision, random weights for a trial) is taken from the record and not
 asked for again. What makes it another model (architecture, weights, class token, widths, grid) must be found again as it was, or the
 teacher is refused with each such field named. Where the weights lie is in no identity: by the set's name in the weights folder, or in the
-place that the caller names, a run's URL included.
+location that the caller names, a run's URL included.
 """
 
 from collections.abc import Mapping

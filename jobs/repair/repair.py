@@ -1,9 +1,9 @@
-"""Upkeep of feature sets that needs their teacher: mend what is damaged, and measure how faithful the stored tokens are.
+"""Repair and fidelity of feature sets, which need the teacher: mend what is damaged, measure how faithful the stored tokens are.
 
-The teacher is resolved anew and must be the one in the set's identity, field by field. Repair examines the store as `verify` does and
-mends what follows from its own files on the way (`storage.examination`); what then needs a teacher is computed again and put in place,
-nothing is taken out first (`repairs_with_teacher`). Fidelity compares stored tokens with a
-fresh forward over a fixed random sample of views, in the normalised space that students are trained in.
+The teacher is resolved anew and must be the one in the set's identity, field by field. Repair examines the store as `verify` does and mends
+what follows from its own files on the way (`storage.upkeep.examination`); what then needs a teacher is computed again and replaced, nothing
+is removed first (`repairs_with_teacher`). Fidelity compares stored tokens with a fresh forward over a fixed random sample of views, in the
+normalised space that students are trained in.
 """
 
 import contextlib

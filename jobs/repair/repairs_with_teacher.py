@@ -1,8 +1,8 @@
 """The part of a repair that needs teachers: shards of features, and canaries that nothing in the store can give back.
 
-First the prerequisites, a set at a time: is the teacher at hand with the weights that the identity names, is it the one of the canary, are
-the images there as they were? Whatever is not is said, with the command that helps, and the next shard or set is mended all the same. A
-shard's tokens are computed whole; only then, and only what is damaged of it, is replaced (`storage.healing`).
+First the prerequisites, a set at a time: is the teacher found with the weights that the identity names, is it the one of the canary, are
+the images there as they were? What is not is reported with the command that helps, and the next shard or set is mended all the same. All
+tokens of a shard are computed; only then its damaged parts, and only those, are replaced (`FeatureReader.heal_shard`).
 """
 
 from collections.abc import Callable, Iterable

@@ -1,9 +1,9 @@
-"""Evaluation while training runs: `train --evaluate knn --every 2000` on a held-out labelled dataset.
+"""Evaluate students while they train: `train --evaluate knn --every 2000` on a held-out labelled dataset.
 
 A keyed sample of the dataset is decoded once, before the first step, at the students' largest input size, and stays in memory; one half
 are the neighbours, the other is classified; of images with equal bytes one is taken, so that none is its own neighbour. A set that shares
 images with what the student is trained on is refused (`overlap`). Results go to the run's metrics.jsonl (lines of their own, with `knn`
-in the place of a loss) and TensorBoard, and out as events. They follow from step and weights alone, and are written before the checkpoint
+instead of a loss) and TensorBoard, and out as events. They follow from step and weights alone, and are written before the checkpoint
 of their step: a run that goes on repeats none and leaves none out. What is evaluated is no part of the recipe, because it does not change
 the student.
 """
@@ -61,7 +61,7 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_o
 
 
 def _warn_apart(watch: Watch, run: RunConfig, on_event: OnEvent) -> None:
-    """Say where few evaluations fall on checkpoints: a checkpoint is judged by its own step's alone."""
+    """Warn where few evaluations fall on checkpoints: a checkpoint is judged by the evaluation of its own step alone."""
     together = math.lcm(watch.every, run.checkpoint_every)
     if run.keep_best and together > watch.every:
         text = f"evaluations every {watch.every} steps meet checkpoints every {run.checkpoint_every} only every {together} steps, and only"

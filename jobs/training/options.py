@@ -1,4 +1,4 @@
-"""What a user asks of a training: one value from the command line or a notebook to every rank, checked where it is made."""
+"""The request of a training run: one frozen value from the command line or a notebook to every rank, checked where it is made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from ...teachers.registry.registry import absolute_name
 
 @dataclass(frozen=True)
 class Watch:
-    """What is evaluated while a student trains, how often, on what; raises BadInput on values that cannot be."""
+    """The evaluation of a student while it trains: which, how often, on what; raises BadInput for values out of range."""
 
     evaluation: TrainingEvaluation
     every: int
@@ -25,7 +25,7 @@ class Watch:
     images: int = 2000
     """Sampled images; half of them are the neighbours."""
     allow_overlap: bool = False
-    """Images that are trained on as well are said instead of refused."""
+    """Images that are trained on as well are a warning instead of an error."""
 
     def __post_init__(self) -> None:
         if self.evaluation not in TRAINING_EVALUATIONS:

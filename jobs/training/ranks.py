@@ -2,8 +2,8 @@
 
 Every rank opens the store itself and builds its own span of each batch, so nothing large passes through Ray. The run's folder must be
 visible to all ranks (one machine, or a shared file system); the first rank alone writes to it. When a rank's process dies, Ray starts the
-whole group again, three times at most, and it goes on from the newest checkpoint. An error on purpose is told to the caller with its own
-text and ends the run without retries. What ranks and caller say to each other goes through one small actor, the board.
+whole group again, three times at most, and it goes on from the newest checkpoint. An `EupeError` is raised in the caller with its own
+text and ends the run without retries. Ranks and caller exchange messages through one small actor, the board.
 """
 
 import os
@@ -73,7 +73,8 @@ def train_on_workers(options: TrainOptions, on_event: OnEvent = ignore_event) ->
 
 
 def _await_resources(ray: Any, workers: int, on_cuda: bool, on_event: OnEvent) -> None:
-    """Wait until the cluster has room for all ranks: said after seconds, `BadInput` after minutes. Ray Train itself waits for ever."""
+    """Wait until the cluster has resources for all ranks: warns after seconds, raises `BadInput` after minutes. Ray Train waits for
+    ever."""
     resources = {"CPU": workers, "GPU": workers if on_cuda else 0}
     began, warned = time.monotonic(), False
     while any(ray.available_resources().get(kind, 0) < count for kind, count in resources.items()):
@@ -127,7 +128,7 @@ def _outcome(results: Sequence[Any], error: BaseException | None, workers: int) 
 
 
 class _Group(threading.Thread):
-    """Ray Train's `fit`, which blocks, beside the main thread, which must hear signals."""
+    """A thread for Ray Train's `fit`, which blocks: the main thread must stay free to handle signals."""
 
     def __init__(self, options: TrainOptions, board: Any, scratch: Path) -> None:
         super().__init__(daemon=True, name="ray-train")

@@ -2,7 +2,7 @@
 
 Everything that could make a cached target wrong is checked before the first step: which feature sets go together (`data`), that a
 live teacher is the one whose tokens were cached (its statistics normalise it), that images still decode as they did (`start_checks`), and
-that a run which stands in the folder was begun with the same recipe and targets. A lease keeps the sets from being pruned. Then the
+that a run that is in the folder already was begun with the same recipe and targets. A lease keeps the sets from being pruned. Then the
 trainer runs here, alone or as one of several ranks (`ranks` starts those); a finished run is not trained again. A student's random
 weights come from the recipe's seed alone, whatever else is trained beside it.
 """
@@ -161,7 +161,7 @@ def begin_runs(
     ranks: Ranks,
     on_event: OnEvent,
 ) -> dict[str, dict[str, Any]]:
-    """Record what each run is, or check that the run which stands there is the same; returns the summaries of finished ones."""
+    """Record the identity of each run, or check it against the run in its folder; returns the summaries of finished ones."""
     summaries = {}
     views = [part.views.key for part in parts]  # live teachers' identities do not name them
     for name, (recipe, folder) in runs.items():
@@ -181,7 +181,7 @@ def begin_runs(
 
 
 def _say_kept(here: Mapping[str, Choice], known: Mapping[str, Choice], on_event: OnEvent) -> None:
-    """Tell where this machine would choose otherwise than the run did when it began; `known` is empty where it was not recorded then."""
+    """Report where this machine would choose otherwise than the run did at its start; `known` is empty where that was not recorded."""
     if not known and here["precision"].why.startswith("auto"):
         text = f"this run did not record what precision = 'auto' was when it began; from here on it is {here['precision'].value}"
         on_event({"event": "warning", "text": f"{text} ({here['precision'].why})"})

@@ -6,7 +6,7 @@ import click
 
 from ...storage.core.choices import EXPORT_FORMATS, ExportFormat
 from .group import cli, run
-from .options import FILE, FOLDER, JSON, PLACE, folder_or_url, input_size, options, store_url
+from .options import FILE, FOLDER, JSON, PATH, folder_or_url, input_size, options, store_url
 
 
 @cli.command()
@@ -36,7 +36,7 @@ def export(
 
 
 @cli.command("import-weights")
-@click.argument("source", type=PLACE)
+@click.argument("source", type=PATH)
 @options(
     click.option("--out", type=FOLDER, required=True, help="A run's folder: a teacher, or a start."),
     input_size("the checkpoint's own"),
@@ -50,7 +50,7 @@ def import_weights(as_json: bool, source: Path, out: Path, size_px: int | None) 
 
 
 @cli.command("convert-weights")
-@click.argument("source", type=PLACE)
+@click.argument("source", type=PATH)
 @options(click.option("--out", type=FILE, required=True, help="The safetensors file to write."), JSON)
 def convert_weights(as_json: bool, source: Path, out: Path) -> None:
     """Turn a teacher's .pt into safetensors.

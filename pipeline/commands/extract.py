@@ -104,7 +104,7 @@ def extraction(
     from ..recipes.views import chosen_views
 
     teachers = teacher_requests(values["teachers"], values["teacher_sizes"], values["weights"], devices)
-    spec, told = chosen_views(
+    spec, value_origins = chosen_views(
         values["recipe"], values["stage"], on_event, kind=kind, views_per_image=values["views"], seed=seed, photometric=photometric,
         pixels_px=values["pixels_px"],
     )  # fmt: skip
@@ -112,7 +112,7 @@ def extraction(
         store=values["store"], data=values["data"], teachers=teachers, views=spec, precision=values["precision"], codec=values["codec"],
         tokens_per_view=values["tokens_per_view"], grid=values["grid"], images_per_shard=values["images_per_shard"],
         batch_size=values["batch_size"], constants=values["constants"], allow_random_weights=values["allow_random_weights"],
-        view_values=None if values["recipe"] is None else told,
+        view_values=None if values["recipe"] is None else value_origins,
     )  # fmt: skip
 
 

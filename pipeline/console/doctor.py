@@ -1,4 +1,4 @@
-"""What a bug report needs, and what a newcomer trips over: versions, devices, memory, disk rate, and known traps with their cure.
+"""`doctor`: what a bug report needs and what a newcomer trips over: versions, devices, memory, disk rate, known traps with their cure.
 
 The disk's rate is measured, not looked up: PROBE_BYTES are written with fsync and read back in a temporary file of the given folder, which
 is removed. The read bypasses the page cache where the system lets it (posix_fadvise); a file system that ignores this shows memory's rate.
@@ -66,26 +66,26 @@ def user() -> dict[str, Any]:
 
 def publishing(folder: Path) -> str:
     """Return how a store in a folder would publish files without replacing any."""
-    with refusals(folder, 0), tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-doctor-") as own:
-        new = Path(own) / "new"
+    with refusals(folder, 0), tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-doctor-") as probe_folder:
+        new = Path(probe_folder) / "new"
         new.write_bytes(b"")
         try:
-            os.link(new, Path(own) / "linked")
+            os.link(new, Path(probe_folder) / "linked")
         except OSError as error:
-            publish(new, Path(own) / "renamed")
+            publish(new, Path(probe_folder) / "renamed")
             return f"exclusive rename (no hard links: {error.strerror})"
     return "hard links"
 
 
 def versions() -> dict[str, str]:
     """Return the installed version of each package that results depend on."""
-    found = {"python": platform.python_version()}
+    versions_of = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions_of[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions_of[package] = "not installed"
+    return versions_of
 
 
 def machine() -> dict[str, Any]:
@@ -138,8 +138,8 @@ def disk(folder: Path) -> dict[str, Any]:
 def weights() -> dict[str, Any]:
     """Return where teachers' weights are looked for and what lies there, in MB."""
     folder = weights_folder()
-    found = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.safetensors"))}
-    return {"folder": str(folder), "files": found}
+    sizes = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.safetensors"))}
+    return {"folder": str(folder), "files": sizes}
 
 
 def torchvision() -> str:

@@ -1,4 +1,4 @@
-"""A command's result as readable text: nested tables become indented lines, lists of like tables become columns, under their
+"""Format a command's result as readable text: nested tables become indented lines, lists of like tables become columns, under their
 names where they hold figures; what is empty is none.
 
 For people only; scripts take --json. Recipes print three aligned columns: key, value, origin.

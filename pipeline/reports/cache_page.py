@@ -1,4 +1,4 @@
-"""The page of one feature set: what is in the cache, for people who want to look before they train on it.
+"""Write the HTML page of one feature set, for people who want to look at the cache before they train on it.
 
 One self-contained file as the report is: no script, nothing fetched. Sections: sample views with their crops drawn on the photo and the
 tokens beside them, norms and channels, the health of the store, the whole identity.
@@ -29,7 +29,7 @@ MOST_CHANNELS = 24
 
 
 def write_cache_page(reader: FeatureReader, out: Path, on_event: OnEvent) -> None:
-    """Write the page of a feature set; raises CacheDamaged for a shard that cannot be trusted, StoreUnavailable for the page's place."""
+    """Write the page of a feature set; raises CacheDamaged for a damaged shard, StoreUnavailable where it cannot be written."""
     notes: list[str] = []
     measured = figures(reader, sample_rows(reader), on_event)
     images, state = shown_images(reader, notes), health(reader, on_event)
@@ -53,7 +53,7 @@ def write_cache_page(reader: FeatureReader, out: Path, on_event: OnEvent) -> Non
 
 
 def facts(reader: FeatureReader) -> dict[str, str]:
-    """Return what stands under the title."""
+    """Return the facts that are shown under the title."""
     spec, grid, some = reader.views.spec, reader.grid, reader.layout.tokens_per_view
     cls = f", class token {reader.cls_dim:,} wide" if reader.cls_dim else ", no class token"
     codec = f"{reader.codec} ({CODECS[reader.codec].about})"
@@ -68,13 +68,13 @@ def facts(reader: FeatureReader) -> dict[str, str]:
 
 def view_notes(reader: FeatureReader, images: Sequence[ShownImage]) -> list[str]:
     """Return what the sample cannot show of this set's views."""
-    found = []
+    notes = []
     mode = MODES[reader.views.spec.photometric]
     if mode.seen_by_student and not mode.seen_by_teacher:
-        found.append("Students see these views under photometric distortion; the teacher saw them as they are shown here.")
+        notes.append("Students see these views under photometric distortion; the teacher saw them as they are shown here.")
     if images and images[0].views[0].tokens is None:
-        found.append("This set holds a sample of each view's patch tokens: no picture of a whole grid can be drawn.")
-    return found
+        notes.append("This set holds a sample of each view's patch tokens: no picture of a whole grid can be drawn.")
+    return notes
 
 
 def tiles(state: Health, measured: dict[str, TokenFigures]) -> list[tuple[str, str, str]]:

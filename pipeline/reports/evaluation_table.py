@@ -63,7 +63,7 @@ class EvaluationRow:
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """Return the records of a model's folder by file name; raises CacheDamaged for one that is none."""
-    found = []
+    records = []
     for path in sorted((run / "evaluations").glob("*.json")):
         if path.name.endswith(".partial.json"):
             continue
@@ -73,8 +73,8 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
                 raise ValueError("it lacks evaluation or results")
         except (OSError, ValueError, AttributeError) as error:
             raise CacheDamaged(f"{path} is not the record of an evaluation ({error}); remove it and evaluate again") from error
-        found.append(rename_record_protocols(record))
-    return found
+        records.append(rename_record_protocols(record))
+    return records
 
 
 def data_of(record: Mapping[str, Any]) -> str:

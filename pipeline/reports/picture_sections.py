@@ -1,4 +1,4 @@
-"""What a page shows of pictures: strips of one photo and its encoders, maps to pick from, galleries; images as data URIs.
+"""The picture sections of a page: strips of one photo and its encoders, maps to pick from, galleries; images as data URIs.
 
 A reader picks a patch without a script: each patch of the photo is a radio button, and the style sheet moves the chosen tile of each sheet
 of maps into view.
@@ -57,7 +57,7 @@ def gallery_rows(galleries: Sequence[Gallery]) -> list[dict[str, Any]]:
     ]
 
 
-def _picture(one: Seen, wanted: str) -> dict[str, Any]:
-    image = photo_data_uri(one.image, longest_px=_GALLERY_PX)
-    same = None if not (wanted and one.label) else one.label == wanted
-    return {"image": image, "id": one.id, "label": one.label, "distance": f"{one.distance:.3f}", "same": same}
+def _picture(seen: Seen, query_label: str) -> dict[str, Any]:
+    image = photo_data_uri(seen.image, longest_px=_GALLERY_PX)
+    same = None if not (query_label and seen.label) else seen.label == query_label
+    return {"image": image, "id": seen.id, "label": seen.label, "distance": f"{seen.distance:.3f}", "same": same}

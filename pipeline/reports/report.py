@@ -1,7 +1,7 @@
 """report.html: one self-contained page that answers "did it work, and what did it cost": of a run, of several, of feature sets.
 
 Everything is inline (curves, pictures, one style sheet), nothing is fetched and no script runs, so the file can be mailed and opens
-on a phone, dark or light. Each section appears only when its figures exist; what was asked for and could not be shown is said in `notes`.
+on a phone, dark or light. Each section appears only when its figures exist; what was asked for and could not be shown is listed in `notes`.
 The page prints figures, it computes none but ratios.
 
 `results` holds (all optional): knn {random, stage2, stage3, proxy, teachers {name: …}} where each entry is {"ours": percent, "paper":
@@ -115,25 +115,25 @@ def health_tiles(health: Sequence[Health]) -> list[tuple[str, str, str]]:
 
 def tiles(results: Mapping[str, Any], rows: Sequence[KnnRow]) -> list[tuple[str, str, str]]:
     """Return the page's first figures as (figure, what it is, compared with what)."""
-    found = []
+    shown = []
     student = [row for row in rows if row.kind == "student" and row.ours is not None]
     trained = [row for row in student if row.model != MODEL_WORDS["random"] and row.token == TOKEN_WORDS["cls"]]
     if trained:
         untrained = [row.ours for row in student if row.model == MODEL_WORDS["random"] and row.ours is not None]
         against = f"untrained {max(untrained):.1f} %" if untrained else "k = 10, class token"
-        found.append((f"{trained[-1].ours:.1f} %", f"kNN of the {trained[-1].model}", against))
+        shown.append((f"{trained[-1].ours:.1f} %", f"kNN of the {trained[-1].model}", against))
     live = results.get("live", {})
     if live:
         cached_s, live_s = (sum(one[key] for one in live.values()) for key in ("cached_s", "live_s"))
-        found.append(
+        shown.append(
             (f"{live_s / cached_s:.1f} ×", "the training time with live teachers", f"{duration(live_s)} live, {duration(cached_s)} cached")
         )
     if results.get("feature_sets"):
         sets = results["feature_sets"]
-        found.append((size(sum(one["bytes"] for one in sets.values())), "on disk", f"{len(sets)} feature sets"))
+        shown.append((size(sum(one["bytes"] for one in sets.values())), "on disk", f"{len(sets)} feature sets"))
     if results.get("steps"):
-        found.append((duration(sum(one["seconds"] for one in results["steps"].values())), "all steps together", "this machine"))
-    return found
+        shown.append((duration(sum(one["seconds"] for one in results["steps"].values())), "all steps together", "this machine"))
+    return shown
 
 
 def environment() -> Environment:

@@ -1,4 +1,4 @@
-"""What a page shows of training runs: figures, curves, recipes, and where several runs differ.
+"""The sections of a page about training runs: figures, curves, recipes, and where several runs differ.
 
 Losses are laid over each other only when the runs learn the same targets in the same stage; otherwise their scales mean different things
 and each run keeps to its own card.
@@ -117,16 +117,16 @@ def run_tiles(runs: Mapping[str, RunFacts]) -> list[tuple[str, str, str]]:
     if len(runs) != 1:
         return []
     (run,) = runs.values()
-    record, found = run.record, []
+    record, shown = run.record, []
     for series in record.evaluation_series()[:1]:
         first, last = series.points[0], series.points[-1]
-        found.append((f"{last[1]:.1f}", series.label, f"at step {last[0]:,}; {first[1]:.1f} at step {first[0]:,}"))
+        shown.append((f"{last[1]:.1f}", series.label, f"at step {last[0]:,}; {first[1]:.1f} at step {first[0]:,}"))
     losses = [one for one in record.loss_series() if one.points][:1]
-    found += [(f"{one.last:.3f}", "loss, last 2 %", f"{one.points[0][1]:.3f} at step {one.points[0][0]:,}") for one in losses]
+    shown += [(f"{one.last:.3f}", "loss, last 2 %", f"{one.points[0][1]:.3f} at step {one.points[0][0]:,}") for one in losses]
     rate, wait = record.mean("images_per_s"), record.mean("wait_share")
     if rate is not None:
         took = record.metrics[-1].get("seconds")
-        found.append((f"{rate:,.0f}", "images/s, mean", f"{duration(took)} of training" if took else "without the first log"))
+        shown.append((f"{rate:,.0f}", "images/s, mean", f"{duration(took)} of training" if took else "without the first log"))
     if wait is not None:
-        found.append((f"{100 * wait:.1f} %", "of the time waiting for data", "mean over the logged steps"))
-    return found
+        shown.append((f"{100 * wait:.1f} %", "of the time waiting for data", "mean over the logged steps"))
+    return shown

@@ -1,7 +1,7 @@
-"""Is a feature set whole: shards that are there, images that failed and why, and, when asked, each byte against its record.
+"""Report the health of a feature set: committed shards, failed images and why, and, when asked, each byte against its record.
 
-Completeness and failures come from the commit records alone and cost little; only `verify` reads the tokens. Not verified is said as such,
-never shown as sound. Reasons are read for the first MOST_REASONS failed images; the count is of all.
+Completeness and failures come from the commit records alone and cost little; only `verify` reads the tokens. An unverified set is shown as
+"not verified", never as intact. Reasons are read for the first MOST_REASONS failed images; the count is of all.
 """
 
 from dataclasses import dataclass
