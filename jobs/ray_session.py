@@ -58,7 +58,7 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
 
 
 def cluster_address(address: str | None) -> str | None:
-    """Return the cluster that is meant: `address`, or RAY_ADDRESS as Ray itself takes it; None is a Ray of this machine's own."""
+    """Return the address of the cluster: `address`, or RAY_ADDRESS as Ray itself takes it; None is a Ray started on this machine."""
     resolved = address or os.environ.get("RAY_ADDRESS") or None
     return None if resolved == "local" else resolved
 

@@ -15,7 +15,7 @@ from ...teachers.registry.spec import TeacherSpec
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """A teacher as the user asked for it: a name or a run's folder, and what overrides its own facts."""
+    """A teacher as the user asked for it: a name or a run's folder, and the values that override its defaults."""
 
     name: str
     weights: Path | None = None
@@ -91,7 +91,7 @@ class ExtractOptions:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
 
     def told(self) -> dict[str, Any]:
-        """Return what a summary says of where the views' values come from; {} without a recipe."""
+        """Return {"view_values": …}, the origin of each value of the views, for the summary; {} without a recipe."""
         return {} if self.view_values is None else {"view_values": self.view_values}
 
 

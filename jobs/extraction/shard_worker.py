@@ -185,9 +185,9 @@ class ShardWorker:
         return report
 
     def heal_shard(self, shard: int, name: str, key: str) -> None:
-        """Compute one committed shard of a teacher's feature set again, and make what is damaged of it whole in its place.
+        """Compute one committed shard of a teacher's feature set again, and replace its damaged parts.
 
-        Its views must be whole. Raises `CacheMismatch` where what is whole of the shard is not what is computed now.
+        Its views must be intact. Raises `CacheMismatch` where the intact parts of the shard are not what is computed now.
         """
         torch.set_num_threads(self.order.threads)
         reader, views, record = self._reader(key), self.views.read_shard(shard), self.views.group.record(shard)

@@ -1,4 +1,4 @@
-"""Pixels to a teacher's device and tokens back while it computes: pinned memory, and a stream of its own in each direction.
+"""Copy pixels to a teacher's device and tokens back while it computes: pinned memory, and one CUDA stream in each direction.
 
 On CUDA everything here returns before the device is done. A batch's pixels cross while the batch before it is computed; its tokens start
 back as soon as they exist and not after the next batch, which stands in the device's queue by then; and the host waits for them in the

@@ -33,7 +33,7 @@ _MIN_COSINE = 0.9  # of stored against fresh tokens: far below int4's 0.997, far
 
 
 def with_teachers(examiner: Examiner, resolve: Resolve, likeness: Likeness, dry_run: bool, on_event: OnEvent) -> None:
-    """Mend what the examination left to teachers; `likeness`: the cosine of a set's whole rows to the teacher's, None without any."""
+    """Mend what the examination left to teachers; `likeness`: the cosine of a set's intact rows to the teacher's, None without any."""
     specs = _Specs(resolve)
     for where, (reader, finding) in examiner.canaries.items():
         try:
@@ -106,7 +106,7 @@ def _dry_run_mender(reader: FeatureReader) -> Callable[[int], None]:
 
 
 def _record_canary(examiner: Examiner, where: str, reader: FeatureReader, spec: TeacherSpec, likeness: Likeness) -> None:
-    """Record a canary anew, once the teacher has given the tokens that the store holds whole."""
+    """Record a canary anew, once the teacher has given the same tokens as the intact ones in the store."""
     loaded = load_teacher(spec, choose_device("auto").value)
     cosine = likeness(FeatureStore(examiner.objects).features(reader.key), loaded)
     if cosine is not None and not cosine > _MIN_COSINE:

@@ -1,4 +1,4 @@
-"""Runs that another run starts from or is taught by, given as a folder or as the URL of one that was trained with `--out URL`.
+"""Find the runs that another run starts from or is taught by: a folder, or the URL of a run that was trained with `--out URL`.
 
 A run at a URL is fetched once: its model (verified against the manifest, file by file) and what says where that comes from. It lies below
 `fetched-runs/` in a folder that is named by the URL and by the manifest, so that a run that was trained again is fetched again, and a copy

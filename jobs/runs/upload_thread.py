@@ -1,4 +1,4 @@
-"""A run's folder goes up to its URL beside the training, on a thread of its own.
+"""Upload a run's folder to its URL beside the training, on a background thread.
 
 The trainer never waits for the network: a checkpoint is finished when it is on the local disk, and asks for an upload. One upload is under
 way at a time; what was asked for meanwhile is done together, next. A run that ends well waits until everything is up. One that is stopped

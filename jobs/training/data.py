@@ -72,8 +72,9 @@ def in_recorded_order(parts: Sequence[Part], views: Sequence[str]) -> list[Part]
 
 
 def await_sets(store: FeatureStore, features: Sequence[str], datasets: Iterable[str], limit_s: float, on_event: OnEvent) -> None:
-    """Wait until an extraction, which measures its statistics first, has begun every set that is given by name; raises
-    `StoreUnavailable`.
+    """Wait until an extraction has begun every set that is given by name; raises `StoreUnavailable` after `limit_s` seconds.
+
+    An extraction measures its statistics first, and only then the set has its key.
     """
     started, announced = time.monotonic(), False
     while absent := [

@@ -105,7 +105,7 @@ class TrainOptions:
 
     @property
     def live_teachers(self) -> tuple[str, ...]:
-        """The models of live targets: the proxy alone, or the teachers, unless those are only at hand to compute what is missing."""
+        """The models of live targets: the proxy alone, or the teachers, unless those only compute what is missing."""
         if self.proxy is not None:
             return (str(self.proxy),)
         return () if self.on_miss == "compute" and self.recipe.teacher.source == "cached" else self.teachers

@@ -99,7 +99,7 @@ def extraction(
     values: ExtractionValues, on_event: OnEvent, *, devices: Mapping[str, str] = MappingProxyType({}), kind: ViewKind | None = None,
     seed: int | None = None, photometric: PhotometricMode | None = None,
 ) -> "ExtractOptions":  # fmt: skip
-    """Return the extraction that the shared options ask for, over the views of a recipe and of what is given instead."""
+    """Return the extraction that the shared options describe, over a recipe's views, overridden by the options for views."""
     from ...jobs.extraction.options import ExtractOptions, teacher_requests
     from ..recipes.views import chosen_views
 

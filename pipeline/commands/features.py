@@ -1,4 +1,4 @@
-"""`features`: what a store holds, and keeping it whole."""
+"""`features`: list, show, verify, repair and copy what a store holds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

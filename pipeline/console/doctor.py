@@ -47,7 +47,7 @@ def examine(*, folder: Path, on_event: OnEvent = ignore_event) -> dict[str, Any]
 
 
 def _guarded(check: Callable[[], Any]) -> Any:
-    """Return what a check finds, or why it failed: whoever asks the doctor has something broken already."""
+    """Return what a check finds, or why it failed: a user who runs the doctor has a broken machine already."""
     try:
         return check()
     except Exception as error:  # noqa: BLE001  # of any library on a machine that is not as it should be

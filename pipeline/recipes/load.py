@@ -128,7 +128,7 @@ def extended(name: str, table: Table) -> tuple[Table, dict[str, str]]:
 
 
 def lay_over(table: Table, override: Mapping[str, Any]) -> None:
-    """Put the override's values into the table in place, nested tables joined."""
+    """Update the table in place with the override's values; nested tables are merged."""
     for key, value in override.items():
         if isinstance(value, Mapping) and isinstance(table.get(key), Mapping):
             table[key] = dict(table[key])

@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE` read by the recipe's own types: where in a key a teacher's or a dataset's name is, and what the value may be.
+"""Parse `--set KEY=VALUE` by the recipe's types: where in a key a teacher's or a dataset's name is, and what the value may be.
 
 A name in a key is taken as it stands, dots and plus signs included (`teacher.weights.dinov3-h+.patch=2.0`, `data.shares.imagenet.v2=0.1`):
 below a table whose keys are the user's own the last part is a field where the table holds fields, and all before it is the name. Quotes

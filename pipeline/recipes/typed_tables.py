@@ -1,4 +1,4 @@
-"""A table of plain values (parsed TOML) becomes a frozen dataclass, or an error that says which key is wrong.
+"""Build a frozen dataclass from a table of plain values (parsed TOML), or raise an error that names the wrong key.
 
 Only what recipes need: numbers, strings, booleans, literals, tuples from lists, mappings, nested dataclasses. Nothing is guessed: a
 string that looks like a number stays an error. Unknown keys name the nearest known one, since a misspelt key with a default behind it

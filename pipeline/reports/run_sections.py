@@ -31,7 +31,7 @@ class RunFacts:
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """Return what a run's folder says; raises BadInput when it is none, CacheDamaged for an evaluation that cannot be read."""
+    """Read a run's folder; raises BadInput when it is none, CacheDamaged for an evaluation that cannot be read."""
     return RunFacts(read_run(folder), row(folder), targets(folder), read_evaluations(folder))
 
 

@@ -83,7 +83,7 @@ def row(out: Path) -> dict[str, Any]:
 
 
 def state(out: Path, record: RunRecord) -> str:
-    """Return finished, begun, or a step from which the same command goes on."""
+    """Return finished, running, begun, or the step from which the same command resumes."""
     if (out / "summary.json").is_file():
         return "finished"
     checkpoints = list_checkpoints(out / "checkpoints")

@@ -17,7 +17,7 @@ MOST_REASONS = 12
 
 @dataclass(frozen=True)
 class Health:
-    """What a feature set holds and lacks; `damaged` is None when nobody looked, else {shard: what is wrong}."""
+    """What a feature set holds and lacks; `damaged` is None when it was not verified, else {shard: what is wrong}."""
 
     key: str
     dataset: str
@@ -38,7 +38,7 @@ class Health:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """("good" | "there" | "open" | "bad", in words): the worst that is known; good only when every byte was looked at."""
+        """("good" | "there" | "open" | "bad", in words): the worst that is known; good only when every byte was verified."""
         if self.damaged:
             return "bad", f"{len(self.damaged):,} damaged shards: run `features repair`"
         if not self.complete:

@@ -103,7 +103,7 @@ class CachedTargets:
             reader.expect(rows_b)
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
-        """Read checked rows straight into the batch; the caller has threads of its own."""
+        """Read checked rows straight into the batch, on the calling thread alone."""
         for name, reader in self.readers.items():
             window = slice(start, start + len(rows_b))
             cls, scale, position = (_window(memory.get(f"{name}/{part}"), window) for part in ("cls", "scale", "position"))
