@@ -206,12 +206,12 @@ class Mds(Peer):
 
         described = json.loads((self.folder / "index.json").read_text())["shards"]
         self.shards = [self.library.MDSReader.from_json(str(self.folder), None, entry) for entry in described]
-        self.places = [(shard, n) for shard, reader in enumerate(self.shards) for n in range(reader.samples)]
+        self.locations = [(shard, n) for shard, reader in enumerate(self.shards) for n in range(reader.samples)]
         self.shape = shape[1:]
 
     def read(self, indexes: Indexes, out: Rows) -> None:
         for place, row in enumerate(indexes.tolist()):
-            shard, number = self.places[row]
+            shard, number = self.locations[row]
             out[place] = np.frombuffer(self.shards[shard][number]["row"], np.float16).reshape(self.shape)
 
 

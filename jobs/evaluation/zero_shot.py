@@ -139,7 +139,9 @@ def _to_teacher_space(model: Model | CachedModel, store: FeatureStore, options: 
         with tempfile.TemporaryDirectory() as written:
             write_chain(folder, options.proxy, store, Path(written))
             runs = [folder] if options.proxy is None else [folder, options.proxy]
-            return _through_adapters(Path(written), options.teacher, {name: one for run in runs for name, one in read_targets(run).items()})
+            return _through_adapters(
+                Path(written), options.teacher, {name: target for run in runs for name, target in read_targets(run).items()}
+            )
     if options.teacher is not None:
         raise BadInput(f"{model.name} has no adapters that could lead to {options.teacher}; export it with --adapters, or give its run")
     return _ToTeacherSpace(None, None, cls_kind, None)

@@ -196,7 +196,7 @@ def _compute(pool: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEv
     failed, started, fresh, written = plan.failed, time.perf_counter(), 0, 0
     for _, report in pool.run([("do_shard", (shard, keys)) for shard, keys in plan.missing.items()]):
         done, written = done + report.views, written + report.bytes
-        fresh += 0 if report.found else report.views
+        fresh += 0 if report.already_committed else report.views
         failed |= report.failed
         event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
         rate = written / max(time.perf_counter() - started, 1e-9)

@@ -56,9 +56,9 @@ class Normalisation:
         for key in borrowed:
             self._borrow(store.features(key))
         for name in set(specs) - set(self.known):
-            found = store.kept_statistics(name, self._measured_on(name))
-            if found is not None:
-                self.known[name] = found
+            kept = store.kept_statistics(name, self._measured_on(name))
+            if kept is not None:
+                self.known[name] = kept
 
     @property
     def missing(self) -> list[str]:
@@ -76,7 +76,7 @@ class Normalisation:
         }
         takers = [name for name, lines in differences.items() if not lines]
         if not takers:
-            lines = "; ".join(f"{name}: {', '.join(found)}" for name, found in differences.items())
+            lines = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in differences.items())
             raise CacheMismatch(f"no teacher of this command made {reader.key}, whose statistics were asked for ({lines})")
         described = {key: value for key, value in reader.identity["statistics"].items() if key not in ("method", "digest", "count")}
         for name in takers:

@@ -14,7 +14,7 @@ from ...teachers.registry.spec import TeacherSpec
 
 def other_weights(store: FeatureStore, views: ViewSet, specs: Mapping[str, TeacherSpec], on_event: OnEvent) -> dict[str, dict[str, str]]:
     """Return by teacher the feature sets of its name over these views that other weights made, with their sha256; warns of each."""
-    found: dict[str, dict[str, str]] = {}
+    sets_by_teacher: dict[str, dict[str, str]] = {}
     for key in store.list_features():
         spec = specs.get(key.partition("@")[0])
         if spec is None:
@@ -26,10 +26,10 @@ def other_weights(store: FeatureStore, views: ViewSet, specs: Mapping[str, Teach
             continue
         if identity.get("views") != views.digest or other_sha256 == spec.weights_sha256:
             continue
-        found.setdefault(spec.name, {})[key] = other_sha256
+        sets_by_teacher.setdefault(spec.name, {})[key] = other_sha256
         on_event(
             {"event": "warning", "text": f"{key} holds tokens of {spec.name} over the same views by other weights: sha256 "
              f"{other_sha256} there, "
              f"{spec.weights_sha256} now. If {spec.name} did not change, its weight file did: fetch it again and prune the new set"}
         )  # fmt: skip
-    return found
+    return sets_by_teacher

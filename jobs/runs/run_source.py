@@ -67,6 +67,6 @@ def _fetch_record(copy: RunCopy, record: str, run_folder: Path) -> None:
 
 def _is_whole(folder: Path, manifest: Manifest) -> bool:
     return all(
-        (folder / file).is_file() and (folder / file).stat().st_size == one["bytes"] and file_sha256(folder / file) == one["sha256"]
-        for file, one in manifest.items()
+        (folder / file).is_file() and (folder / file).stat().st_size == entry["bytes"] and file_sha256(folder / file) == entry["sha256"]
+        for file, entry in manifest.items()
     )

@@ -31,8 +31,8 @@ def export(
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
     from ...jobs.runs.export_run import ExportOptions, export_run
 
-    asked = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations)
-    run(lambda on_event: export_run(asked, on_event), as_json)
+    request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations)
+    run(lambda on_event: export_run(request, on_event), as_json)
 
 
 @cli.command("import-weights")
@@ -81,5 +81,5 @@ def latency(as_json: bool, folder: Path, threads: int, warmup: int, calls: int, 
     from ...student.export.latency import LatencyOptions
     from ...student.export.latency import latency as measure
 
-    asked = LatencyOptions(folder, threads, warmup, calls, runtimes)
-    run(lambda on_event: measure(asked, on_event), as_json)
+    request = LatencyOptions(folder, threads, warmup, calls, runtimes)
+    run(lambda on_event: measure(request, on_event), as_json)

@@ -84,9 +84,9 @@ def extract_features(
     def work(on_event: OnEvent) -> Mapping[str, Any]:
         from ...jobs.extraction.extract import extract_features as extract
 
-        asked = extraction(values, on_event, devices=teacher_devices, kind=view_kind, seed=seed, photometric=photometric)
+        request = extraction(values, on_event, devices=teacher_devices, kind=view_kind, seed=seed, photometric=photometric)
         options = replace(
-            asked, statistics_batches=statistics_batches, normalisation=normalisation, statistics_from=statistics_from, workers=workers,
+            request, statistics_batches=statistics_batches, normalisation=normalisation, statistics_from=statistics_from, workers=workers,
             num_gpus=num_gpus, compile=compile, teachers_at_once=teachers_at_once, address=address, max_bad_share=max_bad_share,
             dry_run=dry_run,
         )  # fmt: skip

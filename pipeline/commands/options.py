@@ -33,12 +33,12 @@ def pairs(context: click.Context, option: click.Parameter, values: Sequence[str]
 
 def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, int]:
     """Return repeated NAME=PIXELS words as a dict."""
-    found = pairs(context, option, values)
-    bad = [f"{name}={value}" for name, value in found.items() if not value.isdecimal() or not 1 <= int(value) <= LARGEST_PX]
+    words = pairs(context, option, values)
+    bad = [f"{name}={value}" for name, value in words.items() if not value.isdecimal() or not 1 <= int(value) <= LARGEST_PX]
     if bad:
         metavar = option.make_metavar(context)
         raise click.BadParameter(f"{bad[0]!r} is not {metavar} with 1 to {LARGEST_PX:,} px", context, option)
-    return {name: int(value) for name, value in found.items()}
+    return {name: int(value) for name, value in words.items()}
 
 
 def patch_cell(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:

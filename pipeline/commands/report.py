@@ -32,5 +32,5 @@ def report(
     from ..reports.page_contents import report as write
 
     pictures = PictureChoice(images=images, foreground=foreground, queries=queries, **models)
-    asked = ReportOptions(out, runs, store, features, verify, pictures)
-    run(lambda on_event: write(asked, on_event), as_json)
+    request = ReportOptions(out, runs, store, features, verify, pictures)
+    run(lambda on_event: write(request, on_event), as_json)

@@ -153,20 +153,20 @@ def traps(folder: Path | None = None) -> list[str]:
     """Return the known traps that this machine is in, each with its cure."""
     from ...jobs.ray_folders import ray_folder, shared_memory_flaw
 
-    found = []
+    findings = []
     if sys.platform == "linux" and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).total < SHARED_MEMORY_WANTED_BYTES:
-        found.append(f"{SHARED_MEMORY} is smaller than 2 GB: Ray falls back to disk; start the container with --shm-size=4g")
+        findings.append(f"{SHARED_MEMORY} is smaller than 2 GB: Ray falls back to disk; start the container with --shm-size=4g")
     if sys.platform == "linux" and (flaw := shared_memory_flaw()):
-        found.append(f"{flaw}: Ray keeps its objects on disk, which is slower")
+        findings.append(f"{flaw}: Ray keeps its objects on disk, which is slower")
     try:
         other, why = ray_folder(os.environ)
-        found += [f"{why}: Ray keeps its files in {other}; set RAY_TMPDIR to a short folder of your own"] if why else []
+        findings += [f"{why}: Ray keeps its files in {other}; set RAY_TMPDIR to a short folder of your own"] if why else []
     except BadInput as error:
-        found.append(str(error))
+        findings.append(str(error))
     home = home_folder()
     if home is None or not can_be_written(home):
         what = "this user has no home folder" if home is None else f"the home folder {home} cannot be written"
-        found.append(f"{what}: set EUPE_PIPELINE_HOME to a folder for weights, downloads and results")
+        findings.append(f"{what}: set EUPE_PIPELINE_HOME to a folder for weights, downloads and results")
     if folder is not None and not can_be_written(folder):
-        found.append(f"{folder.absolute()} cannot be written: a store there can be read and trained from, without leases")
-    return found
+        findings.append(f"{folder.absolute()} cannot be written: a store there can be read and trained from, without leases")
+    return findings

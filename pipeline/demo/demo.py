@@ -159,7 +159,7 @@ class Demo:
 
     def _results(self, features: Mapping[str, str], knn: Mapping[str, Any]) -> dict[str, Any]:
         readers = {key: self.store.features(key) for key in features.values()}
-        sets = {key: {"bytes": one.stored_bytes(), "rows": one.rows, "codec": one.codec} for key, one in readers.items()}
+        sets = {key: {"bytes": reader.stored_bytes(), "rows": reader.rows, "codec": reader.codec} for key, reader in readers.items()}
         untrained = max(knn["random"][feature]["ours"] for feature in ("cls", "mean_patch"))
         gained = knn["stage2"]["cls"]["ours"] - untrained
         return {

@@ -42,8 +42,8 @@ def demo_contents(
     return Contents(
         pictures=pictures([photo.label for photo in photos], [photo.shown() for photo in photos], tokens),
         similarity=similarity_pictures(photos[:PICKED_PHOTOS], {label: patch[:PICKED_PHOTOS] for label, patch in tokens.items()}),
-        neighbours={one.key: galleries(one, example_queries(one), NEIGHBOURS, on_event) for one in readers},
-        health=[health(one, on_event) for one in readers],
+        neighbours={reader.key: galleries(reader, example_queries(reader), NEIGHBOURS, on_event) for reader in readers},
+        health=[health(reader, on_event) for reader in readers],
     )
 
 
@@ -52,7 +52,9 @@ def live_comparison(
 ) -> dict[str, dict[str, Any]]:
     """Return by stage the seconds as run and the seconds with live teachers, measured by forwards over this run's own views."""
     precision = choose_precision(recipe.extract.precision, choose_device("auto").value).value
-    views = next(one for one in map(store.view_set, store.list_view_sets()) if one.views_per_image == recipe.extract.views_per_image)
+    views = next(
+        view_set for view_set in map(store.view_set, store.list_view_sets()) if view_set.views_per_image == recipe.extract.views_per_image
+    )
     teachers_of_stage = {
         1: {request.name: resolve_teacher(request.name, size_px=request.size_px, precision=precision) for request in teachers},
         2: {"proxy": resolve_teacher(str(proxy), size_px=recipe.extract.proxy_size_px, precision=precision)},
@@ -61,7 +63,7 @@ def live_comparison(
     for stage, specs in teachers_of_stage.items():
         cost = live_teacher_cost({name: load_teacher(spec) for name, spec in specs.items()}, views)
         run = recipe.stages[stage].recipe.run
-        forward = sum(one["seconds_per_view"] for one in cost.values())
+        forward = sum(measured["seconds_per_view"] for measured in cost.values())
         cached = steps[f"train stage {stage}"]["seconds"]
         comparison[f"stage {stage}"] = {
             "cached_s": cached,

@@ -41,8 +41,8 @@ def parse_setting(text: str, shape: type = TrainRecipe) -> dict[str, Any]:
 
 def split_at_equals(text: str) -> tuple[str, str]:
     """Return key and value, parted at the first `=` that no quoted part of the key holds."""
-    found = re.match(r"""((?:[^"'=]|(?<=[.])"(?:[^"\\]|\\.)*"(?=\s*[.=])|(?<=[.])'[^']*'(?=\s*[.=])|["'])*)=(.*)$""", text, re.DOTALL)
-    return (found[1].strip(), found[2].strip()) if found else ("", "")
+    match = re.match(r"""((?:[^"'=]|(?<=[.])"(?:[^"\\]|\\.)*"(?=\s*[.=])|(?<=[.])'[^']*'(?=\s*[.=])|["'])*)=(.*)$""", text, re.DOTALL)
+    return (match[1].strip(), match[2].strip()) if match else ("", "")
 
 
 def key_parts(key: str) -> list[str] | None:
@@ -85,7 +85,7 @@ def named_path(above: list[str], rest: list[str], kind: Any, *, is_table: bool) 
         return [".".join(rest)], kind
     hints, name = typing.get_type_hints(kind), ".".join(rest[:-1])
     if rest[-1] not in hints:
-        known = [".".join((*above, one, field)) for one in (name, ".".join(rest)) for field in hints]
+        known = [".".join((*above, name_before, field)) for name_before in (name, ".".join(rest)) for field in hints]
         raise unknown_name("key of --set:", ".".join((*above, *rest)), known)
     return [name, rest[-1]], hints[rest[-1]]
 

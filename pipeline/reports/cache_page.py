@@ -79,8 +79,8 @@ def view_notes(reader: FeatureReader, images: Sequence[ShownImage]) -> list[str]
 
 def tiles(state: Health, measured: dict[str, TokenFigures]) -> list[tuple[str, str, str]]:
     """Return the page's first figures as (figure, what it is, compared with what)."""
-    dead = sum(len(one.dead) for one in measured.values())
-    channels = sum(len(one.frozen_std) for one in measured.values())
+    dead = sum(len(tokens.dead) for tokens in measured.values())
+    channels = sum(len(tokens.frozen_std) for tokens in measured.values())
     return [
         (f"{100 * state.committed / state.shards:.0f} %", "of the shards are there", f"{state.committed:,} of {state.shards:,}"),
         (f"{state.rows:,}", "views", f"of {state.images:,} images, {state.failed:,} failed"),
@@ -89,51 +89,54 @@ def tiles(state: Health, measured: dict[str, TokenFigures]) -> list[tuple[str, s
     ]
 
 
-def image_section(one: ShownImage) -> dict[str, Any]:
+def image_section(image: ShownImage) -> dict[str, Any]:
     """Return what the template shows of one image and its views."""
     return {
-        "label": one.label or one.id,
-        "id": one.id,
-        "size": f"{one.width} × {one.height} px",
-        "shape": f"{one.width}/{one.height}",
-        "photo": None if one.photo is None else photo_data_uri(one.photo),
+        "label": image.label or image.id,
+        "id": image.id,
+        "size": f"{image.width} × {image.height} px",
+        "shape": f"{image.width}/{image.height}",
+        "photo": None if image.photo is None else photo_data_uri(image.photo),
         "views": [
             {
                 "number": number,
                 "box": [f"{100 * share:.2f}%" for share in view.crop],
                 "flip": view.flip,
-                "crop": f"{round(view.crop[3] * one.width)} × {round(view.crop[2] * one.height)} px",
+                "crop": f"{round(view.crop[3] * image.width)} × {round(view.crop[2] * image.height)} px",
                 "image": None if view.image is None else photo_data_uri(view.image),
                 "tokens": None if view.tokens is None else png_data_uri(view.tokens),
             }
-            for number, view in enumerate(one.views)
+            for number, view in enumerate(image.views)
         ],
     }
 
 
-def token_section(name: str, one: TokenFigures) -> dict[str, Any]:
+def token_section(name: str, tokens: TokenFigures) -> dict[str, Any]:
     """Return what the template shows of one kind of token: its figures in words, its charts, its dead channels."""
-    low, middle, high = np.percentile(one.norms, [1, 50, 99])
-    strongest = int(one.frozen_std.argmax())
+    low, middle, high = np.percentile(tokens.norms, [1, 50, 99])
+    strongest = int(tokens.frozen_std.argmax())
     return {
         "name": name,
         "facts": [
             ("median norm", f"{middle:.4g}"),
             ("1st to 99th percentile", f"{low:.4g} to {high:.4g}"),
-            ("channels", f"{len(one.frozen_std):,}"),
-            ("median deviation", f"{np.median(one.frozen_std):.3g}"),
-            (f"the largest, channel {strongest}", f"{one.frozen_std[strongest]:.3g}"),
+            ("channels", f"{len(tokens.frozen_std):,}"),
+            ("median deviation", f"{np.median(tokens.frozen_std):.3g}"),
+            (f"the largest, channel {strongest}", f"{tokens.frozen_std[strongest]:.3g}"),
         ],
         "charts": [
-            counted(one.norms, Axes(f"Norms of {name}", x="norm of a token", y="tokens")),
+            counted(tokens.norms, Axes(f"Norms of {name}", x="norm of a token", y="tokens")),
             counted(
-                np.log10(np.maximum(one.frozen_std, 1e-9)), Axes(f"Deviations of {name}", x="log₁₀ of the deviation", y="channels, frozen")
+                np.log10(np.maximum(tokens.frozen_std, 1e-9)),
+                Axes(f"Deviations of {name}", x="log₁₀ of the deviation", y="channels, frozen"),
             ),
-            counted(one.mean, Axes(f"Normalised means of {name}", x="mean once normalised: about 0", y="channels, in the sample")),
-            counted(one.std, Axes(f"Normalised deviations of {name}", x="deviation once normalised: about 1", y="channels, in the sample")),
+            counted(tokens.mean, Axes(f"Normalised means of {name}", x="mean once normalised: about 0", y="channels, in the sample")),
+            counted(
+                tokens.std, Axes(f"Normalised deviations of {name}", x="deviation once normalised: about 1", y="channels, in the sample")
+            ),
         ],
-        "dead": channel_list(one.dead),
-        "silent": channel_list(one.silent),
+        "dead": channel_list(tokens.dead),
+        "silent": channel_list(tokens.silent),
     }
 
 

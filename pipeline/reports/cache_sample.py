@@ -44,8 +44,8 @@ class TokenFigures:
     @property
     def dead(self) -> list[int]:
         """Channels whose frozen deviation is the floor: the teacher never moves them."""
-        found: list[int] = np.flatnonzero(self.frozen_std <= STD_FLOOR * (1 + 1e-6)).tolist()
-        return found
+        channels: list[int] = np.flatnonzero(self.frozen_std <= STD_FLOOR * (1 + 1e-6)).tolist()
+        return channels
 
     @property
     def silent(self) -> list[int]:

@@ -106,7 +106,7 @@ def framing(x: tuple[float, float], low: float, high: float) -> Frame:
 
 def line_chart(series: Sequence[Series], axes: Axes) -> str:
     """Return the chart of the curves; an empty string when no curve has a finite point."""
-    curves = [(one.label, binned(one.points)) for one in series]
+    curves = [(curve_series.label, binned(curve_series.points)) for curve_series in series]
     xs = [x for _, points in curves for x, _ in points]
     ys = [y for _, points in curves for _, y in points]
     if not xs:

@@ -92,7 +92,7 @@ def data_of(record: Mapping[str, Any]) -> str:
 
 def headline(record: Mapping[str, Any]) -> Figure:
     """Return the figure that stands for a record: the known one, else its first number; of the official segmentation its best, as there."""
-    values = {name: one for name, one in leaves(record["results"]) if isinstance(one, int | float) and not isinstance(one, bool)}
+    values = {name: value for name, value in leaves(record["results"]) if isinstance(value, int | float) and not isinstance(value, bool)}
     column = COLUMNS.get(record["evaluation"], Column(record["evaluation"], "", ".4g", ()))
     keys = ("best_miou", *column.keys) if record.get("protocol", {}).get("name") == "official" else column.keys
     known = [key for key in keys if key in values] or list(values)[:1]
@@ -116,7 +116,7 @@ def evaluation_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Eva
     used = {record["evaluation"] for records in runs.values() for record in records}
     names = [*(name for name in COLUMNS if name in used), *sorted(used - set(COLUMNS))]
     ours = [
-        EvaluationRow(run, {name: [headline(one) for one in records if one["evaluation"] == name] for name in names})
+        EvaluationRow(run, {name: [headline(record) for record in records if record["evaluation"] == name] for name in names})
         for run, records in runs.items()
         if records
     ]
@@ -135,10 +135,10 @@ def evaluation_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Eva
 
 def details(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return each record as (title, every value of its results and its protocol)."""
-    return [
-        (
-            f"{COLUMNS[one['evaluation']].name if one['evaluation'] in COLUMNS else one['evaluation']}, {data_of(one)}".removesuffix(", "),
-            [(key, json.dumps(value)) for key, value in leaves({"results": one["results"], "protocol": one.get("protocol", {})})],
-        )
-        for one in records
-    ]
+    detailed = []
+    for record in records:
+        kind, data = record["evaluation"], data_of(record)
+        title = ", ".join(part for part in (COLUMNS[kind].name if kind in COLUMNS else kind, data) if part)
+        values = leaves({"results": record["results"], "protocol": record.get("protocol", {})})
+        detailed.append((title, [(key, json.dumps(value)) for key, value in values]))
+    return detailed

@@ -100,10 +100,10 @@ def gather(
     shown = [photo.shown() for photo in photos]
     return Contents(
         runs=runs,
-        pictures=pictures([one.label for one in photos], shown, tokens, foreground_only=choice.foreground) if tokens else (),
+        pictures=pictures([photo.label for photo in photos], shown, tokens, foreground_only=choice.foreground) if tokens else (),
         similarity=similarity_pictures(photos, tokens) if tokens else (),
         neighbours=chosen_galleries(sets, choice.queries, notes, on_event),
-        health=[health(one, on_event, verified=verified) for one in sets],
+        health=[health(reader, on_event, verified=verified) for reader in sets],
         notes=notes,
     )
 

@@ -85,8 +85,15 @@ def token_rows(model: str, kind: str, entry: Mapping[str, Any]) -> list[KnnRow]:
     today = rename_protocols(entry)
     by_token = {token: today[token] for token in TOKEN_WORDS if token in today} or {"cls": today}
     return [
-        KnnRow(model, TOKEN_WORDS[token], kind, one.get("ours"), {int(k): v for k, v in one.get("official", {}).items()}, one.get("paper"))
-        for token, one in by_token.items()
+        KnnRow(
+            model,
+            TOKEN_WORDS[token],
+            kind,
+            figures.get("ours"),
+            {int(k): v for k, v in figures.get("official", {}).items()},
+            figures.get("paper"),
+        )
+        for token, figures in by_token.items()
     ]
 
 
@@ -103,12 +110,12 @@ def health_tiles(health: Sequence[Health]) -> list[tuple[str, str, str]]:
     """Return the first figures of a page about feature sets."""
     if not health:
         return []
-    committed, shards = sum(one.committed for one in health), sum(one.shards for one in health)
-    failed = sum(one.failed for one in health)
+    committed, shards = sum(state.committed for state in health), sum(state.shards for state in health)
+    failed = sum(state.failed for state in health)
     return [
         (f"{100 * committed / shards:.0f} %", "of the shards are there", f"{committed:,} of {shards:,}"),
-        (f"{sum(one.rows for one in health):,}", "cached views", f"{len(health)} feature set{'s' if len(health) > 1 else ''}"),
-        (size(sum(one.bytes for one in health)), "on disk", f"{sum(one.images for one in health):,} images"),
+        (f"{sum(state.rows for state in health):,}", "cached views", f"{len(health)} feature set{'s' if len(health) > 1 else ''}"),
+        (size(sum(state.bytes for state in health)), "on disk", f"{sum(state.images for state in health):,} images"),
         (f"{failed:,}", "failed images", "have no tokens" if failed else "every image has tokens"),
     ]
 
@@ -124,15 +131,15 @@ def tiles(results: Mapping[str, Any], rows: Sequence[KnnRow]) -> list[tuple[str,
         shown.append((f"{trained[-1].ours:.1f} %", f"kNN of the {trained[-1].model}", against))
     live = results.get("live", {})
     if live:
-        cached_s, live_s = (sum(one[key] for one in live.values()) for key in ("cached_s", "live_s"))
+        cached_s, live_s = (sum(entry[key] for entry in live.values()) for key in ("cached_s", "live_s"))
         shown.append(
             (f"{live_s / cached_s:.1f} ×", "the training time with live teachers", f"{duration(live_s)} live, {duration(cached_s)} cached")
         )
     if results.get("feature_sets"):
         sets = results["feature_sets"]
-        shown.append((size(sum(one["bytes"] for one in sets.values())), "on disk", f"{len(sets)} feature sets"))
+        shown.append((size(sum(entry["bytes"] for entry in sets.values())), "on disk", f"{len(sets)} feature sets"))
     if results.get("steps"):
-        shown.append((duration(sum(one["seconds"] for one in results["steps"].values())), "all steps together", "this machine"))
+        shown.append((duration(sum(entry["seconds"] for entry in results["steps"].values())), "all steps together", "this machine"))
     return shown
 
 
@@ -151,7 +158,7 @@ def render(contents: Contents) -> str:
     results, runs = contents.results, named(contents.runs)
     rows = knn_rows(results.get("knn", {}))
     evaluated = evaluation_rows({name: run.evaluations for name, run in runs.items()})
-    title = results.get("title") or ", ".join(runs) or ", ".join(one.key.split("@")[0] for one in contents.health) or "eupe-pipeline"
+    title = results.get("title") or ", ".join(runs) or ", ".join(item.key.split("@")[0] for item in contents.health) or "eupe-pipeline"
     return (
         environment()
         .get_template("report.html.j2")
@@ -164,7 +171,7 @@ def render(contents: Contents) -> str:
             ks=sorted({k for row in rows for k in row.official}),
             evaluations=evaluated,
             columns={name: COLUMNS[name].name if name in COLUMNS else name for row in evaluated[:1] for name in row.figures},
-            evaluation_details=[(name, *one) for name, run in runs.items() for one in details(run.evaluations)],
+            evaluation_details=[(name, *item) for name, run in runs.items() for item in details(run.evaluations)],
             steps=results.get("steps", {}),
             feature_sets=results.get("feature_sets", {}),
             live=results.get("live", {}),

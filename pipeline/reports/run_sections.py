@@ -42,8 +42,8 @@ def named(folders: Sequence[Path]) -> dict[str, RunFacts]:
 
 def chart_with_legend(series: Sequence[Series], axes: Axes, form: str = ".3f") -> dict[str, Any]:
     """Return {chart, legend: [(name, last value)]}."""
-    shown = [one for one in series if one.points]
-    return {"chart": line_chart(shown, axes), "legend": [(one.label, f"{one.last:{form}}") for one in shown]}
+    shown = [curve for curve in series if curve.points]
+    return {"chart": line_chart(shown, axes), "legend": [(curve.label, f"{curve.last:{form}}") for curve in shown]}
 
 
 def run_section(name: str, run: RunFacts) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def run_tiles(runs: Mapping[str, RunFacts]) -> list[tuple[str, str, str]]:
     for series in record.evaluation_series()[:1]:
         first, last = series.points[0], series.points[-1]
         shown.append((f"{last[1]:.1f}", series.label, f"at step {last[0]:,}; {first[1]:.1f} at step {first[0]:,}"))
-    losses = [one for one in record.loss_series() if one.points][:1]
-    shown += [(f"{one.last:.3f}", "loss, last 2 %", f"{one.points[0][1]:.3f} at step {one.points[0][0]:,}") for one in losses]
+    losses = [curve for curve in record.loss_series() if curve.points][:1]
+    shown += [(f"{curve.last:.3f}", "loss, last 2 %", f"{curve.points[0][1]:.3f} at step {curve.points[0][0]:,}") for curve in losses]
     rate, wait = record.mean("images_per_s"), record.mean("wait_share")
     if rate is not None:
         took = record.metrics[-1].get("seconds")

@@ -51,7 +51,7 @@ def compare_runs(*, outs: Sequence[Path | str], on_event: OnEvent = ignore_event
         differing = {key: {name: table.get(key, ABSENT) for name, table in flat.items()} for key in keys}
         return {
             "runs": {name: row(run) for name, run in here.items()},
-            "differing": {key: values for key, values in differing.items() if len({json.dumps(one) for one in values.values()}) > 1},
+            "differing": {key: values for key, values in differing.items() if len({json.dumps(value) for value in values.values()}) > 1},
         }
 
 
@@ -98,4 +98,4 @@ def targets(out: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     recorded = json.loads(path.read_text(encoding="utf-8")).get("targets", {})
-    return {name: one.get("features", one.get("source", ABSENT)) for name, one in recorded.items()}
+    return {name: target.get("features", target.get("source", ABSENT)) for name, target in recorded.items()}

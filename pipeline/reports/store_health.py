@@ -56,7 +56,7 @@ def health(reader: FeatureReader, on_event: OnEvent, *, verified: bool = False) 
     for image in failed[:MOST_REASONS].tolist():
         record, image_id = reader.group.record(image // views.images_per_shard), views.dataset.row(image).id
         reasons.append((image_id, record.failed.get(image_id, "") if record is not None else ""))
-    damaged = {one.shard: one.reason for one in verify(reader, (1, 1), on_event)} if verified else None
+    damaged = {damage.shard: damage.reason for damage in verify(reader, (1, 1), on_event)} if verified else None
     return Health(
         reader.key, views.dataset.key, reader.rows, len(views.dataset), reader.shards, reader.shards - len(reader.missing_shards()),
         reader.stored_bytes(), reader.codec, len(failed), reasons, damaged,

@@ -67,9 +67,9 @@ class CodecContract:
     def test_what_is_decoded_points_where_the_tokens_did(self) -> None:
         """Check the least cosine of a token."""
         patch = self.normal(3, 4, 5)
-        found = self.codec.decode(*self.codec.encode(patch))
-        assert (found.dtype, found.shape) == (np.dtype(np.float32), patch.shape)
-        cosine = (found * patch).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(patch, axis=-1)
+        decoded = self.codec.decode(*self.codec.encode(patch))
+        assert (decoded.dtype, decoded.shape) == (np.dtype(np.float32), patch.shape)
+        cosine = (decoded * patch).sum(-1) / np.linalg.norm(decoded, axis=-1) / np.linalg.norm(patch, axis=-1)
         assert cosine.min() > self.least_cosine
 
     def test_the_twin_decodes_on_the_device_what_the_decoder_does(self) -> None:

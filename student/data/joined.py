@@ -52,8 +52,8 @@ class JoinedImages:
     """The images of several datasets."""
 
     def __init__(self, datasets: Sequence[ImageDataset]) -> None:
-        self.datasets, self.numbering = list(datasets), Numbering([len(one) for one in datasets])
-        self.key = " + ".join(one.key for one in datasets)
+        self.datasets, self.numbering = list(datasets), Numbering([len(dataset) for dataset in datasets])
+        self.key = " + ".join(dataset.key for dataset in datasets)
 
     def __len__(self) -> int:
         return self.numbering.total
@@ -73,10 +73,10 @@ class JoinedViews:
     """`ReadableViews` of several datasets; they may differ in how many views an image has."""
 
     def __init__(self, parts: Sequence[ViewSet]) -> None:
-        self.parts, self.numbering = list(parts), Numbering([one.rows for one in parts])
-        self.dataset = JoinedImages([one.dataset for one in parts])
-        self.key = " + ".join(one.key for one in parts)
-        stored = {one.spec.pixels for one in parts}
+        self.parts, self.numbering = list(parts), Numbering([part.rows for part in parts])
+        self.dataset = JoinedImages([part.dataset for part in parts])
+        self.key = " + ".join(part.key for part in parts)
+        stored = {part.spec.pixels for part in parts}
         self.spec = replace(parts[0].spec, pixels=stored.pop() if len(stored) == 1 else None)  # a step's pixels come from all or none
 
     @property
@@ -165,7 +165,7 @@ class JoinedTargets:
 
     def identities(self) -> dict[str, Any]:
         """Return the first dataset's identities by teacher, the others' under `mixed_with`."""
-        identities = {name: one.identities() for name, one in self.parts.items()}
+        identities = {name: source.identities() for name, source in self.parts.items()}
         first, *others = identities
         return {
             teacher: {**described, "mixed_with": {name: identities[name][teacher] for name in others}}

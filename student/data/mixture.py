@@ -53,7 +53,7 @@ class Mixture:
         block = step // _BLOCK
         within = self.drawn(block * _BLOCK, step + 1)
         which = int(within[-1])
-        before = sum(self._totals(one)[which] for one in range(block)) + int((within[:-1] == which).sum())
+        before = sum(self._totals(earlier)[which] for earlier in range(block)) + int((within[:-1] == which).sum())
         return Turn(self.names[which], before)
 
     def batch(

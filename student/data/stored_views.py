@@ -84,17 +84,17 @@ class StoredViews(Dataset[Sample]):
         readers = self.readers()
         views = next(iter(readers.values())).views
         images, numbers = np.divmod(rows, views.views_per_image)
-        known = [views.dataset.row(image) for image in images.tolist()]
+        image_rows = [views.dataset.row(image) for image in images.tolist()]
         samples: list[Sample] = [
-            {"id": one.id, "view": int(number), "label": one.label, "tokens": {}} for one, number in zip(known, numbers, strict=True)
+            {"id": row.id, "view": int(number), "label": row.label, "tokens": {}} for row, number in zip(image_rows, numbers, strict=True)
         ]
         for name, reader in readers.items():
             for sample, tokens in zip(samples, _decoded(reader, rows), strict=True):
                 sample["tokens"][name] = tokens
         if self.size_px is not None:
             pixels = view_pixels(views, rows, Input(self.size_px, self.interpolation))
-            for sample, one in zip(samples, torch.from_numpy(pixels), strict=True):
-                sample["pixels"] = one
+            for sample, pixels_HWC in zip(samples, torch.from_numpy(pixels), strict=True):
+                sample["pixels"] = pixels_HWC
         return samples
 
 

@@ -109,7 +109,7 @@ class Stream:
         fixed["photometric"] = torch.zeros(self.batch_size, PHOTOMETRIC_PARAMETERS)
         sizes = {key: 3 * self.batch_size * side**2 for key, side in largest_px.items()}
         pixels = {key: torch.empty(count, dtype=torch.uint8, pin_memory=self.pin) for key, count in sizes.items()}
-        return _Slot(self.batch_size, {name: one.pin_memory() if self.pin else one for name, one in fixed.items()}, pixels)
+        return _Slot(self.batch_size, {name: tensor.pin_memory() if self.pin else tensor for name, tensor in fixed.items()}, pixels)
 
     def plan(self, step: int) -> Plan:
         """Return what a step uses on this rank: a pure function of the step."""
@@ -168,5 +168,5 @@ class Stream:
         self.source.fill(rows_b, batch.tensors, start)
         views = self.views.read(rows_b)
         batch.tensors["photometric"][start:stop] = torch.from_numpy(views.photometric)
-        outputs = [(one.input, batch.tensors[f"pixels/{one.key}"][start:stop].numpy()) for one in batch.plan.renderings]
+        outputs = [(rendering.input, batch.tensors[f"pixels/{rendering.key}"][start:stop].numpy()) for rendering in batch.plan.renderings]
         fill_pixels(self.views, rows_b, views, outputs)

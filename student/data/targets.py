@@ -78,7 +78,8 @@ class CachedTargets:
     def __init__(self, readers: Mapping[str, FeatureReader]) -> None:
         self.readers = dict(readers)
         self.specs: Mapping[str, TargetSpec] = {
-            name: TargetSpec(one.cls_dim, one.patch_dim, one.grid, one.layout.tokens_per_view) for name, one in self.readers.items()
+            name: TargetSpec(reader.cls_dim, reader.patch_dim, reader.grid, reader.layout.tokens_per_view)
+            for name, reader in self.readers.items()
         }
 
     def renderings(self, step: int) -> Sequence[Rendering]:
@@ -121,7 +122,7 @@ class CachedTargets:
 
     def identities(self) -> dict[str, Any]:
         """Return key and identity of each feature set."""
-        return {name: {"source": "cached", "features": one.key, "identity": one.identity} for name, one in self.readers.items()}
+        return {name: {"source": "cached", "features": reader.key, "identity": reader.identity} for name, reader in self.readers.items()}
 
 
 class LiveTargets:
@@ -143,13 +144,15 @@ class LiveTargets:
     ) -> None:
         self.teachers, self.sizes_px, self.seed, self.forward_batch = dict(teachers), tuple(sizes_px), seed, forward_batch
         self.statistics = dict(statistics)
-        self.specs: Mapping[str, TargetSpec] = {name: _live_spec(name, one, self.statistics[name]) for name, one in self.teachers.items()}
+        self.specs: Mapping[str, TargetSpec] = {
+            name: _live_spec(name, teacher, self.statistics[name]) for name, teacher in self.teachers.items()
+        }
         for teacher in self.teachers.values():
             for size_px in self.sizes_px:
                 teacher.spec.at_size(size_px)  # raises BadInput for a size that the teacher cannot take
         self._moments = {
-            name: {key: torch.from_numpy(values).to(device) for key, values in one.arrays().items()}
-            for name, one in self.statistics.items()
+            name: {key: torch.from_numpy(values).to(device) for key, values in of_teacher.arrays().items()}
+            for name, of_teacher in self.statistics.items()
         }
 
     def size_px(self, name: str, step: int) -> int:
@@ -166,7 +169,7 @@ class LiveTargets:
 
     def largest_px(self) -> Mapping[str, int]:
         """Return each teacher's own size, or the largest of those that are drawn."""
-        return {name: max(self.sizes_px, default=one.spec.preprocessing.size_px) for name, one in self.teachers.items()}
+        return {name: max(self.sizes_px, default=teacher.spec.preprocessing.size_px) for name, teacher in self.teachers.items()}
 
     def allocate(self, batch_size: int) -> Memory:
         """Return none: pixels are the stream's."""
@@ -197,9 +200,9 @@ class LiveTargets:
             name: {
                 "source": "live",
                 "sizes_px": list(self.sizes_px),
-                "identity": {"teacher": one.spec.identity(), "statistics": self.statistics[name].digest},
+                "identity": {"teacher": teacher.spec.identity(), "statistics": self.statistics[name].digest},
             }
-            for name, one in self.teachers.items()
+            for name, teacher in self.teachers.items()
         }
 
 
