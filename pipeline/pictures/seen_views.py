@@ -1,6 +1,6 @@
-"""A recorded view as its teacher saw it: crop, resize, flip, and the photometric distortion where the teacher is to see one.
+"""Render a recorded view as its teacher saw it: crop, resize, flip, and the photometric distortion where the teacher sees one.
 
-The same parts as in extraction, so that a picture shows what a token is about. torch is imported only for a distorted view.
+The same functions as in extraction, so that a picture shows what a token is of. torch is imported only for a distorted view.
 """
 
 import numpy as np
@@ -26,6 +26,6 @@ def as_teacher_saw(views: ViewSet, row: int, size_px: int) -> Pixels:
 
     from ...teachers.encoders.photometric import as_seen
 
-    given = torch.from_numpy(pixels), torch.from_numpy(views.read(rows).photometric)
-    seen = as_seen("teacher", views.spec.photometric, *given)[0].numpy()
+    batch = torch.from_numpy(pixels), torch.from_numpy(views.read(rows).photometric)
+    seen = as_seen("teacher", views.spec.photometric, *batch)[0].numpy()
     return seen

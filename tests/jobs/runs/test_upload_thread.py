@@ -96,11 +96,11 @@ def test_an_upload_cut_at_any_request_leaves_whole_checkpoints_and_is_finished_l
     """The copy holds step 3; steps 6 and 9 are here, step 3 is gone."""
     made: dict[str, dict[str, bytes]] = {}
     mirror = pushed(LocalObjects(tmp_path / "begun" / "there"), tmp_path / "begun" / "home")
-    checkpoint(mirror.home, 3)
+    checkpoint(mirror.run_folder, 3)
     assert mirror.push()
     for step in (6, 9):
-        checkpoint(mirror.home, step)
-    remove_folder(mirror.home / "checkpoints" / "step-0000003")
+        checkpoint(mirror.run_folder, step)
+    remove_folder(mirror.run_folder / "checkpoints" / "step-0000003")
     with Trials(7) as trials:
         for cut in range(40):
             shutil.copytree(tmp_path / "begun", tmp_path / f"{cut}")
