@@ -1,6 +1,7 @@
 """Warn of a second feature set of one teacher's name over the same views by other weights or another source file.
 
-That is allowed, because teachers get new versions. A flipped bit in a weight file is another teacher, too, and would begin another set beside the right one.
+That is allowed, because teachers get new versions. A flipped bit in a weight file is another teacher, too, and would begin another set
+beside the right one.
 """
 
 from collections.abc import Mapping
