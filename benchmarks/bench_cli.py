@@ -29,7 +29,7 @@ TARGETS = {"cli.help_seconds": ("<", 0.3), "cli.ls100_seconds": ("<", 1.0)}
 
 
 def make_store(folder: Path) -> str:
-    """A store of 100 feature sets; returns its path."""
+    """Return a store of 100 feature sets; returns its path."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir()
     for n in range(IMAGES):
@@ -51,7 +51,7 @@ def make_store(folder: Path) -> str:
 
 
 def run(arguments: list[str], number: int) -> None:
-    """One process of the command line; raises CalledProcessError when it fails."""
+    """Run one process of the command line; raises CalledProcessError when it fails."""
     del number
     subprocess.run([sys.executable, "-m", "eupe_pipeline.pipeline", *arguments], check=True, stdout=subprocess.DEVNULL)
 

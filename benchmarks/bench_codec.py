@@ -45,7 +45,7 @@ def choose_images(dataset: ImageDataset, count: int, to: Path) -> None:
 
 
 def real_tokens(views: ViewSet) -> tuple[Floats, Floats]:
-    """The teacher's class and patch tokens of every view."""
+    """Return the teacher's class and patch tokens of every view."""
     teacher = load_teacher(resolve_teacher(TEACHER, size_px=SIZE_PX))
     size_px, interpolation = teacher.spec.preprocessing.size_px, teacher.spec.preprocessing.interpolation
     classes, patches = [], []
@@ -62,7 +62,7 @@ def real_tokens(views: ViewSet) -> tuple[Floats, Floats]:
 
 
 def stored(store: FeatureStore, views: ViewSet, statistics: Statistics, tokens: tuple[Floats, Floats], codec: str) -> FeatureReader:
-    """The tokens in a feature set of this codec."""
+    """Write the tokens to a feature set of this codec."""
     cls, patch = tokens
     layout = FeatureLayout(cls.shape[1], patch.shape[3], (patch.shape[1], patch.shape[2]), codec)
     features = FeatureReader.create(
@@ -75,14 +75,14 @@ def stored(store: FeatureStore, views: ViewSet, statistics: Statistics, tokens: 
 
 
 def cosines(left: Floats, right: Floats) -> Floats:
-    """Cosine of each token with its counterpart."""
+    """Return cosine of each token with its counterpart."""
     left, right = (values.reshape(-1, values.shape[-1]).astype(np.float64) for values in (left, right))  # type: ignore[assignment]
     found: Floats = (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
     return found
 
 
 def rates(codec: str, rounds: int = 5) -> dict[str, float]:
-    """Views a second of one core, encoded and decoded: medians of the thread's own time, so that a busy machine tells nearly the same."""
+    """Return the views a second of one core, encoded and decoded: medians of the thread's own time, which other load hardly moves."""
     patch = np.random.default_rng(0).normal(size=(32, 16, 16, 1280)).astype(np.float32)
     seconds: dict[str, list[float]] = {"encode": [], "decode": []}
     out = np.empty_like(patch)
@@ -97,7 +97,7 @@ def rates(codec: str, rounds: int = 5) -> dict[str, float]:
 
 
 def measure(folder: Path, source: str, count: int) -> dict[str, dict[str, float]]:
-    """By codec: bytes a view, cosine (mean, 1st percentile, least) of the patch tokens, rates."""
+    """Return by codec: bytes a view, cosine (mean, 1st percentile, least) of the patch tokens, rates."""
     sampled = FeatureStore.create(str(folder / "sample"))
     opened = FeatureStore.open(source) if (Path(source) / "eupe-store.json").exists() else None
     dataset = build_index(sampled.objects, source, "all") if opened is None else opened.dataset(opened.list_datasets()[0])

@@ -49,7 +49,7 @@ SCRIPT = "import sys; from eupe_pipeline.pipeline.commands.main import main; sys
 
 
 def make_photos(folder: Path, count: int, size_hw: tuple[int, int]) -> None:
-    """JPEG files with structure at several scales, so that they decode as slowly as photos do."""
+    """Return JPEG files with structure at several scales, so that they decode as slowly as photos do."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
     coarse = random.integers(0, 255, (count, 12, 16, 3), np.uint8)
@@ -60,7 +60,7 @@ def make_photos(folder: Path, count: int, size_hw: tuple[int, int]) -> None:
 
 
 def make_run(folder: Path, architecture: str | dict[str, Any], size_px: int) -> Path:
-    """A run folder with a random encoder, which serves as teacher."""
+    """Return a run folder with a random encoder, which serves as teacher."""
     torch.manual_seed(0)
     student = Student(build_encoder(architecture), 8, {"none": TargetSpec(None, 4, (1, 1))})
     save_model(student, folder / "model", size_px=size_px, targets={})
@@ -98,7 +98,7 @@ def extraction(store: FeatureStore, run: Path, views: int) -> Callable[[int], di
 
 
 def bare_forward(run: Path, views: int) -> Callable[[int], dict[str, Any]]:
-    """The teacher over as many views, rendered beforehand."""
+    """Run the teacher over as many views, rendered beforehand."""
     teacher = load_teacher(resolve_teacher(str(run)))
     pixels = torch.from_numpy(canary_images(views, SIZE_PX))
     batches = [pixels[start : start + BATCH] for start in range(0, views, BATCH)]
@@ -113,7 +113,7 @@ def bare_forward(run: Path, views: int) -> Callable[[int], dict[str, Any]]:
 
 
 def compare_rates(folder: Path, views: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Interleaved rounds of both, one of warm-up each."""
+    """Time interleaved rounds of both, one of warm-up each."""
     make_photos(folder / "photos", views, (375, 500))
     store = FeatureStore.create(str(folder / "store"))
     build_index(store.objects, str(folder / "photos"), "photos")
@@ -130,7 +130,7 @@ def compare_rates(folder: Path, views: int, rounds: int) -> dict[str, list[dict[
 
 
 def scaling(folder: Path, counts: tuple[int, ...] = (1, 2)) -> dict[str, dict[str, Any]]:
-    """The same extraction by one Ray actor and by two, one thread each: views a second of the computing, shares of time, actors' memory.
+    """Extract by one Ray actor and by two, one thread each: views a second of the computing, shares of time, actors' memory.
 
     Needs what `compare_rates` has left in the folder.
     """
@@ -152,7 +152,7 @@ def scaling(folder: Path, counts: tuple[int, ...] = (1, 2)) -> dict[str, dict[st
 
 
 def actors_megabytes() -> float:
-    """Resident memory of the extracting actors of this machine, together."""
+    """Return resident memory of the extracting actors of this machine, together."""
     total = 0
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -162,7 +162,7 @@ def actors_megabytes() -> float:
 
 
 def run_command(arguments: list[str], kill_after_s: float | None = None) -> bool:
-    """One start of the command line; killed after so many seconds. True when it ended by itself."""
+    """Start the command line once, and kill it after so many seconds; returns True when it ended by itself."""
     child = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         status = child.wait(kill_after_s)
@@ -176,7 +176,7 @@ def run_command(arguments: list[str], kill_after_s: float | None = None) -> bool
 
 
 def kill_overhead(folder: Path, images: int, kills: int) -> dict[str, Any]:
-    """Wall time of an undisturbed extraction, and of one that is killed `kills` times at random moments, fewer when it ends too soon."""
+    """Return the wall time of an undisturbed extraction, and of one killed `kills` times at random moments, fewer when it ends too soon."""
     make_photos(folder / "small", images, (32, 32))
     run = make_run(folder / "small-teacher", {"name": "vit-mini", "width": 192, "depth": 6}, 64)
     seconds: dict[str, float] = {}

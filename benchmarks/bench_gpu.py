@@ -66,7 +66,7 @@ def synchronise(device: str) -> None:
 
 
 def matrix_peak(device: str, side: int, rounds: int) -> float:
-    """Operations a second of a large bf16 matrix product, the best of several rounds."""
+    """Return operations a second of a large bf16 matrix product, the best of several rounds."""
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = float("inf")
     for _ in range(rounds + 2):
@@ -79,7 +79,7 @@ def matrix_peak(device: str, side: int, rounds: int) -> float:
 
 
 def operations(spec: TeacherSpec) -> float:
-    """Of one image's forward, counted without memory for the weights."""
+    """Count the operations of one image's forward, without memory for the weights."""
     with torch.device("meta"):
         teacher = load_teacher(spec, "meta")
         side = spec.preprocessing.size_px
@@ -119,14 +119,14 @@ class Extraction:
         return self.crew._worker.teachers[self.name].views
 
     def next_shards(self, number: int) -> None:
-        """A round's shards, from photos to commits."""
+        """Extract a round's shards, from photos to commits."""
         mine = range(self.done, self.done + self.size.shards)
         self.done += self.size.shards
         self.reports += [report for _, report in self.crew.run([("do_shard", (shard, {self.name: self.key})) for shard in mine])]
 
 
 def bare(teacher: Teacher, batch: int, views: int, device: str) -> Callable[[int], None]:
-    """The loaded teacher over pixels in memory, results dropped."""
+    """Run the loaded teacher over pixels in memory, results dropped."""
     pixels = torch.from_numpy(canary_images(batch, teacher.spec.preprocessing.size_px).copy())
     pixels = pixels.pin_memory() if device == "cuda" else pixels
 
@@ -139,7 +139,7 @@ def bare(teacher: Teacher, batch: int, views: int, device: str) -> Callable[[int
 
 
 def bench_extraction(folder: Path, name: str, size: Size, device: str, peak: float) -> tuple[dict[str, float], dict[str, Any]]:
-    """The figures of one teacher, and what they were made of."""
+    """Return the figures of one teacher, and the timings they were made of."""
     spec = resolve_teacher(name, size_px=size.teacher_px, precision="bf16", allow_random_weights=True)
     views = size.shards * size.shard_images
     make_photos(folder / "photos", views * (size.rounds + 1), size.photo_hw)  # a round of warm-up; no photo twice

@@ -49,7 +49,7 @@ def _file(kind: str, **options: Any) -> Form:
 
 
 def _zstd(side: int, level: int, difference: bool) -> Form:
-    """zstd over the bytes, or over each row's difference from the one above it."""
+    """Compress the bytes, or each row's difference from the one above it, by zstd."""
 
     def encode(pixels: Pixels) -> bytes:
         rows = pixels.copy()
@@ -65,7 +65,7 @@ def _zstd(side: int, level: int, difference: bool) -> Form:
 
 
 def forms(side: int) -> dict[str, Form]:
-    """What could be stored."""
+    """Return the forms that could be stored."""
     return {
         "raw": Form(lambda pixels: pixels.tobytes(), lambda data: np.frombuffer(data, np.uint8).reshape(side, side, 3).copy()),
         "png": _file("PNG", compress_level=1),
@@ -77,7 +77,7 @@ def forms(side: int) -> dict[str, Form]:
 
 
 def made_views(folder: Path, source: str, side: int) -> ViewSet:
-    """A committed view set with pixels over a source, of about `ROWS` views."""
+    """Return a committed view set with pixels over a source, of about `ROWS` views."""
     store = FeatureStore.create(str(folder))
     dataset = build_index(store.objects, source, "photos")
     views = ViewSet.create(
@@ -92,7 +92,7 @@ def made_views(folder: Path, source: str, side: int) -> ViewSet:
 
 
 def measure(source: str, side: int, rounds: int) -> dict[str, dict[str, float]]:
-    """By form: bytes over raw bytes, views a second, and that over the images' rate."""
+    """Return by form: bytes over raw bytes, views a second, and that over the images' rate."""
     folder = Path(tempfile.mkdtemp(prefix="bench-pixels-"))
     try:
         views = made_views(folder, source, side)

@@ -33,7 +33,7 @@ Resample = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
 def by_library(patch_BHWD: Tensor, grid: tuple[int, int], mode: str, antialias: bool) -> Tensor:
-    """One of torch's interpolations."""
+    """Return one of torch's interpolations."""
     smooth = None if mode in ("area", "nearest-exact") else False
     found = functional.interpolate(patch_BHWD.permute(0, 3, 1, 2), size=grid, mode=mode, align_corners=smooth, antialias=antialias)
     return found.permute(0, 2, 3, 1)
@@ -50,7 +50,7 @@ WAYS: dict[str, Resample] = {
 
 
 def tokens_at(size_px: int, photos: list[Path]) -> Tensor:
-    """Normalised patch tokens of every photo and its mirror image."""
+    """Return normalised patch tokens of every photo and its mirror image."""
     teacher = load_teacher(resolve_teacher(TEACHER, size_px=size_px))
     found = []
     for photo in photos:
@@ -65,7 +65,7 @@ def tokens_at(size_px: int, photos: list[Path]) -> Tensor:
 
 
 def kept(tokens_BHWD: Tensor, grid: tuple[int, int], way: Resample) -> dict[str, float]:
-    """What is left of the tokens when a grid is stored, upsampled as the loss does it."""
+    """Return what is left of the tokens when a grid is stored, upsampled as the loss does it."""
     small = way(tokens_BHWD, grid).contiguous()
     again = upsample(small, *tokens_BHWD.shape[1:3])
     cosine = functional.cosine_similarity(again, tokens_BHWD, dim=-1)

@@ -43,7 +43,7 @@ BATCH = 64
 
 @contextmanager
 def server() -> Iterator[None]:
-    """A moto server of our own, and the environment that leads to it."""
+    """Yield a moto server of our own, and the environment that leads to it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -64,7 +64,7 @@ def server() -> Iterator[None]:
 
 
 def fill(folder: Path, shards: int) -> FeatureReader:
-    """The feature set, written here and copied to the server."""
+    """Write the feature set here and copy it to the server."""
     import s3fs
 
     features = make_store(folder, shards * SHARD_ROWS)
@@ -75,12 +75,12 @@ def fill(folder: Path, shards: int) -> FeatureReader:
 
 
 def opened(cache: Path | None, key: str) -> FeatureReader:
-    """The set, opened by a reader that has read no shard."""
+    """Return the set, opened by a reader that has read no shard."""
     return FeatureStore.open(URL, shard_cache=cache).features(key)
 
 
 def read_epoch(features: FeatureReader, rows: int | None = None) -> None:
-    """Every row in shard order, or the first ones."""
+    """Read every row in shard order, or the first ones."""
     batch = features.empty(BATCH)
     for start in range(0, rows or features.rows, BATCH):
         features.read(np.arange(start, start + BATCH), batch)

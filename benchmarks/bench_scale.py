@@ -40,7 +40,7 @@ TARGETS = {"scale.open_seconds": ("<", 10.0), "scale.open_megabytes": ("<", 1000
 
 
 def huge_dataset(store: FeatureStore) -> ImageDataset:
-    """A dataset of 1.7e9 images whose index parts are never touched."""
+    """Return a dataset of 1.7e9 images whose index parts are never touched."""
     content = "0" * 64
     full = dataset_digest(content, [])
     parts = ["0" * 64] * -(-IMAGES // PART_IMAGES)
@@ -53,7 +53,7 @@ def huge_dataset(store: FeatureStore) -> ImageDataset:
 
 
 def write_ledgers(objects: Objects, prefix: str, shards: int, real: dict[int, bytes]) -> None:
-    """Ledgers for all shards: the real records where there are some, placeholders elsewhere."""
+    """Write ledgers for all shards: the real records where there are some, placeholders elsewhere."""
     ledgers = Ledgers(objects, prefix, shards)
     for number in range(-(-shards // LEDGER_SHARDS)):
         first, last = ledgers.span(number)
@@ -62,7 +62,7 @@ def write_ledgers(objects: Objects, prefix: str, shards: int, real: dict[int, by
 
 
 def make_huge(folder: Path) -> str:
-    """The simulated set; returns its key."""
+    """Return the simulated set; returns its key."""
     store = FeatureStore.create(str(folder))
     views = ViewSet.create(store.objects, huge_dataset(store), ViewSpec(views_per_image=2), IMAGES_PER_SHARD)
     ones = np.ones(1280, np.float32)
@@ -74,7 +74,7 @@ def make_huge(folder: Path) -> str:
 
 
 def open_and_plan(url: str, key: str) -> None:
-    """What a run does first, in a process of its own; prints seconds and peak megabytes beyond the imports."""
+    """Do what a run does first, in a process of its own; prints seconds and peak megabytes beyond the imports."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     features = FeatureStore.open(url).features(key)
@@ -90,7 +90,7 @@ def open_and_plan(url: str, key: str) -> None:
 
 
 def sparse_group(folder: Path, shards: int) -> tuple[ShardedGroup, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """A group of `shards` one-row shards of which ROWS_READ exist, with all records in ledgers; and the rows that exist."""
+    """Return a group of `shards` one-row shards of which ROWS_READ exist, with all records in ledgers; and the rows that exist."""
     spec = ArraySpec("patch", (shards, 64, 64), np.dtype(np.float16), 1, 1, ("view", "token", "channel"))
     objects, group_digest = LocalObjects(folder), "0" * 64
     chosen = np.sort(np.random.default_rng(0).choice(shards, ROWS_READ, replace=False)).astype(np.int64)
@@ -107,7 +107,7 @@ def sparse_group(folder: Path, shards: int) -> tuple[ShardedGroup, np.ndarray[tu
 
 
 def row_costs(folder: Path, rounds: int) -> dict[str, float]:
-    """Median seconds of ROWS_READ first reads, by number of shards."""
+    """Return median seconds of ROWS_READ first reads, by number of shards."""
     groups = {name: sparse_group(folder / name, int(float(name))) for name in ("1e3", "1e6")}
     out = np.empty((1, 64, 64), np.float16)
 
@@ -128,7 +128,7 @@ def row_costs(folder: Path, rounds: int) -> dict[str, float]:
 
 
 def opened_in_a_process(url: str, key: str) -> dict[str, float]:
-    """What `open_and_plan` printed; shows what a child that failed said."""
+    """Return what `open_and_plan` printed; shows what a child that failed said."""
     command = [sys.executable, "-X", "faulthandler", "-m", "benchmarks.bench_scale", "--open", url, key]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

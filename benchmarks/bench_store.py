@@ -54,13 +54,13 @@ Rows = NDArray[np.float16]
 
 
 def made_up_rows(count: int, shard: int = 0) -> Rows:
-    """Normal tokens; the channels are rolled from shard to shard so that no two rows are equal."""
+    """Return normal tokens; the channels are rolled from shard to shard so that no two rows are equal."""
     base = np.random.default_rng(0).normal(size=(SHARD_ROWS, *GRID, DIM)).astype(np.float16)
     return np.concatenate([np.roll(base, shard + n, axis=3) for n in range(-(-count // SHARD_ROWS))])[:count]
 
 
 def make_store(folder: Path, images: int) -> FeatureReader:
-    """An empty fp16 feature set over `images` tiny images, one view each."""
+    """Return an empty fp16 feature set over `images` tiny images, one view each."""
     (folder / "source").mkdir(parents=True)
     with tarfile.open(folder / "source/a.tar", "w") as archive:
         for number in range(images):
@@ -79,7 +79,7 @@ def make_store(folder: Path, images: int) -> FeatureReader:
 
 
 def write_raw(path: Path, rows: Rows) -> None:
-    """The same bytes, one file, one fsync."""
+    """Write the same bytes: one file, one fsync."""
     with path.open("wb", buffering=0) as file:
         view = byte_view(rows)
         while view:
@@ -88,7 +88,7 @@ def write_raw(path: Path, rows: Rows) -> None:
 
 
 def write_raw_direct(path: Path, aligned: memoryview) -> None:
-    """The same past the page cache; `aligned` begins at a page and ends at one."""
+    """Write the same past the page cache; `aligned` begins at a page and ends at one."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
     done = 0
     while done < len(aligned):
@@ -98,14 +98,14 @@ def write_raw_direct(path: Path, aligned: memoryview) -> None:
 
 
 def page_aligned(rows: Rows) -> memoryview:
-    """A copy of the rows that O_DIRECT takes."""
+    """Return a copy of the rows that O_DIRECT takes."""
     memory = memoryview(mmap.mmap(-1, rows.nbytes))
     memory[:] = byte_view(rows)
     return memory
 
 
 def raw_reader(paths: list[Path], rows_each: int, row_bytes: int, out: Rows) -> Callable[[NDArray[np.int64]], None]:
-    """`preadv` of one row after another into the batch, from files of `rows_each` rows that lie `row_bytes` apart."""
+    """Return a reader that calls `preadv` row by row, from files of `rows_each` rows that lie `row_bytes` apart."""
     descriptors, memory = [os.open(path, os.O_RDONLY) for path in paths], byte_view(out)
 
     def read(rows: NDArray[np.int64]) -> None:
@@ -150,7 +150,7 @@ def remove_shards(features: FeatureReader) -> None:
 
 
 def bench_writing(folder: Path, rounds: int, with_peers: bool) -> dict[str, float]:
-    """Median seconds to make a shard of 128 rows durable, by writer; all but the peers write STREAM shards one after another."""
+    """Return median seconds to make a shard of 128 rows durable, by writer; all but the peers write STREAM shards one after another."""
     features = make_store(folder / "ours", STREAM * SHARD_ROWS)
     rows = made_up_rows(SHARD_ROWS)
     tokens, aligned = TokenRows(None, rows, None), page_aligned(rows)
@@ -182,7 +182,7 @@ def bench_writing(folder: Path, rounds: int, with_peers: bool) -> dict[str, floa
 
 
 def bench_reading(folder: Path, rows_count: int, rounds: int, with_peers: bool, cold: bool) -> dict[str, float]:
-    """Median seconds of 256 random rows, by reader."""
+    """Return median seconds of 256 random rows, by reader."""
     out = np.empty((BATCH, *GRID, DIM), np.float16)
     features = FeatureStore.open(str(folder / "ours/store")).features("bench")
     batch = TokenRows(None, out, None)

@@ -58,7 +58,7 @@ TARGETS = {
 
 
 def make_teacher(folder: Path) -> Teacher:
-    """A random ViT-B in a run folder, loaded as a frozen teacher."""
+    """Return a random ViT-B in a run folder, loaded as a frozen teacher."""
     torch.manual_seed(0)
     student = Student(build_encoder({"name": TEACHER, "layer_scale": 1.0}), 8, {"none": TargetSpec(None, 4, (1, 1))})
     save_model(student, folder / "model", size_px=SIZE_PX, targets={})
@@ -66,7 +66,7 @@ def make_teacher(folder: Path) -> Teacher:
 
 
 def make_trainer(recipe: TrainRecipe, source: TargetSource, reader: FeatureReader, folder: Path) -> Trainer:
-    """A trainer that nobody starts: its steps are called one by one."""
+    """Make a trainer that nobody starts: its steps are called one by one."""
     student = initial_student(recipe, source.specs)
     precision = choose_precision(recipe.precision, "cpu")
     learner = Learner(recipe, student, RunFolder(folder), device=CPU, precision=precision, statistics={})
@@ -75,12 +75,12 @@ def make_trainer(recipe: TrainRecipe, source: TargetSource, reader: FeatureReade
 
 
 def kept(batch: Batch) -> Batch:
-    """A copy that the stream does not write over."""
+    """Return a copy that the stream does not write over."""
     return Batch(batch.plan, {name: tensor.clone() for name, tensor in batch.tensors.items()})
 
 
 def stepping(trainer: Trainer, steps: int, in_memory: bool) -> Callable[[int], None]:
-    """A contestant: `steps` optimiser steps on streamed batches, or on one that is kept in memory."""
+    """Return a contestant: `steps` optimiser steps on streamed batches, or on one that is kept in memory."""
     batch = kept(next(trainer.stream.batches(0, 1)))
     learner = trainer.learners[0]
 
@@ -97,7 +97,7 @@ def stepping(trainer: Trainer, steps: int, in_memory: bool) -> Callable[[int], N
 def bench_steps(
     recipe: TrainRecipe, reader: FeatureReader, folder: Path, rounds: int, steps: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds a step: streamed, in memory, live, and the teacher's forward alone; then the processor seconds of the steps."""
+    """Return seconds a step: streamed, in memory, live, and the teacher's forward alone; then the processor seconds of the steps."""
     teacher = make_teacher(folder / "teacher")
     cached = make_trainer(recipe, CachedTargets({"bench": reader}), reader, folder / "cached")
     live_source = LiveTargets({"bench": teacher}, {"bench": unit_statistics(teacher.spec.patch_dim)})
@@ -116,14 +116,14 @@ def bench_steps(
 
 
 def bench_two_ways(recipe: TrainRecipe, reader: FeatureReader, folder: Path, rounds: int, steps: int) -> dict[str, float]:
-    """Seconds a step of another student, streamed and in memory."""
+    """Return seconds a step of another student, streamed and in memory."""
     trainer = make_trainer(recipe, CachedTargets({"bench": reader}), reader, folder / "second")
     contestants = {"streamed": stepping(trainer, steps, False), "in memory": stepping(trainer, steps, True)}
     return {name: value / steps for name, value in medians(interleave(contestants, rounds)).items()}
 
 
 def timed(contestant: Callable[[int], None], cpu_seconds: list[float]) -> Callable[[int], None]:
-    """The contestant; the processor time of this process in each round goes to the list."""
+    """Return the contestant; the processor time of this process in each round goes to the list."""
 
     def run(number: int) -> None:
         began = time.process_time()
@@ -137,7 +137,9 @@ def timed(contestant: Callable[[int], None], cpu_seconds: list[float]) -> Callab
 def bench_stream(
     reader: FeatureReader, folder: Path, rounds: int, batch: int, batches: int, threads: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds for `batches` batches, by way to make them; then this process's processor seconds (a DataLoader's workers are others)."""
+    """Return seconds for `batches` batches, by way to make them; then this process's processor seconds (a DataLoader's workers are
+    others).
+    """
     views, dataset = reader.views, reader.views.dataset
     order = Order(len(dataset), views.views_per_image, 0)
     source, raw = CachedTargets({"bench": reader}), RawTokens(folder / "raw", reader)
@@ -176,7 +178,7 @@ def bench_stream(
 
     def loaded(number: int) -> None:
         first = (number + 1) * batches * batch
-        rows = order.places(first, first + batches * batch).row_B
+        rows = order.at_positions(first, first + batches * batch).row_B
         data = PlainDataset(str(folder / "store"), rows, SIZE_PX)
         for _ in DataLoader(data, batch_size=batch, num_workers=threads, prefetch_factor=2):
             pass
@@ -186,7 +188,7 @@ def bench_stream(
     def peer_loaded(name: str) -> Callable[[int], None]:
         def run(number: int) -> None:
             first = (number + 1) * batches * batch
-            rows = order.places(first, first + batches * batch).row_B
+            rows = order.at_positions(first, first + batches * batch).row_B
             data = PackedDataset(name, folder / "peers" / name, packed, rows, SIZE_PX)
             for _ in DataLoader(data, batch_size=batch, num_workers=threads, prefetch_factor=2):
                 pass

@@ -14,7 +14,7 @@ Targets = Mapping[str, tuple[str, float]]
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return what the figures were measured on."""
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "load_before": os.getloadavg()[0]}
@@ -27,7 +27,7 @@ def interleave(
     pause_s: float = 0.0,
     before: Callable[[int], object] = lambda number: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant a round: every round runs all, in an order drawn anew; warm-up is left out for all alike.
+    """Return the seconds of each contestant a round: every round runs all, in an order drawn anew; warm-up is left out.
 
     `before` tidies up before each round and is not timed.
     """
@@ -45,7 +45,7 @@ def interleave(
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each contestant's rounds."""
+    """Return the median of each contestant's rounds."""
     return {name: float(np.median(values)) for name, values in seconds.items() if values}
 
 

@@ -50,7 +50,7 @@ class TrainingSize:
 
     @classmethod
     def tiny(cls) -> "TrainingSize":
-        """A few images of 64 px and a proxy of a few layers."""
+        """Return a few images of 64 px and a proxy of a few layers."""
         return cls("vit-mini", "vit-mini", 32, 16, 4, 1, 2, 1, 8)
 
 
@@ -60,14 +60,14 @@ def _synchronise(device: str) -> None:
 
 
 def proxy_spec(size: TrainingSize) -> TeacherSpec:
-    """The proxy with random weights."""
+    """Return the proxy with random weights."""
     architecture, side = canonical(size.proxy), size.size_px // size.patch_px
     prep, width = Preprocessing(size.size_px), int(architecture["width"])
     return TeacherSpec("proxy", architecture, Path(), RANDOM_WEIGHTS, prep, "class token", width, width, (side, side), "bf16")
 
 
 def trainer_of(recipe: TrainRecipe, source: TargetSource, reader: FeatureReader, folder: Path, device: str) -> Trainer:
-    """A trainer whose steps are called one by one."""
+    """Return a trainer whose steps are called one by one."""
     learner = Learner(
         recipe,
         initial_student(recipe, source.specs),
@@ -88,12 +88,12 @@ class Steps:
         self.waits: list[float] = []
 
     def streamed(self, number: int) -> None:
-        """Other images each round; the first step is not counted, because a stream's start is no part of a long run."""
+        """Train on other images each round; the first step is not counted, because a stream's start is no part of a long run."""
         first = (number + 1) * (self.count + 1)
         self._do(self.trainer.stream.batches(first, first + self.count + 1), counted=number >= 0)
 
     def in_memory(self, number: int) -> None:
-        """On one batch that is kept."""
+        """Train on one batch that is kept."""
         batch = kept(next(self.trainer.stream.batches(0, 1)))
         self._do(itertools.repeat(batch, self.count + 1), counted=number >= 0)
 
@@ -112,7 +112,7 @@ class Steps:
 
 
 def forwards(source: LiveTargets, batch: Batch, device: str) -> Callable[[int], None]:
-    """The live targets of one batch and nothing else."""
+    """Compute the live targets of one batch and nothing else."""
 
     def run(number: int) -> None:
         source.resolve(batch.tensors)
@@ -122,7 +122,7 @@ def forwards(source: LiveTargets, batch: Batch, device: str) -> Callable[[int], 
 
 
 def bench_training(folder: Path, size: TrainingSize, device: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """Figures (with `ideal`, what cached over live can be), and the seconds of a step that they were made of."""
+    """Return figures (with `ideal`, what cached over live can be), and the seconds of a step that they were made of."""
     spec = proxy_spec(size)
     reader = make_store(folder, size.images, spec.grid, spec.patch_dim)
     run = RunConfig(10**6, size.batch, reader_threads=size.threads)

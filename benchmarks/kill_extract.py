@@ -38,7 +38,7 @@ TARGETS = {"extract.kills": (">=", 5.0), "extract.killed_differences": ("<=", 0.
 
 
 def commands(store: Path) -> list[list[str]]:
-    """What a user types to fill the store: both teachers over both sets."""
+    """Return what a user types to fill the store: both teachers over both sets."""
     extract = load_demo().extract
     words = ["extract-features", "--store", str(store), "--view-kind", "center", "--codec", extract.codec]
     words += ["--precision", extract.precision, "--shard-images", str(extract.images_per_shard), "--batch-size", str(extract.batch_size)]
@@ -49,7 +49,7 @@ def commands(store: Path) -> list[list[str]]:
 
 
 def prepare(out: Path, store: Path, train: int, test: int) -> None:
-    """The photos as tars, indexed in a store that is made when absent."""
+    """Write the photos as tars and index them in a store that is made when absent."""
     package = fetch_demo(lambda event: None)["cifar10"]
     objects = FeatureStore.create(str(store)).objects
     for name, split, count in (("cifar10", "train", train), ("cifar10-test", "test", test)):
@@ -57,12 +57,12 @@ def prepare(out: Path, store: Path, train: int, test: int) -> None:
 
 
 def committed(store: Path) -> int:
-    """Shards of all feature sets that have a record."""
+    """Return shards of all feature sets that have a record."""
     return sum(1 for _ in (store / "features").glob("*/commits/*.json"))
 
 
 def marked(mark: str) -> set[int]:
-    """Every process that a start has left alive, by what it inherited."""
+    """Return every process that a start has left alive, by what it inherited."""
     found, needle = set(), f"{MARK}={mark}".encode()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -72,7 +72,7 @@ def marked(mark: str) -> set[int]:
 
 
 def kill_tree(mark: str) -> int:
-    """SIGKILL to all processes of a start until none is left; how many there were."""
+    """Send SIGKILL to all processes of a start until none is left; returns how many there were."""
     killed: set[int] = set()
     while alive := marked(mark):
         for pid in alive:
@@ -105,7 +105,7 @@ def start(words: list[str], log: Path, store: Path, kill_at: int | None = None, 
 
 
 def undisturbed(store: Path, log: Path) -> float:
-    """Seconds of filling a store."""
+    """Return seconds of filling a store."""
     started = time.perf_counter()
     for words in commands(store):
         start(words, log, store)
@@ -113,7 +113,7 @@ def undisturbed(store: Path, log: Path) -> float:
 
 
 def killed(store: Path, log: Path, total: int, kills: int, seed: int) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of filling a store with `kills` kills at random shares of its `total` commits; each kill."""
+    """Return the seconds of filling a store with `kills` kills at random shares of its `total` commits; and each kill."""
     random = np.random.default_rng(seed)
     moments = np.sort(random.uniform(0, total, kills)).astype(int).tolist()
     done: list[dict[str, Any]] = []
@@ -131,7 +131,7 @@ def killed(store: Path, log: Path, total: int, kills: int, seed: int) -> tuple[f
 
 
 def compare(left: FeatureStore, right: FeatureStore) -> dict[str, Any]:
-    """Feature sets, shards, objects and bytes of two stores that were compared, and each difference by name."""
+    """Return feature sets, shards, objects and bytes of two stores that were compared, and each difference by name."""
     counts = {"feature_sets": 0, "shards": 0, "objects": 0, "bytes": 0, "rows": 0}
     differences = sorted({*left.list_features()} ^ {*right.list_features()})
     for key in sorted({*left.list_features()} & {*right.list_features()}):

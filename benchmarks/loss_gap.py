@@ -33,7 +33,7 @@ SIZE_PX = 64
 
 
 def loss_gap_fp32(folder: Path, steps: int) -> float:
-    """The largest difference of the two runs' losses over `steps` steps."""
+    """Return the largest difference of the two runs' losses over `steps` steps."""
     make_images(folder / "images", 24)
     torch.manual_seed(1)
     teacher_student = Student(build_encoder({"name": "vit-mini", "layer_scale": 1.0}), 8, {"none": TargetSpec(None, 4, (1, 1))})

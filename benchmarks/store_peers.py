@@ -206,12 +206,12 @@ class Mds(Peer):
 
         described = json.loads((self.folder / "index.json").read_text())["shards"]
         self.shards = [self.library.MDSReader.from_json(str(self.folder), None, entry) for entry in described]
-        self.places = [(shard, n) for shard, reader in enumerate(self.shards) for n in range(reader.samples)]
+        self.locations = [(shard, n) for shard, reader in enumerate(self.shards) for n in range(reader.samples)]
         self.shape = shape[1:]
 
     def read(self, indexes: Indexes, out: Rows) -> None:
         for place, row in enumerate(indexes.tolist()):
-            shard, number = self.places[row]
+            shard, number = self.locations[row]
             out[place] = np.frombuffer(self.shards[shard][number]["row"], np.float16).reshape(self.shape)
 
 
@@ -253,7 +253,7 @@ PEERS: dict[str, type[Peer]] = {
 
 
 def available(root: Path) -> tuple[dict[str, Peer], dict[str, str]]:
-    """The peers that can be imported, and why the others cannot."""
+    """Return the peers that can be imported, and why the others cannot."""
     found: dict[str, Peer] = {}
     absent: dict[str, str] = {}
     for name, kind in PEERS.items():

@@ -80,14 +80,14 @@ class Study:
 
     @contextlib.contextmanager
     def _alone(self, what: str) -> Iterator[None]:
-        """One process at a time makes what several arms share."""
+        """Let one process at a time make what several arms share."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f".{what}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _extract(self, teacher: str, seed: int, views: int, **more: Any) -> str:
-        """The key of a teacher's feature set."""
+        """Return the key of a teacher's feature set."""
         request = TeacherRequest(teacher, size_px=TEACHER_PX if teacher == TEACHER else SIZE_PX)
         options = ExtractOptions(
             store=self.store.url,
@@ -111,7 +111,7 @@ class Study:
         return replace(base, **changes)
 
     def _train(self, recipe: TrainRecipe, features: str, name: str, **more: Any) -> str:
-        """The run's folder, trained by whoever comes first."""
+        """Return the run's folder, trained by the process that comes first."""
         out = self.folder / "runs" / name
         with self._alone(name):
             train(TrainOptions(recipe, self.store.url, (features,), out, "train", **more))
@@ -121,7 +121,7 @@ class Study:
         return float(knn_of_model(self.store, run, "train", "test", EvaluationSize())["cls"]["ours"])
 
     def _direct(self, seed: int, codec: str = "int8", views: int = 2, live: bool = False, **more: Any) -> float:
-        """Teacher to student at one resolution."""
+        """Distil teacher to student at one resolution."""
         features = self._extract(TEACHER, seed, views, codec=codec, **more)
         name = "-".join([codec, str(views), "live" if live else "cached", *map(str, more.values()), str(seed)])
         return self._knn(self._train(self._recipe(seed, STUDENT, live), features, name, teachers=(TEACHER,) if live else ()))
@@ -131,7 +131,7 @@ class Study:
         return self._knn(str(self.folder / "runs" / f"int8-2-cached-{seed}" / "initial"))
 
     def _staged(self, seed: int, stages: str) -> float:
-        """The paper's ablations with a proxy."""
+        """Run the paper's ablations with a proxy."""
         first = self._train(self._recipe(seed, PROXY, stage=1), self._extract(TEACHER, seed, 2, codec="int8"), f"proxy{seed}")
         features, start = self._extract(first, seed, 2), ""
         if "2" in stages:
@@ -144,7 +144,7 @@ class Study:
 
 
 def measure(folder: Path, scale: Scale, arm: str, seed: int) -> Row:
-    """One arm with one seed, on one thread."""
+    """Measure one arm with one seed, on one thread."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     study = Study(folder, scale)

@@ -45,7 +45,7 @@ class Row:
 
 
 def read_rows(path: Path, scale: Mapping[str, int]) -> list[Row]:
-    """The results of studies of this scale; a last line that a kill cut short is left out."""
+    """Return the results of studies of this scale; a last line that a kill cut short is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -56,7 +56,7 @@ def read_rows(path: Path, scale: Mapping[str, int]) -> list[Row]:
 
 
 def by_arm(rows: Sequence[Row], order: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Percent by arm and seed; arms in the given order, others after them."""
+    """Return percent by arm and seed; arms in the given order, others after them."""
     found: dict[str, dict[int, float]] = {name: {} for name in order if any(row.arm == name for row in rows)}
     for row in rows:
         found.setdefault(row.arm, {})[row.seed] = row.knn_percent
@@ -64,26 +64,26 @@ def by_arm(rows: Sequence[Row], order: Sequence[str]) -> dict[str, dict[int, flo
 
 
 def pooled_spread(arms: Mapping[str, Mapping[int, float]]) -> float:
-    """The standard deviation from seed to seed, from all arms that have several seeds; NaN when none has."""
+    """Return the standard deviation from seed to seed, from all arms that have several seeds; NaN when none has."""
     variances = [statistics.variance(one.values()) for one in arms.values() if len(one) > 1]
     return math.sqrt(statistics.mean(variances)) if variances else math.nan
 
 
 def line_of_noise(spread: float, first: int, second: int, comparisons: int) -> float:
-    """The largest difference of two means, over so many seeds each, that chance gives in 95 % of tables with so many comparisons."""
+    """Return the largest difference of two means that chance gives in 95 % of tables with so many comparisons over so many seeds each."""
     error = spread * math.sqrt(1 / first + 1 / second)
     return statistics.NormalDist().inv_cdf(1 - 0.05 / (2 * comparisons)) * error
 
 
 def verdict(difference: float, line: float) -> str:
-    """In a word."""
+    """Return the verdict in a word."""
     if math.isnan(line):
         return "one seed"
     return "noise" if abs(difference) <= line else "helps" if difference > 0 else "hurts"
 
 
 def table_row(name: str, arms: Mapping[str, Mapping[int, float]]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     values = list(arms[name].values())
     spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "–"
     against = _AGAINST.get(name, REFERENCE)

@@ -71,7 +71,7 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 def written(folder: Path, reader: FeatureReader) -> tuple[Packed, list[str]]:
-    """The samples, written into every container whose library is there, and the names of those."""
+    """Write the samples into every container whose library is there; returns the names of those."""
     packed = Packed(reader)
     found, absent = available(folder)
     for name, reason in absent.items():

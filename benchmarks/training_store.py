@@ -28,7 +28,7 @@ Int64s = NDArray[np.int64]
 
 
 def photo(number: int) -> bytes:
-    """A JPEG of smooth colours under fine noise: about 60 KB, as a photo of this size has."""
+    """Return a JPEG of smooth colours under fine noise: about 60 KB, as a photo of this size has."""
     random = np.random.default_rng(number)
     coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
     noisy = np.clip(np.asarray(coarse).astype(np.int16) + random.normal(0, 12, (375, 500, 3)), 0, 255)
@@ -38,7 +38,7 @@ def photo(number: int) -> bytes:
 
 
 def make_images(folder: Path, images: int) -> None:
-    """One tar of photos."""
+    """Return one tar of photos."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / "a.tar", "w") as archive:
         for number in range(images):
@@ -49,13 +49,13 @@ def make_images(folder: Path, images: int) -> None:
 
 
 def unit_statistics(dim: int) -> Statistics:
-    """Mean 0 and std 1 of both kinds of token."""
+    """Return mean 0 and std 1 of both kinds of token."""
     zeros, ones = np.zeros(dim, np.float32), np.ones(dim, np.float32)
     return Statistics(zeros, ones, zeros, ones, 1)
 
 
 def make_store(folder: Path, images: int, grid: tuple[int, int], dim: int) -> FeatureReader:
-    """A whole feature set `bench` in int8 over two views of each image."""
+    """Return a whole feature set `bench` in int8 over two views of each image."""
     make_images(folder / "images", images)
     store = FeatureStore.create(str(folder / "store"))
     dataset = build_index(store.objects, str(folder / "images"), "bench")
@@ -90,7 +90,7 @@ class RawTokens:
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, rows: Int64s, out: memoryview) -> None:
-        """Rows into a buffer of `len(rows) * row_bytes` bytes."""
+        """Read rows into a buffer of `len(rows) * row_bytes` bytes."""
         for place, row in enumerate(rows.tolist()):
             os.preadv(self._descriptor, [out[place * self.row_bytes : (place + 1) * self.row_bytes]], row * self.row_bytes)
 

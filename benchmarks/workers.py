@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 
 
 def workers(count: int) -> ProcessPoolExecutor:
-    """A pool of fresh processes that die with this one."""
+    """Return a pool of fresh processes that die with this one."""
     return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=die_with_parent)
 
 

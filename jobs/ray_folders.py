@@ -1,8 +1,8 @@
-"""Where a Ray of this machine alone keeps its files: in a folder that this user may write to, with names short enough for its sockets.
+"""The folders of a local Ray: ones that this user may write to, with paths short enough for its sockets.
 
 Ray itself takes $RAY_TMPDIR, $TMPDIR or /tmp, and dies there with a traceback when `ray/` below belongs to another user, or when the paths
 of its sockets get longer than Linux allows (107 bytes). Its object store wants shared memory; where that cannot be written or is too
-small, a folder does, more slowly. Another place than Ray's own is said.
+small, a folder does, more slowly. A folder that is not Ray's default is logged.
 """
 
 import logging
@@ -23,26 +23,26 @@ _SESSION = "/session_2026-11-28_00-00-00_000000_0000000/sockets/plasma_store.1" 
 _LOG = logging.getLogger(__name__)
 
 
-def ray_places(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `ray.init` for the places that Ray would not find itself, {} where it does; raises `BadInput` where there is none."""
-    chosen: dict[str, Any] = {}
+def ray_init_folders(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return arguments of `ray.init` for folders that Ray would not find, {} where it does; raises `BadInput` where there is none."""
+    arguments: dict[str, Any] = {}
     folder, why = ray_folder(environment)
     if why:
         _LOG.warning("%s, so Ray keeps its files in %s", why, folder)
-        chosen["_temp_dir"] = str(folder)
+        arguments["_temp_dir"] = str(folder)
     if why := shared_memory_flaw():
         _LOG.warning("%s, so Ray keeps objects in %s, which is slower", why, folder)
         folder.mkdir(parents=True, exist_ok=True)
-        chosen["_plasma_directory"] = str(folder)
-    return chosen
+        arguments["_plasma_directory"] = str(folder)
+    return arguments
 
 
 def ray_folder(environment: Mapping[str, str]) -> tuple[Path, str]:
-    """Ray's folder, and why it is not the one that Ray would take, "" when it is; raises `BadInput` where there is none."""
-    own = Path(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp").absolute() / "ray"
-    why = folder_flaw(own)
+    """Return Ray's folder, and why it is not the one that Ray would take, "" when it is; raises `BadInput` where there is none."""
+    default = Path(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp").absolute() / "ray"
+    why = folder_flaw(default)
     if not why:
-        return own, ""
+        return default, ""
     for base in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp", str(SHARED_MEMORY))):
         other = Path(base) / f"ray-{os.getuid()}"
         if not folder_flaw(other):
@@ -51,7 +51,7 @@ def ray_folder(environment: Mapping[str, str]) -> tuple[Path, str]:
 
 
 def folder_flaw(folder: Path) -> str:
-    """Why Ray cannot use a folder, "" when it can."""
+    """Return why Ray cannot use a folder, "" when it can."""
     length = len(os.fsencode(folder)) + len(_SESSION)
     if length > _SOCKET_BYTES:
         return f"{folder} is too long by {length - _SOCKET_BYTES} bytes for the names of Ray's sockets"
@@ -66,7 +66,7 @@ def folder_flaw(folder: Path) -> str:
 
 
 def shared_memory_flaw() -> str:
-    """Why /dev/shm cannot hold Ray's objects, "" when it can, or where there is no such thing."""
+    """Return why /dev/shm cannot hold Ray's objects, "" when it can, or where there is no such thing."""
     if not SHARED_MEMORY.is_dir():
         return f"{SHARED_MEMORY} is not there" if os.path.isdir("/proc") else ""
     if not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):

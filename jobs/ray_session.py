@@ -1,4 +1,4 @@
-"""A running Ray, and who may reach it: loopback on this machine, or a cluster whose every port asks for a token.
+"""Start Ray or join a cluster, safely: loopback on this machine, or a cluster whose every port asks for a token.
 
 Ray runs the code of whoever reaches its ports. So what this process starts listens on 127.0.0.1 alone, and a cluster with any other address
 is joined only under Ray's token authentication, which both sides must have switched on. The price: a cluster on a network that is trusted
@@ -18,7 +18,7 @@ from typing import Any
 
 from ..storage.core.cache_home import home_folder
 from ..storage.core.errors import BadInput
-from .ray_folders import OBJECT_STORE_BYTES, ray_places
+from .ray_folders import OBJECT_STORE_BYTES, ray_init_folders
 
 LOOPBACK = "127.0.0.1"
 _ANSWERS_S = 10.0
@@ -27,7 +27,7 @@ _CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # where `ray start` lea
 
 @contextlib.contextmanager
 def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator[Any]:
-    """A running Ray: the one that an outer session of this process holds, the cluster at `address`, or one on this machine alone.
+    """Yield a running Ray: that of an outer session of this process, the cluster at `address`, or one on this machine alone.
 
     Several extractions inside one session start it once (some four seconds). Raises `BadInput` when no cluster answers, and when it would
     listen beyond this machine without a token.
@@ -43,29 +43,29 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         yield ray
         return
     local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": LOOPBACK}
-    places = {} if address else ray_places(os.environ)
+    folders = {} if address else ray_init_folders(os.environ)
     try:
-        with _own_sigterm(), _loopback(ray, _is_bound_to_loopback(ray, address)):
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local | places))
+        with _kept_sigterm_handler(), _loopback(ray, _is_bound_to_loopback(ray, address)):
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local | folders))
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"no Ray cluster answers at {address or 'this machine'}: {error}{_token_advice(address, os.environ)}") from error
     try:  # Ray takes 127.0.0.1 for this machine's outer address, so what it connected to is looked at as well
         refuse_open_ports(ray.get_runtime_context().gcs_address if address else None, os.environ)
         yield ray
     finally:
-        with _own_sigterm():
+        with _kept_sigterm_handler():
             ray.shutdown()
 
 
 def cluster_address(address: str | None) -> str | None:
-    """Return the cluster that is meant: `address`, or RAY_ADDRESS as Ray itself takes it; None is a Ray of this machine's own."""
-    meant = address or os.environ.get("RAY_ADDRESS") or None
-    return None if meant == "local" else meant
+    """Return the address of the cluster: `address`, or RAY_ADDRESS as Ray itself takes it; None is a Ray started on this machine."""
+    resolved = address or os.environ.get("RAY_ADDRESS") or None
+    return None if resolved == "local" else resolved
 
 
 def _is_bound_to_loopback(ray: Any, address: str | None) -> bool:
-    """Whether a session's ports are on 127.0.0.1 alone: our own always, a cluster's when it answers there and nowhere else."""
-    host, _, port = ("" if address is None else _meant(address, os.environ)).rpartition(":")
+    """Return whether a session's ports are on 127.0.0.1 alone: our own always, a cluster's when it answers there and nowhere else."""
+    host, _, port = ("" if address is None else _resolved_address(address, os.environ)).rpartition(":")
     if address is None or not port.isdecimal() or "://" in address:
         return address is None
     if not is_loopback(f"{host}:{port}"):
@@ -78,20 +78,20 @@ def _is_bound_to_loopback(ray: Any, address: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def _loopback(ray: Any, wanted: bool) -> Iterator[None]:
+def _loopback(ray: Any, enabled: bool) -> Iterator[None]:
     """Make Ray use 127.0.0.1 as this machine's address, in this process and in those that it starts, or leave it alone."""
     constants, variable = ray._private.ray_constants, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-    before, said = constants.ENABLE_RAY_CLUSTER, os.environ.get(variable)
-    if wanted:
+    before, variable_before = constants.ENABLE_RAY_CLUSTER, os.environ.get(variable)
+    if enabled:
         constants.ENABLE_RAY_CLUSTER, os.environ[variable] = False, "0"
     try:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before
-        if said is None:
+        if variable_before is None:
             os.environ.pop(variable, None)
         else:
-            os.environ[variable] = said
+            os.environ[variable] = variable_before
 
 
 def _token_advice(address: str | None, environment: Mapping[str, str]) -> str:
@@ -104,10 +104,10 @@ def _token_advice(address: str | None, environment: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Put back the handler of SIGTERM that Ray replaces at its start and, behind Python's back, takes away at its end.
+def _kept_sigterm_handler() -> Iterator[None]:
+    """Restore the handler of SIGTERM that Ray replaces at its start and, unknown to Python, removes at its end.
 
-    Ray's own leaves without a word and with another exit status; without any, a training that follows would die without its checkpoint.
+    Ray's own handler exits silently and with another status; without any, a training that follows would die without its checkpoint.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -119,7 +119,7 @@ def _own_sigterm() -> Iterator[None]:
 
 def refuse_open_ports(address: str | None, environment: Mapping[str, str]) -> None:
     """Raise `BadInput` for a cluster beyond loopback unless Ray's token authentication is on and has a token."""
-    if address is None or is_loopback(_meant(address, environment)) or has_token(environment):
+    if address is None or is_loopback(_resolved_address(address, environment)) or has_token(environment):
         return
     raise BadInput(
         f"the Ray cluster at {address} listens beyond this machine, and whoever reaches its ports runs code in it: set RAY_AUTH_MODE=token "
@@ -129,7 +129,7 @@ def refuse_open_ports(address: str | None, environment: Mapping[str, str]) -> No
 
 def refuse_silence(address: str | None, environment: Mapping[str, str]) -> None:
     """Raise `BadInput` when nothing listens at a cluster's address: Ray itself would ask again for longer than ten minutes."""
-    host, _, port = ("" if address is None else _meant(address, environment)).rpartition("://")[2].rpartition(":")
+    host, _, port = ("" if address is None else _resolved_address(address, environment)).rpartition("://")[2].rpartition(":")
     if not port.isdecimal():  # none, or a form that Ray knows
         return
     try:
@@ -141,8 +141,8 @@ def refuse_silence(address: str | None, environment: Mapping[str, str]) -> None:
         ) from error
 
 
-def _meant(address: str, environment: Mapping[str, str]) -> str:
-    """The address behind "auto"."""
+def _resolved_address(address: str, environment: Mapping[str, str]) -> str:
+    """Return the address, that behind "auto" included."""
     if address != "auto":
         return address
     if environment.get("RAY_ADDRESS"):
@@ -158,7 +158,7 @@ def _meant(address: str, environment: Mapping[str, str]) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address (`host:port`, `[v6]:port`, `ray://host:port`) is this machine's own."""
+    """Return whether an address (`host:port`, `[v6]:port`, `ray://host:port`) is this machine's own."""
     host = address.rpartition("://")[2]
     host = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
     if host == "localhost":
@@ -170,7 +170,7 @@ def is_loopback(address: str) -> bool:
 
 
 def has_token(environment: Mapping[str, str]) -> bool:
-    """Whether Ray will ask for a token, and has one to show."""
+    """Return whether Ray will ask for a token, and has one to show."""
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         return False
     if environment.get("RAY_AUTH_TOKEN"):

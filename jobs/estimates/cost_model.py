@@ -1,4 +1,4 @@
-"""What caching a teacher's tokens costs and when it pays: arithmetic alone, from a few measured figures.
+"""A model of what caching a teacher's tokens costs and when it pays: arithmetic alone, from a few measured figures.
 
 Rows = images × views, bytes = rows × bytes of a stored view, device time = rows × seconds of a view's forward. A live teacher costs a
 forward for each sample that a student sees; a cached one costs a forward for each row once, and then only reading. So without prices the
@@ -37,7 +37,7 @@ class Measured:
 
 
 def extraction_cost(images: int, views: int, images_per_shard: int, measured: Measured, prices: Prices) -> dict[str, Any]:
-    """Rows, shards, and by teacher and in all: bytes, device hours and money."""
+    """Return rows, shards, and by teacher and in all: bytes, device hours and money."""
     rows = images * views
     table = {
         name: _costs(rows * size, rows * measured.seconds_per_view[name] / _HOUR_S, prices) for name, size in measured.row_bytes.items()
@@ -53,7 +53,7 @@ def _costs(size: int, hours: float, prices: Prices) -> dict[str, float]:
 
 
 def reading_need(measured: Measured) -> dict[str, Any]:
-    """The bandwidth that one student asks of the store, and how many students the store feeds."""
+    """Return the bandwidth that one student asks of the store, and how many students the store feeds."""
     need = measured.student_images_per_s * sum(measured.row_bytes.values())
     return {
         "student_images_per_s": measured.student_images_per_s,
@@ -64,7 +64,7 @@ def reading_need(measured: Measured) -> dict[str, Any]:
 
 
 def break_even(images: int, views: int, epochs_of_a_run: float, measured: Measured, prices: Prices) -> dict[str, float]:
-    """After how many epochs, and runs of so many epochs, the cache has cost less than a live teacher; and what one run then saves."""
+    """Return after how many epochs, and runs of so many epochs, a cache has cost less than a live teacher; and what each run saves then."""
     live_epoch_h = images * sum(measured.seconds_per_view.values()) / _HOUR_S
     epochs = float(views)
     if prices.device_hour and live_epoch_h:

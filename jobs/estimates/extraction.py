@@ -59,7 +59,7 @@ class PlanOptions:
 
 
 def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """A JSON-able plan of `extract_features` with the plan's options; raises `BadInput` as that would."""
+    """Return a JSON-able plan of `extract_features` with the plan's options; raises `BadInput` as that would."""
     options = plan.extraction
     store = FeatureStore.open(options.store)
     images = len(store.dataset(options.data))
@@ -93,7 +93,7 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
 
 
 def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batches: int) -> tuple[float, int]:
-    """(device seconds of one view, views in a batch): the median of a few forwards after one that warms up."""
+    """Return (device seconds of one view, views in a batch): the median of a few forwards after one that warms up."""
     teacher = SizedTeacher(load_teacher(spec, device), batch_size)
     side = spec.preprocessing.size_px
     pixels = np.random.default_rng(0).integers(0, 256, (teacher.views, side, side, 3), np.uint8)
@@ -106,7 +106,7 @@ def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batche
 
 
 def student_speed(plan: PlanOptions, device: str) -> float:
-    """Images a second of the student's forward and backward, without adapters and optimiser: an upper bound of what it will read."""
+    """Return images a second of the student's forward and backward, without adapters and optimiser: an upper bound of what it will read."""
     student = build_encoder(plan.student).to(device)
     batch = _STUDENT_BATCH.get(device, 4)
     pixels = torch.randn(batch, 3, plan.student_size_px, plan.student_size_px, device=device)
@@ -121,7 +121,7 @@ def student_speed(plan: PlanOptions, device: str) -> float:
 
 
 def store_speed(store: FeatureStore, on_event: OnEvent = ignore_event) -> float:
-    """Bytes a second of reading back a probe of 64 MB in pieces of 4 MB; the probe is removed.
+    """Return bytes a second of reading back a probe of 64 MB in pieces of 4 MB; the probe is removed.
 
     Where nothing can be written, of reading the largest of some objects that are there; that is said.
     """
@@ -138,16 +138,16 @@ def store_speed(store: FeatureStore, on_event: OnEvent = ignore_event) -> float:
 
 
 def _large_object(store: FeatureStore) -> str:
-    """The largest of the first few objects of a store's feature sets, or the index of its largest dataset."""
-    found: list[tuple[int, str]] = []
+    """Return the largest of the first few objects of a store's feature sets, or the index of its largest dataset."""
+    objects: list[tuple[int, str]] = []
     for prefix in [*(f"features/{key}" for key in store.list_features()), *(f"datasets/{key}" for key in store.list_datasets())]:
         for _, key in zip(range(_LOOKED_AT), walk_keys(store.objects, prefix), strict=False):
-            found.append((store.objects.size(key) or 0, key))
-    return max(found)[1]
+            objects.append((store.objects.size(key) or 0, key))
+    return max(objects)[1]
 
 
 def _reading_speed(store: FeatureStore, key: str) -> float:
-    """Bytes a second of reading an object from its start, at most as much as a probe has."""
+    """Return bytes a second of reading an object from its start, at most as much as a probe has."""
     _forget_cached(Path(store.url) / key)
     opened = store.objects.open(key)
     size = min(opened.size, _PROBE_BYTES)

@@ -1,6 +1,6 @@
-"""What a live teacher would have cost: the measured time of its forward pass over rendered views of the same data.
+"""Measure what a live teacher would have cost: the time of its forward pass over rendered views of the same data.
 
-The number that a cache is compared with in the report. Rendering is not timed, since the student needs it too; each teacher is measured
+The report compares a cache with this number. Rendering is not timed, since the student needs it too; each teacher is measured
 apart after one warm-up batch, and the median batch counts.
 """
 
@@ -20,7 +20,7 @@ from ...teachers.registry.teacher import Teacher
 def live_teacher_cost(
     teachers: Mapping[str, Teacher], views: ViewSet, *, batches: int = 4, batch_size: int = 32
 ) -> dict[str, dict[str, Any]]:
-    """By teacher: `seconds_per_view` and `views_per_s` of one forward, over the first committed views."""
+    """Return by teacher: `seconds_per_view` and `views_per_s` of one forward, over the first committed views."""
     batch_size = min(batch_size, views.rows)
     return {name: _cost(teacher, views, batches, batch_size) for name, teacher in teachers.items()}
 

@@ -1,4 +1,4 @@
-"""What a training run will need, before it starts: parameters, memory of a rank, bytes to read.
+"""Estimate what a training run will need before it starts: parameters, memory of a rank, bytes to read.
 
 Sizes are computed, not guessed: the student is built on torch's meta device, which allocates nothing, and one forward pass there counts
 the bytes that autograd would keep for an image, in fp32 (bf16 autocast keeps less). What is left out: the allocator's waste, the
@@ -36,7 +36,7 @@ _SAMPLED_IMAGES = 256
 
 
 def plan_training(options: TrainOptions) -> dict[str, Any]:
-    """`data` and `features` by key, `students` by name with parameters and memory, and `reading`; raises as `train`, writes nothing."""
+    """Return the plan of a run: `data` and `features` by key, `students` with parameters and memory, `reading`; raises as `train`."""
     check_teachers_given(options)
     recipe, students, out = options.recipe, options.students, str(options.out)
     store = options.open_store()
@@ -49,29 +49,31 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     rank_span(recipe.run.batch_size, 0, ranks.count)
     specs = CachedTargets(readers).specs
     runs = student_runs(recipe, students, Path())
-    for own, _ in runs.values():
+    for student_recipe, _ in runs.values():
         if recipe.teacher.source == "cached":
-            refuse_unequal_grids(own, specs)
-        try_sizes(architecture_of(own), own.student.sizes_px)
+            refuse_unequal_grids(student_recipe, specs)
+        try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
     return {
         "dry_run": True,
         "out": out,
         "data": {part.views.dataset.key: data_share(recipe, part) for part in parts},
-        "features": {one.key: {"rows": one.rows, "bytes": one.stored_bytes()} for part in parts for one in part.readers.values()},
-        "students": {name: student_cost(own, specs, ranks) for name, (own, _) in runs.items()},
+        "features": {
+            reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for part in parts for reader in part.readers.values()
+        },
+        "students": {name: student_cost(student_recipe, specs, ranks) for name, (student_recipe, _) in runs.items()},
         "batch": batch_cost(recipe, readers, ranks),
         "reading": reading_cost(recipe, parts),
     }
 
 
 def data_share(recipe: TrainRecipe, part: Part) -> dict[str, float]:
-    """What a run sees of a dataset: its share of the batches, and how often each image comes."""
+    """Return what a run sees of a dataset: its share of the batches, and how often each image comes."""
     images = len(part.views.dataset)
     return {"share": part.share, "images": images, "epochs": round(part.share * recipe.run.steps * recipe.run.batch_size / images, 2)}
 
 
 def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ranks) -> dict[str, Any]:
-    """Parameters of a student with and without adapters, and the bytes that a rank's device holds for it."""
+    """Return parameters of a student with and without adapters, and the bytes that a rank's device holds for it."""
     with torch.device("meta"):
         student = initial_student(recipe, specs)
     parameters = count_parameters(student)
@@ -92,27 +94,27 @@ def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ra
 
 
 def kept_bytes(student: Student, recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> int:
-    """Bytes that autograd keeps of one image at the largest input size, weights left out; the student is on the meta device."""
+    """Return the bytes that autograd keeps of one image at the largest input size, without weights; the student is on the meta device."""
     size_px = max(recipe.student.sizes_px)
-    own = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
-    held: list[Tensor] = []  # kept alive, or a storage's address may be given away
+    weights = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
+    kept: list[Tensor] = []  # kept alive, or a storage's address may be given away
 
     def keep(tensor: Tensor) -> Tensor:
-        held.append(tensor)
+        kept.append(tensor)
         return tensor
 
     set_activation_checkpointing(student.encoder, recipe.run.recompute_activations)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         tokens = student.encoder(torch.empty(1, 3, size_px, size_px, device="meta"))
         for heads, spec in zip(student.adapters, specs.values(), strict=True):
-            places = None if spec.tokens is None else torch.empty(1, spec.tokens, dtype=torch.int64, device="meta")
-            heads(tokens if places is None else gather_tokens(tokens, SampledTokens(None, places, places, spec.grid)))
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
-    return sum(nbytes for address, nbytes in storages.items() if address not in own)
+            positions = None if spec.tokens is None else torch.empty(1, spec.tokens, dtype=torch.int64, device="meta")
+            heads(tokens if positions is None else gather_tokens(tokens, SampledTokens(None, positions, positions, spec.grid)))
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(nbytes for address, nbytes in storages.items() if address not in weights)
 
 
 def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, Any]:
-    """Host memory of a rank's batches, which `run.prefetch_megabytes` bounds, and the de-quantised targets of one part on the device."""
+    """Return the host memory of a rank's batches, which `run.prefetch_megabytes` bounds, and the device memory of one part's targets."""
     start, stop = ranks.span(recipe.run.batch_size)
     memory = slot_bytes(stop - start, _memory_of_one(recipe, readers), _largest_inputs(recipe, readers))
     floats = sum((reader.cls_dim or 0) + math.prod(reader.layout.token_shape) * reader.patch_dim for reader in readers.values())
@@ -128,16 +130,16 @@ def _memory_of_one(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) ->
 
 
 def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, int]:
-    """As the sources say it, of teachers that are not loaded: a live one's own size is in its feature set's identity."""
+    """Return the largest input in px by model, of teachers that are not loaded: a live one's own size is in its feature set's identity."""
     live = readers if recipe.teacher.source == "live" else {}
-    own = {name: int(one.identity["teacher"]["preprocessing"]["size_px"]) for name, one in live.items()}
-    return {STUDENT: max(recipe.student.sizes_px), **{name: max(recipe.teacher.sizes_px, default=side) for name, side in own.items()}}
+    size_of = {name: int(reader.identity["teacher"]["preprocessing"]["size_px"]) for name, reader in live.items()}
+    return {STUDENT: max(recipe.student.sizes_px), **{name: max(recipe.teacher.sizes_px, default=side) for name, side in size_of.items()}}
 
 
 def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:
-    """Bytes of images and targets a view, a step and a run, and the bandwidth that an assumed rate needs."""
+    """Return bytes of images and targets a view, a step and a run, and the bandwidth that an assumed rate needs."""
     image_bytes = sum(part.share * _image_bytes(part.views, recipe) for part in parts)
-    target_bytes = sum(one.nbytes for one in cached_targets(parts).allocate(1).values()) if recipe.teacher.source == "cached" else 0
+    target_bytes = sum(tensor.nbytes for tensor in cached_targets(parts).allocate(1).values()) if recipe.teacher.source == "cached" else 0
     view_bytes = image_bytes + target_bytes
     return {
         "image_bytes_a_view": round(image_bytes),
@@ -149,7 +151,7 @@ def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def _image_bytes(views: ViewSet, recipe: TrainRecipe) -> float:
-    """Bytes behind one view's pixels: the stored pixels where they serve the student's only size, else the images' mean over a sample."""
+    """Return the bytes behind one view's pixels: the stored ones where they serve the student's only size, else a sample's mean image."""
     stored = views.spec.pixels
     if stored is not None and recipe.student.sizes_px == (stored.size_px,) and recipe.teacher.source == "cached":
         return 3 * stored.size_px**2

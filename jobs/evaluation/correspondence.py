@@ -1,7 +1,7 @@
-"""Semantic correspondence of a model on SPair-71k's layout, without training; see `student.correspondence` for what is measured.
+"""Semantic correspondence of a model on SPair-71k's layout, without training; see `student.probes.correspondence`.
 
 Two protocols: `paper` (EUPE, appendix C.5) takes 100 pairs of each category, at 448 px for patches of 14 px and else 512; `ours` takes all
-pairs at 512 px. Which 100 pairs they are the paper does not say: here those that `storage.spair` draws.
+pairs at 512 px. Which 100 pairs they are the paper does not say: here those that `storage.images.spair` draws.
 
 Each picture goes through the model once, in the order in which pairs need it; the token maps of the last pictures are kept. There is no
 state to resume: a run takes one forward a picture (1,800 in the test split) and a product a pair.
@@ -38,7 +38,7 @@ _SAY_EVERY = 20
 
 @dataclass(frozen=True, kw_only=True)
 class CorrespondenceOptions(DenseOptions):
-    """Of which model over which pairs correspondence is measured, and how."""
+    """A correspondence evaluation: of which model, over which pairs, by which protocol."""
 
     split: PairSplit = "test"
     """Of the dataset."""
@@ -53,40 +53,40 @@ class CorrespondenceOptions(DenseOptions):
 
 
 def evaluate_correspondence(options: CorrespondenceOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """PCK@0.1 in percent: `pck` (mean over categories), `categories`, over all keypoints, and over pairs; kept beside the model.
+    """Return PCK@0.1 in percent: `pck` (mean over categories), `categories`, over keypoints, and over pairs; kept beside the model.
 
     `pairs_per_category` and `size_px` win over the protocol's.
     """
     data, split = options.data, options.split
-    subject, paper = open_dense_model(options), options.protocol == "paper"
-    own_side_px = _PAPER_SIDES_PX.get(subject.spec.stride_px, SIDE_PX) if paper else SIDE_PX
+    model, paper = open_dense_model(options), options.protocol == "paper"
+    own_side_px = _PAPER_SIDES_PX.get(model.spec.stride_px, SIDE_PX) if paper else SIDE_PX
     side_px, limit = options.size_px or own_side_px, options.pairs_per_category or (PAPER_PAIRS if paper else None)
     pairs = keypoint_pairs(data, split)
     pairs = pairs if limit is None else sample_pairs(pairs, limit)
     differs = [f"side_px is {side_px}"] * (side_px != own_side_px) + [f"pairs_per_category is {limit}"] * (limit != PAPER_PAIRS)
-    said = {"differs_from_paper": differs} if paper and differs else {}
+    differing = {"differs_from_paper": differs} if paper and differs else {}
     known = {
         **({"name": "paper"} if paper else {}), **({} if limit is None else {"pairs_per_category": limit}),
         "data": {"split": split, "pairs": len(pairs), "digest": pairs_digest(data, split, pairs)}, "alpha": ALPHA, "threshold": "box",
         "side_px": side_px, "layers": "last, normed patch tokens", "upsampling": "bilinear", "similarity": "cosine",
     }  # fmt: skip
     if options.dry_run:
-        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": known}
+        return {"dry_run": True, "model": options.model, "folder": str(model.folder), "protocol": known}
 
     def compute() -> dict[str, Any]:
-        teacher = subject.load(choose_device(options.device).value)
-        return {"pairs": len(pairs), **said, **_found(teacher, pairs, side_px, on_event)}
+        teacher = model.load(choose_device(options.device).value)
+        return {"pairs": len(pairs), **differing, **_measure(teacher, pairs, side_px, on_event)}
 
-    return evaluated("correspondence", subject, known, compute, on_event)
+    return evaluated("correspondence", model, known, compute, on_event)
 
 
-def _found(teacher: Teacher, pairs: list[KeypointPair], side_px: int, on_event: OnEvent) -> dict[str, Any]:
+def _measure(teacher: Teacher, pairs: list[KeypointPair], side_px: int, on_event: OnEvent) -> dict[str, Any]:
     maps, started = _Maps(teacher, side_px), time.perf_counter()
     by_category: dict[str, list[Any]] = {}
     for done, pair in enumerate(pairs, start=1):
         (source_HWD, source_scale), (target_HWD, target_scale) = maps.of(pair.source), maps.of(pair.target)
-        found: Points = match_keypoints(source_HWD, target_HWD, pair.source_points * source_scale, side_px) / target_scale
-        by_category.setdefault(pair.category, []).append(correct_keypoints(found, pair.target_points, pair.longer_side_px))
+        predicted: Points = match_keypoints(source_HWD, target_HWD, pair.source_points * source_scale, side_px) / target_scale
+        by_category.setdefault(pair.category, []).append(correct_keypoints(predicted, pair.target_points, pair.longer_side_px))
         if done % _SAY_EVERY == 0 or done == len(pairs):
             rate = done / (time.perf_counter() - started)
             on_event(
@@ -104,7 +104,7 @@ class _Maps:
         self._kept: LruCache[Path, tuple[Tensor, Points]] = LruCache(_KEPT_MAPS)
 
     def of(self, path: Path) -> tuple[Tensor, Points]:
-        """Tokens (H, W, D) of the square, and what turns x, y of the picture into x, y of the square."""
+        """Return the tokens (H, W, D) of the square picture, and the factor from x, y of the picture to x, y of the square."""
         return self._kept.get_or_make(path, lambda: self._compute(path))
 
     def _compute(self, path: Path) -> tuple[Tensor, Points]:

@@ -1,7 +1,7 @@
-"""What segmentation and depth share: a frozen model, a head trained on batches that follow from (seed, step), measurements on the way.
+"""The part that segmentation and depth share: a frozen model, a head trained on batches that follow from (seed, step), measurements.
 
     FOLDER/evaluations/<evaluation>-<digest12>.partial.json           the measurements so far
-    FOLDER/evaluations/<evaluation>-<digest12>.partial.safetensors    the head (`student.head_training`)
+    FOLDER/evaluations/<evaluation>-<digest12>.partial.safetensors    the head (`student.probes.head_training`)
 
 Both partial files go when the result is there. A measurement is made every `evaluate_every` steps and at the end; the official segmentation
 loop reports the best of them, so they are all kept.
@@ -75,7 +75,7 @@ class HeadOptions(DenseOptions):
     """Steps between measurements."""
     seed: int = 0
     allow_overlap: bool = False
-    """Validation pictures that are also learnt from are said instead of refused."""
+    """Validation pictures that are also trained on are a warning instead of an error."""
 
     def __post_init__(self) -> None:
         if self.protocol not in HEAD_PROTOCOLS:
@@ -87,7 +87,7 @@ class HeadOptions(DenseOptions):
         return self.protocol == "official"
 
     def recipe(self, official: HeadRecipe) -> HeadRecipe:
-        """The head's recipe with these values."""
+        """Return the head's recipe with these values."""
         recipe = official if self.steps is None else official.shortened(self.steps)
         return recipe if self.batch_size is None else replace(recipe, batch_size=self.batch_size)
 
@@ -120,22 +120,22 @@ class DenseEvaluation:
     """A figure of which the highest of all measurements is given too."""
 
     def batch(self, seed: int, step: int) -> Batch:
-        """Pixels (B, H, W, 3) of a step's drawn views, the size of each picture in them, and their targets."""
+        """Return pixels (B, H, W, 3) of a step's drawn views, the size of each picture in them, and their targets."""
 
-        def one(numbered: tuple[int, int]) -> tuple[Pixels, NDArray[Any]]:
-            place, number = numbered
-            return self.draw(self.pairs["train"][number], _generator(seed, step, place))
+        def draw_view(numbered: tuple[int, int]) -> tuple[Pixels, NDArray[Any]]:
+            index, number = numbered
+            return self.draw(self.pairs["train"][number], _generator(seed, step, index))
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            views = list(pool.map(one, enumerate(_places(step, self.recipe.batch_size, len(self.pairs["train"]), seed))))
+            views = list(pool.map(draw_view, enumerate(_pictures_of_step(step, self.recipe.batch_size, len(self.pairs["train"]), seed))))
         pixels, sizes = stacked([picture for picture, _ in views], self.size_hw)
         targets = np.full(pixels.shape[:3], self.fill, views[0][1].dtype)
-        for place, (_, target) in enumerate(views):
-            targets[place, : target.shape[0], : target.shape[1]] = target
+        for index, (_, target) in enumerate(views):
+            targets[index, : target.shape[0], : target.shape[1]] = target
         return pixels, sizes, torch.from_numpy(targets)
 
     def loss(self, teacher: Teacher, head: DenseHead, batch: Batch, step: int) -> Tensor:
-        """The loss of a batch with the head as it is."""
+        """Return the loss of a batch with the head as it is."""
         pixels, sizes, targets = batch
         with training_mode(teacher.encoder, self.encoder_trains(step)):
             tokens_BHWD = patch_tokens(teacher, pixels, sizes, self.padding_px(teacher))
@@ -143,7 +143,7 @@ class DenseEvaluation:
 
 
 def open_dense_model(options: DenseOptions) -> Model:
-    """The model that computes; raises `BadInput` for cached tokens, whose crops are not those of this evaluation."""
+    """Open a model that computes tokens; raises `BadInput` for cached tokens, whose crops are not those of this evaluation."""
     name = options.model
     if "@" in Path(name).name and not Path(name).exists():
         raise BadInput(f"{name} is a feature set, and this evaluation needs tokens of its own crops; give the teacher or the run behind it")
@@ -153,32 +153,32 @@ def open_dense_model(options: DenseOptions) -> Model:
 def run_dense(
     evaluation: DenseEvaluation, model: Model, protocol: dict[str, Any], options: HeadOptions, on_event: OnEvent
 ) -> dict[str, Any]:
-    """Results of the last step with `by_step`; from the record when there is one, going on from the partial files otherwise.
+    """Return the results of the last step with `by_step`: read from the record when there is one, else resumed from the partial files.
 
     With `dry_run` only the protocol and the folder that would keep the result.
     """
-    pictures = {split: picture_digests(several) for split, several in evaluation.pairs.items()}
-    digests = {split: pairs_digest(several, pictures[split]) for split, several in evaluation.pairs.items()}
-    data = {split: {"pictures": len(found), "digest": digests[split]} for split, found in pictures.items()}
+    pictures = {split: picture_digests(pairs) for split, pairs in evaluation.pairs.items()}
+    digests = {split: pairs_digest(pairs, pictures[split]) for split, pairs in evaluation.pairs.items()}
+    data = {split: {"pictures": len(images), "digest": digests[split]} for split, images in pictures.items()}
     in_both = check_overlap(
-        pictures["train"], pictures["val"], lambda place: evaluation.pairs["val"][place].id, where="training and validation split",
+        pictures["train"], pictures["val"], lambda index: evaluation.pairs["val"][index].id, where="training and validation split",
         allowed=options.allow_overlap, on_event=on_event,
     )  # fmt: skip
     protocol = {"data": data, "layers": "last, normed patch tokens", **protocol}
     if options.dry_run:
         return {"dry_run": True, "model": model.name, "folder": str(model.folder), "protocol": protocol}
-    whole = {**protocol, "seed": options.seed, "evaluate_every": options.evaluate_every}
-    path = record_path(model.folder, evaluation.name, {**whole, "model": model.identity})
+    full_protocol = {**protocol, "seed": options.seed, "evaluate_every": options.evaluate_every}
+    path = record_path(model.folder, evaluation.name, {**full_protocol, "model": model.identity})
     progress, head_file = path.with_suffix(PARTIAL), path.with_suffix(PARTIAL_HEAD)
 
     def compute() -> dict[str, Any]:
         teacher = model.load(choose_device(options.device).value)
-        found = _train_and_measure(evaluation, teacher, head_file, progress, options, on_event)
+        results = _train_and_measure(evaluation, teacher, head_file, progress, options, on_event)
         for file in (progress, head_file):
             file.unlink(missing_ok=True)
-        return {**differences(evaluation.recipe, options), "test_images_in_train": in_both, **found}
+        return {**differences(evaluation.recipe, options), "test_images_in_train": in_both, **results}
 
-    return evaluated(evaluation.name, model, whole, compute, on_event)
+    return evaluated(evaluation.name, model, full_protocol, compute, on_event)
 
 
 def _train_and_measure(
@@ -200,16 +200,16 @@ def _train_and_measure(
                 by_step[str(stop)] = evaluation.measure(teacher, head)
             write_partial(progress, lambda: to_strict_json(by_step, evaluation.name), on_event)
             on_event({"event": "evaluation", "step": stop, evaluation.name: by_step[str(stop)]})
-    best = {} if evaluation.best is None else {f"best_{evaluation.best}": max(one[evaluation.best] for one in by_step.values())}
+    best = {} if evaluation.best is None else {f"best_{evaluation.best}": max(measured[evaluation.best] for measured in by_step.values())}
     return {**by_step[str(evaluation.recipe.steps)], **best, "by_step": by_step}
 
 
 def differences(recipe: HeadRecipe, options: HeadOptions) -> dict[str, list[str]]:
-    """In what the user's values differ from the official ones; {} when nothing does, or when the protocol is ours anyway."""
+    """Return in what the user's values differ from the official ones; {} when nothing does, or when the protocol is ours anyway."""
     changed = {"steps": options.steps, "batch_size": options.batch_size, "size_px": options.size_px}
-    said = [f"{name} is {value}" for name, value in changed.items() if value is not None]
-    said += [f"evaluate_every is {options.evaluate_every}"] if options.evaluate_every != HeadOptions.evaluate_every else []
-    return {"differs_from_official": said} if options.official and said else {}
+    differing = [f"{name} is {value}" for name, value in changed.items() if value is not None]
+    differing += [f"evaluate_every is {options.evaluate_every}"] if options.evaluate_every != HeadOptions.evaluate_every else []
+    return {"differs_from_official": differing} if options.official and differing else {}
 
 
 def _stops(steps: int, every: int) -> list[int]:
@@ -222,24 +222,24 @@ def refuse_other_size(pair: Pair, target: NDArray[Any], picture: Pixels) -> None
         raise BadInput(f"{pair.target} has {target.shape} pixels and its picture {picture.shape[:2]}; both must be of one size")
 
 
-def _places(step: int, batch_size: int, count: int, seed: int) -> list[int]:
-    """Which pictures a step sees: epochs of keyed permutations, nothing dropped."""
-    places = range(step * batch_size, (step + 1) * batch_size)
-    return [int(KeyedPermutation(count, seed, "dense", place // count)(np.array([place % count]))[0]) for place in places]
+def _pictures_of_step(step: int, batch_size: int, count: int, seed: int) -> list[int]:
+    """Return which training pictures a step sees: epochs of keyed permutations, nothing dropped."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [int(KeyedPermutation(count, seed, "dense", position // count)(np.array([position % count]))[0]) for position in positions]
 
 
-def _generator(seed: int, step: int, place: int) -> np.random.Generator:
-    """What draws the view of one picture of a step."""
-    return np.random.Generator(np.random.Philox(bits64(seed, "dense view", step, place)))
+def _generator(seed: int, step: int, index: int) -> np.random.Generator:
+    """Return the random generator that draws the view of one picture of a step."""
+    return np.random.Generator(np.random.Philox(bits64(seed, "dense view", step, index)))
 
 
-def said_progress(stage: str, pairs: Sequence[Pair], on_event: OnEvent) -> Callable[[int], None]:
-    """A function that tells how many pictures are done, with rate and time left."""
+def progress_reporter(stage: str, pairs: Sequence[Pair], on_event: OnEvent) -> Callable[[int], None]:
+    """Return a function that reports how many pictures are done, with rate and time left."""
     started = time.perf_counter()
 
-    def say(done: int) -> None:
+    def report(done: int) -> None:
         rate = done / max(time.perf_counter() - started, 1e-9)
         on_event({"event": "progress", "stage": stage, "done": done, "total": len(pairs), "unit": "images", "rate": rate,
                   "seconds_left": (len(pairs) - done) / rate})  # fmt: skip
 
-    return say
+    return report

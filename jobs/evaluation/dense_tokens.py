@@ -4,7 +4,7 @@ A side that the encoder's stride does not divide is padded with zeros on both en
 padded picture (DINOv2's centre padding; the official code does not cut the tokens back either). Pictures that are smaller than the
 largest of their batch are padded below and to the right, where the target is to be ignored.
 
-Two habits of the official probes are here to be asked for. Their ConvNeXts are padded to a multiple of 4, their stem's stride, and not of
+Two habits of the official probes are options here. Their ConvNeXts are padded to a multiple of 4, their stem's stride, and not of
 32: what is left over at 32 has no token. And their encoder is in training mode while the head learns, so that its rotary embedding draws a
 scale a forward; batch norms stay in eval mode here, because theirs has none and a moving statistic would change the frozen encoder.
 Axes: B pictures, H × W grid, D channels.
@@ -29,18 +29,20 @@ CONVNEXT_STEM_PX = 4
 
 
 def stacked(pictures: Sequence[Pixels], side_hw: tuple[int, int] | None = None) -> tuple[Pixels, list[tuple[int, int]]]:
-    """Pictures (h, w, 3) in one array (B, H, W, 3), zeros below and to the right, and their own sizes; `side_hw` is the least H and W."""
+    """Stack pictures (h, w, 3) into (B, H, W, 3), zeros below and to the right; returns their own sizes too. `side_hw` is the least H and
+    W.
+    """
     sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
     largest = [max(side, *(size[axis] for size in sizes)) for axis, side in enumerate(side_hw or (0, 0))]
     pixels = np.zeros((len(pictures), *largest, 3), np.uint8)
-    for place, picture in enumerate(pictures):
-        pixels[place, : picture.shape[0], : picture.shape[1]] = picture
+    for index, picture in enumerate(pictures):
+        pixels[index, : picture.shape[0], : picture.shape[1]] = picture
     return pixels, sizes
 
 
 @contextmanager
 def training_mode(encoder: Encoder, on: bool) -> Iterator[None]:
-    """The encoder in training mode, batch norms excepted, for a `with`; in eval mode after it, whatever happens."""
+    """Put the encoder into training mode, batch norms excepted, for a `with`; it is in eval mode after it, whatever happens."""
     encoder.train(on)
     for module in encoder.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -52,20 +54,22 @@ def training_mode(encoder: Encoder, on: bool) -> Iterator[None]:
 
 
 def padding_px(encoder: Encoder, official: bool) -> int:
-    """Of what the sides of an input are made a multiple: the stride; by the official depth probe a ConvNeXt's stem."""
+    """Return the number that the sides of an input are padded to a multiple of: the stride; by the official depth probe a ConvNeXt's
+    stem.
+    """
     return CONVNEXT_STEM_PX if official and isinstance(encoder, ConvNextEncoder) else encoder.stride_px
 
 
 @torch.no_grad()
 def patch_tokens(teacher: Teacher, pixels_BHWC: Pixels, sizes: Sequence[tuple[int, int]], multiple_px: int | None = None) -> Tensor:
-    """(B, H, W, D) fp32 on the model's device; beyond each picture's own size the encoder sees zeros, the mean colour.
+    """Compute tokens (B, H, W, D), fp32 on the model's device; beyond each picture's own size the encoder sees zeros, the mean colour.
 
     Sides are padded to a multiple of `multiple_px`, by default the stride; by a smaller one the rest beyond the last whole token is lost.
     """
     x_BCHW = teacher.spec.preprocessing.apply(torch.from_numpy(pixels_BHWC).to(teacher.device)).contiguous()
-    for place, (height, width) in enumerate(sizes):
-        x_BCHW[place, :, height:] = 0
-        x_BCHW[place, :, :, width:] = 0
+    for index, (height, width) in enumerate(sizes):
+        x_BCHW[index, :, height:] = 0
+        x_BCHW[index, :, :, width:] = 0
     stride, (height, width) = teacher.encoder.stride_px, x_BCHW.shape[-2:]
     missing_h, missing_w = -height % (multiple_px or stride), -width % (multiple_px or stride)
     if missing_h or missing_w:

@@ -1,8 +1,8 @@
 """Monocular depth of a model by a linear head over bins: NYUv2's layout, or any folder of pictures and depth.
 
-See `student.depth` for the protocol and `storage.dense_pairs` for the layouts. NYU's white frame and Eigen's crop are applied to pictures
-that are listed in NYU's files, and to others when asked for. By the official protocol the encoder is in training mode while the head learns
-and a ConvNeXt's input is padded to a multiple of 4 (`dense_tokens`); by ours neither.
+See `student.probes.depth` for the protocol and `storage.images.dense_pairs` for the layouts. NYU's white frame and Eigen's crop are applied
+to pictures that are listed in NYU's files, and to others when asked for. By the official protocol the encoder is in training mode while the
+head learns and a ConvNeXt's input is padded to a multiple of 4 (`dense_tokens`); by ours neither.
 """
 
 from collections.abc import Mapping
@@ -27,16 +27,16 @@ from ...student.probes.depth import (
     valid_depth,
 )
 from ...teachers.registry.teacher import Teacher
-from .dense import DenseEvaluation, HeadOptions, open_dense_model, refuse_other_size, run_dense, said_progress
+from .dense import DenseEvaluation, HeadOptions, open_dense_model, progress_reporter, refuse_other_size, run_dense
 from .dense_tokens import padding_px, patch_tokens, stacked
 
 OFFICIAL = {"name": "official", "encoder": "training mode while the head learns", "convnext": "padded to a multiple of 4"}
-"""What a record of the official protocol says besides; one without a name is ours."""
+"""Protocol fields that only a record of the official protocol has; one without a name is ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthOptions(HeadOptions):
-    """Of which model over which depth maps depth is measured, and how."""
+    """A depth evaluation: of which model, over which depth maps, and how."""
 
     nyu_crops: bool | None = None
     """Cut NYU's white frame off and measure inside Eigen's crop; None: for NYU's lists of files."""
@@ -47,7 +47,7 @@ class DepthOptions(HeadOptions):
 
 
 def evaluate_depth(options: DepthOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """rmse (m), abs_rel and delta1 on the validation pictures, means over pictures; kept beside the model.
+    """Return rmse (m), abs_rel and delta1 on the validation pictures, means over pictures; kept beside the model.
 
     Raises `BadInput` before any step where a split has no depth that counts.
     """
@@ -56,7 +56,7 @@ def evaluate_depth(options: DepthOptions, on_event: OnEvent = ignore_event) -> d
     view, recipe = replace(options.view, nyu_crops=crops), options.recipe(options.head)
     if options.size_px is not None:
         view = replace(view, crop_hw=(options.size_px, options.size_px))
-    subject = open_dense_model(options)
+    model = open_dense_model(options)
     pairs = {split: depth_pairs(data, split) for split in ("train", "val")}
     _refuse_no_depth(pairs, per_metre, view)
     protocol = {
@@ -71,7 +71,7 @@ def evaluate_depth(options: DepthOptions, on_event: OnEvent = ignore_event) -> d
         measure=lambda teacher, head: _measure(teacher, head, pairs["val"], per_metre, view, options.official, on_event),
         encoder_trains=lambda step: options.official, padding_px=lambda teacher: padding_px(teacher.encoder, options.official),
     )  # fmt: skip
-    return run_dense(evaluation, subject, protocol, options, on_event)
+    return run_dense(evaluation, model, protocol, options, on_event)
 
 
 def _read(pair: Pair, per_metre: float) -> tuple[Pixels, Metres]:
@@ -90,12 +90,12 @@ def _refuse_no_depth(pairs: Mapping[str, list[Pair]], per_metre: float, view: De
 def _measure(
     teacher: Teacher, head: DenseHead, pairs: list[Pair], per_metre: float, view: DepthView, official: bool, on_event: OnEvent
 ) -> dict[str, Any]:
-    found, say = [], said_progress("depth", pairs, on_event)
+    metrics, report = [], progress_reporter("depth", pairs, on_event)
     for done, pair in enumerate(pairs, start=1):
         picture, truth_m = _read(pair, per_metre)
         logits = head(patch_tokens(teacher, *stacked([picture, picture[:, ::-1]]), padding_px(teacher.encoder, official)))
         guess_m = predicted_depth(logits, (truth_m.shape[0], truth_m.shape[1]), view)
-        found.append(depth_metrics(guess_m, truth_m, valid_depth(truth_m, view)))
-        say(done)
-    counted = [one for one in found if np.isfinite(one["rmse"])]
-    return {name: float(np.mean([one[name] for one in counted])) for name in ("rmse", "abs_rel", "delta1")}
+        metrics.append(depth_metrics(guess_m, truth_m, valid_depth(truth_m, view)))
+        report(done)
+    counted = [picture_metrics for picture_metrics in metrics if np.isfinite(picture_metrics["rmse"])]
+    return {name: float(np.mean([picture_metrics[name] for picture_metrics in counted])) for name in ("rmse", "abs_rel", "delta1")}

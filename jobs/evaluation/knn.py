@@ -2,7 +2,7 @@
 
 All three protocols (paper, official, ours) and both features (class token and mean patch token) come out of one pass. A model sees the
 centre crop at its own input size, or at `size_px`. A limit takes a keyed random sample of the images, the same for every model, so that
-sorted folders do not give one class only. `evaluate_knn` is what the command does: it keeps its result under the digest of everything
+sorted folders do not give one class only. `evaluate_knn` is the command's function: it records its result under the digest of everything
 that decides it.
 """
 
@@ -38,8 +38,8 @@ from .labelled_features import (
     sample_images,
     warn_upright,
 )
-from .models import CachedModel, Model, cached_features_of, open_subject
-from .split_checks import check_classes, check_overlap, digests_of, shared_places
+from .models import CachedModel, Model, cached_features_of, open_evaluated
+from .split_checks import check_classes, check_overlap, digests_of, shared_indices
 
 __all__ = [
     "EvaluationSize", "KnnOptions", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features",
@@ -55,48 +55,48 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 def evaluated(
-    evaluation: str, subject: Model | CachedModel, protocol: dict[str, Any], compute: Callable[[], dict[str, Any]], on_event: OnEvent
+    evaluation: str, model: Model | CachedModel, protocol: dict[str, Any], compute: Callable[[], dict[str, Any]], on_event: OnEvent
 ) -> dict[str, Any]:
-    """Results of a protocol: from its record when there is one, else computed and kept.
+    """Return the results of a protocol: from its record when there is one, else computed and recorded.
 
     Returns the results with `model`, `seconds`, `record` (the file) and `already`.
     """
-    whole = {**protocol, "model": subject.identity}
-    record = find_record(subject.folder, evaluation, whole)
+    full_protocol = {**protocol, "model": model.identity}
+    record = find_record(model.folder, evaluation, full_protocol)
     already = record is not None
     if record is None:
-        on_event({"event": evaluation, "model": subject.name})
+        on_event({"event": evaluation, "model": model.name})
         started = time.perf_counter()
         results = compute()
         seconds = time.perf_counter() - started
         try:
-            record = write_record(subject.folder, evaluation, whole, results, seconds)
+            record = write_record(model.folder, evaluation, full_protocol, results, seconds)
         except StoreUnavailable as error:
             on_event({"event": "warning", "text": f"the result is not kept, only shown: {error}; --out names another folder"})
-            return {"model": subject.name, **results, "seconds": round(seconds, 3), "record": None, "already": False}
-    where = str(record_path(subject.folder, evaluation, whole))
-    return {"model": subject.name, **record["results"], "seconds": record["seconds"], "record": where, "already": already}
+            return {"model": model.name, **results, "seconds": round(seconds, 3), "record": None, "already": False}
+    where = str(record_path(model.folder, evaluation, full_protocol))
+    return {"model": model.name, **record["results"], "seconds": record["seconds"], "record": where, "already": already}
 
 
 def splits_of(options: ClassifiedOptions, on_event: OnEvent) -> tuple[Model | CachedModel, Split, Split]:
-    """The model, the training and the test split; raises `BadInput` for classes or images that cannot give a figure."""
+    """Return the model, the training and the test split; raises `BadInput` for classes or images that cannot give a figure."""
     names, store = options.datasets(), open_store(options.store)
-    subject = open_subject(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
+    model = open_evaluated(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
     train, test = (open_data(store, name, on_event) for name in names)
-    train_split = Split(subject, store, train, options, options.train_images, "train")
-    test_split = Split(subject, store, test, options, options.test_images, "test")
+    train_split = Split(model, store, train, options, options.train_images, "train")
+    test_split = Split(model, store, test, options, options.test_images, "test")
     check_classes(train_split, test_split, on_event)
-    return subject, train_split, test_split
+    return model, train_split, test_split
 
 
 def images_in_both(train: Split, test: Split, allowed: bool, on_event: OnEvent) -> int:
-    """How many of the test images are training images as well; `BadInput` for more than a few, unless they are `allowed`."""
+    """Return how many test images are training images as well; raises `BadInput` for more than a few, unless they are `allowed`."""
     images = test.images
     digests = list(digests_of(test.dataset, images.tolist()))
     say_distilled_on(test, digests, on_event)
     return check_overlap(
         digests_of(train.dataset, train.images.tolist()), digests,
-        lambda place: test.dataset.row(int(images[place])).id, where=f"{train.dataset.key} is learnt from, {test.dataset.key} tested on",
+        lambda index: test.dataset.row(int(images[index])).id, where=f"{train.dataset.key} is learnt from, {test.dataset.key} tested on",
         allowed=allowed, on_event=on_event,
     )  # fmt: skip
 
@@ -106,72 +106,72 @@ def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -
 
     It never saw their labels, so that is no refusal; it saw the images, which a figure on new ones would not have in common.
     """
-    recorded = read_record(Path(test.subject.name), "identities.json").get("views", []) if isinstance(test.subject, Model) else []
+    recorded = read_record(Path(test.model.name), "identities.json").get("views", []) if isinstance(test.model, Model) else []
     datasets = [test.store.view_set(key).dataset for key in recorded if key in test.store.list_view_sets()]
-    if seen := shared_places((digest for one in datasets for digest in digests_of(one)), digests):
-        names = ", ".join(one.key for one in datasets)
-        text = f"{len(seen):,} of {len(digests):,} test images are among those that {test.subject.name} was distilled on ({names})"
+    if shared := shared_indices((digest for dataset in datasets for digest in digests_of(dataset)), digests):
+        names = ", ".join(dataset.key for dataset in datasets)
+        text = f"{len(shared):,} of {len(digests):,} test images are among those that {test.model.name} was distilled on ({names})"
         on_event({"event": "note", "text": f"{text}; it never saw their labels"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnOptions(ClassifiedOptions):
-    """Of which model over which datasets nearest neighbours are asked for."""
+    """A kNN evaluation: of which model, over which datasets."""
 
 
 def evaluate_knn(options: KnnOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """kNN of a model (see `open_subject`) with neighbours from one dataset and questions from the other, kept in its folder.
+    """Return kNN accuracy of a model (see `open_evaluated`): neighbours from one dataset, queries from the other; kept in its folder.
 
     Accuracies in percent by the paper's protocol, the official one and ours.
     """
-    subject, train, test = splits_of(options, on_event)
+    model, train, test = splits_of(options, on_event)
     in_both = images_in_both(train, test, options.allow_overlap, on_event)
     upright = read_upright(train, test)
-    warn_upright(subject, upright, "the figures named paper and official are left out", on_event)
+    warn_upright(model, upright, "the figures named paper and official are left out", on_event)
     protocol = {"train": train.protocol(), "test": test.protocol(), **({"ours": PROTOCOLS["ours"]} if upright else PROTOCOLS)}
     if options.dry_run:
-        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
+        return {"dry_run": True, "model": options.model, "folder": str(model.folder), "protocol": protocol}
 
     def compute() -> dict[str, Any]:
         names = train.dataset.label_names
         bank, queries = train.features(names, on_event), test.features(names, on_event)
         device = choose_device(options.device).value
-        found = compare(bank.embeddings, bank.labels, queries.embeddings, queries.labels, device=device, on_event=on_event)
-        if isinstance(subject, CachedModel):
-            readers = [subject.over(split.dataset.digest) for split in (train, test)]
-            found[mean_patch_name(*readers)] = found.pop("mean_patch")
-            found = {"train": readers[0].key, "test": readers[1].key, **found}
-        said = upright or differences(test.size_px)
-        return {"size_px": test.size_px, **said, "test_images_in_train": in_both, **(ours_alone(found) if upright else found)}
+        results = compare(bank.embeddings, bank.labels, queries.embeddings, queries.labels, device=device, on_event=on_event)
+        if isinstance(model, CachedModel):
+            readers = [model.over(split.dataset.digest) for split in (train, test)]
+            results[mean_patch_name(*readers)] = results.pop("mean_patch")
+            results = {"train": readers[0].key, "test": readers[1].key, **results}
+        remarks = upright or differences(test.size_px)
+        return {"size_px": test.size_px, **remarks, "test_images_in_train": in_both, **(ours_alone(results) if upright else results)}
 
-    return evaluated("knn", subject, protocol, compute, on_event)
+    return evaluated("knn", model, protocol, compute, on_event)
 
 
 def differences(size_px: int) -> dict[str, Any]:
-    """In what a run's images differ from those of the paper, which classifies at 224 px; {} when they do not."""
-    said = f"the input is {size_px} px, the paper's {PAPER_SIZE_PX}; --size {PAPER_SIZE_PX} measures as it does"
-    return {"differs_from_paper": [said]} if size_px != PAPER_SIZE_PX else {}
+    """Return in what a run's images differ from those of the paper, which classifies at 224 px; {} when they do not."""
+    text = f"the input is {size_px} px, the paper's {PAPER_SIZE_PX}; --size {PAPER_SIZE_PX} measures as it does"
+    return {"differs_from_paper": [text]} if size_px != PAPER_SIZE_PX else {}
 
 
-def ours_alone(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of `compare` without those by published protocols, which read images as stored."""
-    return {name: {"ours": one["ours"]} if isinstance(one, Mapping) else one for name, one in found.items()}
+def ours_alone(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of `compare` without those by published protocols, which read images as stored."""
+    return {name: {"ours": figures["ours"]} if isinstance(figures, Mapping) else figures for name, figures in results.items()}
 
 
 def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
-    """kNN of a run folder or a named teacher at once, nothing kept: percent by protocol and feature over two datasets of the store."""
+    """Return kNN percent of a run folder or a teacher by protocol and feature over two datasets of the store; nothing is recorded."""
     started = time.perf_counter()
     teacher = load_teacher(resolve_teacher(model, size_px=size.size_px), choose_device(size.device).value)
     bank, queries = (store.dataset(name).read_as("stored") for name in (train, test))
-    chosen = sample_images(bank, size.train_images, "train"), sample_images(queries, size.test_images, "test")
-    embedded = [embed_images(teacher, one, images, size) for one, images in zip((bank, queries), chosen, strict=True)]
-    result = compare(embedded[0], bank.labels()[chosen[0]], embedded[1], labels_as(queries, bank.label_names)[chosen[1]])
+    images_of = sample_images(bank, size.train_images, "train"), sample_images(queries, size.test_images, "test")
+    embeddings = [embed_images(teacher, dataset, images, size) for dataset, images in zip((bank, queries), images_of, strict=True)]
+    result = compare(embeddings[0], bank.labels()[images_of[0]], embeddings[1], labels_as(queries, bank.label_names)[images_of[1]])
     size_px = teacher.spec.preprocessing.size_px
     return {"model": model, "size_px": size_px, **result, "seconds": time.perf_counter() - started}
 
 
 def knn_of_features(store: FeatureStore, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
-    """kNN of a teacher from its cached tokens, nothing kept: `train` and `test` are feature sets of the store, made by one teacher.
+    """Return kNN percent of a teacher from its cached tokens; `train` and `test` are its feature sets. Nothing is recorded.
 
     Of tokens of images that were turned upright only our protocol is measured: the others read images as stored.
     """
@@ -179,19 +179,19 @@ def knn_of_features(store: FeatureStore, train: str, test: str, size: Evaluation
     bank, queries = store.features(train), store.features(test)
     if bank.identity["teacher"] != queries.identity["teacher"]:
         raise CacheMismatch(f"{bank.key} and {queries.key} were made by different teachers; compare tokens of one teacher")
-    chosen = cached_images(bank, size.train_images, "train"), cached_images(queries, size.test_images, "test")
-    embedded = [read_embeddings(one, images) for one, images in zip((bank, queries), chosen, strict=True)]
+    images_of = cached_images(bank, size.train_images, "train"), cached_images(queries, size.test_images, "test")
+    embeddings = [read_embeddings(reader, images) for reader, images in zip((bank, queries), images_of, strict=True)]
     names = bank.views.dataset.label_names
-    labels = [labels_as(one.views.dataset, names)[images] for one, images in zip((bank, queries), chosen, strict=True)]
-    result = compare(embedded[0], labels[0], embedded[1], labels[1])
-    if any(one.views.dataset.orientation != "stored" for one in (bank, queries)):
+    labels = [labels_as(reader.views.dataset, names)[images] for reader, images in zip((bank, queries), images_of, strict=True)]
+    result = compare(embeddings[0], labels[0], embeddings[1], labels[1])
+    if any(reader.views.dataset.orientation != "stored" for reader in (bank, queries)):
         result = ours_alone(result)
     result[mean_patch_name(bank, queries)] = result.pop("mean_patch")
     return {"train": bank.key, "test": queries.key, **result, "seconds": time.perf_counter() - started}
 
 
 def mean_patch_name(*readers: FeatureReader) -> str:
-    """What the mean over stored patch tokens is called: an approximation has a name of its own, so that nobody compares it unawares."""
+    """Return the result key of the mean over stored patch tokens: an approximation has its own, so that nobody compares it unawares."""
     layouts = [reader.layout for reader in readers]
     sampled = "_sampled" if any(layout.tokens_per_view is not None for layout in layouts) else ""
     resampled = "_resampled" if any(layout.resampled_from is not None for layout in layouts) else ""
@@ -202,20 +202,20 @@ def compare(
     bank: Embeddings, bank_labels: Int64s, queries: Embeddings, query_labels: Int64s, *, device: str = "cpu",
     on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
-    """`{"cls": {"paper": %, "ours": %, "official": {"10": %, …}}, "mean_patch": {…}, "train_images": N, "test_images": N}`."""
+    """Return `{"cls": {"paper": %, "ours": %, "official": {"10": %, …}}, "mean_patch": {…}, "train_images": N, "test_images": N}`."""
     result: dict[str, Any] = {"train_images": len(bank_labels), "test_images": len(query_labels)}
     if cut := [k for k in sorted({PAPER_K, *OFFICIAL_KS}) if k > len(bank_labels)]:
-        words = f"k of {', '.join(map(str, cut))} is above the {len(bank_labels)} training images and becomes {len(bank_labels)}"
-        on_event({"event": "note", "text": f"{words}, as in the official code"})
+        text = f"k of {', '.join(map(str, cut))} is above the {len(bank_labels)} training images and becomes {len(bank_labels)}"
+        on_event({"event": "note", "text": f"{text}, as in the official code"})
     pairs = {"cls": (bank.cls_ND, queries.cls_ND), "mean_patch": (bank.mean_patch_ND, queries.mean_patch_ND)}
     for feature, (train_ND, test_ND) in pairs.items():
         if train_ND is None or test_ND is None:
             continue
-        shown = {"event": "progress", "stage": f"neighbours by {feature}", "total": len(test_ND), "unit": "images"}
+        event = {"event": "progress", "stage": f"neighbours by {feature}", "total": len(test_ND), "unit": "images"}
 
-        def said(done: int, shown: dict[str, Any] = shown) -> None:
-            on_event({**shown, "done": done})
+        def on_done(done: int, event: dict[str, Any] = event) -> None:
+            on_event({**event, "done": done})
 
-        found = nearest_neighbours(train_ND, bank_labels, test_ND, query_labels, device=device, on_done=said)
-        result[feature] = found.figures()
+        accuracy = nearest_neighbours(train_ND, bank_labels, test_ND, query_labels, device=device, on_done=on_done)
+        result[feature] = accuracy.figures()
     return result

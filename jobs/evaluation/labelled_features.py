@@ -1,4 +1,4 @@
-"""Features and labels of a labelled dataset, for what classifies images: kNN, the linear probe, zero-shot.
+"""Features and labels of a labelled dataset, for the evaluations that classify images: kNN, the linear probe, zero-shot.
 
 A dataset is one of a store, by name, or a folder, tars or Parquet files, which are indexed into the store first (once: a source that the
 store has indexed is taken as it is, and every image read is compared with the index). Whole datasets go through the store
@@ -46,7 +46,7 @@ Int64s = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EvaluatedImages:
-    """Which images a model is tested on, and how they come to it."""
+    """Which images a model is tested on, and at what input."""
 
     test_images: int | None = None
     """A random sample of this many; None: all."""
@@ -66,7 +66,7 @@ class EvaluationSize(EvaluatedImages):
     train_images: int | None = None
     """A random sample of this many; None: all."""
     allow_overlap: bool = False
-    """Test images that are also learnt from are said instead of refused."""
+    """Test images that are also trained on are a warning instead of an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,9 @@ class LabelledSplit(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """One split of an evaluation: a dataset, or a sample of it, seen by a subject."""
+    """One split of an evaluation: a dataset, or a sample of it, and the model that computes its features."""
 
-    subject: Model | CachedModel
+    model: Model | CachedModel
     store: FeatureStore
     dataset: ImageDataset
     size: EvaluatedImages
@@ -123,25 +123,25 @@ class Split:
     """train or test: two samples of one dataset are different ones."""
 
     def protocol(self) -> dict[str, Any]:
-        """What decides the split's features, besides the model."""
+        """Return what decides the split's features, besides the model."""
         images = {"dataset": self.dataset.key, "digest": self.dataset.digest, "images": len(self.dataset), "sample": self.limit}
         images |= {} if self.dataset.indexed == "stored" else {"orientation": self.decoded.orientation}
-        if isinstance(self.subject, CachedModel):
-            reader = self.subject.over(self.dataset.digest)
+        if isinstance(self.model, CachedModel):
+            reader = self.model.over(self.dataset.digest)
             return {**images, "features": reader.key, "features_digest": reader.digest}
-        prep = self.subject.spec.preprocessing
+        prep = self.model.spec.preprocessing
         view = {"crop": "center", "fraction": self.size.crop_fraction, "size_px": prep.size_px, "interpolation": prep.interpolation}
         return {**images, "view": view}
 
     @property
     def decoded(self) -> ImageDataset:
         """The images as the model saw them: read as stored, but for cached tokens as they were extracted."""
-        return self.subject.over(self.dataset.digest).views.dataset if isinstance(self.subject, CachedModel) else self.dataset
+        return self.model.over(self.dataset.digest).views.dataset if isinstance(self.model, CachedModel) else self.dataset
 
     @property
     def size_px(self) -> int:
         """Side of the model's input."""
-        size_px: int = self.subject.identity["preprocessing"]["size_px"]
+        size_px: int = self.model.identity["preprocessing"]["size_px"]
         return size_px
 
     @property
@@ -151,23 +151,23 @@ class Split:
 
     def features(self, classes: list[str], on_event: OnEvent) -> LabelledSplit:
         """Compute or read them; images without tokens are left out."""
-        if isinstance(self.subject, CachedModel):
-            reader = self.subject.over(self.dataset.digest)
+        if isinstance(self.model, CachedModel):
+            reader = self.model.over(self.dataset.digest)
         elif self.limit is None or self.limit >= len(self.dataset):
             reader = pooled_features(
-                self.store, self.dataset, self.subject, device=choose_device(self.size.device).value,
+                self.store, self.dataset, self.model, device=choose_device(self.size.device).value,
                 crop_fraction=self.size.crop_fraction, batch_size=self.size.batch_size, on_event=on_event,
             )  # fmt: skip
         else:
             images = sample_images(self.dataset, self.limit, self.purpose)
-            found = embed_images(self.subject.load(choose_device(self.size.device).value), self.dataset, images, self.size)
-            return LabelledSplit(found, labels_as(self.dataset, classes)[images], images)
+            embeddings = embed_images(self.model.load(choose_device(self.size.device).value), self.dataset, images, self.size)
+            return LabelledSplit(embeddings, labels_as(self.dataset, classes)[images], images)
         images = cached_images(reader, self.limit, self.purpose)
         return LabelledSplit(read_embeddings(reader, images, on_event), labels_as(self.dataset, classes)[images], images)
 
 
 def open_data(store: FeatureStore, name: str, on_event: OnEvent = ignore_event) -> ImageDataset:
-    """A dataset of the store by name or key, or a source that is indexed into it under its folder's name.
+    """Open a dataset of the store by name or key, or index a source into the store under its folder's name.
 
     Images are read as they are stored, as the paper's and the official evaluations read them, also those of a dataset that was indexed
     upright.
@@ -186,22 +186,22 @@ def open_data(store: FeatureStore, name: str, on_event: OnEvent = ignore_event) 
 
 
 def read_upright(*splits: Split) -> dict[str, str]:
-    """{"images_read": …} for a result over images that were turned (cached tokens may be of such), {} when all are read as stored."""
+    """Return {"images_read": …} for a result over images that were turned upright (cached tokens may be), {} when all are as stored."""
     keys = list(dict.fromkeys(split.decoded.key for split in splits if split.decoded.orientation != "stored"))
-    said = f"{' and '.join(keys)} upright; the paper's and the official evaluations read images as stored (index --orientation stored)"
-    return {"images_read": said} if keys else {}
+    text = f"{' and '.join(keys)} upright; the paper's and the official evaluations read images as stored (index --orientation stored)"
+    return {"images_read": text} if keys else {}
 
 
-def warn_upright(subject: Model | CachedModel, upright: Mapping[str, str], what: str, on_event: OnEvent) -> None:
+def warn_upright(model: Model | CachedModel, upright: Mapping[str, str], what: str, on_event: OnEvent) -> None:
     """Say what becomes of figures by published protocols over cached tokens of turned images."""
     if upright:
-        text = f"the tokens of {subject.name} were extracted from {upright['images_read']}: {what}"
+        text = f"the tokens of {model.name} were extracted from {upright['images_read']}: {what}"
         advice = "evaluate the model itself (its run, or its name with a store that holds no tokens of it), or tokens of such an index"
         on_event({"event": "warning", "text": f"{text}; {advice}"})
 
 
 def open_store(url: str | None) -> FeatureStore:
-    """The store at `url`; without one, the evaluations' own below $EUPE_PIPELINE_HOME, made when absent."""
+    """Open the store at `url`; without one, the evaluations' own below $EUPE_PIPELINE_HOME, made when absent."""
     if url is not None:
         return FeatureStore.open(url)
     folder = evaluations_folder() / "store"
@@ -210,18 +210,18 @@ def open_store(url: str | None) -> FeatureStore:
 
 
 def split_folders(folder: str) -> tuple[str, str]:
-    """The training and the test folder below `folder` (ImageNet's layout); raises `BadInput` that names what is missing."""
-    found = []
+    """Return the training and the test folder below `folder` (ImageNet's layout); raises `BadInput` that names what is missing."""
+    folders = []
     for names in (TRAIN_FOLDERS, TEST_FOLDERS):
-        there = [name for name in names if (Path(folder) / name).is_dir()]
-        if not there:
+        present = [name for name in names if (Path(folder) / name).is_dir()]
+        if not present:
             raise BadInput(f"{folder} has no folder {' or '.join(names)}; give --train and --test instead of --data")
-        found.append(str(Path(folder) / there[0]))
-    return found[0], found[1]
+        folders.append(str(Path(folder) / present[0]))
+    return folders[0], folders[1]
 
 
 def sample_images(dataset: ImageDataset, limit: int | None, purpose: str) -> Int64s:
-    """All images, or `limit` of them drawn without replacement, in index order."""
+    """Return all images, or `limit` of them drawn without replacement, in index order."""
     count = len(dataset)
     if limit is None or limit >= count:
         return np.arange(count)
@@ -229,36 +229,36 @@ def sample_images(dataset: ImageDataset, limit: int | None, purpose: str) -> Int
 
 
 def labels_as(dataset: ImageDataset, names: list[str]) -> Int64s:
-    """The dataset's labels as indexes into `names`, −1 for none; raises `BadInput` for a label that `names` lacks."""
+    """Return the dataset's labels as indexes into `names`, −1 for none; raises `BadInput` for a label that `names` lacks."""
     if stray := sorted(set(dataset.label_names) - set(names)):
         raise BadInput(
             f"{dataset.key} has labels that the neighbours' dataset lacks: {', '.join(stray[:5])}; compare sets of the same classes"
         )
-    places = np.array([names.index(name) for name in dataset.label_names] + [-1], np.int64)  # label −1 picks the last entry
-    return places[dataset.labels()]
+    index_of = np.array([names.index(name) for name in dataset.label_names] + [-1], np.int64)  # label −1 picks the last entry
+    return index_of[dataset.labels()]
 
 
 def embed_images(teacher: Teacher, dataset: ImageDataset, images: Int64s, size: EvaluatedImages) -> Embeddings:
-    """Features of some images of a dataset, centre crop, in the given order."""
+    """Compute features of some images of a dataset, centre crop, in the order of `images`."""
     return embed(teacher, center_batches(dataset, images, teacher, size))
 
 
 def center_batches(dataset: ImageDataset, images: Int64s, teacher: Teacher, size: EvaluatedImages) -> Iterator[NDArray[np.uint8]]:
-    """Centre crops (B, size, size, 3) of some images at the teacher's input size."""
-    wanted = teacher.spec.preprocessing.input
+    """Yield centre crops (B, size, size, 3) of some images at the teacher's input size."""
+    model_input = teacher.spec.preprocessing.input
     for start in range(0, len(images), size.batch_size):
         batch = images[start : start + size.batch_size].tolist()
-        yield np.stack([center_square(dataset.read_image(image), wanted, size.crop_fraction) for image in batch])
+        yield np.stack([center_square(dataset.read_image(image), model_input, size.crop_fraction) for image in batch])
 
 
 def cached_images(reader: FeatureReader, limit: int | None, purpose: str) -> Int64s:
-    """The sampled images that have tokens."""
+    """Return the sampled images that have tokens."""
     images = sample_images(reader.views.dataset, limit, purpose)
     return np.setdiff1d(images, reader.failed_rows() // reader.views.views_per_image)
 
 
 def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = ignore_event) -> Embeddings:
-    """View 0 of each image from a feature set: class tokens and mean patch tokens in the teacher's own space.
+    """Read view 0 of each image from a feature set: class tokens and mean patch tokens, de-normalised to the teacher's own space.
 
     Raises `BadInput` for tokens of distorted views: an evaluation is of what a teacher says about the images themselves.
     """
@@ -273,17 +273,17 @@ def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = i
         tokens = reader.read(rows[start : start + _READ_ROWS])
         scale = None if tokens.scale is None else torch.from_numpy(tokens.scale)
         # The mean commutes with the de-normalisation, which is affine and the same for every token. Of a sampled set it is the mean of
-        # the stored tokens: see `evaluate.mean_patch_name`.
+        # the stored tokens: see `knn.mean_patch_name`.
         mean_nD = statistics.denormalize_patch(mean_patch(torch.from_numpy(tokens.patch), scale, reader.codec).numpy())
         return None if tokens.cls is None else statistics.denormalize_cls(tokens.cls.astype(np.float32)), mean_nD
 
-    found, starts = [], range(0, len(rows), _READ_ROWS)
+    chunks, starts = [], range(0, len(rows), _READ_ROWS)
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read") as pool:
-        for start, one in zip(starts, pool.map(chunk, starts), strict=True):
-            found.append(one)
+        for start, tokens in zip(starts, pool.map(chunk, starts), strict=True):
+            chunks.append(tokens)
             done = min(start + _READ_ROWS, len(rows))
             on_event({"event": "progress", "stage": f"read {reader.name}", "done": done, "total": len(rows), "unit": "images"})
-    if not found:
+    if not chunks:
         raise BadInput(f"{reader.key} has no tokens of these images")
-    classes = [cls for cls, _ in found if cls is not None]
-    return Embeddings(np.concatenate(classes) if classes else None, np.concatenate([mean for _, mean in found]))
+    classes = [cls for cls, _ in chunks if cls is not None]
+    return Embeddings(np.concatenate(classes) if classes else None, np.concatenate([mean for _, mean in chunks]))

@@ -1,4 +1,4 @@
-"""The linear probe of a model or of cached tokens over two labelled datasets; see `student.linear_probe` for the protocol.
+"""The linear probe of a model or of cached tokens over two labelled datasets; see `student.probes.linear`.
 
     FOLDER/evaluations/linear-<digest12>.partial.json      the sweep so far: a stopped probe goes on at its next value
 
@@ -25,7 +25,7 @@ from .labelled_features import ClassifiedOptions, LabelledSplit, read_upright, w
 
 @dataclass(frozen=True, kw_only=True)
 class LinearOptions(ClassifiedOptions):
-    """Of which model over which datasets a linear probe is fitted, and how."""
+    """A linear probe: of which model, over which datasets, and how it is fitted."""
 
     seed: int = 0
     """Of the tenth of the training images on which the probe's strength is chosen."""
@@ -34,20 +34,20 @@ class LinearOptions(ClassifiedOptions):
 
 
 def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Top-1 accuracy in percent on the test set, the chosen C, and validation accuracy by C; kept in the model's folder."""
+    """Return top-1 accuracy in percent on the test set, the chosen C, and validation accuracy by C; kept in the model's folder."""
     seed, powers = options.seed, options.powers
-    subject, train, test = splits_of(options, on_event)
+    model, train, test = splits_of(options, on_event)
     in_both = images_in_both(train, test, options.allow_overlap, on_event)
-    feature = "cls" if subject.identity["cls_dim"] is not None else "mean_patch"
+    feature = "cls" if model.identity["cls_dim"] is not None else "mean_patch"
     protocol = {
         "train": train.protocol(), "test": test.protocol(), "feature": feature, "powers_of_c": list(powers), "seed": seed,
         "validation": VALIDATION_SHARE, "solver": "L-BFGS, float64, weight decay 1/C, bias free, fitted again on all training images",
     }  # fmt: skip
     upright = read_upright(train, test)
-    warn_upright(subject, upright, "the figure is not the published protocol's", on_event)
+    warn_upright(model, upright, "the figure is not the published protocol's", on_event)
     if options.dry_run:
-        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
-    partial = record_path(subject.folder, "linear", {**protocol, "model": subject.identity}).with_suffix(PARTIAL)
+        return {"dry_run": True, "model": options.model, "folder": str(model.folder), "protocol": protocol}
+    partial = record_path(model.folder, "linear", {**protocol, "model": model.identity}).with_suffix(PARTIAL)
 
     def compute() -> dict[str, Any]:
         names, device = train.dataset.label_names, choose_device(options.device).value
@@ -56,7 +56,7 @@ def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) ->
         counts = {"train_images": len(bank[1]), "test_images": len(queries[1]), "test_images_in_train": in_both, "classes": len(names)}
         return {**counts, **upright, "feature": feature, **result}
 
-    return evaluated("linear", subject, protocol, compute, on_event)
+    return evaluated("linear", model, protocol, compute, on_event)
 
 
 Labelled = tuple[Tensor, Tensor]
@@ -80,11 +80,11 @@ def _probe(
     known = json.loads(partial.read_text()) if partial.is_file() else {}
     chosen = sweep(*bank, classes, powers=powers, seed=seed, known=known, on_value=keep)
     probe = fit(bank[0].double(), bank[1], classes, 10.0**chosen.power)
-    found = {
+    results = {
         "top1": probe.percent_right(queries[0].double(), queries[1]),
         "validation_top1": chosen.accuracies[f"{chosen.power:g}"],
         "c": 10.0**chosen.power,
         "validation_by_power": chosen.accuracies,
     }
     partial.unlink(missing_ok=True)
-    return found
+    return results

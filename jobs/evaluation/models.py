@@ -1,6 +1,6 @@
-"""What is evaluated: a run's folder, an exported folder or a checkpoint file, a teacher by name, or cached tokens.
+"""Open the model that is evaluated: a run's folder, an exported folder or a checkpoint file, a teacher by name, or cached tokens.
 
-The first three compute, cached tokens are read; an evaluation says what it needs of them. Results of a folder are kept in it. Those of a
+The first three compute, cached tokens are read; each evaluation states which it takes. Results of a folder are kept in it. Those of a
 teacher, of a file and of cached tokens go to `--out`, or to `evaluations/NAME@DIGEST` below $EUPE_PIPELINE_HOME: they belong to no store,
 because the same weights give the same numbers over any of them. An ONNX or ExecuTorch export is refused: it is checked against the student
 when it is written, and the timm or transformers folder beside it gives the same tokens.
@@ -31,7 +31,7 @@ _CHECKPOINTS = (".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class Model:
-    """Something that computes tokens: decided, not yet loaded."""
+    """A model that computes tokens: resolved, not yet loaded."""
 
     name: str
     spec: TeacherSpec
@@ -56,14 +56,14 @@ class CachedModel:
     folder: Path
 
     def over(self, dataset_digest: str) -> FeatureReader:
-        """Its only complete feature set over a dataset; raises `BadInput` for none or several."""
+        """Return its only complete feature set over a dataset; raises `BadInput` for none or several."""
         return self.store.features(cached_features_of(self.store, self.name, dataset_digest))
 
 
-def open_subject(
+def open_evaluated(
     name: str, store: FeatureStore | None, *, size_px: int | None = None, weights: Path | None = None, out: Path | None = None
 ) -> Model | CachedModel:
-    """What `name` stands for; raises `BadInput` that says what it could have been.
+    """Open the model or the cached tokens that `name` stands for; raises `BadInput` that lists what it could have been.
 
     A folder or file comes first, then a feature set of the store, then a teacher's name.
     """
@@ -73,16 +73,16 @@ def open_subject(
     if store is not None and _named_sets(store, name):
         return open_cached(name, store, out)
     known = {key.split("@")[0] for key in store.list_features()} if store is not None else set()
-    place = f" with features in {store.url}" if store is not None else ""
-    raise unknown_name(f"run, exported folder, checkpoint or teacher{place}", name, [*known, *TEACHERS])
+    location = f" with features in {store.url}" if store is not None else ""
+    raise unknown_name(f"run, exported folder, checkpoint or teacher{location}", name, [*known, *TEACHERS])
 
 
 def open_model(name: str, size_px: int | None = None, weights: Path | None = None, out: Path | None = None) -> Model:
-    """A run, an exported folder, a checkpoint file or a named teacher; raises `BadInput` when it is none of these."""
+    """Open a run, an exported folder, a checkpoint file or a named teacher; raises `BadInput` when it is none of these."""
     path = Path(name)
     if (path / MODEL_FILE).is_file() or not path.exists():
         spec = resolve_teacher(name, size_px=size_px, weights=weights)
-        folder = path if path.is_dir() else _neutral(spec.name, spec.identity())
+        folder = path if path.is_dir() else _default_folder(spec.name, spec.identity())
         return Model(name, spec, out or folder, lambda device: load_teacher(spec, device))
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "export.json")):
         raise BadInput(f"{name} holds no trained model (no {MODEL_FILE}) and no exported one (no config.json); finish that run first")
@@ -91,42 +91,44 @@ def open_model(name: str, size_px: int | None = None, weights: Path | None = Non
 
 def _published(path: Path, size_px: int | None, out: Path | None) -> Model:
     record: dict[str, Any] = json.loads((path / "export.json").read_text()) if (path / "export.json").is_file() else {}
-    form = str(record.get("format"))
-    read_from = FORMATS[form].evaluated_from if form in FORMATS else "folder"
+    export_format = str(record.get("format"))
+    read_from = FORMATS[export_format].evaluated_from if export_format in FORMATS else "folder"
     if read_from is None:
-        raise BadInput(f"{path} is an export for {form}, which is not evaluated here; give the run, or its export as timm or transformers")
+        raise BadInput(
+            f"{path} is an export for {export_format}, which is not evaluated here; give the run, or its export as timm or transformers"
+        )
     source = path / record["files"][0] if read_from == "file" else path
     if source.is_file() and source.suffix not in _CHECKPOINTS:
         raise BadInput(f"{source} is no checkpoint: expected {' or '.join(_CHECKPOINTS)}, or a folder")
-    found = read_published(source)
-    prep = Preprocessing.from_dict(record["preprocessing"]) if read_from == "file" else found.preprocessing
+    published = read_published(source)
+    prep = Preprocessing.from_dict(record["preprocessing"]) if read_from == "file" else published.preprocessing
     file = source if source.is_file() else next(iter(sorted(source.glob("*.safetensors"))), source / "model.safetensors")
-    spec = _spec_of(found, prep, path, file)
+    spec = _spec_of(published, prep, path, file)
     spec = spec if size_px is None else spec.at_size(size_px)
-    folder = path if path.is_dir() else _neutral(spec.name, spec.identity())
-    return Model(str(path), spec, out or folder, lambda device: _loaded(found, spec, device))
+    folder = path if path.is_dir() else _default_folder(spec.name, spec.identity())
+    return Model(str(path), spec, out or folder, lambda device: _loaded(published, spec, device))
 
 
-def _spec_of(found: Published, prep: Preprocessing, path: Path, file: Path) -> TeacherSpec:
-    width, stride_px, cls = facts(found.architecture)
+def _spec_of(published: Published, prep: Preprocessing, path: Path, file: Path) -> TeacherSpec:
+    width, stride_px, cls = facts(published.architecture)
     side = prep.size_px // stride_px
-    return TeacherSpec(path.resolve().stem, found.architecture, file, file_sha256(file), prep, cls, width, width, (side, side))
+    return TeacherSpec(path.resolve().stem, published.architecture, file, file_sha256(file), prep, cls, width, width, (side, side))
 
 
-def _loaded(found: Published, spec: TeacherSpec, device: str) -> Teacher:
-    encoder = load_encoder(found.architecture, found.tensors)
+def _loaded(published: Published, spec: TeacherSpec, device: str) -> Teacher:
+    encoder = load_encoder(published.architecture, published.tensors)
     encoder.preprocessing = replace(spec.preprocessing)
     return Teacher(spec, encoder.to(device))
 
 
 def open_cached(name: str, store: FeatureStore, out: Path | None = None) -> CachedModel:
-    """A teacher's cached tokens, by the name or the key of its feature sets; raises `BadInput` when they were made by several teachers."""
-    identities = {digest(one): one for one in (store.features_identity(key)["teacher"] for key in _named_sets(store, name))}
+    """Open a teacher's cached tokens by the name or key of its feature sets; raises `BadInput` when several teachers made them."""
+    identities = {digest(identity): identity for identity in (store.features_identity(key)["teacher"] for key in _named_sets(store, name))}
     if len(identities) != 1:
         keys = ", ".join(_named_sets(store, name)) or "none"
         raise BadInput(f"{name!r} stands for feature sets of {len(identities)} different teachers in {store.url} ({keys}); give one key")
     identity = next(iter(identities.values()))
-    return CachedModel(name, store, identity, out or _neutral(name.split("@")[0], identity))
+    return CachedModel(name, store, identity, out or _default_folder(name.split("@")[0], identity))
 
 
 def _named_sets(store: FeatureStore, name: str) -> list[str]:
@@ -134,27 +136,31 @@ def _named_sets(store: FeatureStore, name: str) -> list[str]:
 
 
 def cached_features_of(store: FeatureStore, teacher: str, dataset_digest: str) -> str:
-    """Key of the only complete feature set of a teacher (name or key) over a dataset; raises `BadInput` for none or several.
+    """Return the key of the only complete feature set of a teacher (name or key) over a dataset; raises `BadInput` for none or several.
 
     A key stands for its teacher: over another dataset than its own, the teacher's set there is taken.
     """
     named = _named_sets(store, teacher)
     if not named:
         raise unknown_name(
-            f"run folder or teacher with features in {store.url}:", teacher, {k.split("@")[0] for k in store.list_features()}
+            f"run folder or teacher with features in {store.url}:", teacher, {key.split("@")[0] for key in store.list_features()}
         )
-    maker = store.features_identity(named[0])["teacher"] if teacher in named else None
-    candidates = named if maker is None else [k for k in store.list_features() if store.features_identity(k)["teacher"] == maker]
+    teacher_identity = store.features_identity(named[0])["teacher"] if teacher in named else None
+    candidates = (
+        named
+        if teacher_identity is None
+        else [key for key in store.list_features() if store.features_identity(key)["teacher"] == teacher_identity]
+    )
     readers = [reader for reader in map(store.features, candidates) if reader.views.dataset.digest == dataset_digest and reader.complete]
     exact = [reader for reader in readers if reader.key == teacher]
-    own = [reader for reader in readers if reader.name == teacher.split("@")[0]]
-    readers = exact or own or readers
+    same_name = [reader for reader in readers if reader.name == teacher.split("@")[0]]
+    readers = exact or same_name or readers
     readers = [reader for reader in readers if reader.views.dataset.orientation == "stored"] or readers  # as evaluations read images
     if len(readers) != 1:
-        found = ", ".join(reader.key for reader in readers) or "none"
+        keys = ", ".join(reader.key for reader in readers) or "none"
         raise BadInput(
             f"an evaluation of cached tokens needs one complete feature set of {teacher} over each dataset; over dataset "
-            f"{_key_of(store, dataset_digest)} there are {len(readers)}: {found}. Extract it, or give one by its key"
+            f"{_key_of(store, dataset_digest)} there are {len(readers)}: {keys}. Extract it, or give one by its key"
         )
     return readers[0].key
 
@@ -163,5 +169,5 @@ def _key_of(store: FeatureStore, dataset_digest: str) -> str:
     return next((key for key in store.list_datasets() if key.endswith(f"@{short(dataset_digest)}")), f"@{short(dataset_digest)}")
 
 
-def _neutral(name: str, identity: dict[str, Any]) -> Path:
+def _default_folder(name: str, identity: dict[str, Any]) -> Path:
     return evaluations_folder() / f"{name}@{short(digest(identity))}"

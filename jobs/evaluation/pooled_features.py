@@ -33,14 +33,14 @@ _RENDER_THREADS = 2
 def pooled_features(
     store: FeatureStore, dataset: ImageDataset, model: Model, *, device: str, crop_fraction: float, batch_size: int, on_event: OnEvent
 ) -> FeatureReader:
-    """The complete pooled set of a model over a dataset; what is missing is computed now, in memory where the store cannot be written."""
+    """Return the complete pooled set of a model over a dataset; computes what is missing, in memory where the store is read-only."""
     try:
-        reader = _begun(store, dataset, model, crop_fraction)
+        reader = _open_set(store, dataset, model, crop_fraction)
         if reader.missing_shards():
             check_writable(store.objects)
     except StoreUnavailable as error:
         on_event({"event": "warning", "text": f"features of {dataset.name} are not kept for the next evaluation: {error}"})
-        reader = _begun(FeatureStore(DryRunObjects(store.objects)), dataset, model, crop_fraction)
+        reader = _open_set(FeatureStore(DryRunObjects(store.objects)), dataset, model, crop_fraction)
     missing, views = reader.missing_shards(), reader.views
     if not missing:
         return reader
@@ -56,7 +56,7 @@ def pooled_features(
     return reader
 
 
-def _begun(store: FeatureStore, dataset: ImageDataset, model: Model, crop_fraction: float) -> FeatureReader:
+def _open_set(store: FeatureStore, dataset: ImageDataset, model: Model, crop_fraction: float) -> FeatureReader:
     views = ViewSet.create(store.objects, dataset, ViewSpec(kind="center", crop_fraction=crop_fraction), IMAGES_PER_SHARD)
     return _create(store, views, model)
 
@@ -74,23 +74,23 @@ def _create(store: FeatureStore, views: ViewSet, model: Model) -> FeatureReader:
 def _fill(reader: FeatureReader, shard: int, teacher: Teacher, batch_size: int) -> int:
     """Compute and commit one shard; returns its number of images."""
     views = reader.views
-    standing = views.read_shard(shard)
-    drawn = views.draw_shard(shard) if standing is None else standing
+    committed = views.read_shard(shard)
+    drawn = views.draw_shard(shard) if committed is None else committed
     count = len(drawn.crop)
     tokens, failed = reader.empty(count), dict[str, str]()
     tokens.patch[:] = 0
     if tokens.cls is not None:
         tokens.cls[:] = 0
-    wanted = teacher.spec.preprocessing.input
-    fresh = FreshViews.of(views, count) if standing is None else None
-    with RenderedShard(views, shard, drawn, [wanted], batch_size, _RENDER_THREADS, fresh) as batches:
+    model_input = teacher.spec.preprocessing.input
+    fresh = FreshViews.of(views, count) if committed is None else None
+    with RenderedShard(views, shard, drawn, [model_input], batch_size, _RENDER_THREADS, fresh) as batches:
         for batch in batches:
-            cls_BD, mean_BD = pooled(teacher, batch.pixels[wanted])
-            tokens.patch[batch.places] = mean_BD[:, None, None]
+            cls_BD, mean_BD = pooled(teacher, batch.pixels[model_input])
+            tokens.patch[batch.rows] = mean_BD[:, None, None]
             if tokens.cls is not None and cls_BD is not None:
-                tokens.cls[batch.places] = cls_BD
+                tokens.cls[batch.rows] = cls_BD
             failed |= batch.failed
-    if standing is None:
+    if committed is None:
         views.commit_shard(shard, drawn, failed)
     record = views.group.record(shard)
     assert record is not None
@@ -99,6 +99,6 @@ def _fill(reader: FeatureReader, shard: int, teacher: Teacher, batch_size: int) 
 
 
 def pooled(teacher: Teacher, pixels_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
-    """Class tokens (B, D), None without any, and mean patch tokens (B, D) of some pixels, fp32."""
+    """Compute class tokens (B, D), None without any, and mean patch tokens (B, D) of some pixels, fp32."""
     cls_BD, patch_BHWD = teacher(torch.from_numpy(pixels_BHWC))
     return None if cls_BD is None else cls_BD.cpu().numpy(), patch_BHWD.mean(dim=(1, 2)).cpu().numpy()

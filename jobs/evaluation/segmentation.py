@@ -1,9 +1,9 @@
 """Semantic segmentation of a model by a linear head: ADE20k's layout, or any folder of pictures and masks.
 
-See `student.segmentation` for the two protocols and `storage.dense_pairs` for the layouts. Every mask is read before the first step
-(`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not after hours.
-By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval mode there
-and never back.
+See `student.probes.segmentation` for the two protocols, `storage.images.dense_pairs` for the layouts. Every mask is read before the first
+step (`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not after
+hours. By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval
+mode there and never back.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +30,7 @@ from ...student.probes.segmentation import (
     upsampled_argmax,
 )
 from ...teachers.registry.teacher import Teacher
-from .dense import DenseEvaluation, HeadOptions, open_dense_model, refuse_other_size, run_dense, said_progress
+from .dense import DenseEvaluation, HeadOptions, open_dense_model, progress_reporter, refuse_other_size, run_dense
 from .dense_tokens import patch_tokens, stacked
 from .mask_checks import MaskClasses, check_masks
 
@@ -39,12 +39,12 @@ OFFICIAL = {
     "name": "official", "loss": "mean over all pixels, ignored and padded ones too", "masks": "resized by torch's nearest",
     "encoder": "training mode until the first measurement",
 }  # fmt: skip
-"""What a record of the official protocol says besides; one without a name is ours."""
+"""Protocol fields that only a record of the official protocol has; one without a name is ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationOptions(HeadOptions):
-    """Of which model over which masks segmentation is measured, and how."""
+    """A segmentation evaluation: of which model, over which masks, and how."""
 
     classes: int | None = None
     """Number of classes; None: found in the training masks."""
@@ -59,10 +59,10 @@ class SegmentationOptions(HeadOptions):
 
 
 def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """mIoU, pixel accuracy and IoU by class in percent on the validation split, `best_miou` of all measurements; kept beside the model."""
+    """Return mIoU, pixel accuracy and IoU by class in percent on the validation split, and the `best_miou` of all measurements."""
     data, view = options.data, options.view
     view = view if options.size_px is None else replace(view, size_px=options.size_px, stride_px=options.size_px * 2 // 3)
-    subject, recipe = open_dense_model(options), options.recipe(options.head)
+    model, recipe = open_dense_model(options), options.recipe(options.head)
     pairs = {split: segmentation_pairs(data, split) for split in ("train", "val")}
     masks = check_masks(data, pairs, options.classes, options.zero_is_ignored, options.ignore, options.dataset, on_event)
     protocol = {
@@ -77,7 +77,7 @@ def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = igno
         measure=lambda teacher, head: _measure(teacher, head, pairs["val"], masks, view, on_event),
         encoder_trains=lambda step: options.official and step < options.evaluate_every,
     )  # fmt: skip
-    return run_dense(evaluation, subject, protocol, options, on_event)
+    return run_dense(evaluation, model, protocol, options, on_event)
 
 
 def _read(pair: Pair, masks: MaskClasses) -> tuple[Pixels, Mask]:
@@ -89,7 +89,7 @@ def _read(pair: Pair, masks: MaskClasses) -> tuple[Pixels, Mask]:
 def _measure(
     teacher: Teacher, head: DenseHead, pairs: list[Pair], masks: MaskClasses, view: SegmentationView, on_event: OnEvent
 ) -> dict[str, Any]:
-    confusion, say = Confusion(masks.classes), said_progress("segmentation", pairs, on_event)
+    confusion, report = Confusion(masks.classes), progress_reporter("segmentation", pairs, on_event)
 
     def predict(window: Pixels) -> Tensor:
         logits = head(patch_tokens(teacher, *stacked([window])))
@@ -99,5 +99,5 @@ def _measure(
         picture, mask = _read(pair, masks)
         logits = slide_inference(resize_shorter(picture, view.size_px), predict, view.size_px, view.stride_px)
         confusion.add(mask, upsampled_argmax(logits, *mask.shape))
-        say(done)
+        report(done)
     return confusion.metrics()

@@ -1,12 +1,12 @@
-"""Whether two splits can give a figure at all, before anything is computed: classes that can be wrong, images that were not learnt from.
+"""Check before anything is computed that two splits can give a figure: classes that can be wrong, test images that were not trained on.
 
 With one class every answer is right, so 100 % means nothing: refused. A class that is tested and has no training image is always wrong,
-and a test of one class is easily all right: both are said, because the figure is what was asked for and is easily misread.
+and a test of one class is easily all right: both are warnings, because such a figure may be wanted and is easily misread.
 
 A test image that was learnt from is its own neighbour or was fitted, so its answer shows memory. It is found by the sha256 of its bytes,
 whatever the files, folders, tars or datasets are called. Published test sets hold a few (CIFAR-10 and ImageNet do): below a thousandth they
-cannot move a figure by what one decimal shows, so they are said and recorded; more are refused, unless the user allows them. Limits: an
-image that was encoded again or cropped has other bytes and is not found.
+cannot move a figure by what one decimal shows, so they are a warning and recorded; more are refused, unless the user allows them. Limits:
+an image that was encoded again or cropped has other bytes and is not found.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,41 +24,41 @@ _ROWS_AT_ONCE = 65_536
 _NAMED = 3
 
 
-def shared_places(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int]:
-    """Places in `tested` whose digest is among the `learnt` ones."""
+def shared_indices(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int]:
+    """Return the indices into `tested` whose digest is among the `learnt` ones."""
     shared = set(tested).intersection(learnt)
-    return [place for place, digest in enumerate(tested) if digest in shared]
+    return [index for index, digest in enumerate(tested) if digest in shared]
 
 
 def digests_of(dataset: ImageDataset, images: Sequence[int] | None = None) -> Iterator[bytes]:
-    """sha256 of each image's bytes, in index order; of some images, in rising order, when they are given."""
-    wanted = None if images is None else np.asarray(images)
+    """Yield the sha256 of each image's bytes in index order; only of `images`, in rising order, when they are given."""
+    chosen = None if images is None else np.asarray(images)
     for start in range(0, len(dataset), _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, len(dataset))
-        found = dataset.sha256s(start, stop)
-        if wanted is None:
-            yield from found
+        digests = dataset.sha256s(start, stop)
+        if chosen is None:
+            yield from digests
         else:
-            yield from (found[image - start] for image in wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)])
+            yield from (digests[image - start] for image in chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)])
 
 
 def check_overlap(
     learnt: Iterable[bytes], tested: Sequence[bytes], name_of: Callable[[int], str], *, where: str, allowed: bool,
     on_event: Callable[[dict[str, Any]], None],
 ) -> int:  # fmt: skip
-    """How many tested images were learnt from; said when there are any, `BadInput` above MOST_SHARED unless they are `allowed`.
+    """Return how many tested images were learnt from; warns when there are any, raises `BadInput` above MOST_SHARED unless `allowed`.
 
-    `name_of` gives the name of a place in `tested`, `where` says what was learnt from and tested on.
+    `name_of` gives the name of an index into `tested`; `where` says what was learnt from and tested on.
     """
-    places = shared_places(learnt, tested)
-    if not places:
+    indices = shared_indices(learnt, tested)
+    if not indices:
         return 0
-    names = ", ".join(name_of(place) for place in places[:_NAMED]) + (", …" if len(places) > _NAMED else "")
-    text = f"{len(places):,} of {len(tested):,} test images are also learnt from, by their bytes ({names}): {where}"
-    if not allowed and len(places) > MOST_SHARED * len(tested):
+    names = ", ".join(name_of(index) for index in indices[:_NAMED]) + (", …" if len(indices) > _NAMED else "")
+    text = f"{len(indices):,} of {len(tested):,} test images are also learnt from, by their bytes ({names}): {where}"
+    if not allowed and len(indices) > MOST_SHARED * len(tested):
         raise BadInput(f"{text}. Such a figure measures memory as well; test on other images, or say --allow-overlap")
     on_event({"event": "warning", "text": f"{text}; the figure measures memory as well"})
-    return len(places)
+    return len(indices)
 
 
 _NAMED_CLASSES = 5
@@ -76,7 +76,7 @@ def refuse_one_class(dataset: ImageDataset, classes: Sequence[str]) -> None:
 
 
 def check_classes(train: Split, test: Split, on_event: OnEvent) -> None:
-    """Say what the classes of both splits make of a figure; raises `BadInput` for one class, none, and images without a label."""
+    """Warn of classes that make a figure easy to misread; raises `BadInput` for one class, none, and images without a label."""
     names = train.dataset.label_names
     learnt, tested = labels_as(train.dataset, names)[train.images], labels_as(test.dataset, names)[test.images]
     if names and min(learnt.min(), tested.min()) < 0:

@@ -1,9 +1,9 @@
 """Zero-shot classification: a model's class tokens in the space of a text tower.
 
-A student gets there through its adapters and the statistics that undo their normalisation (paper, appendix C.1): from its run (with the
-proxy's, when it was taught by one, and the store that has the statistics) or from the `adapters/` of its export. A teacher is there
-already. Then comes the image projection of the text tower's own model, unless the teacher's class token has passed it. See
-`student.zero_shot` for the protocol and `teachers.text_tower` for the towers. Axes: N images, D channels.
+A student is mapped there by its adapters and the statistics that undo their normalisation (paper, appendix C.1): from its run (with the
+proxy's, when it was taught by one, and the store that has the statistics) or from the `adapters/` of its export. A teacher is in that
+space already. Then comes the image projection of the text tower's own model, unless the teacher's class token has passed it. See
+`student.probes.zero_shot` for the protocol and `teachers.registry.text_tower` for the towers. Axes: N images, D channels.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower
 from .knn import evaluated, say_distilled_on
 from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright, warn_upright
-from .models import CachedModel, Model, open_subject
+from .models import CachedModel, Model, open_evaluated
 from .split_checks import digests_of, refuse_one_class
 
 _MAPPED_AT_ONCE = 1024
@@ -35,7 +35,7 @@ _MAPPED_AT_ONCE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotOptions(EvaluatedImages):
-    """Which model's images are compared with which texts, and how they get there."""
+    """A zero-shot evaluation: which model's images are compared with which texts, and by which adapters."""
 
     model: str
     """A run's folder, an exported folder, a checkpoint file, a teacher, or a feature set (read, not computed)."""
@@ -60,63 +60,64 @@ class ZeroShotOptions(EvaluatedImages):
 
 
 @dataclass(frozen=True)
-class _Way:
-    """From a model's own class tokens to a teacher's: through a chain, or none."""
+class _ToTeacherSpace:
+    """The map from a model's own class tokens to a teacher's: through a chain of adapters, or none."""
 
     chain: AdapterChain | None
     teacher: str | None
     kind: str
-    """What serves as class token there, one of `spec.CLS_KINDS`."""
+    """What the teacher uses as class token, one of `spec.CLS_KINDS`."""
     identity: dict[str, Any] | None
 
-    def go(self, embeddings: Embeddings) -> Tensor:
-        """(N, D) in the teacher's space; raises `BadInput` without class tokens."""
+    def map(self, embeddings: Embeddings) -> Tensor:
+        """Return the images' features (N, D) in the teacher's space; raises `BadInput` without class tokens."""
         if embeddings.cls_ND is None:
             raise BadInput("zero-shot needs class tokens, and this model has none")
         cls_ND = torch.from_numpy(embeddings.cls_ND)
         if self.chain is None or self.teacher is None:
             return cls_ND
-        mean_ND, found = torch.from_numpy(embeddings.mean_patch_ND), []
+        mean_ND, mapped_parts = torch.from_numpy(embeddings.mean_patch_ND), []
         for start in range(0, len(cls_ND), _MAPPED_AT_ONCE):
             part = slice(start, start + _MAPPED_AT_ONCE)
             mapped = self.chain.map(Tokens(cls_ND[part], mean_ND[part, None, None]), self.teacher).cls_BD
             if mapped is None:
                 raise BadInput(f"{self.teacher} has no class token, so nothing of it can be compared with texts")
-            found.append(mapped)
-        return torch.cat(found)
+            mapped_parts.append(mapped)
+        return torch.cat(mapped_parts)
 
 
 def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy in percent over a labelled dataset; kept in the model's folder."""
+    """Return top-1 and top-5 accuracy in percent over a labelled dataset; kept in the model's folder."""
     store = open_store(options.store)
-    subject = open_subject(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
-    split = Split(subject, store, open_data(store, options.data, on_event), options, options.test_images, "test")
+    model = open_evaluated(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
+    split = Split(model, store, open_data(store, options.data, on_event), options, options.test_images, "test")
     tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes)
-    labels, way = split.dataset.label_names, _way(subject, store, options)
+    labels, to_teacher_space = split.dataset.label_names, _to_teacher_space(model, store, options)
     refuse_one_class(split.dataset, labels)
     say_distilled_on(split, list(digests_of(split.dataset, split.images.tolist())), on_event)
     texts = {label: descriptions.texts(label) for label in labels}
     protocol = {
         "test": split.protocol(), "text_tower": tower.identity, "texts_digest": digest(texts), "templates": list(descriptions.templates),
-        "classes": len(labels), "way": way.identity, "teacher": way.teacher,
+        "classes": len(labels), "way": to_teacher_space.identity, "teacher": to_teacher_space.teacher,
     }  # fmt: skip
     upright = read_upright(split)
-    warn_upright(subject, upright, "the figure is not the published protocol's", on_event)
+    warn_upright(model, upright, "the figure is not the published protocol's", on_event)
     if options.dry_run:
-        return {"dry_run": True, "model": options.model, "folder": str(subject.folder), "protocol": protocol}
+        return {"dry_run": True, "model": options.model, "folder": str(model.folder), "protocol": protocol}
 
     def compute() -> dict[str, Any]:
-        found = split.features(labels, on_event)
-        if not labels or found.labels.min(initial=0) < 0:
+        features = split.features(labels, on_event)
+        if not labels or features.labels.min(initial=0) < 0:
             raise BadInput("zero-shot classification is measured on images with labels; index a source whose folders name the class")
         cosine_NK = class_cosines(
-            _projected(way.go(found.embeddings), tower, way.kind), build_classifier(labels, descriptions, tower.embed)
+            _projected(to_teacher_space.map(features.embeddings), tower, to_teacher_space.kind),
+            build_classifier(labels, descriptions, tower.embed),
         )
-        truth = torch.from_numpy(found.labels)
+        truth = torch.from_numpy(features.labels)
         tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
         return {**tops, **upright, "test_images": len(truth), "classes": len(labels)}
 
-    return evaluated("zero-shot", subject, protocol, compute, on_event)
+    return evaluated("zero-shot", model, protocol, compute, on_event)
 
 
 def _projected(images_ND: Tensor, tower: TextTower, kind: str) -> Tensor:
@@ -126,24 +127,26 @@ def _projected(images_ND: Tensor, tower: TextTower, kind: str) -> Tensor:
     return projected
 
 
-def _way(subject: Model | CachedModel, store: FeatureStore, options: ZeroShotOptions) -> _Way:
-    own = str(subject.identity["cls"])
-    if isinstance(subject, CachedModel):
-        return _Way(None, None, own, None)
-    folder = Path(subject.name)
+def _to_teacher_space(model: Model | CachedModel, store: FeatureStore, options: ZeroShotOptions) -> _ToTeacherSpace:
+    cls_kind = str(model.identity["cls"])
+    if isinstance(model, CachedModel):
+        return _ToTeacherSpace(None, None, cls_kind, None)
+    folder = Path(model.name)
     if (folder / "adapters" / "chain.json").is_file():
-        return _through(folder / "adapters", options.teacher, {})
+        return _through_adapters(folder / "adapters", options.teacher, {})
     if read_record(folder, "model/adapters.json").get("order"):
         with tempfile.TemporaryDirectory() as written:
             write_chain(folder, options.proxy, store, Path(written))
             runs = [folder] if options.proxy is None else [folder, options.proxy]
-            return _through(Path(written), options.teacher, {name: one for run in runs for name, one in read_targets(run).items()})
+            return _through_adapters(
+                Path(written), options.teacher, {name: target for run in runs for name, target in read_targets(run).items()}
+            )
     if options.teacher is not None:
-        raise BadInput(f"{subject.name} has no adapters that could lead to {options.teacher}; export it with --adapters, or give its run")
-    return _Way(None, None, own, None)
+        raise BadInput(f"{model.name} has no adapters that could lead to {options.teacher}; export it with --adapters, or give its run")
+    return _ToTeacherSpace(None, None, cls_kind, None)
 
 
-def _through(folder: Path, teacher: str | None, targets: dict[str, Any]) -> _Way:
+def _through_adapters(folder: Path, teacher: str | None, targets: dict[str, Any]) -> _ToTeacherSpace:
     chain = AdapterChain(folder)
     ends = [name for name in chain.steps[-1] if name != chain.through]
     if teacher is None and len(ends) != 1:
@@ -154,4 +157,4 @@ def _through(folder: Path, teacher: str | None, targets: dict[str, Any]) -> _Way
     recorded = targets.get(name, {}).get("identity", {}).get("teacher", {}).get("cls")
     known = TEACHERS[name].architecture["cls"] if name in TEACHERS else "class token"
     sha256 = {file: file_sha256(folder / file) for file in ("adapters.safetensors", "chain.json")}
-    return _Way(chain, name, str(recorded or known), sha256)
+    return _ToTeacherSpace(chain, name, str(recorded or known), sha256)

@@ -1,6 +1,6 @@
-"""A teacher and the number of views that it takes at a time: given, or found by trying; less after the device ran out of memory.
+"""A teacher and its batch size in views: fixed, or found by a search; halved after the device ran out of memory.
 
-Found means: doubled while each view gets noticeably cheaper, the device has room and one batch stays short enough that a stop is prompt.
+The search doubles it while each view gets noticeably cheaper, the device has memory and one batch stays short enough that a stop is prompt.
 Running out of memory halves the number for the rest of the worker's life and does the same views again, counted in `backoffs`. Neither is
 part of any identity, because a batch's size changes tokens by rounding alone.
 """
@@ -26,33 +26,35 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or the machine had no memory left for a tensor."""
+    """Return whether an error says that a device or the machine had no memory left for a tensor."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 class SizedTeacher:
-    """A loaded teacher that is fed `views` views at a time; `views=None` finds the number."""
+    """A loaded teacher that runs on batches of `views` views; `views=None` searches the number."""
 
     def __init__(self, teacher: Teacher, views: int | None) -> None:
         self.teacher = teacher
         self.backoffs = 0
-        self.views = views or self._found()
+        self.views = views or self._search_size()
 
     def __call__(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
-        """Raw fp32 tokens of any number of views, distorted first where parameters are given, on the teacher's device.
+        """Compute raw fp32 tokens of any number of views on the teacher's device; views are distorted first where parameters are given.
 
         Raises `EupeError` when not even one view fits.
         """
         while True:
             windows = [slice(start, start + self.views) for start in range(0, len(pixels_BHWC), self.views)]
             try:
-                parts = [self._forward(pixels_BHWC[one], None if photometric_BP is None else photometric_BP[one]) for one in windows]
+                parts = [
+                    self._forward(pixels_BHWC[window], None if photometric_BP is None else photometric_BP[window]) for window in windows
+                ]
             except (RuntimeError, MemoryError) as error:
                 self._back_off(error)
                 continue
-            return parts[0] if len(parts) == 1 else _joined(parts)
+            return parts[0] if len(parts) == 1 else _concatenated(parts)
 
     def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
         device = self.teacher.device
@@ -77,8 +79,8 @@ class SizedTeacher:
         if self.teacher.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _found(self) -> int:
-        """The smallest number beyond which a doubling does not pay; out of memory ends the search and is no back-off."""
+    def _search_size(self) -> int:
+        """Return the smallest batch size beyond which doubling does not pay; running out of memory ends the search, without a back-off."""
         kind = self.teacher.device.type
         views, best_s = _FIRST.get(kind, 2), float("inf")
         self._seconds_per_view(1)  # kernels are chosen and memory is mapped at the first forward
@@ -102,6 +104,6 @@ class SizedTeacher:
         return (time.perf_counter() - started) / views
 
 
-def _joined(parts: list[Tokens]) -> Tokens:
+def _concatenated(parts: list[Tokens]) -> Tokens:
     classes = [part.cls_BD for part in parts if part.cls_BD is not None]
     return Tokens(torch.cat(classes) if classes else None, torch.cat([part.patch_BHWD for part in parts]))

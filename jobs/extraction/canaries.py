@@ -14,7 +14,7 @@ from ...teachers.registry.teacher import Teacher
 
 
 def check_canary(store: FeatureStore, teacher: Teacher) -> float:
-    """The least cosine of this teacher's canary tokens to the recorded ones, which are recorded now when there are none.
+    """Return the least cosine of this teacher's canary tokens to the recorded ones, which are recorded now when there are none.
 
     Raises `CacheMismatch` when it is not the teacher that the store knows, or gives tokens that are no numbers.
     """

@@ -1,6 +1,6 @@
-"""What an extraction would do, and nothing done: not even the names of what it would make are left in the store.
+"""The dry run of an extraction: what it would do, with nothing written to the store.
 
-Keys follow from identities: what the store lacks is made in memory (`dry_run_objects`), to learn its key and its size. A
+Keys follow from identities: what the store lacks is made in memory over it (`storage.objects.dry_run_objects`), for its key and size. A
 feature set's key holds its statistics; where those are still to be measured it is not known yet, and sizes follow from the shapes.
 """
 
@@ -15,9 +15,9 @@ from .measure_statistics import Normalisation
 
 
 def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, FeatureLayout], normalisation: Normalisation) -> dict[str, Any]:
-    """Shards that a run would do, the bytes that it would write, by teacher, and the statistics that it would measure first.
+    """Return the shards that a run would compute, the bytes it would write by teacher, and the statistics it would measure first.
 
-    `store` keeps what is created in memory.
+    `store` writes to memory only (`storage.objects.dry_run_objects`).
     """
     missing: dict[str, set[int]] = {}
     keys: dict[str, str | None] = {}
@@ -35,14 +35,14 @@ def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, Featu
         "shards_missing": len(shards),
         "statistics_missing": normalisation.missing,
         "bytes_expected": {name: _rows(views, missing[name]) * layout.view_bytes for name, layout in layouts.items()},
-        "views_bytes_expected": _rows(views, shards - views.group.committed()) * sum(one.row_bytes for one in views.group.specs.values()),
+        "views_bytes_expected": _rows(views, shards - views.group.committed()) * sum(spec.row_bytes for spec in views.group.specs.values()),
     }
 
 
 def _missing(
     store: FeatureStore, views: ViewSet, name: str, layout: FeatureLayout, normalisation: Normalisation
 ) -> tuple[str | None, set[int]]:
-    """A teacher's key, where it is known already, and its shards without a record."""
+    """Return a teacher's key, None where it is not known yet, and its shards without a record."""
     known = normalisation.known.get(name)
     if known is None:
         return None, set(range(views.shards))

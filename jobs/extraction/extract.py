@@ -28,7 +28,7 @@ from .measure_statistics import Normalisation
 from .options import ExtractOptions, TeacherRequest
 from .other_weights import other_weights
 from .pool import Workers, workers
-from .summary import ShardReport, progress, together, work_done
+from .summary import ShardReport, combined, progress, work_done
 from .work_orders import WorkOrder, work_order, worker_count
 
 
@@ -81,11 +81,11 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
     orders = [work_order(store, views, group, options, chosen) for group in groups]
-    return {**together([_extract_group(store, views, order, options, on_event) for order in orders]), **options.told()}
+    return {**combined([_extract_group(store, views, order, options, on_event) for order in orders]), **options.told()}
 
 
 def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
-    """All teachers that are loaded at the same time."""
+    """Extract the teachers that are loaded at the same time, and return their summary."""
     started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
     other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
     normalisation = _normalisation(store, views, specs, options)
@@ -95,14 +95,14 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
             return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other}
     count = worker_count(order, options)
     try:
-        with workers(order, count, options.address, on_event) as crew:
-            normalisation.measure(crew, on_event)
+        with workers(order, count, options.address, on_event) as pool:
+            normalisation.measure(pool, on_event)
             plan = _plan(store, views, specs, normalisation, options)
             computing = time.perf_counter()
             with leases(store, [reader.key for reader in plan.readers.values()], EXTRACTION, on_event):
-                reports = list(_compute(crew, plan, options, on_event))
+                reports = list(_compute(pool, plan, options, on_event))
             spent = time.perf_counter() - computing
-            summary = _summary(plan, reports, crew.retries, count or crew.most, spent)
+            summary = _summary(plan, reports, pool.retries, count or pool.most, spent)
             return {**summary, **other, "seconds": time.perf_counter() - started}
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
@@ -122,7 +122,7 @@ def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, Teacher
 
 
 def resolve_request(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:
-    """The teacher that was asked for, on the device that this machine has."""
+    """Resolve the teacher that was asked for, on the device that this machine has."""
     if request.spec is not None:
         return request.spec
     return resolve_teacher(
@@ -136,7 +136,7 @@ def resolve_request(request: TeacherRequest, options: ExtractOptions) -> Teacher
 
 
 def layout_of(spec: TeacherSpec, options: ExtractOptions) -> FeatureLayout:
-    """Which of a teacher's tokens are stored, and how; raises `BadInput` naming the teacher whose grid does not allow it."""
+    """Return which of a teacher's tokens are stored, and how; raises `BadInput` naming the teacher whose grid does not allow it."""
     grid = options.grid or spec.grid
     try:
         resampled_from = None if grid == spec.grid else spec.grid
@@ -146,7 +146,7 @@ def layout_of(spec: TeacherSpec, options: ExtractOptions) -> FeatureLayout:
 
 
 def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: ExtractOptions) -> list[str]:
-    """The feature sets that give statistics to this group of teachers, when the teachers go in several."""
+    """Return the feature sets that give statistics to this group of teachers, when the teachers go in several."""
     if options.teachers_at_once is None:
         return list(options.statistics_from)
     weights = {spec.weights_sha256 for spec in specs.values()}
@@ -174,9 +174,9 @@ def complete(
     if not plan.missing:
         return 0
     try:
-        held = leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event)
-        with workers(work_order(store, views, specs, options, {}), 0, None) as crew, held:
-            return len(list(_compute(crew, plan, options, on_event)))
+        lease = leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event)
+        with workers(work_order(store, views, specs, options, {}), 0, None) as pool, lease:
+            return len(list(_compute(pool, plan, options, on_event)))
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
 
@@ -190,25 +190,25 @@ def _missing(readers: dict[str, FeatureReader]) -> dict[int, dict[str, str]]:
 
 
 def _shuffled(missing: dict[int, dict[str, str]]) -> dict[int, dict[str, str]]:
-    """The shards in a random order: of two drivers on one plan that both went upwards, one catches up and then does all with the other."""
+    """Return the shards in a random order: two drivers that both went upwards would do the same shards, once one has caught up."""
     return {shard: missing[shard] for shard in random.SystemRandom().sample(sorted(missing), len(missing))}
 
 
-def _compute(crew: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEvent) -> Iterator[ShardReport]:
+def _compute(pool: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEvent) -> Iterator[ShardReport]:
     """Do the missing shards; stops when more images failed than are allowed, with everything committed kept."""
     spans = [plan.views.group.shard_span(shard) for shard in plan.missing]
     total = plan.views.rows
     done = total - sum(last - first for first, last in spans)
     failed, started, fresh, written = plan.failed, time.perf_counter(), 0, 0
-    for _, report in crew.run([("do_shard", (shard, keys)) for shard, keys in plan.missing.items()]):
+    for _, report in pool.run([("do_shard", (shard, keys)) for shard, keys in plan.missing.items()]):
         done, written = done + report.views, written + report.bytes
-        fresh += 0 if report.found else report.views
+        fresh += 0 if report.already_committed else report.views
         failed |= report.failed
         event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
         rate = written / max(time.perf_counter() - started, 1e-9)
         rates = {"images_per_s": event["rate"] / plan.views.views_per_image, "bytes_per_s": rate}
         use = {} if report.gpu_use is None else {"gpu_use": report.gpu_use}
-        on_event({**event, **rates, "failed": len(failed), "bytes": report.bytes, "retries": crew.retries, **use})
+        on_event({**event, **rates, "failed": len(failed), "bytes": report.bytes, "retries": pool.retries, **use})
         _check_failures(failed, plan, options)
         yield report
 

@@ -29,7 +29,7 @@ Sampling = dict[str, Any]
 
 
 def sample_rows(rows: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """`count` views for the statistics, ascending; all of them, once, when there are no more than that."""
+    """Return `count` rows for the statistics, ascending; all rows, once, when there are no more than that."""
     if count >= rows:
         return np.arange(rows)
     raw = np.asarray(np.random.Philox(key=_SAMPLE_SEED).random_raw(count), np.uint64)
@@ -53,12 +53,12 @@ class Normalisation:
             name: {"batches": batches, "batch_size": SAMPLE_BATCH, "seed": _SAMPLE_SEED} for name in specs
         }
         self.known: dict[str, Statistics] = {}
-        for wanted in borrowed:
-            self._borrow(store.features(wanted))
+        for key in borrowed:
+            self._borrow(store.features(key))
         for name in set(specs) - set(self.known):
-            found = store.kept_statistics(name, self._measured_on(name))
-            if found is not None:
-                self.known[name] = found
+            kept = store.kept_statistics(name, self._measured_on(name))
+            if kept is not None:
+                self.known[name] = kept
 
     @property
     def missing(self) -> list[str]:
@@ -76,7 +76,7 @@ class Normalisation:
         }
         takers = [name for name, lines in differences.items() if not lines]
         if not takers:
-            lines = "; ".join(f"{name}: {', '.join(found)}" for name, found in differences.items())
+            lines = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in differences.items())
             raise CacheMismatch(f"no teacher of this command made {reader.key}, whose statistics were asked for ({lines})")
         described = {key: value for key, value in reader.identity["statistics"].items() if key not in ("method", "digest", "count")}
         for name in takers:
@@ -85,7 +85,7 @@ class Normalisation:
             self.known[name] = reader.statistics
             self.sampling[name] = {"from_views": reader.views.digest, **described}
 
-    def measure(self, crew: Workers, on_event: OnEvent) -> None:
+    def measure(self, workers: Workers, on_event: OnEvent) -> None:
         """Fill in what is missing, each frozen in the store as soon as it is known."""
         names = self.missing
         if not names:
@@ -93,7 +93,7 @@ class Normalisation:
         rows = sample_rows(self.views.rows, self.batches * SAMPLE_BATCH)
         batches = [rows[start : start + SAMPLE_BATCH].tolist() for start in range(0, len(rows), SAMPLE_BATCH)]
         started, merged = time.perf_counter(), _InOrder(self.method)
-        for done, (number, result) in enumerate(crew.run([("measure", (batch, names)) for batch in batches]), start=1):
+        for done, (number, result) in enumerate(workers.run([("measure", (batch, names)) for batch in batches]), start=1):
             merged.add(number, result)
             on_event(progress("statistics", done, len(batches), "batches", started, done))
         for name in names:
@@ -101,7 +101,7 @@ class Normalisation:
 
 
 def _core(teacher_identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What two teachers must share to be normalised alike: all but the input's size and the precision."""
+    """Return the identity fields that two teachers must share to be normalised alike: all but the input's size and the precision."""
     prep = {key: value for key, value in teacher_identity["preprocessing"].items() if key != "size_px"}
     rest = {key: value for key, value in teacher_identity.items() if key not in ("grid", "precision", "preprocessing")}
     return {**rest, "preprocessing": prep}
@@ -119,7 +119,7 @@ class _InOrder:
         self._sums: dict[str, tuple[Measure | None, Measure]] = {}
 
     def add(self, number: int, result: SampleMoments) -> None:
-        """One batch's result."""
+        """Add one batch's result."""
         self._waiting[number] = result
         while (ready := self._waiting.pop(self._next, None)) is not None:
             self._next, self._views = self._next + 1, self._views + ready.views
@@ -127,7 +127,9 @@ class _InOrder:
                 self._sums[name] = _merge(self._sums[name], cls, patch) if name in self._sums else (cls, patch)
 
     def statistics(self, name: str) -> Statistics:
-        """Frozen statistics of one teacher; raises `BadInput` when no image could be decoded, or PHI-S has no matrix for the width."""
+        """Return frozen statistics of one teacher; raises `BadInput` when no image could be decoded, or PHI-S has no matrix for the
+        width.
+        """
         if name not in self._sums:
             raise BadInput("none of the sampled images can be decoded; look at the source, then index it again")
         return NORMALISATIONS[self._method].freeze(*self._sums[name], self._views)

@@ -1,4 +1,4 @@
-"""What a user asks of an extraction: plain data from the command line or a notebook to the workers, checked where it is made."""
+"""The request of an extraction: one frozen value from the command line or a notebook to the workers, checked where it is made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from ...teachers.registry.spec import TeacherSpec
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """A teacher as the user asked for it: a name or a run's folder, and what overrides its own facts."""
+    """A teacher as the user asked for it: a name or a run's folder, and the values that override its defaults."""
 
     name: str
     weights: Path | None = None
@@ -23,9 +23,9 @@ class TeacherRequest:
     size_px: int | None = None
     """Input size; None: its own."""
     device: str | None = None
-    """Of its worker's: cpu, cuda:0, cuda:1; None: chosen."""
+    """Its device among those of its worker: cpu, cuda:0, cuda:1; None: chosen."""
     spec: TeacherSpec | None = None
-    """Already decided, as another feature set has it; the options' precision and constants do not count."""
+    """Resolved already, as another feature set has it; the options' precision and constants are ignored."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class ExtractOptions:
             raise unknown_name("normalisation", self.normalisation, NORMALISATIONS)
         for name, kind in (("teachers", TeacherRequest), ("statistics_from", str)):
             value = getattr(self, name)
-            strangers = [value] if isinstance(value, str) else [one for one in value if not isinstance(one, kind)]
-            if strangers:  # a string would be taken for a list of its letters
-                raise BadInput(f"{name} is a list of {kind.__name__}, such as ({kind.__name__}('NAME'),), got {strangers[0]!r}")
+            wrong = [value] if isinstance(value, str) else [item for item in value if not isinstance(item, kind)]
+            if wrong:  # a string would be taken for a list of its letters
+                raise BadInput(f"{name} is a list of {kind.__name__}, such as ({kind.__name__}('NAME'),), got {wrong[0]!r}")
         if bad or self.num_gpus <= 0:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
 
     def told(self) -> dict[str, Any]:
-        """Return what a summary says of where the views' values come from; {} without a recipe."""
+        """Return {"view_values": …}, the origin of each value of the views, for the summary; {} without a recipe."""
         return {} if self.view_values is None else {"view_values": self.view_values}
 
 
@@ -100,8 +100,8 @@ def teacher_requests(
     devices: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[TeacherRequest, ...]:  # fmt: skip
     """Return the teachers with the sizes, weight files and devices that are given by name; raises BadInput for a name of none of them."""
-    for option, named in (("--teacher-size", sizes), ("--weights", weights), ("--teacher-device", devices)):
-        stray = sorted(set(named) - set(teachers))
+    for option, by_name in (("--teacher-size", sizes), ("--weights", weights), ("--teacher-device", devices)):
+        stray = sorted(set(by_name) - set(teachers))
         if stray:
             raise BadInput(f"{option} names {stray[0]!r}, which is not among the teachers of this command: {', '.join(teachers)}")
     paths = {teacher: Path(path) for teacher, path in weights.items()}

@@ -1,6 +1,7 @@
-"""A second set of one teacher's name over the same views with other weights or from another source file: allowed, never in silence.
+"""Warn of a second feature set of one teacher's name over the same views by other weights or another source file.
 
-Teachers get new versions. A flipped bit in a weight file is another teacher, too, and would begin another set beside the right one.
+That is allowed, because teachers get new versions. A flipped bit in a weight file is another teacher, too, and would begin another set
+beside the right one.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from ...teachers.registry.spec import TeacherSpec
 
 
 def other_weights(store: FeatureStore, views: ViewSet, specs: Mapping[str, TeacherSpec], on_event: OnEvent) -> dict[str, dict[str, str]]:
-    """By teacher, the sets of its name over these views by other weights or another source, with the sha256 of those; each is said."""
+    """Return by teacher the sets of its name over these views by other weights or another source, with their sha256; warns of each."""
     found: dict[str, dict[str, str]] = {}
     for key in store.list_features():
         spec = specs.get(key.partition("@")[0])

@@ -1,9 +1,9 @@
-"""Workers for shards: Ray actors on this machine or a cluster, or the caller's own process when none are asked for.
+"""A pool of workers that extract shards: Ray actors on this machine or a cluster, or the caller's own process for 0 workers.
 
 Ray Core actors and not Ray Data: a unit of work is a whole shard that its actor reads, computes and commits by itself, so nothing large
-crosses the object store and a lost actor costs at most the shards that it had under way. Each worker holds two tasks, so that it writes one
-while it computes the next. A task whose actor died is given to another, three times at most; an error that we raised on purpose ends the
-run with its own text. An actor gets tasks only once it runs, so that one for which a lost node left no room holds up nothing.
+crosses the object store and a lost actor costs at most the shards that it was computing. Each worker has two tasks, so that it writes one
+shard while it computes the next. A task whose actor died is retried on another, three times at most; an `EupeError` ends the run with its
+own text. An actor gets tasks only once it is ready, so that one that a lost node left without resources holds up nothing.
 """
 
 import contextlib
@@ -29,19 +29,19 @@ Task = tuple[str, tuple[Any, ...]]  # method of ShardWorker, its arguments
 
 
 class Workers(Protocol):
-    """Something that does tasks: in order or not, each exactly once unless its worker dies."""
+    """A pool that runs tasks: in order or not, each exactly once unless its worker dies."""
 
     retries: int
     most: int
-    """How many there were at most."""
+    """The largest number of workers at any time."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
-        """(number of the task, its result) as they finish; raises the first error on purpose that a task raised."""
+        """Yield (number of the task, its result) as they finish; raises the first `EupeError` that a task raised."""
 
 
 @dataclass
 class InProcess:
-    """The tasks on threads of this process, two at a time; a stop drops what is not committed at the next batch."""
+    """Runs tasks on threads of this process, two at a time; a stop drops what is not committed at the next batch."""
 
     order: WorkOrder
     retries: int = 0
@@ -52,7 +52,7 @@ class InProcess:
         return ShardWorker(self.order)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
-        """Results in the order of the tasks."""
+        """Yield results in the order of the tasks."""
         worker, waiting = self._worker, deque[tuple[int, Future[Any]]]()
         with ThreadPoolExecutor(TASKS_AT_ONCE, thread_name_prefix="shard") as pool:
             try:
@@ -74,14 +74,14 @@ def _first_result(waiting: deque[tuple[int, Future[Any]]]) -> tuple[int, Any]:
 
 
 class _Actor:
-    """What runs in a Ray actor: a `ShardWorker` whose errors on purpose come back as values, with their text intact."""
+    """A Ray actor around a `ShardWorker`; an `EupeError` is returned as a value, so that its text stays intact."""
 
     def __init__(self, order: WorkOrder, driver_node: str) -> None:
         self._order, self._driver_node = order, driver_node
         self._worker: ShardWorker | EupeError | None = None
 
     def placed(self) -> None:
-        """Answers as soon as the cluster had room for this actor."""
+        """Return as soon as Ray has placed this actor on a node."""
 
     def ready(self) -> EupeError | None:
         """Load the teachers."""
@@ -111,8 +111,8 @@ class _Actor:
 
 
 @dataclass(eq=False)
-class _Hired:
-    """An actor, what it answers once it has a place on a node, and how many tasks it has."""
+class _Worker:
+    """An actor, the reference that resolves once Ray has placed it on a node, and its number of running tasks."""
 
     actor: Any
     placed: Any
@@ -121,7 +121,7 @@ class _Hired:
 
 @dataclass
 class RayActors:
-    """`count` actors of a running Ray, or as many as the cluster has room for at the moment; use `workers` to make one."""
+    """`count` actors of a running Ray, or as many as the cluster has resources for at the moment; use `workers` to make one."""
 
     ray: Any
     order: WorkOrder
@@ -129,37 +129,37 @@ class RayActors:
     on_event: OnEvent = ignore_event
     retries: int = 0
     most: int = 0
-    _starting: dict[Any, _Hired] = field(default_factory=dict)  # by what `ready` will answer
-    _crew: list[_Hired] = field(default_factory=list)
+    _starting: dict[Any, _Worker] = field(default_factory=dict)  # by the reference that `ready` resolves
+    _ready: list[_Worker] = field(default_factory=list)
     _failed_starts: int = 0
-    _without_room_since: float | None = None
-    _said_room: bool = False
-    _had_room: bool = False  # when the actors that are starting were asked for: those then hold it themselves
+    _lacking_since: float | None = None
+    _warned: bool = False
+    _had_resources: bool = False  # when the starting actors were requested: from then on they hold the resources themselves
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Any]]:
-        """Results as they finish."""
+        """Yield results as they finish."""
         waiting, tries = list(reversed(range(len(tasks)))), [0] * len(tasks)
-        running: dict[Any, tuple[int, _Hired]] = {}
+        running: dict[Any, tuple[int, _Worker]] = {}
         while waiting or running:
-            self._hire(len(waiting))
-            while waiting and (hired := self._least_busy()) is not None:
+            self._start_workers(len(waiting))
+            while waiting and (worker := self._least_busy()) is not None:
                 number = waiting.pop()
-                hired.busy += 1
-                running[hired.actor.do.remote(*tasks[number])] = number, hired
+                worker.busy += 1
+                running[worker.actor.do.remote(*tasks[number])] = number, worker
             answers = self.ray.wait([*running, *self._starting], num_returns=1, timeout=SAY_AFTER_S / 2)[0]
             if not answers:
-                self._await_room()
+                self._await_resources()
                 continue
             done = answers[0]
             if done in self._starting:
-                self._welcome(done)
+                self._on_ready(done)
                 continue
-            number, hired = running.pop(done)
-            hired.busy -= 1
+            number, worker = running.pop(done)
+            worker.busy -= 1
             try:
                 result = self.ray.get(done)
-            except self._losses() as error:
-                self._dismiss_one(hired)
+            except self._worker_losses() as error:
+                self._stop_worker(worker)
                 self._give_up_or_retry(number, tries, tasks[number], error)
                 waiting.append(number)
                 continue
@@ -167,63 +167,69 @@ class RayActors:
                 raise result
             yield number, result
 
-    def _losses(self) -> tuple[type[Exception], ...]:
-        """What says that a worker died or had no memory, rather than that its work was wrong."""
+    def _worker_losses(self) -> tuple[type[Exception], ...]:
+        """Return the errors that mean a worker died or had no memory, rather than that its work was wrong."""
         errors = self.ray.exceptions
         return errors.RayActorError, errors.RaySystemError, errors.OutOfMemoryError, MemoryError
 
-    def _hire(self, wanted: int) -> None:
-        """Ask for actors up to the count: one CPU for each thread, a share of GPUs where the order asks for them."""
-        limit = self._room() if self.count is None else self.count
-        free = sum(TASKS_AT_ONCE - hired.busy for hired in self._crew) + TASKS_AT_ONCE * len(self._starting)
-        if not self._crew and not self._starting:
-            self._had_room = self._has_room()
-        while len(self._crew) + len(self._starting) < limit and free < wanted:
+    def _start_workers(self, tasks_waiting: int) -> None:
+        """Start actors up to the count: one CPU for each thread, a share of GPUs where the order asks for them."""
+        limit = self._capacity() if self.count is None else self.count
+        free = sum(TASKS_AT_ONCE - worker.busy for worker in self._ready) + TASKS_AT_ONCE * len(self._starting)
+        if not self._ready and not self._starting:
+            self._had_resources = self._has_resources()
+        while len(self._ready) + len(self._starting) < limit and free < tasks_waiting:
             gpus = self.order.gpus if self.order.device == "cuda" else 0
             options = {"num_cpus": self.order.threads, "num_gpus": gpus, "max_concurrency": TASKS_AT_ONCE}
             actor = self.ray.remote(_Actor).options(**options).remote(self.order, self.ray.get_runtime_context().get_node_id())
-            hired = _Hired(actor, actor.placed.remote())
-            self._starting[actor.ready.remote()] = hired
+            worker = _Worker(actor, actor.placed.remote())
+            self._starting[actor.ready.remote()] = worker
             free += 1  # one task each first, a second one when all have one
 
-    def _await_room(self) -> None:
-        """Say after seconds that no worker has found a place on the cluster, and raise `BadInput` when none has for minutes."""
-        pending = [hired.placed for hired in self._starting.values()]
-        if self._crew or not pending or self._had_room or self._has_room() or self.ray.wait(pending, num_returns=1, timeout=0)[0]:
-            self._without_room_since = None
+    def _await_resources(self) -> None:
+        """Warn after seconds that Ray has placed no worker on the cluster, and raise `BadInput` when it has not for minutes."""
+        pending = [worker.placed for worker in self._starting.values()]
+        if (
+            self._ready
+            or not pending
+            or self._had_resources
+            or self._has_resources()
+            or self.ray.wait(pending, num_returns=1, timeout=0)[0]
+        ):
+            self._lacking_since = None
             return
         now = time.monotonic()
-        since = self._without_room_since = self._without_room_since or now
+        since = self._lacking_since = self._lacking_since or now
         if now - since >= GIVE_UP_AFTER_S:
-            raise BadInput(f"{self._lacking()}; none came free in {GIVE_UP_AFTER_S:.0f} s. What was committed stays")
-        if now - since >= SAY_AFTER_S and not self._said_room:
-            self._said_room = True
-            self.on_event({"event": "warning", "text": f"{self._lacking()}; waiting for {GIVE_UP_AFTER_S:.0f} s at most"})
+            raise BadInput(f"{self._lacking_text()}; none came free in {GIVE_UP_AFTER_S:.0f} s. What was committed stays")
+        if now - since >= SAY_AFTER_S and not self._warned:
+            self._warned = True
+            self.on_event({"event": "warning", "text": f"{self._lacking_text()}; waiting for {GIVE_UP_AFTER_S:.0f} s at most"})
 
-    def _has_room(self) -> bool:
-        """Whether the cluster has room for one worker, on all its nodes together."""
+    def _has_resources(self) -> bool:
+        """Return whether the cluster has free resources for one worker, summed over all its nodes."""
         free = self.ray.available_resources()
         gpus = self.order.gpus if self.order.device == "cuda" else 0
         return bool(free.get("CPU", 0) >= self.order.threads and free.get("GPU", 0) >= gpus)
 
-    def _lacking(self) -> str:
-        wanted = f"{self.order.threads} CPU" + (f" and {self.order.gpus:g} GPU" if self.order.device == "cuda" else "")
-        return room_text(self.ray, "a worker", wanted)
+    def _lacking_text(self) -> str:
+        needed = f"{self.order.threads} CPU" + (f" and {self.order.gpus:g} GPU" if self.order.device == "cuda" else "")
+        return lacking_resources(self.ray, "a worker", needed)
 
-    def _room(self) -> int:
-        """How many actors the cluster can hold now; it may grow and shrink."""
-        has = self.ray.cluster_resources()
-        rooms = [has.get("CPU", 0) / self.order.threads]
+    def _capacity(self) -> int:
+        """Return how many actors the cluster can hold now; it may grow and shrink."""
+        resources = self.ray.cluster_resources()
+        capacities = [resources.get("CPU", 0) / self.order.threads]
         if self.order.device == "cuda":
-            rooms.append(has.get("GPU", 0) / self.order.gpus)
-        return max(1, int(min(rooms)))
+            capacities.append(resources.get("GPU", 0) / self.order.gpus)
+        return max(1, int(min(capacities)))
 
-    def _welcome(self, answer: Any) -> None:
-        """A new actor joins the crew, unless it could not start; raises the error on purpose that its start met."""
-        hired = self._starting.pop(answer)
+    def _on_ready(self, answer: Any) -> None:
+        """Take a started actor into use, unless it died at its start; raises the `EupeError` that its start raised."""
+        worker = self._starting.pop(answer)
         try:
-            refused = self.ray.get(answer)
-        except self._losses() as error:
+            start_error = self.ray.get(answer)
+        except self._worker_losses() as error:
             self._failed_starts += 1
             self.retries += 1
             if self._failed_starts >= MAX_TRIES:
@@ -231,25 +237,25 @@ class RayActors:
                     f"workers died {MAX_TRIES} times while they loaded the teachers ({_first_line(error)}); {_ADVICE}"
                 ) from error
             return
-        if refused is not None:
-            raise refused
-        self._crew.append(hired)
-        self.most = max(self.most, len(self._crew))
+        if start_error is not None:
+            raise start_error
+        self._ready.append(worker)
+        self.most = max(self.most, len(self._ready))
 
-    def _least_busy(self) -> _Hired | None:
-        free = [hired for hired in self._crew if hired.busy < TASKS_AT_ONCE]
-        return min(free, key=lambda hired: hired.busy, default=None)
+    def _least_busy(self) -> _Worker | None:
+        free = [worker for worker in self._ready if worker.busy < TASKS_AT_ONCE]
+        return min(free, key=lambda worker: worker.busy, default=None)
 
-    def _dismiss_one(self, hired: _Hired) -> None:
-        if hired in self._crew:
-            self._crew.remove(hired)
-            self.ray.kill(hired.actor)
+    def _stop_worker(self, worker: _Worker) -> None:
+        if worker in self._ready:
+            self._ready.remove(worker)
+            self.ray.kill(worker.actor)
 
-    def dismiss(self) -> None:
-        """End all actors at once, whatever they do: a shard without its record does not exist, and the next run does it."""
-        for hired in (*self._crew, *self._starting.values()):
-            self.ray.kill(hired.actor)
-        self._crew.clear()
+    def stop(self) -> None:
+        """Kill all actors at once, whatever they do: a shard without its record does not exist, and the next run computes it."""
+        for worker in (*self._ready, *self._starting.values()):
+            self.ray.kill(worker.actor)
+        self._ready.clear()
         self._starting.clear()
 
     def _give_up_or_retry(self, number: int, tries: list[int], task: Task, error: Exception) -> None:
@@ -268,16 +274,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def room_text(ray: Any, who: str, wanted: str) -> str:
-    """Return what a worker or rank asks of the cluster, and what is there and free."""
+def lacking_resources(ray: Any, who: str, needed: str) -> str:
+    """Return in words what a worker or rank asks of the cluster, and which resources it has and are free."""
     there, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind} free" for kind in ("CPU", "GPU") if kind in there or kind == "CPU"]
-    return f"the Ray cluster has no room for {who}: each asks for {wanted} on one node, and {', '.join(parts)} on all nodes together"
+    return f"the Ray cluster has no room for {who}: each asks for {needed} on one node, and {', '.join(parts)} on all nodes together"
 
 
 @contextlib.contextmanager
 def workers(order: WorkOrder, count: int | None, address: str | None, on_event: OnEvent = ignore_event) -> Iterator[Workers]:
-    """`count` workers for an order: in this process for 0, otherwise Ray actors, locally or on the cluster at `address`.
+    """Yield `count` workers for an order: in this process for 0, otherwise Ray actors, locally or on the cluster at `address`.
 
     `None` is as many as the cluster has room for.
     """
@@ -287,8 +293,8 @@ def workers(order: WorkOrder, count: int | None, address: str | None, on_event: 
         yield InProcess(order)
         return
     with ray_session(address, None if count is None else count * order.threads) as ray:
-        crew = RayActors(ray, order, count, on_event)
+        actors = RayActors(ray, order, count, on_event)
         try:
-            yield crew
+            yield actors
         finally:
-            crew.dismiss()
+            actors.stop()

@@ -1,4 +1,4 @@
-"""A shard's views as each teacher takes them, in batches that are made ahead of the device (`storage.views.pixels` says how).
+"""Render a shard's views at each teacher's input, in batches that are made ahead of the device (see `storage.views.pixels`).
 
 Teachers with the same input, and the views' own stored pixels, share one rendering; distortions come later, on the device. A source image
 is held only while its own views are cut, so that a shard of large photos needs the memory of one of them. An image that cannot be decoded
@@ -23,7 +23,7 @@ from ...storage.views.view_spec import Input, StoredPixels, Views
 
 @dataclass
 class RenderedBatch:
-    """The `count` views of some neighbouring images; `first` is the place of the first view in its shard."""
+    """The `count` views of some neighbouring images; `first` is the row of the first view in its shard."""
 
     first: int
     count: int
@@ -32,21 +32,21 @@ class RenderedBatch:
     seconds: float
 
     @property
-    def places(self) -> slice:
-        """Where the views are in their shard."""
+    def rows(self) -> slice:
+        """The views' rows in their shard."""
         return slice(self.first, self.first + self.count)
 
 
 @dataclass
 class FreshViews:
-    """Says that a shard's views are drawn now; `pixels` (rows, R, R, 3) of them where the spec stores pixels."""
+    """A shard's views that are drawn now and not committed yet; `pixels` (rows, R, R, 3) of them where the spec stores pixels."""
 
     stored: StoredPixels | None
     pixels: Pixels | None
 
     @classmethod
     def of(cls, views: ViewSet, rows: int) -> "FreshViews":
-        """Memory for the pixels of a shard of so many rows."""
+        """Allocate the pixels of a shard of so many rows."""
         stored = views.spec.pixels
         return cls(stored, None if stored is None else np.zeros((rows, stored.size_px, stored.size_px, 3), np.uint8))
 
@@ -95,10 +95,14 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
     def _render(self, first: int, count: int) -> RenderedBatch:
         started, fresh = time.perf_counter(), self._fresh
         batch = RenderedBatch(first, count, {}, {}, 0.0)
-        kept = {} if fresh is None or fresh.stored is None or fresh.pixels is None else {fresh.stored.input: fresh.pixels[batch.places]}
-        others = {one: np.zeros((count, one.size_px, one.size_px, 3), np.uint8) for one in self._inputs if one not in kept}
-        batch.pixels = others | kept
-        recorded = self._views.part(batch.places)
+        stored = {} if fresh is None or fresh.stored is None or fresh.pixels is None else {fresh.stored.input: fresh.pixels[batch.rows]}
+        rendered = {
+            model_input: np.zeros((count, model_input.size_px, model_input.size_px, 3), np.uint8)
+            for model_input in self._inputs
+            if model_input not in stored
+        }
+        batch.pixels = rendered | stored
+        recorded = self._views.part(batch.rows)
         rows = self._first_row + np.arange(first, first + count)
         fill_pixels(self._view_set, rows, recorded, list(batch.pixels.items()), drawn_now=fresh is not None, failed=batch.failed)
         batch.seconds = time.perf_counter() - started

@@ -64,11 +64,11 @@ class _Target:
     refused: dict[str, str] = field(default_factory=dict)  # image id → why its tokens must not be stored
 
     def positions_of(self, batch: RenderedBatch) -> Positions | None:
-        """The places of the tokens to be stored of a batch's views."""
-        return None if self.positions is None else self.positions[batch.places]
+        """Return the grid positions of the tokens to be stored of a batch's views; None for whole grids."""
+        return None if self.positions is None else self.positions[batch.rows]
 
     def share(self, tokens: Tokens, batch: RenderedBatch) -> StoredTokens:
-        """What of a batch's tokens is stored, still on the device; of a pooled set (`pooled_features`) each view's mean."""
+        """Return what of a batch's tokens is stored, still on the device; of a pooled set (`pooled_features`) each view's mean."""
         if "pooled" in self.reader.identity["statistics"]:
             tokens = tokens._replace(patch_BHWD=tokens.patch_BHWD.mean(dim=(1, 2), keepdim=True))
         return stored_tokens(tokens, self.reader.layout, self.positions_of(batch))
@@ -102,7 +102,7 @@ class ShardWorker:
             raise Interrupted("stopped between two batches; every shard that was committed stays")
 
     def measure(self, rows: list[int], names: list[str]) -> SampleMoments:
-        """Moments of the named teachers' raw tokens over some views; images that cannot be decoded are left out.
+        """Return moments of the named teachers' raw tokens over some views; images that cannot be decoded are left out.
 
         Raises `CacheMismatch` for views that are committed already and whose image decodes to other pixels.
         """
@@ -123,14 +123,14 @@ class ShardWorker:
         return SampleMoments(len(good), {name: self._moments(name, pixels[one][good], photometric[good]) for name, one in inputs.items()})
 
     def _view(self, row: int) -> tuple[Views, bool]:
-        """One view, and whether it is drawn now because its shard is not committed yet."""
+        """Return one view, and whether it is drawn now because its shard is not committed yet."""
         committed = self.views.read_shard(row // self.views.group.shard_rows)
         if committed is not None:
-            place, views = row % self.views.group.shard_rows, committed
+            offset, views = row % self.views.group.shard_rows, committed
         else:
-            image, place = divmod(row, self.views.views_per_image)
+            image, offset = divmod(row, self.views.views_per_image)
             views = self.views.draw_image(image)
-        return views.part(slice(place, place + 1)), committed is None
+        return views.part(slice(offset, offset + 1)), committed is None
 
     def _moments(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> tuple[Measure | None, Measure]:
         with self._turn:
@@ -154,7 +154,7 @@ class ShardWorker:
     def _forward(
         self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32], share: Callable[[Tokens], StoredTokens]
     ) -> Arriving:
-        """The share that is wanted of the raw fp32 tokens of the views as teachers see them, on its way to the host."""
+        """Start the forward of one teacher, and return the `share` of its raw fp32 tokens on its way to the host."""
         teacher, distorted = self.teachers[name], MODES[self.views.spec.photometric].seen_by_teacher
         return compute(lambda: share(teacher(pixels_BHWC, photometric_BP if distorted else None)), teacher.teacher.device)
 
@@ -185,9 +185,9 @@ class ShardWorker:
         return report
 
     def repair_shard(self, shard: int, name: str, key: str) -> None:
-        """Compute one committed shard of a teacher's feature set again, and make what is damaged of it whole in its place.
+        """Compute one committed shard of a teacher's feature set again, and replace its damaged parts.
 
-        Its views must be whole. Raises `CacheMismatch` where what is whole of the shard is not what is computed now.
+        Its views must be intact. Raises `CacheMismatch` where the intact parts of the shard are not what is computed now.
         """
         torch.set_num_threads(self.order.threads)
         reader, views, record = self._reader(key), self.views.read_shard(shard), self.views.group.record(shard)
@@ -202,7 +202,7 @@ class ShardWorker:
     def _through_teachers(
         self, batches: Iterable[RenderedBatch], views: Views, targets: Mapping[str, _Target], report: ShardReport
     ) -> None:
-        """Every batch through every teacher, each encoded while the next one is computed."""
+        """Run every batch through every teacher; a batch is encoded while the next one is computed."""
         encoding: Future[None] | None = None
         before = sum(teacher.backoffs for teacher in self.teachers.values())
         with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder, self._turn:
@@ -213,7 +213,7 @@ class ShardWorker:
                 report.add("decode", batch.seconds)
                 seen = {name: batch.pixels[self._input(name)] for name in targets}
                 tokens = {
-                    name: self._forward(name, pixels, views.photometric[batch.places], partial(targets[name].share, batch=batch))
+                    name: self._forward(name, pixels, views.photometric[batch.rows], partial(targets[name].share, batch=batch))
                     for name, pixels in seen.items()
                 }
                 _finish(encoding)
@@ -231,7 +231,7 @@ class ShardWorker:
         return self._readers[key]
 
     def _encode(self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, Arriving], report: ShardReport) -> None:
-        """Tokens of one batch, normalised and encoded, into the shard's buffers; waits for the device, so that its feeder need not."""
+        """Normalise and encode one batch's tokens into the shard's buffers; waits for the device here, so that its feeder need not."""
         arrived = {name: one.wait() for name, one in tokens.items()}
         report.add("forward", busy_seconds(list(tokens.values())))
         with report.timed("encode"):
@@ -254,11 +254,11 @@ class ShardWorker:
     ) -> NDArray[np.bool_]:
         """Mark the views whose tokens must not be stored, and note their images unless those failed to decode."""
         first_image, bad = self.views.shard_images(shard)[0], np.zeros(len(patch), np.bool_)
-        for place in range(len(patch)):
-            reason = refuse_tokens(None if cls is None else cls[place], patch[place], target.reader.codec)
+        for view in range(len(patch)):
+            reason = refuse_tokens(None if cls is None else cls[view], patch[view], target.reader.codec)
             if reason is not None:
-                image_id = self.views.dataset.row(first_image + (batch.first + place) // self.views.views_per_image).id
-                bad[place] = True
+                image_id = self.views.dataset.row(first_image + (batch.first + view) // self.views.views_per_image).id
+                bad[view] = True
                 if image_id not in batch.failed:
                     target.refused.setdefault(image_id, f"{target.reader.name}: {reason}")
         return bad

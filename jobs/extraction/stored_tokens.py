@@ -1,4 +1,4 @@
-"""What of a forward's tokens a feature set stores: the grid made smaller, then the tokens at recorded places, both on the device.
+"""The part of a forward's tokens that a feature set stores: the grid resampled, then the tokens at recorded positions, on the device.
 
 Resampling is a named approximation. It is linear, separable, and its weights add up to one for every output token, so it commutes with the
 normalisation (mean and std, or PHI-S: both affine): resampling the teacher's own tokens is resampling normalised ones, and the statistics
@@ -19,18 +19,18 @@ from .transfers import StoredTokens, to_device
 
 
 def stored_tokens(tokens: Tokens, layout: FeatureLayout, position_BT: Positions | None) -> StoredTokens:
-    """The part of a forward's raw tokens that a feature set of this layout stores, on their device."""
+    """Return the part of a forward's raw tokens that a feature set of this layout stores, on their device."""
     patch = tokens.patch_BHWD
     if layout.resampled_from is not None:
         patch = resampled(patch, layout.grid)
     if position_BT is not None:
-        place_BT1 = to_device(torch.from_numpy(position_BT.astype("int64"))[..., None], patch.device)
-        patch = torch.take_along_dim(patch.flatten(1, 2), place_BT1, dim=1)
+        index_BT1 = to_device(torch.from_numpy(position_BT.astype("int64"))[..., None], patch.device)
+        patch = torch.take_along_dim(patch.flatten(1, 2), index_BT1, dim=1)
     return StoredTokens(tokens.cls_BD, patch)
 
 
 def resampled(patch_BHWD: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The tokens on a grid (h, w) that is nowhere larger, by `storage.layout.RESAMPLING`."""
+    """Return the tokens on a grid (h, w) that is nowhere larger, by `storage.features.layout.RESAMPLING`."""
     rows = weights(patch_BHWD.shape[1], grid[0], patch_BHWD.device)
     columns = weights(patch_BHWD.shape[2], grid[1], patch_BHWD.device)
     return torch.einsum("wW,BhWD->BhwD", columns, torch.einsum("hH,BHWD->BhWD", rows, patch_BHWD)).contiguous()
@@ -38,7 +38,7 @@ def resampled(patch_BHWD: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def weights(large: int, small: int, device: torch.device) -> Tensor:
-    """(small, large): each stored position as a weighted sum of the teacher's; rows add up to one.
+    """Return (small, large): each stored position as a weighted sum of the teacher's; rows add up to one.
 
     The pseudo-inverse of the loss's own upsampling from `small` to `large`: no grid of that size comes nearer to the teacher's, in squares.
     """

@@ -1,8 +1,8 @@
-"""What an extraction tells: each shard's cost, progress events while it runs, and a JSON-able summary at its end.
+"""What an extraction reports: each shard's cost, progress events while it runs, and a JSON-able summary at its end.
 
 Phases overlap, so their shares of the workers' wall time add up to more than 1: `forward` (by the device's own clock) near 1 is a device
 that never waits. `wait` is the time in which a worker's teachers had nothing to compute, for want of rendered views or because encoding
-lagged behind. `gpu_use` is what the driver says of the GPUs, at the end of each shard; it is absent on CPUs and without nvidia-ml-py.
+lagged behind. `gpu_use` is what the CUDA driver says of the GPUs, at the end of each shard; it is absent on CPUs and without nvidia-ml-py.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ class ShardReport:
     batch_sizes: dict[str, int] = field(default_factory=dict)
     backoffs: int = 0
     gpu_use: float | None = None  # share of the last moment
-    found: bool = False  # another driver had committed it meanwhile: nothing was computed
+    already_committed: bool = False  # another driver had committed it meanwhile: nothing was computed
 
     def of_records(self, records: Iterable[Record | None]) -> "ShardReport":
-        """This report, of a shard that another driver has committed: its failures, and nothing spent."""
-        self.found = True
+        """Make this the report of a shard that another driver has committed: its failures, nothing spent; returns it."""
+        self.already_committed = True
         for record in records:
             self.failed |= {} if record is None else record.failed
         return self
@@ -54,7 +54,7 @@ PHASES = ("decode", "wait", "forward", "encode", "write")
 
 
 def progress(stage: str, done: int, total: int, unit: str, started: float, fresh: int) -> Event:
-    """A progress event; `fresh` of the `done` were done since `started` (of `time.perf_counter`)."""
+    """Return a progress event; `fresh` of the `done` were done since `started` (of `time.perf_counter`)."""
     seconds = max(time.perf_counter() - started, 1e-9)
     rate = fresh / seconds
     left = (total - done) / rate if rate else None
@@ -62,8 +62,8 @@ def progress(stage: str, done: int, total: int, unit: str, started: float, fresh
 
 
 def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> dict[str, Any]:
-    """Counts and times over finished shards; `seconds` of wall time in which `workers` computed them."""
-    views = sum(report.views for report in reports if not report.found)
+    """Return counts and times over finished shards; `seconds` of wall time in which `workers` computed them."""
+    views = sum(report.views for report in reports if not report.already_committed)
     by_phase = {phase: sum(report.seconds.get(phase, 0.0) for report in reports) for phase in PHASES}
     sizes: dict[str, int] = {}
     gpu = [report.gpu_use for report in reports if report.gpu_use is not None]
@@ -82,22 +82,22 @@ def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> d
     }
 
 
-def together(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One summary of several extractions over the same views, one after another: counts and tables add up, shares are of the whole time."""
+def combined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one summary of several extractions over the same views: counts and tables add up, shares are of the whole time."""
     first, *rest = parts
-    whole = dict(first)
+    total = dict(first)
     for part in rest:
-        shares = {key: _over_both(whole, part, key) for key in ("shares_of_time", "gpu_use") if whole.get(key) or part.get(key)}
-        whole = {key: _added(whole.get(key), part.get(key), key) for key in {**whole, **part}} | shares
-    if whole.get("views_done"):
-        whole["views_per_second"] = whole["views_done"] / whole["seconds"]
-    if "failed" in whole:  # an image may have failed for each teacher
-        whole["images_failed"] = len(whole["failed"])
-    return whole
+        shares = {key: _over_both(total, part, key) for key in ("shares_of_time", "gpu_use") if total.get(key) or part.get(key)}
+        total = {key: _added(total.get(key), part.get(key), key) for key in {**total, **part}} | shares
+    if total.get("views_done"):
+        total["views_per_second"] = total["views_done"] / total["seconds"]
+    if "failed" in total:  # an image may have failed for each teacher
+        total["images_failed"] = len(total["failed"])
+    return total
 
 
 def _over_both(left: Mapping[str, Any], right: Mapping[str, Any], key: str) -> Any:
-    """Shares of two times as shares of both; one that did nothing has no say."""
+    """Return shares of two times as shares of both; an extraction that did nothing counts for nothing."""
     if not left.get(key) or not right.get(key):
         return left.get(key) or right.get(key)
     weight = left["seconds"] / (left["seconds"] + right["seconds"])

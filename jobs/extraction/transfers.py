@@ -1,4 +1,4 @@
-"""Pixels to a teacher's device and tokens back while it computes: pinned memory, and a stream of its own in each direction.
+"""Copy pixels to a teacher's device and tokens back while it computes: pinned memory, and one CUDA stream in each direction.
 
 On CUDA everything here returns before the device is done. A batch's pixels cross while the batch before it is computed; its tokens start
 back as soon as they exist and not after the next batch, which stands in the device's queue by then; and the host waits for them in the
@@ -35,7 +35,7 @@ class Arriving:
     _arrived: torch.cuda.Event | None = None
 
     def wait(self) -> StoredTokens:
-        """The tokens, when they are there."""
+        """Wait until the tokens are on the host, and return them."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self.tokens
@@ -48,12 +48,12 @@ class Arriving:
 
 @cache
 def _stream(device: torch.device, direction: str) -> torch.cuda.Stream:
-    """One for each device and direction in a process: a device copies both ways at once."""
+    """Return the CUDA stream of a device and direction, one a process: a device copies both ways at once."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def to_device(pixels: Tensor, device: torch.device) -> Tensor:
-    """Pixels for the next forward; on CUDA they cross while the device computes, and the forward waits for them."""
+    """Copy pixels to the device for the next forward; on CUDA they cross while the device computes, and the forward waits for them."""
     if device.type != "cuda":
         return pixels.to(device)
     stream, computing = _stream(device, "in"), torch.cuda.current_stream(device)
@@ -86,7 +86,7 @@ def compute(work: Callable[[], StoredTokens], device: torch.device) -> Arriving:
 
 
 def _sent(tokens: Tensor, stream: torch.cuda.Stream) -> Tensor:
-    """A pinned copy that is filled when the stream comes to it."""
+    """Return a pinned copy that is filled when the stream comes to it."""
     host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
     host.copy_(tokens, non_blocking=True)
     tokens.record_stream(stream)
@@ -94,8 +94,8 @@ def _sent(tokens: Tensor, stream: torch.cuda.Stream) -> Tensor:
 
 
 def busy_seconds(batch: list[Arriving]) -> float:
-    """How long the devices computed one batch: devices work side by side, teachers on one device in turn."""
+    """Return how long the devices computed one batch: devices work in parallel, teachers on one device in turn."""
     by_device: dict[torch.device, float] = {}
-    for one in batch:
-        by_device[one.device] = by_device.get(one.device, 0.0) + one.device_s
+    for arriving in batch:
+        by_device[arriving.device] = by_device.get(arriving.device, 0.0) + arriving.device_s
     return max(by_device.values(), default=0.0)

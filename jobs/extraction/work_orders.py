@@ -1,8 +1,8 @@
-"""What each worker of an extraction is told, how many workers there are, and which teacher runs on which of a worker's devices.
+"""The work order of an extraction's workers, their number, and the device of each teacher within a worker.
 
-A worker sees the GPUs that it was given as cuda:0, cuda:1, …. What the user placed goes there; the other teachers are dealt out over the
-worker's GPUs in turn. Teachers on different GPUs compute one batch side by side, so a batch takes as long as the slowest GPU. Where a
-teacher runs is no part of any identity: the canary says whether it is the same teacher there.
+A worker sees the GPUs that Ray gave it as cuda:0, cuda:1, …. A teacher goes to the device that the user chose; the others are assigned to
+the worker's GPUs round robin. Teachers on different GPUs compute one batch in parallel, so a batch takes as long as the slowest GPU. The
+device is no part of any identity: the canary says whether it is the same teacher there.
 """
 
 import math
@@ -43,7 +43,7 @@ _MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a
 def work_order(
     store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, chosen: Mapping[str, str]
 ) -> WorkOrder:
-    """What each worker is told; `chosen` are the devices that the user placed teachers on. Raises `BadInput` for one that is not there."""
+    """Return what each worker is told; `chosen`: devices that the user gave teachers. Raises `BadInput` for a device that is not there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = torch.get_num_threads() if options.workers == 0 else 1
     share = (os.cpu_count() or 1) // max(1, torch.cuda.device_count())
@@ -58,50 +58,54 @@ def work_order(
         render_threads=rendering,
         gpus=options.num_gpus,
         normalisation=options.normalisation,
-        devices=place(list(specs), device, options.num_gpus, {name: where for name, where in chosen.items() if name in specs}),
+        devices=assign_devices(
+            list(specs), device, options.num_gpus, {name: device_name for name, device_name in chosen.items() if name in specs}
+        ),
         compile=options.compile,
     )
 
 
 def worker_count(order: WorkOrder, options: ExtractOptions) -> int | None:
-    """One worker a GPU; on CPUs one a core, because single-threaded teachers side by side beat threads inside one; None on a cluster."""
+    """Return one worker a GPU; on CPUs one a core, because single-threaded teachers in parallel beat threads inside one; None on a
+    cluster.
+    """
     if options.workers is not None or cluster_address(options.address) is not None:
         return options.workers
     return int(torch.cuda.device_count() / order.gpus) if order.device == "cuda" else torch.get_num_threads()
 
 
-def place(names: Sequence[str], device: str, gpus: float, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Device of each teacher of one worker that has `gpus` GPUs (of kind `device`, "cuda" or "cpu").
+def assign_devices(names: Sequence[str], device: str, gpus: float, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the device of each teacher of one worker that has `gpus` GPUs (of kind `device`, "cuda" or "cpu").
 
     Raises `BadInput` for a teacher that is not there, and for a device that the worker does not have.
     """
-    for name, wanted in chosen.items():
+    for name, requested in chosen.items():
         if name not in names:
             raise unknown_name("teacher in --teacher-device", name, names)
-        _check(name, wanted, device, gpus)
+        _check(name, requested, device, gpus)
     count = max(1, math.floor(gpus)) if device == "cuda" else 0
     free = [name for name in names if name not in chosen]
-    dealt = {name: f"cuda:{number % count}" if count > 1 else device for number, name in enumerate(free)}
-    return {name: chosen.get(name) or dealt[name] for name in names}
+    assigned = {name: f"cuda:{number % count}" if count > 1 else device for number, name in enumerate(free)}
+    return {name: chosen.get(name) or assigned[name] for name in names}
 
 
-def _check(name: str, wanted: str, device: str, gpus: float) -> None:
+def _check(name: str, requested: str, device: str, gpus: float) -> None:
     try:
-        asked = torch.device(wanted)
+        asked = torch.device(requested)
     except RuntimeError as error:
-        raise BadInput(f"--teacher-device {name}={wanted}: devices are cpu, cuda:0, cuda:1, …") from error
+        raise BadInput(f"--teacher-device {name}={requested}: devices are cpu, cuda:0, cuda:1, …") from error
     if asked.type not in ("cpu", "cuda"):
-        raise BadInput(f"--teacher-device {name}={wanted}: devices are cpu, cuda:0, cuda:1, …")
+        raise BadInput(f"--teacher-device {name}={requested}: devices are cpu, cuda:0, cuda:1, …")
     if asked.type == "cuda" and device != "cuda":
-        raise BadInput(f"--teacher-device {name}={wanted}: this machine has no CUDA device")
+        raise BadInput(f"--teacher-device {name}={requested}: this machine has no CUDA device")
     if asked.type == "cuda" and (asked.index or 0) >= math.ceil(gpus):
         raise BadInput(
-            f"--teacher-device {name}={wanted}: a worker has {gpus:g} GPU; give it more with --num-gpus {(asked.index or 0) + 1}"
+            f"--teacher-device {name}={requested}: a worker has {gpus:g} GPU; give it more with --num-gpus {(asked.index or 0) + 1}"
         )
 
 
 def gpu_use(devices: Iterable[torch.device]) -> float | None:
-    """Share of the last moment in which the GPUs computed, their mean; None on CPUs and where the driver's library does not say."""
+    """Return the share of the last moment in which the GPUs computed, their mean; None on CPUs and where the driver does not say."""
     shares = []
     for device in {device for device in devices if device.type == "cuda"}:
         try:

@@ -1,4 +1,4 @@
-"""A teacher built again from what a feature set recorded of it: for repair, fidelity, live targets and `--on-miss compute`.
+"""Build a teacher again from what a feature set recorded of it: for repair, fidelity, live targets and `--on-miss compute`.
 
 What the user may choose at an extraction (input size, constants, precision, random weights for a trial) is taken from the record and not
 asked for again. What makes it another model (architecture, weights, class token, widths, grid) must be found again as it was, or the
@@ -21,17 +21,18 @@ from ...teachers.registry.python_file import PYTHON_FILE, names_python_file, ref
 from ...teachers.registry.resolve import TIMM_PREFIX, resolve_teacher
 from ...teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
 from ...teachers.registry.table import TEACHERS
-from ..runs.run_source import run_at_hand
+from ..runs.run_source import local_run
 
 
 def recorded_teacher(reader: FeatureReader, name_or_run: str | None = None, weights: Path | None = None) -> TeacherSpec:
-    """The teacher that made a feature set, found by the set's name or where it is said to be; raises `CacheMismatch`, `BadInput`."""
+    """Return the teacher that made a feature set, found by the set's name or by `name_or_run`; raises `CacheMismatch`, `BadInput`."""
     asked, recorded = name_or_run or reader.name, reader.identity["teacher"]
-    found = str(run_at_hand(asked)) if is_url(asked) else asked
+    local_name = str(local_run(asked)) if is_url(asked) else asked
     try:
         if recorded["architecture"]["name"] == PYTHON_FILE:
-            found, weights = _python_file(reader, None if found in (reader.name, reader.key) else found, weights)
-        spec = _as_recorded(recorded, found, weights)
+            given = None if local_name in (reader.name, reader.key) else local_name
+            local_name, weights = _python_file(reader, given, weights)
+        spec = _as_recorded(recorded, local_name, weights)
     except KeyError as error:
         raise CacheMismatch(f"the identity of {reader.key} does not say the {error} of its teacher, which cannot be built again") from error
     if lines := differing_fields(spec.identity(), recorded):
@@ -40,7 +41,7 @@ def recorded_teacher(reader: FeatureReader, name_or_run: str | None = None, weig
 
 
 def _python_file(reader: FeatureReader, name: str | None, weights: Path | None) -> tuple[str, Path | None]:
-    """(FILE.py:FUNCTION, weights) of the user's own teacher: given, or where it lay; raises `CacheMismatch` for another file."""
+    """Return (FILE.py:FUNCTION, weights) of the user's own teacher: given, or where it lay; raises `CacheMismatch` for another file."""
     architecture, noted = reader.identity["teacher"]["architecture"], reader.teacher_files()
     names = [f"{one.file}:{one.function}" for one in noted] if name is None else [name]
     refused = f"its file is noted nowhere in the store; give it: --teacher FILE.py:{architecture['function']}"

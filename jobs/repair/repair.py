@@ -1,9 +1,9 @@
-"""Upkeep of feature sets that needs their teacher: mend what is damaged, and measure how faithful the stored tokens are.
+"""Repair and fidelity of feature sets, which need the teacher: mend what is damaged, measure how faithful the stored tokens are.
 
-The teacher is resolved anew and must be the one in the set's identity, field by field. Repair examines the store as `verify` does and
-mends what follows from its own files on the way (`storage.examination`); what then needs a teacher is computed again and put in place,
-nothing is taken out first (`repairs_with_teacher`). Fidelity compares stored tokens with a
-fresh forward over a fixed random sample of views, in the normalised space that students are trained in.
+The teacher is resolved anew and must be the one in the set's identity, field by field. Repair examines the store as `verify` does and mends
+what follows from its own files on the way (`storage.upkeep.examination`); what then needs a teacher is computed again and replaced, nothing
+is removed first (`repairs_with_teacher`). Fidelity compares stored tokens with a fresh forward over a fixed random sample of views, in the
+normalised space that students are trained in.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _LIKENESS_SHARDS = 4
 
 
 def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> TeacherSpec:
-    """The teacher that made a feature set, found by its name or by `request`; raises `CacheMismatch` naming each other field."""
+    """Return the teacher that made a feature set, found by its name or by `request`; raises `CacheMismatch` naming each other field."""
     return recorded_teacher(reader) if request is None else recorded_teacher(reader, request.name, request.weights)
 
 
@@ -78,45 +78,45 @@ def repair_features(options: RepairOptions, on_event: OnEvent = ignore_event) ->
     teacher, dry_run, store = options.teacher, options.dry_run, FeatureStore.open_damaged(options.store)
     if dry_run:
         store = FeatureStore(DryRunObjects(store.objects))
-    whole = None if options.key is None else store.features_key(options.key)
-    if teacher is not None and whole is not None:
+    full_key = None if options.key is None else store.features_key(options.key)
+    if teacher is not None and full_key is not None:
         with contextlib.suppress(CacheDamaged, StoreUnavailable):  # looked at again when its files are whole
-            teacher_of(store.features(whole), teacher)
-    examiner = Examiner(store, whole, images=True, may_write=not dry_run, on_event=on_event)
-    examine(examiner, whole)
+            teacher_of(store.features(full_key), teacher)
+    examiner = Examiner(store, full_key, images=True, may_write=not dry_run, on_event=on_event)
+    examine(examiner, full_key)
     with_teachers(examiner, lambda reader: teacher_of(reader, teacher), _likeness, dry_run, on_event)
-    return _told(examiner, whole, dry_run)
+    return _repair_result(examiner, full_key, dry_run)
 
 
-def _told(examiner: Examiner, key: str | None, dry_run: bool) -> dict[str, Any]:
-    """The result of a repair."""
-    found, damaged = examiner.findings, {"features": dict[str, str](), "views": dict[str, str]()}
-    for one in found:
-        kind, name = one.where.split("/")[0], one.where if key is None else str(one.shard)
-        if one.shard is not None and kind in damaged and not one.unfinished:
-            damaged[kind][name] = one.what
+def _repair_result(examiner: Examiner, key: str | None, dry_run: bool) -> dict[str, Any]:
+    """Return the JSON-able result of a repair."""
+    findings, damaged = examiner.findings, {"features": dict[str, str](), "views": dict[str, str]()}
+    for finding in findings:
+        kind, name = finding.where.split("/")[0], finding.where if key is None else str(finding.shard)
+        if finding.shard is not None and kind in damaged and not finding.unfinished:
+            damaged[kind][name] = finding.what
     return {
         **({"store": examiner.url} if key is None else {"key": key}),
         "damaged": damaged,
-        "repaired": sorted({one.shard for one in found if one.mended and one.shard is not None}),
-        "rebuilt": {one.where: one.source for one in found if one.mended},
-        "planned": [str(one) for one in found] if dry_run else [],
-        "left": [] if dry_run else [str(one) for one in found if not one.mended and not one.unfinished],
-        "findings": [one.as_json() for one in found],
+        "repaired": sorted({finding.shard for finding in findings if finding.mended and finding.shard is not None}),
+        "rebuilt": {finding.where: finding.source for finding in findings if finding.mended},
+        "planned": [str(finding) for finding in findings] if dry_run else [],
+        "left": [] if dry_run else [str(finding) for finding in findings if not finding.mended and not finding.unfinished],
+        "findings": [finding.as_json() for finding in findings],
         "dry_run": dry_run,
     }
 
 
 def fidelity(options: FidelityOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Cosine of stored against fresh tokens over a sample of views: mean, 1st percentile and least, for class and patch tokens.
+    """Return the cosine of stored to fresh tokens over a sample of views: mean, 1st percentile and least, for class and patch tokens.
 
     Of a set that is not complete, the views that are there; raises `BadInput` where none of the sampled ones is.
     """
     reader, sample = FeatureStore.open(options.store).features(options.key), options.sample
     spec = teacher_of(reader, options.teacher)
     chosen = np.sort(np.random.Generator(np.random.Philox(key=_SEED)).choice(reader.rows, min(sample, reader.rows), replace=False))
-    there = chosen[reader.group.committed_mask()[chosen // reader.group.shard_rows]]
-    rows = np.setdiff1d(there, reader.failed_rows())
+    committed = chosen[reader.group.committed_mask()[chosen // reader.group.shard_rows]]
+    rows = np.setdiff1d(committed, reader.failed_rows())
     if not len(rows):
         raise BadInput(f"none of {len(chosen)} sampled views of {reader.key} is stored yet; extract it first, or give a larger --sample")
     loaded = load_teacher(spec, choose_device("auto").value)
@@ -130,30 +130,32 @@ def fidelity(options: FidelityOptions, on_event: OnEvent = ignore_event) -> dict
 
 
 def _likeness(reader: FeatureReader, teacher: Teacher) -> float | None:
-    """Mean cosine of the first row of some shards to the teacher's tokens; None where no such row is whole, and of pooled sets."""
-    found = []
+    """Return the mean cosine of the first row of some shards to the teacher's tokens; None of pooled sets and where no such row is
+    intact.
+    """
+    cosines = []
     for shard in sorted(reader.group.committed())[:_LIKENESS_SHARDS] if "pooled" not in reader.identity["statistics"] else []:
         with contextlib.suppress(EupeError):
             rows = np.array([reader.group.shard_span(shard)[0]])
             stored = reader.read(rows)
-            found.append(
+            cosines.append(
                 _summary(reader.decode(stored), reader.statistics.normalize_patch(_fresh(reader, teacher, rows, stored.position)[1]))
             )
-    return float(np.mean([one["mean"] for one in found])) if found else None
+    return float(np.mean([summary["mean"] for summary in cosines])) if cosines else None
 
 
 def _fresh(
     reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64], position_nT: Positions | None
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
-    """Raw class and patch tokens of a forward pass over the recorded views: resampled and sampled as the stored ones are."""
+    """Compute raw class and patch tokens over the recorded views; resampled and sampled as the stored ones are."""
     photometric_nP = reader.views.read(rows).photometric
     classes, patches = [], []
     for n in range(len(rows)):
         pixels = view_pixels(reader.views, rows[n : n + 1], teacher.spec.preprocessing.input)
         parameters_BP = torch.from_numpy(photometric_nP[n : n + 1])
         seen = pixels_seen_by("teacher", reader.views.spec.photometric, torch.from_numpy(pixels), parameters_BP)
-        places = None if position_nT is None else position_nT[n : n + 1]
-        cls_BD, patch = stored_tokens(teacher(seen), reader.layout, places)
+        positions = None if position_nT is None else position_nT[n : n + 1]
+        cls_BD, patch = stored_tokens(teacher(seen), reader.layout, positions)
         patches.append(patch.cpu().numpy())
         if cls_BD is not None:
             classes.append(cls_BD.cpu().numpy())

@@ -1,8 +1,8 @@
 """The part of a repair that needs teachers: shards of features, and canaries that nothing in the store can give back.
 
-First the prerequisites, a set at a time: is the teacher at hand with the weights that the identity names, is it the one of the canary, are
-the images there as they were? Whatever is not is said, with the command that helps, and the next shard or set is mended all the same. A
-shard's tokens are computed whole; only then, and only what is damaged of it, is replaced (`storage.shards.shard_repair`).
+First the prerequisites, a set at a time: is the teacher found with the weights that the identity names, is it the one of the canary, are
+the images there as they were? What is not is reported with the command that helps, and the next shard or set is mended all the same. All
+tokens of a shard are computed; only then its damaged parts, and only those, are replaced (`FeatureReader.repair_shard`).
 """
 
 from collections.abc import Callable, Iterable
@@ -33,7 +33,7 @@ _MIN_COSINE = 0.9  # of stored against fresh tokens: far below int4's 0.997, far
 
 
 def with_teachers(examiner: Examiner, resolve: Resolve, likeness: Likeness, dry_run: bool, on_event: OnEvent) -> None:
-    """Mend what the examination left to teachers; `likeness`: the cosine of a set's whole rows to the teacher's, None without any."""
+    """Mend what the examination left to teachers; `likeness`: the cosine of a set's intact rows to the teacher's, None without any."""
     specs = _Specs(resolve)
     for where, (reader, finding) in examiner.canaries.items():
         try:
@@ -43,21 +43,21 @@ def with_teachers(examiner: Examiner, resolve: Resolve, likeness: Likeness, dry_
             examiner.update_finding(finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
         except EupeError as error:
             examiner.update_finding(finding, mended=False, way_out=_give_teacher(examiner, reader, error))
-    for reader, asked in _by_set(examiner.to_extract):
+    for reader, to_extract in _by_set(examiner.to_extract):
         try:
             spec = specs.of(reader)
-            mend = _rehearsed(reader) if dry_run else _mender(examiner, reader, spec)
+            mend = _dry_run_mender(reader) if dry_run else _mender(examiner, reader, spec)
         except EupeError as error:
-            for one in asked:
-                examiner.update_finding(one.finding, mended=False, way_out=_give_teacher(examiner, reader, error))
+            for item in to_extract:
+                examiner.update_finding(item.finding, mended=False, way_out=_give_teacher(examiner, reader, error))
             continue
-        for done, one in enumerate(asked, start=1):
+        for done, item in enumerate(to_extract, start=1):
             try:
-                mend(one.shard)
-                examiner.update_finding(one.finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
+                mend(item.shard)
+                examiner.update_finding(item.finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
             except EupeError as error:
-                examiner.update_finding(one.finding, mended=False, way_out=f"it cannot be now: {error}; then {examiner.repair}")
-            on_event({"event": "progress", "stage": f"repair {reader.key}", "done": done, "total": len(asked), "unit": "shards"})
+                examiner.update_finding(item.finding, mended=False, way_out=f"it cannot be now: {error}; then {examiner.repair}")
+            on_event({"event": "progress", "stage": f"repair {reader.key}", "done": done, "total": len(to_extract), "unit": "shards"})
 
 
 class _Specs:
@@ -67,7 +67,7 @@ class _Specs:
         self._resolve, self._known = resolve, dict[str, TeacherSpec]()
 
     def of(self, reader: FeatureReader) -> TeacherSpec:
-        """The teacher of a set; raises `CacheMismatch` where it is not at hand, or not one that this version can build."""
+        """Return the teacher of a set; raises `CacheMismatch` where it is not found, or not one that this version can build."""
         if reader.key not in self._known:
             try:
                 self._known[reader.key] = self._resolve(reader)
@@ -76,37 +76,37 @@ class _Specs:
         return self._known[reader.key]
 
 
-def _by_set(asked: Iterable[ToExtract]) -> list[tuple[FeatureReader, list[ToExtract]]]:
-    """The shards to be extracted, by feature set, in order."""
-    grouped = groupby(sorted(asked, key=lambda one: (one.reader.key, one.shard)), key=lambda one: one.reader.key)
-    parts = [list(some) for _, some in grouped]
+def _by_set(to_extract: Iterable[ToExtract]) -> list[tuple[FeatureReader, list[ToExtract]]]:
+    """Group the shards to be extracted by feature set, in order."""
+    grouped = groupby(sorted(to_extract, key=lambda item: (item.reader.key, item.shard)), key=lambda item: item.reader.key)
+    parts = [list(items) for _, items in grouped]
     return [(part[0].reader, part) for part in parts]
 
 
 def _give_teacher(examiner: Examiner, reader: FeatureReader, error: EupeError) -> str:
-    """The way out where the teacher is not at hand, or is another one."""
+    """Return the advice where the teacher is not found, or is another one."""
     again = examiner.command("features", "repair", reader.key, "--teacher", "TEACHER")
     return f"its teacher is needed: {error}; run {again}, where TEACHER is its name or its run's folder (and --weights its weight file)"
 
 
 def _mender(examiner: Examiner, reader: FeatureReader, spec: TeacherSpec) -> Callable[[int], None]:
-    """What makes a shard whole. The worker compares its teacher with the canary before its first shard."""
+    """Return the function that mends a shard. The worker compares its teacher with the canary before its first shard."""
     order = WorkOrder(examiner.url, reader.views.key, (spec,), choose_device("auto").value, torch.get_num_threads(), _BATCH)
     return partial(ShardWorker(order).repair_shard, name=spec.name, key=reader.key)
 
 
-def _rehearsed(reader: FeatureReader) -> Callable[[int], None]:
-    """What a dry run does with a shard: see whether its images are there as they were."""
+def _dry_run_mender(reader: FeatureReader) -> Callable[[int], None]:
+    """Return what a dry run does with a shard: read its images, and raise where they are not as they were."""
 
-    def look(shard: int) -> None:
+    def read_images(shard: int) -> None:
         for image in range(*reader.views.shard_images(shard)):
             reader.views.dataset.read_image_bytes(image)
 
-    return look
+    return read_images
 
 
 def _record_canary(examiner: Examiner, where: str, reader: FeatureReader, spec: TeacherSpec, likeness: Likeness) -> None:
-    """Record a canary anew, once the teacher has given the tokens that the store holds whole."""
+    """Record a canary anew, once the teacher has given the same tokens as the intact ones in the store."""
     loaded = load_teacher(spec, choose_device("auto").value)
     cosine = likeness(FeatureStore(examiner.objects).features(reader.key), loaded)
     if cosine is not None and not cosine > _MIN_COSINE:

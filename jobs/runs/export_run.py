@@ -5,12 +5,12 @@ from typing import Any
 
 from ...storage.core.events import OnEvent, ignore_event
 from ...student.export.export import ExportOptions, export
-from .run_source import run_at_hand
+from .run_source import local_run
 
 __all__ = ["ExportOptions", "export_run"]
 
 
 def export_run(options: ExportOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Write OUT/FORMAT for each format and return {format: {file, facts}}; a run or a proxy at a URL is fetched first. Raises BadInput."""
-    proxy = None if options.proxy is None else run_at_hand(options.proxy)
-    return {**export(replace(options, run=run_at_hand(options.run), proxy=proxy), on_event), "run": str(options.run)}
+    proxy = None if options.proxy is None else local_run(options.proxy)
+    return {**export(replace(options, run=local_run(options.run), proxy=proxy), on_event), "run": str(options.run)}

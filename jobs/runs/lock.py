@@ -1,4 +1,4 @@
-"""One process at a time trains into a run's folder: two would write each other's checkpoints and metrics.
+"""An exclusive lock on a run's folder: two processes that train into one would overwrite each other's checkpoints and metrics.
 
 The folder itself is locked (flock), so that nothing is left behind and a killed process holds nothing. Between machines that share a file
 system the lock is as good as that system's; where it has none, the run goes on without.
@@ -20,8 +20,8 @@ _POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, wait_s: float | None = None) -> Iterator[None]:
-    """Hold a run's folder, made if need be; raises `BadInput` when another process still trains there after `WAIT_S`."""
+def exclusive_run_folder(folder: Path, wait_s: float | None = None) -> Iterator[None]:
+    """Lock a run's folder, made if need be; raises `BadInput` when another process still trains there after `WAIT_S`."""
     make_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -36,7 +36,7 @@ def alone_in(folder: Path, wait_s: float | None = None) -> Iterator[None]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Whether the lock is held now, or cannot be had on this file system at all."""
+    """Return whether the lock is held now, or cannot be had on this file system at all."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

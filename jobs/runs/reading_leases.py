@@ -23,42 +23,42 @@ _RENEW_S = LEASE_SECONDS / 6
 @contextlib.contextmanager
 def leases(store: FeatureStore, keys: Iterable[str], what: str, on_event: OnEvent, renew_s: float = _RENEW_S) -> Iterator[None]:
     """Hold a lease on each feature set; raises `BadInput` for one that was deleted before its lease stood."""
-    held: list[Lease] = []
+    active: list[Lease] = []
     try:
-        held += _taken(store, list(dict.fromkeys(keys)), what, on_event)
-        with _renewing(held, renew_s, on_event):
+        active += _take_leases(store, list(dict.fromkeys(keys)), what, on_event)
+        with _renewing(active, renew_s, on_event):
             yield
     finally:
-        for lease in held:
+        for lease in active:
             with contextlib.suppress(StoreUnavailable):  # it runs out by itself
                 lease.release()
 
 
-def _taken(store: FeatureStore, keys: Sequence[str], what: str, on_event: OnEvent) -> list[Lease]:
-    owner, held, without, why = f"{what}-{socket.gethostname()[:30]}-{os.getpid()}", list[Lease](), list[str](), ""
+def _take_leases(store: FeatureStore, keys: Sequence[str], what: str, on_event: OnEvent) -> list[Lease]:
+    owner, active, unleased, why = f"{what}-{socket.gethostname()[:30]}-{os.getpid()}", list[Lease](), list[str](), ""
     for key in keys:
         try:
-            held.append(Lease(store.objects, key, owner))
+            active.append(Lease(store.objects, key, owner))
         except StoreUnavailable as error:
-            without, why = [*without, key], str(error)
+            unleased, why = [*unleased, key], str(error)
         if store.objects.size(f"features/{key}/identity.json") is None:
-            for lease in held:
+            for lease in active:
                 with contextlib.suppress(StoreUnavailable):
                     lease.release()
             raise BadInput(f"{key} was deleted from {store.url} a moment ago; extract it again")
-    if without:
-        text = f"no lease on {', '.join(without)}, so `features prune` will not know that it is being read: {why}"
+    if unleased:
+        text = f"no lease on {', '.join(unleased)}, so `features prune` will not know that it is being read: {why}"
         on_event({"event": "warning", "text": text})
-    return held
+    return active
 
 
 @contextlib.contextmanager
-def _renewing(held: Sequence[Lease], every_s: float, on_event: OnEvent) -> Iterator[None]:
+def _renewing(active: Sequence[Lease], every_s: float, on_event: OnEvent) -> Iterator[None]:
     over = threading.Event()
 
     def renew() -> None:
         while not over.wait(every_s):
-            for lease in held:
+            for lease in active:
                 try:
                     lease.renew()
                 except StoreUnavailable as error:
@@ -74,5 +74,5 @@ def _renewing(held: Sequence[Lease], every_s: float, on_event: OnEvent) -> Itera
 
 
 def extractors(store: FeatureStore, keys: Iterable[str]) -> list[str]:
-    """Who extracts any of these feature sets now, as far as leases tell."""
+    """Return the owners of the leases that extractions hold on any of these feature sets."""
     return sorted({owner for key in keys for owner in holders(store.objects, key) if owner.startswith(f"{EXTRACTION}-")})

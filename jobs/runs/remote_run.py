@@ -1,4 +1,4 @@
-"""The copy of a run in an object store, read: which folders are whole, and each of them verified on its way to the disk.
+"""Read the copy of a run in an object store: which folders are complete, and each of them verified on its way to the disk.
 
 A folder of tensors (a checkpoint, a model) is there when its manifest is, which names each file with its length and sha256. Everything else
 is a single file. Nothing here writes to the store.
@@ -27,7 +27,7 @@ class RunCopy:
         self.objects = objects
 
     def run_id(self) -> str | None:
-        """What tells this run from another at the same URL, None when there is none; raises `CacheDamaged`."""
+        """Return what tells this run from another at the same URL, None when there is none; raises `CacheDamaged`."""
         try:
             return str(json.loads(self.objects.read(RUN_ID))["id"])
         except FileNotFoundError:
@@ -36,12 +36,12 @@ class RunCopy:
             raise CacheDamaged(f"{self.objects.url}/{RUN_ID} is damaged ({error}); use a new URL for this run") from error
 
     def manifest(self, name: str) -> Manifest | None:
-        """Length and sha256 of each file of a folder, None when the folder is not there as a whole; raises `CacheDamaged`."""
+        """Return length and sha256 of each file of a folder, None when the folder is not there as a whole; raises `CacheDamaged`."""
         try:
-            found = dict(json.loads(self.objects.read(f"{name}/{MANIFEST}"))["files"])
-            if any(Path(file).name != file for file in found):
-                raise ValueError(f"it names {next(file for file in found if Path(file).name != file)!r}, which is no file of that folder")
-            return {file: {"bytes": int(one["bytes"]), "sha256": str(one["sha256"])} for file, one in found.items()}
+            files = dict(json.loads(self.objects.read(f"{name}/{MANIFEST}"))["files"])
+            if any(Path(file).name != file for file in files):
+                raise ValueError(f"it names {next(file for file in files if Path(file).name != file)!r}, which is no file of that folder")
+            return {file: {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for file, entry in files.items()}
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -50,14 +50,14 @@ class RunCopy:
             ) from error
 
     def folders(self, prefix: str = "") -> list[str]:
-        """Whole folders, by path; one whose upload was cut short is not among them."""
+        """Return complete folders, by path; one whose upload was cut short is not among them."""
         names = self.objects.names(prefix)
         if MANIFEST in names:
             return [prefix]
-        return [found for key in self._below(prefix, names) if self._is_folder(key) for found in self.folders(key)]
+        return [folder for key in self._below(prefix, names) if self._is_folder(key) for folder in self.folders(key)]
 
     def fetch(self, into: Path, prefix: str = "") -> None:
-        """Everything below a prefix: whole folders, verified, and single files as they are; raises `CacheDamaged`."""
+        """Fetch everything below a prefix: complete folders, verified, and single files as they are; raises `CacheDamaged`."""
         names = self.objects.names(prefix)
         if MANIFEST in names:
             self.fetch_folder(prefix, into / prefix)
@@ -71,9 +71,9 @@ class RunCopy:
                 write_atomically(into / key, self.objects.read(key))
 
     def fetch_folder(self, name: str, final: Path) -> None:
-        """One whole folder into place, or nothing; raises `CacheDamaged` for a file that differs from the manifest."""
+        """Fetch one complete folder to `final`, or nothing; raises `CacheDamaged` for a file that differs from the manifest."""
         manifest = self.manifest(name) or {}
-        needed_bytes = sum(one["bytes"] for one in manifest.values())
+        needed_bytes = sum(entry["bytes"] for entry in manifest.values())
         with translate_os_errors(final, needed_bytes), replace_folder(final) as temporary:
             for file, described in manifest.items():
                 try:
@@ -90,7 +90,7 @@ class RunCopy:
         return [f"{prefix}/{name}".lstrip("/") for name in names]
 
     def _is_folder(self, key: str) -> bool:
-        """A listing does not say it; a folder's name may hold dots, as a student's does."""
+        """Return whether a key is a folder. A listing does not say it; a folder's name may hold dots, as a student's does."""
         name = key.rpartition("/")[2]
         if "." not in name:
             return True

@@ -1,4 +1,4 @@
-"""What people look at of runs in an object store: their records, fetched anew into a folder that reads as a run's own.
+"""Fetch the records of runs in an object store that people look at, into a folder that reads as a run's own.
 
 Only what is small comes: recipe, identities, metrics, summary, evaluations. Of checkpoints there is an empty folder each, because how far a
 run is follows from their names; only whole ones count. Nothing here can be trained on or from.
@@ -22,7 +22,7 @@ _DEPTH = 6
 
 @contextmanager
 def records_below(url: str) -> Iterator[Path]:
-    """A folder with the records of every run at or below a URL, at its path from there; raises `BadInput` when there is none."""
+    """Yield a folder with the records of every run at or below a URL, at its path from there; raises `BadInput` when there is none."""
     folder = Path(tempfile.mkdtemp(prefix="eupe-runs-"))
     try:
         objects = open_objects(url.rstrip("/"))
@@ -34,13 +34,13 @@ def records_below(url: str) -> Iterator[Path]:
 
 
 def _fetch(objects: Objects, prefix: str, into: Path, depth: int) -> int:
-    """How many runs were found."""
+    """Fetch the records of the runs below a prefix, and return how many runs were found."""
     names = objects.names(prefix)
     if set(names) >= _RUN:
         for name in set(names) & set(_RECORDS):
             write_atomically(into / prefix / name, objects.read(f"{prefix}/{name}".lstrip("/")))
-        for found in RunCopy(objects).folders(f"{prefix}/checkpoints".lstrip("/")):
-            (into / found).mkdir(parents=True)
+        for checkpoint in RunCopy(objects).folders(f"{prefix}/checkpoints".lstrip("/")):
+            (into / checkpoint).mkdir(parents=True)
         return 1
     if MANIFEST in names or not depth:
         return 0

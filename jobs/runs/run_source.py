@@ -1,4 +1,4 @@
-"""Runs that another run starts from or is taught by, given as a folder or as the URL of one that was trained with `--out URL`.
+"""Find the runs that another run starts from or is taught by: a folder, or the URL of a run that was trained with `--out URL`.
 
 A run at a URL is fetched once: its model (verified against the manifest, file by file) and what says where that comes from. It lies below
 `fetched-runs/` in a folder that is named by the URL and by the manifest, so that a run that was trained again is fetched again, and a copy
@@ -22,8 +22,8 @@ _MODEL = "model"
 _RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # an imported model has no adapters, and says so here
 
 
-def run_at_hand(run: Path | str) -> Path:
-    """The run's folder on this machine: itself, or a copy of what its model needs.
+def local_run(run: Path | str) -> Path:
+    """Return the run's folder on this machine: itself, or a copy of what its model needs.
 
     Raises `BadInput` for a URL without a finished run, `CacheDamaged` for a file that differs from its manifest, `StoreUnavailable`.
     """
@@ -38,13 +38,13 @@ def run_at_hand(run: Path | str) -> Path:
     around, _, last = url.rpartition("/")
     part = last if last in PARTS and copy.run_id() is None else None  # its records are those of the run around it
     name = url.rpartition("/")[2] if part is None else around.rpartition("/")[2]
-    place = fetched_runs_folder() / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
+    folder = fetched_runs_folder() / f"{name}-{short(digest({'url': url, 'model': manifest}))}"
     for record in _RECORDS:
-        _fetch_record(copy if part is None else RunCopy(open_objects(around)), record, place)
-    home = place if part is None else place / part
-    if not _is_whole(home / _MODEL, manifest):
-        copy.fetch_folder(_MODEL, home / _MODEL)
-    return home
+        _fetch_record(copy if part is None else RunCopy(open_objects(around)), record, folder)
+    run_folder = folder if part is None else folder / part
+    if not _is_whole(run_folder / _MODEL, manifest):
+        copy.fetch_folder(_MODEL, run_folder / _MODEL)
+    return run_folder
 
 
 def fetch_once(runs: Iterable[str], ranks: Ranks) -> None:
@@ -52,21 +52,21 @@ def fetch_once(runs: Iterable[str], ranks: Ranks) -> None:
     remote = [run for run in runs if is_url(run)]
     if ranks.first:
         for run in remote:
-            run_at_hand(run)
+            local_run(run)
     if remote:
         ranks.barrier()
 
 
-def _fetch_record(copy: RunCopy, record: str, home: Path) -> None:
+def _fetch_record(copy: RunCopy, record: str, run_folder: Path) -> None:
     try:
         data = copy.objects.read(record)
     except FileNotFoundError:
         return
-    write_atomically(home / record, data)
+    write_atomically(run_folder / record, data)
 
 
 def _is_whole(folder: Path, manifest: Manifest) -> bool:
     return all(
-        (folder / file).is_file() and (folder / file).stat().st_size == one["bytes"] and file_sha256(folder / file) == one["sha256"]
-        for file, one in manifest.items()
+        (folder / file).is_file() and (folder / file).stat().st_size == entry["bytes"] and file_sha256(folder / file) == entry["sha256"]
+        for file, entry in manifest.items()
     )

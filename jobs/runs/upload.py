@@ -1,4 +1,4 @@
-"""A run whose folder is a URL: it trains in a local copy, which goes up into the object store beside the training (`run_uploads`).
+"""A run whose folder is a URL: it trains in a local copy, which goes up into the object store beside the training (`upload_thread`).
 
     s3://bucket/run/
       run-id.json                       created exclusively before the first step: a second run begun there is refused
@@ -37,13 +37,13 @@ _MARKS = ("checkpoint.json", "model.json")  # a folder with one of these is put 
 
 
 def local_copy(url: str) -> Path:
-    """Where the copy of a run at a URL lies on this machine."""
+    """Return where the copy of a run at a URL lies on this machine."""
     return runs_folder() / short(digest(url))
 
 
 @contextlib.contextmanager
 def mirrored(url: str, ranks: Ranks, on_event: OnEvent) -> Iterator[tuple[Path, OnEvent]]:
-    """The local copy, up to date, and the callback that has it put up; every rank of a run calls this.
+    """Yield the local copy, up to date, and the callback that has it uploaded; every rank of a run calls this.
 
     A block that ends well waits for the upload; one that ends in an error says what is not up yet.
     """
@@ -53,20 +53,20 @@ def mirrored(url: str, ranks: Ranks, on_event: OnEvent) -> Iterator[tuple[Path, 
     ranks.barrier()
     if not ranks.first:  # on another machine; beside the first rank there is nothing to do
         mirror.pull()
-        yield mirror.home, on_event
+        yield mirror.run_folder, on_event
         return
-    with uploading(mirror, on_event) as told:
-        yield mirror.home, told
+    with uploading(mirror, on_event) as report:
+        yield mirror.run_folder, report
 
 
 class RunMirror:
-    """One run's folder `home` and the objects that are its copy; one thread at a time pushes."""
+    """One run's folder and the objects that are its copy; one thread at a time pushes."""
 
-    def __init__(self, objects: Objects, home: Path) -> None:
-        self.objects, self.home, self.copy = objects, home, RunCopy(objects)
+    def __init__(self, objects: Objects, run_folder: Path) -> None:
+        self.objects, self.run_folder, self.copy = objects, run_folder, RunCopy(objects)
         self.url = objects.url
         self._claimed = False
-        self._id_file = home.with_name(f"{home.name}.id")
+        self._id_file = run_folder.with_name(f"{run_folder.name}.id")
         self._up: dict[str, Manifest] = {}
         self._sent: dict[str, tuple[int, int]] = {}
         self._described: dict[str, tuple[tuple[int, int], Manifest]] = {}
@@ -77,9 +77,9 @@ class RunMirror:
         if there is not None and there == here and self._newest_here() >= self._newest_there():
             return
         self._id_file.unlink(missing_ok=True)  # from here to the end, a kill leaves no copy of any run
-        shutil.rmtree(self.home, ignore_errors=True)
+        shutil.rmtree(self.run_folder, ignore_errors=True)
         if there is not None:
-            with replace_folder(self.home) as temporary:
+            with replace_folder(self.run_folder) as temporary:
                 self.copy.fetch(temporary)
         write_atomically(self._id_file, (there or secrets.token_hex(8)).encode())
 
@@ -87,15 +87,16 @@ class RunMirror:
         """Make the URL this run's; raises `BadInput` when another run was begun there."""
         if self._claimed:
             return
-        own = self._id_file.read_text()
-        if not self.objects.create(RUN_ID, [canonical_json({"id": own})]) and self.copy.run_id() != own:
+        run_id = self._id_file.read_text()
+        if not self.objects.create(RUN_ID, [canonical_json({"id": run_id})]) and self.copy.run_id() != run_id:
             raise BadInput(f"another run was begun in {self.objects.url} meanwhile; give a new URL for this one")
         self._claimed = True
 
     def push(self, go_on: Callable[[], bool] = lambda: True) -> bool:
-        """Put what the store lacks: single files, whole folders in order, then what is gone here is removed there, the summary last.
+        """Upload what the store lacks: single files, complete folders in order, then remove there what is gone here; the summary comes
+        last.
 
-        The records go first, so that a checkpoint that is up has its metrics. False when it was told not to go on, or when a folder was
+        The records go first, so that a checkpoint that is up has its metrics. Returns False when `go_on` said no, or when a folder was
         replaced or removed meanwhile: nothing is removed there then, and another push is due.
         """
         self.claim()
@@ -105,42 +106,44 @@ class RunMirror:
         for name in folders:
             if not (go_on() and self._put_folder(name, go_on)):
                 return False
-        for name in self.copy.folders():
-            if name not in folders:
+        there = self.copy.folders()
+        newest = _newest(there) if _newest(folders) < 0 else None  # a walk between two checkpoints meets none: one stays there
+        for name in there:
+            if name not in folders and (newest is None or step_in_name(name) != newest):
                 self._remove_folder(name)
         if _LAST in singles:
             self._put_single(_LAST)
         return True
 
     def missing(self) -> list[str]:
-        """Folders of tensors that are here and, as far as this object knows, not up; asks nobody."""
+        """Return the folders of tensors that are here and, as far as this object knows, not uploaded; asks no server."""
         return [name for name in self._files_here()[1] if name not in self._up]
 
     def _files_here(self) -> tuple[list[str], list[str]]:
-        """Single files, and whole folders in their order: checkpoints by step, then the rest."""
+        """Return single files, and complete folders in their order: checkpoints by step, then the rest."""
         singles, folders = [], []
-        for root, below, names in os.walk(self.home):
+        for root, below, names in os.walk(self.run_folder):
             below[:] = [name for name in below if not name.startswith(TEMPORARY_PREFIX)]
-            own = Path(root).relative_to(self.home).as_posix()
+            relative = Path(root).relative_to(self.run_folder).as_posix()
             if set(names) & set(_MARKS):
-                folders.append(own)
+                folders.append(relative)
             else:
-                singles += [f"{own}/{name}".removeprefix("./") for name in names if not name.startswith(TEMPORARY_PREFIX)]
+                singles += [f"{relative}/{name}".removeprefix("./") for name in names if not name.startswith(TEMPORARY_PREFIX)]
         return singles, sorted(folders, key=lambda name: (step_in_name(name) is None, step_in_name(name) or 0, name))
 
     def _put_single(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            status = (self.home / key).stat()
+            status = (self.run_folder / key).stat()
             mark = (status.st_size, status.st_mtime_ns)
             if self._sent.get(key) != mark:
-                self.objects.replace(key, (self.home / key).read_bytes())
+                self.objects.replace(key, (self.run_folder / key).read_bytes())
                 self._sent[key] = mark
 
     def _put_folder(self, name: str, go_on: Callable[[], bool]) -> bool:
-        """Files first, manifest last, from open files: what the trainer removes meanwhile is put all the same, or not at all."""
+        """Upload files first, manifest last, from open files: what the trainer removes meanwhile is uploaded whole, or not at all."""
         with contextlib.ExitStack() as stack:
             try:
-                mark, files = _opened(self.home / name, stack)
+                mark, files = _opened(self.run_folder / name, stack)
             except FileNotFoundError:
                 return False
             known = self._described.get(name)
@@ -174,12 +177,12 @@ class RunMirror:
 
 
 def _newest(folders: Sequence[str]) -> int:
-    """The step of the newest checkpoint, -1 without one."""
+    """Return the step of the newest checkpoint, -1 without one."""
     return max((step for name in folders if (step := step_in_name(name)) is not None), default=-1)
 
 
 def _opened(folder: Path, stack: contextlib.ExitStack) -> tuple[tuple[int, int], Mapping[str, BufferedReader]]:
-    """Every file of a folder, open, and the folder's mark; raises FileNotFoundError when it was replaced or removed meanwhile."""
+    """Open every file of a folder; returns the folder's mark too. Raises FileNotFoundError when it was replaced or removed meanwhile."""
     before = folder.stat()
     files = {path.name: stack.enter_context(path.open("rb")) for path in sorted(folder.iterdir()) if path.is_file()}
     after = folder.stat()

@@ -1,4 +1,4 @@
-"""A run's folder goes up to its URL beside the training, on a thread of its own.
+"""Upload a run's folder to its URL beside the training, on a background thread.
 
 The trainer never waits for the network: a checkpoint is finished when it is on the local disk, and asks for an upload. One upload is under
 way at a time; what was asked for meanwhile is done together, next. A run that ends well waits until everything is up. One that is stopped
@@ -22,31 +22,31 @@ _SAY_AFTER_S = 1.0
 
 
 class Mirror(Protocol):
-    """What is uploaded: `run_mirror.RunMirror`."""
+    """What is uploaded: `upload.RunMirror`."""
 
     @property
     def url(self) -> str:
-        """Where it goes."""
+        """The URL that is uploaded to."""
 
     def claim(self) -> None:
         """Make the URL this run's."""
 
     def push(self, go_on: Callable[[], bool]) -> bool:
-        """Put what is not there; False when another push is due."""
+        """Upload what the URL lacks; return False when another push is due."""
 
     def missing(self) -> list[str]:
-        """What is not up."""
+        """Return what is not uploaded."""
 
 
 @contextlib.contextmanager
 def uploading(mirror: Mirror, on_event: OnEvent) -> Iterator[OnEvent]:
-    """The callback that has the run put up at its start and at each checkpoint; waits for all of it when the block ends well.
+    """Yield the callback that has the run uploaded at its start and at each checkpoint; waits for it when the block ends well.
 
     Raises what an upload raises but may not be survived, at the next event, and `StoreUnavailable` at the end.
     """
     uploads = Uploads(mirror)
 
-    def told(event: Event) -> None:
+    def report(event: Event) -> None:
         if event["event"] == "start":
             mirror.claim()  # before the first step, and before anything is told that may begin one
         on_event(event)
@@ -56,7 +56,7 @@ def uploading(mirror: Mirror, on_event: OnEvent) -> Iterator[OnEvent]:
             uploads.ask()
 
     try:
-        yield told
+        yield report
     except BaseException as error:
         uploads.stop(GRACE_S)
         if uploads.begun and (left := mirror.missing()):
@@ -87,7 +87,7 @@ class Uploads(threading.Thread):
         self._failed: Exception | None = None
 
     def ask(self) -> None:
-        """Have everything that is there now put up, some time."""
+        """Request an upload of everything that is in the folder now."""
         with self._changed:
             self._asked += 1
             self._changed.notify_all()
@@ -96,7 +96,7 @@ class Uploads(threading.Thread):
             self.start()
 
     def failure(self) -> StoreUnavailable | None:
-        """Why the last push failed, told once; raises what is not about the network."""
+        """Return why the last push failed, once; raises what is not about the network."""
         with self._changed:
             failed, self._failed = self._failed, None
         if failed is None or isinstance(failed, StoreUnavailable):
@@ -104,18 +104,18 @@ class Uploads(threading.Thread):
         raise failed
 
     def why_not(self) -> str:
-        """How the last push failed, in brackets; nothing where it was only too slow."""
+        """Return how the last push failed, in brackets; "" where it was only too slow."""
         with self._changed:
             return f" ({self._failed})" if self._failed is not None else ""
 
     def finish(self, on_event: OnEvent) -> None:
-        """Until everything is up; raises what the last push raised."""
+        """Wait until everything is uploaded; raises what the last push raised."""
         self.failure()
         self.ask()
-        began, said = time.monotonic(), False
+        began, announced = time.monotonic(), False
         while not self._wait(0.05):
-            if not said and time.monotonic() - began > _SAY_AFTER_S:
-                said = True
+            if not announced and time.monotonic() - began > _SAY_AFTER_S:
+                announced = True
                 text = f"waiting for the upload to {self.mirror.url}: {', '.join(self.mirror.missing())}"
                 on_event({"event": "note", "text": text})
         self.stop(None)

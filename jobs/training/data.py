@@ -1,8 +1,8 @@
 """What a training run reads: one dataset or a mixture of several, and for each of them every teacher's feature set over one set of views.
 
-A name without a digest means the set over the dataset at hand, so that one `--features dinov3-h+` serves a whole mixture. Refused before
-anything is built: sets that are not complete, sets over different views, and in a mixture teachers, layouts or statistics that differ
-between datasets (one adapter cannot map to two normalisations; `extract-features --statistics-from` takes over the first one's).
+A name without a digest means the set over the dataset in question, so that one `--features dinov3-h+` serves a whole mixture. Refused
+before anything is built: sets that are not complete, sets over different views, and in a mixture teachers, layouts or statistics that
+differ between datasets (one adapter cannot map to two normalisations; `extract-features --statistics-from` takes over the first one's).
 """
 
 import time
@@ -50,49 +50,53 @@ class Part:
 def open_parts(
     store: FeatureStore, features: Sequence[str], data: str, shares: Mapping[str, float], *, complete: bool = True
 ) -> list[Part]:
-    """The datasets of a run: those of a mixture's `shares`, or `data` alone; raises `BadInput`, `CacheMismatch`."""
+    """Open the datasets of a run: those of a mixture's `shares`, or `data` alone; raises `BadInput`, `CacheMismatch`."""
     if shares and data:
         raise BadInput(f"the recipe mixes {', '.join(shares)}, and --data names {data}; give shares, as in --data A=0.1 --data B=0.9")
     if not shares and not data:
         raise BadInput("training needs a dataset: --data NAME, or several with their shares, as in --data A=0.1 --data B=0.9")
-    wanted = dict(sorted(shares.items())) or {data: 1.0}  # which image has which number must not depend on who was named first
+    share_of = dict(sorted(shares.items())) or {data: 1.0}  # which image has which number must not depend on who was named first
     parts = [
-        Part(name, share, open_features(store, features, name, mixed=len(wanted) > 1, complete=complete)) for name, share in wanted.items()
+        Part(name, share, open_features(store, features, name, mixed=len(share_of) > 1, complete=complete))
+        for name, share in share_of.items()
     ]
     for part in parts[1:]:
         _refuse_different(parts[0], part)
     return parts
 
 
-def as_recorded(parts: Sequence[Part], views: Sequence[str]) -> list[Part]:
-    """The datasets in the order of the keys of views that an older run has recorded; those that are not among them as they come."""
-    places = {key: place for place, key in enumerate(views)}
-    return sorted(parts, key=lambda part: places.get(part.views.key, len(places)))
+def in_recorded_order(parts: Sequence[Part], views: Sequence[str]) -> list[Part]:
+    """Return the datasets in the order of the views' keys that an older run has recorded; those that are not among them come last."""
+    order_of = {key: number for number, key in enumerate(views)}
+    return sorted(parts, key=lambda part: order_of.get(part.views.key, len(order_of)))
 
 
 def await_sets(store: FeatureStore, features: Sequence[str], datasets: Iterable[str], limit_s: float, on_event: OnEvent) -> None:
-    """Until an extraction that measures its statistics first has begun every set that is meant by name; raises `StoreUnavailable`."""
-    started, said = time.monotonic(), False
+    """Wait until an extraction has begun every set that is given by name; raises `StoreUnavailable` after `limit_s` seconds.
+
+    An extraction measures its statistics first, and only then the set has its key.
+    """
+    started, announced = time.monotonic(), False
     while absent := [
-        f"{wanted} over {data}"
+        f"{name} over {data}"
         for data in datasets
-        for wanted in features
-        if "@" not in wanted and over(store, wanted, store.dataset(data)) is None
+        for name in features
+        if "@" not in name and features_over(store, name, store.dataset(data)) is None
     ]:
         if time.monotonic() - started >= limit_s:
             raise StoreUnavailable(
                 f"no extraction has begun {', '.join(absent)} in {store.url}; run `extract-features` for it, then this again"
             )
-        if not said:
+        if not announced:
             on_event({"event": "note", "text": f"waiting for an extraction to begin {', '.join(absent)}"})
-        said = True
+        announced = True
         time.sleep(min(POLL_S, limit_s))
 
 
 def open_features(
     store: FeatureStore, features: Sequence[str], data: str, *, mixed: bool = False, complete: bool = True
 ) -> dict[str, FeatureReader]:
-    """Feature sets over one set of views of a dataset, by teacher name; with `mixed`, keys of other datasets are passed over.
+    """Open feature sets over one set of views of a dataset, by teacher name; with `mixed`, keys of other datasets are passed over.
 
     Raises `BadInput` and `CacheMismatch`, also for a set with missing shards when they have to be `complete`.
     """
@@ -100,10 +104,10 @@ def open_features(
         raise BadInput(f"training needs at least one feature set; {store.url} has: {', '.join(store.list_features()) or 'none'}")
     dataset = store.dataset(data)
     readers: dict[str, FeatureReader] = {}
-    for wanted in features:
-        reader = over(store, wanted, dataset)
+    for name in features:
+        reader = features_over(store, name, dataset)
         if reader is None and not mixed:
-            other = store.features(wanted)  # raises when there is none at all
+            other = store.features(name)  # raises when there is none at all
             raise CacheMismatch(
                 f"{other.key} was made from {other.views.dataset.key}, not from {dataset.key}; extract for that dataset first"
             )
@@ -124,15 +128,15 @@ def open_features(
     return readers
 
 
-def over(store: FeatureStore, wanted: str, dataset: ImageDataset) -> FeatureReader | None:
-    """The feature set of that name or key over a dataset, None when there is none; raises `BadInput` when there are several."""
-    name, _, prefix = wanted.partition("@")
-    keys = [key for key in store.list_features() if key.split("@")[0] == name and key.split("@")[1].startswith(prefix)]
-    found = [reader for reader in map(store.features, keys) if reader.views.dataset.digest == dataset.digest]
-    if len(found) > 1:
-        named = ", ".join(one.key for one in found)
-        raise BadInput(f"{wanted!r} is the name of several feature sets over {dataset.key}; say which: {named}")
-    return found[0] if found else None
+def features_over(store: FeatureStore, name_or_key: str, dataset: ImageDataset) -> FeatureReader | None:
+    """Return the feature set of that name or key over a dataset, None when there is none; raises `BadInput` when there are several."""
+    teacher, _, prefix = name_or_key.partition("@")
+    keys = [key for key in store.list_features() if key.split("@")[0] == teacher and key.split("@")[1].startswith(prefix)]
+    readers = [reader for reader in map(store.features, keys) if reader.views.dataset.digest == dataset.digest]
+    if len(readers) > 1:
+        choices = ", ".join(reader.key for reader in readers)
+        raise BadInput(f"{name_or_key!r} is the name of several feature sets over {dataset.key}; say which: {choices}")
+    return readers[0] if readers else None
 
 
 def _refuse_other_views(readers: Mapping[str, FeatureReader]) -> None:
@@ -149,21 +153,21 @@ def _refuse_different(first: Part, other: Part) -> None:
     """Raise unless two datasets of a mixture have the same teachers, layouts, statistics and photometric mode."""
     if absent := set(first.readers) ^ set(other.readers):
         lacks = first if absent - set(first.readers) else other
-        named = ", ".join(sorted(absent))
+        teachers = ", ".join(sorted(absent))
         raise BadInput(
-            f"{lacks.name} has no feature set of {named}: run `extract-features --data {lacks.name}` for it, with --statistics-from"
+            f"{lacks.name} has no feature set of {teachers}: run `extract-features --data {lacks.name}` for it, with --statistics-from"
         )
     for name, reader in first.readers.items():
-        theirs = other.readers[name]
-        if lines := differing_fields(_decisive(theirs), _decisive(reader)):
+        second = other.readers[name]
+        if lines := differing_fields(_decisive(second), _decisive(reader)):
             raise CacheMismatch(
-                f"{theirs.key} over {other.name} cannot be mixed with {reader.key} over {first.name}: {'; '.join(lines)}. Extract both "
+                f"{second.key} over {other.name} cannot be mixed with {reader.key} over {first.name}: {'; '.join(lines)}. Extract both "
                 f"alike, the second one with --statistics-from {reader.key}"
             )
 
 
 def _decisive(reader: FeatureReader) -> dict[str, Any]:
-    """What feature sets of one mixture must share."""
+    """Return what feature sets of one mixture must share."""
     spec = reader.views.spec
     distortion = spec.distortion.identity() if MODES[spec.photometric].distorts else None
     return {
@@ -183,24 +187,24 @@ def refuse_random_weights(readers: Iterable[FeatureReader], allowed: bool) -> No
 
 
 def excluded_images(readers: Iterable[FeatureReader]) -> NDArray[np.int64]:
-    """Images (sorted, unique) for which at least one feature set has no tokens."""
+    """Return images (sorted, unique) for which at least one feature set has no tokens."""
     images = [reader.failed_rows() // reader.views.views_per_image for reader in readers]
     return np.unique(np.concatenate(images)).astype(np.int64)
 
 
 def joined_views(parts: Sequence[Part]) -> ReadableViews:
-    """The views of all datasets, numbered one after another."""
+    """Return the views of all datasets, numbered one after another."""
     return parts[0].views if len(parts) == 1 else JoinedViews([part.views for part in parts])
 
 
 def cached_targets(parts: Sequence[Part]) -> TargetSource:
-    """The stored tokens of all datasets, numbered alike."""
+    """Return the stored tokens of all datasets, numbered alike."""
     sources = {part.name: CachedTargets(part.readers) for part in parts}
     return next(iter(sources.values())) if len(parts) == 1 else JoinedTargets(sources, [part.views.rows for part in parts])
 
 
 def run_order(recipe: TrainRecipe, parts: Sequence[Part], store: FeatureStore, follow_s: float | None) -> BatchOrder:
-    """Which view stands where in the run; with `follow_s`, waiting that long for shards that are being extracted."""
+    """Return the order of the run's views; with `follow_s`, it waits that long for shards that are being extracted."""
     orders: dict[str, BatchOrder] = {part.name: _order_of(recipe, part) for part in parts}
     order = next(iter(orders.values()))
     if len(parts) > 1:

@@ -1,9 +1,9 @@
-"""Evaluation while training runs: `train --evaluate knn --every 2000` on a held-out labelled dataset.
+"""Evaluate students while they train: `train --evaluate knn --every 2000` on a held-out labelled dataset.
 
 A keyed sample of the dataset is decoded once, before the first step, at the students' largest input size, and stays in memory; one half
 are the neighbours, the other is classified; of images with equal bytes one is taken, so that none is its own neighbour. A set that shares
 images with what the student is trained on is refused (`overlap`). Results go to the run's metrics.jsonl (lines of their own, with `knn`
-in the place of a loss) and TensorBoard, and out as events. They follow from step and weights alone, and are written before the checkpoint
+instead of a loss) and TensorBoard, and out as events. They follow from step and weights alone, and are written before the checkpoint
 of their step: a run that goes on repeats none and leaves none out. What is evaluated is no part of the recipe, because it does not change
 the student.
 """
@@ -30,7 +30,7 @@ AfterStep = Callable[[Sequence[Learner], int], None]
 
 
 def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> AfterStep:
-    """The hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the dataset cannot serve."""
+    """Return the hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the dataset cannot serve."""
     if watch is None:
         return lambda learners, done: None
     held_out, steps, ranks = load_held_out(watch, store, first, trained_on, on_event), first.recipe.run.steps, first.ranks
@@ -43,24 +43,24 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_o
         for learner in learners:
             students = {"knn": learner.student, "knn_average": learner.average}
             device, precision = learner.device.value, learner.precision.value
-            found = {
+            results = {
                 name: evaluate_student(student, held_out, device=device, precision=precision, ranks=ranks)
                 for name, student in students.items()
                 if student is not None
             }
             if ranks.first:
-                learner.evaluation = _score(found["knn"])
+                learner.evaluation = _score(results["knn"])
             if learner.metrics is not None and ranks.first:
-                learner.metrics.write({"step": done, **found})
-                on_event({"event": "evaluation", "step": done, "student": learner.name, **found})
-                on_event({"event": "note", "text": _words(done, learner.name, found)})
+                learner.metrics.write({"step": done, **results})
+                on_event({"event": "evaluation", "step": done, "student": learner.name, **results})
+                on_event({"event": "note", "text": _words(done, learner.name, results)})
         ranks.barrier()
 
     return after_step
 
 
 def _warn_apart(watch: Watch, run: RunConfig, on_event: OnEvent) -> None:
-    """Say where few evaluations fall on checkpoints: a checkpoint is judged by its own step's alone."""
+    """Warn where few evaluations fall on checkpoints: a checkpoint is judged by the evaluation of its own step alone."""
     together = math.lcm(watch.every, run.checkpoint_every)
     if run.keep_best and together > watch.every:
         text = f"evaluations every {watch.every} steps meet checkpoints every {run.checkpoint_every} only every {together} steps, and only"
@@ -68,21 +68,26 @@ def _warn_apart(watch: Watch, run: RunConfig, on_event: OnEvent) -> None:
         on_event({"event": "warning", "text": f"{text} {advice}"})
 
 
-def _score(found: dict[str, Any]) -> float:
-    """By which the best checkpoint is chosen: percent by our protocol, of the class token where the student has one.
+def _score(results: dict[str, Any]) -> float:
+    """Return the figure that chooses the best checkpoint: percent by our protocol, of the class token where the student has one.
 
     It is the one by which runs were scored before the paper's own protocol was measured, so that one that goes on compares like with like.
     """
-    return float(found.get("cls", found["mean_patch"])["ours"])
+    return float(results.get("cls", results["mean_patch"])["ours"])
 
 
-def _words(done: int, student: str, found: dict[str, Any]) -> str:
-    shown = [f"{name} {one[feature]['ours']:.1f} %" for name, one in found.items() for feature in ("cls", "mean_patch") if feature in one]
+def _words(done: int, student: str, results: dict[str, Any]) -> str:
+    shown = [
+        f"{name} {figures[feature]['ours']:.1f} %"
+        for name, figures in results.items()
+        for feature in ("cls", "mean_patch")
+        if feature in figures
+    ]
     return f"step {done}: {student} {', '.join(shown)} (class token, mean patch token; our protocol: k = 10, cosine)"
 
 
 def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> HeldOut:
-    """The sample in memory; ranks that are not the first get none.
+    """Load the sample into memory; ranks that are not the first get none.
 
     Raises `BadInput` without labels, with one class or too few images, and for images that are trained on.
     """
@@ -96,21 +101,21 @@ def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_o
 
 
 def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> Int64s:
-    """Images in a keyed order: neighbours and questions are both a cross-section of a dataset that is sorted by class."""
+    """Return images in a keyed order: neighbours and queries are both a cross-section of a dataset that is sorted by class."""
     images = sample_images(dataset, watch.images, "watch")
     digests = list(digests_of(dataset, images.tolist()))
-    seen = {digest: place for place, digest in reversed(list(enumerate(digests)))}
-    first = np.array(sorted(seen.values()))
+    first_of = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+    first = np.array(sorted(first_of.values()))
     if len(first) < len(images):
         on_event({"event": "note", "text": f"{len(images) - len(first)} images of {dataset.key} are copies of others and are left out"})
-        images, digests = images[first], [digests[place] for place in first.tolist()]
+        images, digests = images[first], [digests[index] for index in first.tolist()]
     labels = dataset.labels()[images]
     if len(images) < 20 or labels.min() < 0:
         raise BadInput(f"{dataset.key} cannot be evaluated by kNN: it needs 20 images or more, each with a label; it has {len(dataset)}")
     refuse_one_class(dataset, [dataset.label_names[label] for label in sorted(set(labels.tolist()))])
     check_overlap(
-        (digest for one in trained_on for digest in digests_of(one)), digests, lambda place: dataset.row(int(images[place])).id,
-        where=f"{', '.join(one.key for one in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
+        (digest for other in trained_on for digest in digests_of(other)), digests, lambda index: dataset.row(int(images[index])).id,
+        where=f"{', '.join(other.key for other in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
         on_event=on_event,
     )  # fmt: skip
     return images[np.argsort(np.random.Generator(np.random.Philox(0)).random(len(images)), kind="stable")]

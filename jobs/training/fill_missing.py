@@ -22,7 +22,7 @@ from ...teachers.registry.spec import TeacherSpec
 from ..extraction.extract import complete, extract_features
 from ..extraction.options import ExtractOptions, TeacherRequest
 from ..repair.repair import teacher_of
-from .data import over
+from .data import features_over
 
 
 def fill_missing(
@@ -56,51 +56,51 @@ def _fill_dataset(
     store: FeatureStore, requests: Mapping[str, TeacherRequest], options: ExtractOptions, known: dict[str, str], on_event: OnEvent
 ) -> int:
     dataset = store.dataset(options.data)
-    found = {wanted: over(store, wanted, dataset) for wanted in requests}
-    present = {wanted: reader for wanted, reader in found.items() if reader is not None}
+    readers = {name: features_over(store, name, dataset) for name in requests}
+    present = {name: reader for name, reader in readers.items() if reader is not None}
     count = _complete(store, present, requests, options, on_event)
-    absent = {wanted: requests[wanted] for wanted in found if wanted not in present}
-    alike = {wanted: store.features(known[wanted]) for wanted in absent if wanted in known}
+    absent = {name: requests[name] for name in readers if name not in present}
+    models = {name: store.features(known[name]) for name in absent if name in known}
     if views := next((reader.views for reader in present.values()), None):
         options = replace(options, views=views.spec, images_per_shard=views.images_per_shard)
-    elif alike:
-        spec = next(iter(alike.values())).views.spec
+    elif models:
+        spec = next(iter(models.values())).views.spec
         options = replace(options, views=replace(spec, views_per_image=options.views.views_per_image))
-    made: dict[str, str] = {}
-    for begun, wanted_together in _by_layout(absent, alike, options):
-        teachers = tuple(_as_made(absent[wanted], alike.get(wanted)) for wanted in wanted_together)
-        borrowed = tuple(known[wanted] for wanted in wanted_together if wanted in known)
-        summary = extract_features(replace(begun, teachers=teachers, statistics_from=borrowed), on_event)
-        count, made = count + summary["shards"] * len(teachers), made | summary["features"]
-    for wanted in requests:
-        reader = over(store, wanted, dataset)
+    made_keys: dict[str, str] = {}
+    for group_options, names in _by_layout(absent, models, options):
+        teachers = tuple(_as_made(absent[name], models.get(name)) for name in names)
+        borrowed = tuple(known[name] for name in names if name in known)
+        summary = extract_features(replace(group_options, teachers=teachers, statistics_from=borrowed), on_event)
+        count, made_keys = count + summary["shards"] * len(teachers), made_keys | summary["features"]
+    for name in requests:
+        reader = features_over(store, name, dataset)
         if reader is None:
-            raise BadInput(f"--features {wanted}: the set of {requests[wanted].name} has its teacher's name, {', '.join(made)}")
-        known.setdefault(wanted, reader.key)
+            raise BadInput(f"--features {name}: the set of {requests[name].name} has its teacher's name, {', '.join(made_keys)}")
+        known.setdefault(name, reader.key)
     return count
 
 
-def _as_made(request: TeacherRequest, alike: FeatureReader | None) -> TeacherRequest:
-    """The teacher of another dataset's feature set, built as it was there."""
-    return request if alike is None else replace(request, spec=teacher_of(alike, request))
+def _as_made(request: TeacherRequest, model: FeatureReader | None) -> TeacherRequest:
+    """Return the teacher of another dataset's feature set, to be built as it was there."""
+    return request if model is None else replace(request, spec=teacher_of(model, request))
 
 
 def _by_layout(
-    absent: Mapping[str, TeacherRequest], alike: Mapping[str, FeatureReader], options: ExtractOptions
+    absent: Mapping[str, TeacherRequest], models: Mapping[str, FeatureReader], options: ExtractOptions
 ) -> list[tuple[ExtractOptions, list[str]]]:
-    """The options of each extraction that is needed, and the sets that it begins: those of one layout together."""
+    """Return the options of each extraction that is needed, and the sets that it begins: those of one layout together."""
     groups: list[tuple[ExtractOptions, list[str]]] = []
-    for wanted in absent:
-        layout = alike[wanted].layout if wanted in alike else None
+    for name in absent:
+        layout = models[name].layout if name in models else None
         grid = None if layout is None or layout.resampled_from is None else layout.grid
-        own = options
+        group_options = options
         if layout is not None:
-            own = replace(options, codec=cast(Codec, layout.codec), tokens_per_view=layout.tokens_per_view, grid=grid)
-        group = next((names for begun, names in groups if begun == own), None)
+            group_options = replace(options, codec=cast(Codec, layout.codec), tokens_per_view=layout.tokens_per_view, grid=grid)
+        group = next((names for known_options, names in groups if known_options == group_options), None)
         if group is None:
-            groups.append((own, [wanted]))
+            groups.append((group_options, [name]))
         else:
-            group.append(wanted)
+            group.append(name)
     return groups
 
 
@@ -111,9 +111,9 @@ def _complete(
     """Fill the gaps of sets that exist; those over one set of views together, so that each image is decoded once."""
     by_views: dict[str, dict[str, FeatureReader]] = {}
     specs: dict[str, TeacherSpec] = {}
-    for wanted, reader in present.items():
+    for name, reader in present.items():
         if reader.missing_shards():
-            specs[reader.name] = teacher_of(reader, requests[wanted])
+            specs[reader.name] = teacher_of(reader, requests[name])
             by_views.setdefault(reader.views.key, {})[reader.name] = reader
     return sum(
         complete(store, next(iter(readers.values())).views, {name: specs[name] for name in readers}, readers, options, on_event)

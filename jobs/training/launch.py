@@ -1,4 +1,4 @@
-"""What `train` does: what is missing is computed where that was asked for, then the training runs in this process or on several ranks."""
+"""`train`: compute missing shards where the user asked for it, then train in this process or on several ranks."""
 
 from typing import Any
 

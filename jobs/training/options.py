@@ -1,4 +1,4 @@
-"""What a user asks of a training: one value from the command line or a notebook to every rank, checked where it is made."""
+"""The request of a training run: one frozen value from the command line or a notebook to every rank, checked where it is made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from ...teachers.registry.resolve import absolute_name
 
 @dataclass(frozen=True)
 class Watch:
-    """What is evaluated while a student trains, how often, on what; raises BadInput on values that cannot be."""
+    """The evaluation of a student while it trains: which, how often, on what; raises BadInput for values out of range."""
 
     evaluation: TrainingEvaluation
     every: int
@@ -25,7 +25,7 @@ class Watch:
     images: int = 2000
     """Sampled images; half of them are the neighbours."""
     allow_overlap: bool = False
-    """Images that are trained on as well are said instead of refused."""
+    """Images that are trained on as well are a warning instead of an error."""
 
     def __post_init__(self) -> None:
         if self.evaluation not in TRAINING_EVALUATIONS:
@@ -85,7 +85,7 @@ class TrainOptions:
             if isinstance(value := getattr(self, name), str):  # which would be taken for a list of its letters
                 raise BadInput(f"{name} is a list of names, such as ({value!r},), got the one name {value!r}")
         student = replace(self.recipe.student, init_from=absolute(self.recipe.student.init_from))
-        placed = {
+        resolved = {
             "recipe": replace(self.recipe, student=student),
             "store": absolute(self.store),
             "features": tuple(self.features),
@@ -95,7 +95,7 @@ class TrainOptions:
             "students": tuple(self.students),
             "shard_cache": None if self.shard_cache is None else Path(absolute(str(self.shard_cache))),
         }
-        for name, value in placed.items():
+        for name, value in resolved.items():
             object.__setattr__(self, name, value)  # frozen for everybody else
 
     @property
@@ -105,7 +105,7 @@ class TrainOptions:
 
     @property
     def live_teachers(self) -> tuple[str, ...]:
-        """The models of live targets: the proxy alone, or the teachers, unless those are only at hand to compute what is missing."""
+        """The models of live targets: the proxy alone, or the teachers, unless those only compute what is missing."""
         if self.proxy is not None:
             return (str(self.proxy),)
         return () if self.on_miss == "compute" and self.recipe.teacher.source == "cached" else self.teachers
@@ -126,7 +126,7 @@ def check_teachers_given(options: TrainOptions) -> None:
     teachers = () if options.on_miss == "compute" and not live else options.teachers
     if options.proxy is not None and teachers:
         raise BadInput("--proxy and --teacher both name live teachers; give --teacher alone, one for each --features")
-    names = {wanted.partition("@")[0] for wanted in features}
+    names = {name.partition("@")[0] for name in features}
     if teachers and len(teachers) not in (len(features), len(names)):
         raise BadInput(f"{len(features)} --features need {len(features)} --teacher, one for each, got {len(teachers)}")
     if live and options.proxy is None and not teachers:

@@ -2,8 +2,8 @@
 
 Every rank opens the store itself and builds its own span of each batch, so nothing large passes through Ray. The run's folder must be
 visible to all ranks (one machine, or a shared file system); the first rank alone writes to it. When a rank's process dies, Ray starts the
-whole group again, three times at most, and it goes on from the newest checkpoint. An error on purpose is told to the caller with its own
-text and ends the run without retries. What ranks and caller say to each other goes through one small actor, the board.
+whole group again, three times at most, and it goes on from the newest checkpoint. An `EupeError` is raised in the caller with its own
+text and ends the run without retries. Ranks and caller exchange messages through one small actor, the board.
 """
 
 import os
@@ -21,7 +21,7 @@ from ...storage.core.stop_signals import call_on_stop
 from ...storage.core.urls import is_url
 from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
-from ..extraction.pool import GIVE_UP_AFTER_S, SAY_AFTER_S, room_text
+from ..extraction.pool import GIVE_UP_AFTER_S, SAY_AFTER_S, lacking_resources
 from ..ray_session import ray_session
 from ..runs.upload import local_copy
 from .data import open_parts
@@ -45,7 +45,7 @@ class _Board:
         self._messages.append((kind, value))
 
     def take(self, stop: bool) -> list[tuple[str, Any]]:
-        """All new messages; passes the caller's wish to stop on."""
+        """Return all new messages; passes the caller's wish to stop on."""
         self._stop |= stop
         taken, self._messages = self._messages, []
         return taken
@@ -54,7 +54,7 @@ class _Board:
         return self._stop
 
     def over(self) -> bool:
-        """Whether a rank has ended the run on purpose: a group that Ray starts again must not try once more."""
+        """Return whether a rank has ended the run on purpose: a group that Ray starts again must not try once more."""
         return self._over
 
 
@@ -64,7 +64,7 @@ def train_on_workers(options: TrainOptions, on_event: OnEvent = ignore_event) ->
     rank_span(recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
     open_parts(options.open_store(), options.features, options.data, recipe.data.shares, complete=options.complete)
     with ray_session(options.address, workers) as ray:
-        _await_room(ray, workers, _wants_cuda(recipe), on_event)
+        _await_resources(ray, workers, _wants_cuda(recipe), on_event)
         board = ray.remote(_Board).options(num_cpus=0).remote()
         try:
             return _run(ray, board, options, on_event)
@@ -72,17 +72,18 @@ def train_on_workers(options: TrainOptions, on_event: OnEvent = ignore_event) ->
             ray.kill(board)
 
 
-def _await_room(ray: Any, workers: int, on_cuda: bool, on_event: OnEvent) -> None:
-    """Wait until the cluster has room for all ranks: said after seconds, `BadInput` after minutes. Ray Train itself waits for ever."""
-    wanted = {"CPU": workers, "GPU": workers if on_cuda else 0}
-    began, said = time.monotonic(), False
-    while any(ray.available_resources().get(kind, 0) < count for kind, count in wanted.items()):
-        lacking = room_text(ray, f"one of {workers} ranks", "1 CPU and 1 GPU" if on_cuda else "1 CPU")
+def _await_resources(ray: Any, workers: int, on_cuda: bool, on_event: OnEvent) -> None:
+    """Wait until the cluster has resources for all ranks: warns after seconds, raises `BadInput` after minutes. Ray Train waits for
+    ever."""
+    resources = {"CPU": workers, "GPU": workers if on_cuda else 0}
+    began, warned = time.monotonic(), False
+    while any(ray.available_resources().get(kind, 0) < count for kind, count in resources.items()):
+        lacking = lacking_resources(ray, f"one of {workers} ranks", "1 CPU and 1 GPU" if on_cuda else "1 CPU")
         waited = time.monotonic() - began
         if waited >= GIVE_UP_AFTER_S:
             raise BadInput(f"{lacking}; it did not come free in {GIVE_UP_AFTER_S:.0f} s. Give fewer --workers, or stop what holds it")
-        if waited >= SAY_AFTER_S and not said:
-            said = True
+        if waited >= SAY_AFTER_S and not warned:
+            warned = True
             on_event({"event": "warning", "text": f"{lacking}; waiting for {GIVE_UP_AFTER_S:.0f} s at most"})
         time.sleep(_POLL_S)
 
@@ -112,7 +113,7 @@ def _run(ray: Any, board: Any, options: TrainOptions, on_event: OnEvent) -> dict
 
 
 def _outcome(results: Sequence[Any], error: BaseException | None, workers: int) -> dict[str, Any]:
-    """The first rank's summary; raises an error on purpose as it is, and other deaths in our words."""
+    """Return the first rank's summary; raises an `EupeError` as it is, and other deaths in our words."""
     for result in results:
         if isinstance(result, EupeError):
             raise result
@@ -127,7 +128,7 @@ def _outcome(results: Sequence[Any], error: BaseException | None, workers: int) 
 
 
 class _Group(threading.Thread):
-    """Ray Train's `fit`, which blocks, beside the main thread, which must hear signals."""
+    """A thread for Ray Train's `fit`, which blocks: the main thread must stay free to handle signals."""
 
     def __init__(self, options: TrainOptions, board: Any, scratch: Path) -> None:
         super().__init__(daemon=True, name="ray-train")
@@ -162,7 +163,7 @@ def _wants_cuda(recipe: TrainRecipe) -> bool:
 
 
 def _rank(config: dict[str, Any]) -> None:
-    """One rank's whole life, in Ray's worker process, with torch's process group open."""
+    """Run one rank in Ray's worker process, with torch's process group open."""
     import ray
     import ray.train
     import torch
@@ -173,22 +174,22 @@ def _rank(config: dict[str, Any]) -> None:
     if ray.get(board.over.remote()):
         return
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))  # Ray leaves one: it reserves one CPU a rank
-    told: list[Any] = []
+    sent: list[Any] = []
 
-    def tell(kind: str, value: Any) -> None:
-        told.append(board.tell.remote(kind, value))
+    def send(kind: str, value: Any) -> None:
+        sent.append(board.tell.remote(kind, value))
 
-    tell("event", {"event": "rank", "rank": ranks.number, "ranks": ranks.count, "pid": os.getpid(), "host": socket.gethostname()})
+    send("event", {"event": "rank", "rank": ranks.number, "ranks": ranks.count, "pid": os.getpid(), "host": socket.gethostname()})
     try:
-        summary = _train(options, ranks, lambda event: tell("event", event), lambda: bool(ray.get(board.stop_asked.remote())))
+        summary = _train(options, ranks, lambda event: send("event", event), lambda: bool(ray.get(board.stop_asked.remote())))
     except EupeError as error:
         host = socket.gethostname()
-        tell("error", error if host == config["host"] else type(error)(f"on node {host}: {error}"))
-        ray.get(told)
+        send("error", error if host == config["host"] else type(error)(f"on node {host}: {error}"))
+        ray.get(sent)
         raise
     if ranks.first:
-        tell("result", summary)
-    ray.get(told)
+        send("result", summary)
+    ray.get(sent)
 
 
 def _train(options: TrainOptions, ranks: Ranks, on_event: OnEvent, ask_stop: Callable[[], bool]) -> dict[str, Any]:

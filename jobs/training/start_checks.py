@@ -1,4 +1,4 @@
-"""What a training run looks at before its first step, beside the identities: does this machine still see what the teachers saw?
+"""The checks of a training run before its first step, beside the identities: does this machine decode what the teachers saw?
 
 A sample of recorded views is decoded and compared with the pixel digests in the store, which finds another image library or edited files
 within a second instead of somewhere in the first epoch; the stream goes on comparing every crop that it cuts. Teachers that run live

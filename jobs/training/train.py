@@ -2,7 +2,7 @@
 
 Everything that could make a cached target wrong is checked before the first step: which feature sets go together (`data`), that a
 live teacher is the one whose tokens were cached (its statistics normalise it), that images still decode as they did (`start_checks`), and
-that a run which stands in the folder was begun with the same recipe and targets. A lease keeps the sets from being pruned. Then the
+that a run that is in the folder already was begun with the same recipe and targets. A lease keeps the sets from being pruned. Then the
 trainer runs here, alone or as one of several ranks (`ranks` starts those); a finished run is not trained again. A student's random
 weights come from the recipe's seed alone, whatever else is trained beside it.
 """
@@ -42,11 +42,11 @@ from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import Choice, allow_tf32, choose_device, choose_devices, choose_precision
 from ..repair.recorded_teacher import recorded_teacher
-from ..runs.lock import alone_in
+from ..runs.lock import exclusive_run_folder
 from ..runs.reading_leases import leases
-from ..runs.run_source import fetch_once, run_at_hand
+from ..runs.run_source import fetch_once, local_run
 from ..runs.upload import mirrored
-from .data import Part, as_recorded, await_sets, cached_targets, joined_views, open_parts, refuse_random_weights, run_order
+from .data import Part, await_sets, cached_targets, in_recorded_order, joined_views, open_parts, refuse_random_weights, run_order
 from .evaluate_while_training import watching
 from .options import TrainOptions
 from .start_checks import check_pixels, check_teachers
@@ -63,41 +63,47 @@ def train_in_process(
     require_utf8("--out", out, "TensorBoard's writer")
     store = options.open_store()
     mirror = mirrored(out, ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
-    with mirror as (home, told):
-        begun = begun_run(options.recipe, students, home)
-        recipe = with_order(options.recipe, store, not options.complete, told if ranks.first else ignore_event, begun)
+    with mirror as (run_folder, on_event):
+        begun = begun_run(options.recipe, students, run_folder)
+        recipe = with_order(options.recipe, store, not options.complete, on_event if ranks.first else ignore_event, begun)
         if options.follow_s is not None:
-            await_sets(store, options.features, options.datasets, options.follow_s, told)
+            await_sets(store, options.features, options.datasets, options.follow_s, on_event)
         parts = open_parts(store, options.features, options.data, recipe.data.shares, complete=options.complete)
-        parts = parts if begun is None else as_recorded(parts, begun.recorded("identities.json").get("views", ()))
+        parts = parts if begun is None else in_recorded_order(parts, begun.recorded("identities.json").get("views", ()))
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, options.allow_random_weights)
-        claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
-        with claims, contextlib.ExitStack() as held:
+        lease = (
+            leases(store, [reader.key for reader in readers], f"train-{run_folder.name}", on_event)
+            if ranks.first
+            else contextlib.nullcontext()
+        )
+        with lease, contextlib.ExitStack() as resources:
             device = choose_device(recipe.device)
             allow_tf32(device.value)
-            asked = student_runs(recipe, students, home)
-            runs = {name: (folder.as_begun(own, options.origins), folder) for name, (own, folder) in asked.items()}
-            fetch_once([*live, *(own.student.init_from for own, _ in runs.values())], ranks)
+            requested = student_runs(recipe, students, run_folder)
+            runs = {
+                name: (folder.as_begun(student_recipe, options.origins), folder) for name, (student_recipe, folder) in requested.items()
+            }
+            fetch_once([*live, *(student_recipe.student.init_from for student_recipe, _ in runs.values())], ranks)
             source = _target_source(recipe, parts, by_teacher(options.features, live), device.value)
             if ranks.first:
                 check_start(store, parts, source)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
-            for own, folder in runs.values():
-                refuse_unequal_grids(own, source.specs)
+            for student_recipe, folder in runs.values():
+                refuse_unequal_grids(student_recipe, source.specs)
                 if not folder.has_steps():  # a run that goes on has its views in its identities
-                    refuse_other_views(own, parts)
-                    try_sizes(architecture_of(own), own.student.sizes_px)
+                    refuse_other_views(student_recipe, parts)
+                    try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
             if ranks.first:
-                held.enter_context(alone_in(home))
-            summaries = begin_runs(runs, source, parts, options.origins, device, ranks, told)
+                resources.enter_context(exclusive_run_folder(run_folder))
+            summaries = begin_runs(runs, source, parts, options.origins, device, ranks, on_event)
             open_runs = {name: run for name, run in runs.items() if name not in summaries}
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
                 order = run_order(recipe, parts, store, options.follow_s)
-                after_step = watching(options.watch, store, learners[0], [part.views.dataset for part in parts], told)
+                after_step = watching(options.watch, store, learners[0], [part.views.dataset for part in parts], on_event)
                 trained = Trainer(
-                    learners, source, joined_views(parts), order, on_event=told, stop_asked=stop_asked, after_step=after_step
+                    learners, source, joined_views(parts), order, on_event=on_event, stop_asked=stop_asked, after_step=after_step
                 ).train()
                 summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
     if len(runs) == 1:
@@ -105,13 +111,13 @@ def train_in_process(
     return {"students": {name: summaries[name] for name in runs}, "already": not open_runs}
 
 
-def begun_run(recipe: TrainRecipe, students: Sequence[str], home: Path) -> RunFolder | None:
-    """The first of the runs that has taken a step already: what it has decided is not decided again."""
-    return next((folder for _, folder in student_runs(recipe, students, home).values() if folder.has_steps()), None)
+def begun_run(recipe: TrainRecipe, students: Sequence[str], out: Path) -> RunFolder | None:
+    """Return the first of the runs that has taken a step already: what it has decided is not decided again."""
+    return next((folder for _, folder in student_runs(recipe, students, out).values() if folder.has_steps()), None)
 
 
 def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event: OnEvent, begun: RunFolder | None = None) -> TrainRecipe:
-    """The recipe with its order of images decided and recorded: shards at a time for a store behind a URL, global otherwise.
+    """Return the recipe with its order of images decided and recorded: shards at a time for a store behind a URL, global otherwise.
 
     A run that goes on keeps the order that it began with, also when its store has moved to another kind of place.
     """
@@ -127,7 +133,7 @@ def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event:
 
 
 def check_start(store: FeatureStore, parts: Sequence[Part], source: TargetSource) -> None:
-    """A sample of each dataset's pixels, and the canaries of live teachers; raises `CacheMismatch`."""
+    """Check a sample of each dataset's pixels, and the canaries of live teachers; raises `CacheMismatch`."""
     for part in parts:
         check_pixels(part.views)
     if isinstance(source, LiveTargets):
@@ -135,7 +141,7 @@ def check_start(store: FeatureStore, parts: Sequence[Part], source: TargetSource
 
 
 def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dict[str, tuple[TrainRecipe, RunFolder]]:
-    """Recipe and run folder of each student, by architecture; one student, or none named, trains into `out` itself.
+    """Return recipe and run folder of each student, by architecture; one student, or none named, trains into `out` itself.
 
     With several, `student.init_from` names the folder that holds one run for each, as this one will.
     """
@@ -146,8 +152,8 @@ def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dic
     for name in names:
         start = recipe.student.init_from
         start = f"{start}/{name}" if start and len(names) > 1 else start
-        own = replace(recipe, student=replace(recipe.student, architecture=name, init_from=start))
-        runs[name] = (own, RunFolder(out / name if len(names) > 1 else out))
+        student_recipe = replace(recipe, student=replace(recipe.student, architecture=name, init_from=start))
+        runs[name] = (student_recipe, RunFolder(out / name if len(names) > 1 else out))
     return runs
 
 
@@ -160,7 +166,7 @@ def begin_runs(
     ranks: Ranks,
     on_event: OnEvent,
 ) -> dict[str, dict[str, Any]]:
-    """Record what each run is, or check that the run which stands there is the same; returns the summaries of finished ones."""
+    """Record the identity of each run, or check it against the run in its folder; returns the summaries of finished ones."""
     summaries = {}
     views = [part.views.key for part in parts]  # live teachers' identities do not name them
     for name, (recipe, folder) in runs.items():
@@ -179,39 +185,44 @@ def begin_runs(
     return summaries
 
 
-def _say_kept(now: Mapping[str, Choice], known: Mapping[str, Choice], on_event: OnEvent) -> None:
-    """Tell where this machine would choose otherwise than the run did when it began; `known` is empty where it was not recorded then."""
-    if not known and now["precision"].why.startswith("auto"):
-        text = f"this run did not record what precision = 'auto' was when it began; from here on it is {now['precision'].value}"
-        on_event({"event": "warning", "text": f"{text} ({now['precision'].why})"})
-    for name, here in now.items():
-        then = known.get(name, here)
-        if then.value != here.value:
-            kept = f"{name} stays {then.value}" if name == "precision" else f"{name} is {here.value}, other rounding"
+def _say_kept(here: Mapping[str, Choice], known: Mapping[str, Choice], on_event: OnEvent) -> None:
+    """Report where this machine would choose otherwise than the run did at its start; `known` is empty where that was not recorded."""
+    if not known and here["precision"].why.startswith("auto"):
+        text = f"this run did not record what precision = 'auto' was when it began; from here on it is {here['precision'].value}"
+        on_event({"event": "warning", "text": f"{text} ({here['precision'].why})"})
+    for name, value_here in here.items():
+        then = known.get(name, value_here)
+        if then.value != value_here.value:
+            kept = f"{name} stays {then.value}" if name == "precision" else f"{name} is {value_here.value}, other rounding"
             on_event(
-                {"event": "note", "text": f"{kept}: this run began with {then.value} ({then.why}), here it is {here.value} ({here.why})"}
+                {
+                    "event": "note",
+                    "text": f"{kept}: this run began with {then.value} ({then.why}), here it is {value_here.value} ({value_here.why})",
+                }
             )
 
 
 def refuse_other_views(recipe: TrainRecipe, parts: Sequence[Part]) -> None:
     """Raise `CacheMismatch` where a set's views are not those that the recipe states; their number and seed may be any."""
     for part in parts:
-        if found := recipe.views.differences(part.views.spec):
-            lines = [f"views.{key} is {got!r}, the recipe has {wanted!r}" for key, (got, wanted) in found.items()]
-            said = " ".join(f"--set views.{key}={json.dumps(got)}" for key, (got, _) in found.items() if got is not None)
+        if differing := recipe.views.differences(part.views.spec):
+            lines = [f"views.{key} is {got!r}, the recipe has {stated!r}" for key, (got, stated) in differing.items()]
+            settings = " ".join(f"--set views.{key}={json.dumps(got)}" for key, (got, _) in differing.items() if got is not None)
             raise CacheMismatch(
                 f"the views of {part.views.key} are not those of the recipe: {'; '.join(lines)}. Make the recipe's with `extract-features "
-                f"--recipe NAME`, or say that these are meant: {said or '--set views={}'}"
+                f"--recipe NAME`, or say that these are meant: {settings or '--set views={}'}"
             )
 
 
 def _learners(
     runs: Mapping[str, tuple[TrainRecipe, RunFolder]], source: TargetSource, parts: Sequence[Part], device: Choice, ranks: Ranks
 ) -> list[Learner]:
-    """A student ready to train in each folder, on a device of its own where one process has several."""
+    """Return a student ready to train in each folder, on a device of its own where one process has several."""
     statistics = {name: reader.statistics.digest for name, reader in parts[0].readers.items()}
     devices = choose_devices(next(iter(runs.values()))[0].device, len(runs)) if ranks.count == 1 else [device] * len(runs)
-    return [_learner(own, folder, source, statistics, one, ranks) for (own, folder), one in zip(runs.values(), devices, strict=True)]
+    return [
+        _learner(recipe, folder, source, statistics, chosen, ranks) for (recipe, folder), chosen in zip(runs.values(), devices, strict=True)
+    ]
 
 
 def _learner(
@@ -219,7 +230,7 @@ def _learner(
 ) -> Learner:
     student = initial_student(recipe, {name: source.specs[name] for name in folder.teacher_order(source.specs)})
     if recipe.student.init_from:
-        load_model(student, run_at_hand(recipe.student.init_from), statistics)
+        load_model(student, local_run(recipe.student.init_from), statistics)
     elif ranks.first and not folder.initial.exists():
         save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
     precision = folder.choices().get("precision") or choose_precision(recipe.precision, device.value)
@@ -227,12 +238,12 @@ def _learner(
 
 
 def architecture_of(recipe: TrainRecipe) -> dict[str, Any]:
-    """What the recipe's student is: a name and the options that it changes."""
+    """Return the architecture of the recipe's student: a name and the options that it changes."""
     return {**recipe.student.options, "name": recipe.student.architecture}
 
 
 def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Student:
-    """The student with random weights that depend on the recipe's seed alone."""
+    """Build the student with random weights that depend on the recipe's seed alone."""
     torch.manual_seed(step_seed(recipe.seed, -1))
     encoder = build_encoder(architecture_of(recipe))
     encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px))
@@ -247,19 +258,21 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
 
 
 def by_teacher(features: Sequence[str], live: Sequence[str]) -> dict[str, str]:
-    """Where each teacher is, by the name of its feature set: one given for each set, or for each name; raises `BadInput` for two of one."""
-    names = [wanted.partition("@")[0] for wanted in features]
+    """Return each teacher's location by feature set name: one given for each set, or for each name; raises `BadInput` for two of one."""
+    names = [name.partition("@")[0] for name in features]
     names = names if len(live) == len(names) else list(dict.fromkeys(names))  # of a mixture, the sets of one teacher have one name
     if len(live) not in (0, len(names)):  # zip would drop the rest
         raise BadInput(
             f"live targets need the teacher behind each feature set: {len(names)} sets ({', '.join(names)}), "
             f"{len(live)} teachers; give --proxy RUN for the one feature set of a proxy"
         )
-    found: dict[str, str] = {}
-    for name, where in zip(names, live, strict=False):
-        if found.setdefault(name, where) != where:
-            raise BadInput(f"two teachers were given for the feature sets of {name}: {found[name]} and {where}; they were made by one")
-    return found
+    location_of: dict[str, str] = {}
+    for name, location in zip(names, live, strict=False):
+        if location_of.setdefault(name, location) != location:
+            raise BadInput(
+                f"two teachers were given for the feature sets of {name}: {location_of[name]} and {location}; they were made by one"
+            )
+    return location_of
 
 
 def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live: Mapping[str, str], device: str) -> TargetSource:
@@ -285,33 +298,33 @@ def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live: Mapping[str
 
 
 def live_specs(readers: Mapping[str, FeatureReader], live: Mapping[str, str]) -> dict[str, TeacherSpec]:
-    """The teacher behind each feature set: the one that was given for it, or another of those given, whose identity it has.
+    """Return the teacher behind each feature set: the one that was given for it, or another of those given, whose identity it has.
 
     Given in another order they are still the same teachers. Raises `CacheMismatch` for a set whose teacher is not among them, and for a
     teacher that made none of the sets.
     """
-    specs, of_set = dict[str, TeacherSpec](), dict[str, str]()
-    strangers: dict[str, CacheMismatch] = {}
+    specs, location_of = dict[str, TeacherSpec](), dict[str, str]()
+    refused: dict[str, CacheMismatch] = {}
     for name, reader in readers.items():
-        for wanted in dict.fromkeys([live[name], *live.values()]):
+        for location in dict.fromkeys([live[name], *live.values()]):
             try:
-                specs[name], of_set[name] = recorded_teacher(reader, wanted), wanted
+                specs[name], location_of[name] = recorded_teacher(reader, location), location
                 break
             except CacheMismatch as error:
-                strangers.setdefault(wanted, error)
+                refused.setdefault(location, error)
         else:
-            raise strangers[live[name]]
-    unused = [wanted for wanted in live.values() if wanted not in of_set.values()]
+            raise refused[live[name]]
+    unused = [location for location in live.values() if location not in location_of.values()]
     if unused:
-        raise strangers[unused[0]]
+        raise refused[unused[0]]
     return specs
 
 
 def _initial_identity(recipe: TrainRecipe) -> dict[str, str] | None:
-    """What a run starts from, by content; None for random weights."""
+    """Return what a run starts from, by content; None for random weights."""
     if not recipe.student.init_from:
         return None
-    model = run_at_hand(recipe.student.init_from) / "model"
+    model = local_run(recipe.student.init_from) / "model"
     names = ("backbone.safetensors", "adapters.safetensors")
     for name in names:
         if not (model / name).is_file():

@@ -1,4 +1,4 @@
-"""`demo` and `doctor`: a first look at the whole, and at this machine."""
+"""`demo` and `doctor`: run the whole pipeline once, and examine this machine."""
 
 from collections.abc import Mapping
 from pathlib import Path

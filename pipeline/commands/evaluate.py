@@ -32,7 +32,7 @@ from .options import (
     JSON,
     JSON_HELP,
     OVERLAP,
-    PLACE,
+    PATH,
     RESULTS,
     SEED,
     TEST_IMAGES,
@@ -80,7 +80,7 @@ def option_fields(options_type: type) -> list[click.Parameter]:
     return found
 
 
-_KINDS: dict[Any, Any] = {str: click.STRING, int: click.INT, float: click.FLOAT, bool: click.BOOL, Path: PLACE}
+_KINDS: dict[Any, Any] = {str: click.STRING, int: click.INT, float: click.FLOAT, bool: click.BOOL, Path: PATH}
 
 
 class Evaluations(CheckedGroup):

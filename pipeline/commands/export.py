@@ -8,7 +8,7 @@ import click
 
 from ...storage.core.choices import EXPORT_FORMATS, ExportFormat
 from .group import cli, run
-from .options import FILE, FOLDER, JSON, PLACE, folder_or_url, input_size, options, store_url
+from .options import FILE, FOLDER, JSON, PATH, folder_or_url, input_size, options, store_url
 
 
 class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 8.2, and 8.1 is enough
@@ -45,12 +45,12 @@ def export(
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
     from ...jobs.runs.export_run import ExportOptions, export_run
 
-    asked = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations)
-    run(lambda on_event: export_run(asked, on_event), as_json)
+    request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations)
+    run(lambda on_event: export_run(request, on_event), as_json)
 
 
 @cli.command("import-weights")
-@click.argument("source", type=PLACE)
+@click.argument("source", type=PATH)
 @options(
     click.option("--out", type=FOLDER, required=True, help="A run's folder: a teacher, or a start."),
     input_size("the checkpoint's own"),
@@ -64,7 +64,7 @@ def import_weights(as_json: bool, source: Path, out: Path, size_px: int | None) 
 
 
 @cli.command("convert-weights")
-@click.argument("source", type=PLACE)
+@click.argument("source", type=PATH)
 @options(click.option("--out", type=FILE, required=True, help="The safetensors file to write."), JSON)
 def convert_weights(as_json: bool, source: Path, out: Path) -> None:
     """Turn a teacher's .pt into safetensors.
@@ -95,5 +95,5 @@ def latency(as_json: bool, folder: Path, threads: int, warmup: int, calls: int, 
     from ...student.export.latency import LatencyOptions
     from ...student.export.latency import latency as measure
 
-    asked = LatencyOptions(folder, threads, warmup, calls, runtimes)
-    run(lambda on_event: measure(asked, on_event), as_json)
+    request = LatencyOptions(folder, threads, warmup, calls, runtimes)
+    run(lambda on_event: measure(request, on_event), as_json)

@@ -84,9 +84,9 @@ def extract_features(
     def work(on_event: OnEvent) -> Mapping[str, Any]:
         from ...jobs.extraction.extract import extract_features as extract
 
-        asked = extraction(values, on_event, devices=teacher_devices, kind=view_kind, seed=seed, photometric=photometric)
+        request = extraction(values, on_event, devices=teacher_devices, kind=view_kind, seed=seed, photometric=photometric)
         options = replace(
-            asked, statistics_batches=statistics_batches, normalisation=normalisation, statistics_from=statistics_from, workers=workers,
+            request, statistics_batches=statistics_batches, normalisation=normalisation, statistics_from=statistics_from, workers=workers,
             num_gpus=num_gpus, compile=compile, teachers_at_once=teachers_at_once, address=address, max_bad_share=max_bad_share,
             dry_run=dry_run,
         )  # fmt: skip
@@ -99,12 +99,12 @@ def extraction(
     values: ExtractionValues, on_event: OnEvent, *, devices: Mapping[str, str] = MappingProxyType({}), kind: ViewKind | None = None,
     seed: int | None = None, photometric: PhotometricMode | None = None,
 ) -> "ExtractOptions":  # fmt: skip
-    """Return the extraction that the shared options ask for, over the views of a recipe and of what is given instead."""
+    """Return the extraction that the shared options describe, over a recipe's views, overridden by the options for views."""
     from ...jobs.extraction.options import ExtractOptions, teacher_requests
     from ..recipes.views import chosen_views
 
     teachers = teacher_requests(values["teachers"], values["teacher_sizes"], values["weights"], devices)
-    spec, told = chosen_views(
+    spec, value_origins = chosen_views(
         values["recipe"], values["stage"], on_event, kind=kind, views_per_image=values["views"], seed=seed, photometric=photometric,
         pixels_px=values["pixels_px"],
     )  # fmt: skip
@@ -112,7 +112,7 @@ def extraction(
         store=values["store"], data=values["data"], teachers=teachers, views=spec, precision=values["precision"], codec=values["codec"],
         tokens_per_view=values["tokens_per_view"], grid=values["grid"], images_per_shard=values["images_per_shard"],
         batch_size=values["batch_size"], constants=values["constants"], allow_random_weights=values["allow_random_weights"],
-        view_values=None if values["recipe"] is None else told,
+        view_values=None if values["recipe"] is None else value_origins,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`features`: what a store holds, and keeping it whole."""
+"""`features`: list, show, verify, repair and copy what a store holds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,8 +47,8 @@ def features_verify(as_json: bool, key: str | None, store: str, subset: str) -> 
     """Check every byte of a store, or of what KEY needs. All damage is listed, with what helps; exit status 1 when there is any."""
     from ..reports.catalog import verify_features
 
-    found = run(lambda on_event: verify_features(key=key, store=store, subset=subset, on_event=on_event), as_json)
-    return 1 if found["findings"] else 0
+    result = run(lambda on_event: verify_features(key=key, store=store, subset=subset, on_event=on_event), as_json)
+    return 1 if result["findings"] else 0
 
 
 @features.command("repair")
@@ -58,8 +58,8 @@ def features_repair(as_json: bool, key: str | None, store: str, teacher: str | N
     """Mend a store, or what KEY needs. Nothing whole is touched; exit status 1 when something cannot be mended, which is said."""
     from ...jobs.repair.repair import RepairOptions, repair_features
 
-    asked = RepairOptions(store, key, teacher_of_set(teacher, weights), dry_run)
-    return 1 if run(lambda on_event: repair_features(asked, on_event), as_json)["left"] else 0
+    request = RepairOptions(store, key, teacher_of_set(teacher, weights), dry_run)
+    return 1 if run(lambda on_event: repair_features(request, on_event), as_json)["left"] else 0
 
 
 def teacher_of_set(teacher: str | None, weights: Path | None) -> "TeacherRequest | None":
@@ -78,8 +78,8 @@ def features_fidelity(as_json: bool, key: str, store: str, teacher: str | None, 
     """Compare stored tokens with fresh ones. A sample of views: mean, 1st percentile and least cosine."""
     from ...jobs.repair.repair import FidelityOptions, fidelity
 
-    asked = FidelityOptions(store, key, teacher_of_set(teacher, weights), sample)
-    run(lambda on_event: fidelity(asked, on_event), as_json)
+    request = FidelityOptions(store, key, teacher_of_set(teacher, weights), sample)
+    run(lambda on_event: fidelity(request, on_event), as_json)
 
 
 @features.command("prune")

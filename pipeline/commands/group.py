@@ -11,7 +11,7 @@ from ...storage.core.events import OnEvent
 
 
 def run(work: Callable[[OnEvent], Mapping[str, Any]], as_json: bool) -> Mapping[str, Any]:
-    """Do a command's work with its progress shown; prints the result as JSON (last line) or as readable text, and returns it."""
+    """Run a command's work with its progress shown; prints the result as JSON (last line) or as readable text, and returns it."""
     from ..console.plain_text import readable
     from ..console.progress import reporter
 
@@ -32,10 +32,10 @@ def refuse_boundless(context: click.Context) -> None:
 
 
 class CheckedCommand(click.Command):
-    """A command whose numbers are looked at before anything is imported or done."""
+    """A command whose numbers are checked before anything is imported or done."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raises click's usage error for a number that nothing can be done with."""
+        """Run the command; raises click's usage error for nan, infinite and inexact numbers."""
         refuse_boundless(ctx)
         return super().invoke(ctx)
 

@@ -53,8 +53,8 @@ def _status(arguments: Sequence[str] | None) -> int:
         package = (error.name or "").partition(".")[0]
         if package == __package__.partition(".")[0]:
             raise
-        wanted = EXTRAS.get(package, package)
-        print(f"eupe-pipeline: this needs the package {package}, which is not installed; run: pip install '{wanted}'", file=sys.stderr)
+        requirement = EXTRAS.get(package, package)
+        print(f"eupe-pipeline: this needs the package {package}, which is not installed; run: pip install '{requirement}'", file=sys.stderr)
     except MemoryError as error:
         print(f"eupe-pipeline: out of memory ({error}); take a smaller --size or --batch-size, or fewer workers", file=sys.stderr)
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Options that several commands share, each defined once, and the types that turn words into values: click's part of the edge.
+"""Options that several commands share, each defined once, and the click types and callbacks that parse their values.
 
 A group of options has a TypedDict of what click makes of it, so that mypy compares them with the fields of the request that they fill.
 """
@@ -33,15 +33,15 @@ def pairs(context: click.Context, option: click.Parameter, values: Sequence[str]
 
 def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, int]:
     """Return repeated NAME=PIXELS words as a dict."""
-    found = pairs(context, option, values)
-    bad = [f"{name}={value}" for name, value in found.items() if not value.isdecimal() or not 1 <= int(value) <= LARGEST_PX]
+    words = pairs(context, option, values)
+    bad = [f"{name}={value}" for name, value in words.items() if not value.isdecimal() or not 1 <= int(value) <= LARGEST_PX]
     if bad:
         metavar = option.make_metavar(context)
         raise click.BadParameter(f"{bad[0]!r} is not {metavar} with 1 to {LARGEST_PX:,} px", context, option)
-    return {name: int(value) for name, value in found.items()}
+    return {name: int(value) for name, value in words.items()}
 
 
-def place(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:
+def patch_cell(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:
     """Return ROW,COL as two numbers from 0."""
     words = value.split(",")
     if len(words) != 2 or not all(word.strip().isdecimal() for word in words):
@@ -108,12 +108,12 @@ def grid_of(context: click.Context, option: click.Parameter, value: str | None) 
     return int(rows), int(columns)
 
 
-def options(*given: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return one decorator for several options, shown in the order given."""
 
     def decorate(command: Command) -> Command:
-        for one in reversed(given):
-            command = one(command)
+        for option in reversed(decorators):
+            command = option(command)
         return command
 
     return decorate
@@ -131,7 +131,7 @@ FOLDER = AbsolutePath(file_okay=False, path_type=Path)
 FILE = AbsolutePath(dir_okay=False, path_type=Path)
 
 
-PLACE = AbsolutePath(path_type=Path)
+PATH = AbsolutePath(path_type=Path)
 
 
 STORE = click.option(
@@ -160,7 +160,7 @@ TEACHER = click.option("--teacher", default=None,
                        help="The teacher that made the set, its run's folder or FILE.py:FUNCTION; default: by the set's name.")  # fmt: skip
 
 
-WEIGHTS_FILE = click.option("--weights", type=PLACE, default=None, help="Its weight file; default: the weights folder.")
+WEIGHTS_FILE = click.option("--weights", type=PATH, default=None, help="Its weight file; default: the weights folder.")
 
 
 DATA = click.option("--data", required=True, help="Dataset, by name or name@digest.")
@@ -194,7 +194,7 @@ TEACHERS = (
 
 
 class ExtractionValues(TypedDict):
-    """What STORE, DATA, TEACHERS and PIXELS say."""
+    """The values of STORE, DATA, TEACHERS and PIXELS."""
 
     store: str
     data: str
@@ -245,10 +245,10 @@ DEVICE = click.option("--device", type=click.Choice(DEVICES), default="auto", sh
 SEED = click.option("--seed", type=int, default=0, show_default=True)
 
 
-EVALUATED_WEIGHTS = click.option("--weights", type=PLACE, default=None, help="A named teacher's weight file.")
+EVALUATED_WEIGHTS = click.option("--weights", type=PATH, default=None, help="A named teacher's weight file.")
 
 
-IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=PLACE)
+IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=PATH)
 
 
 PNG = click.option("--out", type=FILE, required=True, callback=png_file, metavar="FILE.png", help="Where it goes.")
@@ -263,7 +263,7 @@ MODELS = (
 
 
 class ModelsValues(TypedDict):
-    """What MODELS say."""
+    """The values of MODELS."""
 
     models: tuple[str, ...]
     size_px: int | None

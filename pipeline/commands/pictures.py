@@ -6,7 +6,7 @@ from typing import Unpack
 import click
 
 from .group import cli, run
-from .options import IMAGES, JSON, MODELS, PNG, STORE, ModelsValues, options, place
+from .options import IMAGES, JSON, MODELS, PNG, STORE, ModelsValues, options, patch_cell
 
 
 @cli.group()
@@ -26,7 +26,9 @@ def pictures_pca(as_json: bool, images: tuple[Path, ...], foreground: bool, out:
 
 @pictures.command("similarity")
 @IMAGES
-@options(*MODELS, click.option("--patch", callback=place, required=True, metavar="ROW,COL", help="In the first model's grid."), PNG, JSON)
+@options(
+    *MODELS, click.option("--patch", callback=patch_cell, required=True, metavar="ROW,COL", help="In the first model's grid."), PNG, JSON
+)
 def pictures_similarity(as_json: bool, images: tuple[Path, ...], patch: tuple[int, int], out: Path, **models: Unpack[ModelsValues]) -> None:
     """How alike every patch is to the named one. By cosine, for several encoders side by side."""
     from ..pictures.pictures import draw_similarity

@@ -6,7 +6,7 @@ from typing import Unpack
 import click
 
 from .group import cli, run
-from .options import FILE, FOLDER, JSON, MODELS, PLACE, ModelsValues, options, store_url
+from .options import FILE, FOLDER, JSON, MODELS, PATH, ModelsValues, options, store_url
 
 
 @cli.command()
@@ -16,7 +16,7 @@ from .options import FILE, FOLDER, JSON, MODELS, PLACE, ModelsValues, options, s
                  help="Feature store: adds its health, neighbours, photos for the pictures."),
     click.option("--features", multiple=True, metavar="KEY", help="Feature set; repeatable; default: those the runs learnt from."),
     click.option("--verify", is_flag=True, help="Read every byte of the feature sets and report damage."),
-    click.option("--image", "images", multiple=True, type=PLACE, help="Photo for the pictures; repeatable."),
+    click.option("--image", "images", multiple=True, type=PATH, help="Photo for the pictures; repeatable."),
     click.option("--query", "queries", multiple=True, metavar="ID", help="Image whose neighbours are shown; repeatable."),
     click.option("--model", "models", multiple=True, metavar="NAME", help="Another encoder beside the runs; repeatable."),
     *MODELS[1:],
@@ -32,5 +32,5 @@ def report(
     from ..reports.page_contents import report as write
 
     pictures = PictureChoice(images=images, foreground=foreground, queries=queries, **models)
-    asked = ReportOptions(out, runs, store, features, verify, pictures)
-    run(lambda on_event: write(asked, on_event), as_json)
+    request = ReportOptions(out, runs, store, features, verify, pictures)
+    run(lambda on_event: write(request, on_event), as_json)

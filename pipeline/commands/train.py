@@ -79,7 +79,7 @@ def train(
 def watch_of(
     evaluation: TrainingEvaluation | None, every: int, data: str | None, images: int, allow_overlap: bool = False
 ) -> "Watch | None":
-    """Return the evaluation that goes on beside the training, None when none was asked for; raises BadInput for half of one."""
+    """Return the evaluation during the training, None without one; raises BadInput where its data or its name is missing."""
     from ...jobs.training.options import Watch
 
     if (evaluation is None) != (data is None):

@@ -1,4 +1,4 @@
-"""What a bug report needs, and what a newcomer trips over: versions, devices, memory, disk rate, and known traps with their cure.
+"""`doctor`: what a bug report needs and what a newcomer trips over: versions, devices, memory, disk rate, known traps with their cure.
 
 The disk's rate is measured, not looked up: PROBE_BYTES are written with fsync and read back in a temporary file of the given folder, which
 is removed. The read bypasses the page cache where the system lets it (posix_fadvise); a file system that ignores this shows memory's rate.
@@ -48,7 +48,7 @@ def examine(*, folder: Path, on_event: OnEvent = ignore_event) -> dict[str, Any]
 
 
 def _guarded(check: Callable[[], Any]) -> Any:
-    """Return what a check finds, or why it failed: whoever asks the doctor has something broken already."""
+    """Return what a check finds, or why it failed: a user who runs the doctor has a broken machine already."""
     try:
         return check()
     except Exception as error:  # noqa: BLE001  # of any library on a machine that is not as it should be
@@ -67,26 +67,26 @@ def user() -> dict[str, Any]:
 
 def publishing(folder: Path) -> str:
     """Return how a store in a folder would publish files without replacing any."""
-    with translate_os_errors(folder, 0), tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-doctor-") as own:
-        new = Path(own) / "new"
+    with translate_os_errors(folder, 0), tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-doctor-") as probe_folder:
+        new = Path(probe_folder) / "new"
         new.write_bytes(b"")
         try:
-            os.link(new, Path(own) / "linked")
+            os.link(new, Path(probe_folder) / "linked")
         except OSError as error:
-            publish(new, Path(own) / "renamed")
+            publish(new, Path(probe_folder) / "renamed")
             return f"exclusive rename (no hard links: {error.strerror})"
     return "hard links"
 
 
 def versions() -> dict[str, str]:
     """Return the installed version of each package that results depend on."""
-    found = {"python": platform.python_version()}
+    versions_of = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions_of[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions_of[package] = "not installed"
+    return versions_of
 
 
 def machine() -> dict[str, Any]:
@@ -139,8 +139,8 @@ def disk(folder: Path) -> dict[str, Any]:
 def weights() -> dict[str, Any]:
     """Return where teachers' weights are looked for and what lies there, in MB."""
     folder = weights_folder()
-    found = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.safetensors"))}
-    return {"folder": str(folder), "files": found}
+    sizes = {path.name: f"{path.stat().st_size / 1e6:.1f} MB" for path in sorted(folder.glob("*.safetensors"))}
+    return {"folder": str(folder), "files": sizes}
 
 
 def torchvision() -> str:
@@ -163,20 +163,20 @@ def traps(folder: Path | None = None) -> list[str]:
     """Return the known traps that this machine is in, each with its cure."""
     from ...jobs.ray_folders import ray_folder, shared_memory_flaw
 
-    found = []
+    findings = []
     if sys.platform == "linux" and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).total < SHARED_MEMORY_WANTED_BYTES:
-        found.append(f"{SHARED_MEMORY} is smaller than 2 GB: Ray falls back to disk; start the container with --shm-size=4g")
+        findings.append(f"{SHARED_MEMORY} is smaller than 2 GB: Ray falls back to disk; start the container with --shm-size=4g")
     if sys.platform == "linux" and (flaw := shared_memory_flaw()):
-        found.append(f"{flaw}: Ray keeps its objects on disk, which is slower")
+        findings.append(f"{flaw}: Ray keeps its objects on disk, which is slower")
     try:
         other, why = ray_folder(os.environ)
-        found += [f"{why}: Ray keeps its files in {other}; set RAY_TMPDIR to a short folder of your own"] if why else []
+        findings += [f"{why}: Ray keeps its files in {other}; set RAY_TMPDIR to a short folder of your own"] if why else []
     except BadInput as error:
-        found.append(str(error))
+        findings.append(str(error))
     home = home_folder()
     if home is None or not can_be_written(home):
         what = "this user has no home folder" if home is None else f"the home folder {home} cannot be written"
-        found.append(f"{what}: set EUPE_PIPELINE_HOME to a folder for weights, downloads and results")
+        findings.append(f"{what}: set EUPE_PIPELINE_HOME to a folder for weights, downloads and results")
     if folder is not None and not can_be_written(folder):
-        found.append(f"{folder.absolute()} cannot be written: a store there can be read and trained from, without leases")
-    return found
+        findings.append(f"{folder.absolute()} cannot be written: a store there can be read and trained from, without leases")
+    return findings

@@ -1,4 +1,4 @@
-"""A command's result as readable text: nested tables become indented lines, lists of like tables become columns, under their
+"""Format a command's result as readable text: nested tables become indented lines, lists of like tables become columns, under their
 names where they hold figures; what is empty is none.
 
 For people only; scripts take --json. Recipes print three aligned columns: key, value, origin.
@@ -18,20 +18,20 @@ def entry(key: str, value: Any, depth: int) -> list[str]:
     """Return the lines of one entry at an indentation depth."""
     pad = "  " * depth
     if isinstance(value, Mapping) and value:
-        alike = [one for one in value.values() if isinstance(one, Mapping)]
-        if len(alike) == len(value) and len({tuple(one) for one in alike}) == 1 and alike[0] and all(map(flat, alike)):
-            figures = any(isinstance(cell, (int, float)) for one in alike for cell in one.values())
+        alike = [inner for inner in value.values() if isinstance(inner, Mapping)]
+        if len(alike) == len(value) and len({tuple(inner) for inner in alike}) == 1 and alike[0] and all(map(flat, alike)):
+            figures = any(isinstance(cell, (int, float)) for inner in alike for cell in inner.values())
             heads = [("", *map(str, alike[0]))] if figures and tuple(alike[0]) != ("value", "origin") else []
-            return [f"{pad}{key}", *columns([*heads, *((name, *map(word, one.values())) for name, one in value.items())], pad + "  ")]
-        return [f"{pad}{key}", *(line for name, one in value.items() for line in entry(str(name), one, depth + 1))]
-    if isinstance(value, (list, tuple)) and value and not all(isinstance(one, (int, float)) for one in value):
-        return [f"{pad}{key}", *(f"{pad}  {word(one)}" for one in value)]
+            return [f"{pad}{key}", *columns([*heads, *((name, *map(word, inner.values())) for name, inner in value.items())], pad + "  ")]
+        return [f"{pad}{key}", *(line for name, inner in value.items() for line in entry(str(name), inner, depth + 1))]
+    if isinstance(value, (list, tuple)) and value and not all(isinstance(inner, (int, float)) for inner in value):
+        return [f"{pad}{key}", *(f"{pad}  {word(inner)}" for inner in value)]
     return [f"{pad}{key}: {word(value)}"]
 
 
 def flat(table: Mapping[str, Any]) -> bool:
     """Return whether no value of the table is a non-empty table."""
-    return not any(isinstance(one, Mapping) and one for one in table.values())
+    return not any(isinstance(inner, Mapping) and inner for inner in table.values())
 
 
 def word(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""What a running command shows: bars on a terminal, a line every few seconds elsewhere, JSON lines for scripts.
+"""Show the progress of a command: bars on a terminal, a line every few seconds elsewhere, JSON lines for scripts.
 
-Everything below the surface reports through one callback that takes an event, a flat dict with its kind under "event". Shown are
+Everything below the command line reports through one callback that takes an event, a flat dict with its kind under "event". Shown are
 "progress" (stage, done, total, unit, rate), the trainer's "start" and "step" (step, steps, loss, images_per_s, seconds_left, …), "note"
 and "warning" (text); other kinds reach scripts and are otherwise silent. Results go to stdout, all of this to stderr, so that a pipe
 stays clean; with `json` the events go to stdout, one object a line, and the result is the last of them.
@@ -73,7 +73,7 @@ def as_progress(event: Event) -> dict[str, Any] | None:
 
 
 def _of_step(event: Event) -> Iterator[str]:
-    """A step in words: the loss, each teacher's terms of it, images a second, the share of the time that the data was waited for."""
+    """Yield a step in words: the loss, each teacher's terms of it, images a second, the share of the time spent waiting for data."""
     if event.get("loss") is not None:
         each = [f"{name} {term} {value:.3f}" for name, terms in event.get("losses", {}).items() for term, value in terms.items()]
         yield f"loss {event['loss']:.4f}" + (f" ({', '.join(each)})" if each else "")
@@ -84,7 +84,7 @@ def _of_step(event: Event) -> Iterator[str]:
 
 
 def _of_work(event: Event, unit: str) -> Iterator[str]:
-    """The rates of some work, how busy the GPUs are, and what went wrong so far."""
+    """Yield the rates of some work, how busy the GPUs are, and what went wrong so far."""
     if event.get("rate"):
         yield f"{amount(event['rate'], unit)}/s"
     if event.get("bytes_per_s"):
@@ -105,15 +105,15 @@ def counts(shown: Mapping[str, Any]) -> str:
 
 def duration(seconds: float) -> str:
     """Return seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
-def said(event: Event) -> str | None:
+def text_of(event: Event) -> str | None:
     """Return the text of a note, of a warning with its mark, of a run's start with what was chosen and why; None for other kinds."""
     kind = event.get("event")
     if kind == "start":
@@ -137,7 +137,7 @@ class Bars:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        text = said(event)
+        text = text_of(event)
         if text is not None:
             self.progress.console.print(text, markup=False, highlight=False)
         shown = as_progress(event)
@@ -159,7 +159,7 @@ class Lines:
 
     def __call__(self, event: Event) -> None:
         """Show one event, or leave it out because its stage was shown a moment ago."""
-        text = said(event)
+        text = text_of(event)
         if text is not None:
             print(text, file=self.stream, flush=True)
         shown = as_progress(event)

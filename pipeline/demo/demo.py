@@ -56,10 +56,10 @@ class Demo:
             write_atomically(self._ledger, json.dumps(self.steps, indent=1).encode())
 
     def run(self) -> dict[str, Any]:
-        """Every step in turn; returns what stands in results.json."""
+        """Run every step in turn; returns what stands in results.json."""
         started = time.perf_counter()
         with ray_session():
-            knn, features = self._walk()
+            knn, features = self._train_all()
         results = self._results(features, knn)
         results["seconds"] = time.perf_counter() - started
         write_atomically(self.out / "results.json", json.dumps(results, indent=1).encode())
@@ -69,8 +69,8 @@ class Demo:
         self._say(f"the report is {self.out / 'report.html'}")
         return results
 
-    def _walk(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Images to trained students; returns the kNN table and the keys of the feature sets that were trained on."""
+    def _train_all(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Go from images to trained students; returns the kNN table and the keys of the feature sets that were trained on."""
         self._index(fetch_demo(self.on_event)["cifar10"])
         teachers = self._extract("extract teachers", TRAIN, self._teacher_requests(), self._train_views())
         self._train(1, teachers)
@@ -127,7 +127,7 @@ class Demo:
         self._done(f"train stage {stage}", summary["seconds"], recipe.run.steps * recipe.run.batch_size, fresh=not summary["already"])
 
     def _evaluate(self) -> dict[str, Any]:
-        """kNN of the untrained and trained students, the proxy, and of each teacher from its cached tokens."""
+        """Return the kNN of the untrained and trained students, the proxy, and of each teacher from its cached tokens."""
         center = ViewSpec(kind="center")
         bank = self._extract(f"extract teachers, centre views of {TRAIN}", TRAIN, self._teacher_requests(), center)
         queries = self._extract(f"extract teachers, centre views of {TEST}", TEST, self._teacher_requests(), center)
@@ -138,28 +138,28 @@ class Demo:
             "stage3": self._stage(3),
             "proxy": self._stage(1),
         }
-        found: dict[str, Any] = {}
+        knn: dict[str, Any] = {}
         for number, (name, run) in enumerate(runs.items()):
             self._progress("evaluate kNN", number, len(runs))
-            found[name] = knn_of_model(self.store, str(run), TRAIN, TEST, EvaluationSize(size_px=size_px))
-        found["teachers"] = {name: knn_of_features(self.store, bank[name], queries[name]) for name in bank}
+            knn[name] = knn_of_model(self.store, str(run), TRAIN, TEST, EvaluationSize(size_px=size_px))
+        knn["teachers"] = {name: knn_of_features(self.store, bank[name], queries[name]) for name in bank}
         self._progress("evaluate kNN", len(runs), len(runs))
         data = self.recipe.data
         self._done("evaluate kNN", time.perf_counter() - started, len(runs) * (data.train_images + data.test_images), fresh=False)
-        return found
+        return knn
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         self.on_event({"event": "progress", "stage": stage, "done": done, "total": total, "unit": "models"})
 
     def _picture_models(self) -> dict[str, tuple[str, int]]:
-        """Column of the report's pictures → (teacher or run, input size that gives a grid worth looking at)."""
+        """Return {column of the report's pictures: (teacher or run, input size that gives a grid worth looking at)}."""
         teachers = {name: (name, 2 * size) for name, size in self.recipe.extract.teacher_sizes_px.items()}
         double = 2 * self.recipe.extract.proxy_size_px
         return {**teachers, "proxy": (str(self._stage(1)), double), "student": (str(self._stage(3)), double)}
 
     def _results(self, features: Mapping[str, str], knn: Mapping[str, Any]) -> dict[str, Any]:
         readers = {key: self.store.features(key) for key in features.values()}
-        sets = {key: {"bytes": one.stored_bytes(), "rows": one.rows, "codec": one.codec} for key, one in readers.items()}
+        sets = {key: {"bytes": reader.stored_bytes(), "rows": reader.rows, "codec": reader.codec} for key, reader in readers.items()}
         untrained = max(knn["random"][feature]["ours"] for feature in ("cls", "mean_patch"))
         gained = knn["stage2"]["cls"]["ours"] - untrained
         return {

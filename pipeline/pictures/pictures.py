@@ -1,6 +1,6 @@
-"""What the `pictures` commands do: photos or a feature set to one PNG, callable from a notebook.
+"""The functions of the `pictures` commands: from photos or a feature set to one PNG, callable from a notebook.
 
-The same parts draw the report; here they make a sheet for a paper or a slide.
+The same functions draw the report; here they make a sheet for a paper or a slide.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.store import FeatureStore
-from .neighbours import galleries, query_images, telling_queries
+from .neighbours import example_queries, galleries, query_images
 from .patch_tokens import Encoders, patch_tokens, read_photos
 from .pca import pictures
 from .sheet import Cell, sheet, write_png
@@ -25,11 +25,11 @@ def draw_pca(
     *, images: Sequence[Path], models: Sequence[str], size_px: int | None, model_sizes: Mapping[str, int], weights: Mapping[str, str],
     foreground: bool, out: Path, on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write patch tokens as colours, a photo a row and an encoder a column; returns the picture's place and each encoder's grid."""
+    """Write patch tokens as colours, a photo a row and an encoder a column; returns the picture's path and each encoder's grid."""
     photos = read_photos(images)
     tokens = patch_tokens(Encoders(models, size_px, model_sizes, weights), photos, on_event)
     drawn = pictures([photo.label for photo in photos], [photo.shown() for photo in photos], tokens, foreground_only=foreground)
-    rows = [[Cell(one.image, one.label), *(Cell(rgb, tokens=True) for rgb in one.tokens.values())] for one in drawn]
+    rows = [[Cell(picture.image, picture.label), *(Cell(rgb, tokens=True) for rgb in picture.tokens.values())] for picture in drawn]
     return {**write_png(sheet(_columns(tokens), rows), out), "grids": {label: list(patch.shape[1:3]) for label, patch in tokens.items()}}
 
 
@@ -57,14 +57,17 @@ def draw_neighbours(
     reader = FeatureStore.open(store).features(key)
     if reader.cls_dim is None:
         raise BadInput(f"{reader.key} has no class tokens: its teacher has none; take a feature set of a teacher that has")
-    wanted = query_images(reader, queries) if queries else telling_queries(reader)
-    found = galleries(reader, wanted, count, on_event)
+    chosen = query_images(reader, queries) if queries else example_queries(reader)
+    drawn = galleries(reader, chosen, count, on_event)
     columns = [("query", "label"), *((str(n), "distance") for n in range(1, count + 1))]
     rows = [
-        [Cell(one.query.image, one.query.label or one.query.id), *(Cell(other.image, _caption(other)) for other in one.neighbours)]
-        for one in found
+        [
+            Cell(gallery.query.image, gallery.query.label or gallery.query.id),
+            *(Cell(other.image, _caption(other)) for other in gallery.neighbours),
+        ]
+        for gallery in drawn
     ]
-    listed = {one.query.id: {other.id: round(other.distance, 6) for other in one.neighbours} for one in found}
+    listed = {gallery.query.id: {other.id: round(other.distance, 6) for other in gallery.neighbours} for gallery in drawn}
     return {
         **write_png(sheet(columns, rows, cell_px=128, heading=f"{reader.key}: nearest by class token, cosine distance"), out),
         "features": reader.key,

@@ -1,6 +1,6 @@
-"""A recorded view as its teacher saw it: crop, resize, flip, and the photometric distortion where the teacher is to see one.
+"""Render a recorded view as its teacher saw it: crop, resize, flip, and the photometric distortion where the teacher sees one.
 
-The same parts as in extraction, so that a picture shows what a token is about. torch is imported only for a distorted view.
+The same functions as in extraction, so that a picture shows what a token is of. torch is imported only for a distorted view.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ from ...storage.views.photometric import MODES
 from ...storage.views.pixels import view_pixels
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import Input
+from ...teachers.encoders.photometric import pixels_seen_by
 
 
 def as_teacher_saw(views: ViewSet, row: int, size_px: int) -> Pixels:
@@ -24,8 +25,6 @@ def as_teacher_saw(views: ViewSet, row: int, size_px: int) -> Pixels:
         return seen
     import torch
 
-    from ...teachers.encoders.photometric import pixels_seen_by
-
-    given = torch.from_numpy(pixels), torch.from_numpy(views.read(rows).photometric)
-    seen = pixels_seen_by("teacher", views.spec.photometric, *given)[0].numpy()
+    batch = torch.from_numpy(pixels), torch.from_numpy(views.read(rows).photometric)
+    seen = pixels_seen_by("teacher", views.spec.photometric, *batch)[0].numpy()
     return seen

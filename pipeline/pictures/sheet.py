@@ -1,4 +1,4 @@
-"""A sheet of pictures as one PNG: columns under their names, each picture with a caption, on white, for papers and slides.
+"""Draw a sheet of pictures as one PNG: columns under their names, each picture with a caption, on white, for papers and slides.
 
 Token grids are enlarged without smoothing, so that a token stays a square; photos are resampled. Only Pillow's own typeface is used, which
 has Latin letters; other letters show as boxes. Limits: one picture height for the whole sheet.
@@ -48,8 +48,8 @@ def sheet(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]], *,
         left = GAP_PX + number * (cell_px + GAP_PX)
         pen.text((left, top_px + GAP_PX // 2), fitted(name, title, cell_px), _INK, title)
         pen.text((left, top_px + GAP_PX // 2 + _TITLE_PX * _LINE), fitted(what, small, cell_px), _SOFT, small)
-        for place, row in enumerate(rows):
-            corner = left, head_px + place * row_px
+        for row_number, row in enumerate(rows):
+            corner = left, head_px + row_number * row_px
             page.paste(enlarged(row[number], cell_px), corner)
             pen.text((left, corner[1] + cell_px + GAP_PX // 4), fitted(row[number].caption, small, cell_px), _SOFT, small)
     return page

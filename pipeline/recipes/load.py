@@ -1,4 +1,4 @@
-"""Recipes: TOML files that become one frozen, typed value, each part of which says where it came from.
+"""Load recipes: TOML files that become one frozen, typed value, with the origin of each part.
 
 A file either describes one stage (`eupe-stage1.toml`) or several in tables `[stage1]`, `[stage2]`, … (`demo.toml`). Beside the values, an
 `[origins]` table says of each whether it is the paper's or ours and why; what it does not mention is "file NAME". `--set` overrides a
@@ -22,7 +22,7 @@ from .typed_tables import build, leaves
 
 FOLDER = Path(__file__).parent
 Table = dict[str, Any]
-WHOLE = ("student.options", "teacher.weights", "data.shares")  # mappings whose keys are the user's own
+USER_TABLES = ("student.options", "teacher.weights", "data.shares")  # mappings whose keys are the user's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def show_recipe(name: str, *, stage: int | None = None, settings: Sequence[str] 
     stages = stages_of(read_document(name)[1]) if stage is None else []
     if not stages:
         return {"recipe": load_recipe(name, stage=stage, settings=settings).table()}
-    return {f"stage{one}": load_recipe(name, stage=one, settings=settings).table() for one in stages}
+    return {f"stage{number}": load_recipe(name, stage=number, settings=settings).table() for number in stages}
 
 
 def read_document(source: str) -> tuple[str, Table]:
@@ -83,7 +83,7 @@ def load_recipe(source: str, *, stage: int | None = None, settings: Sequence[str
     table, origins = extended(name, stage_table(name, document, stage))
     overrides = [parse_setting(text) for text in settings]
     for text, override in zip(settings, overrides, strict=True):
-        clear_whole(table, text.partition("=")[0].strip())
+        clear_user_table(table, text.partition("=")[0].strip())
         lay_over(table, override)
     recipe = build(TrainRecipe, table, where=f"recipe {name}")
     set_keys = [key for override in overrides for key, _ in leaves(override)]
@@ -128,7 +128,7 @@ def extended(name: str, table: Table) -> tuple[Table, dict[str, str]]:
 
 
 def lay_over(table: Table, override: Mapping[str, Any]) -> None:
-    """Put the override's values into the table in place, nested tables joined."""
+    """Update the table in place with the override's values; nested tables are merged."""
     for key, value in override.items():
         if isinstance(value, Mapping) and isinstance(table.get(key), Mapping):
             table[key] = dict(table[key])
@@ -137,13 +137,13 @@ def lay_over(table: Table, override: Mapping[str, Any]) -> None:
             table[key] = value
 
 
-def clear_whole(table: Table, key: str) -> None:
-    """Empty a table that is one value where a setting gives all of it: `--set student.options={}` takes the file's options away.
+def clear_user_table(table: Table, key: str) -> None:
+    """Empty a table of the user's own keys where a setting gives all of it: `--set student.options={}` takes the file's options away.
 
     `student.options.depth=4` changes one option, `student.options={depth = 4}` means these options and no others.
     """
     name, _, inner = key.partition(".")
-    if key in WHOLE and isinstance(table.get(name), Mapping):
+    if key in USER_TABLES and isinstance(table.get(name), Mapping):
         table[name] = {**table[name], inner: {}}
 
 
@@ -156,14 +156,14 @@ def nearest_table(key: str, among: Mapping[str, str]) -> str | None:
     return None
 
 
-def check_origins(name: str, given: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, str]:
+def check_origins(name: str, origins_table: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, str]:
     """Return the [origins] table flat; raises BadInput for one of a value the file does not set, or of another form."""
-    origins = dict(leaves(given))
+    origins = dict(leaves(origins_table))
     set_here = {key for key, _ in leaves(table)}
     for key, origin in origins.items():
         if not isinstance(origin, str) or not re.fullmatch(r"paper|ours: .+", origin):
             raise BadInput(f'recipe {name}: the origin of {key} is {origin!r}; write "paper" or "ours: the reason"')
-        if not any(one == key or one.startswith(f"{key}.") for one in set_here):
+        if not any(set_key == key or set_key.startswith(f"{key}.") for set_key in set_here):
             raise BadInput(f"recipe {name}: [origins] speaks of {key}, which the file does not set")
     return origins
 
@@ -172,8 +172,8 @@ def trace(resolved: Table, table: Table, name: str, origins: dict[str, str], set
     """Return {dotted key: origin} of every resolved value; what was set last wins."""
     by_setting = dict.fromkeys(set_keys, "--set")
     in_file = {key: f"file {name}" for key, _ in leaves(table)}
-    found = {}
+    origin_of = {}
     for key, _ in leaves(resolved):
         in_table = nearest_table(key, in_file)
-        found[key] = nearest_table(key, by_setting) or (in_table and (nearest_table(key, origins) or in_table)) or "default"
-    return found
+        origin_of[key] = nearest_table(key, by_setting) or (in_table and (nearest_table(key, origins) or in_table)) or "default"
+    return origin_of

@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE` read by the recipe's own types: where in a key a teacher's or a dataset's name is, and what the value may be.
+"""Parse `--set KEY=VALUE` by the recipe's types: where in a key a teacher's or a dataset's name is, and what the value may be.
 
 A name in a key is taken as it stands, dots and plus signs included (`teacher.weights.dinov3-h+.patch=2.0`, `data.shares.imagenet.v2=0.1`):
 below a table whose keys are the user's own the last part is a field where the table holds fields, and all before it is the name. Quotes
@@ -30,7 +30,7 @@ def parse_setting(text: str, shape: type = TrainRecipe) -> dict[str, Any]:
     parts = key_parts(key)
     if parts is None or not parts or not value or not value.isprintable():
         raise BadInput(f"--set {text!r} is not KEY=VALUE, as in --set optimizer.learning_rate=3e-4")
-    path, kind = typed_path(parts, shape, whole=value.startswith("{"))
+    path, kind = typed_path(parts, shape, is_table=value.startswith("{"))
     if kind is None and not all(re.fullmatch(r"[\w-]+", part) for part in path):
         raise BadInput(f"--set {text!r} is not KEY=VALUE, as in --set optimizer.learning_rate=3e-4")
     table: Any = parse_value(key, value, kind)
@@ -41,8 +41,8 @@ def parse_setting(text: str, shape: type = TrainRecipe) -> dict[str, Any]:
 
 def split_at_equals(text: str) -> tuple[str, str]:
     """Return key and value, parted at the first `=` that no quoted part of the key holds."""
-    found = re.match(r"""((?:[^"'=]|(?<=[.])"(?:[^"\\]|\\.)*"(?=\s*[.=])|(?<=[.])'[^']*'(?=\s*[.=])|["'])*)=(.*)$""", text, re.DOTALL)
-    return (found[1].strip(), found[2].strip()) if found else ("", "")
+    match = re.match(r"""((?:[^"'=]|(?<=[.])"(?:[^"\\]|\\.)*"(?=\s*[.=])|(?<=[.])'[^']*'(?=\s*[.=])|["'])*)=(.*)$""", text, re.DOTALL)
+    return (match[1].strip(), match[2].strip()) if match else ("", "")
 
 
 def key_parts(key: str) -> list[str] | None:
@@ -60,10 +60,10 @@ def key_parts(key: str) -> list[str] | None:
         key = key[len(taken) + 1 :]
 
 
-def typed_path(parts: list[str], shape: type, *, whole: bool) -> tuple[list[str], Any]:
+def typed_path(parts: list[str], shape: type, *, is_table: bool) -> tuple[list[str], Any]:
     """Return the keys from `shape` to the value, a name in one piece, and the value's type; None where the shape has no such key.
 
-    `whole` says that the value is a table, so that what follows a table of the user's own keys is a name to its end.
+    `is_table` says that the value is a table, so that what follows a table of the user's own keys is a name to its end.
     """
     kind: Any = shape
     for depth, part in enumerate(parts):
@@ -74,18 +74,18 @@ def typed_path(parts: list[str], shape: type, *, whole: bool) -> tuple[list[str]
             return parts, None
         kind, rest = without_none(hints[part]), parts[depth + 1 :]
         if rest and issubclass_safely(typing.get_origin(kind), Mapping):
-            name, inner = named_path(parts[: depth + 1], rest, typing.get_args(kind)[1], whole=whole)
+            name, inner = named_path(parts[: depth + 1], rest, typing.get_args(kind)[1], is_table=is_table)
             return [*parts[: depth + 1], *name], inner
     return parts, kind
 
 
-def named_path(above: list[str], rest: list[str], kind: Any, *, whole: bool) -> tuple[list[str], Any]:
+def named_path(above: list[str], rest: list[str], kind: Any, *, is_table: bool) -> tuple[list[str], Any]:
     """Return name and field below a table of the user's own keys; raises BadInput naming the nearest field."""
-    if not dataclasses.is_dataclass(kind) or whole or len(rest) == 1:
+    if not dataclasses.is_dataclass(kind) or is_table or len(rest) == 1:
         return [".".join(rest)], kind
     hints, name = typing.get_type_hints(kind), ".".join(rest[:-1])
     if rest[-1] not in hints:
-        known = [".".join((*above, one, field)) for one in (name, ".".join(rest)) for field in hints]
+        known = [".".join((*above, name_before, field)) for name_before in (name, ".".join(rest)) for field in hints]
         raise unknown_name("key of --set:", ".".join((*above, *rest)), known)
     return [name, rest[-1]], hints[rest[-1]]
 

@@ -1,4 +1,4 @@
-"""The recipe of one training: a file's values, and over them what the command says of targets, student and mixture."""
+"""The recipe of a training run: a file's values, overridden by the command's options for targets, student and mixture."""
 
 import json
 import re
@@ -13,7 +13,7 @@ def training_recipe(
     stage: int, recipe: str | None = None, *, settings: Sequence[str] = (), targets: TargetSource | None = None,
     students: Sequence[str] = (), data: Sequence[str] = (),
 ) -> tuple[ResolvedRecipe, str]:  # fmt: skip
-    """Return the recipe (default: eupe-stageN) with all that is given over it, and the one dataset, "" where several are mixed.
+    """Return the recipe (default: eupe-stageN) overridden by all that is given, and the one dataset, "" where several are mixed.
 
     `settings` are words such as "run.steps=10"; `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some. One
     of `students` is a recipe value like any other; several have a run each. Raises BadInput.

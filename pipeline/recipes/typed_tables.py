@@ -1,4 +1,4 @@
-"""A table of plain values (parsed TOML) becomes a frozen dataclass, or an error that says which key is wrong.
+"""Build a frozen dataclass from a table of plain values (parsed TOML), or raise an error that names the wrong key.
 
 Only what recipes need: numbers, strings, booleans, literals, tuples from lists, mappings, nested dataclasses. Nothing is guessed: a
 string that looks like a number stays an error. Unknown keys name the nearest known one, since a misspelt key with a default behind it
@@ -67,10 +67,10 @@ def convert(value: object, kind: Any, *, where: str, key: str, root: type) -> An
     if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
         return build(kind, value, where=where, prefix=f"{key}.", root=root)
     if origin is tuple and isinstance(value, list):
-        return tuple(convert(one, inner[0], where=where, key=key, root=root) for one in value)
+        return tuple(convert(item, inner[0], where=where, key=key, root=root) for item in value)
     if origin is not None and issubclass_safely(origin, Mapping) and isinstance(value, Mapping):
         refuse_split_names(value, inner[1], where, key)
-        return {name: convert(one, inner[1], where=where, key=f"{key}.{name}", root=root) for name, one in value.items()}
+        return {name: convert(item, inner[1], where=where, key=f"{key}.{name}", root=root) for name, item in value.items()}
     if origin in (typing.Union, types.UnionType):
         return convert(value, without_none(kind), where=where, key=key, root=root)
     if origin is typing.Literal and value in inner:
@@ -88,7 +88,7 @@ def refuse_split_names(table: Mapping[str, Any], kind: Any, where: str, key: str
     """Raise BadInput where TOML split a name at its dots: `imagenet.v2 = 0.1` is a table `v2` in `imagenet`."""
     fields = set(typing.get_type_hints(kind)) if dataclasses.is_dataclass(kind) else set()
     for name, value in table.items():
-        split = [part for part, one in value.items() if part not in fields] if isinstance(value, Mapping) and kind is not Any else []
+        split = [part for part, part_value in value.items() if part not in fields] if isinstance(value, Mapping) and kind is not Any else []
         if split and (not fields or isinstance(value[split[0]], Mapping)):
             raise BadInput(f'{where}: {key}.{name} holds {split[0]!r}; a name with dots is quoted: {key}."{name}.{split[0]}"')
 
@@ -97,7 +97,7 @@ def without_none(kind: Any) -> Any:
     """Return an annotation without its `| None`: TOML has no word for nothing."""
     if typing.get_origin(kind) not in (typing.Union, types.UnionType):
         return kind
-    return next((one for one in typing.get_args(kind) if one is not type(None)), kind)
+    return next((member for member in typing.get_args(kind) if member is not type(None)), kind)
 
 
 def issubclass_safely(kind: object, above: type) -> bool:
@@ -110,7 +110,7 @@ def describe(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return f"a list, each of it {describe(typing.get_args(kind)[0])}"
     if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(repr(one) for one in typing.get_args(kind))
+        return " or ".join(repr(choice) for choice in typing.get_args(kind))
     if dataclasses.is_dataclass(kind):
         return f"a table of {', '.join(field.name for field in dataclasses.fields(kind))}"
     if issubclass_safely(typing.get_origin(kind), Mapping):

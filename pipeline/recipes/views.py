@@ -1,4 +1,4 @@
-"""The views that an extraction draws: a recipe's, and over them what the command says, each value with where it came from."""
+"""The views that an extraction draws: a recipe's, overridden by the command's options, with the origin of each value."""
 
 import dataclasses
 from typing import Any
@@ -12,38 +12,38 @@ from .load import load_recipe, read_document, stages_of
 from .typed_tables import leaves
 
 OPTIONS = {"kind": "--view-kind", "views_per_image": "--views", "seed": "--seed", "photometric": "--photometric"}
-Told = dict[str, dict[str, object]]
+ValueOrigins = dict[str, dict[str, object]]
 
 
 def chosen_views(
     recipe: str | None, stage: int | None = None, on_event: OnEvent = ignore_event, *, kind: ViewKind | None = None,
     views_per_image: int | None = None, seed: int | None = None, photometric: PhotometricMode | None = None, pixels_px: int | None = None,
-) -> tuple[ViewSpec, Told]:  # fmt: skip
-    """Return the views of a recipe with what the command gives over them (None: not given), and {key: {value, origin}}.
+) -> tuple[ViewSpec, ValueOrigins]:  # fmt: skip
+    """Return the views of a recipe, overridden by the options (None: not given), and {key: {value, origin}}.
 
     Raises BadInput for a recipe whose stages have different views, unless one is picked.
     """
     stated, origins = (ViewsConfig(), {}) if recipe is None else views_of(recipe, stage)
-    given = {"kind": kind, "views_per_image": views_per_image, "seed": seed, "photometric": photometric}
-    own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    base = stated.spec() if "kind" not in own else dataclasses.replace(stated, kind=own["kind"]).spec()
+    from_command = {"kind": kind, "views_per_image": views_per_image, "seed": seed, "photometric": photometric}
+    overrides: dict[str, Any] = {name: value for name, value in from_command.items() if value is not None}
+    base = stated.spec() if "kind" not in overrides else dataclasses.replace(stated, kind=overrides["kind"]).spec()
     pixels = None if pixels_px is None else StoredPixels(pixels_px)
-    spec = dataclasses.replace(base, **own, pixels=pixels)
-    told: Told = {}
+    spec = dataclasses.replace(base, **overrides, pixels=pixels)
+    value_origins: ValueOrigins = {}
     for key, value in leaves(spec.identity()):
         before, origin = getattr(stated, key, None), origins.get(f"views.{key}", "default")
-        if key in own:
+        if key in overrides:
             origin = OPTIONS[key] + (f", instead of the recipe's {before}" if before not in (None, value) else "")
             if before not in (None, value):
                 on_event({"event": "note", "text": f"views.{key}: {value}  # {origin}"})
-        told[key] = {"value": value, "origin": "--pixels" if key.startswith("pixels.") else origin}
-    return spec, told
+        value_origins[key] = {"value": value, "origin": "--pixels" if key.startswith("pixels.") else origin}
+    return spec, value_origins
 
 
 def views_of(recipe: str, stage: int | None) -> tuple[ViewsConfig, dict[str, str]]:
     """Return what a recipe states of its views, with the origins of all of its values; raises BadInput."""
     stages: list[int] = stages_of(read_document(recipe)[1]) if stage is None else []
-    found = [load_recipe(recipe, stage=one) for one in (*stages,) or (stage,)]
-    if any(one.recipe.views != found[0].recipe.views for one in found):
+    recipes = [load_recipe(recipe, stage=number) for number in (*stages,) or (stage,)]
+    if any(other.recipe.views != recipes[0].recipe.views for other in recipes):
         raise BadInput(f"the stages of recipe {recipe} have different views; pick one with --stage, of {', '.join(map(str, stages))}")
-    return found[0].recipe.views, found[0].origins
+    return recipes[0].recipe.views, recipes[0].origins

@@ -1,4 +1,4 @@
-"""The page of one feature set: what is in the cache, for people who want to look before they train on it.
+"""Write the HTML page of one feature set, for people who want to look at the cache before they train on it.
 
 One self-contained file as the report is: no script, nothing fetched. Sections: sample views with their crops drawn on the photo and the
 tokens beside them, norms and channels, the health of the store, the whole identity.
@@ -29,7 +29,7 @@ MOST_CHANNELS = 24
 
 
 def write_cache_page(reader: FeatureReader, out: Path, on_event: OnEvent) -> None:
-    """Write the page of a feature set; raises CacheDamaged for a shard that cannot be trusted, StoreUnavailable for the page's place."""
+    """Write the page of a feature set; raises CacheDamaged for a damaged shard, StoreUnavailable where it cannot be written."""
     notes: list[str] = []
     measured = figures(reader, sample_rows(reader), on_event)
     images, state = shown_images(reader, notes), health(reader, on_event)
@@ -53,7 +53,7 @@ def write_cache_page(reader: FeatureReader, out: Path, on_event: OnEvent) -> Non
 
 
 def facts(reader: FeatureReader) -> dict[str, str]:
-    """Return what stands under the title."""
+    """Return the facts that are shown under the title."""
     spec, grid, some = reader.views.spec, reader.grid, reader.layout.tokens_per_view
     cls = f", class token {reader.cls_dim:,} wide" if reader.cls_dim else ", no class token"
     codec = f"{reader.codec} ({CODECS[reader.codec].about})"
@@ -68,19 +68,19 @@ def facts(reader: FeatureReader) -> dict[str, str]:
 
 def view_notes(reader: FeatureReader, images: Sequence[ShownImage]) -> list[str]:
     """Return what the sample cannot show of this set's views."""
-    found = []
+    notes = []
     mode = MODES[reader.views.spec.photometric]
     if mode.seen_by_student and not mode.seen_by_teacher:
-        found.append("Students see these views under photometric distortion; the teacher saw them as they are shown here.")
+        notes.append("Students see these views under photometric distortion; the teacher saw them as they are shown here.")
     if images and images[0].views[0].tokens is None:
-        found.append("This set holds a sample of each view's patch tokens: no picture of a whole grid can be drawn.")
-    return found
+        notes.append("This set holds a sample of each view's patch tokens: no picture of a whole grid can be drawn.")
+    return notes
 
 
 def tiles(state: Health, measured: dict[str, TokenFigures]) -> list[tuple[str, str, str]]:
     """Return the page's first figures as (figure, what it is, compared with what)."""
-    dead = sum(len(one.dead) for one in measured.values())
-    channels = sum(len(one.frozen_std) for one in measured.values())
+    dead = sum(len(tokens.dead) for tokens in measured.values())
+    channels = sum(len(tokens.frozen_std) for tokens in measured.values())
     return [
         (f"{100 * state.committed / state.shards:.0f} %", "of the shards are there", f"{state.committed:,} of {state.shards:,}"),
         (f"{state.rows:,}", "views", f"of {state.images:,} images, {state.failed:,} failed"),
@@ -89,51 +89,54 @@ def tiles(state: Health, measured: dict[str, TokenFigures]) -> list[tuple[str, s
     ]
 
 
-def image_section(one: ShownImage) -> dict[str, Any]:
+def image_section(image: ShownImage) -> dict[str, Any]:
     """Return what the template shows of one image and its views."""
     return {
-        "label": one.label or one.id,
-        "id": one.id,
-        "size": f"{one.width} × {one.height} px",
-        "shape": f"{one.width}/{one.height}",
-        "photo": None if one.photo is None else photo_data_uri(one.photo),
+        "label": image.label or image.id,
+        "id": image.id,
+        "size": f"{image.width} × {image.height} px",
+        "shape": f"{image.width}/{image.height}",
+        "photo": None if image.photo is None else photo_data_uri(image.photo),
         "views": [
             {
                 "number": number,
                 "box": [f"{100 * share:.2f}%" for share in view.crop],
                 "flip": view.flip,
-                "crop": f"{round(view.crop[3] * one.width)} × {round(view.crop[2] * one.height)} px",
+                "crop": f"{round(view.crop[3] * image.width)} × {round(view.crop[2] * image.height)} px",
                 "image": None if view.image is None else photo_data_uri(view.image),
                 "tokens": None if view.tokens is None else png_data_uri(view.tokens),
             }
-            for number, view in enumerate(one.views)
+            for number, view in enumerate(image.views)
         ],
     }
 
 
-def token_section(name: str, one: TokenFigures) -> dict[str, Any]:
+def token_section(name: str, tokens: TokenFigures) -> dict[str, Any]:
     """Return what the template shows of one kind of token: its figures in words, its charts, its dead channels."""
-    low, middle, high = np.percentile(one.norms, [1, 50, 99])
-    strongest = int(one.frozen_std.argmax())
+    low, middle, high = np.percentile(tokens.norms, [1, 50, 99])
+    strongest = int(tokens.frozen_std.argmax())
     return {
         "name": name,
         "facts": [
             ("median norm", f"{middle:.4g}"),
             ("1st to 99th percentile", f"{low:.4g} to {high:.4g}"),
-            ("channels", f"{len(one.frozen_std):,}"),
-            ("median deviation", f"{np.median(one.frozen_std):.3g}"),
-            (f"the largest, channel {strongest}", f"{one.frozen_std[strongest]:.3g}"),
+            ("channels", f"{len(tokens.frozen_std):,}"),
+            ("median deviation", f"{np.median(tokens.frozen_std):.3g}"),
+            (f"the largest, channel {strongest}", f"{tokens.frozen_std[strongest]:.3g}"),
         ],
         "charts": [
-            counted(one.norms, Axes(f"Norms of {name}", x="norm of a token", y="tokens")),
+            counted(tokens.norms, Axes(f"Norms of {name}", x="norm of a token", y="tokens")),
             counted(
-                np.log10(np.maximum(one.frozen_std, 1e-9)), Axes(f"Deviations of {name}", x="log₁₀ of the deviation", y="channels, frozen")
+                np.log10(np.maximum(tokens.frozen_std, 1e-9)),
+                Axes(f"Deviations of {name}", x="log₁₀ of the deviation", y="channels, frozen"),
             ),
-            counted(one.mean, Axes(f"Normalised means of {name}", x="mean once normalised: about 0", y="channels, in the sample")),
-            counted(one.std, Axes(f"Normalised deviations of {name}", x="deviation once normalised: about 1", y="channels, in the sample")),
+            counted(tokens.mean, Axes(f"Normalised means of {name}", x="mean once normalised: about 0", y="channels, in the sample")),
+            counted(
+                tokens.std, Axes(f"Normalised deviations of {name}", x="deviation once normalised: about 1", y="channels, in the sample")
+            ),
         ],
-        "dead": channel_list(one.dead),
-        "silent": channel_list(one.silent),
+        "dead": channel_list(tokens.dead),
+        "silent": channel_list(tokens.silent),
     }
 
 

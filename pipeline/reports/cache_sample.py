@@ -1,4 +1,4 @@
-"""A look into a feature set: token norms, statistics per channel, dead channels, and a few images with their views and tokens.
+"""Sample a feature set for its page: token norms, statistics per channel, dead channels, and a few images with their views and tokens.
 
 Figures come from SAMPLE_VIEWS views spread evenly over what is committed, read in blocks, so that a set of any size costs the same. Norms
 are of the teacher's own tokens; the channels' sampled mean and deviation are of the normalised ones, where 0 and 1 say that the frozen
@@ -18,7 +18,7 @@ from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import STD_FLOOR, Moments
 from ...storage.sources.decode import Pixels
-from ..pictures.neighbours import images_with_tokens, telling_images
+from ..pictures.neighbours import example_images, images_with_tokens
 from ..pictures.patch_tokens import SHOWN_PX
 from ..pictures.pca import colours
 from ..pictures.seen_views import as_teacher_saw
@@ -44,8 +44,8 @@ class TokenFigures:
     @property
     def dead(self) -> list[int]:
         """Channels whose frozen deviation is the floor: the teacher never moves them."""
-        found: list[int] = np.flatnonzero(self.frozen_std <= STD_FLOOR * (1 + 1e-6)).tolist()
-        return found
+        channels: list[int] = np.flatnonzero(self.frozen_std <= STD_FLOOR * (1 + 1e-6)).tolist()
+        return channels
 
     @property
     def silent(self) -> list[int]:
@@ -80,8 +80,8 @@ def sample_rows(reader: FeatureReader, count: int = SAMPLE_VIEWS) -> NDArray[np.
     """Return up to `count` rows that have tokens, evenly spread over the set, in order."""
     k = reader.views.views_per_image
     images = images_with_tokens(reader)
-    places = np.unique(np.linspace(0, len(images) * k - 1, min(count, len(images) * k)).astype(np.int64))
-    return images[places // k] * k + places % k
+    positions = np.unique(np.linspace(0, len(images) * k - 1, min(count, len(images) * k)).astype(np.int64))
+    return images[positions // k] * k + positions % k
 
 
 def figures(reader: FeatureReader, rows: NDArray[np.int64], on_event: OnEvent) -> dict[str, TokenFigures]:
@@ -93,41 +93,41 @@ def figures(reader: FeatureReader, rows: NDArray[np.int64], on_event: OnEvent) -
         patch_ND = reader.decode(stored).reshape(-1, reader.patch_dim)
         normalised = {"patch": patch_ND} | ({} if stored.cls is None else {"cls": stored.cls.astype(np.float32)})
         for kind, tokens_ND in normalised.items():
-            own = statistics.denormalize_patch(tokens_ND) if kind == "patch" else statistics.denormalize_cls(tokens_ND)
-            norms.setdefault(kind, []).append(np.linalg.norm(own, axis=1))
+            teacher_tokens_ND = statistics.denormalize_patch(tokens_ND) if kind == "patch" else statistics.denormalize_cls(tokens_ND)
+            norms.setdefault(kind, []).append(np.linalg.norm(teacher_tokens_ND, axis=1))
             moments.setdefault(kind, Moments(tokens_ND.shape[1])).update(tokens_ND)
         on_event({"event": "progress", "stage": "sample", "done": start + len(stored.patch), "total": len(rows), "unit": "views"})
     frozen = {"patch": statistics.patch_std, "cls": statistics.cls_std}
-    found = {}
+    figures_of = {}
     for kind, measured in moments.items():
         mean, std = measured.finish(floor=0.0)
         frozen_std = frozen[kind]
         assert frozen_std is not None
-        found[kind] = TokenFigures(np.concatenate(norms[kind]), frozen_std, mean, std)
-    return found
+        figures_of[kind] = TokenFigures(np.concatenate(norms[kind]), frozen_std, mean, std)
+    return figures_of
 
 
 def shown_images(reader: FeatureReader, notes: list[str]) -> list[ShownImage]:
     """Return a few images with their crops, what the teacher saw and its tokens as colours; a source that is gone becomes a note."""
-    images = telling_images(reader.views.dataset, images_with_tokens(reader), SHOWN_IMAGES).tolist()
+    images = example_images(reader.views.dataset, images_with_tokens(reader), SHOWN_IMAGES).tolist()
     count = min(SHOWN_VIEWS, reader.views.views_per_image)
     rows = np.array([image * reader.views.views_per_image + k for image in images for k in range(count)], np.int64)
     if not images:
         return []
     tokens, views = coloured(reader, rows), reader.views.read(rows)
-    found = []
+    images_shown = []
     for n, image in enumerate(images):
-        row, places = reader.views.dataset.row(image), slice(n * count, (n + 1) * count)
+        row, image_rows = reader.views.dataset.row(image), slice(n * count, (n + 1) * count)
         height, width = reader.views.dataset.sizes_hw(image, image + 1)[0].tolist()
-        crops = views.crop[places]
-        photo, seen = photo_and_views(reader, image, rows[places], crops, notes)
+        crops = views.crop[image_rows]
+        photo, seen = photo_and_views(reader, image, rows[image_rows], crops, notes)
         shown = [
-            ShownView(shares(crop, height, width), bool(flip), one, token)
-            for crop, flip, one, token in zip(crops, views.flip[places], seen, tokens[places], strict=True)
+            ShownView(shares(crop, height, width), bool(flip), view_pixels, token)
+            for crop, flip, view_pixels, token in zip(crops, views.flip[image_rows], seen, tokens[image_rows], strict=True)
         ]
         label = reader.views.dataset.label_names[row.label] if row.label >= 0 else ""
-        found.append(ShownImage(row.id, label, height, width, photo, shown))
-    return found
+        images_shown.append(ShownImage(row.id, label, height, width, photo, shown))
+    return images_shown
 
 
 def coloured(reader: FeatureReader, rows: NDArray[np.int64]) -> Sequence[Any]:

@@ -1,8 +1,8 @@
-"""What a store holds, for people and scripts: lists, one set in full, a check of every committed byte, and what keeps it tidy.
+"""The functions of the `features` commands: list a store, show one set in full, verify every committed byte; prune, copy, compact.
 
-Looking never writes, `verify` least of all. Verifying reads every file (`storage.examination`), each object of each committed shard once;
-what is damaged is named and the check goes on, so that one run finds all of it. Pruning, copying and compacting are
-the storage room's; here they get words.
+Listing, showing and verifying never write. Verifying reads every file (`storage.upkeep.examination`), each object of each committed shard
+once; damage is named and the check goes on, so that one run finds all of it. Pruning, copying and compacting are done by the storage room;
+here their results are put in words.
 """
 
 import math
@@ -47,12 +47,12 @@ def list_store(*, store: str, on_event: OnEvent = ignore_event) -> dict[str, Any
                 unreadable[f"{kind}/{key}"] = str(error)
         return rows
 
-    found: dict[str, Any] = {
+    sections: dict[str, Any] = {
         "datasets": listed("datasets", opened.list_datasets(), _dataset_row),
         "views": listed("views", opened.list_view_sets(), _views_row),
         "features": listed("features", opened.list_features(), _features_row),
     }
-    return {"store": opened.url, **found, **({"unreadable": unreadable} if unreadable else {})}
+    return {"store": opened.url, **sections, **({"unreadable": unreadable} if unreadable else {})}
 
 
 def _dataset_row(store: FeatureStore, key: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _features_row(store: FeatureStore, key: str) -> dict[str, Any]:
 
 
 def _pixels(views: ViewSet) -> str | None:
-    """What pixels a set of views stores, in words."""
+    """Return what pixels a set of views stores, in words."""
     stored = views.spec.pixels
     return None if stored is None else f"{stored.size_px} px, {stored.interpolation}, raw uint8"
 
@@ -128,7 +128,7 @@ def show_features(*, key: str, store: str, on_event: OnEvent = ignore_event, htm
 
 
 def summarised(statistics: Statistics) -> dict[str, Any]:
-    """Statistics in a few figures: method, count of views, digest, and for class and patch tokens apart the spread over channels.
+    """Return statistics in a few figures: method, views, digest, and for class and patch tokens apart the spread over channels.
 
     Near-dead channels are those whose deviation is the floor: they are divided by it, and the first few are named.
     """
@@ -151,54 +151,54 @@ def _spread(values: NDArray[np.float32]) -> dict[str, float]:
 def verify_features(*, store: str, on_event: OnEvent = ignore_event, key: str | None = None, subset: str = "1/1") -> dict[str, Any]:
     """Return all damage of a store, or of one feature set and what it needs: its dataset, its views, its statistics, its canary.
 
-    Every file is looked at, and the look goes on after each finding; `subset` k/n checks a part of the shards. `findings` says of each what
+    Every file is checked, and the check goes on after each finding; `subset` k/n checks a part of the shards. `findings` says of each what
     is wrong, what it can be made again from, and the command that helps. Of one set, {verified shards, missing shards, damaged: {shard:
     what is wrong}, views_damaged} as well: figures of that part, so that those of the n parts add up to those of the whole.
     """
     opened = FeatureStore.open_damaged(store)
-    whole = None if key is None else opened.features_key(key)
+    full_key = None if key is None else opened.features_key(key)
     number, _, parts = subset.partition("/")
     if not (number.isdecimal() and parts.isdecimal()):
         raise BadInput(f"--subset takes k/n, such as 1/10, got {subset!r}")
     part = checked_part((int(number), int(parts)))
-    examiner = Examiner(FeatureStore(DryRunObjects(opened.objects)), whole, images=False, may_write=False, part=part, on_event=on_event)
-    readers = examine(examiner, whole)
-    for one in examiner.findings:
-        if not one.unfinished:
-            on_event({"event": "warning", "text": str(one)})
+    examiner = Examiner(FeatureStore(DryRunObjects(opened.objects)), full_key, images=False, may_write=False, part=part, on_event=on_event)
+    readers = examine(examiner, full_key)
+    for finding in examiner.findings:
+        if not finding.unfinished:
+            on_event({"event": "warning", "text": str(finding)})
     figures = {name: _figures(examiner.findings, reader, part) for name, reader in readers.items()}
-    found = {
-        name: [one.as_json() for one in examiner.findings if one.unfinished == (name == "unfinished")]
+    listed = {
+        name: [finding.as_json() for finding in examiner.findings if finding.unfinished == (name == "unfinished")]
         for name in ("findings", "unfinished")
     }
-    if whole is None:
-        return {"store": opened.url, "features": figures, **found}
-    return {"key": whole, **figures.get(whole, {"verified": 0, "missing_shards": [], "damaged": {}, "views_damaged": {}}), **found}
+    if full_key is None:
+        return {"store": opened.url, "features": figures, **listed}
+    return {"key": full_key, **figures.get(full_key, {"verified": 0, "missing_shards": [], "damaged": {}, "views_damaged": {}}), **listed}
 
 
 def _figures(findings: list[Finding], reader: FeatureReader, part: tuple[int, int]) -> dict[str, Any]:
-    """Of a feature set's shards in one part of them."""
+    """Return the figures of a feature set's shards in one part of them."""
     number, parts = part
     missing = [shard for shard in reader.missing_shards() if shard % parts == number - 1]
     damaged = {
-        kind: {str(one.shard): one.what for one in findings if _is_of(one, prefix)}
+        kind: {str(finding.shard): finding.what for finding in findings if _is_of(finding, prefix)}
         for kind, prefix in (("damaged", reader.group.prefix), ("views_damaged", reader.views.group.prefix))
     }
     bad = set(map(int, damaged["damaged"])) - set(missing)
     return {"verified": len(range(number - 1, reader.shards, parts)) - len(missing) - len(bad), "missing_shards": missing, **damaged}
 
 
-def _is_of(one: Finding, prefix: str) -> bool:
-    """Whether a finding is damage of a shard of this set."""
-    return one.shard is not None and not one.unfinished and one.where.startswith(f"{prefix}/")
+def _is_of(finding: Finding, prefix: str) -> bool:
+    """Return whether a finding is damage of a shard of this set."""
+    return finding.shard is not None and not finding.unfinished and finding.where.startswith(f"{prefix}/")
 
 
 def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Delete one feature set, or say what would go; refused while a run holds a lease on it."""
     opened = FeatureStore.open(store)
-    whole = opened.features_key(key)
-    removed = prune(opened, whole, dry_run=dry_run, on_event=on_event)
-    return {"key": whole, "dry_run": dry_run, "objects": len(removed)}
+    full_key = opened.features_key(key)
+    removed = prune(opened, full_key, dry_run=dry_run, on_event=on_event)
+    return {"key": full_key, "dry_run": dry_run, "objects": len(removed)}
 
 
 def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
@@ -206,13 +206,13 @@ def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent = i
     from ...jobs.runs.reading_leases import leases
 
     opened = FeatureStore.open(store)
-    whole = opened.features_key(key)
-    with leases(opened, [whole], "cp", on_event):
-        reader = copy_features(opened, whole, FeatureStore.create(target), on_event)
+    full_key = opened.features_key(key)
+    with leases(opened, [full_key], "cp", on_event):
+        reader = copy_features(opened, full_key, FeatureStore.create(target), on_event)
     return {"key": reader.key, "store": target, "complete": reader.complete, "bytes": reader.stored_bytes()}
 
 
-def _told(on_event: OnEvent, stage: str, total: int, shard: int) -> None:
+def _report_shard(on_event: OnEvent, stage: str, total: int, shard: int) -> None:
     on_event({"event": "progress", "stage": stage, "done": shard + 1, "total": total, "unit": "shards"})
 
 
@@ -221,5 +221,5 @@ def compact_features(*, key: str, store: str, on_event: OnEvent = ignore_event) 
     reader = FeatureStore.open(store).features(key)
     ledgers = {}
     for kind, group in (("features", reader.group), ("views", reader.views.group)):
-        ledgers[kind] = group.compact(partial(_told, on_event, f"compact {group.prefix}", group.shards))
+        ledgers[kind] = group.compact(partial(_report_shard, on_event, f"compact {group.prefix}", group.shards))
     return {"key": reader.key, "ledgers": ledgers}

@@ -1,4 +1,4 @@
-"""Charts as inline HTML and SVG: no library, no script, colours from the page's CSS variables so that dark and light both work.
+"""Draw charts as inline HTML and SVG: no library, no script, colours from the page's CSS variables so that dark and light both work.
 
 Only the lines are SVG, stretched to their frame with strokes of one width; the labels are text of the page beside it, so that they are as
 large on a phone as on a desk. Long curves are averaged into at most MOST_POINTS bins (the mean keeps the level; single spikes are
@@ -106,7 +106,7 @@ def framing(x: tuple[float, float], low: float, high: float) -> Frame:
 
 def line_chart(series: Sequence[Series], axes: Axes) -> str:
     """Return the chart of the curves; an empty string when no curve has a finite point."""
-    curves = [(one.label, binned(one.points)) for one in series]
+    curves = [(curve_series.label, binned(curve_series.points)) for curve_series in series]
     xs = [x for _, points in curves for x, _ in points]
     ys = [y for _, points in curves for _, y in points]
     if not xs:
@@ -134,9 +134,9 @@ def histogram(counts: Sequence[int], edges: Sequence[float], axes: Axes) -> str:
     bars = []
     for count, left, right in zip(counts, edges, edges[1:], strict=False):
         x, width, height = SPAN * frame.across(left), SPAN * frame.across(right) - SPAN * frame.across(left), SPAN * frame.up(count)
-        said = f"<title>{label(round(left, 4))} to {label(round(right, 4))}: {count:,}</title>"
+        tooltip = f"<title>{label(round(left, 4))} to {label(round(right, 4))}: {count:,}</title>"
         bars.append(
-            f'<rect class="column" x="{x:.1f}" y="{SPAN - height:.1f}" width="{0.92 * width:.1f}" height="{height:.1f}">{said}</rect>'
+            f'<rect class="column" x="{x:.1f}" y="{SPAN - height:.1f}" width="{0.92 * width:.1f}" height="{height:.1f}">{tooltip}</rect>'
         )
     return framed(frame, axes, "".join(bars), "")
 
@@ -156,6 +156,6 @@ def framed(frame: Frame, axes: Axes, lines: str, dots: str) -> str:
 
 
 def x_text(share: float, text: str) -> str:
-    """Return a label under the frame, centred on its place but kept inside at both ends."""
+    """Return a label under the frame, centred on its position but kept inside at both ends."""
     end = " last" if share > 0.97 else ""
     return f'<span class="x{end}" style="left:{100 * share:.2f}%">{text}</span>'

@@ -38,7 +38,7 @@ class EvaluationRow:
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """Return the records of a model's folder by file name; raises CacheDamaged for one that is none."""
-    found = []
+    records = []
     for path in sorted((run / "evaluations").glob("*.json")):
         if path.name.endswith(".partial.json"):
             continue
@@ -48,8 +48,8 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
                 raise ValueError("it lacks evaluation or results")
         except (OSError, ValueError, AttributeError) as error:
             raise CacheDamaged(f"{path} is not the record of an evaluation ({error}); remove it and evaluate again") from error
-        found.append(rename_record_protocols(record))
-    return found
+        records.append(rename_record_protocols(record))
+    return records
 
 
 def data_of(record: Mapping[str, Any]) -> str:
@@ -98,7 +98,7 @@ def evaluation_rows(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Eva
     used = {record["evaluation"] for records in runs.values() for record in records}
     names = [*(name for name in EVALUATIONS if name in used), *sorted(used - set(EVALUATIONS))]
     ours = [
-        EvaluationRow(run, {name: [headline(one) for one in records if one["evaluation"] == name] for name in names})
+        EvaluationRow(run, {name: [headline(record) for record in records if record["evaluation"] == name] for name in names})
         for run, records in runs.items()
         if records
     ]

@@ -17,7 +17,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.sources.decode import BadImage
 from ...storage.store import FeatureStore
-from ..pictures.neighbours import Gallery, galleries, images_with_tokens, query_images, telling_images, telling_queries
+from ..pictures.neighbours import Gallery, example_images, example_queries, galleries, images_with_tokens, query_images
 from ..pictures.patch_tokens import Encoders, Photo, patch_tokens, read_photos
 from ..pictures.pca import pictures
 from ..pictures.similarity import similarity_pictures
@@ -45,10 +45,10 @@ class PictureChoice:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report is about, and where it goes."""
+    """The request of a report: its subject, and the file that is written."""
 
     out: Path
-    """Where the page goes."""
+    """The HTML file that is written."""
     runs: Sequence[Path] = ()
     """Folders of training runs."""
     store: str | None = None
@@ -100,10 +100,10 @@ def gather(
     shown = [photo.shown() for photo in photos]
     return Contents(
         runs=runs,
-        pictures=pictures([one.label for one in photos], shown, tokens, foreground_only=choice.foreground) if tokens else (),
+        pictures=pictures([photo.label for photo in photos], shown, tokens, foreground_only=choice.foreground) if tokens else (),
         similarity=similarity_pictures(photos, tokens) if tokens else (),
         neighbours=chosen_galleries(sets, choice.queries, notes, on_event),
-        health=[health(one, on_event, verified=verified) for one in sets],
+        health=[health(reader, on_event, verified=verified) for reader in sets],
         notes=notes,
     )
 
@@ -121,29 +121,29 @@ def chosen_photos(choice: PictureChoice, sets: Sequence[FeatureReader], notes: l
 
 def dataset_photos(reader: FeatureReader) -> list[Photo]:
     """Return whole photos of a feature set's dataset, by label where there are labels; raises CacheMismatch when they are gone."""
-    dataset, found = reader.views.dataset, []
-    for image in telling_images(dataset, np.arange(len(dataset)), PHOTOS).tolist():
+    dataset, photos = reader.views.dataset, []
+    for image in example_images(dataset, np.arange(len(dataset)), PHOTOS).tolist():
         row = dataset.row(image)
-        found.append(Photo(dataset.label_names[row.label] if row.label >= 0 else row.id, dataset.read_image(image)))
-    return found
+        photos.append(Photo(dataset.label_names[row.label] if row.label >= 0 else row.id, dataset.read_image(image)))
+    return photos
 
 
 def chosen_galleries(
     sets: Sequence[FeatureReader], queries: Sequence[str], notes: list[str], on_event: OnEvent
 ) -> dict[str, list[Gallery]]:  # fmt: skip
     """Return galleries by feature set; each of the queries must be an image of the first set's dataset."""
-    found = {}
+    galleries_of = {}
     for reader in sets:
         if reader.cls_dim is None:
             notes.append(f"No neighbours by {reader.key}: its teacher has no class token.")
             continue
-        there = len(images_with_tokens(reader))
-        if there < 2:
-            notes.append(f"No neighbours by {reader.key}: it holds tokens of {there} images so far.")
+        images = len(images_with_tokens(reader))
+        if images < 2:
+            notes.append(f"No neighbours by {reader.key}: it holds tokens of {images} images so far.")
             continue
         try:
-            wanted = query_images(reader, queries) if queries else telling_queries(reader)
-            found[reader.key] = galleries(reader, wanted, min(NEIGHBOURS, there - 1), on_event)
+            chosen = query_images(reader, queries) if queries else example_queries(reader)
+            galleries_of[reader.key] = galleries(reader, chosen, min(NEIGHBOURS, images - 1), on_event)
         except (CacheMismatch, BadImage) as error:
             notes.append(f"No neighbours by {reader.key}: {error}")
-    return found
+    return galleries_of

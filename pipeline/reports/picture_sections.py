@@ -1,4 +1,4 @@
-"""What a page shows of pictures: strips of one photo and its encoders, maps to pick from, galleries; images as data URIs.
+"""The picture sections of a page: strips of one photo and its encoders, maps to pick from, galleries; images as data URIs.
 
 A reader picks a patch without a script: each patch of the photo is a radio button, and the style sheet moves the chosen tile of each sheet
 of maps into view.
@@ -21,7 +21,9 @@ def picture_strips(pictures: Sequence[PcaPicture]) -> dict[str, Any]:
     """Return {encoders: [(name, grid)], rows: [(label, photo, [(encoder, picture)])]}."""
     encoders = list(pictures[0].tokens) if pictures else []
     grids = [f"{pictures[0].tokens[e].shape[0]} × {pictures[0].tokens[e].shape[1]}" for e in encoders]
-    rows = [(one.label, photo_data_uri(one.image), [(e, png_data_uri(one.tokens[e])) for e in encoders]) for one in pictures]
+    rows = [
+        (picture.label, photo_data_uri(picture.image), [(e, png_data_uri(picture.tokens[e])) for e in encoders]) for picture in pictures
+    ]
     return {"encoders": list(zip(encoders, grids, strict=True)), "rows": rows}
 
 
@@ -29,22 +31,22 @@ def similarity_strips(pictures: Sequence[SimilarityPicture]) -> dict[str, Any]:
     """Return {pictures: what the template shows of each, rows, columns: the largest grid to pick from, palette: CSS colours}."""
     shown = [
         {
-            "label": one.label,
-            "photo": photo_data_uri(one.image),
-            "rows": one.picked_from[0],
-            "columns": one.picked_from[1],
-            "chosen": one.chosen,
+            "label": picture.label,
+            "photo": photo_data_uri(picture.image),
+            "rows": picture.picked_from[0],
+            "columns": picture.picked_from[1],
+            "chosen": picture.chosen,
             "maps": [
                 {"encoder": encoder, "tiles": palette_data_uri(sheet.codes, PALETTE), "low": f"{sheet.low:.2f}".replace("-", "−")}
-                for encoder, sheet in one.sheets.items()
+                for encoder, sheet in picture.sheets.items()
             ],
         }
-        for one in pictures
+        for picture in pictures
     ]
     return {
         "pictures": shown,
-        "rows": max((one.picked_from[0] for one in pictures), default=0),
-        "columns": max((one.picked_from[1] for one in pictures), default=0),
+        "rows": max((picture.picked_from[0] for picture in pictures), default=0),
+        "columns": max((picture.picked_from[1] for picture in pictures), default=0),
         "palette": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in PALETTE[np.linspace(0, len(PALETTE) - 1, 7).astype(int)].tolist()],
     }
 
@@ -52,12 +54,12 @@ def similarity_strips(pictures: Sequence[SimilarityPicture]) -> dict[str, Any]:
 def gallery_rows(galleries: Sequence[Gallery]) -> list[dict[str, Any]]:
     """Return [{query, neighbours}], each picture as {image, id, label, distance, same}: same says that the labels agree."""
     return [
-        {"query": _picture(one.query, ""), "neighbours": [_picture(other, one.query.label) for other in one.neighbours]}
-        for one in galleries
+        {"query": _picture(gallery.query, ""), "neighbours": [_picture(other, gallery.query.label) for other in gallery.neighbours]}
+        for gallery in galleries
     ]
 
 
-def _picture(one: Seen, wanted: str) -> dict[str, Any]:
-    image = photo_data_uri(one.image, longest_px=_GALLERY_PX)
-    same = None if not (wanted and one.label) else one.label == wanted
-    return {"image": image, "id": one.id, "label": one.label, "distance": f"{one.distance:.3f}", "same": same}
+def _picture(seen: Seen, query_label: str) -> dict[str, Any]:
+    image = photo_data_uri(seen.image, longest_px=_GALLERY_PX)
+    same = None if not (query_label and seen.label) else seen.label == query_label
+    return {"image": image, "id": seen.id, "label": seen.label, "distance": f"{seen.distance:.3f}", "same": same}

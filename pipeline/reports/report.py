@@ -1,7 +1,7 @@
 """report.html: one self-contained page that answers "did it work, and what did it cost": of a run, of several, of feature sets.
 
 Everything is inline (curves, pictures, one style sheet), nothing is fetched and no script runs, so the file can be mailed and opens
-on a phone, dark or light. Each section appears only when its figures exist; what was asked for and could not be shown is said in `notes`.
+on a phone, dark or light. Each section appears only when its figures exist; what was asked for and could not be shown is listed in `notes`.
 The page prints figures, it computes none but ratios.
 
 `results` holds (all optional): knn {random, stage2, stage3, proxy, teachers {name: …}} where each entry is {"ours": percent, "paper":
@@ -85,8 +85,15 @@ def token_rows(model: str, kind: str, entry: Mapping[str, Any]) -> list[KnnRow]:
     today = rename_protocols(entry)
     by_token = {token: today[token] for token in TOKEN_WORDS if token in today} or {"cls": today}
     return [
-        KnnRow(model, TOKEN_WORDS[token], kind, one.get("ours"), {int(k): v for k, v in one.get("official", {}).items()}, one.get("paper"))
-        for token, one in by_token.items()
+        KnnRow(
+            model,
+            TOKEN_WORDS[token],
+            kind,
+            figures.get("ours"),
+            {int(k): v for k, v in figures.get("official", {}).items()},
+            figures.get("paper"),
+        )
+        for token, figures in by_token.items()
     ]
 
 
@@ -103,37 +110,37 @@ def health_tiles(health: Sequence[Health]) -> list[tuple[str, str, str]]:
     """Return the first figures of a page about feature sets."""
     if not health:
         return []
-    committed, shards = sum(one.committed for one in health), sum(one.shards for one in health)
-    failed = sum(one.failed for one in health)
+    committed, shards = sum(state.committed for state in health), sum(state.shards for state in health)
+    failed = sum(state.failed for state in health)
     return [
         (f"{100 * committed / shards:.0f} %", "of the shards are there", f"{committed:,} of {shards:,}"),
-        (f"{sum(one.rows for one in health):,}", "cached views", f"{len(health)} feature set{'s' if len(health) > 1 else ''}"),
-        (size(sum(one.bytes for one in health)), "on disk", f"{sum(one.images for one in health):,} images"),
+        (f"{sum(state.rows for state in health):,}", "cached views", f"{len(health)} feature set{'s' if len(health) > 1 else ''}"),
+        (size(sum(state.bytes for state in health)), "on disk", f"{sum(state.images for state in health):,} images"),
         (f"{failed:,}", "failed images", "have no tokens" if failed else "every image has tokens"),
     ]
 
 
 def tiles(results: Mapping[str, Any], rows: Sequence[KnnRow]) -> list[tuple[str, str, str]]:
     """Return the page's first figures as (figure, what it is, compared with what)."""
-    found = []
+    shown = []
     student = [row for row in rows if row.kind == "student" and row.ours is not None]
     trained = [row for row in student if row.model != MODEL_WORDS["random"] and row.token == TOKEN_WORDS["cls"]]
     if trained:
         untrained = [row.ours for row in student if row.model == MODEL_WORDS["random"] and row.ours is not None]
         against = f"untrained {max(untrained):.1f} %" if untrained else "k = 10, class token"
-        found.append((f"{trained[-1].ours:.1f} %", f"kNN of the {trained[-1].model}", against))
+        shown.append((f"{trained[-1].ours:.1f} %", f"kNN of the {trained[-1].model}", against))
     live = results.get("live", {})
     if live:
-        cached_s, live_s = (sum(one[key] for one in live.values()) for key in ("cached_s", "live_s"))
-        found.append(
+        cached_s, live_s = (sum(entry[key] for entry in live.values()) for key in ("cached_s", "live_s"))
+        shown.append(
             (f"{live_s / cached_s:.1f} ×", "the training time with live teachers", f"{duration(live_s)} live, {duration(cached_s)} cached")
         )
     if results.get("feature_sets"):
         sets = results["feature_sets"]
-        found.append((size(sum(one["bytes"] for one in sets.values())), "on disk", f"{len(sets)} feature sets"))
+        shown.append((size(sum(entry["bytes"] for entry in sets.values())), "on disk", f"{len(sets)} feature sets"))
     if results.get("steps"):
-        found.append((duration(sum(one["seconds"] for one in results["steps"].values())), "all steps together", "this machine"))
-    return found
+        shown.append((duration(sum(entry["seconds"] for entry in results["steps"].values())), "all steps together", "this machine"))
+    return shown
 
 
 def environment() -> Environment:
@@ -151,7 +158,7 @@ def render(contents: Contents) -> str:
     results, runs = contents.results, named(contents.runs)
     rows = knn_rows(results.get("knn", {}))
     evaluated = evaluation_rows({name: run.evaluations for name, run in runs.items()})
-    title = results.get("title") or ", ".join(runs) or ", ".join(one.key.split("@")[0] for one in contents.health) or "eupe-pipeline"
+    title = results.get("title") or ", ".join(runs) or ", ".join(item.key.split("@")[0] for item in contents.health) or "eupe-pipeline"
     return (
         environment()
         .get_template("report.html.j2")

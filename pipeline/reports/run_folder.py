@@ -1,4 +1,4 @@
-"""What a finished or running training run left in its folder, read for people: curves, recipe, name.
+"""Read what a finished or running training run left in its folder: curves, recipe, name.
 
     RUN/recipe.json      {"recipe": {...}, "origins": {dotted key: origin}}
     RUN/metrics.jsonl    one JSON object a logged step: step, loss, losses {teacher: {cls, patch}}, images_per_s, wait_share, …;
@@ -55,14 +55,14 @@ class RunRecord:
 
     def evaluation_series(self) -> list[Series]:
         """Return the figures of evaluations during training over the steps: each protocol's headline values, at most MOST_FIGURES."""
-        found: dict[str, list[tuple[float, float]]] = {}
-        for one in self.evaluations:
-            for name, value in leaves({name: rename_protocols(table) for name, table in one.items() if isinstance(table, Mapping)}):
+        series: dict[str, list[tuple[float, float]]] = {}
+        for evaluation in self.evaluations:
+            for name, value in leaves({name: rename_protocols(table) for name, table in evaluation.items() if isinstance(table, Mapping)}):
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     words = ", ".join(WORDS.get(part, part.replace("_", " ")) for part in name.split("."))
-                    found.setdefault(words, []).append((one["step"], float(value)))
-        head = [name for name in found if name.endswith(HEADLINES)] or list(found)
-        return [Series(name, found[name]) for name in head[:MOST_FIGURES]]
+                    series.setdefault(words, []).append((evaluation["step"], float(value)))
+        head = [name for name in series if name.endswith(HEADLINES)] or list(series)
+        return [Series(name, series[name]) for name in head[:MOST_FIGURES]]
 
     def mean(self, field: str) -> float | None:
         """Return a metric's mean over the run, without the first logged step (it pays for the start); None when never logged."""

@@ -1,4 +1,4 @@
-"""What a page shows of training runs: figures, curves, recipes, and where several runs differ.
+"""The sections of a page about training runs: figures, curves, recipes, and where several runs differ.
 
 Losses are laid over each other only when the runs learn the same targets in the same stage; otherwise their scales mean different things
 and each run keeps to its own card.
@@ -31,7 +31,7 @@ class RunFacts:
 
 
 def read_facts(folder: Path) -> RunFacts:
-    """Return what a run's folder says; raises BadInput when it is none, CacheDamaged for an evaluation that cannot be read."""
+    """Read a run's folder; raises BadInput when it is none, CacheDamaged for an evaluation that cannot be read."""
     return RunFacts(read_run(folder), row(folder), targets(folder), read_evaluations(folder))
 
 
@@ -42,8 +42,8 @@ def named(folders: Sequence[Path]) -> dict[str, RunFacts]:
 
 def chart_with_legend(series: Sequence[Series], axes: Axes, form: str = ".3f") -> dict[str, Any]:
     """Return {chart, legend: [(name, last value)]}."""
-    shown = [one for one in series if one.points]
-    return {"chart": line_chart(shown, axes), "legend": [(one.label, f"{one.last:{form}}") for one in shown]}
+    shown = [curve for curve in series if curve.points]
+    return {"chart": line_chart(shown, axes), "legend": [(curve.label, f"{curve.last:{form}}") for curve in shown]}
 
 
 def run_section(name: str, run: RunFacts) -> dict[str, Any]:
@@ -117,16 +117,16 @@ def run_tiles(runs: Mapping[str, RunFacts]) -> list[tuple[str, str, str]]:
     if len(runs) != 1:
         return []
     (run,) = runs.values()
-    record, found = run.record, []
+    record, shown = run.record, []
     for series in record.evaluation_series()[:1]:
         first, last = series.points[0], series.points[-1]
-        found.append((f"{last[1]:.1f}", series.label, f"at step {last[0]:,}; {first[1]:.1f} at step {first[0]:,}"))
-    losses = [one for one in record.loss_series() if one.points][:1]
-    found += [(f"{one.last:.3f}", "loss, last 2 %", f"{one.points[0][1]:.3f} at step {one.points[0][0]:,}") for one in losses]
+        shown.append((f"{last[1]:.1f}", series.label, f"at step {last[0]:,}; {first[1]:.1f} at step {first[0]:,}"))
+    losses = [curve for curve in record.loss_series() if curve.points][:1]
+    shown += [(f"{curve.last:.3f}", "loss, last 2 %", f"{curve.points[0][1]:.3f} at step {curve.points[0][0]:,}") for curve in losses]
     rate, wait = record.mean("images_per_s"), record.mean("wait_share")
     if rate is not None:
         took = record.metrics[-1].get("seconds")
-        found.append((f"{rate:,.0f}", "images/s, mean", f"{duration(took)} of training" if took else "without the first log"))
+        shown.append((f"{rate:,.0f}", "images/s, mean", f"{duration(took)} of training" if took else "without the first log"))
     if wait is not None:
-        found.append((f"{100 * wait:.1f} %", "of the time waiting for data", "mean over the logged steps"))
-    return found
+        shown.append((f"{100 * wait:.1f} %", "of the time waiting for data", "mean over the logged steps"))
+    return shown

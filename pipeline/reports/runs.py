@@ -1,4 +1,4 @@
-"""Many training runs side by side: what there is below a folder, how far each is, and in which values they differ.
+"""The functions of the `runs` commands: list the training runs below a folder, show one, compare the values in which several differ.
 
 Reading only, from recipe.json, identities.json, metrics.jsonl and summary.json, so that running ones can be looked at. Runs made on one
 store are told apart by their recipes; a run that was begun on other targets is another comparison, and says so.
@@ -22,16 +22,16 @@ ABSENT = "-"
 
 def list_runs(*, folder: Path | str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return a row for each run at or below a folder or a URL, by its path from there; raises BadInput for what is neither."""
-    with at_hand(folder) as here:
+    with local_records(folder) as here:
         if not here.is_dir():
             raise BadInput(f"{folder} is not a folder")
-        found = sorted(path.parent for path in here.rglob("recipe.json") if (path.parent / "identities.json").is_file())
-        return {"runs": {str(run.relative_to(here)): row(run) for run in found}}
+        folders = sorted(path.parent for path in here.rglob("recipe.json") if (path.parent / "identities.json").is_file())
+        return {"runs": {str(run.relative_to(here)): row(run) for run in folders}}
 
 
 def show_run(*, out: Path | str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return one run's state, last losses, targets and recipe; raises BadInput when it is not one."""
-    with at_hand(out) as here:
+    with local_records(out) as here:
         record = read_run(here)
         last: dict[str, Any] = next((line for line in reversed(record.metrics) if "loss" in line), {})
         recipe = {key: {"value": value, "origin": record.origins.get(key, "not recorded")} for key, value in leaves(record.recipe)}
@@ -44,19 +44,19 @@ def compare_runs(*, outs: Sequence[Path | str], on_event: OnEvent = ignore_event
     if len(set(names)) < len(names):
         raise BadInput(f"a run is named twice: {', '.join(names)}")
     with contextlib.ExitStack() as stack:
-        here = {name: stack.enter_context(at_hand(out)) for name, out in zip(names, outs, strict=True)}
+        here = {name: stack.enter_context(local_records(out)) for name, out in zip(names, outs, strict=True)}
         records = {name: read_run(run) for name, run in here.items()}
         flat = {name: dict(leaves(record.recipe)) | {"targets": targets(here[name])} for name, record in records.items()}
         keys = dict.fromkeys(key for table in flat.values() for key in table)
         differing = {key: {name: table.get(key, ABSENT) for name, table in flat.items()} for key in keys}
         return {
             "runs": {name: row(run) for name, run in here.items()},
-            "differing": {key: values for key, values in differing.items() if len({json.dumps(one) for one in values.values()}) > 1},
+            "differing": {key: values for key, values in differing.items() if len({json.dumps(value) for value in values.values()}) > 1},
         }
 
 
 @contextlib.contextmanager
-def at_hand(run: Path | str) -> Iterator[Path]:
+def local_records(run: Path | str) -> Iterator[Path]:
     """Give a folder as it is, and of a URL the records of the runs at or below it; raises BadInput when there are none."""
     if not is_url(run):
         yield Path(run)
@@ -83,7 +83,7 @@ def row(out: Path) -> dict[str, Any]:
 
 
 def state(out: Path, record: RunRecord) -> str:
-    """Return finished, begun, or a step from which the same command goes on."""
+    """Return finished, running, begun, or the step from which the same command resumes."""
     if (out / "summary.json").is_file():
         return "finished"
     checkpoints = list_checkpoints(out / "checkpoints")
@@ -98,4 +98,4 @@ def targets(out: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     recorded = json.loads(path.read_text(encoding="utf-8")).get("targets", {})
-    return {name: one.get("features", one.get("source", ABSENT)) for name, one in recorded.items()}
+    return {name: target.get("features", target.get("source", ABSENT)) for name, target in recorded.items()}

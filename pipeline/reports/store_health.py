@@ -1,7 +1,7 @@
-"""Is a feature set whole: shards that are there, images that failed and why, and, when asked, each byte against its record.
+"""Report the health of a feature set: committed shards, failed images and why, and, when asked, each byte against its record.
 
-Completeness and failures come from the commit records alone and cost little; only `verify` reads the tokens. Not verified is said as such,
-never shown as sound. Reasons are read for the first MOST_REASONS failed images; the count is of all.
+Completeness and failures come from the commit records alone and cost little; only `verify` reads the tokens. An unverified set is shown as
+"not verified", never as intact. Reasons are read for the first MOST_REASONS failed images; the count is of all.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MOST_REASONS = 12
 
 @dataclass(frozen=True)
 class Health:
-    """What a feature set holds and lacks; `damaged` is None when nobody looked, else {shard: what is wrong}."""
+    """What a feature set holds and lacks; `damaged` is None when it was not verified, else {shard: what is wrong}."""
 
     key: str
     dataset: str
@@ -38,7 +38,7 @@ class Health:
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """("good" | "there" | "open" | "bad", in words): the worst that is known; good only when every byte was looked at."""
+        """("good" | "there" | "open" | "bad", in words): the worst that is known; good only when every byte was verified."""
         if self.damaged:
             return "bad", f"{len(self.damaged):,} damaged shards: run `features repair`"
         if not self.complete:
@@ -56,7 +56,7 @@ def health(reader: FeatureReader, on_event: OnEvent, *, verified: bool = False) 
     for image in failed[:MOST_REASONS].tolist():
         record, image_id = reader.group.record(image // views.images_per_shard), views.dataset.row(image).id
         reasons.append((image_id, record.failed.get(image_id, "") if record is not None else ""))
-    damaged = {one.shard: one.reason for one in verify(reader, (1, 1), on_event)} if verified else None
+    damaged = {damage.shard: damage.reason for damage in verify(reader, (1, 1), on_event)} if verified else None
     return Health(
         reader.key, views.dataset.key, reader.rows, len(views.dataset), reader.shards, reader.shards - len(reader.missing_shards()),
         reader.stored_bytes(), reader.codec, len(failed), reasons, damaged,

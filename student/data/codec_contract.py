@@ -1,4 +1,4 @@
-"""What every codec must do, as a class of tests that anybody's codec can run, decoding on the device included.
+"""The contract of a codec: a class of tests that every codec runs, one from outside of this package too; torch decoding included.
 
 Subclass it under a name that begins with `Test`, and give each test the row: `codec = CODECS["int8"]` in the class, or a fixture that sets
 `self.codec`. Plain asserts and nothing of pytest, so that it can be imported anywhere.
@@ -32,7 +32,7 @@ class CodecContract:
         return np.random.default_rng(0).normal(size=(*shape, self.dim)).astype(np.float32)
 
     def decoded_by_twin(self, encoded: Encoded) -> Float32s:
-        """Return what the twin makes of stored tokens, on the processor."""
+        """Return stored tokens decoded by the torch decoder, on the CPU."""
         scale = None if encoded.scale is None else torch.from_numpy(encoded.scale).float()
         tokens: Any = self.codec.decode_tensors(torch.from_numpy(np.asarray(encoded.codes)), scale)
         assert isinstance(tokens, Tensor)
@@ -41,7 +41,7 @@ class CodecContract:
         return values
 
     def test_codes_and_scales_have_the_shapes_and_types_that_the_row_says(self) -> None:
-        """Of a whole grid and of sampled tokens."""
+        """Check a whole grid and sampled tokens."""
         for tokens in ((2, 3), (5,)):
             codes, scale = self.codec.encode(self.normal(4, *tokens))
             code_shape, scale_shape = self.codec.stored_shapes(tokens, self.dim)
@@ -53,7 +53,7 @@ class CodecContract:
             assert (scale.dtype, scale.shape) == (np.dtype(np.float16), (4, *scale_shape))
 
     def test_codes_are_of_a_type_that_the_store_writes_and_their_axes_have_names(self) -> None:
-        """A store's metadata can be written of them."""
+        """Write a store's metadata of them."""
         scaling = self.codec.scaling
         code_axis = "channel" if scaling is None else scaling.code_axis
         code_shape, scale_shape = self.codec.stored_shapes((2, 3), self.dim)
@@ -65,21 +65,21 @@ class CodecContract:
             assert scaling.attributes
 
     def test_what_is_decoded_points_where_the_tokens_did(self) -> None:
-        """By the least cosine of a token."""
+        """Check the least cosine of a token."""
         patch = self.normal(3, 4, 5)
-        found = self.codec.decode(*self.codec.encode(patch))
-        assert (found.dtype, found.shape) == (np.dtype(np.float32), patch.shape)
-        cosine = (found * patch).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(patch, axis=-1)
+        decoded = self.codec.decode(*self.codec.encode(patch))
+        assert (decoded.dtype, decoded.shape) == (np.dtype(np.float32), patch.shape)
+        cosine = (decoded * patch).sum(-1) / np.linalg.norm(decoded, axis=-1) / np.linalg.norm(patch, axis=-1)
         assert cosine.min() > self.least_cosine
 
     def test_the_twin_decodes_on_the_device_what_the_decoder_does(self) -> None:
-        """Of one view and of many, of a grid and of sampled tokens, of small values and of the largest."""
+        """Check one view and many, a grid and sampled tokens, small values and the largest."""
         for values in (self.normal(1, 2, 2), self.normal(9, 2, 3), self.normal(3, 7), self.normal(2, 1, 1) * 1e-3, self.extremes()):
             encoded = self.codec.encode(values)
             np.testing.assert_allclose(self.decoded_by_twin(encoded), self.codec.decode(*encoded), rtol=1e-6, atol=1e-6)
 
     def test_the_largest_values_come_back_finite(self) -> None:
-        """Both signs of what the row says it can store, beside small values."""
+        """Check both signs of what the row says it can store, beside small values."""
         assert np.isfinite(self.codec.decode(*self.codec.encode(self.extremes()))).all()
 
     def extremes(self) -> Float32s:
@@ -90,11 +90,11 @@ class CodecContract:
         return values
 
     def test_zeros_stay_zeros(self) -> None:
-        """A view without anything."""
+        """Check a view that is all zeros."""
         assert not self.codec.decode(*self.codec.encode(np.zeros((1, 2, 2, self.dim), np.float32))).any()
 
     def test_a_view_is_stored_the_same_alone_and_among_others_and_is_not_changed(self) -> None:
-        """Shards are written in batches of any size."""
+        """Check that batches may have any size."""
         patch = self.normal(5, 2, 2)
         before = patch.copy()
         codes, scale = self.codec.encode(patch)
@@ -106,14 +106,14 @@ class CodecContract:
         np.testing.assert_array_equal(patch, before)
 
     def test_decoding_fills_the_memory_that_is_given(self) -> None:
-        """All of it."""
+        """Check that every value of it is written."""
         patch = self.normal(3, 2, 2)
         encoded, out = self.codec.encode(patch), np.full_like(patch, np.nan)
         assert self.codec.decode(*encoded, out) is out
         np.testing.assert_array_equal(out, self.codec.decode(*encoded))
 
     def test_codes_of_another_type_and_missing_scales_are_refused(self) -> None:
-        """Another codec's arrays must not be read as this one's."""
+        """Check that another codec's arrays are not read as this one's."""
         codes, scale = self.codec.encode(self.normal(1, 2, 2))
         assert self.refused(codes.astype(np.float64), scale)
         assert self.refused(codes, np.ones((1, 2, 2, 1), np.float16) if scale is None else None)

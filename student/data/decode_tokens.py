@@ -1,4 +1,4 @@
-"""Stored patch tokens back to numbers on the device: a codec's twin at work, and the twin of `Statistics.normalize_…`.
+"""Decode stored patch tokens on the device with torch: a codec's `decode_tensors`, and `Statistics.normalize_…` in torch.
 
 Codes and scales cross to the device as they are stored and become fp32 there: an eighth of the bytes for int4, a quarter for int8. Axes:
 B images, H × W grid, D channels.
@@ -21,21 +21,21 @@ def decode_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
 
 
 def normalised(tokens: Tensor, moments: Mapping[str, Tensor], kind: str) -> Tensor:
-    """Tokens of kind `cls` or `patch` in the normalised space: (x − mean) / std, or W (x − mean) where the statistics are PHI-S."""
+    """Normalise tokens of kind `cls` or `patch`: (x − mean) / std, or W (x − mean) where the statistics are PHI-S."""
     centred = tokens - moments[f"{kind}_mean"]
     matrix = moments.get(f"{kind}_matrix")
     return centred / moments[f"{kind}_std"] if matrix is None else centred @ matrix.T
 
 
 def mean_patch(codes: Tensor, scale: Tensor | None, codec: str) -> Tensor:
-    """Mean normalised patch token (B, D) of each view, fp32.
+    """Return the mean normalised patch token (B, D) of each view, fp32.
 
-    A few views at a time: their numbers stay in the processor's cache, which is several times as fast as a whole batch at once.
+    A few views at a time: their values stay in the CPU's cache, which is several times as fast as a whole batch at once.
     """
     parts = range(0, len(codes), _VIEWS_AT_ONCE)
     scales = [None if scale is None else scale[start : start + _VIEWS_AT_ONCE] for start in parts]
-    found = [
-        decode_patch(codes[start : start + _VIEWS_AT_ONCE], own, codec).flatten(1, -2).mean(dim=1)
-        for start, own in zip(parts, scales, strict=True)
+    means = [
+        decode_patch(codes[start : start + _VIEWS_AT_ONCE], part_scale, codec).flatten(1, -2).mean(dim=1)
+        for start, part_scale in zip(parts, scales, strict=True)
     ]
-    return torch.cat(found)
+    return torch.cat(means)

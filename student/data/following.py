@@ -1,9 +1,9 @@
-"""Training while the targets are still being extracted: the same order as ever, and steps that wait for their shards.
+"""Train while the targets are still being extracted: the order of images stays the same, and a step waits for its shards.
 
-Which image stands where must not depend on what happens to be there, or no resume would be exact; so nothing is reordered: a step that
-needs a shard without a record waits for it. Images on which a teacher fails are not known beforehand either. Their places are taken by the
-next image of the same batch that has tokens: a function of the step and of the finished store alone, so a run that waited and one that
-found everything there are the same run. Price: until the first epoch has been extracted, a global order waits for nearly all of it; a
+The order must not depend on which shards happen to be committed, or no resume would be exact; so nothing is reordered: a step that needs a
+shard without a record waits for it. Images on which a teacher fails are not known beforehand either. Such an image is replaced by the next
+image of the same batch that has tokens: a function of the step and of the finished store alone, so a run that waited and one that found
+every shard committed are the same run. Price: until the first epoch has been extracted, a global order waits for nearly all of it; a
 shard order (`data.order = "shards"`) begins after its first window.
 """
 
@@ -17,7 +17,7 @@ from ...storage.core.errors import BadInput, StoreUnavailable
 from ...storage.features.features import FeatureReader
 from ..model.ranks import rank_span
 from .joined import Numbering
-from .order import BatchOrder, Int64s, Places
+from .order import BatchIndices, BatchOrder, Int64s
 
 POLL_S = 1.0
 _LOOK_S = 5.0  # between listings of what is there
@@ -46,25 +46,25 @@ class FollowedOrder:
 
     @property
     def epoch_length(self) -> int:
-        """Every image; those that fail are replaced."""
+        """Number of all images; those that fail are replaced."""
         return self.order.epoch_length
 
     @property
     def excluded(self) -> Int64s:
-        """None."""
+        """Images that the wrapped order leaves out; those that fail are replaced instead."""
         return self.order.excluded
 
     def epoch_of(self, position: int) -> float:
-        """As the order behind."""
+        """Return what the wrapped order returns."""
         return self.order.epoch_of(position)
 
     def ready(self, step: int, batch_size: int) -> bool:
-        """Whether every shard that the whole batch of a step needs has its record; looks at a missing one once a second at most."""
+        """Return whether every shard that a step's whole batch needs has its record; looks at a missing one once a second at most."""
         rows = self.order.batch(step, batch_size).row_B
         return all(self._has(reader, shard) for reader, shard in self._needed(rows))
 
     def reach(self, batch_size: int) -> int:
-        """As the order behind."""
+        """Return what the wrapped order returns."""
         return self.order.reach(batch_size)
 
     def _needed(self, rows: Int64s) -> list[tuple[FeatureReader, int]]:
@@ -87,7 +87,7 @@ class FollowedOrder:
         return True
 
     def progress(self) -> dict[str, int]:
-        """Shards of all sets that are there (`done`) and that will be (`total`), as of the last few seconds."""
+        """Return the shards of all sets that are committed (`done`) and that will be (`total`), as of the last few seconds."""
         if self._clock() - self._looked >= _LOOK_S:
             committed = sum(int(reader.group.committed_mask().sum()) for reader in self._readers)
             self._looked = self._clock()
@@ -96,7 +96,7 @@ class FollowedOrder:
         return {"done": self._committed, "total": sum(reader.shards for reader in self._readers)}
 
     def hopeless(self) -> str | None:
-        """Why waiting leads nowhere: nothing new for too long, or nobody at work; None while there is hope."""
+        """Return why waiting leads nowhere: nothing new for too long, or no extraction running; None while there is hope."""
         idle_s = self._clock() - self._grew
         if idle_s < min(_GRACE_S, self.limit_s):
             return None
@@ -106,19 +106,19 @@ class FollowedOrder:
         return f"nothing new has come for {idle_s:.0f} s from {', '.join(at_work)}" if idle_s >= self.limit_s else None
 
     def given_up(self) -> StoreUnavailable:
-        """The error that ends such a wait."""
+        """Return the error that ends such a wait."""
         state, keys = self.progress(), ", ".join(reader.key for reader in self._readers)
         return StoreUnavailable(
             f"{state['total'] - state['done']} of {state['total']} shards of {keys} are not there, and "
             f"{self.hopeless() or 'another rank has given up'}. Run the same `extract-features` command again, then this one, which goes on"
         )
 
-    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
-        """What one rank sees in a step that is ready; raises `BadInput` when every image of the batch failed."""
-        places = self.order.batch(step, batch_size)
+    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> BatchIndices:
+        """Return one rank's part of a step that is ready; raises `BadInput` when every image of the batch failed."""
+        indices = self.order.batch(step, batch_size)
         start, stop = rank_span(batch_size, rank, ranks)
-        chosen = instead_of_failed(self._without_tokens(places.row_B))[start:stop]
-        return Places(places.image_B[chosen], places.view_B[chosen], places.row_B[chosen])
+        chosen = instead_of_failed(self._without_tokens(indices.row_B))[start:stop]
+        return BatchIndices(indices.image_B[chosen], indices.view_B[chosen], indices.row_B[chosen])
 
     def _without_tokens(self, rows: Int64s) -> NDArray[np.bool_]:
         failed = np.zeros(len(rows), np.bool_)
@@ -129,22 +129,26 @@ class FollowedOrder:
         return failed
 
     def _failed_rows(self, part: int, shard: int) -> Int64s:
-        """Rows of a shard that at least one feature set has no tokens for."""
+        """Return the rows of a shard that at least one feature set has no tokens for."""
         if (part, shard) not in self._failed:
             views = self.parts[part][0].views
             records = [reader.group.record(shard) for reader in self.parts[part]]
-            named = {image_id for record in records if record is not None for image_id in record.failed}
+            failed_ids = {image_id for record in records if record is not None for image_id in record.failed}
             first, last = views.shard_images(shard)
-            images = [first + place for place, one in enumerate(views.dataset.ids(first, last)) if one in named] if named else []
+            images = (
+                [first + number for number, image_id in enumerate(views.dataset.ids(first, last)) if image_id in failed_ids]
+                if failed_ids
+                else []
+            )
             rows = np.array(images, np.int64)[:, None] * views.views_per_image + np.arange(views.views_per_image)
             self._failed[part, shard] = rows.ravel().astype(np.int64)
         return self._failed[part, shard]
 
 
 def instead_of_failed(failed_B: NDArray[np.bool_]) -> Int64s:
-    """For each place of a batch the place whose image stands there: its own, or the next one (around the end) that did not fail."""
+    """Return for each row of a batch the row whose image it takes: its own, or the next one (around the end) that did not fail."""
     good = np.flatnonzero(~failed_B)
     if not len(good):
         raise BadInput("no image of this batch has tokens: all of them failed in the extraction; look at `features show`")
-    found = np.searchsorted(good, np.arange(len(failed_B)))
-    return good[found % len(good)].astype(np.int64)
+    next_good = np.searchsorted(good, np.arange(len(failed_B)))
+    return good[next_good % len(good)].astype(np.int64)

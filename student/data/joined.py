@@ -35,13 +35,13 @@ class Numbering:
         """How many numbers there are."""
         return int(self.starts[-1])
 
-    def place(self, number: int) -> tuple[int, int]:
-        """(part, number within it)."""
+    def locate(self, number: int) -> tuple[int, int]:
+        """Return (part, number within it)."""
         part = int(np.searchsorted(self.starts, number, side="right")) - 1
         return part, number - int(self.starts[part])
 
     def split(self, numbers: Int64s) -> Iterator[tuple[int, NDArray[np.bool_], Int64s]]:
-        """(part, which of the numbers are its own, those numbers within it), for each part that has any."""
+        """Yield (part, mask of the numbers that fall into it, those numbers within it), for each part that has any."""
         parts = np.searchsorted(self.starts, numbers, side="right") - 1
         for part in np.unique(parts).tolist():
             here = parts == part
@@ -52,20 +52,20 @@ class JoinedImages:
     """The images of several datasets."""
 
     def __init__(self, datasets: Sequence[ImageDataset]) -> None:
-        self.datasets, self.numbering = list(datasets), Numbering([len(one) for one in datasets])
-        self.key = " + ".join(one.key for one in datasets)
+        self.datasets, self.numbering = list(datasets), Numbering([len(dataset) for dataset in datasets])
+        self.key = " + ".join(dataset.key for dataset in datasets)
 
     def __len__(self) -> int:
         return self.numbering.total
 
     def row(self, index: int) -> ImageRow:
-        """What is known of one image."""
-        part, local = self.numbering.place(index)
+        """Return what is known of one image."""
+        part, local = self.numbering.locate(index)
         return self.datasets[part].row(local)
 
     def read_image(self, index: int) -> Pixels:
-        """One image as (H, W, 3) uint8 RGB; raises as its dataset does."""
-        part, local = self.numbering.place(index)
+        """Read one image as (H, W, 3) uint8 RGB; raises as its dataset does."""
+        part, local = self.numbering.locate(index)
         return self.datasets[part].read_image(local)
 
 
@@ -73,45 +73,45 @@ class JoinedViews:
     """`ReadableViews` of several datasets; they may differ in how many views an image has."""
 
     def __init__(self, parts: Sequence[ViewSet]) -> None:
-        self.parts, self.numbering = list(parts), Numbering([one.rows for one in parts])
-        self.dataset = JoinedImages([one.dataset for one in parts])
-        self.key = " + ".join(one.key for one in parts)
-        stored = {one.spec.pixels for one in parts}
+        self.parts, self.numbering = list(parts), Numbering([part.rows for part in parts])
+        self.dataset = JoinedImages([part.dataset for part in parts])
+        self.key = " + ".join(part.key for part in parts)
+        stored = {part.spec.pixels for part in parts}
         self.spec = replace(parts[0].spec, pixels=stored.pop() if len(stored) == 1 else None)  # a step's pixels come from all or none
 
     @property
     def rows(self) -> int:
-        """Rows of all."""
+        """Rows of all datasets together."""
         return self.numbering.total
 
     def images_of(self, rows: Int64s) -> Int64s:
-        """The image of each row, numbered as the images of all."""
+        """Return the image of each row, numbered as the images of all."""
         images = np.empty(len(rows), np.int64)
         for part, here, local in self.numbering.split(rows):
             images[here] = self.dataset.numbering.starts[part] + self.parts[part].images_of(local)
         return images
 
     def failure(self, image: int) -> str:
-        """As `ViewSet.failure`."""
-        part, local = self.dataset.numbering.place(image)
+        """Return why an image failed, as `ViewSet.failure`."""
+        part, local = self.dataset.numbering.locate(image)
         return self.parts[part].failure(local)
 
     def read(self, rows: Int64s) -> Views:
-        """The committed views of any rows, in their order; raises as `ViewSet.read` does."""
+        """Read the committed views of any rows, in their order; raises as `ViewSet.read` does."""
         out = empty_views(len(rows))
         for part, here, local in self.numbering.split(rows):
-            found = self.parts[part].read(local)
-            out.crop[here], out.flip[here] = found.crop, found.flip
-            out.photometric[here], out.digest[here] = found.photometric, found.digest
+            views = self.parts[part].read(local)
+            out.crop[here], out.flip[here] = views.crop, views.flip
+            out.photometric[here], out.digest[here] = views.photometric, views.digest
         return out
 
     def prefetch(self, rows: Int64s) -> None:
-        """As `ViewSet.prefetch`."""
+        """Announce rows that will be read soon, as `ViewSet.prefetch`."""
         for part, _, local in self.numbering.split(rows):
             self.parts[part].prefetch(local)
 
     def read_pixels(self, rows: Int64s, out: Pixels) -> Pixels:
-        """Stored pixels of any rows, into `out`; raises as `ViewSet.read_pixels` does."""
+        """Read stored pixels of any rows into `out`; raises as `ViewSet.read_pixels` does."""
         for part, here, local in self.numbering.split(rows):
             if here.all():
                 self.parts[part].read_pixels(local, out)
@@ -134,24 +134,24 @@ class JoinedTargets:
         return self._first.specs
 
     def renderings(self, step: int) -> Sequence[Rendering]:
-        """Those of the sources."""
+        """Return those of the sources, which are alike."""
         return self._first.renderings(step)
 
     def largest_px(self) -> Mapping[str, int]:
-        """Those of the sources."""
+        """Return those of the sources, which are alike."""
         return self._first.largest_px()
 
     def allocate(self, batch_size: int) -> Memory:
-        """Memory that fits every dataset's rows."""
+        """Allocate memory that fits every dataset's rows."""
         return self._first.allocate(batch_size)
 
     def prefetch(self, rows_b: Int64s) -> None:
-        """Each dataset's rows to its source."""
+        """Announce each dataset's rows to its source."""
         for part, _, local in self.numbering.split(rows_b):
             self._sources[part].prefetch(local)
 
     def fill(self, rows_b: Int64s, memory: Memory, start: int) -> None:
-        """Rows that follow each other in one dataset go to its source together."""
+        """Fill rows from their sources; rows that follow each other in one dataset are read together."""
         parts = np.searchsorted(self.numbering.starts, rows_b, side="right") - 1
         cuts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(rows_b)]
         for first, last in pairwise(cuts):
@@ -160,14 +160,14 @@ class JoinedTargets:
                 self._sources[part].fill(rows_b[first:last] - self.numbering.starts[part], memory, start + first)
 
     def resolve(self, tensors: Mapping[str, Tensor]) -> Targets:
-        """As the sources, which share codec and statistics."""
+        """Return tokens as the sources do, which share codec and statistics."""
         return self._first.resolve(tensors)
 
     def identities(self) -> dict[str, Any]:
-        """The first dataset's by teacher, the others' beside it under `mixed_with`."""
-        found = {name: one.identities() for name, one in self.parts.items()}
-        first, *others = found
+        """Return the first dataset's identities by teacher, the others' under `mixed_with`."""
+        identities = {name: source.identities() for name, source in self.parts.items()}
+        first, *others = identities
         return {
-            teacher: {**described, "mixed_with": {name: found[name][teacher] for name in others}}
-            for teacher, described in found[first].items()
+            teacher: {**described, "mixed_with": {name: identities[name][teacher] for name in others}}
+            for teacher, described in identities[first].items()
         }

@@ -1,4 +1,4 @@
-"""Which of several datasets a step's batch comes from: each batch is all of one, drawn with that dataset's share (paper: ImageNet-1k 0.10).
+"""Draw the dataset of each step's batch: a batch is all of one dataset, drawn with that dataset's share (paper: ImageNet-1k 0.10).
 
 The draw of a step is a hash of (seed, step) against the shares: independent from step to step, the same for any number of ranks and after
 any resume. A dataset's own order must go on where its last batch ended, so the number of a step among the steps of its dataset is
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput
 from ..model.draws import bits64
-from .order import BatchOrder, Int64s, Places, mixed_bits
+from .order import BatchIndices, BatchOrder, Int64s, mixed_bits
 
 _BLOCK = 1 << 16
 
@@ -39,7 +39,7 @@ class Mixture:
         self._totals = lru_cache(maxsize=None)(self._block_totals)
 
     def drawn(self, first: int, last: int) -> NDArray[np.int64]:
-        """The number of the dataset (in `names`) of each step in [first, last)."""
+        """Return the number of the dataset (in `names`) of each step in [first, last)."""
         steps = np.arange(first, last, dtype=np.uint64)
         uniform = (mixed_bits(steps, bits64(self.seed, "mixture")) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return np.searchsorted(self._edges, uniform, side="right").astype(np.int64)
@@ -49,15 +49,17 @@ class Mixture:
         return tuple(np.bincount(drawn, minlength=len(self.names)).tolist())
 
     def turn(self, step: int) -> Turn:
-        """Dataset of a step and the number of its batch there."""
+        """Return the dataset of a step and the number of its batch there."""
         block = step // _BLOCK
         within = self.drawn(block * _BLOCK, step + 1)
         which = int(within[-1])
-        before = sum(self._totals(one)[which] for one in range(block)) + int((within[:-1] == which).sum())
+        before = sum(self._totals(earlier)[which] for earlier in range(block)) + int((within[:-1] == which).sum())
         return Turn(self.names[which], before)
 
-    def places(self, orders: Mapping[str, BatchOrder], step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> tuple[str, Places]:
-        """The dataset of a step and what stands in one rank's part of its batch."""
+    def batch(
+        self, orders: Mapping[str, BatchOrder], step: int, batch_size: int, rank: int = 0, ranks: int = 1
+    ) -> tuple[str, BatchIndices]:
+        """Return the dataset of a step and one rank's part of its batch."""
         name, number = self.turn(step)
         return name, orders[name].batch(number, batch_size, rank, ranks)
 
@@ -82,19 +84,19 @@ class MixedOrder:
         return np.concatenate([order.excluded + self._image_starts[name] for name, order in self.orders.items()])
 
     def epoch_of(self, position: int) -> float:
-        """Views seen, in passes over all images together; a dataset's own passes follow from its share."""
+        """Return the views seen, in passes over all images together; a dataset's own passes follow from its share."""
         return position / self.epoch_length
 
     def ready(self, step: int, batch_size: int) -> bool:
-        """Always: what is in the store at the start is all there is."""
+        """Return True: what is in the store at the start is all there is."""
         return True
 
     def reach(self, batch_size: int) -> int:
-        """Of the dataset whose window spans the most steps, those of the others between."""
+        """Return the reach of the dataset whose window spans the most steps, those of the others between included."""
         return max(int(order.reach(batch_size) / self.mixture.shares[name]) for name, order in self.orders.items())
 
-    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
-        """What one rank sees in a step, all of it of the step's dataset."""
-        name, places = self.mixture.places(self.orders, step, batch_size, rank, ranks)
-        image_B, row_B = places.image_B + self._image_starts[name], places.row_B + self._row_starts[name]
-        return Places(image_B, places.view_B, row_B)
+    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> BatchIndices:
+        """Return one rank's part of a step, all of it of the step's dataset."""
+        name, indices = self.mixture.batch(self.orders, step, batch_size, rank, ranks)
+        image_B, row_B = indices.image_B + self._image_starts[name], indices.row_B + self._row_starts[name]
+        return BatchIndices(image_B, indices.view_B, row_B)

@@ -1,4 +1,4 @@
-"""Which view of which image stands at which position of a run: a true global permutation an epoch, in O(1) memory.
+"""The order of a run: which view of which image is read at which position; a true global permutation an epoch, in O(1) memory.
 
 The permutation is a keyed Feistel network over the smallest even number of bits that holds the images, with cycle walking, so no array of
 all indexes exists: 1.7e9 images cost the same as ten. Position p of the run lies in epoch p // images; everything is a pure function of
@@ -27,7 +27,7 @@ _SHIFT = np.uint64(33)
 
 
 def mixed_bits(values: UInt64s, key: int) -> UInt64s:
-    """MurmurHash3's 64-bit finaliser over values plus a round key (wrapping arithmetic)."""
+    """Apply MurmurHash3's 64-bit finaliser to values plus a round key (wrapping arithmetic)."""
     mixed = values + np.uint64(key)
     mixed = (mixed ^ (mixed >> _SHIFT)) * _MIX_1
     mixed = (mixed ^ (mixed >> _SHIFT)) * _MIX_2
@@ -44,7 +44,7 @@ class KeyedPermutation:
     number: int
 
     def __call__(self, positions: Int64s) -> Int64s:
-        """Images of positions in [0, size), elementwise; raises ValueError outside."""
+        """Return the images at positions in [0, size), elementwise; raises ValueError outside."""
         if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < self.size:
             raise ValueError(f"positions leave [0, {self.size})")
         half, keys = self._half_bits(), self._keys()
@@ -54,7 +54,7 @@ class KeyedPermutation:
         return values.astype(np.int64)
 
     def inverse(self, values: Int64s) -> Int64s:
-        """The positions that values in [0, size) stand at."""
+        """Return the positions of values in [0, size): the inverse of `__call__`."""
         half, keys = self._half_bits(), self._keys()
         positions = self._feistel_back(values.astype(np.uint64), half, keys)
         while (outside := np.flatnonzero(positions >= np.uint64(self.size))).size:
@@ -82,8 +82,8 @@ class KeyedPermutation:
         return (left << half) | right
 
 
-class Places(NamedTuple):
-    """What stands at positions of a run: image_B, view_B (k) and feature row_B = image · K + k, all int64."""
+class BatchIndices(NamedTuple):
+    """What is read at some positions of a run: image_B, view_B (k) and feature row_B = image · K + k, all int64."""
 
     image_B: Int64s
     view_B: Int64s
@@ -102,16 +102,16 @@ class BatchOrder(Protocol):
         """Images that are never drawn."""
 
     def epoch_of(self, position: int) -> float:
-        """How many epochs have gone by at a position."""
+        """Return how many epochs have gone by at a position."""
 
     def ready(self, step: int, batch_size: int) -> bool:
-        """Whether everything that a step reads is in the store."""
+        """Return whether everything that a step reads is in the store."""
 
     def reach(self, batch_size: int) -> int:
-        """How many steps before its use a step's shards are worth fetching; 0 where no step shares its shards with its neighbours."""
+        """Return how many steps before its use a step's shards are worth fetching; 0 where neighbouring steps share no shards."""
 
-    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
-        """What one rank sees in a step."""
+    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> BatchIndices:
+        """Return one rank's part of a step's batch."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,15 @@ class Order:
 
     @property
     def epoch_length(self) -> int:
-        """Positions in an epoch: each image that is not excluded stands there once."""
+        """Positions in an epoch: each image that is not excluded is read once."""
         return self.images - len(self.excluded)
 
     def epoch_of(self, position: int) -> float:
-        """How many epochs have gone by at a position."""
+        """Return how many epochs have gone by at a position."""
         return position / self.epoch_length
 
-    def places(self, start: int, stop: int) -> Places:
-        """What stands at run positions [start, stop)."""
+    def at_positions(self, start: int, stop: int) -> BatchIndices:
+        """Return what is read at run positions [start, stop)."""
         positions = np.arange(start, stop, dtype=np.int64)
         epochs, within = np.divmod(positions, self.epoch_length)
         image_B = np.empty_like(positions)
@@ -145,23 +145,23 @@ class Order:
             here = epochs == epoch
             image_B[here] = self._images(int(epoch), within[here])
         view_B = (self._first_view(image_B) + epochs) % self.views
-        return Places(image_B, view_B, image_B * self.views + view_B)
+        return BatchIndices(image_B, view_B, image_B * self.views + view_B)
 
-    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> Places:
-        """What rank `rank` of `ranks` sees in a step: its span of the step's `batch_size` positions."""
+    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> BatchIndices:
+        """Return the part of rank `rank` of `ranks` in a step: its span of the step's `batch_size` positions."""
         start, stop = rank_span(batch_size, rank, ranks)
-        return self.places(step * batch_size + start, step * batch_size + stop)
+        return self.at_positions(step * batch_size + start, step * batch_size + stop)
 
     def ready(self, step: int, batch_size: int) -> bool:
-        """Always: what is in the store at the start is all there is."""
+        """Return True: what is in the store at the start is all there is."""
         return True
 
     def reach(self, batch_size: int) -> int:
-        """0: a step's images lie anywhere."""
+        """Return 0: a step's images lie anywhere."""
         return 0
 
     def _images(self, epoch: int, within: Int64s) -> Int64s:
-        """The images at positions of an epoch."""
+        """Return the images at positions of an epoch."""
         return passing_over(self.excluded, KeyedPermutation(self.epoch_length, self.seed, "epoch", epoch)(within))
 
     def _first_view(self, image_B: Int64s) -> Int64s:
@@ -170,6 +170,6 @@ class Order:
 
 
 def passing_over(holes: Int64s, ranks: Int64s) -> Int64s:
-    """The rank-th number that is not among `holes` (sorted, unique)."""
+    """Return the rank-th number that is not among `holes` (sorted, unique)."""
     before = holes - np.arange(len(holes), dtype=np.int64)
     return ranks + np.searchsorted(before, ranks, side="right").astype(np.int64)

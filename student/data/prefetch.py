@@ -1,4 +1,4 @@
-"""How many batches fit into the memory that a run may spend on batches made ahead.
+"""The prefetch depth: how many batches fit into the memory that a run may spend on batches made ahead.
 
 A batch in memory (a slot) holds every target as it is stored, one pixel buffer for each model at its largest input, and the photometric
 parameters; all slots are alike, so a bound in bytes is a number of slots. One slot is the step's own while it runs, so two are the least
@@ -34,18 +34,18 @@ class Prefetch:
         return self.slots * self.slot_bytes
 
     def described(self) -> dict[str, Any]:
-        """For summaries and plans: `batches`, bytes of one and of all, and the bound."""
+        """Return `batches`, bytes of one and of all, and the bound, for summaries and plans."""
         return {"batches": self.slots, "batch_bytes": self.slot_bytes, "bytes": self.bytes, "limit_bytes": self.limit_bytes}
 
     def why(self) -> str:
-        """In one line, with the reason."""
+        """Return the number of batches in one line, with the reason."""
         bound = f"run.prefetch_megabytes = {self.limit_bytes // _MEGABYTE}"
         most = "the most that are made ahead" if self.slots == MOST_SLOTS else bound
         return f"{self.slots} batches of {self.slot_bytes / _MEGABYTE:,.1f} MB  # {most}"
 
 
 def slots_within(megabytes: int, slot_bytes: int) -> Prefetch:
-    """As many slots as the bound holds, at most `MOST_SLOTS`; raises `BadInput` where it holds fewer than two."""
+    """Return as many slots as the bound holds, at most `MOST_SLOTS`; raises `BadInput` where it holds fewer than two."""
     limit_bytes = megabytes * _MEGABYTE
     if LEAST_SLOTS * slot_bytes > limit_bytes:
         needed = -(-LEAST_SLOTS * slot_bytes // _MEGABYTE)
@@ -58,18 +58,18 @@ def slots_within(megabytes: int, slot_bytes: int) -> Prefetch:
 
 
 def slot_bytes(batch_size: int, targets_of_one: Memory, largest_px: Mapping[str, int]) -> int:
-    """Bytes of one slot, from the memory of one view's targets and the largest input of each model whose pixels a batch holds."""
+    """Return the bytes of one slot, from the memory of one view's targets and the largest input of each model whose pixels it holds."""
     targets = sum(tensor.nbytes for tensor in targets_of_one.values())
     pixels = sum(3 * side**2 for side in largest_px.values())
     return batch_size * (targets + pixels + 4 * PHOTOMETRIC_PARAMETERS)
 
 
 def largest_inputs(recipe: TrainRecipe, source: TargetSource) -> dict[str, int]:
-    """The largest input in px of each model whose pixels a batch holds: the student and live teachers."""
+    """Return the largest input in px of each model whose pixels a batch holds: the student and live teachers."""
     return {STUDENT: max(recipe.student.sizes_px), **source.largest_px()}
 
 
 def prefetch_of(recipe: TrainRecipe, source: TargetSource, ranks: Ranks) -> Prefetch:
-    """What a rank's stream will hold; raises `BadInput` where two batches do not fit."""
+    """Return what a rank's stream will hold; raises `BadInput` where two batches do not fit."""
     start, stop = ranks.span(recipe.run.batch_size)
     return slots_within(recipe.run.prefetch_megabytes, slot_bytes(stop - start, source.allocate(1), largest_inputs(recipe, source)))

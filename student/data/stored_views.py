@@ -1,4 +1,4 @@
-"""A torch `Dataset` over a store, for notebooks and for training loops of one's own: a recorded view, its tokens, its label.
+"""A torch `Dataset` over a store, for notebooks and for your own training loop: a recorded view, its tokens, its label.
 
     views = StoredViews("runs/demo/store", ["efficientnet-lite0"], size_px=64)
     batch = next(iter(DataLoader(views, batch_size=32, shuffle=True, num_workers=2)))
@@ -57,7 +57,7 @@ class StoredViews(Dataset[Sample]):
         return {**self.__dict__, "_readers": (-1, {})}
 
     def readers(self) -> dict[str, FeatureReader]:
-        """The feature sets by teacher, opened when this process first needs them."""
+        """Return the feature sets by teacher, opened when this process first needs them."""
         if self._readers[0] != os.getpid():  # a forked DataLoader worker has its parent's locks, but not its threads and connections
             store = FeatureStore.open(self.store_url)
             self._readers = os.getpid(), {reader.name: reader for reader in map(store.features, self.keys)}
@@ -67,34 +67,34 @@ class StoredViews(Dataset[Sample]):
         return self._count
 
     def rows_at(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows (n,) of some indices, negative ones from the end; raises IndexError. No array of all rows is held."""
-        places = np.asarray(indices, np.int64)
-        if len(places) and not (-self._count <= places.min() and places.max() < self._count):
-            raise IndexError(f"indices {places.min()} to {places.max()} of {self._count} samples")
-        places = np.where(places < 0, places + self._count, places)
-        rows: NDArray[np.int64] = places + np.searchsorted(self._usable_before, places, side="right")
+        """Return the rows (n,) of some indices, negative ones from the end; raises IndexError. No array of all rows is held."""
+        positions = np.asarray(indices, np.int64)
+        if len(positions) and not (-self._count <= positions.min() and positions.max() < self._count):
+            raise IndexError(f"indices {positions.min()} to {positions.max()} of {self._count} samples")
+        positions = np.where(positions < 0, positions + self._count, positions)
+        rows: NDArray[np.int64] = positions + np.searchsorted(self._usable_before, positions, side="right")
         return rows
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """The samples of some indices, from one read of each feature set; torch's `DataLoader` asks so."""
+        """Return the samples of some indices, from one read of each feature set; torch's `DataLoader` calls this."""
         rows = self.rows_at(indices)
         readers = self.readers()
         views = next(iter(readers.values())).views
         images, numbers = np.divmod(rows, views.views_per_image)
-        known = [views.dataset.row(image) for image in images.tolist()]
+        image_rows = [views.dataset.row(image) for image in images.tolist()]
         samples: list[Sample] = [
-            {"id": one.id, "view": int(number), "label": one.label, "tokens": {}} for one, number in zip(known, numbers, strict=True)
+            {"id": row.id, "view": int(number), "label": row.label, "tokens": {}} for row, number in zip(image_rows, numbers, strict=True)
         ]
         for name, reader in readers.items():
             for sample, tokens in zip(samples, _decoded(reader, rows), strict=True):
                 sample["tokens"][name] = tokens
         if self.size_px is not None:
             pixels = view_pixels(views, rows, Input(self.size_px, self.interpolation))
-            for sample, one in zip(samples, torch.from_numpy(pixels), strict=True):
-                sample["pixels"] = one
+            for sample, pixels_HWC in zip(samples, torch.from_numpy(pixels), strict=True):
+                sample["pixels"] = pixels_HWC
         return samples
 
 

@@ -1,10 +1,10 @@
 """Batches of pixels and targets, built by threads straight into preallocated memory.
 
-A step's pixels are read or made at every input that is wanted (the student's, and live teachers'; `storage.views.pixels` says how); its
+A step's pixels are read or rendered at every input that a model needs (the student's, live teachers'; see `storage.views.pixels`); its
 cached tokens are read into the same batch. A fixed number of equal batches exists (`prefetch` says how many fit), so memory is bounded;
 each is split among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the
-views' photometric parameters cross to the device, where `as_all_see` applies them. Everything in a batch is a function of its step, so
-starting at any step resumes exactly.
+views' photometric parameters cross to the device, where `apply_photometric` applies them. Everything in a batch is a function of its step,
+so starting at any step resumes exactly.
 """
 
 import itertools
@@ -22,19 +22,19 @@ from ...storage.views.pixels import ReadableViews, fill_pixels
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
 from ...teachers.encoders.photometric import pixels_seen_by
 from ..model.ranks import ALONE, Ranks
-from .order import BatchOrder, Places
+from .order import BatchIndices, BatchOrder
 from .targets import STUDENT, Memory, Rendering, TargetSource
 
 
 class Plan(NamedTuple):
-    """What one step will use."""
+    """What one step reads: images and views, and the inputs that are rendered of them."""
 
     step: int
-    places: Places
+    indices: BatchIndices
     renderings: Sequence[Rendering]
 
     def size_px(self, key: str) -> int:
-        """Input size of the student or of one live teacher in this step."""
+        """Return input size of the student or of one live teacher in this step."""
         return next(rendering.size_px for rendering in self.renderings if rendering.key == key)
 
 
@@ -46,12 +46,12 @@ class Batch:
     tensors: Memory
 
     def to(self, device: str) -> Memory:
-        """The tensors on a device; asynchronous from pinned memory."""
+        """Copy the tensors to a device; asynchronous from pinned memory."""
         return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
 
 
-def as_all_see(mode: str, tensors: Memory) -> Memory:
-    """A batch's tensors with its pixels as the student and each live teacher see them under the views' photometric mode."""
+def apply_photometric(mode: str, tensors: Memory) -> Memory:
+    """Return a batch's tensors with the pixels as the student and each live teacher see them under the views' photometric mode."""
     seen = dict(tensors)
     for name, pixels in tensors.items():
         kind, _, key = name.partition("/")
@@ -69,11 +69,11 @@ class _Slot:
     pixels: Memory
 
     def tensors(self, renderings: Sequence[Rendering]) -> Memory:
-        found = dict(self.fixed)
+        tensors = dict(self.fixed)
         for key, size_px, _ in renderings:
             shape = (self.batch_size, size_px, size_px, 3)
-            found[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
-        return found
+            tensors[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
+        return tensors
 
 
 class Stream:
@@ -109,15 +109,15 @@ class Stream:
         fixed["photometric"] = torch.zeros(self.batch_size, PHOTOMETRIC_PARAMETERS)
         sizes = {key: 3 * self.batch_size * side**2 for key, side in largest_px.items()}
         pixels = {key: torch.empty(count, dtype=torch.uint8, pin_memory=self.pin) for key, count in sizes.items()}
-        return _Slot(self.batch_size, {name: one.pin_memory() if self.pin else one for name, one in fixed.items()}, pixels)
+        return _Slot(self.batch_size, {name: tensor.pin_memory() if self.pin else tensor for name, tensor in fixed.items()}, pixels)
 
     def plan(self, step: int) -> Plan:
-        """What a step uses on this rank: a pure function of the step."""
-        places = self.order.batch(step, self.global_batch, self.ranks.number, self.ranks.count)
-        return Plan(step, places, (self.student_rendering(step), *self.source.renderings(step)))
+        """Return what a step uses on this rank: a pure function of the step."""
+        indices = self.order.batch(step, self.global_batch, self.ranks.number, self.ranks.count)
+        return Plan(step, indices, (self.student_rendering(step), *self.source.renderings(step)))
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """The batches of steps [first, last) in order; an error in a thread is raised here, at its step.
+        """Yield the batches of steps [first, last) in order; an error in a thread is raised here, at its step.
 
         Steps whose data are not in the store yet are not begun ahead of time.
         """
@@ -162,11 +162,11 @@ class Stream:
         return batch, [pool.submit(self._fill, batch, start, stop) for start, stop in spans]
 
     def _fill(self, batch: Batch, start: int, stop: int) -> None:
-        """Build places [start, stop) of a batch."""
-        places = batch.plan.places
-        rows_b = places.row_B[start:stop]
+        """Build rows [start, stop) of a batch."""
+        indices = batch.plan.indices
+        rows_b = indices.row_B[start:stop]
         self.source.fill(rows_b, batch.tensors, start)
         views = self.views.read(rows_b)
         batch.tensors["photometric"][start:stop] = torch.from_numpy(views.photometric)
-        outputs = [(one.input, batch.tensors[f"pixels/{one.key}"][start:stop].numpy()) for one in batch.plan.renderings]
+        outputs = [(rendering.input, batch.tensors[f"pixels/{rendering.key}"][start:stop].numpy()) for rendering in batch.plan.renderings]
         fill_pixels(self.views, rows_b, views, outputs)

@@ -1,6 +1,6 @@
-"""Where a step's targets come from: cached tokens read from feature sets, or live teachers over the same recorded views.
+"""The sources of a step's targets: cached tokens read from feature sets, or live teachers over the same recorded views.
 
-`TargetSource` is the one protocol that the trainer knows. A source says which renderings of each view it wants (live teachers), owns memory
+`TargetSource` is the one protocol that the trainer knows. A source says which renderings of each view it needs (live teachers), owns memory
 for a batch that reader threads fill (cached tokens, as stored: codes and scales), and turns both into normalised fp32 tokens on the device.
 With the fp32 codec the two give bit-equal targets on a CPU when the extraction's and the live forward's batches have the same size, because
 matrix products may round differently for other batch sizes; `forward_batch = 1` on both sides makes that exact for any order.
@@ -39,7 +39,7 @@ class Rendering(NamedTuple):
 
     @property
     def input(self) -> Input:
-        """The pixels, whoever wants them."""
+        """Size and interpolation alone, without the model."""
         return Input(self.size_px, self.interpolation)
 
 
@@ -51,25 +51,25 @@ class TargetSource(Protocol):
         """Widths and grid of each teacher's targets."""
 
     def renderings(self, step: int) -> Sequence[Rendering]:
-        """The pixels that this source wants of each view of a step."""
+        """Return the pixels that this source needs of each view of a step."""
 
     def largest_px(self) -> Mapping[str, int]:
-        """The largest input, over all steps, of each model that wants pixels."""
+        """Return the largest input, over all steps, of each model that needs pixels."""
 
     def allocate(self, batch_size: int) -> Memory:
-        """Host memory for one batch, by name."""
+        """Allocate host memory for one batch, by name."""
 
     def prefetch(self, rows_b: NDArray[np.int64]) -> None:
-        """These rows will be asked for soon."""
+        """Announce rows that will be asked for soon."""
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
-        """Put the targets of some feature rows at places [start, start + b) of a batch's memory."""
+        """Write the targets of some feature rows into rows [start, start + b) of a batch's memory."""
 
     def resolve(self, tensors: Mapping[str, Tensor]) -> Targets:
-        """Normalised fp32 tokens by teacher, from the batch's memory and pixels on the device."""
+        """Return normalised fp32 tokens by teacher, from the batch's memory and pixels on the device."""
 
     def identities(self) -> dict[str, Any]:
-        """JSON-able: what these targets are, by teacher."""
+        """Return what these targets are, by teacher, JSON-able."""
 
 
 class CachedTargets:
@@ -78,19 +78,20 @@ class CachedTargets:
     def __init__(self, readers: Mapping[str, FeatureReader]) -> None:
         self.readers = dict(readers)
         self.specs: Mapping[str, TargetSpec] = {
-            name: TargetSpec(one.cls_dim, one.patch_dim, one.grid, one.layout.tokens_per_view) for name, one in self.readers.items()
+            name: TargetSpec(reader.cls_dim, reader.patch_dim, reader.grid, reader.layout.tokens_per_view)
+            for name, reader in self.readers.items()
         }
 
     def renderings(self, step: int) -> Sequence[Rendering]:
-        """None: the teachers have seen these views already."""
+        """Return none: the teachers have seen these views already."""
         return ()
 
     def largest_px(self) -> Mapping[str, int]:
-        """None either."""
+        """Return none."""
         return {}
 
     def allocate(self, batch_size: int) -> Memory:
-        """Memory in the stored types: `<teacher>/cls`, `<teacher>/patch`, `<teacher>/scale`, `<teacher>/position`."""
+        """Allocate memory in the stored types: `<teacher>/cls`, `<teacher>/patch`, `<teacher>/scale`, `<teacher>/position`."""
         memory: Memory = {}
         for name, reader in self.readers.items():
             arrays = reader.empty(batch_size)._asdict()
@@ -103,14 +104,14 @@ class CachedTargets:
             reader.prefetch(rows_b)
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
-        """Read checked rows straight into the batch; the caller has threads of its own."""
+        """Read checked rows straight into the batch, on the calling thread alone."""
         for name, reader in self.readers.items():
             window = slice(start, start + len(rows_b))
             cls, scale, position = (_window(memory.get(f"{name}/{part}"), window) for part in ("cls", "scale", "position"))
             reader.read(rows_b, out=TokenRows(cls, memory[f"{name}/patch"][window].numpy(), scale, position), threads=1)
 
     def resolve(self, tensors: Mapping[str, Tensor]) -> Targets:
-        """De-quantise on the device."""
+        """Decode on the device."""
         return {name: self._tokens(name, tensors) for name in self.readers}
 
     def _tokens(self, name: str, tensors: Mapping[str, Tensor]) -> Tokens | SampledTokens:
@@ -120,8 +121,8 @@ class CachedTargets:
         return Tokens(cls_BD, patch) if position_BT is None else SampledTokens(cls_BD, patch, position_BT, self.readers[name].grid)
 
     def identities(self) -> dict[str, Any]:
-        """Key and identity of each feature set."""
-        return {name: {"source": "cached", "features": one.key, "identity": one.identity} for name, one in self.readers.items()}
+        """Return key and identity of each feature set."""
+        return {name: {"source": "cached", "features": reader.key, "identity": reader.identity} for name, reader in self.readers.items()}
 
 
 class LiveTargets:
@@ -143,40 +144,42 @@ class LiveTargets:
     ) -> None:
         self.teachers, self.sizes_px, self.seed, self.forward_batch = dict(teachers), tuple(sizes_px), seed, forward_batch
         self.statistics = dict(statistics)
-        self.specs: Mapping[str, TargetSpec] = {name: _live_spec(name, one, self.statistics[name]) for name, one in self.teachers.items()}
+        self.specs: Mapping[str, TargetSpec] = {
+            name: _live_spec(name, teacher, self.statistics[name]) for name, teacher in self.teachers.items()
+        }
         for teacher in self.teachers.values():
             for size_px in self.sizes_px:
                 teacher.spec.at_size(size_px)  # raises BadInput for a size that the teacher cannot take
         self._moments = {
-            name: {key: torch.from_numpy(values).to(device) for key, values in one.arrays().items()}
-            for name, one in self.statistics.items()
+            name: {key: torch.from_numpy(values).to(device) for key, values in of_teacher.arrays().items()}
+            for name, of_teacher in self.statistics.items()
         }
 
     def size_px(self, name: str, step: int) -> int:
-        """The input size of a teacher in a step."""
+        """Return the input size of a teacher in a step."""
         if self.sizes_px:
             return choose_size(self.seed, "teacher", step, self.sizes_px)
         return self.teachers[name].spec.preprocessing.size_px
 
     def renderings(self, step: int) -> Sequence[Rendering]:
-        """Every teacher's input."""
+        """Return every teacher's input."""
         return [
             Rendering(name, self.size_px(name, step), teacher.spec.preprocessing.interpolation) for name, teacher in self.teachers.items()
         ]
 
     def largest_px(self) -> Mapping[str, int]:
-        """Each teacher's own size, or the largest of those that are drawn."""
-        return {name: max(self.sizes_px, default=one.spec.preprocessing.size_px) for name, one in self.teachers.items()}
+        """Return each teacher's own size, or the largest of those that are drawn."""
+        return {name: max(self.sizes_px, default=teacher.spec.preprocessing.size_px) for name, teacher in self.teachers.items()}
 
     def allocate(self, batch_size: int) -> Memory:
-        """Nothing: pixels are the stream's."""
+        """Return none: pixels are the stream's."""
         return {}
 
     def prefetch(self, rows_b: NDArray[np.int64]) -> None:
-        """Nothing to fetch."""
+        """Do nothing: there is nothing to fetch."""
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
-        """Nothing to read."""
+        """Do nothing: there is nothing to read."""
 
     @torch.no_grad()
     def resolve(self, tensors: Mapping[str, Tensor]) -> dict[str, Tokens]:
@@ -192,14 +195,14 @@ class LiveTargets:
         return Tokens(normalised(torch.cat([part.cls_BD for part in parts]), moments, "cls"), patch_BHWD)
 
     def identities(self) -> dict[str, Any]:
-        """Identity of each teacher and digest of the statistics that normalise it."""
+        """Return identity of each teacher and digest of the statistics that normalise it."""
         return {
             name: {
                 "source": "live",
                 "sizes_px": list(self.sizes_px),
-                "identity": {"teacher": one.spec.identity(), "statistics": self.statistics[name].digest},
+                "identity": {"teacher": teacher.spec.identity(), "statistics": self.statistics[name].digest},
             }
-            for name, one in self.teachers.items()
+            for name, teacher in self.teachers.items()
         }
 
 

@@ -5,8 +5,9 @@ of the group `eupe_pipeline.exports` (`storage.core.plugins`), whose object is a
 runs what it wrote, or loads it with the library that it is for, before it returns: an export that cannot be checked is not made.
 
 The usage examples are ten-line programs; tests run each of them and compare its tokens with the student's. Each takes the path of a
-picture, resizes the whole of it to the student's size and prints the shapes of class and patch tokens. They need the format's own library,
-torch or numpy, and Pillow; never this package. The official hub's code is on no package index, so that example takes the path of a clone.
+picture, turns it upright as `index` does, resizes the whole of it to the student's size and prints the shapes of class and patch tokens.
+They need the format's own library, torch or numpy, and Pillow; never this package. The official hub's code is on no package index, so that
+example takes the path of a clone.
 """
 
 from collections.abc import Callable, Mapping
@@ -114,7 +115,7 @@ def _of_published(source: Path) -> Runner:
 
 
 _PIXELS = """\
-picture = Image.open(sys.argv[1]).convert("RGB").resize(($side, $side), Image.Resampling.$resample)
+picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB").resize(($side, $side), Image.Resampling.$resample)
 pixels = (np.asarray(picture, np.float32) / 255 - np.float32($mean)) / np.float32($std)
 """
 
@@ -122,7 +123,7 @@ _EUPE = """\
 import sys
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 """ + _PIXELS + """\
 # argv[2]: a clone of facebookresearch/EUPE, whose entry for ViT-T leaves the weights random unless `pretrained` is said
 model = torch.hub.load(sys.argv[2], "$name", source="local", pretrained=True, weights="$file").eval()
@@ -135,10 +136,10 @@ _TIMM = """\
 import sys
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-pixels = transform(Image.open(sys.argv[1]).convert("RGB"))[None]
+pixels = transform(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))[None]
 with torch.no_grad():
     cls, patch = model(pixels), $patch
 print(tuple(cls.shape), tuple(patch.shape))
@@ -147,11 +148,11 @@ print(tuple(cls.shape), tuple(patch.shape))
 _TRANSFORMERS = """\
 import sys
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 processor, model = AutoImageProcessor.from_pretrained("."), AutoModel.from_pretrained(".").eval()
 with torch.no_grad():
-    tokens = model(**processor(Image.open(sys.argv[1]).convert("RGB"), return_tensors="pt")).last_hidden_state
+    tokens = model(**processor(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"), return_tensors="pt")).last_hidden_state
 cls, patch = tokens[:, 0], tokens[:, $prefix:]
 print(tuple(cls.shape), tuple(patch.shape))
 """
@@ -160,7 +161,7 @@ _ONNX = """\
 import sys
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 """ + _PIXELS + """\
 session = onnxruntime.InferenceSession("$file", providers=["CPUExecutionProvider"])
 cls, patch = session.run(["cls", "patch"], {"pixels": pixels.transpose(2, 0, 1)[None]})
@@ -172,7 +173,7 @@ import sys
 import numpy as np
 import torch
 from executorch.runtime import Runtime
-from PIL import Image
+from PIL import Image, ImageOps
 """ + _PIXELS + """\
 program = Runtime.get().load_program("$file")
 cls, patch = program.load_method("forward").execute([torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()])

@@ -27,7 +27,7 @@ from ...storage.views.view_spec import Input
 from ..data.following import POLL_S, FollowedOrder
 from ..data.order import BatchOrder
 from ..data.prefetch import largest_inputs, prefetch_of
-from ..data.stream import Batch, Stream, as_all_see
+from ..data.stream import Batch, Stream, apply_photometric
 from ..data.targets import STUDENT, Rendering, Targets, TargetSource
 from ..model.draws import choose_size
 from ..model.recipe import TrainRecipe
@@ -175,7 +175,7 @@ class Trainer:
         learners = [learner for learner in self.learners if learner.steps_done == step]
         tensors = batch.to(self.device)
         for start, stop, last in self._micro_batches():
-            micro_batch = as_all_see(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
+            micro_batch = apply_photometric(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
             with torch.no_grad():
                 targets = self.source.resolve(micro_batch)
             for learner in learners:
@@ -194,7 +194,7 @@ class Trainer:
 
     def _image_ids(self, batch: Batch) -> str:
         """Return the first image ids of a batch, for an error."""
-        return ", ".join(self.dataset.row(image).id for image in batch.plan.places.image_B[:8].tolist())
+        return ", ".join(self.dataset.row(image).id for image in batch.plan.indices.image_B[:8].tolist())
 
     def _save_if_due(self, learners: Sequence[Learner], done: int, steps: int) -> None:
         """Save the checkpoints that are due after `done` steps; raises `Interrupted` when a signal has come."""

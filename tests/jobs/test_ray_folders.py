@@ -169,7 +169,7 @@ class TestRaysFolder:
 
     def test_holds_the_objects_where_shared_memory_cannot(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(places, "OBJECT_STORE_BYTES", 1 << 60)
-        chosen = places.ray_places({"TMPDIR": "/tmp"})
+        chosen = places.ray_init_folders({"TMPDIR": "/tmp"})
         assert Path(chosen["_plasma_directory"]).is_dir()
         monkeypatch.setattr(places, "SHARED_MEMORY", tmp_path / "none")
         assert "is not there" in places.shared_memory_flaw()

@@ -298,9 +298,9 @@ def test_workers_in_this_process_load_the_teachers_once(photos: Any) -> None:
     extract_features(options)
     views = store.view_set(store.list_view_sets()[0])
     order = WorkOrder(store.url, views.key, (resolve_teacher(options.teachers[0].name),), "cpu", 1, 8)
-    with workers(order, 0, None) as crew:
-        assert isinstance(crew, InProcess)
-        assert crew._worker is crew._worker
+    with workers(order, 0, None) as pool:
+        assert isinstance(pool, InProcess)
+        assert pool._worker is pool._worker
 
 
 def test_teachers_one_after_another_give_the_tokens_that_they_give_together(photos: Any, tmp_path: Path) -> None:

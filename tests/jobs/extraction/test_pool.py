@@ -79,49 +79,49 @@ def ray() -> Iterator[Any]:
 class TestActors:
     @pytest.mark.fault(6, "detected", MAX_TRIES)
     def test_a_task_that_kills_its_worker_each_time_ends_the_run_after_three_tries(self, ray: Any, order: WorkOrder) -> None:
-        crew = RayActors(ray, order, 1)
-        results = crew.run([("measure", (ROWS_OF_MINUTES, ["teacher"]))])
+        workers = RayActors(ray, order, 1)
+        results = workers.run([("measure", (ROWS_OF_MINUTES, ["teacher"]))])
         killer = threading.Thread(target=kill_actors, args=(MAX_TRIES,))
         killer.start()
         with pytest.raises(EupeError, match=rf"failed {MAX_TRIES} times because its worker died.*--batch-size"):
             list(results)
         killer.join()
-        assert crew.retries == MAX_TRIES
-        crew.dismiss()
+        assert workers.retries == MAX_TRIES
+        workers.stop()
 
     def test_an_error_on_purpose_comes_back_with_its_own_text(self, ray: Any, order: WorkOrder) -> None:
-        crew = RayActors(ray, replace(order, teachers=(replace(order.teachers[0], weights_path=Path("/nowhere")),)), 1)
+        workers = RayActors(ray, replace(order, teachers=(replace(order.teachers[0], weights_path=Path("/nowhere")),)), 1)
         with pytest.raises(BadInput, match="/nowhere is not a file"):
-            list(crew.run([("measure", ([0], ["teacher"]))]))
-        crew.dismiss()
+            list(workers.run([("measure", ([0], ["teacher"]))]))
+        workers.stop()
 
     def test_more_workers_than_there_is_room_for_hold_up_nothing(self, ray: Any, order: WorkOrder) -> None:
-        crew = RayActors(ray, order, 4)
-        results = dict(crew.run([("measure", ([row], ["teacher"])) for row in range(6)]))
+        workers = RayActors(ray, order, 4)
+        results = dict(workers.run([("measure", ([row], ["teacher"])) for row in range(6)]))
         assert sorted(results) == list(range(6))
-        assert crew.retries == 0
-        crew.dismiss()
+        assert workers.retries == 0
+        workers.stop()
 
     def test_without_a_count_the_cluster_s_room_is_taken(self, ray: Any, order: WorkOrder) -> None:
-        crew = RayActors(ray, order, None)
-        results = crew.run([("measure", ([row], ["teacher"])) for row in range(6)])
+        workers = RayActors(ray, order, None)
+        results = workers.run([("measure", ([row], ["teacher"])) for row in range(6)])
         next(results)
         # Asked for, not at work: the first may have done all six tasks before the second has started.
-        assert len(crew._crew) + len(crew._starting) == 2
+        assert len(workers._ready) + len(workers._starting) == 2
         list(results)
-        crew.dismiss()
+        workers.stop()
 
 
 def test_a_caller_who_has_had_enough_ends_the_work_of_this_process(order: WorkOrder) -> None:
-    crew = InProcess(order)
-    results = crew.run([("measure", ([row], ["teacher"])) for row in range(20)])
+    workers = InProcess(order)
+    results = workers.run([("measure", ([row], ["teacher"])) for row in range(20)])
     next(results)
     results.close()  # type: ignore[attr-defined]
     with pytest.raises(EupeError, match="stopped between two batches"):
-        crew._worker.measure([0], ["teacher"])
+        workers._worker.measure([0], ["teacher"])
 
 
 def test_an_error_of_one_task_ends_those_beside_it(order: WorkOrder) -> None:
-    crew = InProcess(order)
+    workers = InProcess(order)
     with pytest.raises(KeyError):
-        list(crew.run([("measure", ([0], ["teacher"])), ("measure", ([0], ["nobody"])), ("measure", ([0], ["teacher"]))]))
+        list(workers.run([("measure", ([0], ["teacher"])), ("measure", ([0], ["nobody"])), ("measure", ([0], ["teacher"]))]))

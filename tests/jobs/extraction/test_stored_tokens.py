@@ -116,7 +116,7 @@ def test_the_teacher_s_own_grid_is_no_other_layout(large: Any) -> None:
     assert features(store, replace(options, grid=(4, 4))).key == features(store, options).key
 
 
-def test_teachers_of_one_grid_keep_the_same_places_and_a_larger_one_joins_them(large: Any, tmp_path: Path) -> None:
+def test_teachers_of_one_grid_keep_the_same_cells_and_a_larger_one_joins_them(large: Any, tmp_path: Path) -> None:
     store, options = large
     shutil.copytree(options.teachers[0].name, tmp_path / "second")
     both = replace(options, teachers=(*options.teachers, TeacherRequest(str(tmp_path / "second"), size_px=24)), grid=(3, 3))

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from eupe_pipeline.jobs.extraction.summary import PHASES, ShardReport, progress, together, work_done
+from eupe_pipeline.jobs.extraction.summary import PHASES, ShardReport, combined, progress, work_done
 
 
 def report(shard: int, size: int) -> ShardReport:
@@ -46,7 +46,7 @@ def test_extractions_one_after_another_add_up_and_what_is_the_same_stays() -> No
             "views_per_second": 12.0,
         },
     ]
-    whole = together(parts)
+    whole = combined(parts)
     assert whole["features"] == {"a": "a@1", "b": "b@2"}
     assert (whole["rows"], whole["bytes"], whole["seconds"], whole["views_done"]) == (48, {"a": 5, "b": 7}, 6.0, 96)
     assert whole["views_per_second"] == pytest.approx(16.0)
@@ -54,7 +54,7 @@ def test_extractions_one_after_another_add_up_and_what_is_the_same_stays() -> No
 
 
 def test_one_extraction_is_its_own_sum() -> None:
-    assert together([{"rows": 3, "views_done": 0}]) == {"rows": 3, "views_done": 0}
+    assert combined([{"rows": 3, "views_done": 0}]) == {"rows": 3, "views_done": 0}
 
 
 def test_progress_counts_only_fresh_work_for_its_rate() -> None:
@@ -70,6 +70,6 @@ def test_shares_of_extractions_one_after_another_are_of_the_whole_time_and_an_im
         {"seconds": 3.0, "shares_of_time": {"forward": 0.4, "wait": 0.6}, "failed": {"a": "broken"}, "images_failed": 1, "gpu_use": 0.9},
         {"seconds": 9.0, "shares_of_time": {}, "failed": {}, "images_failed": 0},
     ]
-    whole = together(parts)
+    whole = combined(parts)
     assert whole["shares_of_time"] == pytest.approx({"forward": 0.5, "wait": 0.5})
     assert (whole["gpu_use"], whole["images_failed"], whole["seconds"]) == (pytest.approx(0.8), 1, 13.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import TeacherRequest
-from eupe_pipeline.jobs.extraction.work_orders import gpu_use, place
+from eupe_pipeline.jobs.extraction.work_orders import assign_devices, gpu_use
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
@@ -16,20 +16,20 @@ NAMES = ("pecore-g", "pelang-g", "dinov3-h+")
 
 
 def test_on_one_device_all_teachers_share_it() -> None:
-    assert place(NAMES, "cpu", 1.0, {}) == dict.fromkeys(NAMES, "cpu")
-    assert place(NAMES, "cuda", 1.0, {}) == dict.fromkeys(NAMES, "cuda")
-    assert place(NAMES, "cuda", 0.5, {}) == dict.fromkeys(NAMES, "cuda")
+    assert assign_devices(NAMES, "cpu", 1.0, {}) == dict.fromkeys(NAMES, "cpu")
+    assert assign_devices(NAMES, "cuda", 1.0, {}) == dict.fromkeys(NAMES, "cuda")
+    assert assign_devices(NAMES, "cuda", 0.5, {}) == dict.fromkeys(NAMES, "cuda")
 
 
 def test_over_several_gpus_of_a_worker_they_are_dealt_out_in_turn() -> None:
-    assert place(NAMES, "cuda", 2.0, {}) == {"pecore-g": "cuda:0", "pelang-g": "cuda:1", "dinov3-h+": "cuda:0"}
-    assert place(NAMES, "cuda", 3.0, {}) == {"pecore-g": "cuda:0", "pelang-g": "cuda:1", "dinov3-h+": "cuda:2"}
+    assert assign_devices(NAMES, "cuda", 2.0, {}) == {"pecore-g": "cuda:0", "pelang-g": "cuda:1", "dinov3-h+": "cuda:0"}
+    assert assign_devices(NAMES, "cuda", 3.0, {}) == {"pecore-g": "cuda:0", "pelang-g": "cuda:1", "dinov3-h+": "cuda:2"}
 
 
 def test_what_the_user_placed_stays_there_and_the_rest_is_dealt_out() -> None:
-    placed = place(NAMES, "cuda", 2.0, {"pelang-g": "cuda:1"})
+    placed = assign_devices(NAMES, "cuda", 2.0, {"pelang-g": "cuda:1"})
     assert placed == {"pecore-g": "cuda:0", "pelang-g": "cuda:1", "dinov3-h+": "cuda:1"}
-    assert place(NAMES, "cuda", 1.0, {"dinov3-h+": "cpu"})["dinov3-h+"] == "cpu"
+    assert assign_devices(NAMES, "cuda", 1.0, {"dinov3-h+": "cpu"})["dinov3-h+"] == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_what_the_user_placed_stays_there_and_the_rest_is_dealt_out() -> None:
 )
 def test_a_place_that_is_not_there_is_refused(device: str, gpus: float, chosen: dict[str, str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        place(NAMES, device, gpus, chosen)
+        assign_devices(NAMES, device, gpus, chosen)
 
 
 def test_where_a_teacher_runs_is_no_part_of_what_it_says(photos: Any) -> None:

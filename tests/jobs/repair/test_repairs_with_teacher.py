@@ -337,4 +337,4 @@ def test_an_identity_without_a_teacher_of_ours_is_said_and_the_rest_is_mended(tm
     result = repair_features(RepairOptions(str(tmp_path / "store")))
     assert zarr.read_bytes() == before
     assert len(result["left"]) == 1
-    assert "of its teacher, which cannot be built again" in result["left"][0]
+    assert "describes no teacher that this version knows" in result["left"][0]

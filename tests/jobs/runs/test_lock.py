@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.jobs.runs import lock as run_lock
-from eupe_pipeline.jobs.runs.lock import alone_in
+from eupe_pipeline.jobs.runs.lock import exclusive_run_folder
 from eupe_pipeline.storage.core.errors import BadInput
 
 from ..training.test_train import RECIPE, run
@@ -35,5 +35,5 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tiny_store: Any, tm
 
 def test_the_lock_goes_with_the_block_and_leaves_nothing(tmp_path: Path) -> None:
     for _ in range(2):
-        with alone_in(tmp_path / "a" / "run"):
+        with exclusive_run_folder(tmp_path / "a" / "run"):
             assert list((tmp_path / "a" / "run").iterdir()) == []

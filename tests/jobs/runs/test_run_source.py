@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.jobs.runs.run_source import run_at_hand
+from eupe_pipeline.jobs.runs.run_source import local_run
 from eupe_pipeline.jobs.runs.upload import RunMirror
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
@@ -57,31 +57,31 @@ def test_stage_3_from_urls_is_stage_3_from_folders(tiny_store: Any, proxy: str, 
 
 
 def test_an_altered_copy_is_fetched_again_and_an_altered_object_is_refused(proxy: str) -> None:
-    home = run_at_hand(proxy)
+    home = local_run(proxy)
     weights = home / "model" / "backbone.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    assert run_at_hand(proxy) == home
+    assert local_run(proxy) == home
     assert weights.read_bytes() == good
     weights.unlink()
     open_objects(proxy).replace("model/backbone.safetensors", good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(CacheDamaged, match=r"model/backbone\.safetensors differs from its manifest"):
-        run_at_hand(proxy)
+        local_run(proxy)
     open_objects(proxy).remove("model/backbone.safetensors")
     with pytest.raises(CacheDamaged, match=r"model/backbone\.safetensors is not there, as its manifest says"):
-        run_at_hand(proxy)
+        local_run(proxy)
 
 
 def test_a_url_without_a_finished_run_says_so(proxy: str) -> None:
     with pytest.raises(BadInput, match=r"s3://runs/nothing holds no trained model .*: no run was trained there; train with --out"):
-        run_at_hand("s3://runs/nothing")
+        local_run("s3://runs/nothing")
     open_objects(proxy).remove("model/manifest.json")
     with pytest.raises(BadInput, match="it is not finished"):
-        run_at_hand(proxy)
+        local_run(proxy)
     with pytest.raises(BadInput, match="no run was trained there"):
-        run_at_hand("s3://no-such-bucket-at-all/run/")
+        local_run("s3://no-such-bucket-at-all/run/")
     with pytest.raises(BadInput, match="cannot use the URL"):
-        run_at_hand("gopher://host/run")
+        local_run("gopher://host/run")
 
 
 def test_the_command_takes_urls_and_refuses_bad_ones_in_a_sentence(

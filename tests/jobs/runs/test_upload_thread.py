@@ -96,11 +96,11 @@ def test_an_upload_cut_at_any_request_leaves_whole_checkpoints_and_is_finished_l
     """The copy holds step 3; steps 6 and 9 are here, step 3 is gone."""
     made: dict[str, dict[str, bytes]] = {}
     mirror = pushed(LocalObjects(tmp_path / "begun" / "there"), tmp_path / "begun" / "home")
-    checkpoint(mirror.home, 3)
+    checkpoint(mirror.run_folder, 3)
     assert mirror.push()
     for step in (6, 9):
-        checkpoint(mirror.home, step)
-    remove_folder(mirror.home / "checkpoints" / "step-0000003")
+        checkpoint(mirror.run_folder, step)
+    remove_folder(mirror.run_folder / "checkpoints" / "step-0000003")
     with Trials(7) as trials:
         for cut in range(40):
             shutil.copytree(tmp_path / "begun", tmp_path / f"{cut}")
@@ -144,6 +144,25 @@ def test_a_fetch_that_was_cut_short_starts_again(tmp_path: Path, monkeypatch: py
     RunMirror(objects, home).pull()
     assert (home / "recipe.json").is_file()
     assert (home / "checkpoints" / "step-0000003" / "model.safetensors").is_file()
+
+
+def test_a_walk_that_meets_no_checkpoint_leaves_the_newest_one_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer removes the old checkpoint between the listing of the folder and the look into it, and the new one is not listed yet."""
+    home, objects = tmp_path / "home", LocalObjects(tmp_path / "there")
+    mirror = pushed(objects, home)
+    for step in (3, 6):
+        checkpoint(home, step)
+    (home / "metrics.jsonl").write_text("{}")
+    assert mirror.push()
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "_files_here", lambda: (["metrics.jsonl"], []))
+        assert mirror.push()
+    assert list(whole(objects, tmp_path / "seen")) == ["checkpoints/step-0000006"]
+    remove_folder(home / "checkpoints" / "step-0000003")
+    remove_folder(home / "checkpoints" / "step-0000006")
+    checkpoint(home, 9)
+    assert mirror.push()
+    assert list(whole(objects, tmp_path / "later")) == ["checkpoints/step-0000009"]
 
 
 def test_checkpoints_that_come_and_go_during_uploads_are_put_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_each_batch_is_all_of_one_dataset_with_its_own_pixels_and_tokens(mixed: 
     stream = Stream(views, cached_targets(parts), order, lambda step: drawn, batch_size=BATCH, largest_px={STUDENT: 16})
     of_few = 0
     for batch in stream.batches(0, 40):
-        rows = batch.plan.places.row_B
+        rows = batch.plan.indices.row_B
         part = parts[int(rows[0] >= 12)]
         local = rows - (12 if part.name == "many" else 0)
         assert 0 <= local.min() <= local.max() < part.views.rows

@@ -22,7 +22,7 @@ def test_a_run_on_s3_goes_through_shards_and_is_the_run_on_a_local_copy(tiny_sto
     bucket.seen.clear()
     store = FeatureStore.open(url, shard_cache=tmp_path / "cache")
     recipe = replace(RECIPE, data=DataConfig(window_shards=1), run=replace(RECIPE.run, reader_threads=1))
-    train(recipe, store, [key], data="photos", out=tmp_path / "s3", on_event=said.append)
+    train(recipe, store, [key], data="photos", out=tmp_path / "s3", shard_cache=tmp_path / "cache", on_event=said.append)
     assert said[0] == {"event": "note", "text": "data.order: shards  # auto: one request a shard is cheaper than one a view"}
     fetched = [path for method, path in bucket.seen if method == "GET" and "/patch/c" in path and "/features/" in path]
     assert len(fetched) == 3  # two epochs of three shards

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from eupe_pipeline.pipeline.pictures import neighbours
-from eupe_pipeline.pipeline.pictures.neighbours import galleries, images_with_tokens, nearest, query_images, seen, telling_queries
+from eupe_pipeline.pipeline.pictures.neighbours import example_queries, galleries, images_with_tokens, nearest, query_images, seen
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.features import FeatureReader
 from eupe_pipeline.storage.views.view_spec import render
@@ -58,7 +58,7 @@ def test_queries_are_found_by_id_and_an_unknown_id_names_the_nearest(tiny_store:
 
 def test_without_a_choice_there_is_a_query_of_each_label(tiny_store: Any) -> None:
     reader = tiny_store.features()
-    labels = reader.views.dataset.labels()[telling_queries(reader)]
+    labels = reader.views.dataset.labels()[example_queries(reader)]
     assert sorted(labels.tolist()) == [0, 1, 2]
 
 

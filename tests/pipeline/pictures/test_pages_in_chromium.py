@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.pipeline.pictures.neighbours import galleries, telling_queries
+from eupe_pipeline.pipeline.pictures.neighbours import example_queries, galleries
 from eupe_pipeline.pipeline.pictures.patch_tokens import Photo
 from eupe_pipeline.pipeline.pictures.pca import PcaPicture
 from eupe_pipeline.pipeline.pictures.similarity import similarity_pictures
@@ -46,7 +46,7 @@ def whole(results: dict[str, Any], made_run: MakeRun, drawn: list[PcaPicture], t
     random = np.random.default_rng(0)
     photos = [Photo(one.label, one.image) for one in drawn[:2]]
     tokens = {name: random.normal(0, 1, (2, grid, grid, 8)).astype(np.float32) for name, grid in ((long_name, 14), ("student", 7))}
-    near = {one.key: galleries(one, telling_queries(one), 8, lambda event: None) for one in (reader, gaps)}
+    near = {one.key: galleries(one, example_queries(one), 8, lambda event: None) for one in (reader, gaps)}
     state = [health(one, lambda event: None) for one in (reader, gaps)]
     notes = ("No neighbours by x@0123456789ab: image 0 is not at /a/folder/whose/name/is/long/and/without/any/space/in/it/at/all any more",)
     write_report(Contents(runs, results, drawn, similarity_pictures(photos, tokens), near, state, notes), tmp_path / "report.html")

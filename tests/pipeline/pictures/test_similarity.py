@@ -11,7 +11,7 @@ from eupe_pipeline.pipeline.pictures.similarity import (
     levels,
     named_maps,
     pickable,
-    same_place,
+    same_cell,
     similarity_pictures,
 )
 from eupe_pipeline.storage.core.errors import BadInput
@@ -56,7 +56,7 @@ def test_every_tile_of_a_sheet_is_the_map_of_its_patch() -> None:
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_a_place_in_another_grid_covers_the_patchs_centre(ours: int, theirs: int) -> None:
     for row in range(ours):
-        found, _ = same_place((row, 0), (ours, ours), (theirs, theirs))
+        found, _ = same_cell((row, 0), (ours, ours), (theirs, theirs))
         assert found / theirs <= (row + 0.5) / ours <= (found + 1) / theirs
 
 

@@ -21,7 +21,7 @@ def test_places_ascend_in_the_grid_and_never_repeat(seed: int, views: int, cells
 
 
 @given(st.permutations(range(12)), st.integers(1, 12))
-def test_any_subset_in_any_order_on_any_machine_has_the_same_places(order: list[int], kept: int) -> None:
+def test_any_subset_in_any_order_on_any_machine_has_the_same_cells(order: list[int], kept: int) -> None:
     whole = draw_positions(7, IDS, 2, 40, 9).reshape(12, 2, 9)
     some = draw_positions(7, [IDS[n] for n in order[:kept]], 2, 40, 9).reshape(kept, 2, 9)
     np.testing.assert_array_equal(some, whole[order[:kept]])

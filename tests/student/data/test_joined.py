@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 def test_every_number_falls_into_its_own_part(sizes: list[int], picks: list[int]) -> None:
     numbering = Numbering(sizes)
     expected = [(part, local) for part, size in enumerate(sizes) for local in range(size)]
-    assert [numbering.place(number) for number in range(numbering.total)] == expected
+    assert [numbering.locate(number) for number in range(numbering.total)] == expected
     numbers = np.array([pick % numbering.total for pick in picks], np.int64)
     found: dict[int, tuple[int, int]] = {}
     for part, here, local in numbering.split(numbers):

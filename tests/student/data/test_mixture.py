@@ -25,10 +25,10 @@ def test_each_dataset_goes_through_its_own_permutation_without_a_gap() -> None:
     mixture = Mixture(PAPER, 3)
     seen: dict[str, list[int]] = {name: [] for name in PAPER}
     for step in range(120):
-        name, places = mixture.places(ORDERS, step, BATCH)
-        seen[name] += places.row_B.tolist()
+        name, indices = mixture.batch(ORDERS, step, BATCH)
+        seen[name] += indices.row_B.tolist()
     for name, rows in seen.items():
-        assert rows == ORDERS[name].places(0, len(rows)).row_B.tolist()
+        assert rows == ORDERS[name].at_positions(0, len(rows)).row_B.tolist()
         assert len(rows) > ORDERS[name].images
 
 
@@ -36,8 +36,8 @@ def test_each_dataset_goes_through_its_own_permutation_without_a_gap() -> None:
 def test_any_number_of_ranks_before_and_after_a_resume_sees_the_same(before: int, after: int) -> None:
     def rows(first: int, last: int, ranks: int) -> list[tuple[str, int]]:
         mixture = Mixture(PAPER, 8)  # a resumed process starts anew
-        parts = [mixture.places(ORDERS, step, BATCH, rank, ranks) for step in range(first, last) for rank in range(ranks)]
-        return [(name, row) for name, places in parts for row in places.row_B.tolist()]
+        parts = [mixture.batch(ORDERS, step, BATCH, rank, ranks) for step in range(first, last) for rank in range(ranks)]
+        return [(name, row) for name, indices in parts for row in indices.row_B.tolist()]
 
     assert rows(0, 11, before) + rows(11, 30, after) == rows(0, 30, 1)
 

@@ -46,18 +46,18 @@ def test_every_epoch_shows_each_image_that_did_not_fail_once(data: st.DataObject
     order = Order(images, views, seed, np.array(sorted(excluded), np.int64))
     length = order.epoch_length
     for epoch in range(3):
-        places = order.places(epoch * length, (epoch + 1) * length)
+        places = order.at_positions(epoch * length, (epoch + 1) * length)
         assert sorted(places.image_B.tolist()) == sorted(set(range(images)) - excluded)
 
 
 def test_k_epochs_show_every_view_of_every_image_once() -> None:
     order = Order(31, 4, 9)
-    rows = order.places(0, 31 * 4).row_B
+    rows = order.at_positions(0, 31 * 4).row_B
     assert np.array_equal(np.sort(rows), np.arange(31 * 4))
 
 
 def test_views_of_one_epoch_are_mixed() -> None:
-    views = Order(1000, 4, 9).places(0, 1000).view_B
+    views = Order(1000, 4, 9).at_positions(0, 1000).view_B
     assert np.bincount(views).min() > 200
 
 
@@ -66,15 +66,15 @@ def test_views_of_one_epoch_are_mixed() -> None:
 def test_the_order_does_not_depend_on_how_it_is_cut(cuts: list[int], seed: int) -> None:
     order = Order(23, 3, seed, np.array([4, 11]))
     edges = [0, *sorted(cuts), 200]
-    parts = [order.places(start, stop).row_B for start, stop in pairwise(edges)]
-    assert np.array_equal(np.concatenate(parts), order.places(0, 200).row_B)
+    parts = [order.at_positions(start, stop).row_B for start, stop in pairwise(edges)]
+    assert np.array_equal(np.concatenate(parts), order.at_positions(0, 200).row_B)
 
 
 def test_1_7e9_images_start_at_once_in_little_memory() -> None:
     tracemalloc.start()
     started = time.process_time()
     order = Order(1_689_000_000, 2, 5)
-    rows = order.places(900_000_000_000, 900_000_000_000 + 8192).row_B
+    rows = order.at_positions(900_000_000_000, 900_000_000_000 + 8192).row_B
     seconds, peak_bytes = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(np.unique(rows)) == 8192
@@ -84,7 +84,7 @@ def test_1_7e9_images_start_at_once_in_little_memory() -> None:
 
 def test_the_first_positions_of_a_run_never_change() -> None:
     """A change here would break the resume of every run that stands on somebody's disk."""
-    assert Order(10, 2, 0).places(0, 10).row_B.tolist() == FIRST_ROWS
+    assert Order(10, 2, 0).at_positions(0, 10).row_B.tolist() == FIRST_ROWS
 
 
 FIRST_ROWS = [3, 10, 9, 15, 12, 16, 4, 6, 1, 18]

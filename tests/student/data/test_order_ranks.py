@@ -36,7 +36,7 @@ def rows_of(order: Order, first: int, last: int, ranks: int) -> list[int]:
 @pytest.mark.parametrize(("before", "after"), list(product(RANKS, RANKS)))
 def test_a_resume_with_any_number_of_ranks_sees_what_the_uninterrupted_run_sees(before: int, after: int, resumes: tuple[int, ...]) -> None:
     order = Order(101, 3, 7, np.array([3, 50], np.int64))
-    whole = order.places(0, STEPS * BATCH).row_B.tolist()
+    whole = order.at_positions(0, STEPS * BATCH).row_B.tolist()
     for step in resumes:
         assert rows_of(order, 0, step, before) + rows_of(order, step, STEPS, after) == whole
 

@@ -35,15 +35,15 @@ def test_each_epoch_has_every_image_that_is_not_excluded_once(images: int, a_sha
     order = ShardOrder(images, 2, seed, excluded, images_per_shard=a_shard, window_shards=window)
     wanted = sorted(set(range(images)) - set(excluded.tolist()))
     for epoch in (0, 1, 5):
-        seen = order.places(epoch * order.epoch_length, (epoch + 1) * order.epoch_length).image_B
+        seen = order.at_positions(epoch * order.epoch_length, (epoch + 1) * order.epoch_length).image_B
         assert sorted(seen.tolist()) == wanted
 
 
 def test_two_windows_of_shards_are_all_that_a_stretch_of_a_window_touches() -> None:
     order = ShardOrder(64 * 128 - 5, 1, 0, np.array([7, 900], np.int64), images_per_shard=64, window_shards=8)
     for start in range(0, order.epoch_length - 512, 300):
-        assert len(np.unique(order.places(start, start + 512).image_B // 64)) <= 16
-    whole = order.places(0, order.epoch_length).image_B // 64
+        assert len(np.unique(order.at_positions(start, start + 512).image_B // 64)) <= 16
+    whole = order.at_positions(0, order.epoch_length).image_B // 64
     firsts = {shard: int(np.flatnonzero(whole == shard)[0]) for shard in range(128)}
     lasts = {shard: int(np.flatnonzero(whole == shard)[-1]) for shard in range(128)}
     assert max(lasts[shard] - firsts[shard] for shard in range(128)) < 8 * 64  # each shard comes once, within one window
@@ -51,14 +51,14 @@ def test_two_windows_of_shards_are_all_that_a_stretch_of_a_window_touches() -> N
 
 def test_epochs_go_through_other_windows_in_another_order() -> None:
     order = ShardOrder(1024, 1, 0, images_per_shard=16, window_shards=4)
-    first, second = (order.places(epoch * 1024, epoch * 1024 + 64).image_B // 16 for epoch in (0, 1))
+    first, second = (order.at_positions(epoch * 1024, epoch * 1024 + 64).image_B // 16 for epoch in (0, 1))
     assert set(first.tolist()) != set(second.tolist())
-    assert abs(np.corrcoef(np.arange(64), order.places(0, 64).image_B)[0, 1]) < 0.5
+    assert abs(np.corrcoef(np.arange(64), order.at_positions(0, 64).image_B)[0, 1]) < 0.5
 
 
 def test_views_follow_the_same_rule_as_in_the_global_order() -> None:
     order = ShardOrder(96, 3, 1, images_per_shard=8, window_shards=2)
-    seen = {(int(i), int(k)) for e in range(3) for i, k in zip(*order.places(e * 96, e * 96 + 96)[:2], strict=True)}
+    seen = {(int(i), int(k)) for e in range(3) for i, k in zip(*order.at_positions(e * 96, e * 96 + 96)[:2], strict=True)}
     assert len(seen) == 96 * 3
 
 
@@ -83,7 +83,7 @@ def test_a_billion_images_cost_as_little_as_ten() -> None:
 def test_the_first_images_of_a_run_never_change() -> None:
     """A change here would break the resume of every run that stands on somebody's disk."""
     order = ShardOrder(100, 1, 0, np.array([4], np.int64), images_per_shard=10, window_shards=3)
-    assert order.places(0, 12).image_B.tolist() == FIRST
+    assert order.at_positions(0, 12).image_B.tolist() == FIRST
 
 
 FIRST = [20, 80, 81, 29, 11, 16, 18, 12, 22, 88, 87, 23]

@@ -47,7 +47,7 @@ def snapshot(stream: Stream, first: int, last: int) -> list[dict[str, Any]]:
 def test_each_place_holds_its_own_view_and_tokens(tiny_store: Any) -> None:
     reader = tiny_store.features()
     for batch in make(tiny_store).batches(0, 5):
-        rows = batch.plan.places.row_B
+        rows = batch.plan.indices.row_B
         views, tokens = reader.views.read(rows), reader.read(rows)
         assert np.array_equal(batch.tensors["t/patch"].numpy(), tokens.patch)
         assert np.array_equal(batch.tensors["t/cls"].numpy(), tokens.cls)
@@ -72,7 +72,7 @@ def test_starting_at_any_step_gives_the_same_batches(tiny_store: Any) -> None:
 
 
 def test_an_epoch_has_each_image_once(tiny_store: Any) -> None:
-    images = [image for batch in make(tiny_store).batches(0, 24) for image in batch.plan.places.image_B.tolist()]
+    images = [image for batch in make(tiny_store).batches(0, 24) for image in batch.plan.indices.image_B.tolist()]
     assert sorted(images[:24]) == list(range(24))
     assert len(images) == 24 * BATCH
 
@@ -101,7 +101,7 @@ def test_photometric_parameters_come_along(tiny_store: Any) -> None:
 
 def test_an_error_in_a_thread_is_raised_at_its_step(tiny_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = make(tiny_store)
-    bad = int(stream.plan(2).places.image_B[0])
+    bad = int(stream.plan(2).indices.image_B[0])
     read = stream.views.dataset.read_image
 
     def broken(image: int) -> Any:
@@ -114,7 +114,7 @@ def test_an_error_in_a_thread_is_raised_at_its_step(tiny_store: Any, monkeypatch
     with pytest.raises(OSError, match="the disk is gone"):
         seen += [batch.plan.step for batch in stream.batches(0, 6)]
     monkeypatch.undo()
-    first_bad = next(step for step in range(6) if bad in stream.plan(step).places.image_B)
+    first_bad = next(step for step in range(6) if bad in stream.plan(step).indices.image_B)
     assert seen == [] or max(seen) < first_bad
 
 

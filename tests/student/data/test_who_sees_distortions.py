@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.student.data.stream import as_all_see
+from eupe_pipeline.student.data import stream
 from eupe_pipeline.teachers.encoders.photometric import apply_photometric
 
 
@@ -14,7 +14,7 @@ def test_a_mode_says_who_sees_the_distortion(mode: str, student: bool, teacher: 
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8))
     parameters = torch.tensor([[0.3, 0.1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0.1, 1.0, 128, 0, 0]])
     tensors = {"pixels/student": pixels, "pixels/t": pixels, "photometric": parameters, "t/cls": torch.ones(2, 3)}
-    seen = as_all_see(mode, tensors)
+    seen = stream.apply_photometric(mode, tensors)
     distorted = apply_photometric(pixels, parameters)
     assert torch.equal(seen["pixels/student"], distorted if student else pixels)
     assert torch.equal(seen["pixels/t"], distorted if teacher else pixels)

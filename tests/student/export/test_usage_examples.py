@@ -17,7 +17,7 @@ from eupe_pipeline.teachers.checkpoints.timm_folder import NAMES
 from eupe_pipeline.teachers.encoders.build import canonical
 from eupe_pipeline.teachers.encoders.preprocessing import HALF, Preprocessing
 from eupe_pipeline.teachers.encoders.tokens import Tokens
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .test_export import make_run, needs_executorch
 
@@ -36,10 +36,13 @@ np.savez(sys.argv[-1], cls=np.asarray(cls), patch=np.asarray(patch))
 
 
 def wide_picture(folder: Path) -> Path:
-    """A smooth picture, wider than high: which part of it an example looks at, and how it is resized, is seen in the tokens."""
+    """A smooth picture, wider than high and stored on its side, as phones do: whatever an example does to it is seen in the tokens."""
     down, across = np.meshgrid(np.linspace(0, 1, 90), np.linspace(0, 1, 160), indexing="ij")
     channels = [255 * across, 255 * down, 127 + 127 * np.sin(7 * across + 3 * down)]
-    Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8)).save(folder / "picture.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "picture.png", exif=exif)
     return folder / "picture.png"
 
 
@@ -57,7 +60,9 @@ def tokens_of_student(run: Path, picture: Path) -> Tokens:
     """By the preprocessing that the run recorded: the whole picture at the student's size."""
     trained = open_trained(run)
     prep = trained.preprocessing
-    resized = Image.open(picture).resize((prep.size_px, prep.size_px), Image.Resampling[prep.interpolation.upper()])
+    resized = ImageOps.exif_transpose(Image.open(picture)).resize(
+        (prep.size_px, prep.size_px), Image.Resampling[prep.interpolation.upper()]
+    )
     with torch.no_grad():
         tokens: Tokens = trained.encoder(prep.apply(torch.from_numpy(np.array(resized))[None]))
     return tokens
