@@ -107,9 +107,11 @@ def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -
 
     It never saw their labels, so that is no refusal; it saw the images, which a figure on new ones would not have in common.
     """
-    recorded = read_record(Path(test.subject.name), "identities.json").get("views", []) if isinstance(test.subject, Model) else []
-    datasets = [test.store.view_set(key).dataset for key in recorded if key in test.store.list_view_sets()]
-    if seen := shared_places((digest for one in datasets for digest in digests_of(one)), digests):
+    record = read_record(Path(test.subject.name), "identities.json") if isinstance(test.subject, Model) else {}
+    datasets = [test.store.view_set(key).dataset for key in record.get("views", []) if key in test.store.list_view_sets()]
+    subsets = {key: test.store.subset(one) for key, one in record.get("subsets", {}).items() if one in test.store.list_subsets()}
+    drawn = {one: subsets[one.key].stays() if one.key in subsets else None for one in datasets}
+    if seen := shared_places((digest for one, images in drawn.items() for digest in digests_of(one, images)), digests):
         names = ", ".join(one.key for one in datasets)
         text = f"{len(seen):,} of {len(digests):,} test images are among those that {test.subject.name} was distilled on ({names})"
         on_event({"event": "note", "text": f"{text}; it never saw their labels"})

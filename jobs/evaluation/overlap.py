@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput
 from ...storage.images.dataset import ImageDataset
@@ -24,7 +25,7 @@ def shared_places(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int]
     return [place for place, digest in enumerate(tested) if digest in shared]
 
 
-def digests_of(dataset: ImageDataset, images: Sequence[int] | None = None) -> Iterator[bytes]:
+def digests_of(dataset: ImageDataset, images: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[bytes]:
     """sha256 of each image's bytes, in index order; of some images, in rising order, when they are given."""
     wanted = None if images is None else np.asarray(images)
     for start in range(0, len(dataset), _ROWS_AT_ONCE):

@@ -63,11 +63,13 @@ def train_in_process(
         recipe = with_order(options.recipe, store, not options.complete, told if ranks.first else ignore_event, begun)
         if options.follow_s is not None:
             await_sets(store, options.features, options.datasets, options.follow_s, told)
-        parts = open_parts(store, options.features, options.data, recipe.data.shares, complete=options.complete)
+        shares, subsets = recipe.data.shares, options.subsets
+        parts = open_parts(store, options.features, options.data, shares, subsets=subsets, complete=options.complete)
         parts = parts if begun is None else as_recorded(parts, begun.recorded("identities.json").get("views", ()))
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, options.allow_random_weights)
-        claims = leases(store, [one.key for one in readers], f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
+        read = [one.key for one in (*readers, *(part.subset for part in parts)) if one is not None]
+        claims = leases(store, read, f"train-{home.name}", told) if ranks.first else contextlib.nullcontext()
         with claims, contextlib.ExitStack() as held:
             device = choose_device(recipe.device)
             use_tensor_cores(device.value)
@@ -90,7 +92,8 @@ def train_in_process(
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
                 order = run_order(recipe, parts, store, options.follow_s)
-                after_step = watching(options.watch, store, learners[0], [part.views.dataset for part in parts], told)
+                trained_on = [(part.views.dataset, part.subset) for part in parts]
+                after_step = watching(options.watch, store, learners[0], trained_on, told)
                 trained = Trainer(
                     learners, source, joined_views(parts), order, on_event=told, stop_asked=stop_asked, after_step=after_step
                 ).train()
@@ -163,7 +166,7 @@ def begin_runs(
             for key in folder.taken_over:
                 on_event({"event": "note", "text": f"{key}: {LEGACY_VALUES[key]}  # as the run in {folder.out} was begun"})
             now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
-            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
+            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe), **_subsets(parts)}
             known = folder.choices() if folder.has_steps() else now
             folder.begin(recipe, origins, identities, now)
             _say_kept(now, known, on_event)
@@ -172,6 +175,12 @@ def begin_runs(
             summaries[name] = {**finished, "already": True}
             on_event({"event": "already", **summaries[name]})
     return summaries
+
+
+def _subsets(parts: Sequence[Part]) -> dict[str, Any]:
+    """The subset of each dataset that has one, as a run records it; nothing without, as runs of before have it."""
+    found = {part.views.dataset.key: part.subset.key for part in parts if part.subset is not None}
+    return {"subsets": found} if found else {}
 
 
 def _say_kept(now: Mapping[str, Choice], known: Mapping[str, Choice], on_event: OnEvent) -> None:
