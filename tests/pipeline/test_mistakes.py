@@ -99,7 +99,7 @@ MISTAKES = [
     # curation
     (f"{CURATE} --near-duplicates 95", "'95' is neither a cosine above 0 and at most 1, such as 0.95, nor auto"),
     (f"{CURATE} --balance 1.5", "'1.5' is neither a number of images nor a share such as 0.5 or 50%"),
-    (f"{CURATE} --balance 1000", "--balance 1000 asks for more images than are left, which are 24 of 24"),
+    (f"{CURATE} --balance 1000", "--balance 1,000 asks for more images than are left, which are 24 of 24"),
     (CURATE, "say what to curate by: --near-duplicates auto"),
     ("features curate tiny-int8 --store {store} --near-duplicates auto", "a subset needs a name: give --name NAME"),
     (f"{CURATE} --against tiny-teacher", "are both over photos@"),
