@@ -1,10 +1,10 @@
 """Copy a feature set between stores, with all that another machine needs to go on with it.
 
-The dataset's index, the views and the features, each shard verified against its record on the way and committed in the target as a writer
-does, so that a copy can be killed and run again. What an extraction looks up goes along too: the measured statistics, because another
-machine's measurement differs in the last digits and would begin another set, and the teacher's canary. A dataset that the target has
-indexed itself, from wherever its images lie there, is the same dataset. Some shards are under way at once, so that reading one side waits
-for nothing of the other; the price is their memory.
+The dataset's index and its recorded subsets, the views and the features, each shard verified against its record on the way and committed
+in the target as a writer does, so that a copy can be killed and run again. What an extraction looks up goes along too: the measured
+statistics, because another machine's measurement differs in the last digits and would begin another set, and the teacher's canary. A
+dataset that the target has indexed itself, from wherever its images lie there, is the same dataset. Some shards are under way at once, so
+that reading one side waits for nothing of the other; the price is their memory.
 """
 
 from collections import deque
@@ -31,6 +31,7 @@ def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event
     features = source.features(key)
     views = features.views
     _copy_dataset(source, target, views.dataset.key)
+    _copy_subsets(source, target, views.dataset.digest)
     for prefix in (f"views/{views.key}", f"features/{features.key}"):
         _copy_files(source.objects, target.objects, prefix)
     _copy_what_extractions_look_up(source, features, target, on_event)
@@ -54,6 +55,15 @@ def _copy_dataset(source: FeatureStore, target: FeatureStore, key: str) -> None:
     if ours.index_sha256 == theirs.index_sha256:
         for place in ours.sources:
             add_place(target.objects, key, place, [])
+
+
+def _copy_subsets(source: FeatureStore, target: FeatureStore, dataset_digest: str) -> None:
+    """Those of the dataset; raises `CacheDamaged` for one whose bits are not those that it names."""
+    for key in source.list_subsets():
+        subset = source.subset(key)
+        if subset.dataset_digest == dataset_digest:
+            subset.mask()
+            _copy_files(source.objects, target.objects, f"subsets/{key}")
 
 
 def _copy_files(source: Objects, target: Objects, prefix: str) -> None:
