@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..jobs.curation.curate import curate_features as curate_features
+    from ..jobs.curation.options import CurateOptions as CurateOptions
     from ..jobs.estimates.cost_model import Prices as Prices
     from ..jobs.estimates.extraction import PlanOptions as PlanOptions
     from ..jobs.estimates.extraction import plan_extraction as plan_extraction
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
     from .reports.runs import show_run as show_run
 
 _NAMES = {
+    "..jobs.curation.curate": ("curate_features",),
+    "..jobs.curation.options": ("CurateOptions",),
     "..jobs.estimates.cost_model": ("Prices",),
     "..jobs.estimates.extraction": ("PlanOptions", "plan_extraction"),
     "..jobs.estimates.training": ("plan_training",),

@@ -1,8 +1,8 @@
-"""A store: datasets, views and feature sets below one folder or URL, found by name.
+"""A store: datasets, views, feature sets and subsets below one folder or URL, found by name.
 
     STORE/
       eupe-store.json        says that this is a store, and of which format
-      datasets/<name>@<digest>/   views/<name>@<digest>/   features/<name>@<digest>/
+      datasets/<name>@<digest>/   views/<name>@<digest>/   features/<name>@<digest>/   subsets/<name>@<digest>/
       statistics/<name>@<digest>.json     measured before the first shard is written; never replaced
 
 A name without its digest is enough while it is the only one of its kind; otherwise the error lists the candidates.
@@ -20,6 +20,7 @@ from .core.identity import canonical_json, digest, short
 from .features.features import FeatureReader
 from .features.statistics import Statistics
 from .images.dataset import ImageDataset
+from .images.subsets import ImageSubset
 from .objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, is_key, parsing, read_identity
 from .objects.damaged_files import read_or_flaw
 from .objects.objects import Objects, open_objects
@@ -91,6 +92,23 @@ class FeatureStore:
     def list_features(self) -> list[str]:
         """Return the keys of the feature sets."""
         return self._keys("features")
+
+    def list_subsets(self) -> list[str]:
+        """Return the keys of the recorded subsets of datasets."""
+        return self._keys("subsets")
+
+    def subset_keys(self, name: str) -> list[str]:
+        """Return the keys that match a name, a key or the beginning of one; raise `BadInput` when there is none."""
+        keys = self.list_subsets()
+        base_name, _, prefix = name.partition("@")
+        matches = [key for key in keys if key.split("@")[0] == base_name and key.split("@")[1].startswith(prefix)]
+        if not matches:
+            raise unknown_name(f"subsets in {self.url}:", name, keys)
+        return matches
+
+    def subset(self, name: str) -> ImageSubset:
+        """Return a recorded subset by name or key; raise `BadInput` when it is unknown or ambiguous."""
+        return ImageSubset(self.objects, self._resolve("subsets", name))
 
     def _keys(self, kind: str) -> list[str]:
         """Return the names that are keys; other files and folders there (a backup copy, a stray file) are ignored."""

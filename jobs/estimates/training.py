@@ -41,7 +41,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     recipe, students, out = options.recipe, options.students, str(options.out)
     store = options.open_store()
     complete = options.complete and options.on_miss == "refuse"
-    parts = open_parts(store, options.features, options.data, recipe.data.shares, complete=complete)
+    parts = open_parts(store, options.features, options.data, recipe.data.shares, subsets=options.subsets, complete=complete)
     readers = parts[0].readers
     if is_url(out) or not any(Path(out).rglob("recipe.json")):  # a run that goes on has its views in its identities
         refuse_other_views(recipe, parts)
@@ -66,10 +66,11 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     }
 
 
-def data_share(recipe: TrainRecipe, part: Part) -> dict[str, float]:
-    """Return what a run sees of a dataset: its share of the batches, and how often each image comes."""
-    images = len(part.views.dataset)
-    return {"share": part.share, "images": images, "epochs": round(part.share * recipe.run.steps * recipe.run.batch_size / images, 2)}
+def data_share(recipe: TrainRecipe, part: Part) -> dict[str, Any]:
+    """What a run sees of a dataset, or of its subset: its share of the batches, and how often each image comes."""
+    epochs = round(part.share * recipe.run.steps * recipe.run.batch_size / part.images, 2)
+    of = {} if part.subset is None else {"subset": part.subset.key, "of_images": len(part.views.dataset)}
+    return {"share": part.share, "images": part.images, "epochs": epochs, **of}
 
 
 def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ranks) -> dict[str, Any]:

@@ -106,9 +106,11 @@ def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -
 
     It never saw their labels, so that is no refusal; it saw the images, which a figure on new ones would not have in common.
     """
-    recorded = read_record(Path(test.model.name), "identities.json").get("views", []) if isinstance(test.model, Model) else []
-    datasets = [test.store.view_set(key).dataset for key in recorded if key in test.store.list_view_sets()]
-    if shared := shared_indices((digest for dataset in datasets for digest in digests_of(dataset)), digests):
+    record = read_record(Path(test.model.name), "identities.json") if isinstance(test.model, Model) else {}
+    datasets = [test.store.view_set(key).dataset for key in record.get("views", []) if key in test.store.list_view_sets()]
+    subsets = {key: test.store.subset(name) for key, name in record.get("subsets", {}).items() if name in test.store.list_subsets()}
+    drawn = {dataset: subsets[dataset.key].stays() if dataset.key in subsets else None for dataset in datasets}
+    if shared := shared_indices((digest for dataset, images in drawn.items() for digest in digests_of(dataset, images)), digests):
         names = ", ".join(dataset.key for dataset in datasets)
         text = f"{len(shared):,} of {len(digests):,} test images are among those that {test.model.name} was distilled on ({names})"
         on_event({"event": "note", "text": f"{text}; it never saw their labels"})

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
@@ -30,7 +31,7 @@ def shared_indices(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int
     return [index for index, digest in enumerate(tested) if digest in shared]
 
 
-def digests_of(dataset: ImageDataset, images: Sequence[int] | None = None) -> Iterator[bytes]:
+def digests_of(dataset: ImageDataset, images: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[bytes]:
     """Yield the sha256 of each image's bytes in index order; only of `images`, in rising order, when they are given."""
     chosen = None if images is None else np.asarray(images)
     for start in range(0, len(dataset), _ROWS_AT_ONCE):

@@ -22,7 +22,7 @@ _RENEW_S = LEASE_SECONDS / 6
 
 @contextlib.contextmanager
 def leases(store: FeatureStore, keys: Iterable[str], what: str, on_event: OnEvent, renew_s: float = _RENEW_S) -> Iterator[None]:
-    """Hold a lease on each feature set; raises `BadInput` for one that was deleted before its lease stood."""
+    """Hold a lease on each feature set, or subset; raises `BadInput` for one that was deleted before its lease stood."""
     active: list[Lease] = []
     try:
         active += _take_leases(store, list(dict.fromkeys(keys)), what, on_event)
@@ -41,7 +41,7 @@ def _take_leases(store: FeatureStore, keys: Sequence[str], what: str, on_event: 
             active.append(Lease(store.objects, key, owner))
         except StoreUnavailable as error:
             unleased, why = [*unleased, key], str(error)
-        if store.objects.size(f"features/{key}/identity.json") is None:
+        if all(store.objects.size(f"{kind}/{key}/identity.json") is None for kind in ("features", "subsets")):
             for lease in active:
                 with contextlib.suppress(StoreUnavailable):
                     lease.release()

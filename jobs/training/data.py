@@ -7,7 +7,7 @@ differ between datasets (one adapter cannot map to two normalisations; `extract-
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, CacheMismatch, StoreUnavailable
 from ...storage.core.events import OnEvent
-from ...storage.core.identity import differing_fields
+from ...storage.core.identity import differing_fields, short
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
+from ...storage.images.subsets import ImageSubset
 from ...storage.store import FeatureStore
 from ...storage.views.photometric import MODES
 from ...storage.views.pixels import ReadableViews
@@ -40,6 +41,13 @@ class Part:
     name: str
     share: float
     readers: dict[str, FeatureReader]
+    subset: ImageSubset | None = None
+    """The images that are drawn from; None: all."""
+
+    @property
+    def images(self) -> int:
+        """How many images are drawn from, failed ones included."""
+        return len(self.views.dataset) if self.subset is None else self.subset.kept
 
     @property
     def views(self) -> ViewSet:
@@ -48,9 +56,13 @@ class Part:
 
 
 def open_parts(
-    store: FeatureStore, features: Sequence[str], data: str, shares: Mapping[str, float], *, complete: bool = True
-) -> list[Part]:
-    """Open the datasets of a run: those of a mixture's `shares`, or `data` alone; raises `BadInput`, `CacheMismatch`."""
+    store: FeatureStore, features: Sequence[str], data: str, shares: Mapping[str, float], *, subsets: Sequence[str] = (),
+    complete: bool = True,
+) -> list[Part]:  # fmt: skip
+    """The datasets of a run: those of a mixture's `shares`, or `data` alone; raises `BadInput`, `CacheMismatch`.
+
+    `subsets`: names or keys of recorded subsets of them, at most one for each.
+    """
     if shares and data:
         raise BadInput(f"the recipe mixes {', '.join(shares)}, and --data names {data}; give shares, as in --data A=0.1 --data B=0.9")
     if not shares and not data:
@@ -62,7 +74,27 @@ def open_parts(
     ]
     for part in parts[1:]:
         _refuse_different(parts[0], part)
-    return parts
+    return with_subsets(store, parts, subsets)
+
+
+def with_subsets(store: FeatureStore, parts: Sequence[Part], wanted: Sequence[str]) -> list[Part]:
+    """The datasets with their subsets; a name without a digest means the one over the dataset at hand, as of features.
+
+    Raises `BadInput` for a subset that is unknown, and for several of one dataset, `CacheMismatch` for one of a dataset that is not here.
+    """
+    found = list(parts)
+    for name in wanted:
+        subsets = [store.subset(key) for key in store.subset_keys(name)]
+        fitting = [(n, one) for n, part in enumerate(parts) for one in subsets if one.dataset_digest == part.views.dataset.digest]
+        if not fitting:
+            here = ", ".join(part.views.dataset.key for part in parts)
+            of = ", ".join(f"{one.key} of dataset @{short(one.dataset_digest)}" for one in subsets)
+            raise CacheMismatch(f"--subset {name} is not of what is trained on ({here}): {of}. Make one with `features curate`")
+        for n, one in fitting:
+            if (other := found[n].subset) is not None and other.key != one.key:
+                raise BadInput(f"{found[n].name} has two subsets, {other.key} and {one.key}; give one, by its whole key")
+            found[n] = replace(found[n], subset=one)
+    return found
 
 
 def in_recorded_order(parts: Sequence[Part], views: Sequence[str]) -> list[Part]:
@@ -222,6 +254,8 @@ def run_order(recipe: TrainRecipe, parts: Sequence[Part], store: FeatureStore, f
 def _order_of(recipe: TrainRecipe, part: Part) -> BatchOrder:
     views, data = part.views, recipe.data
     excluded = np.empty(0, np.int64) if data.replace_failed else excluded_images(part.readers.values())
+    if part.subset is not None:
+        excluded = np.union1d(excluded, part.subset.left_out())
     images, views_per_image = len(views.dataset), views.views_per_image
     if data.order == "shards":
         return ShardOrder(

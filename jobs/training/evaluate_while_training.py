@@ -17,6 +17,7 @@ import numpy as np
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
+from ...storage.images.subsets import ImageSubset
 from ...storage.store import FeatureStore
 from ...storage.views.pixels import center_square
 from ...student.model.recipe import RunConfig
@@ -26,11 +27,13 @@ from ..evaluation.labelled_features import Int64s, sample_images
 from ..evaluation.split_checks import check_overlap, digests_of, refuse_one_class
 from .options import Watch
 
+TrainedOn = tuple[ImageDataset, ImageSubset | None]
+"""A dataset, and which part of it alone is trained on."""
 AfterStep = Callable[[Sequence[Learner], int], None]
 
 
-def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> AfterStep:
-    """Return the hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the dataset cannot serve."""
+def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_on: Sequence[TrainedOn], on_event: OnEvent) -> AfterStep:
+    """The hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the dataset cannot serve."""
     if watch is None:
         return lambda learners, done: None
     held_out, steps, ranks = load_held_out(watch, store, first, trained_on, on_event), first.recipe.run.steps, first.ranks
@@ -86,8 +89,8 @@ def _words(done: int, student: str, results: dict[str, Any]) -> str:
     return f"step {done}: {student} {', '.join(shown)} (class token, mean patch token; our protocol: k = 10, cosine)"
 
 
-def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> HeldOut:
-    """Load the sample into memory; ranks that are not the first get none.
+def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_on: Sequence[TrainedOn], on_event: OnEvent) -> HeldOut:
+    """The sample in memory; ranks that are not the first get none.
 
     Raises `BadInput` without labels, with one class or too few images, and for images that are trained on.
     """
@@ -100,8 +103,8 @@ def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_o
     return HeldOut(pixels, dataset.labels()[images], len(images) // 2)
 
 
-def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[ImageDataset], on_event: OnEvent) -> Int64s:
-    """Return images in a keyed order: neighbours and queries are both a cross-section of a dataset that is sorted by class."""
+def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[TrainedOn], on_event: OnEvent) -> Int64s:
+    """Images in a keyed order: neighbours and questions are both a cross-section of a dataset that is sorted by class."""
     images = sample_images(dataset, watch.images, "watch")
     digests = list(digests_of(dataset, images.tolist()))
     first_of = {digest: index for index, digest in reversed(list(enumerate(digests)))}
@@ -114,8 +117,9 @@ def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[ImageData
         raise BadInput(f"{dataset.key} cannot be evaluated by kNN: it needs 20 images or more, each with a label; it has {len(dataset)}")
     refuse_one_class(dataset, [dataset.label_names[label] for label in sorted(set(labels.tolist()))])
     check_overlap(
-        (digest for other in trained_on for digest in digests_of(other)), digests, lambda index: dataset.row(int(images[index])).id,
-        where=f"{', '.join(other.key for other in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
+        (digest for one, subset in trained_on for digest in digests_of(one, None if subset is None else subset.stays())), digests,
+        lambda place: dataset.row(int(images[place])).id,
+        where=f"{', '.join(one.key for one, _ in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
         on_event=on_event,
     )  # fmt: skip
     return images[np.argsort(np.random.Generator(np.random.Philox(0)).random(len(images)), kind="stable")]

@@ -75,13 +75,15 @@ class TrainOptions:
     """What is evaluated while the students train."""
     allow_random_weights: bool = False
     """Tokens of teachers with random weights are trained on, for trials."""
+    subsets: tuple[str, ...] = ()
+    """Recorded subsets by name or key, at most one of each dataset: nothing else of it is drawn."""
 
     def __post_init__(self) -> None:
         if self.on_miss not in ON_MISS:
             raise unknown_name("answer to missing shards", self.on_miss, ON_MISS)
         if self.on_miss == "compute" and self.follow_s is not None:
             raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
-        for name in ("features", "teachers", "students"):
+        for name in ("features", "teachers", "students", "subsets"):
             if isinstance(value := getattr(self, name), str):  # which would be taken for a list of its letters
                 raise BadInput(f"{name} is a list of names, such as ({value!r},), got the one name {value!r}")
         student = replace(self.recipe.student, init_from=absolute(self.recipe.student.init_from))
@@ -93,6 +95,7 @@ class TrainOptions:
             "proxy": None if self.proxy is None else absolute_name(str(self.proxy)),
             "teachers": tuple(map(absolute_name, self.teachers)),
             "students": tuple(self.students),
+            "subsets": tuple(self.subsets),
             "shard_cache": None if self.shard_cache is None else Path(absolute(str(self.shard_cache))),
         }
         for name, value in resolved.items():

@@ -62,7 +62,8 @@ def train_on_workers(options: TrainOptions, on_event: OnEvent = ignore_event) ->
     """Train with `options.workers` ranks; returns and raises what `train_in_process` does, `EupeError` after too many deaths."""
     recipe, workers = options.recipe, options.workers
     rank_span(recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
-    open_parts(options.open_store(), options.features, options.data, recipe.data.shares, complete=options.complete)
+    shares, subsets = recipe.data.shares, options.subsets
+    open_parts(options.open_store(), options.features, options.data, shares, subsets=subsets, complete=options.complete)
     with ray_session(options.address, workers) as ray:
         _await_resources(ray, workers, _wants_cuda(recipe), on_event)
         board = ray.remote(_Board).options(num_cpus=0).remote()

@@ -68,15 +68,13 @@ def train_in_process(
         recipe = with_order(options.recipe, store, not options.complete, on_event if ranks.first else ignore_event, begun)
         if options.follow_s is not None:
             await_sets(store, options.features, options.datasets, options.follow_s, on_event)
-        parts = open_parts(store, options.features, options.data, recipe.data.shares, complete=options.complete)
+        shares, subsets = recipe.data.shares, options.subsets
+        parts = open_parts(store, options.features, options.data, shares, subsets=subsets, complete=options.complete)
         parts = parts if begun is None else in_recorded_order(parts, begun.recorded("identities.json").get("views", ()))
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, options.allow_random_weights)
-        lease = (
-            leases(store, [reader.key for reader in readers], f"train-{run_folder.name}", on_event)
-            if ranks.first
-            else contextlib.nullcontext()
-        )
+        keys = [reader.key for reader in readers] + [part.subset.key for part in parts if part.subset is not None]
+        lease = leases(store, keys, f"train-{run_folder.name}", on_event) if ranks.first else contextlib.nullcontext()
         with lease, contextlib.ExitStack() as resources:
             device = choose_device(recipe.device)
             allow_tf32(device.value)
@@ -101,7 +99,8 @@ def train_in_process(
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
                 order = run_order(recipe, parts, store, options.follow_s)
-                after_step = watching(options.watch, store, learners[0], [part.views.dataset for part in parts], on_event)
+                trained_on = [(part.views.dataset, part.subset) for part in parts]
+                after_step = watching(options.watch, store, learners[0], trained_on, on_event)
                 trained = Trainer(
                     learners, source, joined_views(parts), order, on_event=on_event, stop_asked=stop_asked, after_step=after_step
                 ).train()
@@ -174,7 +173,7 @@ def begin_runs(
             for key in folder.taken_over:
                 on_event({"event": "note", "text": f"{key}: {LEGACY_VALUES[key]}  # as the run in {folder.out} was begun"})
             now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
-            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
+            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe), **_subsets(parts)}
             known = folder.choices() if folder.has_steps() else now
             folder.begin(recipe, origins, identities, now)
             _say_kept(now, known, on_event)
@@ -183,6 +182,12 @@ def begin_runs(
             summaries[name] = {**finished, "already": True}
             on_event({"event": "already", **summaries[name]})
     return summaries
+
+
+def _subsets(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return the subset of each dataset that has one, as a run records it; {} without, as in runs of before subsets."""
+    subsets = {part.views.dataset.key: part.subset.key for part in parts if part.subset is not None}
+    return {"subsets": subsets} if subsets else {}
 
 
 def _say_kept(here: Mapping[str, Choice], known: Mapping[str, Choice], on_event: OnEvent) -> None:

@@ -1,13 +1,25 @@
 """`features`: list, show, verify, repair and copy what a store holds."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from ...storage.core.errors import BadInput
 from .group import cli, run
-from .options import DRY_RUN, FILE, JSON, STORE, TEACHER, WEIGHTS_FILE, options, store_url
+from .options import (
+    DRY_RUN,
+    FILE,
+    JSON,
+    SEED,
+    STORE,
+    TEACHER,
+    WEIGHTS_FILE,
+    cosine_or_auto,
+    count_or_share,
+    options,
+    store_url,
+)
 
 if TYPE_CHECKING:
     from ...jobs.extraction.options import TeacherRequest
@@ -21,7 +33,7 @@ def features() -> None:
 @features.command("ls")
 @options(STORE, JSON)
 def features_ls(as_json: bool, store: str) -> None:
-    """List datasets, views and feature sets."""
+    """List datasets, views, feature sets and subsets."""
     from ..reports.catalog import list_store
 
     run(lambda on_event: list_store(store=store, on_event=on_event), as_json)
@@ -38,6 +50,34 @@ def features_show(as_json: bool, key: str, store: str, html: Path | None) -> Non
 
 
 ANY_KEY = click.argument("key", required=False, default=None)
+
+
+@features.command("curate")
+@click.argument("key")
+@options(
+    STORE,
+    click.option("--name", default=None, help="Name of the subset; not needed with --dry-run."),
+    click.option("--near-duplicates", callback=cosine_or_auto, default=None, metavar="COSINE|auto",
+                 help="Of images this alike, one stays."),
+    click.option("--against", default=None, metavar="KEY", help="A test set's features by this teacher: images like its images leave."),
+    click.option("--balance", callback=count_or_share, default=None, metavar="N|SHARE",
+                 help="Draw N images, or a share, evenly over clusters."),
+    click.option("--list", "listed", type=click.IntRange(0), default=20, show_default=True, help="Groups and leaks to name."),
+    SEED, DRY_RUN, JSON,
+)  # fmt: skip
+def features_curate(
+    as_json: bool, key: str, store: str, name: str | None, near_duplicates: float | Literal["auto"] | None, against: str | None,
+    balance: float | None, listed: int, seed: int, dry_run: bool,
+) -> None:  # fmt: skip
+    """Choose images by KEY's tokens: near duplicates, leaks, balance. The subset is recorded for `train --subset`."""
+    from ...jobs.curation.curate import curate_features
+    from ...jobs.curation.options import CurateOptions
+
+    threshold = None if near_duplicates == "auto" else near_duplicates
+    asked = CurateOptions(
+        key, store, name, threshold, near_duplicates == "auto", against, balance, seed=seed, listed=listed, dry_run=dry_run
+    )
+    run(lambda on_event: curate_features(asked, on_event), as_json)
 
 
 @features.command("verify")
@@ -86,7 +126,7 @@ def features_fidelity(as_json: bool, key: str, store: str, teacher: str | None, 
 @click.argument("key")
 @options(STORE, DRY_RUN, JSON)
 def features_prune(as_json: bool, key: str, store: str, dry_run: bool) -> None:
-    """Delete one feature set, KEY with its digest. Refused while a run reads it."""
+    """Delete one feature set, KEY with its digest, or one subset. Refused while a run reads it."""
     from ..reports.catalog import prune_features
 
     run(lambda on_event: prune_features(key=key, store=store, dry_run=dry_run, on_event=on_event), as_json)

@@ -5,7 +5,7 @@ A group of options has a TypedDict of what click makes of it, so that mypy compa
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import click
 
@@ -96,6 +96,36 @@ def count_or_auto(context: click.Context, option: click.Parameter, value: str) -
     if not value.isdecimal() or int(value) < 1:
         raise click.BadParameter(f"{value!r} is neither a count nor auto", context, option)
     return int(value)
+
+
+def cosine_or_auto(context: click.Context, option: click.Parameter, value: str | None) -> float | Literal["auto"] | None:
+    """Return a threshold of a cosine, above 0 and at most 1, or the word auto."""
+    if value is None or value == "auto":
+        return "auto" if value else None
+    found = _number(value)
+    if found is None or not 0 < found <= 1:
+        raise click.BadParameter(f"{value!r} is neither a cosine above 0 and at most 1, such as 0.95, nor auto", context, option)
+    return found
+
+
+def count_or_share(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """Return a count of at least 1, or a share between 0 and 1, which may be in percent."""
+    if value is None:
+        return None
+    found = _number(value)
+    if value.endswith("%"):
+        found = _number(value[:-1])
+        found = None if found is None or not 0 < found < 100 else found / 100
+    if found is None or not 0 < found <= 2**53 or (found >= 1 and not value.isdecimal()):
+        raise click.BadParameter(f"{value!r} is neither a number of images nor a share such as 0.5 or 50%", context, option)
+    return found
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
 
 
 def grid_of(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     click.option("--stage", type=click.IntRange(1, 3), required=True, help="1: to the proxy, 2: to the student, 3: several sizes."),
     STORE,
     click.option("--data", multiple=True, metavar="NAME[=SHARE]", help="Dataset; several, each with its share of the batches, are mixed."),
+    click.option("--subset", "subsets", multiple=True, metavar="NAME",
+                 help="Train on these images alone (`features curate`); one a dataset."),
     click.option("--features", multiple=True, required=True, metavar="KEY", help="Feature set, by name or name@digest; repeatable."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file; default: eupe-stageN."),
     SETTINGS,
@@ -46,7 +48,8 @@ if TYPE_CHECKING:
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(
-    as_json: bool, stage: int, store: str, data: tuple[str, ...], features: tuple[str, ...], recipe: str | None, settings: tuple[str, ...],
+    as_json: bool, stage: int, store: str, data: tuple[str, ...], subsets: tuple[str, ...], features: tuple[str, ...],
+    recipe: str | None, settings: tuple[str, ...],
     out: Path | str, proxy: Path | str | None, targets: TargetSource | None, live_teachers: tuple[str, ...], students: tuple[str, ...],
     workers: int, address: str | None, follow_minutes: float | None, on_miss: OnMiss, new_views: int, shard_cache: Path | None,
     evaluation: TrainingEvaluation | None, every: int, evaluate_data: str | None, evaluate_images: int, allow_overlap: bool,
@@ -60,8 +63,8 @@ def train(
 
         resolved, dataset = training_recipe(stage, recipe, settings=settings, targets=targets, students=students, data=data)
         options = TrainOptions(
-            recipe=resolved.recipe, origins=resolved.origins, store=store, features=features, data=dataset, out=out, proxy=proxy,
-            teachers=live_teachers, students=students, workers=workers, address=address, on_miss=on_miss, new_views=new_views,
+            recipe=resolved.recipe, origins=resolved.origins, store=store, features=features, data=dataset, subsets=subsets, out=out,
+            proxy=proxy, teachers=live_teachers, students=students, workers=workers, address=address, on_miss=on_miss, new_views=new_views,
             follow_s=None if follow_minutes is None else 60 * follow_minutes, shard_cache=shard_cache,
             watch=watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap), allow_random_weights=allow_random_weights,
         )  # fmt: skip

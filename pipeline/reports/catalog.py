@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
+from ...storage.core.identity import short
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import STD_FLOOR, Statistics
 from ...storage.objects.dry_run_objects import DryRunObjects
@@ -31,7 +32,7 @@ _NAMED_CHANNELS = 16
 
 
 def list_store(*, store: str, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Return every dataset, view set and feature set with its size and how much of it is there.
+    """Return every dataset, view set, feature set and subset with its size and how much of it is there.
 
     Those that cannot be opened, because they were altered or never finished, stand under "unreadable", each with the reason.
     """
@@ -51,6 +52,7 @@ def list_store(*, store: str, on_event: OnEvent = ignore_event) -> dict[str, Any
         "datasets": listed("datasets", opened.list_datasets(), _dataset_row),
         "views": listed("views", opened.list_view_sets(), _views_row),
         "features": listed("features", opened.list_features(), _features_row),
+        "subsets": listed("subsets", opened.list_subsets(), _subset_row),
     }
     return {"store": opened.url, **sections, **({"unreadable": unreadable} if unreadable else {})}
 
@@ -82,6 +84,12 @@ def _features_row(store: FeatureStore, key: str) -> dict[str, Any]:
         "bytes": reader.stored_bytes(),
         "shards": f"{reader.shards - missing} of {reader.shards}",
     }
+
+
+def _subset_row(store: FeatureStore, key: str) -> dict[str, Any]:
+    subset = store.subset(key)
+    dataset = next((one for one in store.list_datasets() if one.endswith(f"@{short(subset.dataset_digest)}")), None)
+    return {"dataset": dataset or f"@{short(subset.dataset_digest)}, not in this store", "kept": subset.kept, "images": subset.images}
 
 
 def _pixels(views: ViewSet) -> str | None:
@@ -194,11 +202,25 @@ def _is_of(finding: Finding, prefix: str) -> bool:
 
 
 def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Delete one feature set, or say what would go; refused while a run holds a lease on it."""
+    """Delete one feature set or subset, or say what would go; refused while a run holds a lease on it."""
     opened = FeatureStore.open(store)
-    full_key = opened.features_key(key)
-    removed = prune(opened, full_key, dry_run=dry_run, on_event=on_event)
-    return {"key": full_key, "dry_run": dry_run, "objects": len(removed)}
+    whole = _prunable(opened, key)
+    removed = prune(opened, whole, dry_run=dry_run, on_event=on_event)
+    return {"key": whole, "dry_run": dry_run, "objects": len(removed)}
+
+
+def _prunable(store: FeatureStore, name: str) -> str:
+    """The key of a feature set or subset; raises `BadInput` for a name that both kinds, several or none have."""
+    word = name.partition("@")[0]
+    of_sets, of_subsets = (
+        [key for key in keys if key.startswith(name) and key.partition("@")[0] == word]
+        for keys in (store.list_features(), store.list_subsets())
+    )
+    if not of_subsets:
+        return store.features_key(name)
+    if len(of_sets) + len(of_subsets) > 1:
+        raise BadInput(f"{name!r} is the name of several things in {store.url}; say which: {', '.join([*of_sets, *of_subsets])}")
+    return of_subsets[0]
 
 
 def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent = ignore_event) -> dict[str, Any]:

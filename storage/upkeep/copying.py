@@ -1,10 +1,10 @@
 """Copy a feature set to another store, with all that another machine needs to continue it.
 
-Copied are the dataset's index, the views and the features; each shard is verified against its record and committed in the target as a
-writer does, so that a copy can be killed and run again. The measured statistics are copied too, because a measurement on another machine
-differs in the last digits and would start another set, and so is the teacher's canary. A dataset that the target has indexed itself,
-wherever its images are, is the same dataset. Several shards are copied at once, so that reading one store does not wait for writing the
-other; the price is their memory.
+Copied are the dataset's index and its recorded subsets, the views and the features; each shard is verified against its record and committed
+in the target as a writer does, so that a copy can be killed and run again. The measured statistics are copied too, because a measurement
+on another machine differs in the last digits and would start another set, and so is the teacher's canary. A dataset that the target has
+indexed itself, wherever its images are, is the same dataset. Several shards are copied at once, so that reading one store does not wait
+for writing the other; the price is their memory.
 """
 
 from collections import deque
@@ -31,6 +31,7 @@ def copy_features(source: FeatureStore, key: str, target: FeatureStore, on_event
     features = source.features(key)
     views = features.views
     _copy_dataset(source, target, views.dataset.key)
+    _copy_subsets(source, target, views.dataset.digest)
     for prefix in (f"views/{views.key}", f"features/{features.key}"):
         _copy_files(source.objects, target.objects, prefix)
     _copy_statistics_and_canary(source, features, target, on_event)
@@ -54,6 +55,15 @@ def _copy_dataset(source: FeatureStore, target: FeatureStore, key: str) -> None:
     if ours.index_sha256 == theirs.index_sha256:
         for location in ours.sources:
             add_location(target.objects, key, location, [])
+
+
+def _copy_subsets(source: FeatureStore, target: FeatureStore, dataset_digest: str) -> None:
+    """Copy the subsets of a dataset; raise `CacheDamaged` for one whose bits differ from its identity."""
+    for key in source.list_subsets():
+        subset = source.subset(key)
+        if subset.dataset_digest == dataset_digest:
+            subset.mask()
+            _copy_files(source.objects, target.objects, f"subsets/{key}")
 
 
 def _copy_files(source: Objects, target: Objects, prefix: str) -> None:

@@ -20,6 +20,7 @@ from ..views.view_set import ViewSet
 from .examine_datasets import examine_dataset
 from .examine_groups import examine_group
 from .examine_sets import examine_features, examine_identity, examine_strays, examine_views, lost_features, lost_views
+from .examine_subsets import examine_subset
 from .examiner import Examiner
 from .leases import holders
 
@@ -53,6 +54,8 @@ def examine(examiner: Examiner, key: str | None = None) -> dict[str, FeatureRead
             readers[one] = reader
             examine_group(examiner, reader, datasets[feature_views.dataset.key][1], lambda shard: set(), has_writers)
     if key is None:
+        for one in store.list_subsets():
+            examine_subset(examiner, one, {dataset.digest for dataset in intact.values()})
         examine_strays(examiner)
     _examine_leases(examiner)
     return readers

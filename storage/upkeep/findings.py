@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Kind = Literal["marker", "identity", "index", "place", "metadata", "statistics", "ledger", "record", "shard", "canary", "lease"]
+Kind = Literal["marker", "identity", "index", "place", "metadata", "statistics", "ledger", "record", "shard", "canary", "lease", "subset"]
 
 
 @dataclass(frozen=True)

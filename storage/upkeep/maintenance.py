@@ -86,14 +86,15 @@ def _deletion_order(key: str) -> tuple[int, str]:
 def prune(
     store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], float] = time.time, on_event: OnEvent = ignore_event
 ) -> list[str]:
-    """Delete a feature set; return the objects that go, or with `dry_run` would go, in order.
+    """Delete a feature set or a recorded subset; return the objects that go, or with `dry_run` would go, in order.
 
     Also finishes a deletion that was killed. Raise `BadInput` for an unknown key and while somebody holds a lease.
     """
-    if key not in store.list_features():
+    kind = "subsets" if key in store.list_subsets() else "features"
+    if kind == "features" and key not in store.list_features():
         raise BadInput(f"{store.url} has no feature set {key!r}; give the whole key, one of: {', '.join(store.list_features()) or 'none'}")
     refuse_leased(store.objects, key, clock)
-    to_delete = sorted(walk_keys(store.objects, f"features/{key}"), key=_deletion_order)
+    to_delete = sorted(walk_keys(store.objects, f"{kind}/{key}"), key=_deletion_order)
     if dry_run:
         return to_delete
     # The first to go is the identity; after it nobody can open the set.
@@ -104,8 +105,8 @@ def prune(
             _restore_when_leased(store, key, name, identity, clock)
         on_event({"event": "progress", "stage": f"prune {key}", "done": position + 1, "total": len(to_delete), "unit": "files"})
     drop_expired(store.objects, key, clock)
-    store.objects.sweep(f"features/{key}")
-    store.objects.drop_empty(f"features/{key}")
+    store.objects.sweep(f"{kind}/{key}")
+    store.objects.drop_empty(f"{kind}/{key}")
     return to_delete
 
 

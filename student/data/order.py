@@ -125,7 +125,7 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.epoch_length < 1:
-            raise BadInput(f"no image is left to train on: {self.images} images, {len(self.excluded)} of them failed")
+            raise BadInput(f"no image is left to train on: {self.images} images, {len(self.excluded)} of them failed or left out")
 
     @property
     def epoch_length(self) -> int:

@@ -14,6 +14,7 @@ from PIL import Image
 TRAIN = "train --stage 2 --recipe demo --store {store} --data photos --features tiny-teacher --out {tmp}/run"
 EXTRACT = "extract-features --store {store} --data photos --workers 0 --teacher {teacher}"
 KNN = "evaluate knn {teacher} --store {store}"
+CURATE = "features curate tiny-int8 --store {store} --name clean"
 PCA = "pictures pca {tmp}/photo.png --model {teacher}"
 
 MISTAKES = [
@@ -95,6 +96,15 @@ MISTAKES = [
     (f"{KNN} --train photos --test photos --size 1000000", "1000000 is not in the range 1<=x<=8192"),
     ("features verify tiny-int8 --store {store} --subset 0/3", "parts go from 1/3 to 3/3"),
     (f"{PCA} --size 17 --out {{tmp}}/p.png", "the nearest is 16"),
+    # curation
+    (f"{CURATE} --near-duplicates 95", "'95' is neither a cosine above 0 and at most 1, such as 0.95, nor auto"),
+    (f"{CURATE} --balance 1.5", "'1.5' is neither a number of images nor a share such as 0.5 or 50%"),
+    (f"{CURATE} --balance 1000", "--balance 1,000 asks for more images than are left, which are 24 of 24"),
+    (CURATE, "say what to curate by: --near-duplicates auto"),
+    ("features curate tiny-int8 --store {store} --near-duplicates auto", "a subset needs a name: give --name NAME"),
+    (f"{CURATE} --against tiny-teacher", "are both over photos@"),
+    (f"{CURATE} --near-duplicates auto --name a/b", "the name of a subset has"),
+    (f"{TRAIN} --subset clean", "unknown subsets in"),
 ]
 
 

@@ -1,0 +1,1 @@
+"""Choosing images by cached tokens: near duplicates, leaks between datasets, balanced subsets."""
