@@ -37,7 +37,7 @@ def test_whoever_asks_the_stand_in_for_more_gets_the_real_module() -> None:
     script = (
         "import torch, sys\n"
         "from eupe_pipeline.teachers.runtime import timm_import as light_timm\n"
-        "with light_timm._stand_in():\n"
+        "with light_timm._lazy_dynamo_utils():\n"
         "    from torch._dynamo.utils import counters\n"
         "    assert counters is not None\n"
         "print(sys.modules['torch._dynamo.utils'].counters is counters)"
