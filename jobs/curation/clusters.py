@@ -22,7 +22,7 @@ _FEWER = 10  # clusters of a level for one of the next
 
 
 def levels_of(count: int) -> list[int]:
-    """The number of clusters of each level, the finest first."""
+    """Return the number of clusters of each level, the finest first."""
     clusters = [max(1, min(count, round(2 * math.sqrt(count))))]
     while clusters[-1] // _FEWER >= 2:
         clusters.append(clusters[-1] // _FEWER)
@@ -38,7 +38,7 @@ class Hierarchy:
 
 
 def hierarchy(tokens: Tokens, seed: int, said: Callable[[int], None] = lambda done: None) -> Hierarchy:
-    """The clusters of some tokens, level by level."""
+    """Return the clusters of some tokens, level by level."""
     clusters, labels = levels_of(len(tokens)), list[Int64s]()
     points = tokens
     for level, count in enumerate(clusters):
@@ -50,7 +50,7 @@ def hierarchy(tokens: Tokens, seed: int, said: Callable[[int], None] = lambda do
 
 
 def k_means(points: Tokens, count: int, random: np.random.Generator) -> tuple[Int64s, Float32s]:
-    """Each point's cluster (N,) and the unit centroids (K, D), by cosine.
+    """Return each point's cluster (N,) and the unit centroids (K, D), by cosine.
 
     A cluster that lost all its points gets the one that is least like its own centroid.
     """
@@ -88,7 +88,7 @@ def _fill_empty(points: Tokens, labels: Int64s, cosines: Float32s, sums: Float32
 
 
 def even_shares(sizes: NDArray[np.int64], wanted: int, random: np.random.Generator) -> Int64s:
-    """How many to take of each size so that they sum to `wanted` and are as equal as can be; what does not divide goes by chance."""
+    """Return how many to take of each size so that they sum to `wanted` and are as equal as can be; what does not divide goes by chance."""
     low, high = 0, int(sizes.max(initial=0))
     while low < high:  # the largest level that asks for no more than is wanted
         middle = (low + high + 1) // 2

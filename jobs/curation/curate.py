@@ -130,7 +130,7 @@ class _Curation:
         return {"subset": subset.key, "dry_run": self.options.dry_run}
 
     def _chosen_by(self, threshold: float | None) -> dict[str, Any]:
-        """What decided the subset, for its identity: what was not asked for is left out."""
+        """Return what decided the subset, for its identity: what was not asked for is left out."""
         found: dict[str, Any] = {"features": self.reader.digest, "token": kind_of(self.reader), "seed": self.options.seed}
         if self.options.groups:
             found["near_duplicates"] = threshold

@@ -124,7 +124,7 @@ class Groups:
                 first[nearer] = first[first[nearer]]
 
     def members(self) -> list[Int64s]:
-        """The groups of two and more, the largest first, members ascending."""
+        """Return the groups of two and more, the largest first, members ascending."""
         order = np.argsort(self.first_N, kind="stable")
         found = np.split(order, np.flatnonzero(np.diff(self.first_N[order])) + 1)
         return sorted((one for one in found if len(one) > 1), key=lambda one: (-len(one), int(one[0])))
@@ -133,7 +133,7 @@ class Groups:
 def duplicate_groups(
     tokens: Tokens, threshold: float, seed: int, *, block: int = BLOCK, said: Callable[[int], None] = lambda done: None
 ) -> Groups:
-    """The groups of near duplicates among some tokens."""
+    """Return the groups of near duplicates among some tokens."""
     groups = Groups(len(tokens))
     for pairs in similar_pairs(tokens, None, threshold, seed, block=block, said=said):
         groups.join(pairs.left_n, pairs.right_n)
@@ -141,7 +141,7 @@ def duplicate_groups(
 
 
 def nearest_of_a_sample(tokens: Tokens, seed: int) -> Float32s:
-    """The cosine of each of at most 2,048 sampled tokens with its nearest neighbour among all; empty for one token."""
+    """Return the cosine of each of at most 2,048 sampled tokens with its nearest neighbour among all; empty for one token."""
     if len(tokens) < 2:
         return np.empty(0, np.float32)
     sampled = np.sort(generator_of(seed, 2).permutation(len(tokens))[:_SAMPLED_NEIGHBOURS])
@@ -155,7 +155,7 @@ def nearest_of_a_sample(tokens: Tokens, seed: int) -> Float32s:
 
 
 def chosen_threshold(nearest_n: Float32s) -> tuple[float, str]:
-    """A threshold from what nearest neighbours are alike, and why (ours).
+    """Return a threshold from what nearest neighbours are alike, and why (ours).
 
     Their cosines, stretched by atanh, are close to a bell; four robust deviations above its middle lies what does not belong to it. Never
     below 0.90, where unlike images of one kind begin with most teachers, nor above 0.99, which recompressed copies do not reach.
@@ -172,7 +172,7 @@ def chosen_threshold(nearest_n: Float32s) -> tuple[float, str]:
 
 
 def histogram(nearest_n: Float32s) -> dict[str, int]:
-    """How many nearest neighbours are how alike, in steps that are finer where duplicates are."""
+    """Return how many nearest neighbours are how alike, in steps that are finer where duplicates are."""
     edges = np.array([-1, 0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0 + 1e-6])
     counts, _ = np.histogram(nearest_n, edges)
     return {f"{low:g} to {min(high, 1):.4g}": int(n) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)}

@@ -82,7 +82,7 @@ def read_tokens(reader: FeatureReader, on_event: OnEvent) -> Tokens:
 
 
 def read_alike(reader: FeatureReader, other: FeatureReader, on_event: OnEvent) -> tuple[Tokens, Tokens]:
-    """The tokens of two sets by one teacher, both normalised as the first is; raises `CacheMismatch` for two teachers."""
+    """Return the tokens of two sets by one teacher, both normalised as the first is; raises `CacheMismatch` for two teachers."""
     if lines := differing_fields(other.identity["teacher"], reader.identity["teacher"]):
         raise CacheMismatch(
             f"{other.key} was made by another teacher than {reader.key}: {'; '.join(lines[:3])}. Their tokens cannot be compared; extract "
@@ -104,7 +104,7 @@ def read_alike(reader: FeatureReader, other: FeatureReader, on_event: OnEvent) -
 
 
 def _stored(reader: FeatureReader, on_event: OnEvent) -> tuple[NDArray[np.floating], Int64s]:
-    """The stored tokens of the images that have any, and their numbers."""
+    """Return the stored tokens of the images that have any, and their numbers."""
     if missing := reader.missing_shards():
         raise BadInput(
             f"{reader.key} is not complete: {len(missing)} of {reader.shards} shards are missing; run the same `extract-features` command "

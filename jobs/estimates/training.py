@@ -67,7 +67,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
 
 
 def data_share(recipe: TrainRecipe, part: Part) -> dict[str, Any]:
-    """What a run sees of a dataset, or of its subset: its share of the batches, and how often each image comes."""
+    """Return what a run sees of a dataset, or of its subset: its share of the batches, and how often each image comes."""
     epochs = round(part.share * recipe.run.steps * recipe.run.batch_size / part.images, 2)
     of = {} if part.subset is None else {"subset": part.subset.key, "of_images": len(part.views.dataset)}
     return {"share": part.share, "images": part.images, "epochs": epochs, **of}

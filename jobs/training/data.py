@@ -59,7 +59,7 @@ def open_parts(
     store: FeatureStore, features: Sequence[str], data: str, shares: Mapping[str, float], *, subsets: Sequence[str] = (),
     complete: bool = True,
 ) -> list[Part]:  # fmt: skip
-    """The datasets of a run: those of a mixture's `shares`, or `data` alone; raises `BadInput`, `CacheMismatch`.
+    """Return the datasets of a run: those of a mixture's `shares`, or `data` alone; raises `BadInput`, `CacheMismatch`.
 
     `subsets`: names or keys of recorded subsets of them, at most one for each.
     """
@@ -78,7 +78,7 @@ def open_parts(
 
 
 def with_subsets(store: FeatureStore, parts: Sequence[Part], wanted: Sequence[str]) -> list[Part]:
-    """The datasets with their subsets; a name without a digest means the one over the dataset at hand, as of features.
+    """Return the datasets with their subsets; a name without a digest means the one over the dataset at hand, as of features.
 
     Raises `BadInput` for a subset that is unknown, and for several of one dataset, `CacheMismatch` for one of a dataset that is not here.
     """

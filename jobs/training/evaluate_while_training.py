@@ -33,7 +33,7 @@ AfterStep = Callable[[Sequence[Learner], int], None]
 
 
 def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_on: Sequence[TrainedOn], on_event: OnEvent) -> AfterStep:
-    """The hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the dataset cannot serve."""
+    """Return the hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the dataset cannot serve."""
     if watch is None:
         return lambda learners, done: None
     held_out, steps, ranks = load_held_out(watch, store, first, trained_on, on_event), first.recipe.run.steps, first.ranks
@@ -90,7 +90,7 @@ def _words(done: int, student: str, results: dict[str, Any]) -> str:
 
 
 def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_on: Sequence[TrainedOn], on_event: OnEvent) -> HeldOut:
-    """The sample in memory; ranks that are not the first get none.
+    """Return the sample in memory; ranks that are not the first get none.
 
     Raises `BadInput` without labels, with one class or too few images, and for images that are trained on.
     """

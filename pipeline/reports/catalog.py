@@ -210,7 +210,7 @@ def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent = i
 
 
 def _prunable(store: FeatureStore, name: str) -> str:
-    """The key of a feature set or subset; raises `BadInput` for a name that both kinds, several or none have."""
+    """Return the key of a feature set or subset; raises `BadInput` for a name that both kinds, several or none have."""
     word = name.partition("@")[0]
     of_sets, of_subsets = (
         [key for key in keys if key.startswith(name) and key.partition("@")[0] == word]

@@ -212,7 +212,7 @@ FORMATS = Table("export format", "eupe_pipeline.exports", ExportFormat, ROWS, "o
 
 
 def usage_example(form: str, *, name: str, file: str, architecture: dict[str, Any], preprocessing: dict[str, Any]) -> str:
-    """The program for a format's folder; `name` is the official hub's, `file` the weights beside it."""
+    """Return the program for a format's folder; `name` is the official hub's, `file` the weights beside it."""
     family = architecture["name"]
     return Template(FORMATS[form].usage).substitute(
         name=name, file=file, side=preprocessing["size_px"], resample=preprocessing["interpolation"].upper(),

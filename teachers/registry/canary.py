@@ -43,7 +43,7 @@ def canary(teacher: Teacher, n: int = IMAGES) -> Features:
 
 
 def compare(recorded: Mapping[str, np.ndarray[Any, Any]], now: Mapping[str, np.ndarray[Any, Any]]) -> float:
-    """The least cosine over all canary tokens; raises CacheMismatch below MIN_COSINE, or when the shapes differ."""
+    """Return the least cosine over all canary tokens; raises CacheMismatch below MIN_COSINE, or when the shapes differ."""
     shapes = [{name: part.shape for name, part in features.items()} for features in (recorded, now)]
     if shapes[0] != shapes[1]:
         raise CacheMismatch(f"the teacher gives other tokens than were recorded: {shapes[1]}, recorded {shapes[0]}")

@@ -11,7 +11,7 @@ from .spec import TeacherSpec
 
 
 def size_warning(spec: TeacherSpec) -> str | None:
-    """A sentence on a PE teacher off its native input size; None for any other."""
+    """Return a sentence on a PE teacher off its native input size; None for any other."""
     found = re.match(r"vit_pe_\w+?_patch\d+_(?:\w+_)?(\d+)(?:\.|$)", str(spec.architecture.get("model", "")))
     if found is None or spec.preprocessing.size_px == int(found[1]):
         return None

@@ -39,18 +39,18 @@ _EXAMPLE = "expected FILE.py:FUNCTION, such as my_teacher.py:build"
 
 
 def names_python_file(name: str) -> bool:
-    """Whether a teacher's name is FILE.py or FILE.py:FUNCTION."""
+    """Return whether a teacher's name is FILE.py or FILE.py:FUNCTION."""
     return name.endswith(".py") or ".py:" in name
 
 
 def python_file_at(name: str) -> str:
-    """The same with the file's absolute path."""
+    """Return the same with the file's absolute path."""
     file, colon, function = name.rpartition(":") if not name.endswith(".py") else (name, "", "")
     return f"{Path(file).expanduser().absolute()}{colon}{function}"
 
 
 def read_source(name: str) -> PythonSource:
-    """The file's bytes and the function's name, nothing run; raises `BadInput` for what is not FILE.py:FUNCTION or not there."""
+    """Return the file's bytes and the function's name, nothing run; raises `BadInput` for what is not FILE.py:FUNCTION or not there."""
     file, _, function = name.rpartition(":")
     if not file.endswith(".py") or not function.isidentifier():
         raise BadInput(f"{name!r} names no function of a Python file; {_EXAMPLE}")
@@ -179,7 +179,7 @@ def _finite(tokens: Tensor) -> bool:
 
 
 def _called(source: PythonSource, weights: Path | None) -> OwnTeacher:
-    """What the function returns, in eval mode on the CPU."""
+    """Return what the function returns, in eval mode on the CPU."""
     where = f"{source.path}:{source.function}"
     module = _imported(source)
     function = getattr(module, source.function, None)
@@ -215,7 +215,7 @@ class _FromBytes(importlib.abc.InspectLoader):
 
 
 def _imported(source: PythonSource) -> ModuleType:
-    """The file as a module; each content once in a process. Raises `BadInput` with the line that failed."""
+    """Return the file as a module; each content once in a process. Raises `BadInput` with the line that failed."""
     name = f"eupe_pipeline_teacher_{source_sha256(source)[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -234,7 +234,7 @@ def _imported(source: PythonSource) -> ModuleType:
 
 
 def _said(error: BaseException, path: Path) -> str:
-    """An error of the user's code in one line, with the last line of their file that it came through."""
+    """Return an error of the user's code in one line, with the last line of their file that it came through."""
     lines, step = [], error.__traceback__
     while step is not None:
         lines += [step.tb_lineno] if step.tb_frame.f_code.co_filename == str(path) else []

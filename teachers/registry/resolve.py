@@ -72,7 +72,7 @@ def resolve_teacher(
 
 
 def absolute_name(name_or_run: str) -> str:
-    """The folder of a run, of hf:FOLDER or of FILE.py:FUNCTION as an absolute path; any other name as it is.
+    """Return the folder of a run, of hf:FOLDER or of FILE.py:FUNCTION as an absolute path; any other name as it is.
 
     Workers run in other folders than the command.
     """
@@ -115,7 +115,7 @@ def _loaded(spec: TeacherSpec) -> Encoder:
 
 
 def _built(spec: TeacherSpec) -> Encoder:
-    """The encoder with random weights, by its architecture's kind: a student's family, or the builder of a row of the table."""
+    """Return the encoder with random weights, by its architecture's kind: a student's family, or the builder of a row of the table."""
     kind = spec.architecture["name"]
     if kind in FAMILIES:
         return build_encoder(spec.architecture)

@@ -86,7 +86,7 @@ class TeacherSpec:
         return self.preprocessing.size_px // self.grid[0]
 
     def at_size(self, size_px: int) -> "TeacherSpec":
-        """The same teacher at another input size; raises BadInput unless the stride divides it."""
+        """Return the same teacher at another input size; raises BadInput unless the stride divides it."""
         if size_px < self.stride_px or size_px % self.stride_px:
             raise BadInput(
                 f"teacher {self.name} takes sizes that are multiples of {self.stride_px} px, got {size_px}; "

@@ -90,5 +90,5 @@ class Teacher(nn.Module):
         return Tokens(None if cls_BD is None else cls_BD[:count], patch_BHWD[:count])
 
     def at_size(self, size_px: int) -> "Teacher":
-        """The same weights (shared, not copied) under a spec of another input size; raises BadInput off the stride."""
+        """Return the same weights (shared, not copied) under a spec of another input size; raises BadInput off the stride."""
         return Teacher(self.spec.at_size(size_px), self.encoder)

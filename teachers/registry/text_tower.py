@@ -64,7 +64,7 @@ class TextTower:
 
 
 def load_text_tower(folder: Path) -> TextTower:
-    """The tower of a folder; raises BadInput when it is none of the layouts or its weights do not fit."""
+    """Return the tower of a folder; raises BadInput when it is none of the layouts or its weights do not fit."""
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return _open_clip(folder)
     if not (folder / "config.json").is_file():
@@ -117,7 +117,7 @@ def _transformers(folder: Path, kind: str) -> TextTower:
 
 
 def _projection(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The image half's last projection as (out, in)."""
+    """Return the image half's last projection as (out, in)."""
     for name, transposed in _PROJECTIONS.items():
         if name in tensors:
             return tensors[name].t() if transposed else tensors[name]
