@@ -51,7 +51,7 @@ FORMAT_ROW = """\
     "plain": ExportFormat("a plain state dict", _plain, _read_plain, "import torch"),
 """
 EVALUATION_ROW = """\
-    "norm": Evaluation("norm", "evaluate_norm", "Measure the norm.", "norm", "", ".2f", ("norm",), options="NormOptions"),
+    "norm": Evaluation("norm", "evaluate_norm", "norm", "", ".2f", ("norm",), options="NormOptions", help="Measure the norm."),
 """
 EVALUATION_FILE = """\
 from dataclasses import dataclass, field

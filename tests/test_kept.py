@@ -1,7 +1,7 @@
 """A store, a teacher and two runs that were written before the folders had wings: they open, verify, resume and export as they did.
 
-Written on 2026-11-28 by the code of then (two feature arrays in int8 codes, views with stored pixels, a run stopped after 3 of 6 steps, the
-same run trained to its end). They are never written anew: what they hold is what users' stores and runs of that day hold.
+Written on 2026-11-28 by the code of then (class tokens and int8 patch tokens, views with stored pixels, a run stopped after 3 of 6 steps,
+the same run trained to its end). They are never written anew: what they hold is what users' stores and runs of that day hold.
 """
 
 import json

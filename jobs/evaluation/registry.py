@@ -20,8 +20,6 @@ class Evaluation:
     """File of this folder, without `.py`."""
     function: str
     """What it is run by: (options, on_event) → results, kept beside the model where the module keeps them."""
-    help: str
-    """One sentence for the command line and the documentation."""
     title: str
     """Head of its column in reports."""
     unit: str
@@ -40,6 +38,8 @@ class Evaluation:
     """EUPE's figures (arXiv 2603.22387, ViT-B students) by the rows of PAPER_ROWS, on `paper_data`."""
     options: str | None = None
     """The dataclass of options in `module` from which the command is made; None: the command line has a command of its own."""
+    help: str = ""
+    """What that command says of itself."""
 
     def load(self) -> Callable[..., Mapping[str, Any]]:
         """Import the function."""
@@ -56,24 +56,24 @@ class Evaluation:
 PAPER_ROWS = ("stage 2 only", "stages 1, 2", "stages 1, 3", "stages 1, 2, 3")
 EVALUATIONS: dict[str, Evaluation] = {
     "knn": Evaluation(
-        "knn", "evaluate_knn", "Classify by nearest neighbours.", "kNN", "%", ".1f",
+        "knn", "evaluate_knn", "kNN", "%", ".1f",
         ("cls.paper", "mean_patch.paper", "cls.ours", "mean_patch.ours"), paper_data="ImageNet-1k", paper=(84.0, 84.0, 84.3, 84.1),
     ),
-    "linear": Evaluation("linear", "evaluate_linear", "Fit a linear probe on class tokens.", "linear probe", "%", ".1f", ("top1",)),
+    "linear": Evaluation("linear", "evaluate_linear", "linear probe", "%", ".1f", ("top1",)),
     "zero-shot": Evaluation(
-        "zero_shot", "evaluate_zero_shot", "Classify by descriptions of the classes.", "zero-shot", "%", ".1f", ("top1", "accuracy")
+        "zero_shot", "evaluate_zero_shot", "zero-shot", "%", ".1f", ("top1", "accuracy")
     ),
     "segmentation": Evaluation(
-        "segmentation", "evaluate_segmentation", "Train a linear head on patch tokens, measure mIoU.", "segmentation, mIoU", "%", ".1f",
+        "segmentation", "evaluate_segmentation", "segmentation, mIoU", "%", ".1f",
         ("miou", "mean_iou", "mIoU"), named_protocols=True, official_keys=("best_miou",), paper_data="ADE20k",
         paper=(41.9, 43.3, 52.0, 52.4),
     ),
     "depth": Evaluation(
-        "depth", "evaluate_depth", "Train a linear head on patch tokens, measure depth.", "depth, RMSE", "m", ".3f",
+        "depth", "evaluate_depth", "depth, RMSE", "m", ".3f",
         ("rmse", "rmse_m", "RMSE"), higher_is_better=False, named_protocols=True, paper_data="NYUv2", paper=(0.616, 0.557, 0.388, 0.391),
     ),
     "correspondence": Evaluation(
-        "correspondence", "evaluate_correspondence", "Find keypoints again by patch tokens, untrained.", "PCK@0.1", "%", ".1f",
+        "correspondence", "evaluate_correspondence", "PCK@0.1", "%", ".1f",
         ("pck", "pck@0.1", "mean", "all"), named_protocols=True, paper_data="SPair-71k", paper=(35.1, 41.0, 53.3, 51.3),
     ),
 }  # fmt: skip

@@ -106,6 +106,8 @@ class RunMirror:
         for name in folders:
             if not (go_on() and self._put_folder(name, go_on)):
                 return False
+        if self._files_here()[1] != folders:  # the trainer was putting a folder in its place, or has a new checkpoint
+            return False
         there = self.copy.folders()
         newest = _newest(there) if _newest(folders) < 0 else None  # a walk between two checkpoints meets none: one stays there
         for name in there:

@@ -165,6 +165,22 @@ def test_a_walk_that_meets_no_checkpoint_leaves_the_newest_one_there(tmp_path: P
     assert list(whole(objects, tmp_path / "later")) == ["checkpoints/step-0000009"]
 
 
+def test_a_folder_that_is_being_replaced_is_not_removed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A better `best/model` takes the place of the last one in two renames; a walk between them meets neither."""
+    home, objects = tmp_path / "home", LocalObjects(tmp_path / "there")
+    mirror = pushed(objects, home)
+    checkpoint(home, 3)
+    (home / "best" / "model").mkdir(parents=True)
+    (home / "best" / "model" / "model.json").write_text("{}")
+    assert mirror.push()
+    walks = iter([([], ["checkpoints/step-0000003"]), mirror._files_here()])
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "_files_here", lambda: next(walks))
+        assert not mirror.push()
+    assert sorted(whole(objects, tmp_path / "seen")) == ["best/model", "checkpoints/step-0000003"]
+    assert mirror.push()
+
+
 def test_checkpoints_that_come_and_go_during_uploads_are_put_whole_or_not_at_all(tmp_path: Path) -> None:
     home, objects = tmp_path / "home", LocalObjects(tmp_path / "there")
     mirror, over = pushed(objects, home), threading.Event()
