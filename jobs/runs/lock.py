@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...storage.core.errors import BadInput
+from ...storage.core.forks import FileLock
 from ...storage.objects.atomic_files import make_folder
 
 WAIT_S = 10.0  # for a group of ranks that is being started again while its old first rank dies
@@ -24,6 +25,7 @@ def exclusive_run_folder(folder: Path, wait_s: float | None = None) -> Iterator[
     """Lock a run's folder, made if need be; raises `BadInput` when another process still trains there after `WAIT_S`."""
     make_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    held = FileLock(descriptor)
     try:
         deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
         while not _locked(descriptor):
@@ -32,7 +34,7 @@ def exclusive_run_folder(folder: Path, wait_s: float | None = None) -> Iterator[
             time.sleep(_POLL_S)
         yield
     finally:
-        os.close(descriptor)
+        held.release()
 
 
 def _locked(descriptor: int) -> bool:

@@ -4,6 +4,8 @@ A DataLoader's workers inherit readers by fork. Objects with such state register
 anything else.
 """
 
+import contextlib
+import fcntl
 import os
 import threading
 import weakref
@@ -51,3 +53,29 @@ class ForkSafeLock:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+class FileLock:
+    """The end of an `flock` on an open file, which a forked child neither keeps nor ends.
+
+    A child inherits the open file and with it the lock: closing it here would leave it locked as long as the child lives, and the child
+    would wait for itself. So the child closes its copy at once, and the lock is given up by name, not only by closing.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        reset_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Close the inherited file, in the child."""
+        if (descriptor := self._descriptor) is not None:
+            self._descriptor = None
+            os.close(descriptor)
+
+    def release(self) -> None:
+        """Unlock and close the file; nothing in a child that was forked meanwhile."""
+        if (descriptor := self._descriptor) is not None:
+            self._descriptor = None
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)

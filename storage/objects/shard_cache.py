@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged, StoreUnavailable
+from ..core.forks import FileLock
 from .atomic_files import TEMPORARY_PREFIX, Content, make_folder, sweep, translate_os_errors
 from .objects import FileReplaced, LocalObjects, OpenObject
 from .read_ahead import Fetchers
@@ -137,11 +138,12 @@ class CachedObjects:
         lock = self.folder / f"{_LOCK}{name[:2]}"
         with translate_os_errors(lock, 0):
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        held = FileLock(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            held.release()
 
     def threads_for(self, size: int) -> int:
         """Return the number of threads that local copies are worth."""

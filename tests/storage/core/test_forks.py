@@ -1,5 +1,6 @@
 """Readers that a child inherits by fork, as a DataLoader's workers do: they read the same, and the parent goes on."""
 
+import fcntl
 import os
 import signal
 import threading
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eupe_pipeline.storage.core.forks import FileLock
 from eupe_pipeline.storage.objects.remote import RemoteObjects
+from eupe_pipeline.storage.objects.shard_cache import CachedObjects
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..faulty_s3 import FaultyServer
@@ -101,3 +104,60 @@ def test_a_lock_that_another_thread_holds_does_not_stop_the_child(copied: Callab
     finally:
         over.set()
         thread.join()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_copy_that_another_thread_downloads_at_the_fork_is_had_by_the_child(tmp_path: Path) -> None:
+    """The child inherits the open lock file: it must not wait for a lock that it holds itself."""
+    objects, begun = CachedObjects(RemoteObjects("s3://bucket/x"), tmp_path), threading.Event()
+
+    def download() -> None:
+        with objects._locked("ab1"):
+            begun.set()
+            time.sleep(0.3)
+
+    def read() -> bool:
+        with objects._locked("ab2"):
+            return True
+
+    thread = threading.Thread(target=download)
+    thread.start()
+    begun.wait()
+    assert in_child(read, limit_s=60)
+    thread.join()
+
+
+def test_a_child_that_lives_on_does_not_keep_a_file_locked_and_does_not_unlock_it(tmp_path: Path) -> None:
+    def lock() -> tuple[int, FileLock]:
+        descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        return descriptor, FileLock(descriptor)
+
+    def is_free() -> bool:
+        other, held = lock()
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            held.release()
+        return True
+
+    def end() -> bool:
+        held.release()
+        return True
+
+    descriptor, held = lock()
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert in_child(end)
+    assert not is_free()
+    child = os.fork()
+    if not child:
+        try:
+            time.sleep(60)
+        finally:
+            os._exit(0)
+    held.release()
+    free = is_free()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert free
