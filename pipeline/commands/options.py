@@ -3,6 +3,7 @@
 A group of options has a TypedDict of what click makes of it, so that mypy compares them with the fields of the request that they fill.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
@@ -106,6 +107,19 @@ def cosine_or_auto(context: click.Context, option: click.Parameter, value: str |
     if found is None or not 0 < found <= 1:
         raise click.BadParameter(f"{value!r} is neither a cosine above 0 and at most 1, such as 0.95, nor auto", context, option)
     return found
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def bytes_of(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """Return the bytes of a size such as 200GB, 1.5 TB or 500MiB."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", value)
+    if found is None or found[2].upper() not in _UNITS or not float(found[1]):
+        raise click.BadParameter(f"{value!r} is not a size such as 200GB, 1.5TB or 500MiB", context, option)
+    return round(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def count_or_share(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
