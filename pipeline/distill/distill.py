@@ -6,14 +6,17 @@ test images that are trained on, a plan that does not fit. What was decided stay
 
 import contextlib
 import json
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...jobs.extraction.options import TeacherRequest
 from ...jobs.runs.export_run import ExportOptions, export_run
+from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256
 from ...storage.core.urls import is_url
@@ -38,6 +41,7 @@ from .options import STAGES, DistillOptions
 from .plan import check_room, make_plan
 from .recipes import DistillRecipes
 
+_VISIBLE_GRID = 8  # tokens a side
 EXPORTED = ("timm", "onnx")  # of these, the first that holds the student, where no format was asked for
 
 
@@ -74,12 +78,13 @@ class Prepared:
             "facts": self._facts(store, knn),
             "recipes": dict(self.recipes.files),
             "commands": work.commands,
+            "report": str(self.folder.out / "report.html"),
             "seconds": time.perf_counter() - started,
         }  # fmt: skip
         write_atomically(self.folder.out / "results.json", json.dumps(results, indent=1).encode())
         page = self._report(work, runs, results, on_event)
         on_event({"event": "note", "text": f"the report is {page}"})
-        return {**results, "report": str(page)}
+        return results
 
     def _export(self, student: str, stages: Mapping[int, Path], on_event: OnEvent) -> dict[str, str]:
         """Write the student's last run in each format; one that was written from these weights stays."""
@@ -94,7 +99,7 @@ class Prepared:
     def _facts(self, store: FeatureStore, knn: Mapping[str, Any]) -> dict[str, str]:
         """Return what stands at the top of the report."""
         photos = len(store.dataset(self.data))
-        facts = {"Photos": f"{photos:,} ({self.data})", "Teachers": ", ".join(self.recipes.extract.teachers)}
+        facts = {"Photos": f"{photos:,} ({self.data})", "Teachers": ", ".join(self.recipes.extract.teachers), "Machine": _machine()}
         if "random" in knn:
             last = next(knn[name] for name in ("stage3", "stage2") if name in knn)
             untrained = max(knn["random"][token]["ours"] for token in TOKENS if token in knn["random"])
@@ -111,7 +116,13 @@ class Prepared:
             *(run for stages in runs.values() for run in stages.values()),
         ]
         sets = open_sets(shown, self.options.store_url, list(work.features.values()))
-        contents = gather(shown, sets, PictureChoice(), verified=False, on_event=on_event)
+        teachers = self.recipes.extract.requests(self.options.teachers)
+        choice = PictureChoice(
+            models=[request.name for request in teachers],
+            model_sizes=picture_sizes(teachers, shown),
+            weights={request.name: str(request.weights) for request in teachers if request.weights is not None},
+        )
+        contents = gather(shown, sets, choice, verified=False, on_event=on_event)
         write_report(replace(contents, results=results), page)
         return page
 
@@ -205,6 +216,24 @@ def _datasets_of(options: DistillOptions) -> list[str]:
 def _indexed(store: FeatureStore, options: DistillOptions, source: str, name: str, on_event: OnEvent) -> ImageDataset:
     """Index a source into the store; what is indexed already is found by its content."""
     return build_index(store.objects, source, name, on_event=on_event)
+
+
+def picture_sizes(teachers: Sequence[TeacherRequest], runs: Sequence[Path]) -> dict[str, int]:
+    """Return the input size of each model in the report's pictures, by name or run: its own, doubled while its grid is too coarse to see."""
+    sizes: dict[str, int] = {}
+    for request in (*teachers, *(TeacherRequest(str(run)) for run in runs)):
+        spec = resolve_teacher(request.name, weights=request.weights, size_px=request.size_px)
+        with contextlib.suppress(BadInput):  # an encoder of one size keeps it
+            while min(spec.grid) < _VISIBLE_GRID:
+                spec = spec.at_size(2 * spec.preprocessing.size_px)
+        sizes[request.name] = spec.preprocessing.size_px
+    return sizes
+
+
+def _machine() -> str:
+    import torch
+
+    return f"{os.cpu_count()} cores, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
 
 
 def default_formats(student: str, on_event: OnEvent = ignore_event) -> tuple[str, ...]:

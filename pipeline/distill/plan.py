@@ -93,8 +93,9 @@ def make_plan(
     rows, missing = images * recipes.views.views_per_image, _missing_rows(extraction, data, images)
     extracted: dict[str, dict[str, Any]] = {}
     for request in extraction.teachers:
-        size = layout_of(resolve_request(request, extraction), extraction).view_bytes
-        extracted[request.name] = {
+        spec = resolve_request(request, extraction)
+        size = layout_of(spec, extraction).view_bytes
+        extracted[spec.name] = {
             "views": rows, "missing": missing, "bytes": missing * size, "hours": missing * forward[request.name] / _HOUR_S
         }  # fmt: skip
     target_s = {"teachers": teachers_s, "proxy": 0.0}
