@@ -145,48 +145,65 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
     for request in options.teachers:
         resolve_teacher(request.name, weights=request.weights, size_px=request.size_px)
     folder = DistillFolder(options.out)
-    stages = chosen_stages(options)
     with contextlib.ExitStack() as resources:
         store = _writable_store(options) if not options.dry_run else resources.enter_context(_dry_store(options))
         photos = _indexed(store, options, options.photos, options.dataset, on_event)
         test = None if options.test is None else _indexed(store, options, options.test, f"{options.dataset}-test", on_event)
         if test is not None:
             check_test(photos, test, options.allow_overlap, on_event)
-        if not options.dry_run:
-            folder.begin(_request(options, stages))
-            folder.at_version(photos.key)
+        folder.begin(_request(options), write=not options.dry_run)
+        folder.at_version(photos.key, write=not options.dry_run)
+        stages = chosen_stages(options, folder)
         recipes = decided_recipes(options, folder, store, photos, stages, on_event)
         known = None if options.dry_run and photos.key not in _datasets_of(options) else photos.key
-        plan = {**make_plan(options, recipes, folder, len(photos), known), "decisions": decisions_of(recipes, stages)}
+        plan = {**make_plan(options, recipes, folder, len(photos), known), "stages": {"value": list(stages), "origin": folder.kept["why_stages"]}, "decisions": decisions_of(recipes)}
         check_room(plan)
     on_event({"event": "plan", **plan})
     return Prepared(options, plan, recipes, photos.key, None if test is None else test.key, folder)
 
 
-def _request(options: DistillOptions, stages: tuple[int, ...]) -> dict[str, Any]:
+def _request(options: DistillOptions) -> dict[str, Any]:
     """Return what of a request decides the students' targets: the folder answers to one such request."""
-    teachers = {
-        request.name: {"size_px": request.size_px, "weights": request.weights and str(request.weights)} for request in options.teachers
-    }
-    limits = {"budget_bytes": options.budget_bytes, "hours": options.hours}
-    return {
-        "teachers": teachers,
-        "stages": list(stages),
-        "recipe": options.recipe,
-        "store": options.store_url,
-        "name": options.dataset,
-        **limits,
-    }
+    teachers = {one.name: {"size_px": one.size_px, "weights": one.weights and str(one.weights)} for one in options.teachers}
+    asked = {"stages": options.stages, "proxy": options.proxy, "recipe": options.recipe, "store": options.store_url, "name": options.dataset}
+    return {"teachers": teachers, **asked, "budget_bytes": options.budget_bytes, "hours": options.hours}
 
 
-def chosen_stages(options: DistillOptions) -> tuple[int, ...]:
-    """Return the stages that are run."""
+def chosen_stages(options: DistillOptions, folder: DistillFolder) -> tuple[int, ...]:
+    """Return the stages that are run, and keep them with the proxy's architecture in the folder; raises BadInput without a proxy."""
+    write = not options.dry_run
+    if "stages" in folder.kept:
+        return tuple(folder.kept["stages"])
+    stages, why = _asked_stages(options)
+    if 1 in stages and options.recipe is None:
+        name, reason = (options.proxy, "ours: asked for") if options.proxy else proxy_of(options.students[0])
+        if name is None and options.stages == "auto":
+            stages, why = STAGES["2"], f"the students learn from the teachers themselves: {reason}"
+        elif name is None:
+            raise BadInput(f"stage 1 needs a proxy: {reason}; name one with --proxy, or leave stage 1 out with --stages 2")
+        else:
+            canonical(name)
+            folder.keep(proxy=name, write=write)
+            why += f"; proxy {name}  # {reason}"
+    folder.keep(stages=stages, why_stages=why, write=write)
+    return stages
+
+
+def _asked_stages(options: DistillOptions) -> tuple[tuple[int, ...], str]:
     if options.stages != "auto":
-        return STAGES[options.stages]
+        return STAGES[options.stages], "asked for"
     if options.recipe is not None:
         held = tuple(stages_of(read_document(options.recipe)[1]))
-        return held if held in STAGES.values() else STAGES["2"]
-    return STAGES["2"] if len(options.teachers) == 1 else STAGES["1,2,3"]
+        return held if held in STAGES.values() else STAGES["2"], f"as recipe {options.recipe} has them"
+    if len(options.teachers) == 1:
+        return STAGES["2"], "ours: the tokens of one teacher teach the student directly"
+    return STAGES["1,2,3"], "the paper's, since a proxy joins several teachers"
+
+
+def proxy_of(student: str) -> tuple[str | None, str]:
+    """Return the architecture of the proxy for a student by rule, None where none is large enough, and the reason."""
+    found = ruled_proxy(student_facts(student), device_facts(choose_device("auto").value))
+    return found or (None, f"none of ours that this machine trains has 3.5 times the parameters of {student}")
 
 
 def _writable_store(options: DistillOptions) -> FeatureStore:

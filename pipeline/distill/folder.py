@@ -34,7 +34,7 @@ class DistillFolder:
         if not self._record and out.is_dir() and any(path.name not in ("data", "store") for path in out.iterdir()):
             raise BadInput(f"{out} is not empty and holds no distillation; give a new folder as --out")
 
-    def begin(self, request: Mapping[str, Any]) -> None:
+    def begin(self, request: Mapping[str, Any], *, write: bool = True) -> None:
         """Record what is asked for; raises BadInput where the folder holds the answer to another request."""
         given = json.loads(json.dumps(request))
         recorded = self._record.get("request", given)
@@ -42,13 +42,13 @@ class DistillFolder:
         if different:
             lines = "; ".join(f"{key} was {recorded.get(key)!r}, now {given[key]!r}" for key in different)
             raise BadInput(f"{self.out} holds a distillation of another request ({lines}); ask as before, or give another --out")
-        self._keep(format=FORMAT, request=given)
+        self._keep(write, format=FORMAT, request=given)
 
-    def at_version(self, dataset: str) -> None:
+    def at_version(self, dataset: str, *, write: bool = True) -> None:
         """Take the dataset's key as the version that is trained on, a new one where it is not known."""
         versions = list(self._record.get("versions", []))
         if dataset not in versions:
-            self._keep(versions=[*versions, dataset])
+            self._keep(write, versions=[*versions, dataset])
         self.version = self._record["versions"].index(dataset) + 1
 
     @property
@@ -56,14 +56,16 @@ class DistillFolder:
         """What was recorded by `keep`."""
         return dict(self._record.get("kept", {}))
 
-    def keep(self, **values: Any) -> None:
-        """Record what was decided, so that it is not decided again."""
-        self._keep(kept={**self.kept, **values})
+    def keep(self, *, write: bool = True, **values: Any) -> None:
+        """Record what was decided, so that it is not decided again; a dry run keeps it in memory alone."""
+        self._keep(write, kept={**self.kept, **values})
 
-    def _keep(self, **values: Any) -> None:
+    def _keep(self, write: bool = True, /, **values: Any) -> None:
         changed = {**self._record, **json.loads(json.dumps(values))}
         if changed != self._record:
             self._record = changed
+            if not write:
+                return
             make_folder(self.out)
             write_atomically(self.out / "distill.json", json.dumps(changed, indent=1, ensure_ascii=False).encode())
 

@@ -27,7 +27,8 @@ from .recipes import DistillRecipes
 
 ASK_ABOVE_HOURS, ASK_ABOVE_BYTES = 1.0, 20e9
 _HOUR_S = 3600.0
-_FORWARD_SHARE = 1 / 3  # of a step's time: a backward pass costs two forwards
+_SPEED_VIEWS = {"cpu": 8, "cuda": 32}
+FORWARD_SHARE = 1 / 3  # of a step's time: a backward pass costs two forwards
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ def trainings_of(recipes: DistillRecipes, folder: DistillFolder) -> list[Trainin
     ]
 
 
+def teacher_rate_name(name: str, size_px: int | None) -> str:
+    """Return under what name the seconds of a teacher's view are recorded."""
+    return f"teacher {name} at {size_px or 'its own'} px"
+
+
+def student_rate_name(architecture: str, size_px: int) -> str:
+    """Return under what name the seconds of an image of a student's step are recorded."""
+    return f"student {architecture} at {size_px} px"
+
+
 class Rates:
     """Measured seconds of a teacher's view and images a second of a student's step, recorded in the folder."""
 
@@ -64,20 +75,19 @@ class Rates:
         """Return seconds of one view of a teacher."""
         request = next(request for request in self._options.teachers if request.name == name)
         return self._measured(
-            f"teacher {name} at {request.size_px or 'its own'} px",
-            lambda: teacher_speed(resolve_request(request, self._options), self.device, self._options.batch_size, 3)[0],
+            teacher_rate_name(name, request.size_px),
+            lambda: teacher_speed(resolve_request(request, self._options), self.device, _SPEED_VIEWS[self.device], 1)[0],
         )  # fmt: skip
 
     def student(self, architecture: str, size_px: int) -> float:
         """Return seconds of one image of a student's step."""
         options = PlanOptions(self._options, architecture, size_px)
-        return self._measured(f"student {architecture} at {size_px} px", lambda: 1 / student_speed(options, self.device))
+        return self._measured(student_rate_name(architecture, size_px), lambda: 1 / student_speed(options, self.device))
 
     def _measured(self, what: str, measure: Any) -> float:
         if what not in self._known:
             self._known[what] = float(measure())
-            if self._keep:
-                self._folder.keep(rates=self._known)
+            self._folder.keep(rates=self._known, write=self._keep)
         return self._known[what]
 
 
@@ -142,7 +152,7 @@ def _proxy_extraction(recipes: DistillRecipes, rates: Rates, rows: int, *, finis
     assert recipes.proxy is not None
     student, size_px = recipes.proxy.recipe.student, recipes.extract.proxy_size_px
     shape = facts({**student.options, "name": student.architecture})
-    seconds = rates.student(student.architecture, size_px) * _FORWARD_SHARE
+    seconds = rates.student(student.architecture, size_px) * FORWARD_SHARE
     side, extract = size_px // shape.stride_px, recipes.extract
     layout = FeatureLayout(shape.width, shape.width, (side, side), extract.codec, extract.tokens_per_view or None)
     missing = 0 if finished else rows
