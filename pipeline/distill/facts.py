@@ -1,0 +1,224 @@
+"""What is known before anything is decided: photos, teachers, the student, the device. Rules read nothing else.
+
+Measured where that is cheap: photos from the index, teachers from their weight files' headers, the student built on torch's meta device,
+which allocates nothing. A teacher's speed costs a few forwards and is asked for apart. Values are checked here, so that no rule has to.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...jobs.estimates.extraction import teacher_speed
+from ...jobs.extraction.extract import resolve_request
+from ...jobs.extraction.options import ExtractOptions, TeacherRequest
+from ...storage.core.choices import Precision
+from ...storage.core.errors import BadInput
+from ...storage.images.dataset import ImageDataset
+from ...storage.store import FeatureStore
+from ...student.model.student import TargetSpec, count_parameters
+from ...teachers.encoders.build import build_encoder, canonical
+from ...teachers.encoders.build import facts as shape_of
+from ...teachers.registry.resolve import MODEL_FILE
+from ...teachers.registry.spec import TeacherSpec
+from ...teachers.runtime.devices import choose_device, choose_precision
+
+_SAMPLED_BLOCKS, _BLOCK = 8, 16_384
+
+
+def _check(holds: bool, what: str, got: object, wanted: str) -> None:
+    if not holds:
+        raise BadInput(f"{what} is {got!r}, expected {wanted}")
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """A teacher at the input size that it will have."""
+
+    name: str
+    width: int
+    """Channels of a patch token."""
+    class_width: int | None
+    """Channels of the class token; None without one."""
+    grid: tuple[int, int]
+    """Rows and columns of patch tokens at `size_px`."""
+    size_px: int
+    parameters: int | None = None
+    """None: not known, as of a teacher of the user's own."""
+    images_per_s: float | None = None
+    """Views a second on this device; None: not measured."""
+    is_proxy: bool = False
+    """A finished run of one's own, such as stage 1 makes, in the place of a published model."""
+
+    def __post_init__(self) -> None:
+        _check(self.width >= 1, f"the width of {self.name}", self.width, "at least 1")
+        _check(min(self.grid) >= 1 and self.size_px >= max(self.grid), f"grid and size of {self.name}", (self.grid, self.size_px), "a grid")
+        _check(self.images_per_s is None or self.images_per_s > 0, f"views/s of {self.name}", self.images_per_s, "above 0")
+
+    @property
+    def stride_px(self) -> int:
+        """Pixels per patch token."""
+        return self.size_px // self.grid[0]
+
+    @property
+    def cells(self) -> int:
+        """Patch tokens of a view."""
+        return self.grid[0] * self.grid[1]
+
+    def at_size(self, size_px: int) -> "TeacherFacts":
+        """Return the same teacher at another multiple of its stride; its speed follows the pixels."""
+        side = size_px // self.stride_px
+        _check(side >= 1 and size_px % self.stride_px == 0, f"the input size of {self.name}", size_px, f"a multiple of {self.stride_px}")
+        rate = None if self.images_per_s is None else self.images_per_s * (self.size_px / size_px) ** 2
+        return replace(self, size_px=size_px, grid=(side, side), images_per_s=rate)
+
+
+@dataclass(frozen=True)
+class StudentFacts:
+    """The student, before any value of its recipe."""
+
+    name: str
+    """Its architecture's name."""
+    family: str
+    """`vit`, `convnext`, or another family's name."""
+    width: int
+    """Channels of its tokens."""
+    depth: int | None
+    """Blocks; None where the family does not say."""
+    patch_px: int
+    """Pixels per patch token: the patch, or the stride."""
+    parameters: int
+    layer_scale: float | None = None
+    """What its blocks' branches are multiplied by at the start; None: its family has no such option, or it has no scale."""
+
+    def __post_init__(self) -> None:
+        _check(self.width >= 1 and self.patch_px >= 1 and self.parameters >= 1, f"student {self.name}", self, "counts of at least 1")
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What trains."""
+
+    kind: str = "cpu"
+    """`cpu` or `cuda`."""
+    memory_bytes: int = 16 << 30
+    """Free memory of the device: the machine's own for a CPU."""
+    cores: int = 1
+    bf16: bool = False
+    """Whether it computes in bf16: CUDA from capability 8.0, CPUs with AMX or AVX512-BF16."""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("cpu", "cuda"), "the device", self.kind, "cpu or cuda")
+        _check(self.memory_bytes > 0 and self.cores >= 1, "the device's memory and cores", (self.memory_bytes, self.cores), "above 0")
+
+
+@dataclass(frozen=True)
+class ScaleFacts:
+    """Everything that rules decide by."""
+
+    images: int
+    median_side_px: int
+    """Median of the photos' shorter sides."""
+    labelled: bool
+    teachers: tuple[TeacherFacts, ...]
+    student: StudentFacts
+    device: DeviceFacts = DeviceFacts()
+
+    def __post_init__(self) -> None:
+        _check(self.images >= 1, "the number of photos", self.images, "at least 1")
+        _check(self.median_side_px >= 1, "the photos' median side", self.median_side_px, "at least 1 px")
+        _check(bool(self.teachers), "the teachers", self.teachers, "at least one")
+
+    def target_specs(self, tokens_per_view: int | None = None) -> dict[str, TargetSpec]:
+        """Return what each teacher's targets will look like, for a trial step."""
+        return {one.name: TargetSpec(one.class_width, one.width, one.grid, tokens_per_view) for one in self.teachers}
+
+
+def measure_facts(
+    store: FeatureStore, data: str, teachers: Sequence[TeacherRequest], student: str | Mapping[str, Any], *, precision: Precision = "auto",
+    allow_random_weights: bool = False, speed_batches: int = 0, batch_size: int | None = 32,
+) -> ScaleFacts:  # fmt: skip
+    """Return the facts of a dataset of the store, teachers and a student on this machine; raises BadInput as their commands do.
+
+    `speed_batches` forwards of each teacher measure its speed; 0: none.
+    """
+    dataset = store.dataset(data)
+    options = ExtractOptions(
+        store.url, data, tuple(teachers), precision=precision, allow_random_weights=allow_random_weights, batch_size=batch_size
+    )
+    device = choose_device("auto").value
+    found = []
+    for request in teachers:
+        spec = resolve_request(request, options)
+        seconds = teacher_speed(spec, device, batch_size, speed_batches)[0] if speed_batches else None
+        found.append(teacher_facts(spec, seconds, is_proxy=(Path(request.name) / MODEL_FILE).is_file()))
+    side = median_side(dataset)
+    return ScaleFacts(len(dataset), side, bool(dataset.label_names), tuple(found), student_facts(student), device_facts(device))
+
+
+def teacher_facts(spec: TeacherSpec, seconds_per_view: float | None = None, *, is_proxy: bool = False) -> TeacherFacts:
+    """Return the facts of a resolved teacher."""
+    return TeacherFacts(
+        spec.name, spec.patch_dim, spec.cls_dim, spec.grid, spec.preprocessing.size_px, stored_parameters(spec.weights_path),
+        None if seconds_per_view is None else 1 / seconds_per_view, is_proxy,
+    )  # fmt: skip
+
+
+def stored_parameters(path: Path) -> int | None:
+    """Return the elements of all tensors of a safetensors file, from its header; None where it is no such file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    return sum(int(np.prod(tensor["shape"], dtype=np.int64)) for name, tensor in header.items() if name != "__metadata__")
+
+
+def student_facts(architecture: str | Mapping[str, Any]) -> StudentFacts:
+    """Return the facts of a student's architecture; raises BadInput for an unknown one."""
+    name = architecture if isinstance(architecture, str) else str(architecture.get("name"))
+    full, shape = canonical(architecture), shape_of(architecture)
+    with torch.device("meta"):
+        parameters = count_parameters(build_encoder(architecture))
+    depth = full.get("depth", sum(full["depths"]) if "depths" in full else None)
+    return StudentFacts(name, full["name"], shape.width, depth, shape.stride_px, parameters, full.get("layer_scale"))
+
+
+def proxy_as_teacher(proxy: StudentFacts, size_px: int) -> TeacherFacts:
+    """Return the facts of the teacher that a student of stage 1 will be for stages 2 and 3."""
+    side = size_px // proxy.patch_px
+    return TeacherFacts(proxy.name, proxy.width, proxy.width, (side, side), size_px, proxy.parameters, is_proxy=True)
+
+
+def median_side(dataset: ImageDataset) -> int:
+    """Return the median of the shorter sides in px; of a large dataset, over blocks of it at equal distances."""
+    count = len(dataset)
+    starts = range(0, count, max(_BLOCK, -(-count // _SAMPLED_BLOCKS)))
+    sides = [dataset.sizes_hw(start, min(count, start + _BLOCK)).min(axis=1) for start in starts]
+    return int(np.median(np.concatenate(sides)))
+
+
+def device_facts(kind: str) -> DeviceFacts:
+    """Return the facts of the device that is chosen on this machine."""
+    bf16 = choose_precision("auto", kind).value == "bf16"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if kind == "cuda":
+        return DeviceFacts(kind, torch.cuda.mem_get_info()[0], cores, bf16, torch.cuda.get_device_name())
+    return DeviceFacts(kind, free_memory(), cores, bf16, "CPU")
+
+
+def free_memory() -> int:
+    """Return the bytes that this machine can still give, without what its page cache could give back where the system does not say."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
