@@ -10,10 +10,11 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...jobs.extraction.extract import resolve_request
 from ...jobs.extraction.options import ExtractOptions, TeacherRequest
+from ...storage.core.choices import Codec
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
@@ -132,7 +133,7 @@ def _caching_of(options: DistillOptions, store: FeatureStore, keys: Sequence[str
     why = f"ours: as the store holds them already, {', '.join(keys)}"
     config = ExtractConfig(
         teachers=tuple(names), teacher_sizes_px=dict(zip(names, sizes, strict=True)), views_per_image=views.views_per_image,
-        seed=views.spec.seed, codec=layout.codec, tokens_per_view=layout.tokens_per_view or 0,
+        seed=views.spec.seed, codec=cast(Codec, layout.codec), tokens_per_view=layout.tokens_per_view or 0,
         grid=() if layout.resampled_from is None else layout.grid, images_per_shard=views.images_per_shard,
         statistics_batches=readers[0].identity["statistics"]["batches"], origins={"codec": why, "views_per_image": why},
     )  # fmt: skip
@@ -196,12 +197,12 @@ class _Rules:
         epochs = choice.length.samples / facts.images
         spec, reasons = ruled_views(facts, epochs=epochs, views_per_image=candidate.views_per_image if limited else None)
         names = [request.name for request in requests]
-        reason_of_sizes = {f"teacher_sizes_px.{name}": sizes[teacher.name] for name, teacher in zip(names, facts.teachers, strict=True)}
+        why_sizes = "; ".join(f"{name}: {sizes[one.name].removeprefix('ours: ')}" for name, one in zip(names, facts.teachers, strict=True))
         config = ExtractConfig(
             teachers=tuple(names), teacher_sizes_px={name: one.size_px for name, one in zip(names, facts.teachers, strict=True)},
             views_per_image=spec.views_per_image, seed=spec.seed, proxy_size_px=self._proxy_size(facts), codec=candidate.codec,
             tokens_per_view=candidate.tokens_per_view or 0, grid=candidate.grid or (),
-            origins={**reason_of_sizes, "views_per_image": reasons["views.views_per_image"], "codec": why},
+            origins={"teacher_sizes_px": f"ours: {why_sizes}", "views_per_image": reasons["views.views_per_image"], "codec": why},
         )  # fmt: skip
         return Caching(config, spec, reasons)
 
@@ -257,3 +258,21 @@ class _Rules:
         trial = trial_step(recipe, facts.target_specs(tokens_per_view), device=facts.device)
         self.rates[student_rate_name(recipe.student.architecture, max(recipe.student.sizes_px))] = 1 / trial.images_per_s
         return trial
+
+
+def decisions_of(recipes: DistillRecipes) -> dict[str, Any]:
+    """Return each decision with its origin, by training and dotted key, of what is not a default."""
+    origins = recipes.extract.origins
+    extract = {
+        key: {"value": ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else value,
+              "origin": origins.get(key, "default")}
+        for key, value in vars(recipes.extract).items()
+    }  # fmt: skip
+    shown: dict[str, Any] = {"extract": {key: row for key, row in extract.items() if key != "origins" and row["origin"] != "default"}}
+    resolved: Mapping[str, Any] = {
+        **({} if recipes.proxy is None else {"proxy, stage 1": recipes.proxy}),
+        **{f"{student}, stage {stage}": recipe for student, by_stage in recipes.students.items() for stage, recipe in by_stage.items()},
+    }
+    for name, recipe in resolved.items():
+        shown[name] = {key: {"value": value, "origin": origin} for key, value, origin in recipe.rows() if origin != "default"}
+    return shown

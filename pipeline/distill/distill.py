@@ -30,16 +30,19 @@ from ...student.export.formats import FORMATS
 from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.encoders.build import canonical
 from ...teachers.registry.resolve import BACKBONE_FILE, resolve_teacher
+from ...teachers.runtime.devices import choose_device
 from ..recipes.load import read_document, stages_of
 from ..reports.page_contents import PictureChoice, gather, open_sets
 from ..reports.report import write_report
 from .decide import decided_recipes, decisions_of
 from .distillation import Distillation
+from .facts import device_facts, student_facts
 from .figures import TOKENS, check_test, knn_figures, live_comparison, set_sizes
 from .folder import DistillFolder
 from .options import STAGES, DistillOptions
 from .plan import check_room, make_plan
 from .recipes import DistillRecipes
+from .rules import ruled_proxy
 
 _VISIBLE_GRID = 8  # tokens a side
 EXPORTED = ("timm", "onnx")  # of these, the first that holds the student, where no format was asked for
@@ -156,7 +159,11 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
         stages = chosen_stages(options, folder)
         recipes = decided_recipes(options, folder, store, photos, stages, on_event)
         known = None if options.dry_run and photos.key not in _datasets_of(options) else photos.key
-        plan = {**make_plan(options, recipes, folder, len(photos), known), "stages": {"value": list(stages), "origin": folder.kept["why_stages"]}, "decisions": decisions_of(recipes)}
+        plan = {
+            **make_plan(options, recipes, folder, len(photos), known),
+            "stages": {"value": list(stages), "origin": folder.kept["why_stages"]},
+            "decisions": decisions_of(recipes),
+        }
         check_room(plan)
     on_event({"event": "plan", **plan})
     return Prepared(options, plan, recipes, photos.key, None if test is None else test.key, folder)
@@ -165,7 +172,13 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
 def _request(options: DistillOptions) -> dict[str, Any]:
     """Return what of a request decides the students' targets: the folder answers to one such request."""
     teachers = {one.name: {"size_px": one.size_px, "weights": one.weights and str(one.weights)} for one in options.teachers}
-    asked = {"stages": options.stages, "proxy": options.proxy, "recipe": options.recipe, "store": options.store_url, "name": options.dataset}
+    asked = {
+        "stages": options.stages,
+        "proxy": options.proxy,
+        "recipe": options.recipe,
+        "store": options.store_url,
+        "name": options.dataset,
+    }
     return {"teachers": teachers, **asked, "budget_bytes": options.budget_bytes, "hours": options.hours}
 
 

@@ -144,7 +144,8 @@ def _missing_rows(extraction: ExtractOptions, data: str | None, images: int) -> 
     if data is None:
         return rows
     summary = extract_features(replace(extraction, dry_run=True))
-    return round(rows * summary["shards_missing"] / max(1, summary["shards"]))
+    missing, shards = int(summary["shards_missing"]), int(summary["shards"])
+    return round(rows * missing / max(1, shards))
 
 
 def _proxy_extraction(recipes: DistillRecipes, rates: Rates, rows: int, *, finished: bool) -> tuple[dict[str, Any], float]:
