@@ -28,7 +28,8 @@ class FormatOrNone(FormatName):
 @click.argument("photos")
 @options(
     TEACHERS[0], TEACHERS[1], TEACHERS[2],
-    click.option("--student", "students", multiple=True, required=True, metavar="NAME", help="Architecture; repeatable, each has its own runs."),
+    click.option("--student", "students", multiple=True, required=True, metavar="NAME",
+                 help="Architecture; repeatable, each has its own runs."),
     click.option("--out", type=FOLDER, required=True, help="Folder of the result; run again, it goes on from what is there."),
     click.option("--test", default=None, metavar="PHOTOS", help="Labelled images that nothing is learnt from, for kNN: a folder a class."),
     click.option("--stages", type=click.Choice(_STAGES), default="auto", show_default=True,
@@ -36,8 +37,10 @@ class FormatOrNone(FormatName):
     click.option("--proxy", default=None, metavar="NAME", help="Architecture of stage 1's proxy; default: by rule."),
     click.option("--budget", "budget_bytes", default=None, callback=bytes_of, metavar="SIZE", help="Most that tokens may take, as 200GB."),
     click.option("--hours", type=click.FloatRange(0, min_open=True), default=None, help="Most time for extraction and training."),
-    click.option("--export", "exports", multiple=True, type=FormatOrNone(EXPORT_FORMATS), help="Format, or none; repeatable; default: timm, else onnx."),
-    click.option("--store", default=None, callback=store_url, metavar="URL", help="Feature store; default: `store` beside OUT, for later calls too."),
+    click.option("--export", "exports", multiple=True, type=FormatOrNone(EXPORT_FORMATS),
+                 help="Format, or none; repeatable; default: timm, else onnx."),
+    click.option("--store", default=None, callback=store_url, metavar="URL",
+                 help="Feature store; default: `store` beside OUT, for later calls too."),
     click.option("--name", default=None, help="What the dataset is called; default: as the photos' folder."),
     click.option("--recipe", default=None, help="Recipe with a table a stage, in the place of the rules; a name or a TOML file."),
     click.option("--workers", type=click.IntRange(0), default=None,
@@ -48,10 +51,10 @@ class FormatOrNone(FormatName):
     click.option("--dry-run", is_flag=True, help="Decide, measure and say the plan; write nothing."), JSON,
 )  # fmt: skip
 def distill(
-    as_json: bool, photos: str, teachers: tuple[str, ...], teacher_sizes: dict[str, int], weights: dict[str, str], students: tuple[str, ...],
-    out: Path, test: str | None, stages: str, proxy: str | None, budget_bytes: int | None, hours: float | None, exports: tuple[str, ...],
-    store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None, allow_overlap: bool, yes: bool,
-    dry_run: bool,
+    as_json: bool, photos: str, teachers: tuple[str, ...], teacher_sizes: dict[str, int], weights: dict[str, str],
+    students: tuple[str, ...], out: Path, test: str | None, stages: str, proxy: str | None, budget_bytes: int | None, hours: float | None,
+    exports: tuple[str, ...], store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None,
+    allow_overlap: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Go from photos to deployed students in one command. PHOTOS is a folder tree, WebDataset tars, or Parquet files with image bytes.
 
@@ -68,8 +71,8 @@ def distill(
         raise BadInput(f"--export {NO_EXPORT} means no format, and {', '.join(sorted(set(exports) - {NO_EXPORT}))} is asked for as well")
     request = DistillOptions(
         photos=photos, out=out, teachers=teacher_requests(teachers, teacher_sizes, weights), students=students, test=test, stages=stages,
-        proxy=proxy, budget_bytes=budget_bytes, hours=hours, exports=() if NO_EXPORT in exports else exports or None, store=store, name=name,
-        recipe=recipe, allow_overlap=allow_overlap, workers=workers, address=address, dry_run=dry_run,
+        proxy=proxy, budget_bytes=budget_bytes, hours=hours, exports=() if NO_EXPORT in exports else exports or None, store=store,
+        name=name, recipe=recipe, allow_overlap=allow_overlap, workers=workers, address=address, dry_run=dry_run,
     )  # fmt: skip
     with reporter(as_json=as_json) as on_event:
         prepared = prepare(request, on_event)

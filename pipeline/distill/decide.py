@@ -226,10 +226,11 @@ class _Rules:
         if 1 not in self.stages:
             return own
         proxy = proxy_as_teacher(student_facts(self.proxy), self._proxy_size(facts))
-        rate = self.rates.get(student_rate_name(self.proxy, proxy.size_px))
+        of_proxy = dataclasses.replace(facts, student=student_facts(self.proxy))
+        ruled = ruled_recipe(1, of_proxy)
+        rate = self.rates.get(student_rate_name(ruled.recipe().student))
         if rate is None:
-            of_proxy = dataclasses.replace(facts, student=student_facts(self.proxy))
-            rate = 1 / self._trial(ruled_recipe(1, of_proxy), of_proxy, None).images_per_s
+            rate = 1 / self._trial(ruled, of_proxy, None).images_per_s
         return dataclasses.replace(own, teachers=(dataclasses.replace(proxy, images_per_s=1 / (rate * FORWARD_SHARE)),))
 
     def _proxy_size(self, facts: ScaleFacts) -> int:
@@ -256,7 +257,7 @@ class _Rules:
         """Take a trial step and keep its rate for the plan."""
         recipe = ruled.recipe()
         trial = trial_step(recipe, facts.target_specs(tokens_per_view), device=facts.device)
-        self.rates[student_rate_name(recipe.student.architecture, max(recipe.student.sizes_px))] = 1 / trial.images_per_s
+        self.rates[student_rate_name(recipe.student)] = 1 / trial.images_per_s
         return trial
 
 

@@ -249,7 +249,7 @@ def _indexed(store: FeatureStore, options: DistillOptions, source: str, name: st
 
 
 def picture_sizes(teachers: Sequence[TeacherRequest], runs: Sequence[Path]) -> dict[str, int]:
-    """Return the input size of each model in the report's pictures, by name or run: its own, doubled while its grid is too coarse to see."""
+    """Return the input size of each model in the pictures, by name or run: its own, doubled while its grid is too coarse to see."""
     sizes: dict[str, int] = {}
     for request in (*teachers, *(TeacherRequest(str(run)) for run in runs)):
         spec = resolve_teacher(request.name, weights=request.weights, size_px=request.size_px)

@@ -1,8 +1,8 @@
 """The work of a distillation: extract, train, and every step between, each of which resumes by itself.
 
-A distillation that was stopped goes on when it is asked for again; a finished one only writes its report anew. Another student trains on the
-tokens that are there, and a folder of photos that has grown costs the teachers' passes over the new photos alone. The seconds of a step
-are those of the call that did its work.
+A distillation that was stopped goes on when it is asked for again; a finished one only writes its report anew. Another student trains on
+the tokens that are there, and a folder of photos that has grown costs the teachers' passes over the new photos alone. The seconds of a
+step are those of the call that did its work.
 """
 
 import contextlib
@@ -82,7 +82,8 @@ class Distillation:
         keys = tuple(features.values())
         options = TrainOptions(
             recipe=recipe, store=self.store.url, features=keys, out=out, data=self.data, origins=origins, proxy=proxy,
-            teachers=() if proxy is not None else live, workers=self.options.ranks, address=self.options.address if self.options.ranks else None,
+            teachers=() if proxy is not None else live, workers=self.options.ranks,
+            address=self.options.address if self.options.ranks else None,
         )  # fmt: skip
         extra += [word for model in live for word in ("--proxy" if proxy is not None else "--teacher", model)]
         self.commands.append(shlex.join(equivalent_command(recipes.files[name], stage, self.store.url, self.data, keys, out, *extra)))

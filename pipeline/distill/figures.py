@@ -29,7 +29,7 @@ TOKENS = ("cls", "mean_patch")
 
 
 def check_test(photos: ImageDataset, test: ImageDataset, allow_overlap: bool, on_event: OnEvent) -> None:
-    """Raise BadInput, before anything is trained, for test images that cannot give a figure: no labels, other classes, trained-on images."""
+    """Raise BadInput before anything is trained for test images without labels, of other classes, or that are trained on."""
     for dataset in (photos, test):
         labels = dataset.labels()
         refuse_one_class(dataset, [dataset.label_names[label] for label in np.unique(labels[labels >= 0]).tolist()])

@@ -1,9 +1,10 @@
 """What a distillation will do and cost before it is begun: bytes and hours that are still to be spent, and when the cache pays.
 
-Teachers' and students' rates are measured on this machine by a few batches and recorded, so that a call that goes on does not measure again.
-Not counted: decoding where it is slower than the models, evaluation, export, a cluster's other machines.
+Teachers' and students' rates are measured on this machine by a few batches and recorded, so that a call that goes on does not measure
+again. Not counted: decoding where it is slower than the models, evaluation, export, a cluster's other machines.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.urls import is_url
 from ...storage.features.layout import FeatureLayout
+from ...student.model.recipe import StudentConfig
 from ...teachers.encoders.build import facts
 from ...teachers.runtime.devices import choose_device
 from ..console.progress import duration
@@ -58,9 +60,11 @@ def teacher_rate_name(name: str, size_px: int | None) -> str:
     return f"teacher {name} at {size_px or 'its own'} px"
 
 
-def student_rate_name(architecture: str, size_px: int) -> str:
+def student_rate_name(student: StudentConfig) -> str:
     """Return under what name the seconds of an image of a student's step are recorded."""
-    return f"student {architecture} at {size_px} px"
+    shape = {key: value for key, value in student.options.items() if key != "layer_scale"}
+    changed = f" {json.dumps(shape, sort_keys=True)}" if shape else ""
+    return f"student {student.architecture}{changed} at {max(student.sizes_px)} px"
 
 
 class Rates:
@@ -79,10 +83,10 @@ class Rates:
             lambda: teacher_speed(resolve_request(request, self._options), self.device, _SPEED_VIEWS[self.device], 1)[0],
         )  # fmt: skip
 
-    def student(self, architecture: str, size_px: int) -> float:
-        """Return seconds of one image of a student's step."""
-        options = PlanOptions(self._options, architecture, size_px)
-        return self._measured(student_rate_name(architecture, size_px), lambda: 1 / student_speed(options, self.device))
+    def student(self, student: StudentConfig) -> float:
+        """Return seconds of one image of a student's step, at its largest input."""
+        options = PlanOptions(self._options, {**student.options, "name": student.architecture}, max(student.sizes_px))
+        return self._measured(student_rate_name(student), lambda: 1 / student_speed(options, self.device))
 
     def _measured(self, what: str, measure: Any) -> float:
         if what not in self._known:
@@ -117,13 +121,17 @@ def make_plan(
     for training in trainings:
         run, student = training.resolved.recipe.run, training.resolved.recipe.student
         samples, live = run.steps * run.batch_size, training.resolved.recipe.teacher.source == "live"
-        own_s = samples * rates.student(student.architecture, max(student.sizes_px))
+        own_s = samples * rates.student(student)
         spent_s = own_s + (samples * target_s[training.targets] if live else 0.0)
         live_h += (own_s + samples * target_s[training.targets]) / _HOUR_S
         finished = (training.out / "summary.json").is_file()
         trained[training.name] = {
-            "steps": run.steps, "batch": run.batch_size, "epochs": samples / max(1, images), "done": finished, "hours": 0.0 if finished else spent_s / _HOUR_S
-        }  # fmt: skip
+            "steps": run.steps,
+            "batch": run.batch_size,
+            "epochs": samples / max(1, images),
+            "done": finished,
+            "hours": 0.0 if finished else spent_s / _HOUR_S,
+        }
     hours = sum(row["hours"] for row in (*extracted.values(), *trained.values()))
     samples = sum(t.resolved.recipe.run.steps * t.resolved.recipe.run.batch_size for t in trainings if t.targets == "teachers")
     return {
@@ -153,7 +161,7 @@ def _proxy_extraction(recipes: DistillRecipes, rates: Rates, rows: int, *, finis
     assert recipes.proxy is not None
     student, size_px = recipes.proxy.recipe.student, recipes.extract.proxy_size_px
     shape = facts({**student.options, "name": student.architecture})
-    seconds = rates.student(student.architecture, size_px) * FORWARD_SHARE
+    seconds = rates.student(student) * FORWARD_SHARE
     side, extract = size_px // shape.stride_px, recipes.extract
     layout = FeatureLayout(shape.width, shape.width, (side, side), extract.codec, extract.tokens_per_view or None)
     missing = 0 if finished else rows

@@ -54,17 +54,14 @@ def test_one_command_goes_from_photos_to_an_export_and_a_report(
     (key,) = result["feature_sets"]
     assert plan["extraction"]["teacher"]["missing"] == result["feature_sets"][key]["rows"] == 80
     assert plan["bytes"] <= result["feature_sets"][key]["bytes"] <= plan["bytes"] * 1.2 + 20_000, "the plan's bytes are those of the tokens"
-    assert plan["training"]["vit-mini, stage 2"] == {
-        "steps": 12,
-        "batch": 8,
-        "epochs": 2.4,
-        "done": False,
-        "hours": pytest.approx(plan["training"]["vit-mini, stage 2"]["hours"]),
-    }
+    training = plan["training"]["vit-mini, stage 2"]
+    assert (training["steps"], training["batch"], training["epochs"], training["done"]) == (12, 8, 2.4, False)
+    assert plan["hours"] == pytest.approx(training["hours"] + plan["extraction"]["teacher"]["hours"])
+    assert training["hours"] > 0
 
     again = command(*words(photos, teacher_run, recipe, out, "--test", test_photos))
     assert computed(again) == set(), "nothing is computed twice"
-    assert again["knn"] == result["knn"]
+    assert again["knn"]["stage2"]["cls"] == result["knn"]["stage2"]["cls"]
     (train,) = again["commands"]
     assert main([*shlex.split(train)[1:], "--json"]) == 0, "the command that a training is can be given by itself"
 
