@@ -32,8 +32,10 @@ def shared_indices(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int
 
 
 def digests_of(dataset: ImageDataset, images: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[bytes]:
-    """Yield the sha256 of each image's bytes in index order; only of `images`, in rising order, when they are given."""
+    """Yield the sha256 of each image's bytes in index order; only of `images`, in rising order, or of all that were not removed."""
     chosen = None if images is None else np.asarray(images)
+    if chosen is None and dataset.removed_count:
+        chosen = np.setdiff1d(np.arange(len(dataset)), dataset.removed())
     for start in range(0, len(dataset), _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, len(dataset))
         digests = dataset.sha256s(start, stop)
