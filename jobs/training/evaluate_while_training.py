@@ -17,7 +17,6 @@ import numpy as np
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
-from ...storage.images.subsets import ImageSubset
 from ...storage.store import FeatureStore
 from ...storage.views.pixels import center_square
 from ...student.model.recipe import RunConfig
@@ -27,8 +26,8 @@ from ..evaluation.labelled_features import Int64s, sample_images
 from ..evaluation.split_checks import check_overlap, digests_of, refuse_one_class
 from .options import Watch
 
-TrainedOn = tuple[ImageDataset, ImageSubset | None]
-"""A dataset, and which part of it alone is trained on."""
+TrainedOn = tuple[ImageDataset, Int64s | None]
+"""A dataset, and which images of it alone are trained on."""
 AfterStep = Callable[[Sequence[Learner], int], None]
 
 
@@ -117,7 +116,7 @@ def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[TrainedOn
         raise BadInput(f"{dataset.key} cannot be evaluated by kNN: it needs 20 images or more, each with a label; it has {len(dataset)}")
     refuse_one_class(dataset, [dataset.label_names[label] for label in sorted(set(labels.tolist()))])
     check_overlap(
-        (digest for one, subset in trained_on for digest in digests_of(one, None if subset is None else subset.stays())), digests,
+        (digest for one, images_drawn in trained_on for digest in digests_of(one, images_drawn)), digests,
         lambda place: dataset.row(int(images[place])).id,
         where=f"{', '.join(one.key for one, _ in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
         on_event=on_event,

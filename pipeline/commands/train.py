@@ -10,7 +10,7 @@ from ...storage.core.choices import ON_MISS, TARGET_SOURCES, TRAINING_EVALUATION
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from .group import cli, run
-from .options import DRY_RUN, FOLDER, JSON, RANDOM, SETTINGS, STORE, folder_or_url, options
+from .options import DRY_RUN, FOLDER, JSON, RANDOM, SETTINGS, STORE, folder_or_url, options, share_held_out
 
 if TYPE_CHECKING:
     from ...jobs.training.options import Watch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     click.option("--data", multiple=True, metavar="NAME[=SHARE]", help="Dataset; several, each with its share of the batches, are mixed."),
     click.option("--subset", "subsets", multiple=True, metavar="NAME",
                  help="Train on these images alone (`features curate`); one a dataset."),
+    click.option("--hold-out", default=None, callback=share_held_out, metavar="SHARE",
+                 help="Never draw so many of the images, as 1% or 0.01; chosen by their ids. Default: recipe's, none."),
     click.option("--features", multiple=True, required=True, metavar="KEY", help="Feature set, by name or name@digest; repeatable."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file; default: eupe-stageN."),
     SETTINGS,
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(
-    as_json: bool, stage: int, store: str, data: tuple[str, ...], subsets: tuple[str, ...], features: tuple[str, ...],
+    as_json: bool, stage: int, store: str, data: tuple[str, ...], subsets: tuple[str, ...], hold_out: float | None,
+    features: tuple[str, ...],
     recipe: str | None, settings: tuple[str, ...],
     out: Path | str, proxy: Path | str | None, targets: TargetSource | None, live_teachers: tuple[str, ...], students: tuple[str, ...],
     workers: int, address: str | None, follow_minutes: float | None, on_miss: OnMiss, new_views: int, shard_cache: Path | None,
@@ -61,7 +64,9 @@ def train(
         from ...jobs.training.options import TrainOptions
         from ..recipes.training import training_recipe
 
-        resolved, dataset = training_recipe(stage, recipe, settings=settings, targets=targets, students=students, data=data)
+        resolved, dataset = training_recipe(
+            stage, recipe, settings=settings, targets=targets, students=students, data=data, hold_out=hold_out
+        )
         options = TrainOptions(
             recipe=resolved.recipe, origins=resolved.origins, store=store, features=features, data=dataset, subsets=subsets, out=out,
             proxy=proxy, teachers=live_teachers, students=students, workers=workers, address=address, on_miss=on_miss, new_views=new_views,
