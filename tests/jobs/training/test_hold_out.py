@@ -149,7 +149,10 @@ def test_a_start_that_has_seen_the_held_out_images_gives_a_warning(tiny_store: A
 
 def test_a_share_that_selects_no_image_or_every_image_is_refused_with_numbers(tiny_store: Any, tmp_path: Path) -> None:
     shares = sorted(share_of_rank(int(rank)) for rank in hold_out_ranks(tiny_store.store.dataset("photos").ids(0, 24)))
-    for share, says in ((shares[0] / 2, f"holds out none of 24 images .* lies at {shares[0]:.3g}"), (1 - 1e-9, "holds out 24 of 24 images")):
+    for share, says in (
+        (shares[0] / 2, f"holds out none of 24 images .* lies at {shares[0]:.3g}"),
+        (1 - 1e-9, "holds out 24 of 24 images"),
+    ):
         recipe = replace(RECIPE, data=DataConfig(hold_out=share))
         with pytest.raises(BadInput, match=says):
             train(recipe, tiny_store.store, ["tiny-teacher"], data="photos", out=tmp_path / "run")
