@@ -48,7 +48,7 @@ from ..runs.run_source import fetch_once, local_run
 from ..runs.upload import mirrored
 from .data import Part, await_sets, cached_targets, in_recorded_order, joined_views, open_parts, refuse_random_weights, run_order
 from .evaluate_while_training import watching
-from .hold_out import check_hold_out, hold_out_record, trained_images
+from .hold_out import check_hold_out, hold_out_record
 from .options import TrainOptions
 from .start_checks import check_pixels, check_teachers
 
@@ -102,8 +102,7 @@ def train_in_process(
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
                 order = run_order(recipe, parts, store, options.follow_s)
-                trained_on = [(part.views.dataset, trained_images(part, recipe.data.hold_out)) for part in parts]
-                after_step = watching(options.watch, store, learners[0], trained_on, on_event)
+                after_step = watching(options.watch, store, learners[0], parts, on_event)
                 trained = Trainer(
                     learners, source, joined_views(parts), order, on_event=on_event, stop_asked=stop_asked, after_step=after_step
                 ).train()

@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     click.option("--views", "new_views", type=click.IntRange(1), default=1, show_default=True, help="Of sets that --on-miss begins."),
     click.option("--shard-cache", type=FOLDER, default=None, help="Whole shards of a remote store are kept here; default: ~/.cache."),
     click.option("--evaluate", "evaluation", type=click.Choice(TRAINING_EVALUATIONS), default=None,
-                 help="Measure the student while it trains."),
+                 help="Measure the student while it trains: kNN on --evaluate-data, or agreement with the teachers on --hold-out."),
     click.option("--every", type=click.IntRange(1), default=2000, show_default=True, help="Steps between two of these."),
-    click.option("--evaluate-data", default=None, metavar="NAME", help="Labelled dataset that is not trained on, for --evaluate."),
-    click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True, help="Of it; half are the neighbours."),
-    click.option("--allow-overlap", is_flag=True, help="Evaluate on images that are trained on as well; say it instead of refusing."),
+    click.option("--evaluate-data", default=None, metavar="NAME", help="Labelled dataset that is not trained on, for kNN."),
+    click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True,
+                 help="Of it, half of them neighbours; agreement: of held-out images, and as many trained ones."),
+    click.option("--allow-overlap", is_flag=True, help="kNN on images that are trained on as well; say it instead of refusing."),
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(
@@ -87,9 +88,9 @@ def train(
 def watch_of(
     evaluation: TrainingEvaluation | None, every: int, data: str | None, images: int, allow_overlap: bool = False
 ) -> "Watch | None":
-    """Return the evaluation during the training, None without one; raises BadInput where its data or its name is missing."""
+    """Return the evaluation during the training, None without one; raises BadInput where its name is missing, or its data."""
     from ...jobs.training.options import Watch
 
-    if (evaluation is None) != (data is None):
-        raise BadInput("--evaluate and --evaluate-data go together: which evaluation, and on which labelled dataset that is not trained on")
-    return None if evaluation is None or data is None else Watch(evaluation, every, data, images, allow_overlap)
+    if evaluation is None and data is not None:
+        raise BadInput("--evaluate and --evaluate-data go together: say --evaluate knn as well")
+    return None if evaluation is None else Watch(evaluation, every, data or "", images, allow_overlap)

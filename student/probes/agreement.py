@@ -24,6 +24,7 @@ from ...teachers.encoders.tokens import SampledTokens, Tokens, gather_tokens
 from ..model.losses import align_grids
 from ..model.student import Student
 
+Targets = Mapping[str, Tokens | SampledTokens]
 _COSINE_EPS = 1e-8  # as in the losses: a zero vector is orthogonal to everything
 _ROUNDING = 1e-24  # of the mean's square: what is left of a constant when its mean is taken off
 _ROWS_AT_ONCE = 8192  # of tokens in float64
@@ -108,22 +109,22 @@ class Agreement:
 def _aligned(student: Tokens | SampledTokens, target: Tokens | SampledTokens) -> tuple[Tensor, Tensor]:
     """Return patch tokens (n, D) of both sides, at the same places."""
     if isinstance(student, SampledTokens) or isinstance(target, SampledTokens):
-        assert isinstance(student, SampledTokens) and isinstance(target, SampledTokens)  # noqa: PT018  # `update_all` gathers them
+        assert isinstance(student, SampledTokens) and isinstance(target, SampledTokens)  # noqa: PT018  # `outputs` gathers them
         return student.patch_BTD.flatten(0, 1), target.patch_BTD.flatten(0, 1)
     one, other = align_grids(student.patch_BHWD, target.patch_BHWD)
     return one.flatten(0, 2), other.flatten(0, 2)
 
 
-def update_all(
-    agreements: Mapping[str, Agreement], student: Student, pixels_BHWC: Tensor, targets: Mapping[str, Tokens | SampledTokens]
-) -> None:
-    """Let a student see uint8 pixels and take in its agreement with each teacher of `agreements`."""
+def outputs(student: Student, pixels_BHWC: Tensor, targets: Targets) -> dict[str, tuple[Tokens | SampledTokens, Tokens | SampledTokens]]:
+    """Return what a student makes of uint8 pixels for each teacher in `targets`: adapter outputs, and the features before the adapters."""
     tokens: Tokens = student.encoder(student.encoder.preprocessing.apply(pixels_BHWC))
+    made = {}
     for name, heads in zip(student.teacher_names, student.adapters, strict=True):
-        if name in agreements:
+        if name in targets:
             target = targets[name]
             features = gather_tokens(tokens, target) if isinstance(target, SampledTokens) else tokens
-            agreements[name].update(heads(features), features, target)
+            made[name] = (heads(features), features)
+    return made
 
 
 def summarize(agreements: Mapping[str, Agreement]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from eupe_pipeline.student.model.losses import align_grids, cls_loss, cosine_loss
 from eupe_pipeline.student.model.student import Student, TargetSpec
-from eupe_pipeline.student.probes.agreement import Agreement, LinearCka, TokenAgreement, gap, summarize, update_all
+from eupe_pipeline.student.probes.agreement import Agreement, LinearCka, TokenAgreement, gap, outputs, summarize
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.tokens import SampledTokens, Tokens
 from hypothesis import given
@@ -92,7 +92,7 @@ def test_the_cosines_are_one_minus_the_losses_on_whole_grids_of_any_size(grid: t
     student, target, pixels = made(None, grid)
     found = {"t": Agreement()}
     with torch.no_grad():
-        update_all(found, student, pixels, {"t": target})
+        found["t"].update(*outputs(student, pixels, {"t": target})["t"], target)
         predicted = student(pixels)["t"]
         cls, patch = cls_loss(predicted.cls_BD, target.cls_BD), cosine_loss(*align_grids(predicted.patch_BHWD, target.patch_BHWD))
     figures = found["t"].figures()
@@ -113,9 +113,9 @@ def test_sampled_tokens_are_compared_at_their_own_places() -> None:
     student, target, pixels = made(2, (3, 3))
     position = torch.tensor([[0, 4], [1, 2], [7, 8], [3, 6]])
     picked = torch.gather(target.patch_BHWD.flatten(1, 2), 1, position[..., None].expand(-1, -1, 7))
-    found = {"t": Agreement()}
+    found, sampled = {"t": Agreement()}, SampledTokens(target.cls_BD, picked, position, (3, 3))
     with torch.no_grad():
-        update_all(found, student, pixels, {"t": SampledTokens(target.cls_BD, picked, position, (3, 3))})
+        found["t"].update(*outputs(student, pixels, {"t": sampled})["t"], sampled)
         predicted = student(pixels)["t"].patch_BHWD.flatten(1, 2)
     chosen = torch.gather(predicted, 1, position[..., None].expand(-1, -1, 7))
     assert found["t"].figures()["patch"]["cosine"] == pytest.approx(1 - float(cosine_loss(chosen, picked)), abs=1e-6)
