@@ -135,6 +135,22 @@ def count_or_share(context: click.Context, option: click.Parameter, value: str |
     return found
 
 
+def share_held_out(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """Return a share from 0 to below 1, which may be in percent; 1 is refused, because it may mean one percent or everything."""
+    if value is None:
+        return None
+    found = _number(value.removesuffix("%"))
+    found = found / 100 if found is not None and value.endswith("%") else found
+    if found is not None and 0 <= found < 1:
+        return found
+    why = "is not a share such as 1% or 0.01"
+    if found is not None and 1 <= found < 100 and not value.endswith("%"):
+        why = f"would hold out every image; a share is below 1: for {found:g} percent say {found:g}% or {found / 100:g}"
+    elif found is not None and found >= 1:
+        why = "would hold out every image, and none would be left to train on; say 1% or 0.01"
+    raise click.BadParameter(f"{value!r} {why}", context, option)
+
+
 def _number(word: str) -> float | None:
     try:
         return float(word)
