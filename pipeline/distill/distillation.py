@@ -16,13 +16,15 @@ from ...jobs.extraction.extract import extract_features
 from ...jobs.extraction.options import TeacherRequest
 from ...jobs.ray_session import ray_session
 from ...jobs.training.launch import train
-from ...jobs.training.options import TrainOptions
+from ...jobs.training.options import TrainOptions, Watch
 from ...storage.core.events import Event, OnEvent
 from ...storage.store import FeatureStore
 from ...storage.views.view_spec import ViewSpec
 from .folder import DistillFolder
 from .options import DistillOptions
 from .recipes import DistillRecipes, equivalent_command
+
+_MEASURED, _MEASURED_IMAGES = 10, 500  # times in a training that agreement is measured, and on at most how many photos
 
 
 class Distillation:
@@ -80,11 +82,14 @@ class Distillation:
         live = tuple(self._live_teachers(recipes)) if recipe.teacher.source == "live" else ()
         proxy = live[0] if live and recipes.proxy is not None else None
         keys = tuple(features.values())
+        every = max(1, recipe.run.steps // _MEASURED)
+        watch = Watch("agreement", every, images=_MEASURED_IMAGES) if recipe.data.hold_out else None
         options = TrainOptions(
-            recipe=recipe, store=self.store.url, features=keys, out=out, data=self.data, origins=origins, proxy=proxy,
+            recipe=recipe, store=self.store.url, features=keys, out=out, data=self.data, origins=origins, proxy=proxy, watch=watch,
             teachers=() if proxy is not None else live, workers=self.options.ranks,
             address=self.options.address if self.options.ranks else None,
         )  # fmt: skip
+        extra += [] if watch is None else ["--evaluate", "agreement", "--every", str(every), "--evaluate-images", str(_MEASURED_IMAGES)]
         extra += [word for model in live for word in ("--proxy" if proxy is not None else "--teacher", model)]
         self.commands.append(shlex.join(equivalent_command(recipes.files[name], stage, self.store.url, self.data, keys, out, *extra)))
         label = f"{name}, stage {stage}"
