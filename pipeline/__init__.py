@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from ..student.export.latency import latency as latency
     from ..student.model.recipe import TrainRecipe as TrainRecipe
     from ..teachers.checkpoints.convert import convert_weights as convert_weights
-    from .distill.distill import distill as distill
-    from .distill.options import DistillOptions as DistillOptions
+    from .distillation.distill import distill as distill
+    from .distillation.options import DistillOptions as DistillOptions
     from .pictures.pictures import draw_neighbours as draw_neighbours
     from .pictures.pictures import draw_pca as draw_pca
     from .pictures.pictures import draw_similarity as draw_similarity
@@ -111,8 +111,8 @@ _NAMES = {
     "..student.export.latency": ("LatencyOptions", "latency"),
     "..student.model.recipe": ("TrainRecipe",),
     "..teachers.checkpoints.convert": ("convert_weights",),
-    ".distill.distill": ("distill",),
-    ".distill.options": ("DistillOptions",),
+    ".distillation.distill": ("distill",),
+    ".distillation.options": ("DistillOptions",),
     ".pictures.pictures": ("draw_neighbours", "draw_pca", "draw_similarity"),
     ".recipes.load": ("ResolvedRecipe", "list_recipes", "load_recipe"),
     ".recipes.training": ("training_recipe",),

@@ -63,9 +63,9 @@ def distill(
     from ...jobs.extraction.options import teacher_requests
     from ..console.plain_text import readable
     from ..console.progress import reporter
-    from ..distill.distill import prepare
-    from ..distill.options import DistillOptions
-    from ..distill.plan import needs_consent
+    from ..distillation.distill import prepare
+    from ..distillation.options import DistillOptions
+    from ..distillation.plan import needs_consent
 
     if NO_EXPORT in exports and len(exports) > 1:
         raise BadInput(f"--export {NO_EXPORT} means no format, and {', '.join(sorted(set(exports) - {NO_EXPORT}))} is asked for as well")

@@ -1,6 +1,6 @@
 """The demonstration: `distill` on photos of CIFAR-10 with two real teachers, three stages and the demonstration's recipe.
 
-    OUT/data/    WebDataset tars of PNGs; the rest of OUT is as `distill` leaves it (pipeline/distill/folder.py)
+    OUT/data/    WebDataset tars of PNGs; the rest of OUT is as `distill` leaves it (pipeline/distillation/folder.py)
 
 It resumes as `distill` does: a demonstration that was stopped goes on when it is started again. Values come from recipes/demo.toml.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 from ...jobs.extraction.options import TeacherRequest
 from ...storage.core.events import OnEvent
-from ..distill.distill import distill
-from ..distill.options import DistillOptions
+from ..distillation.distill import distill
+from ..distillation.options import DistillOptions
 from .cifar import unpack
 from .demo_recipe import load_demo
 from .fetch import fetch_demo

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from eupe_pipeline.pipeline.distill.facts import DeviceFacts, ScaleFacts, StudentFacts, TeacherFacts
-from eupe_pipeline.pipeline.distill.rules import Ruled, ruled_proxy, ruled_recipe, ruled_sizes, ruled_views, run_length, write_recipe
+from eupe_pipeline.pipeline.distillation.facts import DeviceFacts, ScaleFacts, StudentFacts, TeacherFacts
+from eupe_pipeline.pipeline.distillation.rules import Ruled, ruled_proxy, ruled_recipe, ruled_sizes, ruled_views, run_length, write_recipe
 from eupe_pipeline.pipeline.recipes.load import load_recipe
 from eupe_pipeline.pipeline.recipes.views import chosen_views
 from eupe_pipeline.storage.core.errors import BadInput

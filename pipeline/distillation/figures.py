@@ -21,8 +21,8 @@ from ...storage.store import FeatureStore
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device, choose_precision
-from .distillation import Distillation
 from .recipes import DistillRecipes
+from .steps import Distillation
 
 MOST_NEIGHBOURS, MOST_TESTED = 50_000, 10_000
 TOKENS = ("cls", "mean_patch")

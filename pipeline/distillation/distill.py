@@ -35,7 +35,6 @@ from ..recipes.load import read_document, stages_of
 from ..reports.page_contents import PictureChoice, gather, open_sets
 from ..reports.report import write_report
 from .decide import decided_recipes, decisions_of
-from .distillation import Distillation
 from .facts import device_facts, student_facts
 from .figures import TOKENS, check_test, knn_figures, live_comparison, set_sizes
 from .folder import DistillFolder
@@ -43,6 +42,7 @@ from .options import STAGES, DistillOptions
 from .plan import check_room, make_plan
 from .recipes import DistillRecipes
 from .rules import ruled_proxy
+from .steps import Distillation
 
 _VISIBLE_GRID = 8  # tokens a side
 EXPORTED = ("timm", "onnx")  # of these, the first that holds the student, where no format was asked for

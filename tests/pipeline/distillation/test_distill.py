@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from eupe_pipeline.jobs.extraction.options import TeacherRequest
 from eupe_pipeline.pipeline.commands.main import main
-from eupe_pipeline.pipeline.distill.distill import distill
-from eupe_pipeline.pipeline.distill.options import DistillOptions
+from eupe_pipeline.pipeline.distillation.distill import distill
+from eupe_pipeline.pipeline.distillation.options import DistillOptions
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import file_sha256
 from eupe_pipeline.storage.store import FeatureStore
@@ -121,7 +121,7 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(
 def test_long_work_is_asked_about_and_refused_where_nobody_can_answer(
     photos: Path, teacher_run: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eupe_pipeline.pipeline.distill.plan.ASK_ABOVE_BYTES", 10)
+    monkeypatch.setattr("eupe_pipeline.pipeline.distillation.plan.ASK_ABOVE_BYTES", 10)
     call = words(photos, teacher_run, recipe, tmp_path / "run", "--export", "none")
     assert main(call) == 2
     assert "Say --yes" in capsys.readouterr().err

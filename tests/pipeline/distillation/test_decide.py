@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from eupe_pipeline.pipeline.commands.main import main
-from eupe_pipeline.pipeline.distill import scaling
+from eupe_pipeline.pipeline.distillation import scaling
 from eupe_pipeline.pipeline.recipes.load import load_recipe
 
 from tests.conftest import make_teacher
