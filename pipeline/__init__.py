@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..jobs.estimates.extraction import PlanOptions as PlanOptions
     from ..jobs.estimates.extraction import plan_extraction as plan_extraction
     from ..jobs.estimates.training import plan_training as plan_training
+    from ..jobs.evaluation.agreement import AgreementOptions as AgreementOptions
+    from ..jobs.evaluation.agreement import evaluate_agreement as evaluate_agreement
     from ..jobs.evaluation.correspondence import CorrespondenceOptions as CorrespondenceOptions
     from ..jobs.evaluation.correspondence import evaluate_correspondence as evaluate_correspondence
     from ..jobs.evaluation.depth import DepthOptions as DepthOptions
@@ -88,6 +90,7 @@ _NAMES = {
     "..jobs.estimates.cost_model": ("Prices",),
     "..jobs.estimates.extraction": ("PlanOptions", "plan_extraction"),
     "..jobs.estimates.training": ("plan_training",),
+    "..jobs.evaluation.agreement": ("AgreementOptions", "evaluate_agreement"),
     "..jobs.evaluation.correspondence": ("CorrespondenceOptions", "evaluate_correspondence"),
     "..jobs.evaluation.depth": ("DepthOptions", "evaluate_depth"),
     "..jobs.evaluation.knn": ("KnnOptions", "evaluate_knn"),

@@ -35,6 +35,7 @@ from .options import (
     PATH,
     RESULTS,
     SEED,
+    STORE,
     TEST_IMAGES,
     input_size,
     number_or_none,
@@ -251,6 +252,31 @@ def correspondence(
 
     asked = CorrespondenceOptions(protocol=protocol, pairs_per_category=pairs_per_category, split=split, **values)
     run(lambda on_event: evaluate_correspondence(asked, on_event), as_json)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    STORE,
+    click.option("--features", multiple=True, metavar="KEY",
+                 help="Feature set over other images by one of its teachers; repeatable. Default: those it learnt from."),
+    click.option("--held-out", is_flag=True, help="Only images that the run held out; so it is for the run's own sets."),
+    click.option("--images", type=click.IntRange(2), default=None, metavar="N", help="At most so many; default: all."),
+    click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images in one forward."),
+    DEVICE, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+def agreement(
+    as_json: bool, model: str, store: str, features: tuple[str, ...], held_out: bool, images: int | None, batch_size: int, device: Device,
+    out: Path | None, dry_run: bool,
+) -> None:  # fmt: skip
+    """Compare a run with its teachers, without labels. Cosines after the adapters, linear CKA; on held-out images or a test set."""
+    from ...jobs.evaluation.agreement import AgreementOptions, evaluate_agreement
+
+    asked = AgreementOptions(
+        model=model, store=store, features=features, held_out=held_out, images=images, batch_size=batch_size, device=device, out=out,
+        dry_run=dry_run,
+    )  # fmt: skip
+    run(lambda on_event: evaluate_agreement(asked, on_event), as_json)
 
 
 @evaluate.command("zero-shot")
