@@ -148,8 +148,8 @@ def held_out_share(photos: ImageDataset) -> tuple[float, str]:
     images = len(photos)
     share = round(min(_MOST_HELD_OUT, max(_HELD_OUT, _HELD_OUT_IMAGES / images)), 4)
     count = len(held_out_images(photos, share))
-    if not count:
-        return 0.0, f"ours: of {images:,} photos none is held out"
+    if count < 2:  # a mean over one says nothing
+        return 0.0, f"ours: {images:,} photos are too few to hold any out"
     return (
         share,
         f"ours: {count:,} of {images:,} photos are not learnt from: agreement with the teachers is measured on them",

@@ -36,7 +36,7 @@ from ..reports.page_contents import PictureChoice, gather, open_sets
 from ..reports.report import write_report
 from .decide import decided_recipes, decisions_of
 from .facts import device_facts, student_facts
-from .figures import TOKENS, check_test, knn_figures, live_comparison, set_sizes
+from .figures import TOKENS, agreement_figures, check_test, knn_figures, live_comparison, set_sizes
 from .folder import DistillFolder
 from .options import STAGES, DistillOptions
 from .plan import check_room, make_plan
@@ -68,6 +68,7 @@ class Prepared:
         work = Distillation(self.options, self.folder, store, self.data, on_event)
         with work.session():
             runs = work.train_all(self.recipes)
+            agreement = agreement_figures(work, runs, on_event)
             knn = knn_figures(work, self.recipes, runs, self.test, on_event) if self.test is not None else {}
         results = {
             "title": f"Distillation of {self.options.dataset}",
@@ -75,10 +76,11 @@ class Prepared:
             "students": {student: {f"stage{stage}": str(run) for stage, run in stages.items()} for student, stages in runs.items()},
             "exports": {student: self._export(student, stages, on_event) for student, stages in runs.items()},
             "knn": knn,
+            "agreement": agreement,
             "steps": self.folder.steps,
             "feature_sets": set_sizes(store, work.features),
             "live": live_comparison(work, self.recipes),
-            "facts": self._facts(store, knn),
+            "facts": self._facts(store, knn, agreement),
             "recipes": dict(self.recipes.files),
             "commands": work.commands,
             "report": str(self.folder.out / "report.html"),
@@ -99,7 +101,7 @@ class Prepared:
             written[form] = str(out / form)
         return written
 
-    def _facts(self, store: FeatureStore, knn: Mapping[str, Any]) -> dict[str, str]:
+    def _facts(self, store: FeatureStore, knn: Mapping[str, Any], agreement: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """Return what stands at the top of the report."""
         photos = len(store.dataset(self.data))
         facts = {"Photos": f"{photos:,} ({self.data})", "Teachers": ", ".join(self.recipes.extract.teachers), "Machine": _machine()}
@@ -109,6 +111,10 @@ class Prepared:
             gained = last["cls"]["ours"] - untrained
             text = f"{last['cls']['ours']:.1f} % kNN, {gained:+.1f} points over the better feature of the untrained student"
             facts["Student"] = text
+        for student, stages in agreement.items():
+            last = list(stages.values())[-1]
+            text = f"{last['agreement']:.3f} mean cosine on held-out photos, {last['gap']['agreement']:.3f} more on trained ones"
+            facts[f"Agreement of {student} with its teachers"] = text
         return facts
 
     def _report(self, work: Distillation, runs: Mapping[str, Mapping[int, Path]], results: Mapping[str, Any], on_event: OnEvent) -> Path:
@@ -158,9 +164,8 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
         folder.at_version(photos.key, write=not options.dry_run)
         stages = chosen_stages(options, folder)
         recipes = decided_recipes(options, folder, store, photos, stages, on_event)
-        known = None if options.dry_run and photos.key not in _datasets_of(options) else photos.key
         plan = {
-            **make_plan(options, recipes, folder, len(photos), known),
+            **make_plan(options, recipes, folder, photos, _datasets_of(options)),
             "stages": {"value": list(stages), "origin": folder.kept["why_stages"]},
             "decisions": decisions_of(recipes),
         }

@@ -1,4 +1,4 @@
-"""What a distillation measures: kNN of its students, its proxy and its teachers, and what live teachers would have cost.
+"""What a distillation measures: kNN of its students, proxy and teachers, agreement with the teachers, and what live ones would have cost.
 
 kNN needs labelled photos and labelled test images. A teacher's own figure comes from its cached tokens of centre views, which cost one more
 pass over the photos: it is left out for large sets and where a limit of bytes or hours was given, and that is said.
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...jobs.estimates.live_cost import live_teacher_cost
+from ...jobs.evaluation.agreement import AgreementOptions, evaluate_agreement
 from ...jobs.evaluation.knn import KnnOptions, evaluate_knn, knn_of_features
 from ...jobs.evaluation.split_checks import check_overlap, digests_of, refuse_one_class
 from ...storage.core.errors import BadInput
@@ -19,12 +20,13 @@ from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...storage.views.view_spec import ViewSpec
+from ...student.export.lineage import recorded_share
 from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device, choose_precision
 from .recipes import DistillRecipes
 from .steps import Distillation
 
-MOST_NEIGHBOURS, MOST_TESTED = 50_000, 10_000
+MOST_NEIGHBOURS, MOST_TESTED, MOST_AGREED = 50_000, 10_000, 2_000
 TOKENS = ("cls", "mean_patch")
 
 
@@ -83,6 +85,17 @@ def _teachers_knn(work: Distillation, recipes: DistillRecipes, test: str, on_eve
     bank = work.extract(f"extract teachers, centre views of {work.data}", work.data, teachers, recipes, center)
     queries = work.extract(f"extract teachers, centre views of {test}", test, teachers, recipes, center)
     return {name: knn_of_features(work.store, bank[name], queries[name]) for name in bank}
+
+
+def agreement_figures(work: Distillation, runs: Mapping[str, Mapping[int, Path]], on_event: OnEvent) -> dict[str, dict[str, Any]]:
+    """Return by student and stage how far it agrees with its teachers on photos that it held out, where it held any out."""
+    figures: dict[str, dict[str, Any]] = {}
+    for student, stages in runs.items():
+        for stage, run in stages.items():
+            if recorded_share(run):
+                options = AgreementOptions(model=str(run), store=work.store.url, images=MOST_AGREED)
+                figures.setdefault(student, {})[f"stage{stage}"] = evaluate_agreement(options, on_event)
+    return figures
 
 
 def live_comparison(work: Distillation, recipes: DistillRecipes) -> dict[str, dict[str, Any]]:

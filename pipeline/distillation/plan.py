@@ -6,7 +6,7 @@ again. Not counted: decoding where it is slower than the models, evaluation, exp
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from ...jobs.estimates.extraction import PlanOptions, student_speed, teacher_spe
 from ...jobs.extraction.extract import extract_features, layout_of, resolve_request
 from ...jobs.extraction.options import ExtractOptions
 from ...storage.core.errors import BadInput
-from ...storage.core.events import OnEvent, ignore_event
+from ...storage.core.identity import short
 from ...storage.core.urls import is_url
 from ...storage.features.layout import FeatureLayout
+from ...storage.images.dataset import ImageDataset
 from ...student.model.recipe import StudentConfig
 from ...teachers.encoders.build import facts
 from ...teachers.runtime.devices import choose_device
@@ -96,15 +97,16 @@ class Rates:
 
 
 def make_plan(
-    options: DistillOptions, recipes: DistillRecipes, folder: DistillFolder, images: int, data: str | None, on_event: OnEvent = ignore_event
+    options: DistillOptions, recipes: DistillRecipes, folder: DistillFolder, photos: ImageDataset, indexed: Collection[str]
 ) -> dict[str, Any]:
-    """Return the plan: extraction by teacher, trainings, hours, bytes, break-even. `data` is None where the photos are not indexed yet."""
-    extraction = recipes.extract.options(options.store_url, data or "", recipes.extract.requests(options.teachers), recipes.views)
+    """Return the plan: extraction by teacher, trainings, hours, bytes, break-even. `indexed` are the datasets that the store holds."""
+    images = len(photos)
+    extraction = recipes.extract.options(options.store_url, photos.key, recipes.extract.requests(options.teachers), recipes.views)
     rates = Rates(folder, extraction, keep=not options.dry_run)
     trainings = trainings_of(recipes, folder)
     forward = {name: rates.teacher(name) for name in recipes.extract.teachers}
     teachers_s = sum(forward.values())
-    rows, missing = images * recipes.views.views_per_image, _missing_rows(extraction, data, images)
+    rows, missing = images * recipes.views.views_per_image, _missing_rows(extraction, photos, indexed)
     extracted: dict[str, dict[str, Any]] = {}
     for request in extraction.teachers:
         spec = resolve_request(request, extraction)
@@ -146,14 +148,17 @@ def make_plan(
     }
 
 
-def _missing_rows(extraction: ExtractOptions, data: str | None, images: int) -> int:
-    """Return the views whose tokens the store lacks."""
+def _missing_rows(extraction: ExtractOptions, photos: ImageDataset, indexed: Collection[str]) -> int:
+    """Return the views whose tokens the store lacks; of photos that a dry run has not indexed, those that an earlier version lacks too."""
+    versions = [(photos.key, len(photos)), *((f"{photos.name}@{short(one.digest)}", one.images) for one in reversed(photos.earlier))]
+    data, images = next(((key, count) for key, count in versions if key in indexed), ("", 0))
+    new = (len(photos) - images) * extraction.views.views_per_image
+    if not data:
+        return new
     rows = images * extraction.views.views_per_image
-    if data is None:
-        return rows
-    summary = extract_features(replace(extraction, dry_run=True))
+    summary = extract_features(replace(extraction, data=data, dry_run=True))
     missing, shards = int(summary["shards_missing"]), int(summary["shards"])
-    return round(rows * missing / max(1, shards))
+    return new + round(rows * missing / max(1, shards))
 
 
 def _proxy_extraction(recipes: DistillRecipes, rates: Rates, rows: int, *, finished: bool) -> tuple[dict[str, Any], float]:
