@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eupe_pipeline.pipeline.reports.page_contents import PictureChoice
 from eupe_pipeline.storage.core.identity import file_sha256
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.teachers.registry.teacher import Teacher
@@ -41,10 +42,7 @@ def test_a_folder_that_grew_costs_the_teacher_the_new_photos_alone(
     assert (plan["photos"], plan["extraction"]["teacher"]["views"], plan["extraction"]["teacher"]["missing"]) == (44, 88, 8)
     # What is timed for the report runs the teacher over some views as well; it is no extraction.
     monkeypatch.setattr("eupe_pipeline.pipeline.distillation.distill.live_comparison", lambda work, recipes: {})
-    monkeypatch.setattr(
-        "eupe_pipeline.pipeline.distillation.distill.PictureChoice",
-        lambda **given: pytest.importorskip("eupe_pipeline.pipeline.reports.page_contents").PictureChoice(),
-    )
+    monkeypatch.setattr("eupe_pipeline.pipeline.distillation.distill.PictureChoice", lambda **given: PictureChoice())
     views_of_forwards.clear()
     grown = command(*call)
     assert sum(views_of_forwards) == 8, "4 new photos, two views each"
