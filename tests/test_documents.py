@@ -105,6 +105,19 @@ def test_the_tour_names_every_folder_of_the_house() -> None:
         assert wings <= named[room], room
 
 
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "decisions" not in path.parts], ids=name_of)
+def test_every_python_file_and_module_that_a_document_names_exists(path: Path) -> None:
+    text = path.read_text()
+    files = {name for name in re.findall(r"[\w./-]+\.py\b", text) if "/" in name}
+    assert {name for name in files if not (CHECKOUT / name).is_file() and not (path.parent / name).is_file()} == set()
+    for dotted in re.findall(rf"`((?:{'|'.join(ROOMS)})\.\w+(?:\.\w+)+)`", text):
+        parts = dotted.split(".")
+        files_of_it = [CHECKOUT.joinpath(*parts[:n]).with_suffix(".py") for n in range(2, len(parts) + 1)]
+        (file,) = [file for file in files_of_it if file.is_file()] or pytest.fail(f"{dotted} is no module")
+        rest = parts[len(file.relative_to(CHECKOUT).parts) :]
+        assert not rest or re.search(rf"^(class|def) {rest[0]}\b|^{rest[0]}\b", file.read_text(), re.MULTILINE), dotted
+
+
 def test_every_file_that_contributors_are_sent_to_exists() -> None:
     text = (CHECKOUT / "CONTRIBUTING.md").read_text()
     named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.(?:py|md))`", text)

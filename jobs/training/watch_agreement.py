@@ -16,7 +16,7 @@ from ...storage.core.events import OnEvent
 from ...storage.images.hold_out import Int64s
 from ...storage.store import FeatureStore
 from ...student.model.student import Student, refuse_unequal_grids
-from ...student.probes.measure_agreement import Measurement, TokenSet, TokenSets, frozen_copy
+from ...student.probes.measure_agreement import BATCH, Measurement, TokenSet, TokenSets, frozen_copy
 from ...student.training.learner import Learner
 from .data import Part
 from .options import Watch
@@ -26,8 +26,11 @@ class AgreementMeasure:
     """The evaluation of one run, or of several students in one pass."""
 
     def __init__(self, watch: Watch, store: FeatureStore, first: Learner, parts: Sequence[Part], on_event: OnEvent) -> None:
-        nothing = np.empty(0, np.int64)
-        self._sets = TokenSets([TokenSet(part.readers, nothing if part.subset is None else part.subset.left_out()) for part in parts])
+        nothing, rows_store = np.empty(0, np.int64), FeatureStore.open(store.url)
+        # Without the shard cache: a sample lies in nearly as many shards as it has images, whole ones would push the training's out.
+        readers = [{name: rows_store.features(reader.key) for name, reader in part.readers.items()} for part in parts]
+        left_out = [nothing if part.subset is None else part.subset.left_out() for part in parts]
+        self._sets = TokenSets([TokenSet(*one) for one in zip(readers, left_out, strict=True)])
         self._targets = self._sets.joined()[1]
         self._limit, self._share, self._on_event = watch.images, first.recipe.data.hold_out, on_event
         self._size_px = max(first.recipe.student.sizes_px)
@@ -41,7 +44,9 @@ class AgreementMeasure:
         copy = frozen_copy(student, learner.recipe.adapter.width, self._targets, device, learner.ranks)
         if copy is None or (rows := self._sampled()) is None:
             return {}
-        return Measurement(self._size_px, device, learner.precision.value).both(copy, self._sets, *rows)
+        run = learner.recipe.run
+        batch_size = max(1, min(BATCH, run.batch_size // learner.ranks.count // run.accumulate))  # memory of a training step's part
+        return Measurement(self._size_px, device, learner.precision.value, batch_size).both(copy, self._sets, *rows)
 
     def _sampled(self) -> tuple[Int64s, Int64s] | None:
         """Return the rows of held-out and of trained images, as many of each; None while their shards are being extracted."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from eupe_pipeline.jobs.training.data import Part, run_order
 from eupe_pipeline.jobs.training.evaluate_while_training import MEASURES
 from eupe_pipeline.jobs.training.options import TrainOptions, Watch
 from eupe_pipeline.jobs.training.train import initial_student
+from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.commands.train import watch_of
 from eupe_pipeline.storage.core.choices import TRAINING_EVALUATIONS
 from eupe_pipeline.storage.core.errors import BadInput, Interrupted
 from eupe_pipeline.storage.images.hold_out import held_out_images, hold_out_ranks
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.upkeep.copying import copy_features
 from eupe_pipeline.storage.views.pixels import view_pixels
 from eupe_pipeline.storage.views.view_spec import Input
 from eupe_pipeline.student.data.targets import CachedTargets
@@ -26,6 +29,7 @@ from eupe_pipeline.student.model.ranks import Ranks
 from eupe_pipeline.student.model.recipe import DataConfig, TeacherConfig
 from eupe_pipeline.student.training.run_folder import load_model, read_metrics
 
+from ...storage.faulty_s3 import FaultyServer
 from ...student.gloo import on_ranks
 from ..training_request import train
 from .test_train import RECIPE, interrupt_after
@@ -224,3 +228,30 @@ def test_what_cannot_be_measured_is_refused_with_what_to_do(tiny_store: Any, tmp
     with pytest.raises(BadInput, match="go together"):
         watch_of("knn", 2, None, 24)
     assert watch_of("agreement", 2, None, 24) == Watch("agreement", 2, "", 24)
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    ("--evaluate agreement", "nothing is; give --hold-out 1% as well"),
+    ("--evaluate agreement --hold-out 1% --evaluate-data photos", "without labels; leave --evaluate-data out"),
+    ("--evaluate agreement --hold-out 1% --allow-overlap", "leave --allow-overlap out"),
+    ("--evaluate agreement --hold-out 1%", "holds out none of 24 images"),
+    ("--evaluate agreemnt --hold-out 1%", "'agreemnt' is not one of 'knn', 'agreement'"),
+    ("--evaluate knn --hold-out 25%", "kNN needs a labelled dataset"),
+])  # fmt: skip
+def test_a_newcomers_mistake_is_said_with_status_2(
+    tiny_store: Any, tmp_path: Path, words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_words = f"train --stage 2 --recipe demo --store {tiny_store.store.url} --data photos --features tiny-teacher --out {tmp_path}/run"
+    assert main([*train_words.split(), "--set", "student.sizes_px=[16]", *words.split()]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_on_s3_gives_the_figures_of_a_local_copy(tiny_store: Any, bucket: FaultyServer, tmp_path: Path) -> None:
+    url = f"s3://runs/{uuid.uuid4().hex}"
+    key = copy_features(tiny_store.store, tiny_store.features().key, FeatureStore.create(url)).key
+    store = FeatureStore.open(url, shard_cache=tmp_path / "cache")
+    recipe = replace(HELD, data=DataConfig(hold_out=SHARE, order="shards"), run=replace(RECIPE.run, steps=2))
+    train(recipe, store, [key], data="photos", out=tmp_path / "s3", shard_cache=tmp_path / "cache", watch=WATCH)
+    run(tiny_store, tmp_path / "local", WATCH, recipe)
+    assert figures(tmp_path / "s3") == figures(tmp_path / "local")
