@@ -63,13 +63,17 @@ def test_every_command_of_a_document_is_a_command_with_these_options(path: Path)
 def test_the_documents_show_the_whole_walk() -> None:
     shown = {line[0] for path in DOCUMENTS for line in command_lines(path)}
     assert {"index", "plan", "extract-features", "train", "evaluate", "features", "pictures", "report", "export", "import-weights"} <= shown
-    assert {line[0] for line in command_lines(CHECKOUT / "README.md")} == {"demo", "index", "extract-features", "train", "export"}
+    assert {line[0] for line in command_lines(CHECKOUT / "README.md")} == {"demo", "distill", "index", "extract-features", "train", "export"}
 
 
 @pytest.mark.filterwarnings("default")
 def test_the_lines_of_the_readme_run_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eupe_pipeline.pipeline.distillation import scaling
     from eupe_pipeline.storage.core.cache_home import weights_folder
     from PIL import Image
+
+    monkeypatch.setattr(scaling, "LEAST_STEPS", 4)
+    monkeypatch.setattr(scaling, "_MOST_EPOCHS", 3.0)
 
     if not (weights_folder() / "efficientnet-lite0.safetensors").is_file():
         pytest.skip("`eupe-pipeline demo --fetch-only` brings the weights")
@@ -82,7 +86,8 @@ def test_the_lines_of_the_readme_run_as_they_are_written(tmp_path: Path, monkeyp
         if words[0] == "demo":
             continue  # fetches from the network; `make test` runs it first
         words = [word.replace("~", str(tmp_path)) for word in words]
-        words += {"extract-features": ["--workers", "0", "--teacher-size", "efficientnet-lite0=64"], "train": SMALL}.get(words[0], [])
+        words = ["vit-mini" if word == "eupe_vitt16" else word for word in words]
+        words += {"distill": ["--workers", "0"], "extract-features": ["--workers", "0", "--teacher-size", "efficientnet-lite0=64"], "train": SMALL}.get(words[0], [])
         assert main(words) == 0, words
     assert {path.name for path in (tmp_path / "export" / "timm").iterdir()} >= {"model.safetensors", "config.json", "usage.py", "README.md"}
 
