@@ -25,6 +25,7 @@ from ...storage.images.indexing import build_index
 from ...storage.objects.atomic_files import make_folder, write_atomically
 from ...storage.objects.content_addressed import MARKER
 from ...storage.objects.dry_run_objects import DryRunObjects
+from ...storage.objects.objects import open_objects
 from ...storage.store import FeatureStore
 from ...student.export.formats import FORMATS
 from ...teachers.encoders.architectures import TIMM_STUDENT
@@ -230,22 +231,23 @@ def _writable_store(options: DistillOptions) -> FeatureStore:
     return FeatureStore.create(options.store_url)
 
 
+def _existing_store(options: DistillOptions) -> FeatureStore | None:
+    """Return the store, None where none was made yet."""
+    there = open_objects(options.store_url).size(MARKER) is not None
+    return FeatureStore.open(options.store_url) if there else None
+
+
 @contextlib.contextmanager
 def _dry_store(options: DistillOptions) -> Iterator[FeatureStore]:
     """Yield a store that keeps what is indexed in memory, over the one that is there or over an empty one."""
     with tempfile.TemporaryDirectory(prefix="eupe-distill-") as nothing:
-        exists = is_url(options.store_url) or (Path(options.store_url) / MARKER).is_file()
-        yield FeatureStore(
-            DryRunObjects((FeatureStore.open(options.store_url) if exists else FeatureStore.create(f"{nothing}/store")).objects)
-        )
+        base = _existing_store(options) or FeatureStore.create(f"{nothing}/store")
+        yield FeatureStore(DryRunObjects(base.objects))
 
 
 def _datasets_of(options: DistillOptions) -> list[str]:
-    return (
-        FeatureStore.open(options.store_url).list_datasets()
-        if is_url(options.store_url) or (Path(options.store_url) / MARKER).is_file()
-        else []
-    )
+    store = _existing_store(options)
+    return [] if store is None else store.list_datasets()
 
 
 def _indexed(store: FeatureStore, options: DistillOptions, source: str, name: str, on_event: OnEvent) -> ImageDataset:
