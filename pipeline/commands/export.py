@@ -43,7 +43,7 @@ def export(
     store: str | None, proxy: Path | str | None, evaluations: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
-    from ...jobs.runs.export_run import ExportOptions, export_run
+    from ...jobs.export_run import ExportOptions, export_run
 
     request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations)
     run(lambda on_event: export_run(request, on_event), as_json)

@@ -15,6 +15,7 @@ from huggingface_hub.repocard_data import ModelCardData
 
 from ...teachers.registry.resolve import TIMM_PREFIX
 from ...teachers.registry.table import TEACHERS, UNKNOWN, Terms
+from ..probes.hub_task import HubTask
 from .lineage import Trained, read_record, read_targets
 from .model_card_results import HUB_DATASETS, eval_results
 from .model_card_text import card_text
@@ -38,16 +39,24 @@ HUB_LICENCES = {
 
 
 def model_card(
-    trained: Trained, form: str, facts: Mapping[str, Any], terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]], usage: str
+    trained: Trained,
+    form: str,
+    facts: Mapping[str, Any],
+    terms: Mapping[str, Terms],
+    evaluations: Sequence[Mapping[str, Any]],
+    usage: str,
+    tasks: Mapping[str, HubTask],
 ) -> str:
     """Return the README of one format's folder: metadata between `---` lines, then Markdown."""
-    data = card_data(trained, form, terms, evaluations)
+    data = card_data(trained, form, terms, evaluations, tasks)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(trained, form, facts, terms, evaluations, usage)}"))
 
 
-def card_data(trained: Trained, form: str, terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]]) -> ModelCardData:
+def card_data(
+    trained: Trained, form: str, terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]], tasks: Mapping[str, HubTask]
+) -> ModelCardData:
     """Return the Hub's metadata of a student in one format; what is not known has no key."""
-    teachers, datasets, results = hub_models(terms), _hub_datasets(trained), eval_results(evaluations)
+    teachers, datasets, results = hub_models(terms), _hub_datasets(trained), eval_results(evaluations, tasks)
     distilled = ["knowledge-distillation"] if read_targets(trained.run) and trained.part != "initial" else []
     return ModelCardData(
         **licence_fields({} if trained.part == "initial" else terms, random_weights=trained.part == "initial"),
