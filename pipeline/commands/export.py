@@ -18,7 +18,7 @@ class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the name; raises click's usage error for an unknown one."""
-        if value not in self.choices and any(one.name == value for one in entry_points(group="eupe_pipeline.exports")):
+        if value not in self.choices and any(plugin.name == value for plugin in entry_points(group="eupe_pipeline.exports")):
             return value
         return super().convert(value, param, ctx)
 
