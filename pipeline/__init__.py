@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..jobs.evaluation.segmentation import evaluate_segmentation as evaluate_segmentation
     from ..jobs.evaluation.zero_shot import ZeroShotOptions as ZeroShotOptions
     from ..jobs.evaluation.zero_shot import evaluate_zero_shot as evaluate_zero_shot
+    from ..jobs.export_run import export_run as export_run
     from ..jobs.extraction.extract import extract_features as extract_features
     from ..jobs.extraction.options import ExtractOptions as ExtractOptions
     from ..jobs.extraction.options import TeacherRequest as TeacherRequest
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from ..jobs.repair.repair import RepairOptions as RepairOptions
     from ..jobs.repair.repair import fidelity as fidelity
     from ..jobs.repair.repair import repair_features as repair_features
-    from ..jobs.runs.export_run import export_run as export_run
     from ..jobs.training.launch import train as train
     from ..jobs.training.options import TrainOptions as TrainOptions
     from ..jobs.training.options import Watch as Watch
@@ -97,10 +97,10 @@ _NAMES = {
     "..jobs.evaluation.linear": ("LinearOptions", "evaluate_linear"),
     "..jobs.evaluation.segmentation": ("SegmentationOptions", "evaluate_segmentation"),
     "..jobs.evaluation.zero_shot": ("ZeroShotOptions", "evaluate_zero_shot"),
+    "..jobs.export_run": ("export_run",),
     "..jobs.extraction.extract": ("extract_features",),
     "..jobs.extraction.options": ("ExtractOptions", "TeacherRequest", "teacher_requests"),
     "..jobs.repair.repair": ("FidelityOptions", "RepairOptions", "fidelity", "repair_features"),
-    "..jobs.runs.export_run": ("export_run",),
     "..jobs.training.launch": ("train",),
     "..jobs.training.options": ("TrainOptions", "Watch"),
     "..storage.core.errors": ("BadInput", "CacheDamaged", "CacheMismatch", "EupeError", "Interrupted", "StoreUnavailable"),

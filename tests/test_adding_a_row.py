@@ -51,7 +51,8 @@ FORMAT_ROW = """\
     "plain": ExportFormat("a plain state dict", _plain, _read_plain, "import torch"),
 """
 EVALUATION_ROW = """\
-    "norm": Evaluation("norm", "evaluate_norm", "norm", "", ".2f", ("norm",), options="NormOptions", help="Measure the norm."),
+    "norm": Evaluation("norm", "evaluate_norm", "norm", "", ".2f", ("norm",), options="NormOptions", help="Measure the norm.",
+                       hub=HubTask("image-feature-extraction", "Norm", "norm", {"norm": ("norm", "mean norm")})),
 """
 EVALUATION_FILE = """\
 from dataclasses import dataclass, field

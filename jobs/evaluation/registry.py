@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from ...student.probes.hub_task import HubTask
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -40,6 +42,8 @@ class Evaluation:
     """The dataclass of options in `module` from which the command is made; None: the command line has a command of its own."""
     help: str = ""
     """What that command says of itself."""
+    hub: HubTask | None = None
+    """How model cards enter its figures in the Hub's metadata; None: they stand in the card's text alone."""
 
     def load(self) -> Callable[..., Mapping[str, Any]]:
         """Import the function."""
@@ -53,28 +57,66 @@ class Evaluation:
         return found
 
 
+_CLASSIFICATION = "image-classification", "Image classification"
+_TOP1 = "accuracy", "top-1 accuracy (%)"
 PAPER_ROWS = ("stage 2 only", "stages 1, 2", "stages 1, 3", "stages 1, 2, 3")
 EVALUATIONS: dict[str, Evaluation] = {
     "knn": Evaluation(
         "knn", "evaluate_knn", "kNN", "%", ".1f",
         ("cls.paper", "mean_patch.paper", "cls.ours", "mean_patch.ours"), paper_data="ImageNet-1k", paper=(84.0, 84.0, 84.3, 84.1),
+        hub=HubTask(*_CLASSIFICATION, "kNN", {}, accuracies_by_feature=True),
     ),
-    "linear": Evaluation("linear", "evaluate_linear", "linear probe", "%", ".1f", ("top1",)),
+    "linear": Evaluation(
+        "linear", "evaluate_linear", "linear probe", "%", ".1f", ("top1",), hub=HubTask(*_CLASSIFICATION, "linear probe", {"top1": _TOP1})
+    ),
     "zero-shot": Evaluation(
-        "zero_shot", "evaluate_zero_shot", "zero-shot", "%", ".1f", ("top1", "accuracy")
+        "zero_shot", "evaluate_zero_shot", "zero-shot", "%", ".1f", ("top1", "accuracy"),
+        hub=HubTask(
+            "zero-shot-image-classification", "Zero-shot image classification", "zero-shot",
+            {"top1": _TOP1, "top5": ("top_5_accuracy", "top-5 accuracy (%)")},
+        ),
     ),
     "segmentation": Evaluation(
         "segmentation", "evaluate_segmentation", "segmentation, mIoU", "%", ".1f",
         ("miou", "mean_iou", "mIoU"), named_protocols=True, official_keys=("best_miou",), paper_data="ADE20k",
         paper=(41.9, 43.3, 52.0, 52.4),
+        hub=HubTask(
+            "image-segmentation", "Semantic segmentation", "linear head",
+            {"miou": ("mean_iou", "mIoU (%)"), "best_miou": ("mean_iou", "best mIoU of all measurements (%)"),
+             "pixel_accuracy": ("pixel_accuracy", "pixel accuracy (%)"), "mean_accuracy": ("mean_accuracy", "mean class accuracy (%)")},
+        ),
     ),
     "depth": Evaluation(
         "depth", "evaluate_depth", "depth, RMSE", "m", ".3f",
         ("rmse", "rmse_m", "RMSE"), higher_is_better=False, named_protocols=True, paper_data="NYUv2", paper=(0.616, 0.557, 0.388, 0.391),
+        hub=HubTask(
+            "depth-estimation", "Depth estimation", "linear head",
+            {"rmse": ("rmse", "RMSE (m)"), "abs_rel": ("abs_rel", "absolute relative error"),
+             "delta1": ("delta1", "share within a factor of 1.25")},
+        ),
     ),
     "correspondence": Evaluation(
         "correspondence", "evaluate_correspondence", "PCK@0.1", "%", ".1f",
         ("pck", "pck@0.1", "mean", "all"), named_protocols=True, paper_data="SPair-71k", paper=(35.1, 41.0, 53.3, 51.3),
+        hub=HubTask(
+            "keypoint-matching", "Semantic correspondence", "nearest patch token",
+            {"pck": ("pck", "PCK@0.1, mean over categories (%)"), "pck_of_all_keypoints": ("pck", "PCK@0.1, over keypoints (%)"),
+             "pck_of_pairs": ("pck", "PCK@0.1, mean over pairs (%)")},
+        ),
     ),
-    "agreement": Evaluation("agreement", "evaluate_agreement", "agreement", "", ".3f", ("agreement",)),
+    "agreement": Evaluation(
+        "agreement", "evaluate_agreement", "agreement", "", ".3f", ("agreement",),
+        hub=HubTask(
+            "image-feature-extraction", "Image feature extraction", "agreement with the teachers",
+            {"agreement": ("cosine_similarity", "mean cosine of class and patch tokens"),
+             "cls_cosine": ("cosine_similarity", "mean cosine of class tokens"),
+             "patch_cosine": ("cosine_similarity", "mean cosine of patch tokens"),
+             "cls_cka": ("linear_cka", "linear CKA of class tokens"), "patch_cka": ("linear_cka", "linear CKA of patch tokens")},
+        ),
+    ),
 }  # fmt: skip
+
+
+def hub_tasks() -> dict[str, HubTask]:
+    """Return how the figures of each evaluation are entered in a model card, by the evaluation's name."""
+    return {name: row.hub for name, row in EVALUATIONS.items() if row.hub is not None}

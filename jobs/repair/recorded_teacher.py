@@ -26,35 +26,35 @@ from ..runs.run_source import local_run
 
 def recorded_teacher(reader: FeatureReader, name_or_run: str | None = None, weights: Path | None = None) -> TeacherSpec:
     """Return the teacher that made a feature set, found by the set's name or by `name_or_run`; raises `CacheMismatch`, `BadInput`."""
-    asked, recorded = name_or_run or reader.name, reader.identity["teacher"]
-    local_name = str(local_run(asked)) if is_url(asked) else asked
+    name, recorded = name_or_run or reader.name, reader.identity["teacher"]
+    local_name = str(local_run(name)) if is_url(name) else name
     try:
         if recorded["architecture"]["name"] == PYTHON_FILE:
-            given = None if local_name in (reader.name, reader.key) else local_name
-            local_name, weights = _python_file(reader, given, weights)
+            python_file = None if local_name in (reader.name, reader.key) else local_name
+            local_name, weights = _python_file(reader, python_file, weights)
         spec = _as_recorded(recorded, local_name, weights)
     except KeyError as error:
         raise CacheMismatch(f"the identity of {reader.key} does not say the {error} of its teacher, which cannot be built again") from error
     if lines := differing_fields(spec.identity(), recorded):
-        raise CacheMismatch(f"{asked} is not the teacher that made {reader.key}: {'; '.join(lines)}")
+        raise CacheMismatch(f"{name} is not the teacher that made {reader.key}: {'; '.join(lines)}")
     return spec
 
 
 def _python_file(reader: FeatureReader, name: str | None, weights: Path | None) -> tuple[str, Path | None]:
     """Return (FILE.py:FUNCTION, weights) of the user's own teacher: given, or where it lay; raises `CacheMismatch` for another file."""
     architecture, noted = reader.identity["teacher"]["architecture"], reader.teacher_files()
-    names = [f"{one.file}:{one.function}" for one in noted] if name is None else [name]
+    candidates = [f"{known.file}:{known.function}" for known in noted] if name is None else [name]
     refused = f"its file is noted nowhere in the store; give it: --teacher FILE.py:{architecture['function']}"
-    for one in names:
+    for candidate in candidates:
         try:
             if name is not None and not names_python_file(name):
                 raise BadInput(f"{name} is no FILE.py:FUNCTION")
-            refuse_other_source(one, architecture)
+            refuse_other_source(candidate, architecture)
         except BadInput as error:
             refused = f"{error}. Where it lies elsewhere now, say --teacher FILE.py:{architecture['function']}"
             continue
-        given = [known.weights for known in noted if known.weights is not None and known.weights.exists()]
-        return one, weights or next(iter(given), None)
+        existing = [known.weights for known in noted if known.weights is not None and known.weights.exists()]
+        return candidate, weights or next(iter(existing), None)
     raise CacheMismatch(f"{reader.key} was made by a teacher of a Python file: {refused}")
 
 

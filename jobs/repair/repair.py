@@ -1,6 +1,6 @@
-"""Repair and fidelity of feature sets, which need the teacher: mend what is damaged, measure how faithful the stored tokens are.
+"""Repair and fidelity of feature sets, which need the teacher: repair what is damaged, measure how faithful the stored tokens are.
 
-The teacher is resolved anew and must be the one in the set's identity, field by field. Repair examines the store as `verify` does and mends
+The teacher is resolved anew and must be the one in the set's identity, field by field. It examines the store as `verify` does and repairs
 what follows from its own files on the way (`storage.upkeep.examination`); what then needs a teacher is computed again and replaced, nothing
 is removed first (`repairs_with_teacher`). Fidelity compares stored tokens with a fresh forward over a fixed random sample of views, in the
 normalised space that students are trained in.
@@ -44,7 +44,7 @@ def teacher_of(reader: FeatureReader, request: TeacherRequest | None) -> Teacher
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """What is mended: a store, or what one feature set needs."""
+    """What is repaired: a store, or what one feature set needs."""
 
     store: str
     """Folder or URL of the feature store."""
@@ -53,7 +53,7 @@ class RepairOptions:
     teacher: TeacherRequest | None = None
     """The teacher that made the set; None: found by the set's name."""
     dry_run: bool = False
-    """Say what would be mended, and mend nothing."""
+    """Report what would be repaired, and repair nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class FidelityOptions:
 
 
 def repair_features(options: RepairOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Find all damage of a store, or of what one feature set needs, and mend what can be mended; returns what is and what is not.
+    """Find all damage of a store, or of what one feature set needs, and repair what can be; return what is repaired and what is not.
 
     Nothing that is whole is touched. Raises `CacheMismatch` for a given teacher that did not make the set, before anything is done.
     """

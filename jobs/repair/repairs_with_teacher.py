@@ -1,7 +1,7 @@
 """The part of a repair that needs teachers: shards of features, and canaries that nothing in the store can give back.
 
 First the prerequisites, a set at a time: is the teacher found with the weights that the identity names, is it the one of the canary, are
-the images there as they were? What is not is reported with the command that helps, and the next shard or set is mended all the same. All
+the images there as they were? What is not is reported with the command that helps, and the next shard or set is repaired all the same. All
 tokens of a shard are computed; only then its damaged parts, and only those, are replaced (`FeatureReader.repair_shard`).
 """
 
@@ -33,7 +33,7 @@ _MIN_COSINE = 0.9  # of stored against fresh tokens: far below int4's 0.997, far
 
 
 def with_teachers(examiner: Examiner, resolve: Resolve, likeness: Likeness, dry_run: bool, on_event: OnEvent) -> None:
-    """Mend what the examination left to teachers; `likeness`: the cosine of a set's intact rows to the teacher's, None without any."""
+    """Repair what the examination left to teachers; `likeness`: the cosine of a set's intact rows to the teacher's, None without any."""
     specs = _Specs(resolve)
     for where, (reader, finding) in examiner.canaries.items():
         try:
@@ -46,14 +46,14 @@ def with_teachers(examiner: Examiner, resolve: Resolve, likeness: Likeness, dry_
     for reader, to_extract in _by_set(examiner.to_extract):
         try:
             spec = specs.of(reader)
-            mend = _dry_run_mender(reader) if dry_run else _mender(examiner, reader, spec)
+            repair_shard = _dry_run_repairer(reader) if dry_run else _repairer(examiner, reader, spec)
         except EupeError as error:
             for item in to_extract:
                 examiner.update_finding(item.finding, mended=False, way_out=_give_teacher(examiner, reader, error))
             continue
         for done, item in enumerate(to_extract, start=1):
             try:
-                mend(item.shard)
+                repair_shard(item.shard)
                 examiner.update_finding(item.finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
             except EupeError as error:
                 examiner.update_finding(item.finding, mended=False, way_out=f"it cannot be now: {error}; then {examiner.repair}")
@@ -89,13 +89,13 @@ def _give_teacher(examiner: Examiner, reader: FeatureReader, error: EupeError) -
     return f"its teacher is needed: {error}; run {again}, where TEACHER is its name or its run's folder (and --weights its weight file)"
 
 
-def _mender(examiner: Examiner, reader: FeatureReader, spec: TeacherSpec) -> Callable[[int], None]:
-    """Return the function that mends a shard. The worker compares its teacher with the canary before its first shard."""
+def _repairer(examiner: Examiner, reader: FeatureReader, spec: TeacherSpec) -> Callable[[int], None]:
+    """Return the function that repairs a shard. The worker compares its teacher with the canary before its first shard."""
     order = WorkOrder(examiner.url, reader.views.key, (spec,), choose_device("auto").value, torch.get_num_threads(), _BATCH)
     return partial(ShardWorker(order).repair_shard, name=spec.name, key=reader.key)
 
 
-def _dry_run_mender(reader: FeatureReader) -> Callable[[int], None]:
+def _dry_run_repairer(reader: FeatureReader) -> Callable[[int], None]:
     """Return what a dry run does with a shard: read its images, and raise where they are not as they were."""
 
     def read_images(shard: int) -> None:

@@ -37,7 +37,7 @@ def demo(as_json: bool, out: Path, store: str | None, fetch_only: bool) -> None:
 @cli.command()
 @options(click.option("--folder", type=FOLDER, default=Path(), help="Where the disk is measured."), JSON)
 def doctor(as_json: bool, folder: Path) -> None:
-    """Print versions, devices, weights, traps and cures."""
+    """Print versions, devices, weights and known problems."""
     from ..console.doctor import examine
 
     if not folder.is_dir():

@@ -18,7 +18,7 @@ class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the name; raises click's usage error for an unknown one."""
-        if value not in self.choices and any(one.name == value for one in entry_points(group="eupe_pipeline.exports")):
+        if value not in self.choices and any(plugin.name == value for plugin in entry_points(group="eupe_pipeline.exports")):
             return value
         return super().convert(value, param, ctx)
 
@@ -43,7 +43,7 @@ def export(
     store: str | None, proxy: Path | str | None, evaluations: tuple[Path, ...],
 ) -> None:  # fmt: skip
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
-    from ...jobs.runs.export_run import ExportOptions, export_run
+    from ...jobs.export_run import ExportOptions, export_run
 
     request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations)
     run(lambda on_event: export_run(request, on_event), as_json)

@@ -74,10 +74,10 @@ def features_curate(
     from ...jobs.curation.options import CurateOptions
 
     threshold = None if near_duplicates == "auto" else near_duplicates
-    asked = CurateOptions(
+    request = CurateOptions(
         key, store, name, threshold, near_duplicates == "auto", against, balance, seed=seed, listed=listed, dry_run=dry_run
     )
-    run(lambda on_event: curate_features(asked, on_event), as_json)
+    run(lambda on_event: curate_features(request, on_event), as_json)
 
 
 @features.command("verify")
@@ -95,7 +95,7 @@ def features_verify(as_json: bool, key: str | None, store: str, subset: str) -> 
 @ANY_KEY
 @options(STORE, TEACHER, WEIGHTS_FILE, DRY_RUN, JSON)
 def features_repair(as_json: bool, key: str | None, store: str, teacher: str | None, weights: Path | None, dry_run: bool) -> int:
-    """Mend a store, or what KEY needs. Nothing whole is touched; exit status 1 when something cannot be mended, which is said."""
+    """Repair a store, or what KEY needs. Nothing intact is touched; exit status 1 when something cannot be repaired, which is reported."""
     from ...jobs.repair.repair import RepairOptions, repair_features
 
     request = RepairOptions(store, key, teacher_of_set(teacher, weights), dry_run)

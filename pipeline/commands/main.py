@@ -1,8 +1,8 @@
-"""The program `eupe-pipeline`: run one command, and turn what the user can mend into one line and an exit status.
+"""The program `eupe-pipeline`: run one command, and turn what the user can correct into one line and an exit status.
 
 Nothing heavy is imported before a command runs (torch, ray and timm cost seconds; `--help` has 0.3 s). Results go to stdout, progress to
 stderr; with --json every event and then the result are JSON lines on stdout. Exit status: 0 done, 1 a check found damage, 2 the
-user can mend it (bad input, a store that is not there, a full disk, Ctrl-C: what was done is kept, the same command goes on), 3 done, but
+user can fix it (bad input, a store that is not there, a full disk, Ctrl-C: what was done is kept, the same command goes on), 3 done, but
 the result could not be written to standard output.
 """
 
@@ -27,7 +27,7 @@ STOPPED = "stopped; everything finished so far is kept, the same command goes on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status and never raises what the user can mend."""
+    """Run one command; return its exit status, and never raise what the user can correct."""
     with lasting_streams() as output:
         interrupt_on_stop()  # a scheduler's stop and a closed terminal keep state as Ctrl-C does
         status = _status(arguments)

@@ -103,10 +103,10 @@ def cosine_or_auto(context: click.Context, option: click.Parameter, value: str |
     """Return a threshold of a cosine, above 0 and at most 1, or the word auto."""
     if value is None or value == "auto":
         return "auto" if value else None
-    found = _number(value)
-    if found is None or not 0 < found <= 1:
+    cosine = _number(value)
+    if cosine is None or not 0 < cosine <= 1:
         raise click.BadParameter(f"{value!r} is neither a cosine above 0 and at most 1, such as 0.95, nor auto", context, option)
-    return found
+    return cosine
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -126,13 +126,13 @@ def count_or_share(context: click.Context, option: click.Parameter, value: str |
     """Return a count of at least 1, or a share between 0 and 1, which may be in percent."""
     if value is None:
         return None
-    found = _number(value)
+    number = _number(value)
     if value.endswith("%"):
-        found = _number(value[:-1])
-        found = None if found is None or not 0 < found < 100 else found / 100
-    if found is None or not 0 < found <= 2**53 or (found >= 1 and not value.isdecimal()):
+        number = _number(value[:-1])
+        number = None if number is None or not 0 < number < 100 else number / 100
+    if number is None or not 0 < number <= 2**53 or (number >= 1 and not value.isdecimal()):
         raise click.BadParameter(f"{value!r} is neither a number of images nor a share such as 0.5 or 50%", context, option)
-    return found
+    return number
 
 
 def share_held_out(context: click.Context, option: click.Parameter, value: str | None) -> float | None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...jobs.export_run import ExportOptions, export_run
 from ...jobs.extraction.options import TeacherRequest
-from ...jobs.runs.export_run import ExportOptions, export_run
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256

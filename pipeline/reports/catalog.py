@@ -88,7 +88,7 @@ def _features_row(store: FeatureStore, key: str) -> dict[str, Any]:
 
 def _subset_row(store: FeatureStore, key: str) -> dict[str, Any]:
     subset = store.subset(key)
-    dataset = next((one for one in store.list_datasets() if one.endswith(f"@{short(subset.dataset_digest)}")), None)
+    dataset = next((key for key in store.list_datasets() if key.endswith(f"@{short(subset.dataset_digest)}")), None)
     return {"dataset": dataset or f"@{short(subset.dataset_digest)}, not in this store", "kept": subset.kept, "images": subset.images}
 
 

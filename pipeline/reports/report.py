@@ -74,7 +74,7 @@ def knn_rows(knn: Mapping[str, Any]) -> list[KnnRow]:
     """Return the table's lines: untrained student, student, proxy, teachers; the class token before the mean patch token."""
     entries = [(MODEL_WORDS.get(name, name), name, entry) for name, entry in knn.items() if name != "teachers"]
     order = list(MODEL_WORDS)
-    entries.sort(key=lambda one: order.index(one[1]) if one[1] in order else len(order))
+    entries.sort(key=lambda entry: order.index(entry[1]) if entry[1] in order else len(order))
     rows = [row for words, name, entry in entries for row in token_rows(words, "proxy" if name == "proxy" else "student", entry)]
     teachers = knn.get("teachers", {})
     return rows + [row for name, entry in teachers.items() for row in token_rows(name, "teacher", entry)]

@@ -105,8 +105,8 @@ def comparison(folders: Sequence[Path], runs: Mapping[str, RunFacts]) -> dict[st
     known = all(run.targets for run in runs.values())
     alike = known and len({json.dumps([run.row["stage"], dict(run.targets)], sort_keys=True) for run in runs.values()}) == 1
     totals = [Series(name, points[0].points) for name, run in runs.items() if (points := run.record.loss_series())]
-    rates = [Series(name, one.points) for name, run in runs.items() for one in run.record.metric_series("images_per_s", name)]
-    knn = [Series(f"{name}: {one.label}", one.points) for name, run in runs.items() for one in run.record.evaluation_series()[:1]]
+    rates = [Series(name, series.points) for name, run in runs.items() for series in run.record.metric_series("images_per_s", name)]
+    knn = [Series(f"{name}: {series.label}", series.points) for name, run in runs.items() for series in run.record.evaluation_series()[:1]]
     charts = [chart_with_legend(totals, Axes("Total loss of each run", y="total loss"))] if alike else []
     charts.append(chart_with_legend(knn, Axes("Evaluations of each run", y="evaluations while training", from_zero=False), ".1f"))
     agreements = [Series(name, one.points) for name, run in runs.items() for one in run.record.agreement_series()[:1]]
@@ -115,7 +115,7 @@ def comparison(folders: Sequence[Path], runs: Mapping[str, RunFacts]) -> dict[st
     differing = compare_runs(outs=folders, on_event=lambda event: None)["differing"]
     return {
         "alike": alike,
-        "charts": [one for one in charts if one["chart"]],
+        "charts": [chart for chart in charts if chart["chart"]],
         "rows": [(name, run.row) for name, run in runs.items()],
         "differing": [(key, [plain(value) for value in values.values()]) for key, values in differing.items()],
     }
@@ -124,7 +124,7 @@ def comparison(folders: Sequence[Path], runs: Mapping[str, RunFacts]) -> dict[st
 def plain(value: Any) -> str:
     """Return a recipe's value as a reader expects it in a table."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {one}" for name, one in value.items()) or "none"
+        return ", ".join(f"{name}: {part}" for name, part in value.items()) or "none"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -112,7 +112,7 @@ class Covariance:
         self.count = total
 
     def axes(self) -> tuple[Float64s, Float64s]:
-        """Variances (D,) along the principal axes, rising, and the axes as the columns of (D, D).
+        """Return the variances (D,) along the principal axes, rising, and the axes as the columns of (D, D).
 
         From the D × D matrix, not by an SVD of all samples.
         """

@@ -104,11 +104,11 @@ class ShardedGroup:
     def records(self, shards: Sequence[int]) -> Iterator[Record]:
         """Yield the records of the committed ones of these shards, in order; several are read at once for the sake of object stores."""
         if len(shards) <= _RECORDS_AT_ONCE:  # threads cost more than so few gain on a disk
-            yield from (one for one in map(self.record, shards) if one is not None)
+            yield from (record for record in map(self.record, shards) if record is not None)
             return
         with ThreadPoolExecutor(_RECORDS_AT_ONCE, thread_name_prefix="records") as pool:
             for start in range(0, len(shards), _BLOCK):
-                yield from (one for one in pool.map(self.record, shards[start : start + _BLOCK]) if one is not None)
+                yield from (record for record in pool.map(self.record, shards[start : start + _BLOCK]) if record is not None)
 
     def _check_shape(self, record: Record, where: str) -> None:
         """Raise `CacheDamaged` for a record whose rows, arrays, keys or number of checksums are not this set's."""

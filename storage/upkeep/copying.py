@@ -86,8 +86,8 @@ def _copy_statistics_and_canary(source: FeatureStore, features: FeatureReader, t
     canary = canary_key(features.identity["teacher"])
     if source.objects.size(canary) is not None:
         target.objects.create(canary, [source.objects.read(canary)])
-    for found in features.teacher_files():
-        note_teacher_file(target.objects, features.identity["teacher"], found)
+    for teacher_file in features.teacher_files():
+        note_teacher_file(target.objects, features.identity["teacher"], teacher_file)
 
 
 def _copy_shards(source: ShardedGroup, target: ShardedGroup, shards: list[int]) -> Iterator[None]:

@@ -54,7 +54,7 @@ def lost_views(examiner: Examiner, key: str, datasets: list[ImageDataset]) -> by
 
 def lost_features(examiner: Examiner, key: str) -> bytes | None:
     """Return a reconstructed identity of features, or None."""
-    return lost_features_identity(examiner.objects, key, [found for _, found in _readable_statistics(examiner)])
+    return lost_features_identity(examiner.objects, key, [statistics for _, statistics in _readable_statistics(examiner)])
 
 
 def examine_views(examiner: Examiner, key: str, identity: dict[str, Any], dataset: ImageDataset) -> ViewSet | None:
@@ -182,7 +182,7 @@ def _examine_canary(examiner: Examiner, reader: FeatureReader) -> None:
 
 def examine_strays(examiner: Examiner) -> None:
     """Move damaged statistics and canaries aside that belong to no known set; the next extraction makes them again."""
-    examined = {one.where for one in examiner.findings}
+    examined = {finding.where for finding in examiner.findings}
     for folder, check, limit in (
         ("statistics", _check_stored_statistics, MAX_STATISTICS_BYTES),
         ("canaries", parse_canary, MAX_CANARY_BYTES),

@@ -62,7 +62,7 @@ def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageData
         stored = StoredPixels(pixels["shape"][1]) if pixels else None
     except (KeyError, TypeError, IndexError, ValueError):
         return None
-    for dataset in (way for one in datasets for way in dict.fromkeys((one, one.read_as("stored")))):  # evaluations read as stored
+    for dataset in (read for known in datasets for read in dict.fromkeys((known, known.read_as("stored")))):  # evaluations read as stored
         views_per_image, rest = divmod(rows, len(dataset))
         if rest or not views_per_image or shard_rows % views_per_image:
             continue
@@ -76,9 +76,9 @@ def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageData
 def _specs(views_per_image: int, stored: StoredPixels | None) -> Iterator[ViewSpec]:
     kinds = VIEW_KINDS.values()
     if views_per_image == 1:
-        deterministic = [one.name for one in kinds if not one.is_random]
+        deterministic = [kind.name for kind in kinds if not kind.is_random]
         yield from (ViewSpec(kind, crop_fraction=fraction, pixels=stored) for kind in deterministic for fraction in _CENTRE_FRACTIONS)
-    for kind, photometric in itertools.product([one.name for one in kinds if one.is_random], PHOTOMETRIC_MODES):
+    for kind, photometric in itertools.product([kind.name for kind in kinds if kind.is_random], PHOTOMETRIC_MODES):
         first = ViewSpec(kind, views_per_image, photometric=photometric, pixels=stored)
         for seed in itertools.islice(itertools.count(), _SEEDS):
             yield replace(first, seed=seed)

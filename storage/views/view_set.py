@@ -188,11 +188,11 @@ class ViewSet:
         return out
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
-        """Say which rows, with their pixels where there are any, will be read soon; as `FeatureReader.prefetch`."""
+        """Announce which rows, with their pixels where there are any, will be read soon; as `FeatureReader.prefetch`."""
         self.group.prefetch(rows, self.group.specs)
 
     def read_pixels(self, which: NDArray[Any] | Sequence[int], out: Pixels | None = None) -> Pixels:
-        """Stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
+        """Return stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
 
         Raise `BadInput` where the views store none, `CacheDamaged` for damage and for rows of failed images.
         """

@@ -124,9 +124,9 @@ class Views(NamedTuple):
     photometric: NDArray[np.float32]
     digest: NDArray[np.uint8]
 
-    def part(self, places: slice) -> "Views":
-        """Some neighbouring views, in the same memory."""
-        return Views(self.crop[places], self.flip[places], self.photometric[places], self.digest[places])
+    def part(self, rows: slice) -> "Views":
+        """Return some neighbouring views, in the same memory."""
+        return Views(self.crop[rows], self.flip[rows], self.photometric[rows], self.digest[rows])
 
 
 def empty_views(count: int) -> Views:

@@ -53,7 +53,7 @@ class ExportContract:
         return FORMATS[self.form]
 
     def exported(self) -> tuple[Path, Path]:
-        """(run, folder of the format), made once for a class, or a skip where the format's library is not installed."""
+        """Return (run, folder of the format), made once for a class, or a skip where the format's library is not installed."""
         folder = self._made.get(type(self))
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="export-contract-"))

@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
 from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.registry.table import Terms
+from ..probes.hub_task import HubTask
 from .adapter_chain import write_chain
 from .formats import FORMATS, usage_example
 from .lineage import Trained, collect_terms, evaluations_of_weights, open_trained, run_title
@@ -40,7 +42,7 @@ class ExportOptions:
     """Which run is exported where, in what formats, and what goes beside it."""
 
     run: Path | str
-    """A finished run's folder; `jobs.runs.export_run` takes its URL as well."""
+    """A finished run's folder; `jobs.export_run` takes its URL as well."""
     out: Path
     """Gets one folder a format."""
     formats: tuple[str, ...]
@@ -67,8 +69,11 @@ class ExportOptions:
             raise BadInput("--adapters and --store go together: the store holds the statistics that undo the adapters' normalisation")
 
 
-def export(options: ExportOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Write OUT/FORMAT for each format and return {format: {file, facts}}; raises BadInput where a format cannot hold the student."""
+def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapping[str, HubTask] = MappingProxyType({})) -> dict[str, Any]:
+    """Write OUT/FORMAT for each format and return {format: {file, facts}}; raise BadInput where a format cannot hold the student.
+
+    `tasks` enters evaluations in the card's metadata, by their names; figures of others stand in the card's text alone.
+    """
     run, out, proxy = Path(options.run), options.out, None if options.proxy is None else Path(options.proxy)
     require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
@@ -83,7 +88,7 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event) -> dict[str
             if options.adapters:
                 (folder / "adapters").mkdir()
                 facts["adapters"] = write_chain(run, proxy, FeatureStore.open(str(options.store)), folder / "adapters")
-            _write_documents(trained, form, files, facts, terms, evaluations, folder)
+            _write_documents(trained, form, files, facts, terms, evaluations, tasks, folder)
         written[form] = {"folder": str(out / form), "files": files, **facts}
     return {"run": str(run), "student": trained.name, "written": written}
 
@@ -116,7 +121,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 def _write_documents(
     trained: Trained, form: str, files: Sequence[str], facts: Mapping[str, Any], terms: Mapping[str, Terms],
-    evaluations: Sequence[Mapping[str, Any]], folder: Path,
+    evaluations: Sequence[Mapping[str, Any]], tasks: Mapping[str, HubTask], folder: Path,
 ) -> None:  # fmt: skip
     """Write everything in a format's folder that is not the model."""
     prep, name = trained.preprocessing.identity(), trained.name
@@ -127,7 +132,7 @@ def _write_documents(
     }  # fmt: skip
     (folder / "usage.py").write_text(usage)
     (folder / "export.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
-    (folder / "README.md").write_text(model_card(trained, form, facts, terms, evaluations, usage))
+    (folder / "README.md").write_text(model_card(trained, form, facts, terms, evaluations, usage, tasks))
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in paths]
     (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")

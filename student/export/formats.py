@@ -85,8 +85,8 @@ def _transformers(trained: Trained, folder: Path) -> Written:
 
 def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:
     """Load the folder with its own library, which also compares its tokens with ours, and compare the tensors."""
-    found, ours = read_published(folder).tensors, trained.encoder.state_dict()
-    assert all(torch.equal(found[name], ours[name]) for name in ours)
+    read, ours = read_published(folder).tensors, trained.encoder.state_dict()
+    assert all(torch.equal(read[name], ours[name]) for name in ours)
     return {"read back": "bitwise equal", "tokens": f"the library's differ by at most {TOLERANCE:g}"}
 
 
@@ -110,8 +110,8 @@ def _from_file(folder: Path) -> Runner:
 
 
 def _of_published(source: Path) -> Runner:
-    found = read_published(source)
-    return eager_runner(load_encoder(found.architecture, found.tensors))
+    published = read_published(source)
+    return eager_runner(load_encoder(published.architecture, published.tensors))
 
 
 _PIXELS = """\

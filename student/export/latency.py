@@ -149,10 +149,10 @@ RUNTIMES: dict[str, Opened] = {
 
 def known_runtimes() -> dict[str, Opened]:
     """Return every way to run a student, those of the export formats among them; each gives None when the folder does not hold its file."""
-    found = dict(RUNTIMES)
+    runtimes = dict(RUNTIMES)
     for name in FORMATS:
         with suppress(BadInput):  # a broken plug-in hinders no other format
-            found |= {
+            runtimes |= {
                 runtime: _file_runner(open_runner, f"{name}/{file}") for runtime, (file, open_runner) in FORMATS[name].runtimes.items()
             }
-    return found
+    return runtimes

@@ -15,6 +15,7 @@ from huggingface_hub.repocard_data import ModelCardData
 
 from ...teachers.registry.resolve import TIMM_PREFIX
 from ...teachers.registry.table import TEACHERS, UNKNOWN, Terms
+from ..probes.hub_task import HubTask
 from .lineage import Trained, read_record, read_targets
 from .model_card_results import HUB_DATASETS, eval_results
 from .model_card_text import card_text
@@ -38,16 +39,24 @@ HUB_LICENCES = {
 
 
 def model_card(
-    trained: Trained, form: str, facts: Mapping[str, Any], terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]], usage: str
+    trained: Trained,
+    form: str,
+    facts: Mapping[str, Any],
+    terms: Mapping[str, Terms],
+    evaluations: Sequence[Mapping[str, Any]],
+    usage: str,
+    tasks: Mapping[str, HubTask],
 ) -> str:
     """Return the README of one format's folder: metadata between `---` lines, then Markdown."""
-    data = card_data(trained, form, terms, evaluations)
+    data = card_data(trained, form, terms, evaluations, tasks)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(trained, form, facts, terms, evaluations, usage)}"))
 
 
-def card_data(trained: Trained, form: str, terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]]) -> ModelCardData:
+def card_data(
+    trained: Trained, form: str, terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]], tasks: Mapping[str, HubTask]
+) -> ModelCardData:
     """Return the Hub's metadata of a student in one format; what is not known has no key."""
-    teachers, datasets, results = hub_models(terms), _hub_datasets(trained), eval_results(evaluations)
+    teachers, datasets, results = hub_models(terms), _hub_datasets(trained), eval_results(evaluations, tasks)
     distilled = ["knowledge-distillation"] if read_targets(trained.run) and trained.part != "initial" else []
     return ModelCardData(
         **licence_fields({} if trained.part == "initial" else terms, random_weights=trained.part == "initial"),
@@ -64,11 +73,11 @@ def card_data(trained: Trained, form: str, terms: Mapping[str, Terms], evaluatio
 
 
 def licence_fields(terms: Mapping[str, Terms], *, random_weights: bool = False) -> dict[str, Any]:
-    """Return `license`, and `license_name` with `license_link` where the Hub has no id for it; {} for weights that nobody shaped."""
+    """Return `license`, and `license_name` with `license_link` where the Hub has no id for it; {} for random weights."""
     if random_weights:
         return {}
-    each = [_licence_of(one) for one in terms.values()] or [_licence_of(UNKNOWN)]
-    return each[0] if all(one == each[0] for one in each) else dict(_SEVERAL)
+    licences = [_licence_of(row) for row in terms.values()] or [_licence_of(UNKNOWN)]
+    return licences[0] if all(licence == licences[0] for licence in licences) else dict(_SEVERAL)
 
 
 def _licence_of(terms: Terms) -> dict[str, Any]:
@@ -78,14 +87,14 @@ def _licence_of(terms: Terms) -> dict[str, Any]:
     name = re.sub(r"[^a-z0-9.+]+", "-", terms.licence.split(" (")[0].lower()).strip("-")
     if name in HUB_LICENCES:
         return {"license": name}
-    place = terms.source.split(" (")[0]
-    return {"license": "other", "license_name": name, "license_link": place if "://" in place else f"https://{place}"}
+    address = terms.source.split(" (")[0]
+    return {"license": "other", "license_name": name, "license_link": address if "://" in address else f"https://{address}"}
 
 
 def hub_models(terms: Mapping[str, Terms]) -> list[str]:
     """Return the Hub's ids (`OWNER/NAME`) of the teachers in a table of terms, each once; teachers without a known one are left out."""
-    found = (_hub_model(name.split(" (through ")[0], one) for name, one in terms.items())
-    return list(dict.fromkeys(one for one in found if one is not None))
+    models = (_hub_model(name.split(" (through ")[0], row) for name, row in terms.items())
+    return list(dict.fromkeys(model for model in models if model is not None))
 
 
 def _hub_model(teacher: str, terms: Terms) -> str | None:

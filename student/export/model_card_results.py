@@ -3,15 +3,17 @@
 The Hub knows tasks, datasets and metrics, but no protocols, and a figure means nothing without one. So each metric has its protocol in its
 name and in its arguments (`paper`, `official` or `ours`), with what differs from it; percents are said to be percents. Dense evaluations
 record digests of their pictures and no name, so their dataset is named by its digest. What somebody gave to the export without a protocol
-stands in the card's text alone. Limit: the Hub groups by task, dataset and split; what one group shares must not differ inside it.
+stands in the card's text alone, as do evaluations without a `HubTask` in their row. Limit: the Hub groups by task, dataset and split; what
+one group shares must not differ inside it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub.repocard_data import EvalResult
 
 from ...storage.core.identity import short
+from ..probes.hub_task import HubTask
 
 Record = Mapping[str, Any]
 PROTOCOLS = ("paper", "official", "ours")
@@ -24,63 +26,25 @@ HUB_DATASETS = {
 """Ids of public datasets on the Hub by the names that people give them here; any other name is nobody's but the user's."""
 
 
-class _Task(NamedTuple):
-    """What an evaluation measures, in the Hub's words."""
-
-    id: str
-    name: str
-    method: str
-    metrics: Mapping[str, tuple[str, str]]
-    """Key in the results → (the Hub's type of metric, its name with its unit)."""
-
-
-_TASKS = {
-    "knn": _Task("image-classification", "Image classification", "kNN", {}),
-    "linear": _Task("image-classification", "Image classification", "linear probe", {"top1": ("accuracy", "top-1 accuracy (%)")}),
-    "zero-shot": _Task(
-        "zero-shot-image-classification", "Zero-shot image classification", "zero-shot",
-        {"top1": ("accuracy", "top-1 accuracy (%)"), "top5": ("top_5_accuracy", "top-5 accuracy (%)")},
-    ),
-    "segmentation": _Task(
-        "image-segmentation", "Semantic segmentation", "linear head",
-        {"miou": ("mean_iou", "mIoU (%)"), "best_miou": ("mean_iou", "best mIoU of all measurements (%)"),
-         "pixel_accuracy": ("pixel_accuracy", "pixel accuracy (%)"), "mean_accuracy": ("mean_accuracy", "mean class accuracy (%)")},
-    ),
-    "depth": _Task(
-        "depth-estimation", "Depth estimation", "linear head",
-        {"rmse": ("rmse", "RMSE (m)"), "abs_rel": ("abs_rel", "absolute relative error"),
-         "delta1": ("delta1", "share within a factor of 1.25")},
-    ),
-    "agreement": _Task(
-        "image-feature-extraction", "Image feature extraction", "agreement with the teachers",
-        {"agreement": ("cosine_similarity", "mean cosine of class and patch tokens"),
-         "cls_cosine": ("cosine_similarity", "mean cosine of class tokens"),
-         "patch_cosine": ("cosine_similarity", "mean cosine of patch tokens"),
-         "cls_cka": ("linear_cka", "linear CKA of class tokens"), "patch_cka": ("linear_cka", "linear CKA of patch tokens")},
-    ),
-    "correspondence": _Task(
-        "keypoint-matching", "Semantic correspondence", "nearest patch token",
-        {"pck": ("pck", "PCK@0.1, mean over categories (%)"), "pck_of_all_keypoints": ("pck", "PCK@0.1, over keypoints (%)"),
-         "pck_of_pairs": ("pck", "PCK@0.1, mean over pairs (%)")},
-    ),
-}  # fmt: skip
-
-
 def is_record(evaluation: Mapping[str, Any]) -> bool:
     """Return whether a JSON result is the record of an evaluation: a figure with its protocol."""
     return {"evaluation", "protocol", "results"} <= evaluation.keys()
 
 
-def eval_results(evaluations: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
-    """Return the figures of evaluations, in their order; what is no record, of an unknown evaluation or of unnamed images gives none."""
-    records = [evaluation for evaluation in evaluations if is_record(evaluation) and evaluation["evaluation"] in _TASKS]
-    return [result for record in records if (images := _dataset(record["protocol"])) for result in _of_record(record, images)]
+def eval_results(evaluations: Sequence[Mapping[str, Any]], tasks: Mapping[str, HubTask]) -> list[EvalResult]:
+    """Return the figures of evaluations, in their order; what is no record, has no task or is of unnamed images gives none."""
+    records = [evaluation for evaluation in evaluations if is_record(evaluation) and evaluation["evaluation"] in tasks]
+    return [
+        result
+        for record in records
+        if (images := _dataset(record["protocol"]))
+        for result in _of_record(record, images, tasks[record["evaluation"]])
+    ]
 
 
-def _of_record(record: Record, images: Mapping[str, Any]) -> Iterator[EvalResult]:
+def _of_record(record: Record, images: Mapping[str, Any], task: HubTask) -> Iterator[EvalResult]:
     """Yield the figures of one record; `images` has the fields of EvalResult that name what was tested."""
-    task = _TASKS[record["evaluation"]]
-    figures = _knn_figures(record["results"]) if record["evaluation"] == "knn" else _plain_figures(task, record)
+    figures = _figures_by_feature(record["results"]) if task.accuracies_by_feature else _plain_figures(task, record)
     for kind, name, protocol, value, details in figures:
         differs = record["results"].get(f"differs_from_{protocol}")
         arguments = {"protocol": protocol, **_learnt_from(record["protocol"]), **details, **({"differs": differs} if differs else {})}
@@ -93,7 +57,7 @@ def _of_record(record: Record, images: Mapping[str, Any]) -> Iterator[EvalResult
 _Figure = tuple[str, str, str, float, dict[str, Any]]  # metric type, name, protocol, value, further arguments
 
 
-def _plain_figures(task: _Task, record: Record) -> Iterator[_Figure]:
+def _plain_figures(task: HubTask, record: Record) -> Iterator[_Figure]:
     """Yield the figures of an evaluation that has one protocol a record."""
     protocol = str(record["protocol"].get("name", "ours"))  # a record without a name is ours
     feature = {"feature": record["results"]["feature"]} if "feature" in record["results"] else {}
@@ -102,8 +66,8 @@ def _plain_figures(task: _Task, record: Record) -> Iterator[_Figure]:
             yield kind, name, protocol, record["results"][key], feature
 
 
-def _knn_figures(results: Record) -> Iterator[_Figure]:
-    """Yield kNN's figures: each feature by all three protocols, the official one with a figure for each k."""
+def _figures_by_feature(results: Record) -> Iterator[_Figure]:
+    """Yield figures such as kNN's: each feature by all three protocols, the official one with a figure for each k."""
     for feature, by_protocol in results.items():
         for protocol in PROTOCOLS if isinstance(by_protocol, Mapping) else ():
             value = by_protocol.get(protocol)

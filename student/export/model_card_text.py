@@ -33,7 +33,7 @@ def card_text(
         "Use": f"    python usage.py PICTURE\n\n```python\n{usage}```",
         "This file against the trained student": _table(facts),
         "Licence": _licence(terms) if trained.part != "initial" else "Random weights: no teacher has shaped them.",
-        "Evaluations": "\n\n".join(_evaluation(one) for one in evaluations)
+        "Evaluations": "\n\n".join(_evaluation(evaluation) for evaluation in evaluations)
         or "Nobody has evaluated this run yet: `eupe-pipeline evaluate`.",
         "Training": _training(trained),
         "Identity": f"Weights of the trained student: sha256 {trained.weights_sha256}. Files here: `sha256sum -c SHA256SUMS`.",

@@ -64,8 +64,8 @@ def _knn(encoder: Encoder, held_out: HeldOut, device: str, precision: str) -> di
 
     def tokens(pixels_BHWC: Tensor) -> Tokens:
         with autocast(device, precision):
-            found: Tokens = encoder(encoder.preprocessing.apply(pixels_BHWC.to(device)))
-        return found
+            output: Tokens = encoder(encoder.preprocessing.apply(pixels_BHWC.to(device)))
+        return output
 
     pixels, labels, bank = held_out
     embedded = embed(tokens, (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)))

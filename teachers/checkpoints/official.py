@@ -176,8 +176,8 @@ def _convnext_names(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             ours, official = f"stages.{stage}.blocks.{n}", f"stages.{stage}.{n}"
             if options["layer_scale"] is not None:
                 yield f"{ours}.gamma", f"{official}.gamma"
-            for one, other in (("conv_dw", "dwconv"), ("norm", "norm"), ("mlp.fc1", "pwconv1"), ("mlp.fc2", "pwconv2")):
-                yield from _weight_and_bias(f"{ours}.{one}", f"{official}.{other}")
+            for our_name, other in (("conv_dw", "dwconv"), ("norm", "norm"), ("mlp.fc1", "pwconv1"), ("mlp.fc2", "pwconv2")):
+                yield from _weight_and_bias(f"{ours}.{our_name}", f"{official}.{other}")
     yield from _weight_and_bias("head.norm", "norm")
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 import pytest
-from eupe_pipeline.jobs.evaluation.registry import EVALUATIONS, PAPER_ROWS
+from eupe_pipeline.jobs.evaluation.registry import EVALUATIONS, PAPER_ROWS, hub_tasks
 from eupe_pipeline.pipeline.commands.evaluate import evaluate, option_fields
 from eupe_pipeline.pipeline.reports.evaluation_table import headline, title_of
+from eupe_pipeline.student.export.model_card_results import eval_results
 
+TEXT_ONLY: set[str] = set()  # no task of the Hub: their figures stand in the text of a model card, and their rows have no `hub`
 DOCUMENTED = (Path(__file__).parents[3] / "docs" / "evaluations.md").read_text()
 
 
@@ -38,6 +40,20 @@ class TestRow:
         assert bool(row.paper) == bool(row.paper_data)
         best = max(row.paper, default=0.0) if row.higher_is_better else min(row.paper, default=0.0)
         assert not row.paper or best in row.paper[2:], "the paper's best student saw stage 3"
+
+    def test_a_model_card_enters_its_figure_in_the_hubs_metadata(self, name: str) -> None:
+        task, results = EVALUATIONS[name].hub, dict[str, Any]()
+        if task is None:
+            assert name in TEXT_ONLY, "the row needs `hub`"
+            return
+        for key in ["cls", *task.metrics]:
+            results[key] = {"ours": 12.0} if task.accuracies_by_feature else 12.0
+        assert task.accuracies_by_feature or EVALUATIONS[name].keys[0] in task.metrics
+        record = {"evaluation": name, "protocol": {"test": {"dataset": "photos@0123", "digest": "ab"}}, "results": results}
+        entries = eval_results([record], hub_tasks())
+        assert len(entries) == (1 if task.accuracies_by_feature else len(task.metrics))
+        assert {entry.metric_value for entry in entries} == {12.0}
+        assert all(entry.metric_name.startswith(f"{task.method}, ") for entry in entries)  # type: ignore[union-attr]
 
     def test_it_is_documented(self, name: str) -> None:
         assert f"evaluate {name} " in DOCUMENTED

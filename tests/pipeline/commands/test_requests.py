@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import pytest
+from eupe_pipeline.jobs import export_run
 from eupe_pipeline.jobs.evaluation import correspondence, depth, knn, linear, segmentation, zero_shot
 from eupe_pipeline.jobs.evaluation.correspondence import CorrespondenceOptions
 from eupe_pipeline.jobs.evaluation.depth import DepthOptions
@@ -21,7 +22,6 @@ from eupe_pipeline.jobs.extraction import extract
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.repair import repair
 from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions
-from eupe_pipeline.jobs.runs import export_run
 from eupe_pipeline.jobs.training import launch
 from eupe_pipeline.jobs.training.options import TrainOptions, Watch
 from eupe_pipeline.pipeline.commands.main import cli, main

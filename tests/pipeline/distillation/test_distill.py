@@ -136,43 +136,88 @@ def test_the_same_from_python(photos: Path, teacher_run: Path, recipe: Path, tmp
     assert Path(distill(options)["report"]).is_file()
 
 
-MISTAKES = [
+MISTAKES = [  # three at each option
+    ("--photos {nothing}", "does not exist"),
+    ("--photos {flat}/text", "no image was found in"),
+    ("--photos s3://bucket/photos", "no credentials for s3://bucket/photos"),
     ("--teacher techer", "unknown teacher 'techer'"),
+    ("--teacher dinov3-h+", "the weights of teacher dinov3-h+ are missing"),
+    ("--teacher {flat}", "holds no model/model.json: give a finished run"),
+    ("--teacher-size 32", "'32' is not TEACHER=PX"),
+    ("--teacher-size other=32", "--teacher-size names 'other', which is not among the teachers"),
+    ("--teacher-size {teacher}=17", "is not a multiple of"),
+    ("--weights {flat}", "is not TEACHER=PATH"),
+    ("--weights other={flat}", "--weights names 'other', which is not among the teachers"),
     ("--student vit-mimi", "did you mean 'vit-mini'"),
-    ("--stages 3", "'3' is not one of"),
+    ("--student vit-mini --student vit-mini", "a student is named twice: vit-mini"),
+    ("--student timm:resnet_99", "resnet_99"),
+    ("--out {photos}", "is not empty and holds no distillation"),
+    ("--out s3://bucket/run", "--out is a folder of this machine"),
+    ("--out {photos}/cat/0000.png/run", "0000.png"),
     ("--test {photos}", "test images are also learnt from"),
     ("--test {flat}", "has no labels"),
     ("--test {nothing}", "does not exist"),
-    ("--budget 20", None),
+    ("--stages 3", "'3' is not one of"),
+    ("--stages 1-2-3", "'1-2-3' is not one of"),
+    ("--stages 2 --stages all", "'all' is not one of"),
+    ("--proxy vit-mimi --stages 1,2", "did you mean 'vit-mini'"),
+    ("--proxy vit-mini", "--proxy is stage 1's student, and stage 1 is not among the stages 2"),
+    ("--proxy {teacher} --stages 1,2", "unknown"),
     ("--budget lots", "'lots' is not a size such as 200GB"),
     ("--budget 0GB", "is not a size"),
+    ("--budget 1GB --recipe demo", "give one of the two"),
+    ("--budget 100", "the least that holds 40 photos is"),
     ("--hours 0", "0.0 is not in the range x>0"),
+    ("--hours 6h", "'6h' is not a valid float"),
+    ("--hours 1 --recipe demo", "give one of the two"),
     ("--export tim", "'tim' is not one of"),
     ("--export none --export timm", "means no format"),
-    ("--out {photos}", "is not empty and holds no distillation"),
-    ("--out s3://bucket/run", None),
+    ("--export eupe", "holds students of the families"),
+    ("--store {photos}", "is not a feature store and is not empty"),
+    ("--store {photos}/cat/0000.png", "is a file; a store is a folder or a URL"),
+    ("--store foo://bucket/x", "Protocol not known: foo"),
+    ("--name a/b", "the name of a dataset has"),
+    ("--name photos@1", "the name of a dataset has"),
+    ("--name {long}", "the name of a dataset has"),
     ("--recipe eupe-stage1", "holds no stage 2"),
     ("--recipe {nothing}.toml", "there is no recipe file"),
-    ("--budget 1GB --recipe demo", "give one of the two"),
+    ("--recipe eupe-stage22", "did you mean 'eupe-stage2'"),
     ("--workers 2x", "'2x' is not a valid integer"),
+    ("--workers -1", "-1 is not in the range x>=0"),
+    ("--address nowhere --workers 1", "no Ray cluster answers at nowhere"),
 ]
 
 
-@pytest.mark.parametrize(("more", "says"), [row for row in MISTAKES if row[1] is not None])
+@pytest.fixture(scope="module")
+def mistaken(cifar: list[tuple[str, bytes]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `photos`, `flat` photos without labels, and a folder without any."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    write_photos(folder / "photos", cifar[:40])
+    (folder / "flat" / "text").mkdir(parents=True)
+    (folder / "flat" / "text" / "notes.txt").write_text("no photo")
+    for number, (_, data) in enumerate(cifar[40:43]):
+        (folder / "flat" / f"{number}.png").write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize(("more", "says"), MISTAKES)
 def test_a_mistake_is_refused_before_anything_is_computed(
-    photos: Path, teacher_run: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str, says: str
-) -> None:
-    flat = write_photos(tmp_path / "flat", [])
-    flat.mkdir()
-    for path in sorted(photos.rglob("*.png"))[:3]:
-        (flat / path.name).write_bytes(path.read_bytes() + b"\0")
-    given = shlex.split(more.format(photos=photos, flat=flat, nothing=tmp_path / "nothing"))
-    base = ["distill", str(photos), "--workers", "0"]
-    for option, value in (("--teacher", teacher_run), ("--student", "vit-mini"), ("--recipe", recipe), ("--out", tmp_path / "run")):
-        base += [] if option in given or (option == "--recipe" and "--budget" in given) else [option, str(value)]
+    mistaken: Path, teacher_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: str,
+    says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("eupe_pipeline.storage.objects.remote.RETRIES", 0, raising=False)
+    places = {"photos": mistaken / "photos", "flat": mistaken / "flat", "nothing": mistaken / "nothing", "teacher": teacher_run}
+    given = shlex.split(more.format(**places, long="x" * 101))
+    photos = given[given.index("--photos") + 1] if "--photos" in given else str(mistaken / "photos")
+    given = [word for word in given if word not in ("--photos", photos)] if "--photos" in given else given
+    base = ["distill", photos, *([] if "--workers" in given else ["--workers", "0"])]
+    for option, value in (("--teacher", teacher_run), ("--student", "vit-mini"), ("--out", tmp_path / "run")):
+        base += [] if option in given else [option, str(value)]
+    base += [] if "--store" in given else ["--store", str(tmp_path / "store")]
     assert main([*base, *given]) == 2
     assert says in capsys.readouterr().err
-    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("shards"))
 
 
 def test_another_request_is_refused_in_a_folder_that_answers_one(

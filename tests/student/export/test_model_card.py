@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eupe_pipeline.jobs.evaluation.registry import hub_tasks
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.lineage import collect_terms, evaluations_of_weights, open_trained
 from eupe_pipeline.student.export.model_card import HUB_LICENCES, hub_models, licence_fields, model_card
@@ -28,7 +29,8 @@ DENSE = {"data": {"train": {"pictures": 8, "digest": "1" * 64}, "val": {"picture
 def card_of(run: Path, out: Path) -> ModelCard:
     """The card of a run, written and read back; without the export around it, which is tested elsewhere and slow."""
     trained = open_trained(run)
-    out.write_text(model_card(trained, "timm", {}, collect_terms(run, None), evaluations_of_weights(trained), "import timm\n"))
+    terms, evaluations = collect_terms(run, None), evaluations_of_weights(trained)
+    out.write_text(model_card(trained, "timm", {}, terms, evaluations, "import timm\n", hub_tasks()))
     card: ModelCard = ModelCard.load(out)
     return card
 
@@ -118,7 +120,7 @@ def test_results_read_back_are_those_that_were_measured(run: Path, tmp_path: Pat
     write_record(run, "segmentation", {**DENSE, "classes": 3}, {"miou": 41.25}, 1.0)
     card = card_of(run, tmp_path / "out")
     assert isinstance(card.data, ModelCardData)
-    measured = eval_results(list_records(run))
+    measured = eval_results(list_records(run), hub_tasks())
     assert len(measured) == 8 + 1 + 3 + 1
     assert sorted(card.data.eval_results or [], key=repr) == sorted(measured, key=repr)
     assert card.data.model_name == "vit"
