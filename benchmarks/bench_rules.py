@@ -27,8 +27,8 @@ from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.training.launch import train
 from eupe_pipeline.jobs.training.options import TrainOptions
-from eupe_pipeline.pipeline.distill.facts import ScaleFacts, measure_facts
-from eupe_pipeline.pipeline.distill.rules import Ruled, ruled_recipe, ruled_views
+from eupe_pipeline.pipeline.distillation.facts import ScaleFacts, measure_facts
+from eupe_pipeline.pipeline.distillation.rules import Ruled, ruled_recipe, ruled_views
 from eupe_pipeline.storage.core.identity import digest
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..jobs.estimates.extraction import PlanOptions as PlanOptions
     from ..jobs.estimates.extraction import plan_extraction as plan_extraction
     from ..jobs.estimates.training import plan_training as plan_training
+    from ..jobs.evaluation.agreement import AgreementOptions as AgreementOptions
+    from ..jobs.evaluation.agreement import evaluate_agreement as evaluate_agreement
     from ..jobs.evaluation.correspondence import CorrespondenceOptions as CorrespondenceOptions
     from ..jobs.evaluation.correspondence import evaluate_correspondence as evaluate_correspondence
     from ..jobs.evaluation.depth import DepthOptions as DepthOptions
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from ..student.export.latency import latency as latency
     from ..student.model.recipe import TrainRecipe as TrainRecipe
     from ..teachers.checkpoints.convert import convert_weights as convert_weights
+    from .distillation.distill import distill as distill
+    from .distillation.options import DistillOptions as DistillOptions
     from .pictures.pictures import draw_neighbours as draw_neighbours
     from .pictures.pictures import draw_pca as draw_pca
     from .pictures.pictures import draw_similarity as draw_similarity
@@ -86,6 +90,7 @@ _NAMES = {
     "..jobs.estimates.cost_model": ("Prices",),
     "..jobs.estimates.extraction": ("PlanOptions", "plan_extraction"),
     "..jobs.estimates.training": ("plan_training",),
+    "..jobs.evaluation.agreement": ("AgreementOptions", "evaluate_agreement"),
     "..jobs.evaluation.correspondence": ("CorrespondenceOptions", "evaluate_correspondence"),
     "..jobs.evaluation.depth": ("DepthOptions", "evaluate_depth"),
     "..jobs.evaluation.knn": ("KnnOptions", "evaluate_knn"),
@@ -109,6 +114,8 @@ _NAMES = {
     "..student.export.latency": ("LatencyOptions", "latency"),
     "..student.model.recipe": ("TrainRecipe",),
     "..teachers.checkpoints.convert": ("convert_weights",),
+    ".distillation.distill": ("distill",),
+    ".distillation.options": ("DistillOptions",),
     ".pictures.pictures": ("draw_neighbours", "draw_pca", "draw_similarity"),
     ".recipes.load": ("ResolvedRecipe", "list_recipes", "load_recipe"),
     ".recipes.training": ("training_recipe",),

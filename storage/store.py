@@ -5,11 +5,13 @@
       datasets/<name>@<digest>/   views/<name>@<digest>/   features/<name>@<digest>/   subsets/<name>@<digest>/
       statistics/<name>@<digest>.json     measured before the first shard is written; never replaced
 
-A name without its digest is enough while it is the only one of its kind; otherwise the error lists the candidates.
+A name without its digest is enough while it is the only one of its kind. Of a dataset with versions it means the newest, and so does the
+name of what was made of them; otherwise the error lists the candidates.
 """
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from .core.errors import BadInput, CacheDamaged, command, unknown_name
 from .core.identity import canonical_json, digest, short
 from .features.features import FeatureReader
 from .features.statistics import Statistics
-from .images.dataset import ImageDataset
+from .images.dataset import ImageDataset, read_description
 from .images.subsets import ImageSubset
+from .images.versions import Earlier, earlier_versions
 from .objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, is_key, parsing, read_identity
 from .objects.damaged_files import read_or_flaw
 from .objects.objects import Objects, open_objects
@@ -122,11 +125,34 @@ class FeatureStore:
         matches = [key for key in keys if key.split("@")[0] == base_name and key.split("@")[1].startswith(prefix)]
         if len(matches) > 1:  # what an interrupted deletion left, or a stray file of such a name, is not a candidate
             matches = self._with_identity(kind, matches) or matches
+        if len(matches) > 1 and not prefix:
+            matches = self.newest_versions(kind, matches)
         if len(matches) == 1:
             return matches[0]
         if matches:
             raise BadInput(f"{name!r} is the name of several {kind} in {self.url}; say which: {', '.join(matches)}")
         raise unknown_name(f"{kind} in {self.url}:", name, keys)
+
+    def newest_versions(self, kind: str, keys: Sequence[str]) -> list[str]:
+        """Return the keys that are of a dataset's newest version, or of a version that nothing newer was made of among these."""
+        datasets = {key: self._dataset_described(kind, key) for key in keys}
+        extended = {version.digest for _, versions in datasets.values() for version in versions}
+        return [key for key, (full_digest, _) in datasets.items() if full_digest not in extended]
+
+    def _dataset_described(self, kind: str, key: str) -> tuple[str, tuple[Earlier, ...]]:
+        """Return digest and earlier versions of the dataset that a set is of; ("", ()) where damage hides it."""
+        try:
+            if kind == "datasets":
+                described = read_description(self.objects, f"datasets/{key}")
+                return str(described["digest"]), earlier_versions(described)
+            identity = read_identity(self.objects, f"{kind}/{key}", "subset" if kind == "subsets" else kind)
+            if kind == "features":
+                views = self._key_of("views", str(identity["views"]))
+                return ("", ()) if views is None else self._dataset_described("views", views)
+            dataset = self._key_of("datasets", str(identity["dataset"]))
+            return ("", ()) if dataset is None else self._dataset_described("datasets", dataset)
+        except (CacheDamaged, KeyError):
+            return "", ()
 
     def _with_identity(self, kind: str, keys: list[str]) -> list[str]:
         return [key for key in keys if self.objects.size(f"{kind}/{key}/identity.json") is not None]

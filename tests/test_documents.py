@@ -63,13 +63,18 @@ def test_every_command_of_a_document_is_a_command_with_these_options(path: Path)
 def test_the_documents_show_the_whole_walk() -> None:
     shown = {line[0] for path in DOCUMENTS for line in command_lines(path)}
     assert {"index", "plan", "extract-features", "train", "evaluate", "features", "pictures", "report", "export", "import-weights"} <= shown
-    assert {line[0] for line in command_lines(CHECKOUT / "README.md")} == {"demo", "index", "extract-features", "train", "export"}
+    in_readme = {line[0] for line in command_lines(CHECKOUT / "README.md")}
+    assert in_readme == {"demo", "distill", "index", "extract-features", "train", "export"}
 
 
 @pytest.mark.filterwarnings("default")
 def test_the_lines_of_the_readme_run_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eupe_pipeline.pipeline.distillation import scaling
     from eupe_pipeline.storage.core.cache_home import weights_folder
     from PIL import Image
+
+    monkeypatch.setattr(scaling, "LEAST_STEPS", 4)
+    monkeypatch.setattr(scaling, "_MOST_EPOCHS", 3.0)
 
     if not (weights_folder() / "efficientnet-lite0.safetensors").is_file():
         pytest.skip("`eupe-pipeline demo --fetch-only` brings the weights")
@@ -78,11 +83,13 @@ def test_the_lines_of_the_readme_run_as_they_are_written(tmp_path: Path, monkeyp
         for number in range(4):
             Image.effect_noise((80, 64), 40 + number).convert("RGB").save(tmp_path / "photos" / label / f"{number}.jpg")
     monkeypatch.chdir(tmp_path)
+    extracting = ["--workers", "0", "--teacher-size", "efficientnet-lite0=64"]
     for words in command_lines(CHECKOUT / "README.md"):
         if words[0] == "demo":
             continue  # fetches from the network; `make test` runs it first
         words = [word.replace("~", str(tmp_path)) for word in words]
-        words += {"extract-features": ["--workers", "0", "--teacher-size", "efficientnet-lite0=64"], "train": SMALL}.get(words[0], [])
+        words = ["vit-mini" if word == "eupe_vitt16" else word for word in words]
+        words += {"distill": ["--workers", "0"], "extract-features": extracting, "train": SMALL}.get(words[0], [])
         assert main(words) == 0, words
     assert {path.name for path in (tmp_path / "export" / "timm").iterdir()} >= {"model.safetensors", "config.json", "usage.py", "README.md"}
 
@@ -103,6 +110,19 @@ def test_the_tour_names_every_folder_of_the_house() -> None:
     for room in ROOMS:
         wings = {path.parent.name for path in (CHECKOUT / room).glob("*/__init__.py")}
         assert wings <= named[room], room
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "decisions" not in path.parts], ids=name_of)
+def test_every_python_file_and_module_that_a_document_names_exists(path: Path) -> None:
+    text = path.read_text()
+    files = {name for name in re.findall(r"[\w./-]+\.py\b", text) if "/" in name}
+    assert {name for name in files if not (CHECKOUT / name).is_file() and not (path.parent / name).is_file()} == set()
+    for dotted in re.findall(rf"`((?:{'|'.join(ROOMS)})\.\w+(?:\.\w+)+)`", text):
+        parts = dotted.split(".")
+        files_of_it = [CHECKOUT.joinpath(*parts[:n]).with_suffix(".py") for n in range(2, len(parts) + 1)]
+        (file,) = [file for file in files_of_it if file.is_file()] or pytest.fail(f"{dotted} is no module")
+        rest = parts[len(file.relative_to(CHECKOUT).parts) :]
+        assert not rest or re.search(rf"^(class|def) {rest[0]}\b|^{rest[0]}\b", file.read_text(), re.MULTILINE), dotted
 
 
 def test_every_file_that_contributors_are_sent_to_exists() -> None:

@@ -1,5 +1,7 @@
 """The exercises that add a thing stay possible in two source files; `make test-long` carries each out."""
 
+import ast
+import builtins
 import sys
 from pathlib import Path
 
@@ -14,6 +16,21 @@ sys.path.remove(str(CHECKOUT))
 ALL = exercises()
 
 
+def unknown_names(source: str) -> set[str]:
+    """The names that a file reads and neither binds anywhere nor imports."""
+    read, bound = set[str](), set(dir(builtins)) | {"__name__", "__file__", "__package__"}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return read - bound
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_an_addition_touches_at_most_two_source_files_and_still_fits_the_source(name: str, tmp_path: Path) -> None:
     exercise = ALL[name]
@@ -25,7 +42,9 @@ def test_an_addition_touches_at_most_two_source_files_and_still_fits_the_source(
     exercise.undo(tmp_path)
     exercise.carry_out(tmp_path)
     for file in exercise.files:
-        compile((tmp_path / file).read_text(), file, "exec")
+        source = (tmp_path / file).read_text()
+        compile(source, file, "exec")
+        assert unknown_names(source) == set(), "the exercise uses a name that the source no longer has"
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ ROOMS = ("pipeline", "jobs", "student", "teachers", "storage")  # from the top d
 
 # The wings of a room, and files that stand in the room itself, from the top down: each imports only what stands below it.
 WINGS = {
-    "pipeline": ("__main__", "commands", "demo", "distill", "reports", "pictures", "console", "recipes"),
+    "pipeline": ("__main__", "commands", "demo", "distillation", "reports", "pictures", "console", "recipes"),
     "jobs": ("estimates", "training", "evaluation", "curation", "repair", "extraction", "runs", "ray_session", "ray_folders"),
     "student": ("export", "training", "probes", "data", "model"),
     "teachers": ("registry", "checkpoints", "encoders", "runtime"),

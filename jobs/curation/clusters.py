@@ -37,7 +37,7 @@ class Hierarchy:
     label_LN: Sequence[Int64s]
 
 
-def hierarchy(tokens: Tokens, seed: int, said: Callable[[int], None] = lambda done: None) -> Hierarchy:
+def hierarchy(tokens: Tokens, seed: int, on_progress: Callable[[int], None] = lambda done: None) -> Hierarchy:
     """Return the clusters of some tokens, level by level."""
     clusters, labels = levels_of(len(tokens)), list[Int64s]()
     points = tokens
@@ -45,14 +45,14 @@ def hierarchy(tokens: Tokens, seed: int, said: Callable[[int], None] = lambda do
         own, centroids = k_means(points, count, generator_of(seed, 10 + level))
         labels.append(own if not labels else own[labels[-1]])
         points = Tokens.of(centroids)
-        said(level + 1)
+        on_progress(level + 1)
     return Hierarchy(clusters, labels)
 
 
 def k_means(points: Tokens, count: int, random: np.random.Generator) -> tuple[Int64s, Float32s]:
     """Return each point's cluster (N,) and the unit centroids (K, D), by cosine.
 
-    A cluster that lost all its points gets the one that is least like its own centroid.
+    A cluster that lost all its points gets the point with the lowest cosine to its own centroid.
     """
     centroids = points.unit(np.sort(random.permutation(len(points))[:count]))
     labels, before = np.full(len(points), -1, np.int64), np.empty(0, np.int64)
@@ -64,8 +64,8 @@ def k_means(points: Tokens, count: int, random: np.random.Generator) -> tuple[In
             labels[here] = own = scores.argmax(axis=1)
             cosines[here] = scores[np.arange(len(units)), own]
             order = np.argsort(own, kind="stable")
-            found, first = np.unique(own[order], return_index=True)
-            sums[found] += np.add.reduceat(units[order], first, axis=0)
+            present, first = np.unique(own[order], return_index=True)
+            sums[present] += np.add.reduceat(units[order], first, axis=0)
         _fill_empty(points, labels, cosines, sums)
         centroids = Tokens.of(sums).unit(slice(None))
         if np.array_equal(labels, before):
@@ -74,21 +74,21 @@ def k_means(points: Tokens, count: int, random: np.random.Generator) -> tuple[In
 
 
 def _fill_empty(points: Tokens, labels: Int64s, cosines: Float32s, sums: Float32s) -> None:
-    """Move the points that fit least, of clusters that have more than one, to those that have none."""
+    """Move the points with the lowest cosines, of clusters that have more than one, to clusters that have none."""
     sizes = np.bincount(labels, minlength=len(sums))
     empty = np.flatnonzero(sizes == 0).tolist()
-    for place in np.argsort(cosines, kind="stable").tolist() if empty else []:
-        if sizes[labels[place]] > 1:
-            unit, cluster = points.unit(np.array([place]))[0], empty.pop()
-            sums[labels[place]] -= unit
-            sizes[labels[place]] -= 1
-            sums[cluster], labels[place] = unit, cluster
+    for point in np.argsort(cosines, kind="stable").tolist() if empty else []:
+        if sizes[labels[point]] > 1:
+            unit, cluster = points.unit(np.array([point]))[0], empty.pop()
+            sums[labels[point]] -= unit
+            sizes[labels[point]] -= 1
+            sums[cluster], labels[point] = unit, cluster
         if not empty:
             break
 
 
 def even_shares(sizes: NDArray[np.int64], wanted: int, random: np.random.Generator) -> Int64s:
-    """Return how many to take of each size so that they sum to `wanted` and are as equal as can be; what does not divide goes by chance."""
+    """Return how many to take of each size so that they sum to `wanted` and are as equal as can be; the remainder is drawn at random."""
     low, high = 0, int(sizes.max(initial=0))
     while low < high:  # the largest level that asks for no more than is wanted
         middle = (low + high + 1) // 2
@@ -100,7 +100,7 @@ def even_shares(sizes: NDArray[np.int64], wanted: int, random: np.random.Generat
 
 
 def balanced(tree: Hierarchy, wanted: int, seed: int) -> NDArray[np.bool_]:
-    """Which images stay (N,): `wanted` of them, evenly over the coarsest clusters, then within each over its finer ones."""
+    """Return which images stay (N,): `wanted` of them, evenly over the coarsest clusters, then within each over its finer ones."""
     random = generator_of(seed, 3)
     stays = np.zeros(len(tree.label_LN[0]), np.bool_)
 
@@ -110,7 +110,8 @@ def balanced(tree: Hierarchy, wanted: int, seed: int) -> NDArray[np.bool_]:
             return
         order = inside[np.argsort(tree.label_LN[level][inside], kind="stable")]
         parts = np.split(order, np.flatnonzero(np.diff(tree.label_LN[level][order])) + 1)
-        for part, share in zip(parts, even_shares(np.array([len(one) for one in parts]), wanted, random).tolist(), strict=True):
+        shares = even_shares(np.array([len(part) for part in parts]), wanted, random)
+        for part, share in zip(parts, shares.tolist(), strict=True):
             if share:
                 draw(part, share, level - 1)
 
@@ -119,7 +120,7 @@ def balanced(tree: Hierarchy, wanted: int, seed: int) -> NDArray[np.bool_]:
 
 
 def evenness(label_N: Int64s, clusters: int) -> float:
-    """Entropy of the clusters' sizes over that of equal ones: 1 where all are equal."""
+    """Return the entropy of the clusters' sizes over that of equal ones: 1 where all are equal."""
     if clusters < 2:
         return 1.0
     shares = np.bincount(label_N, minlength=clusters) / len(label_N)

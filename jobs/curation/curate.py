@@ -35,16 +35,16 @@ from .duplicates import (
     nearest_of_a_sample,
     similar_pairs,
 )
-from .image_tokens import Float32s, Tokens, kind_of, read_alike, read_tokens
+from .image_tokens import Float32s, Tokens, kind_of, read_in_one_space, read_tokens
 from .options import CurateOptions
 
 _NAMED_MEMBERS = 5
 
 
 def curate_features(options: CurateOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Choose and record; returns the subset's key, what left and why, groups and leaks by name, and how many images stay.
+    """Choose and record a subset; return its key, what left and why, groups and leaks by name, and how many images stay.
 
-    Raises `BadInput` and `CacheMismatch` before anything is computed, and `CacheDamaged`; nothing is written before the end.
+    Raise `BadInput` and `CacheMismatch` before anything is computed, and `CacheDamaged`; nothing is written before the end.
     """
     store = FeatureStore.open(options.store)
     reader = store.features(options.key)
@@ -53,16 +53,16 @@ def curate_features(options: CurateOptions, on_event: OnEvent = ignore_event) ->
         check_name("subset", options.name)
     if not options.dry_run:
         check_writable(store.objects)
-    with leases(store, [one.key for one in (reader, against) if one is not None], "curate", on_event):
-        _say_random_views(reader, on_event)
+    with leases(store, [features.key for features in (reader, against) if features is not None], "curate", on_event):
+        _note_random_views(reader, on_event)
         if against is None:
             tokens, tested = read_tokens(reader, on_event), None
         else:
-            tokens, tested = read_alike(reader, against, on_event)
+            tokens, tested = read_in_one_space(reader, against, on_event)
     return _Curation(options, reader, against, tokens, tested, on_event).result(store)
 
 
-def _say_random_views(reader: FeatureReader, on_event: OnEvent) -> None:
+def _note_random_views(reader: FeatureReader, on_event: OnEvent) -> None:
     spec = reader.views.spec
     if spec.kind == "random_resized_crop":
         share = f"{spec.scale[0]:g} to {spec.scale[1]:g} of its area"
@@ -92,21 +92,22 @@ class _Curation:
     def result(self, store: FeatureStore) -> dict[str, Any]:
         """Take the steps, record what stays, and describe it."""
         leaks, groups, threshold = np.zeros(len(self.tokens), np.bool_), Groups(len(self.tokens)), None
-        said: dict[str, Any] = {}
+        details: dict[str, Any] = {}
         if self.options.finds:
             nearest = nearest_of_a_sample(self.tokens, self.options.seed)
             threshold, why = chosen_threshold(nearest) if self.options.near_duplicates is None else (self.options.near_duplicates, "given")
-            said |= {"threshold": threshold, "threshold_why": why, "nearest_neighbours_of_a_sample": histogram(nearest)}
+            details |= {"threshold": threshold, "threshold_why": why, "nearest_neighbours_of_a_sample": histogram(nearest)}
             if self.tested is not None:
-                leaks, said["leaks"] = self._leaks(self.tested, threshold)
+                leaks, details["leaks"] = self._leaks(self.tested, threshold)
             if self.options.groups:
-                groups = duplicate_groups(self.tokens, threshold, self.options.seed, said=self._progress("compare", len(self.tokens)))
-                said["groups"] = self._named_groups(groups)
+                progress = self._progress("compare", len(self.tokens))
+                groups = duplicate_groups(self.tokens, threshold, self.options.seed, on_progress=progress)
+                details["groups"] = self._named_groups(groups)
         copies = duplicated(groups, leaks)
         left = np.flatnonzero(~leaks & ~copies)
         drawn = left
         if self.options.balance is not None:
-            drawn, said["balance"] = self._balanced(left)
+            drawn, details["balance"] = self._balanced(left)
         stays = np.zeros(len(self.dataset), np.bool_)
         stays[self.tokens.images_N[drawn]] = True
         counts = {
@@ -118,7 +119,14 @@ class _Curation:
             "kept": len(drawn),
         }
         recorded = self._record(store, stays, threshold)
-        return {**recorded, "dataset": self.dataset.key, "features": self.reader.key, "compared_by": kind_of(self.reader), **counts, **said}
+        return {
+            **recorded,
+            "dataset": self.dataset.key,
+            "features": self.reader.key,
+            "compared_by": kind_of(self.reader),
+            **counts,
+            **details,
+        }
 
     def _record(self, store: FeatureStore, stays: NDArray[np.bool_], threshold: float | None) -> dict[str, Any]:
         chosen_by = self._chosen_by(threshold)
@@ -130,59 +138,60 @@ class _Curation:
         return {"subset": subset.key, "dry_run": self.options.dry_run}
 
     def _chosen_by(self, threshold: float | None) -> dict[str, Any]:
-        """Return what decided the subset, for its identity: what was not asked for is left out."""
-        found: dict[str, Any] = {"features": self.reader.digest, "token": kind_of(self.reader), "seed": self.options.seed}
+        """Return what decided the subset, for its identity: without the steps that were not requested."""
+        chosen_by: dict[str, Any] = {"features": self.reader.digest, "token": kind_of(self.reader), "seed": self.options.seed}
         if self.options.groups:
-            found["near_duplicates"] = threshold
+            chosen_by["near_duplicates"] = threshold
         if self.against is not None:
-            found["against"] = {"features": self.against.digest, "threshold": threshold}
+            chosen_by["against"] = {"features": self.against.digest, "threshold": threshold}
         if self.options.balance is not None:
-            found["balance"] = self.options.balance
-        return found
+            chosen_by["balance"] = self.options.balance
+        return chosen_by
 
     def _progress(self, stage: str, total: int) -> Callable[[int], None]:
         return lambda done: self.on_event({"event": "progress", "stage": stage, "done": done, "total": total, "unit": "images"})
 
     def _leaks(self, tested: Tokens, threshold: float) -> tuple[NDArray[np.bool_], dict[str, Any]]:
-        """Which images (N,) are near duplicates of a test image, and the likest pairs by name."""
+        """Return which images (N,) are near duplicates of a test image, and the most similar pairs by name."""
         assert self.against is not None
-        said = self._progress("compare with the test set", len(self.tokens))
-        place, cosine = best_match(similar_pairs(self.tokens, tested, threshold, self.options.seed, said=said), len(self.tokens))
-        leaking = place >= 0
+        progress = self._progress("compare with the test set", len(self.tokens))
+        pairs = similar_pairs(self.tokens, tested, threshold, self.options.seed, on_progress=progress)
+        match, cosine = best_match(pairs, len(self.tokens))
+        leaking = match >= 0
         theirs = self.against.views.dataset
         order = np.flatnonzero(leaking)[np.argsort(-cosine[leaking], kind="stable")][: self.options.listed]
-        pairs = [
-            {"image": self._id(one), "test_image": theirs.row(int(tested.images_N[place[one]])).id, "cosine": round(float(cosine[one]), 4)}
-            for one in order.tolist()
+        first = [
+            {"image": self._id(n), "test_image": theirs.row(int(tested.images_N[match[n]])).id, "cosine": round(float(cosine[n]), 4)}
+            for n in order.tolist()
         ]
-        of_test = len(np.unique(place[leaking]))
-        return leaking, {"against": self.against.key, "images": int(leaking.sum()), "nearest_test_images": of_test, "first": pairs}
+        of_test = len(np.unique(match[leaking]))
+        return leaking, {"against": self.against.key, "images": int(leaking.sum()), "nearest_test_images": of_test, "first": first}
 
     def _named_groups(self, groups: Groups) -> dict[str, Any]:
         members = groups.members()
         named = [
             {
-                "size": len(one),
-                "least_cosine_with_first": round(self._least(one), 4),
-                "images": [self._id(n) for n in one[:_NAMED_MEMBERS].tolist()],
+                "size": len(group),
+                "least_cosine_with_first": round(self._least_cosine(group), 4),
+                "images": [self._id(n) for n in group[:_NAMED_MEMBERS].tolist()],
             }
-            for one in members[: self.options.listed]
+            for group in members[: self.options.listed]
         ]
-        sizes = np.unique([len(one) for one in members], return_counts=True) if members else ((), ())
+        sizes = np.unique([len(group) for group in members], return_counts=True) if members else ((), ())
         by_size = {str(size): int(count) for size, count in zip(*sizes, strict=True)}
         return {"found": len(members), "images": sum(map(len, members)), "groups_by_size": by_size, "largest": named}
 
-    def _least(self, members: Sequence[int] | NDArray[np.int64]) -> float:
+    def _least_cosine(self, members: Sequence[int] | NDArray[np.int64]) -> float:
         units: Float32s = self.tokens.unit(np.asarray(members[: 1 << 14]))
         return float((units[1:] @ units[0]).min())
 
-    def _id(self, place: int) -> str:
-        return self.dataset.row(int(self.tokens.images_N[place])).id
+    def _id(self, n: int) -> str:
+        return self.dataset.row(int(self.tokens.images_N[n])).id
 
     def _balanced(self, left: NDArray[np.int64]) -> tuple[NDArray[np.int64], Mapping[str, Any]]:
-        asked = self.options.balance
-        assert asked is not None
-        wanted = int(asked) if asked >= 1 else max(1, round(asked * len(left)))
+        balance = self.options.balance
+        assert balance is not None
+        wanted = int(balance) if balance >= 1 else max(1, round(balance * len(left)))
         if wanted > len(left):
             raise BadInput(f"--balance {wanted:,} asks for more images than are left, which are {len(left):,} of {len(self.dataset):,}")
         tree = hierarchy(self.tokens.only(left), self.options.seed)

@@ -3,8 +3,8 @@
 All pairs of 60,000 images are 1.8 billion dot products. Most are refused by a bound that a sixth of the channels gives: with P the
 projection on the first principal directions of a sample, and r the length of what P leaves out, Cauchy and Schwarz say
 x·y ≤ Px·Py + r(x)·r(y), which is one product of vectors with r as their last channel. Pairs that pass are computed in full, so the result
-is that of all pairs. Price where nearly everything passes (a threshold below what unlike images have): a sixth more than the plain way.
-Groups are connected by single links: a chain of near duplicates is one group, whose ends may be less alike. Axes: N images, D channels,
+is that of all pairs. Price where nearly everything passes (a threshold below that of unrelated images): a sixth more than the plain way.
+Groups are connected by single linkage: a chain of near duplicates is one group, whose ends may be less similar. Axes: N images, D channels,
 P kept directions.
 """
 
@@ -35,7 +35,7 @@ class Pairs(NamedTuple):
 
 
 def generator_of(seed: int, purpose: int) -> np.random.Generator:
-    """Random numbers of one purpose alone, so that a further step changes no other's."""
+    """Return random numbers of one purpose alone, so that a further step changes no other's."""
     return np.random.Generator(np.random.Philox(key=[seed, purpose]))
 
 
@@ -53,7 +53,7 @@ class Bound:
             self.directions_DP = np.ascontiguousarray(vectors[:, -kept:].astype(np.float32))
 
     def project(self, tokens: Tokens) -> Float32s:
-        """(N, P + 1): what the bound is a product of."""
+        """Return (N, P + 1): the vectors whose products are the bounds."""
         assert self.directions_DP is not None
         projected = np.empty((len(tokens), self.directions_DP.shape[1] + 1), np.float32)
         for start, units in tokens.blocks():
@@ -65,9 +65,15 @@ class Bound:
 
 
 def similar_pairs(
-    left: Tokens, right: Tokens | None, threshold: float, seed: int, *, block: int = BLOCK, said: Callable[[int], None] = lambda done: None
-) -> Iterator[Pairs]:
-    """All pairs with a cosine of `threshold` or more, some at a time; without `right`, of `left` with itself, each pair once (i < j)."""
+    left: Tokens,
+    right: Tokens | None,
+    threshold: float,
+    seed: int,
+    *,
+    block: int = BLOCK,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[Pairs]:  # fmt: skip
+    """Yield all pairs with a cosine of `threshold` or more, in parts; without `right`, of `left` with itself, each pair once (i < j)."""
     bound = Bound(left, seed)
     if bound.directions_DP is None:
         of_left = of_right = None
@@ -80,33 +86,33 @@ def similar_pairs(
         units: Float32s | None = None
         for first in range(start if right is None else 0, len(other), block):
             columns = slice(first, min(first + block, len(other)))
-            places = None
+            above = None
             if of_left is not None and of_right is not None:
-                places = _above(of_left[rows] @ of_right[columns].T, threshold - _BOUND_SLACK)
-            if places is None or len(places[0]) > _GATHERED_PAIRS:
+                above = _above(of_left[rows] @ of_right[columns].T, threshold - _BOUND_SLACK)
+            if above is None or len(above[0]) > _GATHERED_PAIRS:
                 units = left.unit(rows) if units is None else units
-                whole = units @ other.unit(columns).T
-                places = _above(whole, threshold - _EQUAL_SLACK)
-                cosines = whole[places]
+                products = units @ other.unit(columns).T
+                above = _above(products, threshold - _EQUAL_SLACK)
+                cosines = products[above]
             else:
-                cosines = np.einsum("nd,nd->n", left.unit(places[0] + start), other.unit(places[1] + first))
-            found = Pairs(places[0] + start, places[1] + first, cosines)
+                cosines = np.einsum("nd,nd->n", left.unit(above[0] + start), other.unit(above[1] + first))
+            pairs = Pairs(above[0] + start, above[1] + first, cosines)
             wanted = cosines >= threshold - _EQUAL_SLACK
-            wanted &= True if right is not None else found.left_n < found.right_n
+            wanted &= True if right is not None else pairs.left_n < pairs.right_n
             if wanted.any():
-                yield Pairs(found.left_n[wanted], found.right_n[wanted], cosines[wanted])
-        said(rows.stop)
+                yield Pairs(pairs.left_n[wanted], pairs.right_n[wanted], cosines[wanted])
+        on_progress(rows.stop)
 
 
 def _above(values: Float32s, least: float) -> tuple[Int64s, Int64s]:
-    """Places of a block's values from `least`; rows without any, nearly all, are looked at once."""
+    """Return rows and columns of a block's values from `least`; rows without any, nearly all, are read once."""
     rows = np.flatnonzero(values.max(axis=1) >= least)
     inner, columns = np.nonzero(values[rows] >= least)
     return rows[inner], columns
 
 
 class Groups:
-    """Which of N things hang together; the smallest number of each group stands for it."""
+    """The connected components of N tokens; the smallest number of a group is its name."""
 
     def __init__(self, count: int) -> None:
         self.first_N: Int64s = np.arange(count, dtype=np.int64)
@@ -126,16 +132,16 @@ class Groups:
     def members(self) -> list[Int64s]:
         """Return the groups of two and more, the largest first, members ascending."""
         order = np.argsort(self.first_N, kind="stable")
-        found = np.split(order, np.flatnonzero(np.diff(self.first_N[order])) + 1)
-        return sorted((one for one in found if len(one) > 1), key=lambda one: (-len(one), int(one[0])))
+        groups = np.split(order, np.flatnonzero(np.diff(self.first_N[order])) + 1)
+        return sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), int(group[0])))
 
 
 def duplicate_groups(
-    tokens: Tokens, threshold: float, seed: int, *, block: int = BLOCK, said: Callable[[int], None] = lambda done: None
+    tokens: Tokens, threshold: float, seed: int, *, block: int = BLOCK, on_progress: Callable[[int], None] = lambda done: None
 ) -> Groups:
     """Return the groups of near duplicates among some tokens."""
     groups = Groups(len(tokens))
-    for pairs in similar_pairs(tokens, None, threshold, seed, block=block, said=said):
+    for pairs in similar_pairs(tokens, None, threshold, seed, block=block, on_progress=on_progress):
         groups.join(pairs.left_n, pairs.right_n)
     return groups
 
@@ -155,44 +161,44 @@ def nearest_of_a_sample(tokens: Tokens, seed: int) -> Float32s:
 
 
 def chosen_threshold(nearest_n: Float32s) -> tuple[float, str]:
-    """Return a threshold from what nearest neighbours are alike, and why (ours).
+    """Return a threshold from the cosines of nearest neighbours, and why (ours).
 
-    Their cosines, stretched by atanh, are close to a bell; four robust deviations above its middle lies what does not belong to it. Never
-    below 0.90, where unlike images of one kind begin with most teachers, nor above 0.99, which recompressed copies do not reach.
+    Their Fisher transforms (atanh) are close to normal; the threshold lies four robust deviations above the median. It is never below 0.90,
+    which different images of one kind reach with most teachers, nor above 0.99, which recompressed copies do not reach.
     """
     if not len(nearest_n):
         return _ABOVE, "auto: one image has no neighbour"
     stretched = np.arctanh(np.clip(nearest_n.astype(np.float64), -0.999999, 0.999999))
-    middle = float(np.median(stretched))
-    spread = 1.4826 * float(np.median(np.abs(stretched - middle)))
-    found = float(np.tanh(middle + _DEVIATIONS * spread))
-    value = round(min(max(found, _BELOW), _ABOVE), 4)
-    text = f"auto: median similarity of nearest neighbours {np.tanh(middle):.3f}, and {_DEVIATIONS} deviations above it {found:.3f}"
-    return value, text if value == round(found, 4) else f"{text}, kept between {_BELOW:.2f} and {_ABOVE:.2f}"
+    median = float(np.median(stretched))
+    deviation = 1.4826 * float(np.median(np.abs(stretched - median)))
+    unclipped = float(np.tanh(median + _DEVIATIONS * deviation))
+    value = round(min(max(unclipped, _BELOW), _ABOVE), 4)
+    text = f"auto: median similarity of nearest neighbours {np.tanh(median):.3f}, and {_DEVIATIONS} deviations above it {unclipped:.3f}"
+    return value, text if value == round(unclipped, 4) else f"{text}, kept between {_BELOW:.2f} and {_ABOVE:.2f}"
 
 
 def histogram(nearest_n: Float32s) -> dict[str, int]:
-    """Return how many nearest neighbours are how alike, in steps that are finer where duplicates are."""
+    """Return the number of nearest neighbours by range of cosine, in steps that are finer where duplicates are."""
     edges = np.array([-1, 0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0 + 1e-6])
     counts, _ = np.histogram(nearest_n, edges)
     return {f"{low:g} to {min(high, 1):.4g}": int(n) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)}
 
 
 def best_match(pairs: Iterator[Pairs], count: int) -> tuple[Int64s, Float32s]:
-    """For each of `count` tokens on the left the most similar one on the right (−1: none is similar), and its cosine."""
-    place, best = np.full(count, -1, np.int64), np.full(count, -np.inf, np.float32)
+    """Return for each of `count` tokens on the left the most similar one on the right (−1: none is similar), and its cosine."""
+    match, best = np.full(count, -1, np.int64), np.full(count, -np.inf, np.float32)
     for left, right, cosine in pairs:
         order = np.lexsort((right, -cosine, left))
         chosen = order[np.unique(left[order], return_index=True)[1]]
         better = chosen[cosine[chosen] > best[left[chosen]]]
-        place[left[better]], best[left[better]] = right[better], cosine[better]
-    return place, best
+        match[left[better]], best[left[better]] = right[better], cosine[better]
+    return match, best
 
 
 def duplicated(groups: Groups, banned_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which tokens leave as duplicates (N,): of each group all but the first that is not banned."""
+    """Return which tokens leave as duplicates (N,): of each group all but the first that is not banned."""
     allowed = np.flatnonzero(~banned_N)
-    _, places = np.unique(groups.first_N[allowed], return_index=True)
+    _, firsts = np.unique(groups.first_N[allowed], return_index=True)
     leaves = ~banned_N
-    leaves[allowed[places]] = False
+    leaves[allowed[firsts]] = False
     return leaves

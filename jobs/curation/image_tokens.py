@@ -1,4 +1,4 @@
-"""One token for each image of a feature set, in one space for several sets: what images are compared by.
+"""One token for each image of a feature set, normalised alike for several sets: images are compared by these.
 
 The normalised class token of an image's first view (k = 0); of a teacher without class tokens the mean of its normalised patch tokens.
 Sets that keep the teacher's own values (pooled ones, of evaluations) are normalised here by the moments of these very tokens: in the raw
@@ -33,7 +33,7 @@ class Tokens:
 
     values_ND: NDArray[np.floating]
     inverse_norm_N: Float32s
-    """0 for a token of zeros, which is like nothing."""
+    """0 for a token of zeros, whose cosines are 0."""
     images_N: Int64s
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class Tokens:
 
     @classmethod
     def of(cls, values_ND: NDArray[np.floating], images_N: Int64s | None = None) -> "Tokens":
-        """Tokens with their lengths; raises `BadInput` for one that is not finite."""
+        """Return tokens with their inverse norms; raise `BadInput` for one that is not finite."""
         norms = np.empty(len(values_ND), np.float32)
         for start in range(0, len(values_ND), BLOCK):
             part = values_ND[start : start + BLOCK].astype(np.float32)
@@ -52,28 +52,28 @@ class Tokens:
         return cls(values_ND, np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0), images)
 
     def unit(self, which: slice | Int64s) -> Float32s:
-        """Some tokens (n, D) at unit length, fp32."""
+        """Return some tokens (n, D) at unit length, fp32."""
         units: Float32s = self.values_ND[which].astype(np.float32)
         units *= self.inverse_norm_N[which, None]
         return units
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, Float32s]]:
-        """(first, unit tokens) of all, some at a time."""
+        """Yield (number of the first, its block of unit tokens) over all tokens."""
         for start in range(0, len(self), size):
             yield start, self.unit(slice(start, start + size))
 
     def only(self, which: NDArray[Any]) -> "Tokens":
-        """Some of them, by number or mask."""
+        """Return some of the tokens, by number or mask."""
         return Tokens(self.values_ND[which], self.inverse_norm_N[which], self.images_N[which])
 
 
 def kind_of(reader: FeatureReader) -> str:
-    """Which token stands for an image, in words."""
+    """Return in words which token stands for an image."""
     return "mean of patch tokens (the teacher has no class token)" if reader.cls_dim is None else "class token"
 
 
 def read_tokens(reader: FeatureReader, on_event: OnEvent) -> Tokens:
-    """The normalised tokens of all images that have any; raises `BadInput` for a set that is not complete, `CacheDamaged` for damage."""
+    """Return the normalised tokens of all images that have any; raise `BadInput` for an incomplete set, `CacheDamaged` for damage."""
     values, images = _stored(reader, on_event)
     if "pooled" in reader.identity["statistics"]:
         mean, std = _moments(values)
@@ -81,8 +81,8 @@ def read_tokens(reader: FeatureReader, on_event: OnEvent) -> Tokens:
     return Tokens.of(values, images)
 
 
-def read_alike(reader: FeatureReader, other: FeatureReader, on_event: OnEvent) -> tuple[Tokens, Tokens]:
-    """Return the tokens of two sets by one teacher, both normalised as the first is; raises `CacheMismatch` for two teachers."""
+def read_in_one_space(reader: FeatureReader, other: FeatureReader, on_event: OnEvent) -> tuple[Tokens, Tokens]:
+    """Return the tokens of two sets by one teacher, both normalised as the first is; raise `CacheMismatch` for two teachers."""
     if lines := differing_fields(other.identity["teacher"], reader.identity["teacher"]):
         raise CacheMismatch(
             f"{other.key} was made by another teacher than {reader.key}: {'; '.join(lines[:3])}. Their tokens cannot be compared; extract "

@@ -1,4 +1,4 @@
-"""What a user asks of a curation, checked where it is made."""
+"""The request of a curation, checked where it is made."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from ...storage.core.urls import absolute
 
 @dataclass(frozen=True)
 class CurateOptions:
-    """Which images of a dataset are to stay, judged by one feature set over it; raises BadInput on values that cannot be."""
+    """Which images of a dataset are to stay, judged by one feature set over it; raises BadInput on invalid values."""
 
     key: str
     """The feature set, by name or name@digest."""
@@ -17,9 +17,9 @@ class CurateOptions:
     name: str | None = None
     """Of the subset that is recorded; None only with `dry_run`."""
     near_duplicates: float | None = None
-    """Cosine from which two images are near duplicates; None: none are looked for, unless `auto`."""
+    """Cosine from which two images are near duplicates; None: near duplicates stay, unless `auto`."""
     auto: bool = False
-    """The threshold is chosen from the similarities of nearest neighbours."""
+    """Choose the threshold from the similarities of nearest neighbours."""
     against: str | None = None
     """A test set's features by the same teacher: images that are near duplicates of one of it leave."""
     balance: float | None = None

@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ class PlanOptions:
     """The extraction whose cost is asked for, and what it is for."""
 
     extraction: ExtractOptions
-    student: str = "eupe_vitt16"
-    """Architecture that will be trained."""
+    student: str | Mapping[str, Any] = "eupe_vitt16"
+    """Architecture that will be trained: a name, or a mapping of a name and the options to change."""
     student_size_px: int = 256
     student_images_per_s: float | None = None
     """None: measured here."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...storage.core.events import ignore_event
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
 from ...storage.views.view_set import ViewSet
@@ -26,6 +27,7 @@ from ...teachers.encoders.build import try_sizes
 from ...teachers.encoders.tokens import SampledTokens, gather_tokens
 from ...teachers.encoders.training_settings import set_activation_checkpointing
 from ..training.data import Part, cached_targets, open_parts
+from ..training.hold_out import check_hold_out, trained_images
 from ..training.options import TrainOptions, check_teachers_given
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
 
@@ -45,6 +47,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     readers = parts[0].readers
     if is_url(out) or not any(Path(out).rglob("recipe.json")):  # a run that goes on has its views in its identities
         refuse_other_views(recipe, parts)
+    check_hold_out(recipe.data.hold_out, parts, ignore_event)
     ranks = Ranks(0, max(1, options.workers))
     rank_span(recipe.run.batch_size, 0, ranks.count)
     specs = CachedTargets(readers).specs
@@ -68,9 +71,12 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
 
 def data_share(recipe: TrainRecipe, part: Part) -> dict[str, Any]:
     """Return what a run sees of a dataset, or of its subset: its share of the batches, and how often each image comes."""
-    epochs = round(part.share * recipe.run.steps * recipe.run.batch_size / part.images, 2)
+    drawn = trained_images(part, recipe.data.hold_out)
+    images = part.images if drawn is None else len(drawn)
+    epochs = round(part.share * recipe.run.steps * recipe.run.batch_size / images, 2)
     of = {} if part.subset is None else {"subset": part.subset.key, "of_images": len(part.views.dataset)}
-    return {"share": part.share, "images": part.images, "epochs": epochs, **of}
+    held_out = {"held_out_images": part.images - images} if recipe.data.hold_out else {}
+    return {"share": part.share, "images": images, "epochs": epochs, **of, **held_out}
 
 
 def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ranks) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from ...storage.core.lru_cache import LruCache
 from ...storage.images.dense_pairs import read_picture
 from ...storage.images.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
 from ...student.probes.correspondence import ALPHA, Points, correct_keypoints, match_keypoints, summarize_pck
+from ...student.probes.dense_tokens import patch_tokens, stacked
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
 from .dense import DenseOptions, open_dense_model
-from .dense_tokens import patch_tokens, stacked
 from .knn import evaluated
 
 SIDE_PX = 512

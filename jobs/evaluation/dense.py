@@ -28,11 +28,11 @@ from ...storage.sources.decode import Pixels
 from ...student.data.order import KeyedPermutation
 from ...student.model.draws import bits64, step_seed
 from ...student.probes.dense_head import DenseHead, HeadRecipe
+from ...student.probes.dense_tokens import patch_tokens, stacked, training_mode
 from ...student.probes.evaluation_records import PARTIAL, record_path, to_strict_json, write_partial
 from ...student.probes.head_training import HeadTraining
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
-from .dense_tokens import patch_tokens, stacked, training_mode
 from .knn import evaluated
 from .models import Model, open_model
 from .split_checks import check_overlap

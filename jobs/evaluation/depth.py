@@ -16,6 +16,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, is_nyu, read_depth, read_picture
 from ...storage.sources.decode import Pixels
 from ...student.probes.dense_head import NYU_RECIPE, DenseHead, HeadRecipe
+from ...student.probes.dense_tokens import padding_px, patch_tokens, stacked
 from ...student.probes.depth import (
     BINS,
     DepthView,
@@ -28,7 +29,6 @@ from ...student.probes.depth import (
 )
 from ...teachers.registry.teacher import Teacher
 from .dense import DenseEvaluation, HeadOptions, open_dense_model, progress_reporter, refuse_other_size, run_dense
-from .dense_tokens import padding_px, patch_tokens, stacked
 
 OFFICIAL = {"name": "official", "encoder": "training mode while the head learns", "convnext": "padded to a multiple of 4"}
 """Protocol fields that only a record of the official protocol has; one without a name is ours."""

@@ -16,7 +16,6 @@ from ...storage.core.errors import CacheMismatch, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
-from ...student.export.lineage import read_record
 from ...student.probes.evaluation_records import find_record, record_path, write_record
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
@@ -39,7 +38,7 @@ from .labelled_features import (
     warn_upright,
 )
 from .models import CachedModel, Model, cached_features_of, open_evaluated
-from .split_checks import check_classes, check_overlap, digests_of, shared_indices
+from .split_checks import check_classes, check_overlap, digests_of, distilled_on, shared_indices
 
 __all__ = [
     "EvaluationSize", "KnnOptions", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features",
@@ -106,12 +105,9 @@ def say_distilled_on(test: Split, digests: Sequence[bytes], on_event: OnEvent) -
 
     It never saw their labels, so that is no refusal; it saw the images, which a figure on new ones would not have in common.
     """
-    record = read_record(Path(test.model.name), "identities.json") if isinstance(test.model, Model) else {}
-    datasets = [test.store.view_set(key).dataset for key in record.get("views", []) if key in test.store.list_view_sets()]
-    subsets = {key: test.store.subset(name) for key, name in record.get("subsets", {}).items() if name in test.store.list_subsets()}
-    drawn = {dataset: subsets[dataset.key].stays() if dataset.key in subsets else None for dataset in datasets}
+    drawn = distilled_on(test.store, Path(test.model.name)) if isinstance(test.model, Model) else {}
     if shared := shared_indices((digest for dataset, images in drawn.items() for digest in digests_of(dataset, images)), digests):
-        names = ", ".join(dataset.key for dataset in datasets)
+        names = ", ".join(dataset.key for dataset in drawn)
         text = f"{len(shared):,} of {len(digests):,} test images are among those that {test.model.name} was distilled on ({names})"
         on_event({"event": "note", "text": f"{text}; it never saw their labels"})
 

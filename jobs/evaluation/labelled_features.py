@@ -175,7 +175,7 @@ def open_data(store: FeatureStore, name: str, on_event: OnEvent = ignore_event) 
     source = canonical_source(name)
     if name.partition("@")[0] in {key.partition("@")[0] for key in store.list_datasets()} or not (is_url(source) or Path(source).exists()):
         return store.dataset(name).read_as("stored")  # also where a folder of the same name lies here: `./photos` means the folder
-    for key in store.list_datasets():
+    for key in store.newest_versions("datasets", store.list_datasets()):
         dataset = store.dataset(key)
         if canonical_source(dataset.source) == source and dataset.orientation == "stored":
             on_event({"event": "note", "text": f"{name} is indexed as {key}; `index` takes in what has changed since"})
@@ -221,11 +221,11 @@ def split_folders(folder: str) -> tuple[str, str]:
 
 
 def sample_images(dataset: ImageDataset, limit: int | None, purpose: str) -> Int64s:
-    """Return all images, or `limit` of them drawn without replacement, in index order."""
-    count = len(dataset)
-    if limit is None or limit >= count:
-        return np.arange(count)
-    return np.sort(KeyedPermutation(count, 0, f"knn {purpose}", 0)(np.arange(limit)))
+    """Return all images that the source still has, or `limit` of them drawn without replacement, in index order."""
+    images = np.setdiff1d(np.arange(len(dataset)), dataset.removed())
+    if limit is None or limit >= len(images):
+        return images
+    return images[np.sort(KeyedPermutation(len(images), 0, f"knn {purpose}", 0)(np.arange(limit)))]
 
 
 def labels_as(dataset: ImageDataset, names: list[str]) -> Int64s:

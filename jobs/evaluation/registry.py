@@ -76,4 +76,5 @@ EVALUATIONS: dict[str, Evaluation] = {
         "correspondence", "evaluate_correspondence", "PCK@0.1", "%", ".1f",
         ("pck", "pck@0.1", "mean", "all"), named_protocols=True, paper_data="SPair-71k", paper=(35.1, 41.0, 53.3, 51.3),
     ),
+    "agreement": Evaluation("agreement", "evaluate_agreement", "agreement", "", ".3f", ("agreement",)),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import Pair, read_picture, segmentation_pairs
 from ...storage.sources.decode import Pixels
 from ...student.probes.dense_head import ADE20K_RECIPE, DenseHead, HeadRecipe
+from ...student.probes.dense_tokens import patch_tokens, stacked
 from ...student.probes.segmentation import (
     IGNORE,
     STORED_IGNORE,
@@ -31,7 +32,6 @@ from ...student.probes.segmentation import (
 )
 from ...teachers.registry.teacher import Teacher
 from .dense import DenseEvaluation, HeadOptions, open_dense_model, progress_reporter, refuse_other_size, run_dense
-from .dense_tokens import patch_tokens, stacked
 from .mask_checks import MaskClasses, check_masks
 
 _DROPOUT = 0.1

@@ -10,6 +10,7 @@ an image that was encoded again or cropped has other bytes and is not found.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
+from ...storage.images.hold_out import held_out_images
+from ...storage.store import FeatureStore
+from ...student.export.lineage import read_record, recorded_share
 from .labelled_features import Split, labels_as
 
 MOST_SHARED = 0.001
@@ -32,8 +36,10 @@ def shared_indices(learnt: Iterable[bytes], tested: Sequence[bytes]) -> list[int
 
 
 def digests_of(dataset: ImageDataset, images: Sequence[int] | NDArray[np.int64] | None = None) -> Iterator[bytes]:
-    """Yield the sha256 of each image's bytes in index order; only of `images`, in rising order, when they are given."""
+    """Yield the sha256 of each image's bytes in index order; only of `images`, in rising order, or of all that were not removed."""
     chosen = None if images is None else np.asarray(images)
+    if chosen is None and dataset.removed_count:
+        chosen = np.setdiff1d(np.arange(len(dataset)), dataset.removed())
     for start in range(0, len(dataset), _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, len(dataset))
         digests = dataset.sha256s(start, stop)
@@ -41,6 +47,20 @@ def digests_of(dataset: ImageDataset, images: Sequence[int] | NDArray[np.int64] 
             yield from digests
         else:
             yield from (digests[image - start] for image in chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, stop)])
+
+
+def distilled_on(store: FeatureStore, run: Path) -> dict[ImageDataset, NDArray[np.int64] | None]:
+    """Return which images a run learnt from, as far as a store holds its views: None for all of a dataset; {} for what is no run."""
+    record, share = read_record(run, "identities.json"), recorded_share(run)
+    datasets = [store.view_set(key).dataset for key in record.get("views", []) if key in store.list_view_sets()]
+    subsets = {key: store.subset(name) for key, name in record.get("subsets", {}).items() if name in store.list_subsets()}
+    drawn: dict[ImageDataset, NDArray[np.int64] | None] = {
+        one: subsets[one.key].stays() if one.key in subsets else None for one in datasets
+    }
+    if not share:
+        return drawn
+    everything = {one: np.arange(len(one), dtype=np.int64) if images is None else images for one, images in drawn.items()}
+    return {one: np.setdiff1d(images, held_out_images(one, share)) for one, images in everything.items()}
 
 
 def check_overlap(

@@ -18,6 +18,7 @@ from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields, short
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
+from ...storage.images.hold_out import held_out_images
 from ...storage.images.subsets import ImageSubset
 from ...storage.store import FeatureStore
 from ...storage.views.photometric import MODES
@@ -256,6 +257,7 @@ def _order_of(recipe: TrainRecipe, part: Part) -> BatchOrder:
     excluded = np.empty(0, np.int64) if data.replace_failed else excluded_images(part.readers.values())
     if part.subset is not None:
         excluded = np.union1d(excluded, part.subset.left_out())
+    excluded = np.union1d(excluded, held_out_images(views.dataset, data.hold_out)) if data.hold_out else excluded
     images, views_per_image = len(views.dataset), views.views_per_image
     if data.order == "shards":
         return ShardOrder(

@@ -1,42 +1,60 @@
-"""Evaluate students while they train: `train --evaluate knn --every 2000` on a held-out labelled dataset.
+"""Evaluate students while they train: `train --evaluate knn --every 2000` on a labelled dataset, or `--evaluate agreement`.
 
-A keyed sample of the dataset is decoded once, before the first step, at the students' largest input size, and stays in memory; one half
-are the neighbours, the other is classified; of images with equal bytes one is taken, so that none is its own neighbour. A set that shares
-images with what the student is trained on is refused (`overlap`). Results go to the run's metrics.jsonl (lines of their own, with `knn`
-instead of a loss) and TensorBoard, and out as events. They follow from step and weights alone, and are written before the checkpoint
-of their step: a run that goes on repeats none and leaves none out. What is evaluated is no part of the recipe, because it does not change
-the student.
+Agreement is `watch_agreement`'s. For kNN, a keyed sample of the dataset is decoded once, before the first step, at the students' largest
+input size, and stays in memory; one half are the neighbours, the other is classified; of images with equal bytes one is taken, so that none
+is its own neighbour. A set that shares images with what the student is trained on is refused (`overlap`). Results go to the run's
+metrics.jsonl (lines of their own, with the evaluation's name instead of a loss) and TensorBoard, and out as events. They follow from step
+and weights alone, and are written before the checkpoint of their step: a run that goes on repeats none and leaves none out. What is
+evaluated is no part of the recipe, because it does not change the student.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from ...storage.core.choices import TrainingEvaluation
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
-from ...storage.images.subsets import ImageSubset
 from ...storage.store import FeatureStore
 from ...storage.views.pixels import center_square
 from ...student.model.recipe import RunConfig
+from ...student.model.student import Student
 from ...student.probes.online_knn import HeldOut, evaluate_student
 from ...student.training.learner import Learner
 from ..evaluation.labelled_features import Int64s, sample_images
 from ..evaluation.split_checks import check_overlap, digests_of, refuse_one_class
+from .data import Part
+from .hold_out import trained_images
 from .options import Watch
+from .watch_agreement import AgreementMeasure
 
-TrainedOn = tuple[ImageDataset, ImageSubset | None]
-"""A dataset, and which part of it alone is trained on."""
+TrainedOn = tuple[ImageDataset, Int64s | None]
+"""A dataset, and which images of it alone are trained on."""
 AfterStep = Callable[[Sequence[Learner], int], None]
 
 
-def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_on: Sequence[TrainedOn], on_event: OnEvent) -> AfterStep:
-    """Return the hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the dataset cannot serve."""
+class TrainingMeasure(Protocol):
+    """One evaluation, made before the first step; raises `BadInput` there when it cannot be measured."""
+
+    def measure(self, student: Student, learner: Learner) -> dict[str, Any]:
+        """Return the figures of a learner's student, or of its average; {} on other ranks than the first, and for none. Collective."""
+
+    def score(self, figures: dict[str, Any]) -> float:
+        """Return the figure that chooses the best checkpoint; higher is better."""
+
+    def words(self, results: dict[str, Any]) -> str:
+        """Return figures by name in one line for people."""
+
+
+def watching(watch: Watch | None, store: FeatureStore, first: Learner, parts: Sequence[Part], on_event: OnEvent) -> AfterStep:
+    """Return the hook for a trainer of `first` and learners like it; raises `BadInput` before any step when the data cannot serve."""
     if watch is None:
         return lambda learners, done: None
-    held_out, steps, ranks = load_held_out(watch, store, first, trained_on, on_event), first.recipe.run.steps, first.ranks
+    name, steps, ranks = watch.evaluation, first.recipe.run.steps, first.ranks
+    row = MEASURES[name](watch, store, first, parts, on_event)
     if ranks.first:
         _warn_apart(watch, first.recipe.run, on_event)
 
@@ -44,19 +62,15 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, trained_o
         if done % watch.every and done != steps:
             return
         for learner in learners:
-            students = {"knn": learner.student, "knn_average": learner.average}
-            device, precision = learner.device.value, learner.precision.value
-            results = {
-                name: evaluate_student(student, held_out, device=device, precision=precision, ranks=ranks)
-                for name, student in students.items()
-                if student is not None
-            }
-            if ranks.first:
-                learner.evaluation = _score(results["knn"])
-            if learner.metrics is not None and ranks.first:
+            students = {name: learner.student, f"{name}_average": learner.average}
+            measured = {key: row.measure(student, learner) for key, student in students.items() if student is not None}
+            results = {key: figures for key, figures in measured.items() if figures}
+            if results:
+                learner.evaluation, learner.evaluated_by = row.score(results[name]), name
+            if learner.metrics is not None and results:
                 learner.metrics.write({"step": done, **results})
                 on_event({"event": "evaluation", "step": done, "student": learner.name, **results})
-                on_event({"event": "note", "text": _words(done, learner.name, results)})
+                on_event({"event": "note", "text": f"step {done}: {learner.name} {row.words(results)}"})
         ranks.barrier()
 
     return after_step
@@ -71,22 +85,41 @@ def _warn_apart(watch: Watch, run: RunConfig, on_event: OnEvent) -> None:
         on_event({"event": "warning", "text": f"{text} {advice}"})
 
 
-def _score(results: dict[str, Any]) -> float:
-    """Return the figure that chooses the best checkpoint: percent by our protocol, of the class token where the student has one.
+class KnnMeasure:
+    """kNN on a labelled dataset, in memory."""
 
-    It is the one by which runs were scored before the paper's own protocol was measured, so that one that goes on compares like with like.
-    """
-    return float(results.get("cls", results["mean_patch"])["ours"])
+    def __init__(self, watch: Watch, store: FeatureStore, first: Learner, parts: Sequence[Part], on_event: OnEvent) -> None:
+        trained_on = [(part.views.dataset, trained_images(part, first.recipe.data.hold_out)) for part in parts]
+        self._held_out = load_held_out(watch, store, first, trained_on, on_event)
+
+    def measure(self, student: Student, learner: Learner) -> dict[str, Any]:
+        """Return kNN's figures by feature and protocol."""
+        device, precision = learner.device.value, learner.precision.value
+        return evaluate_student(student, self._held_out, device=device, precision=precision, ranks=learner.ranks)
+
+    def score(self, figures: dict[str, Any]) -> float:
+        """Return percent by our protocol, of the class token where the student has one.
+
+        It is the figure by which runs were scored before the paper's own protocol was measured, so that one that goes on compares like
+        with like.
+        """
+        return float(figures.get("cls", figures["mean_patch"])["ours"])
+
+    def words(self, results: dict[str, Any]) -> str:
+        """Return the percentages by our protocol."""
+        shown = [
+            f"{name} {figures[feature]['ours']:.1f} %"
+            for name, figures in results.items()
+            for feature in ("cls", "mean_patch")
+            if feature in figures
+        ]
+        return f"{', '.join(shown)} (class token, mean patch token; our protocol: k = 10, cosine)"
 
 
-def _words(done: int, student: str, results: dict[str, Any]) -> str:
-    shown = [
-        f"{name} {figures[feature]['ours']:.1f} %"
-        for name, figures in results.items()
-        for feature in ("cls", "mean_patch")
-        if feature in figures
-    ]
-    return f"step {done}: {student} {', '.join(shown)} (class token, mean patch token; our protocol: k = 10, cosine)"
+MEASURES: dict[TrainingEvaluation, Callable[[Watch, FeatureStore, Learner, Sequence[Part], OnEvent], TrainingMeasure]] = {
+    "knn": KnnMeasure,
+    "agreement": AgreementMeasure,
+}
 
 
 def load_held_out(watch: Watch, store: FeatureStore, learner: Learner, trained_on: Sequence[TrainedOn], on_event: OnEvent) -> HeldOut:
@@ -117,7 +150,7 @@ def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[TrainedOn
         raise BadInput(f"{dataset.key} cannot be evaluated by kNN: it needs 20 images or more, each with a label; it has {len(dataset)}")
     refuse_one_class(dataset, [dataset.label_names[label] for label in sorted(set(labels.tolist()))])
     check_overlap(
-        (digest for one, subset in trained_on for digest in digests_of(one, None if subset is None else subset.stays())), digests,
+        (digest for one, images_drawn in trained_on for digest in digests_of(one, images_drawn)), digests,
         lambda place: dataset.row(int(images[place])).id,
         where=f"{', '.join(one.key for one, _ in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
         on_event=on_event,

@@ -20,18 +20,23 @@ class Watch:
     evaluation: TrainingEvaluation
     every: int
     """Steps between two evaluations; the last step is always evaluated."""
-    data: str
-    """A labelled dataset of the store that is not trained on."""
+    data: str = ""
+    """kNN: a labelled dataset of the store that is not trained on. Agreement has none: it takes what `data.hold_out` holds out."""
     images: int = 2000
-    """Sampled images; half of them are the neighbours."""
+    """kNN: sampled images, half of them the neighbours. Agreement: at most so many held-out images, and as many trained ones."""
     allow_overlap: bool = False
-    """Images that are trained on as well are a warning instead of an error."""
+    """kNN: images that are trained on as well are a warning instead of an error."""
 
     def __post_init__(self) -> None:
         if self.evaluation not in TRAINING_EVALUATIONS:
             raise unknown_name("evaluation during training", self.evaluation, TRAINING_EVALUATIONS)
         if self.every < 1 or self.images < 20:
             raise BadInput(f"an evaluation needs every ≥ 1 and images ≥ 20 (ten neighbours), got {self.every} and {self.images}")
+        if self.evaluation == "knn" and not self.data:
+            raise BadInput("--evaluate knn and --evaluate-data go together: kNN needs a labelled dataset that is not trained on")
+        if self.evaluation == "agreement" and (self.data or self.allow_overlap):
+            given = "--evaluate-data" if self.data else "--allow-overlap"
+            raise BadInput(f"--evaluate agreement measures on the images that --hold-out holds out, without labels; leave {given} out")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ class TrainOptions:
             raise unknown_name("answer to missing shards", self.on_miss, ON_MISS)
         if self.on_miss == "compute" and self.follow_s is not None:
             raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
+        if self.watch is not None and self.watch.evaluation == "agreement" and not self.recipe.data.hold_out:
+            raise BadInput(
+                "--evaluate agreement measures on images that are held out of the training, and nothing is; give --hold-out 1% as well "
+                "(or data.hold_out = 0.01 in the recipe)"
+            )
         for name in ("features", "teachers", "students", "subsets"):
             if isinstance(value := getattr(self, name), str):  # which would be taken for a list of its letters
                 raise BadInput(f"{name} is a list of names, such as ({value!r},), got the one name {value!r}")

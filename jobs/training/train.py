@@ -48,6 +48,7 @@ from ..runs.run_source import fetch_once, local_run
 from ..runs.upload import mirrored
 from .data import Part, await_sets, cached_targets, in_recorded_order, joined_views, open_parts, refuse_random_weights, run_order
 from .evaluate_while_training import watching
+from .hold_out import check_hold_out, hold_out_record
 from .options import TrainOptions
 from .start_checks import check_pixels, check_teachers
 
@@ -82,10 +83,12 @@ def train_in_process(
             runs = {
                 name: (folder.as_begun(student_recipe, options.origins), folder) for name, (student_recipe, folder) in requested.items()
             }
-            fetch_once([*live, *(student_recipe.student.init_from for student_recipe, _ in runs.values())], ranks)
+            starts = [student_recipe.student.init_from for student_recipe, _ in runs.values()]
+            fetch_once([*live, *starts], ranks)
             source = _target_source(recipe, parts, by_teacher(options.features, live), device.value)
             if ranks.first:
                 check_start(store, parts, source)
+            check_hold_out(recipe.data.hold_out, parts, on_event if ranks.first else ignore_event, starts)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
             for student_recipe, folder in runs.values():
                 refuse_unequal_grids(student_recipe, source.specs)
@@ -99,8 +102,7 @@ def train_in_process(
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
                 order = run_order(recipe, parts, store, options.follow_s)
-                trained_on = [(part.views.dataset, part.subset) for part in parts]
-                after_step = watching(options.watch, store, learners[0], trained_on, on_event)
+                after_step = watching(options.watch, store, learners[0], parts, on_event)
                 trained = Trainer(
                     learners, source, joined_views(parts), order, on_event=on_event, stop_asked=stop_asked, after_step=after_step
                 ).train()
@@ -173,7 +175,8 @@ def begin_runs(
             for key in folder.taken_over:
                 on_event({"event": "note", "text": f"{key}: {LEGACY_VALUES[key]}  # as the run in {folder.out} was begun"})
             now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
-            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe), **_subsets(parts)}
+            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
+            identities |= _subsets(parts) | hold_out_record(recipe, parts)
             known = folder.choices() if folder.has_steps() else now
             folder.begin(recipe, origins, identities, now)
             _say_kept(now, known, on_event)

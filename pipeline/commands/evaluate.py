@@ -35,6 +35,7 @@ from .options import (
     PATH,
     RESULTS,
     SEED,
+    STORE,
     TEST_IMAGES,
     input_size,
     number_or_none,
@@ -45,7 +46,7 @@ from .options import (
 class RowCommand(CheckedCommand):
     """The command of an evaluation that has none of its own: MODEL and an option for each field of its dataclass.
 
-    The module is imported when its options are wanted, not when commands are listed.
+    The module is imported when its options are read, not when commands are listed.
     """
 
     def __init__(self, name: str, row: Evaluation) -> None:
@@ -58,26 +59,26 @@ class RowCommand(CheckedCommand):
             self.params = [*option_fields(self._row.load_options()), click.Option(["--json", "as_json"], is_flag=True, help=JSON_HELP)]
         return super().get_params(ctx)
 
-    def _evaluate(self, as_json: bool, **values: Any) -> None:
-        asked, work = self._row.load_options()(**values), self._row.load()
-        run(lambda on_event: work(asked, on_event), as_json)
+    def _evaluate(self, as_json: bool, **values: Any) -> None:  # Any: the fields are known when the row's dataclass is loaded
+        request, function = self._row.load_options()(**values), self._row.load()
+        run(lambda on_event: function(request, on_event), as_json)
 
 
 def option_fields(options_type: type) -> list[click.Parameter]:
     """Return the parameters of a dataclass: `model` is the argument; a field's `metadata["help"]` is its help."""
-    hints, found = get_type_hints(options_type), list[click.Parameter]()
-    for one in fields(options_type):
-        hint = hints[one.name]
+    hints, parameters = get_type_hints(options_type), list[click.Parameter]()
+    for field in fields(options_type):
+        hint = hints[field.name]
         if get_origin(hint) in (Union, UnionType):
             hint = next(inner for inner in get_args(hint) if inner is not NoneType)
         kind = click.Choice(get_args(hint)) if get_origin(hint) is Literal else _KINDS[hint]
-        if one.name == "model":
-            found.append(click.Argument(["model"], type=kind))
+        if field.name == "model":
+            parameters.append(click.Argument(["model"], type=kind))
             continue
-        given: dict[str, Any] = {"required": True} if one.default is MISSING else {"default": one.default}
-        given |= {"is_flag": True} if hint is bool else {"type": kind, "show_default": given.get("default") is not None}
-        found.append(click.Option([f"--{one.name.replace('_', '-')}", one.name], help=one.metadata.get("help"), **given))
-    return found
+        settings: dict[str, Any] = {"required": True} if field.default is MISSING else {"default": field.default}
+        settings |= {"is_flag": True} if hint is bool else {"type": kind, "show_default": settings.get("default") is not None}
+        parameters.append(click.Option([f"--{field.name.replace('_', '-')}", field.name], help=field.metadata.get("help"), **settings))
+    return parameters
 
 
 _KINDS: dict[Any, Any] = {str: click.STRING, int: click.INT, float: click.FLOAT, bool: click.BOOL, Path: PATH}
@@ -115,7 +116,7 @@ CLASSIFIED = (
 
 
 class ClassifiedValues(TypedDict):
-    """What MODEL and CLASSIFIED say."""
+    """The values of MODEL and CLASSIFIED."""
 
     model: str
     store: str | None
@@ -141,8 +142,8 @@ def knn(as_json: bool, **values: Unpack[ClassifiedValues]) -> None:
     """Classify by nearest neighbours. MODEL: a run's folder, an exported folder, a teacher, or a feature set (read, not computed)."""
     from ...jobs.evaluation.knn import KnnOptions, evaluate_knn
 
-    asked = KnnOptions(**values)
-    run(lambda on_event: evaluate_knn(asked, on_event), as_json)
+    request = KnnOptions(**values)
+    run(lambda on_event: evaluate_knn(request, on_event), as_json)
 
 
 @evaluate.command()
@@ -152,8 +153,8 @@ def linear(as_json: bool, seed: int, **values: Unpack[ClassifiedValues]) -> None
     """Fit a linear probe on MODEL's class tokens. L-BFGS; its strength is chosen on a tenth of the training images."""
     from ...jobs.evaluation.linear import LinearOptions, evaluate_linear
 
-    asked = LinearOptions(seed=seed, **values)
-    run(lambda on_event: evaluate_linear(asked, on_event), as_json)
+    request = LinearOptions(seed=seed, **values)
+    run(lambda on_event: evaluate_linear(request, on_event), as_json)
 
 
 DENSE_DATA = click.option("--data", type=FOLDER, required=True, metavar="DIR", help="The dataset's folder, in its published layout.")
@@ -175,7 +176,7 @@ HEAD = (
 
 
 class DenseValues(TypedDict):
-    """What MODEL and the options of every evaluation of patch tokens say."""
+    """The values of MODEL and of the options that every evaluation of patch tokens has."""
 
     model: str
     data: Path
@@ -187,7 +188,7 @@ class DenseValues(TypedDict):
 
 
 class HeadValues(DenseValues):
-    """What MODEL and HEAD say."""
+    """The values of MODEL and HEAD."""
 
     protocol: HeadProtocol
     steps: int | None
@@ -214,8 +215,8 @@ def segmentation(
     """Train a linear head on patch tokens, measure mIoU. ADE20k's layout, or images/ and masks/."""
     from ...jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 
-    asked = SegmentationOptions(dataset=dataset, classes=classes, zero_is_ignored=zero_is_ignored, ignore=ignore, **values)
-    run(lambda on_event: evaluate_segmentation(asked, on_event), as_json)
+    request = SegmentationOptions(dataset=dataset, classes=classes, zero_is_ignored=zero_is_ignored, ignore=ignore, **values)
+    run(lambda on_event: evaluate_segmentation(request, on_event), as_json)
 
 
 @evaluate.command()
@@ -229,8 +230,8 @@ def depth(as_json: bool, nyu_crops: bool | None, per_metre: float, **values: Unp
     """Train a linear head on patch tokens, measure depth. NYUv2's layout, or images/ and depth/."""
     from ...jobs.evaluation.depth import DepthOptions, evaluate_depth
 
-    asked = DepthOptions(nyu_crops=nyu_crops, per_metre=per_metre, **values)
-    run(lambda on_event: evaluate_depth(asked, on_event), as_json)
+    request = DepthOptions(nyu_crops=nyu_crops, per_metre=per_metre, **values)
+    run(lambda on_event: evaluate_depth(request, on_event), as_json)
 
 
 @evaluate.command()
@@ -249,8 +250,33 @@ def correspondence(
     """Find keypoints again by patch tokens, untrained. SPair-71k's layout, PCK@0.1."""
     from ...jobs.evaluation.correspondence import CorrespondenceOptions, evaluate_correspondence
 
-    asked = CorrespondenceOptions(protocol=protocol, pairs_per_category=pairs_per_category, split=split, **values)
-    run(lambda on_event: evaluate_correspondence(asked, on_event), as_json)
+    request = CorrespondenceOptions(protocol=protocol, pairs_per_category=pairs_per_category, split=split, **values)
+    run(lambda on_event: evaluate_correspondence(request, on_event), as_json)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    STORE,
+    click.option("--features", multiple=True, metavar="KEY",
+                 help="Feature set over other images by one of its teachers; repeatable. Default: those it learnt from."),
+    click.option("--held-out", is_flag=True, help="Only images that the run held out; so it is for the run's own sets."),
+    click.option("--images", type=click.IntRange(2), default=None, metavar="N", help="At most so many; default: all."),
+    click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images in one forward."),
+    DEVICE, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+def agreement(
+    as_json: bool, model: str, store: str, features: tuple[str, ...], held_out: bool, images: int | None, batch_size: int, device: Device,
+    out: Path | None, dry_run: bool,
+) -> None:  # fmt: skip
+    """Compare a run with its teachers, without labels. Cosines after the adapters, linear CKA; on held-out images or a test set."""
+    from ...jobs.evaluation.agreement import AgreementOptions, evaluate_agreement
+
+    asked = AgreementOptions(
+        model=model, store=store, features=features, held_out=held_out, images=images, batch_size=batch_size, device=device, out=out,
+        dry_run=dry_run,
+    )  # fmt: skip
+    run(lambda on_event: evaluate_agreement(asked, on_event), as_json)
 
 
 @evaluate.command("zero-shot")
@@ -274,8 +300,8 @@ def zero_shot(
     """Classify by descriptions of the classes. In a text tower's space, which a student reaches through its adapters."""
     from ...jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 
-    asked = ZeroShotOptions(
+    request = ZeroShotOptions(
         model=model, data=test_set, text=text, classes=classes, teacher=teacher, proxy=proxy, store=store, test_images=test_images,
         size_px=size_px, crop_fraction=crop_fraction, batch_size=batch_size, device=device, weights=weights, out=out, dry_run=dry_run,
     )  # fmt: skip
-    run(lambda on_event: evaluate_zero_shot(asked, on_event), as_json)
+    run(lambda on_event: evaluate_zero_shot(request, on_event), as_json)

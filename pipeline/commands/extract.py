@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     click.option("--verify", is_flag=True, help="Only compare the source with the index that is there, image by image."),
     click.option("--dense-targets", is_flag=True, help="Take files such as 1.seg.png or 1.depth.png beside 1.jpg as images too."),
     click.option("--orientation", type=click.Choice(ORIENTATIONS), default=None,
-                 help="Turn images as their EXIF orientation asks for, or leave them; default: upright."),
+                 help="Turn images as their EXIF orientation asks for, or leave them; default: as the dataset has it, or upright."),
+    click.option("--allow-removed", is_flag=True, help="Mark images that left a known source as removed, instead of refusing it."),
     BAD_SHARE, JSON,
 )  # fmt: skip
 def index(
@@ -44,13 +45,15 @@ def index(
     verify: bool,
     dense_targets: bool,
     orientation: Orientation | None,
+    allow_removed: bool,
     max_bad_share: float,
 ) -> None:
-    """Index images where they lie. SOURCE is a folder tree, WebDataset tars, or Parquet files with image bytes."""
+    """Index images where they lie. SOURCE is a folder tree, WebDataset tars, or Parquet files with image bytes. One that grew is its
+    dataset's next version."""
     from ...storage.index import IndexOptions
     from ...storage.index import index as index_source
 
-    options = IndexOptions(source, store, name, max_bad_share, verify, dense_targets, orientation)
+    options = IndexOptions(source, store, name, max_bad_share, verify, dense_targets, orientation, allow_removed)
     run(lambda on_event: index_source(options, on_event), as_json)
 
 

@@ -47,7 +47,7 @@ class CheckedGroup(click.Group):
 
 
 _ORDER = (
-    "index", "extract-features", "plan", "train", "evaluate", "features", "runs", "recipe", "pictures", "report", "export",
+    "distill", "index", "extract-features", "plan", "train", "evaluate", "features", "runs", "recipe", "pictures", "report", "export",
     "import-weights", "convert-weights", "benchmark", "demo", "doctor",
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 A group of options has a TypedDict of what click makes of it, so that mypy compares them with the fields of the request that they fill.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
@@ -108,6 +109,19 @@ def cosine_or_auto(context: click.Context, option: click.Parameter, value: str |
     return found
 
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def bytes_of(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """Return the bytes of a size such as 200GB, 1.5 TB or 500MiB."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", value)
+    if found is None or found[2].upper() not in _UNITS or not float(found[1]):
+        raise click.BadParameter(f"{value!r} is not a size such as 200GB, 1.5TB or 500MiB", context, option)
+    return round(float(found[1]) * _UNITS[found[2].upper()])
+
+
 def count_or_share(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
     """Return a count of at least 1, or a share between 0 and 1, which may be in percent."""
     if value is None:
@@ -119,6 +133,22 @@ def count_or_share(context: click.Context, option: click.Parameter, value: str |
     if found is None or not 0 < found <= 2**53 or (found >= 1 and not value.isdecimal()):
         raise click.BadParameter(f"{value!r} is neither a number of images nor a share such as 0.5 or 50%", context, option)
     return found
+
+
+def share_held_out(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """Return a share from 0 to below 1, which may be in percent; 1 is refused, because it may mean one percent or everything."""
+    if value is None:
+        return None
+    found = _number(value.removesuffix("%"))
+    found = found / 100 if found is not None and value.endswith("%") else found
+    if found is not None and 0 <= found < 1:
+        return found
+    why = "is not a share such as 1% or 0.01"
+    if found is not None and 1 <= found < 100 and not value.endswith("%"):
+        why = f"would hold out every image; a share is below 1: for {found:g} percent say {found:g}% or {found / 100:g}"
+    elif found is not None and found >= 1:
+        why = "would hold out every image, and none would be left to train on; say 1% or 0.01"
+    raise click.BadParameter(f"{value!r} {why}", context, option)
 
 
 def _number(word: str) -> float | None:

@@ -10,7 +10,7 @@ from ...storage.core.choices import ON_MISS, TARGET_SOURCES, TRAINING_EVALUATION
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from .group import cli, run
-from .options import DRY_RUN, FOLDER, JSON, RANDOM, SETTINGS, STORE, folder_or_url, options
+from .options import DRY_RUN, FOLDER, JSON, RANDOM, SETTINGS, STORE, folder_or_url, options, share_held_out
 
 if TYPE_CHECKING:
     from ...jobs.training.options import Watch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     click.option("--data", multiple=True, metavar="NAME[=SHARE]", help="Dataset; several, each with its share of the batches, are mixed."),
     click.option("--subset", "subsets", multiple=True, metavar="NAME",
                  help="Train on these images alone (`features curate`); one a dataset."),
+    click.option("--hold-out", default=None, callback=share_held_out, metavar="SHARE",
+                 help="Never draw so many of the images, as 1% or 0.01; chosen by their ids. Default: recipe's, none."),
     click.option("--features", multiple=True, required=True, metavar="KEY", help="Feature set, by name or name@digest; repeatable."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file; default: eupe-stageN."),
     SETTINGS,
@@ -40,15 +42,17 @@ if TYPE_CHECKING:
     click.option("--views", "new_views", type=click.IntRange(1), default=1, show_default=True, help="Of sets that --on-miss begins."),
     click.option("--shard-cache", type=FOLDER, default=None, help="Whole shards of a remote store are kept here; default: ~/.cache."),
     click.option("--evaluate", "evaluation", type=click.Choice(TRAINING_EVALUATIONS), default=None,
-                 help="Measure the student while it trains."),
+                 help="Measure the student while it trains: kNN on --evaluate-data, or agreement with the teachers on --hold-out."),
     click.option("--every", type=click.IntRange(1), default=2000, show_default=True, help="Steps between two of these."),
-    click.option("--evaluate-data", default=None, metavar="NAME", help="Labelled dataset that is not trained on, for --evaluate."),
-    click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True, help="Of it; half are the neighbours."),
-    click.option("--allow-overlap", is_flag=True, help="Evaluate on images that are trained on as well; say it instead of refusing."),
+    click.option("--evaluate-data", default=None, metavar="NAME", help="Labelled dataset that is not trained on, for kNN."),
+    click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True,
+                 help="Of it, half of them neighbours; agreement: of held-out images, and as many trained ones."),
+    click.option("--allow-overlap", is_flag=True, help="kNN on images that are trained on as well; say it instead of refusing."),
     RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(
-    as_json: bool, stage: int, store: str, data: tuple[str, ...], subsets: tuple[str, ...], features: tuple[str, ...],
+    as_json: bool, stage: int, store: str, data: tuple[str, ...], subsets: tuple[str, ...], hold_out: float | None,
+    features: tuple[str, ...],
     recipe: str | None, settings: tuple[str, ...],
     out: Path | str, proxy: Path | str | None, targets: TargetSource | None, live_teachers: tuple[str, ...], students: tuple[str, ...],
     workers: int, address: str | None, follow_minutes: float | None, on_miss: OnMiss, new_views: int, shard_cache: Path | None,
@@ -61,7 +65,9 @@ def train(
         from ...jobs.training.options import TrainOptions
         from ..recipes.training import training_recipe
 
-        resolved, dataset = training_recipe(stage, recipe, settings=settings, targets=targets, students=students, data=data)
+        resolved, dataset = training_recipe(
+            stage, recipe, settings=settings, targets=targets, students=students, data=data, hold_out=hold_out
+        )
         options = TrainOptions(
             recipe=resolved.recipe, origins=resolved.origins, store=store, features=features, data=dataset, subsets=subsets, out=out,
             proxy=proxy, teachers=live_teachers, students=students, workers=workers, address=address, on_miss=on_miss, new_views=new_views,
@@ -82,9 +88,9 @@ def train(
 def watch_of(
     evaluation: TrainingEvaluation | None, every: int, data: str | None, images: int, allow_overlap: bool = False
 ) -> "Watch | None":
-    """Return the evaluation during the training, None without one; raises BadInput where its data or its name is missing."""
+    """Return the evaluation during the training, None without one; raises BadInput where its name is missing, or its data."""
     from ...jobs.training.options import Watch
 
-    if (evaluation is None) != (data is None):
-        raise BadInput("--evaluate and --evaluate-data go together: which evaluation, and on which labelled dataset that is not trained on")
-    return None if evaluation is None or data is None else Watch(evaluation, every, data, images, allow_overlap)
+    if evaluation is None and data is not None:
+        raise BadInput("--evaluate and --evaluate-data go together: say --evaluate knn as well")
+    return None if evaluation is None else Watch(evaluation, every, data or "", images, allow_overlap)

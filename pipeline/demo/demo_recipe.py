@@ -7,8 +7,8 @@ typed, an unknown key names its nearest, the file is the only place with numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ...storage.core.choices import Codec, Precision
 from ...storage.core.errors import BadInput, unknown_name
+from ..recipes.extraction import ExtractConfig
 from ..recipes.load import ResolvedRecipe, load_recipe, read_document, stages_of
 from ..recipes.typed_tables import build
 
@@ -28,42 +28,11 @@ class DemoData:
 
 
 @dataclass(frozen=True)
-class DemoExtract:
-    """`[extract]`: how teachers' tokens are cached."""
-
-    teachers: tuple[str, ...]
-    """Names of the teachers of stage 1."""
-    teacher_sizes_px: Mapping[str, int]
-    """Input size by teacher."""
-    views_per_image: int
-    """Recorded random views of each training photo."""
-    proxy_size_px: int
-    """Input size of the proxy when its tokens are cached for stage 2."""
-    seed: int = 0
-    """Seed of the views."""
-    precision: Precision = "auto"
-    """What teachers compute in; auto: bf16 where this machine has it."""
-    codec: Codec = "int8"
-    """How patch tokens are stored."""
-    images_per_shard: int = 250
-    """Images of one unit of work."""
-    statistics_batches: int = 16
-    """Batches that each teacher's mean and std come from."""
-    batch_size: int = 32
-    """Views in one forward pass of a teacher."""
-
-    def __post_init__(self) -> None:
-        stray = sorted(set(self.teacher_sizes_px) - set(self.teachers))
-        if stray:
-            raise unknown_name("teacher in extract.teacher_sizes_px", stray[0], self.teachers)
-
-
-@dataclass(frozen=True)
 class DemoRecipe:
     """The whole file, resolved."""
 
     data: DemoData
-    extract: DemoExtract
+    extract: ExtractConfig
     stages: Mapping[int, ResolvedRecipe] = field(default_factory=dict)
 
 
@@ -76,5 +45,5 @@ def load_demo(source: str = "demo") -> DemoRecipe:
     if stray:
         raise unknown_name(f"table of recipe {name}:", stray[0], known)
     data = build(DemoData, document.get("data", {}), where=f"recipe {name}, [data]")
-    extract = build(DemoExtract, document.get("extract", {}), where=f"recipe {name}, [extract]")
+    extract = build(ExtractConfig, document.get("extract", {}), where=f"recipe {name}, [extract]")
     return DemoRecipe(data, extract, {stage: load_recipe(source, stage=stage) for stage in stages})

@@ -11,17 +11,18 @@ from .load import ResolvedRecipe, load_recipe
 
 def training_recipe(
     stage: int, recipe: str | None = None, *, settings: Sequence[str] = (), targets: TargetSource | None = None,
-    students: Sequence[str] = (), data: Sequence[str] = (),
+    students: Sequence[str] = (), data: Sequence[str] = (), hold_out: float | None = None,
 ) -> tuple[ResolvedRecipe, str]:  # fmt: skip
     """Return the recipe (default: eupe-stageN) overridden by all that is given, and the one dataset, "" where several are mixed.
 
     `settings` are words such as "run.steps=10"; `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some. One
-    of `students` is a recipe value like any other; several have a run each. Raises BadInput.
+    of `students` is a recipe value like any other; several have a run each. `hold_out` is a share such as 0.01. Raises BadInput.
     """
     dataset, shares = data_setting(data)
     source = [f"teacher.source={targets}"] if targets else []
     student = [f"student.architecture={students[0]}"] if len(students) == 1 else []
-    return load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=[*settings, *source, *student, *shares]), dataset
+    held_out = [] if hold_out is None else [f"data.hold_out={float(hold_out)!r}"]
+    return load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=[*settings, *source, *student, *shares, *held_out]), dataset
 
 
 def data_setting(data: Sequence[str]) -> tuple[str, list[str]]:

@@ -216,11 +216,9 @@ def _prunable(store: FeatureStore, name: str) -> str:
         [key for key in keys if key.startswith(name) and key.partition("@")[0] == word]
         for keys in (store.list_features(), store.list_subsets())
     )
-    if not of_subsets:
-        return store.features_key(name)
-    if len(of_sets) + len(of_subsets) > 1:
+    if len(of_sets) + len(of_subsets) > 1:  # also of versions of a dataset, where a name means the newest elsewhere
         raise BadInput(f"{name!r} is the name of several things in {store.url}; say which: {', '.join([*of_sets, *of_subsets])}")
-    return of_subsets[0]
+    return of_subsets[0] if of_subsets else store.features_key(name)
 
 
 def copy_feature_set(*, key: str, store: str, target: str, on_event: OnEvent = ignore_event) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def framing(x: tuple[float, float], low: float, high: float) -> Frame:
     return Frame(x, y, ticks(*y, step))
 
 
-def line_chart(series: Sequence[Series], axes: Axes) -> str:
-    """Return the chart of the curves; an empty string when no curve has a finite point."""
+def line_chart(series: Sequence[Series], axes: Axes, *, shaded: bool = False) -> str:
+    """Return the chart of the curves, with `shaded` the area between the first two; an empty string when none has a finite point."""
     curves = [(curve_series.label, binned(curve_series.points)) for curve_series in series]
     xs = [x for _, points in curves for x, _ in points]
     ys = [y for _, points in curves for _, y in points]
@@ -113,8 +113,16 @@ def line_chart(series: Sequence[Series], axes: Axes) -> str:
         return ""
     y0, y1 = extent(ys, from_zero=axes.from_zero)
     frame = framing(extent(xs, from_zero=True), y0, max(y1, axes.y_top or y1))
-    drawn = [curve(n, name, [(frame.across(x), frame.up(y)) for x, y in points]) for n, (name, points) in enumerate(curves) if points]
-    return framed(frame, axes, "".join(lines for lines, _ in drawn), "".join(dots for _, dots in drawn))
+    placed = [[(frame.across(x), frame.up(y)) for x, y in points] for _, points in curves]
+    drawn = [curve(n, name, points) for n, ((name, _), points) in enumerate(zip(curves, placed, strict=True)) if points]
+    area = between(placed[0], placed[1]) if shaded else ""
+    return framed(frame, axes, area + "".join(lines for lines, _ in drawn), "".join(dots for _, dots in drawn))
+
+
+def between(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> str:
+    """Return the area between two curves of shares, in the third colour."""
+    outline = " ".join(f"{SPAN * x:.1f},{SPAN * (1 - y):.1f}" for x, y in [*one, *reversed(other)])
+    return f'<polygon class="between" points="{outline}"/>'
 
 
 def curve(number: int, name: str, points: Sequence[tuple[float, float]]) -> tuple[str, str]:

@@ -61,6 +61,7 @@ def data_of(record: Mapping[str, Any]) -> str:
         name = str(tested.get("dataset", "")).split("@")[0]
         amounts = (("sample of", "sample", "images"), ("", "pictures", "pictures"), ("", "pairs", "pairs"))
         words = [f"{of} {tested[key]:,} {unit}".strip() for of, key, unit in amounts if isinstance(tested.get(key), int)]
+        words += [what for key, what in (("held_out", "held out"), ("trained_on", "trained on")) if tested.get(key)]
         return ", ".join(part for part in (name, *words) if part)
     return str(tested).rstrip("/").rsplit("/", 1)[-1]
 

@@ -2,7 +2,7 @@
 
     RUN/recipe.json      {"recipe": {...}, "origins": {dotted key: origin}}
     RUN/metrics.jsonl    one JSON object a logged step: step, loss, losses {teacher: {cls, patch}}, images_per_s, wait_share, …;
-                         an evaluation during training is a line of its own, with a table under its name (knn) and no loss
+                         an evaluation during training is a line of its own, with a table under its name (knn, agreement) and no loss
 
 Reading only, so that a report can be made of a run that is still going on: a last line of metrics that is being written is left out.
 """
@@ -20,6 +20,8 @@ from ..recipes.typed_tables import leaves
 from .charts import Series
 
 MOST_FIGURES = 4
+AGREEMENT = "agreement"  # the evaluation, and its one figure
+_SIDES = {"held_out": "held-out images", "trained": "trained images"}
 HEADLINES = ("ours", "top1", "mIoU", "miou", "rmse", "pck")  # a protocol's last word for the figure that people quote
 WORDS = {"knn": "kNN", "knn_average": "kNN of the moving average", "cls": "class token", "mean_patch": "mean patch token"}
 
@@ -57,12 +59,36 @@ class RunRecord:
         """Return the figures of evaluations during training over the steps: each protocol's headline values, at most MOST_FIGURES."""
         series: dict[str, list[tuple[float, float]]] = {}
         for evaluation in self.evaluations:
-            for name, value in leaves({name: rename_protocols(table) for name, table in evaluation.items() if isinstance(table, Mapping)}):
+            tables = {name: table for name, table in evaluation.items() if isinstance(table, Mapping) and not name.startswith(AGREEMENT)}
+            for name, value in leaves({name: rename_protocols(table) for name, table in tables.items()}):
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     words = ", ".join(WORDS.get(part, part.replace("_", " ")) for part in name.split("."))
                     series.setdefault(words, []).append((evaluation["step"], float(value)))
         head = [name for name in series if name.endswith(HEADLINES)] or list(series)
         return [Series(name, series[name]) for name in head[:MOST_FIGURES]]
+
+    def agreement_series(self) -> list[Series]:
+        """Return agreement with the teachers over the steps, on held-out images and on trained ones; [] when it was never measured."""
+        sides = [(words, [(one["step"], one[AGREEMENT][side][AGREEMENT]) for one in self._agreements]) for side, words in _SIDES.items()]
+        return [Series(words, points) for words, points in sides if points]
+
+    def agreement_by_teacher(self) -> list[Series]:
+        """Return agreement on held-out images with each teacher, where there are several."""
+        names = self._agreements[-1][AGREEMENT]["held_out"]["teachers"] if self._agreements else {}
+        series = [
+            Series(name, [(one["step"], one[AGREEMENT]["held_out"]["teachers"][name][AGREEMENT]) for one in self._agreements])
+            for name in names
+        ]
+        return series if len(series) > 1 else []
+
+    def last_agreement(self) -> dict[str, float]:
+        """Return the newest agreement on held-out images and its gap to that on trained ones; {} when it was never measured."""
+        last = self._agreements[-1][AGREEMENT] if self._agreements else {}
+        return {AGREEMENT: last["held_out"][AGREEMENT], "gap": last["gap"][AGREEMENT]} if last else {}
+
+    @property
+    def _agreements(self) -> list[dict[str, Any]]:
+        return [one for one in self.evaluations if AGREEMENT in one]
 
     def mean(self, field: str) -> float | None:
         """Return a metric's mean over the run, without the first logged step (it pays for the start); None when never logged."""

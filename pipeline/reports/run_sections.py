@@ -46,6 +46,20 @@ def chart_with_legend(series: Sequence[Series], axes: Axes, form: str = ".3f") -
     return {"chart": line_chart(shown, axes), "legend": [(curve.label, f"{curve.last:{form}}") for curve in shown]}
 
 
+def agreement_charts(name: str, record: RunRecord) -> list[dict[str, Any]]:
+    """Return agreement on held-out and on trained images with the gap shaded between them, and with each of several teachers."""
+    if not (series := record.agreement_series()):
+        return []
+    axes = Axes(f"Agreement of {name} with its teachers", y="agreement with the teachers (mean cosine), the gap shaded", from_zero=False)
+    legend = [(curve.label, f"{curve.points[-1][1]:.3f}") for curve in series]
+    gap = ("gap (trained − held out)", f"{record.last_agreement()['gap']:+.3f}")
+    charts = [{"chart": line_chart(series, axes, shaded=True), "legend": [*legend, gap]}]
+    if teachers := record.agreement_by_teacher():
+        by_teacher = Axes(f"Held-out agreement of {name} by teacher", y="held-out agreement with each teacher", from_zero=False)
+        charts.append(chart_with_legend(teachers, by_teacher))
+    return charts
+
+
 def run_section(name: str, run: RunFacts) -> dict[str, Any]:
     """Return what the template shows of one run."""
     record, state = run.record, run.row
@@ -62,7 +76,7 @@ def run_section(name: str, run: RunFacts) -> dict[str, Any]:
         "name": name,
         "what": ", ".join(word for word in words if word),
         "facts": run_facts(run),
-        "charts": [loss, *([knn] if knn["chart"] else [])],
+        "charts": [loss, *([knn] if knn["chart"] else []), *agreement_charts(name, record)],
         "small": [chart for chart in (rate, wait) if chart],
         "recipe": record.recipe_rows(),
     }
@@ -95,6 +109,8 @@ def comparison(folders: Sequence[Path], runs: Mapping[str, RunFacts]) -> dict[st
     knn = [Series(f"{name}: {one.label}", one.points) for name, run in runs.items() for one in run.record.evaluation_series()[:1]]
     charts = [chart_with_legend(totals, Axes("Total loss of each run", y="total loss"))] if alike else []
     charts.append(chart_with_legend(knn, Axes("Evaluations of each run", y="evaluations while training", from_zero=False), ".1f"))
+    agreements = [Series(name, one.points) for name, run in runs.items() for one in run.record.agreement_series()[:1]]
+    charts.append(chart_with_legend(agreements, Axes("Held-out agreement of each run", y="agreement on held-out images", from_zero=False)))
     charts.append(chart_with_legend(rates, Axes("Rate of each run", y="images/s"), ",.0f"))
     differing = compare_runs(outs=folders, on_event=lambda event: None)["differing"]
     return {
@@ -121,6 +137,10 @@ def run_tiles(runs: Mapping[str, RunFacts]) -> list[tuple[str, str, str]]:
     for series in record.evaluation_series()[:1]:
         first, last = series.points[0], series.points[-1]
         shown.append((f"{last[1]:.1f}", series.label, f"at step {last[0]:,}; {first[1]:.1f} at step {first[0]:,}"))
+    if sides := record.agreement_series():
+        held_out, trained = (one.points[-1][1] for one in sides)
+        against = f"{trained:.3f} on trained images, a gap of {trained - held_out:+.3f}"
+        shown.append((f"{held_out:.3f}", "agreement with the teachers on held-out images", against))
     losses = [curve for curve in record.loss_series() if curve.points][:1]
     shown += [(f"{curve.last:.3f}", "loss, last 2 %", f"{curve.points[0][1]:.3f} at step {curve.points[0][0]:,}") for curve in losses]
     rate, wait = record.mean("images_per_s"), record.mean("wait_share")

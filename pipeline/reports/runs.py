@@ -15,6 +15,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.urls import is_url
 from ...student.training.checkpoint import list_checkpoints, step_in_name
 from ..recipes.typed_tables import leaves
+from .evaluation_table import headline, read_evaluations, title_of
 from .run_folder import RunRecord, read_run
 
 ABSENT = "-"
@@ -39,7 +40,7 @@ def show_run(*, out: Path | str, on_event: OnEvent = ignore_event) -> dict[str, 
 
 
 def compare_runs(*, outs: Sequence[Path | str], on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Return the runs' rows and each recipe value that is not the same in all; raises BadInput for one name twice."""
+    """Return the runs' rows, their evaluations and each recipe value that is not the same in all; raises BadInput for one name twice."""
     names = [str(out) for out in outs]
     if len(set(names)) < len(names):
         raise BadInput(f"a run is named twice: {', '.join(names)}")
@@ -47,12 +48,23 @@ def compare_runs(*, outs: Sequence[Path | str], on_event: OnEvent = ignore_event
         here = {name: stack.enter_context(local_records(out)) for name, out in zip(names, outs, strict=True)}
         records = {name: read_run(run) for name, run in here.items()}
         flat = {name: dict(leaves(record.recipe)) | {"targets": targets(here[name])} for name, record in records.items()}
+        evaluated = {name: evaluation_figures(run) for name, run in here.items()}
         keys = dict.fromkeys(key for table in flat.values() for key in table)
         differing = {key: {name: table.get(key, ABSENT) for name, table in flat.items()} for key in keys}
         return {
             "runs": {name: row(run) for name, run in here.items()},
+            **({"evaluations": evaluated} if any(evaluated.values()) else {}),
             "differing": {key: values for key, values in differing.items() if len({json.dumps(value) for value in values.values()}) > 1},
         }
+
+
+def evaluation_figures(run: Path) -> dict[str, list[str]]:
+    """Return the figures of a run's evaluations by what they are called, each with the data that it is from."""
+    figures: dict[str, list[str]] = {}
+    for record in read_evaluations(run):
+        figure = headline(record)
+        figures.setdefault(title_of(record["evaluation"]), []).append(f"{figure.value} ({figure.data})" if figure.data else figure.value)
+    return figures
 
 
 @contextlib.contextmanager
@@ -68,7 +80,7 @@ def local_records(run: Path | str) -> Iterator[Path]:
 
 
 def row(out: Path) -> dict[str, Any]:
-    """Return what a run is and how far, as one line."""
+    """Return what a run is and how far, as one line; `agreement` on held-out images and its `gap` where it measured them."""
     record = read_run(out)
     last: dict[str, Any] = next((line for line in reversed(record.metrics) if "loss" in line), {})
     return {
@@ -79,6 +91,7 @@ def row(out: Path) -> dict[str, Any]:
         "loss": last.get("loss"),
         "images_per_s": record.mean("images_per_s"),
         "wait_share": record.mean("wait_share"),
+        **record.last_agreement(),
     }
 
 

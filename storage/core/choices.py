@@ -56,7 +56,7 @@ OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
-TrainingEvaluation = Literal["knn"]
+TrainingEvaluation = Literal["knn", "agreement"]
 """Evaluations that run during a training."""
 TRAINING_EVALUATIONS: tuple[TrainingEvaluation, ...] = get_args(TrainingEvaluation)
 

@@ -3,9 +3,9 @@
     [project.entry-points."eupe_pipeline.teachers"]      # or .students, .exports
     my-teacher = "my_package.rows:MY_TEACHER"            # name = module:ROW
 
-Our own rows are plain data; a plug-in's is imported when its name is asked for, so that a broken one is named by the command that wants it
-and hinders no other. Two rows of one name are an error that names both, when that name is asked for: which one was meant would decide
-tokens in silence. Whoever installs a plug-in lets it run code here, as with any package; every machine of a cluster needs it.
+Our own rows are plain data; a plug-in's is imported when its name is looked up, so that a broken one fails the command that uses it and no
+other. Two rows of one name are an error that names both, when that name is looked up: picking one of them could silently change tokens.
+Whoever installs a plug-in lets it run code here, as with any package; every machine of a cluster needs it.
 """
 
 import sys
@@ -64,12 +64,12 @@ class Table(Mapping[str, Row], Generic[Row]):
         except (Exception, SystemExit) as error:
             raise BadInput(
                 f"the {self.kind} {entry.name!r} cannot be loaded from {describe(entry)}: {type(error).__name__}: {error}; "
-                "mend or uninstall that plug-in"
+                "repair or uninstall that plug-in"
             ) from error
         if not isinstance(row, self._row_type):
             raise BadInput(
                 f"the {self.kind} {entry.name!r} of {describe(entry)} is a {type(row).__name__}, expected a row of type "
-                f"{self._row_type.__module__}.{self._row_type.__name__}; mend or uninstall that plug-in"
+                f"{self._row_type.__module__}.{self._row_type.__name__}; repair or uninstall that plug-in"
             )
         return row
 
@@ -78,7 +78,7 @@ class Table(Mapping[str, Row], Generic[Row]):
         return sorted({entry_point.name for entry_point in self.entry_points()})
 
     def plugins(self) -> dict[str, str]:
-        """Return what plug-ins add: name → whose it is, or why it cannot be used."""
+        """Return what plug-ins add: name → the distribution that brings it, or why it cannot be used."""
         owners = {}
         for entry_point in self.entry_points():
             try:
@@ -90,6 +90,6 @@ class Table(Mapping[str, Row], Generic[Row]):
 
 
 def describe(entry: EntryPoint) -> str:
-    """Return who brings an entry point: distribution, version and object."""
+    """Return where an entry point comes from: distribution, version and object."""
     owner = "an unknown distribution" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
     return f"the plug-in {owner} ({entry.value})"

@@ -4,6 +4,7 @@
       identity.json       the digest over ids, contents, sizes and labels in order, and whether images are turned upright; the location of
                           the source; the sha256 of each part
       places/*.json       further locations of the same images (`locations`)
+      removed.bits        which images left the source, where any did (`versions`)
       index.parquet       a row an image, the first 1,048,576 images; index.1.parquet the next ones, and so on
 
 Every read of an image checks its sha256, so that an image edited after indexing is an error instead of other features. A part of the index
@@ -16,7 +17,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -35,9 +36,10 @@ from ..core.lru_cache import LruCache
 from ..core.selection import only_ids
 from ..objects.content_addressed import parsing, read_identity_file
 from ..objects.objects import LocalObjects, Objects
-from ..sources.decode import Pixels, decode_image, image_size_hw
+from ..sources.decode import BadImage, Pixels, decode_image, image_size_hw
 from ..sources.locations import other_locations
 from ..sources.sources import read_bytes
+from .versions import REMOVED, REMOVED_BITS, Earlier, check_removed_bits, earlier_versions, removed_file
 
 ROW_GROUP = 16_384
 PART_IMAGES = 64 * ROW_GROUP
@@ -77,10 +79,13 @@ class ImageRow:
         return f"{self.id}\0{self.sha256.hex()}\0{self.height}\0{self.width}\0{self.label}\n".encode()
 
 
-def dataset_digest(content_hash: str, label_names: list[str], orientation: Orientation = "stored") -> str:
-    """Return a dataset's digest from the sha256 over its rows' `content`, its label names, and the orientation of its images."""
+def dataset_digest(
+    content_hash: str, label_names: list[str], orientation: Orientation = "stored", removed_sha256: str | None = None
+) -> str:
+    """Return a dataset's digest from the sha256 over its rows' `content`, its label names, how its images are turned, which are removed."""
     orientation_part = [] if orientation == "stored" else [f"\norientation {orientation}"]  # no label holds a line break
-    return hashlib.sha256("\0".join([content_hash, *label_names, *orientation_part]).encode()).hexdigest()
+    removed_part = [] if removed_sha256 is None else [f"\nremoved {removed_sha256}"]
+    return hashlib.sha256("\0".join([content_hash, *label_names, *orientation_part, *removed_part]).encode()).hexdigest()
 
 
 def part_name(number: int) -> str:
@@ -108,7 +113,9 @@ def parse_description(data: bytes, prefix: str) -> dict[str, Any]:
         orientation = described.get("orientation", "stored")  # what indexes of before mean
         if orientation not in get_args(Orientation):
             raise ValueError(f"an orientation of {orientation!r}")
-        if dataset_digest(described["content_sha256"], described["labels"], orientation) != described["digest"]:
+        earlier_versions(described)
+        removed = removed_file(described)
+        if dataset_digest(described["content_sha256"], described["labels"], orientation, removed and removed[1]) != described["digest"]:
             raise ValueError("its labels or contents are not those of its digest")
         texts = [described["source"], *described["labels"], *described["index_sha256"], *described["skipped"].values()]
         numbers = [described["images"], described.get("oriented", 0), *described.get("left_out", {}).values()]
@@ -144,10 +151,14 @@ class ImageDataset:
             self.has_targets = not described.get("without_targets", False)
             self.content_sha256: str = described["content_sha256"]
             self.index_sha256: list[str] = list(described["index_sha256"])
+            self.earlier: tuple[Earlier, ...] = earlier_versions(described)
+            self.removed_count: int = described["removed"]["images"] if "removed" in described else 0
+        self._described = described
         self.orientation = self.indexed  # how images are decoded; see `read_as`
         self._lock = ForkSafeLock()  # a Parquet file is read by one thread at a time
         self._parts: LruCache[int, pq.ParquetFile] = LruCache(_KEPT_PARTS)
         self._groups: LruCache[int, pa.Table] = LruCache(_KEPT_GROUPS)
+        self._removed: NDArray[np.int64] | None = None if self.removed_count else np.empty(0, np.int64)
 
     def _open_part(self, number: int) -> pq.ParquetFile:
         """Open a part of the index, after checking its sha256."""
@@ -183,6 +194,29 @@ class ImageDataset:
         return other
 
     @property
+    def version(self) -> int:
+        """Which version of its source this is, from 1 on."""
+        return len(self.earlier) + 1
+
+    def removed(self) -> NDArray[np.int64]:
+        """Return the numbers of the images that left the source, ascending; raise `CacheDamaged`."""
+        if self._removed is None:
+            where, (length, _) = f"{self._prefix}/{REMOVED_BITS}", removed_file(self._described) or (0, "")
+            try:
+                data = self._objects.read(where, length)
+            except FileNotFoundError as error:
+                raise CacheDamaged(f"{where} is missing; {self._way_out}") from error
+            check_removed_bits(data, self._described, where)
+            self._removed = np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8), count=self._count, bitorder="little"))
+        return self._removed
+
+    def is_removed(self, index: int) -> bool:
+        """Return whether an image left the source."""
+        removed = self.removed()
+        place = int(np.searchsorted(removed, index))
+        return place < len(removed) and int(removed[place]) == index
+
+    @property
     def sources(self) -> list[str]:
         """Every known location of the images: the one indexed first, then those of copies that were indexed."""
         return [self.source, *other_locations(self._objects, self.key)]
@@ -194,6 +228,10 @@ class ImageDataset:
         part, within = divmod(number, PART_IMAGES // ROW_GROUP)
         with self._lock, parsing(f"{self._prefix}/{part_name(part)}"):
             return self._parts.get_or_make(part, lambda: self._open_part(part)).read_row_group(within)
+
+    def groups(self) -> Iterator[pa.Table]:
+        """Yield all rows in order, 16,384 a table in `SCHEMA`."""
+        yield from map(self._group, range(-(-self._count // ROW_GROUP)))
 
     def _slice(self, start: int, stop: int, column: str) -> Any:
         if not 0 <= start <= stop <= self._count:
@@ -224,6 +262,9 @@ class ImageDataset:
         return np.stack(columns, axis=1).astype(np.int32)
 
     def _decoded_hw(self, index: int) -> tuple[int, int]:
+        if self.is_removed(index):  # nobody can say more of it than the index does
+            row = self.row(index)
+            return row.height, row.width
         return image_size_hw(self.read_image_bytes(index), where=self._where(index), orientation=self.orientation)
 
     def _where(self, index: int) -> str:
@@ -262,8 +303,13 @@ class ImageDataset:
         return chosen
 
     def read_image_bytes(self, index: int) -> bytes:
-        """Return the encoded bytes of one image, from any known location; raise `CacheMismatch` when none has them as indexed."""
+        """Return the encoded bytes of one image, from any known location.
+
+        Raise `CacheMismatch` when none has them as indexed, `BadImage` for an image that was removed from the source.
+        """
         row = self.row(index)
+        if self.is_removed(index):
+            raise BadImage(REMOVED)
         try:
             return self._bytes_at(self._location, row)
         except (CacheMismatch, StoreUnavailable):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .dataset import SCHEMA, ImageRow
 
 _BLOCK_ROWS = 16_384
+_LARGEST_GAP = 256  # between rows that are read together
 _FILE_SCHEMA = pa.schema([pa.field(field.name, pa.string() if field.name == "container" else field.type) for field in SCHEMA])
 
 
@@ -51,20 +52,40 @@ class IndexRows:
         self._writer.write_table(pa.table(columns, schema=_FILE_SCHEMA))
         self._block.clear()
 
-    def tables(self, rows: int, label_numbers: NDArray[np.int32]) -> Iterator[pa.Table]:
-        """Yield all rows in `SCHEMA`, `rows` a table, each label replaced by `label_numbers[label]`; no row may be added after this."""
+    def table(self) -> pa.Table:
+        """Return all rows, with labels numbered by order of appearance; no row may be added after this."""
         if self._table is None:
             self._flush()
             self._writer.close()
             self._table = pa.ipc.open_file(pa.memory_map(self._path)).read_all()
-        for start in range(0, self.count, rows):
-            part = self._table.slice(start, rows).combine_chunks()
+        return self._table
+
+    def tables(
+        self, rows: int, label_numbers: NDArray[np.int32], order: NDArray[np.int64] | None = None, behind: pa.Table | None = None
+    ) -> Iterator[pa.Table]:
+        """Yield all rows in `SCHEMA`, `rows` a table, each label replaced by `label_numbers[label]`.
+
+        With `order`, the rows of those numbers in this order; numbers beyond the last row are those of `behind`.
+        """
+        table = self.table() if behind is None else pa.concat_tables([self.table(), behind.cast(_FILE_SCHEMA)])
+        for start in range(0, self.count if order is None else len(order), rows):
+            part = table.slice(start, rows) if order is None else take(table, order[start : start + rows])
+            part = part.combine_chunks()
             numbers = pa.array(label_numbers[part.column("label").to_numpy()])
             kinds = part.column("container").combine_chunks().dictionary_encode()
             container = pa.DictionaryArray.from_arrays(kinds.indices.cast(pa.int8()), kinds.dictionary)
             part = part.set_column(part.schema.get_field_index("label"), "label", numbers)
             part = part.set_column(part.schema.get_field_index("container"), "container", container)
             yield part.cast(SCHEMA)
+
+
+def take(table: pa.Table, numbers: NDArray[np.int64]) -> pa.Table:
+    """Return some rows of a table in any order; those that lie close together are read together."""
+    gaps = np.diff(numbers)
+    cuts = np.flatnonzero((gaps < 1) | (gaps > _LARGEST_GAP)) + 1
+    runs = [run for run in np.split(numbers, cuts) if len(run)]
+    parts = [table.slice(int(run[0]), int(run[-1] - run[0]) + 1).combine_chunks().take(run - run[0]) for run in runs]
+    return pa.concat_tables(parts) if parts else table.slice(0, 0)
 
 
 def rows_of(table: pa.Table) -> Iterator[ImageRow]:

@@ -7,44 +7,42 @@ source with more is rarely the one that was meant. The same content found at ano
 (`locations`).
 """
 
+import contextlib
 import hashlib
-import io
 import re
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import partial
 from itertools import islice, product, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..core.choices import ORIENTATIONS, Orientation
-from ..core.errors import BadInput
+from ..core.errors import BadInput, CacheDamaged, EupeError
 from ..core.events import Event
 from ..core.identity import short
-from ..objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, check_name, parsing
-from ..objects.damaged_files import read_and_check, read_or_flaw, replace_verified
+from ..objects.content_addressed import MARKER, check_name
 from ..objects.objects import Objects
 from ..sources.decode import BadImage, image_header
 from ..sources.image_kinds import IMAGE_ENDINGS, ending_of, targets_among
-from ..sources.locations import add_location, canonical_source
+from ..sources.locations import canonical_source
 from ..sources.source_items import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, printable
 from ..sources.sources import list_files, open_source, walk
-from .dataset import PART_IMAGES, ROW_GROUP, ImageDataset, ImageRow, dataset_digest, pack_description, parse_description, part_name
-from .index_rows import IndexRows, rows_of
+from .dataset import ImageDataset, ImageRow
+from .growth import FinalRows, Walk, continued, keys_named, newest_versions, versions_named
+from .index_rows import IndexRows
 from .left_out import LeftOutCounts
+from .publishing import TARGETS, digests_of_rows, publish
 
 MAX_BAD_SHARE = 0.001
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _THREADS = 4
 _FILES_AHEAD = 2 * _THREADS  # files whose rows wait in memory for those before them
-_TARGETS = "targets of dense tasks (.seg.png, .depth.png and so on) beside their image; --dense-targets takes them as images"
 
 
 class Result(NamedTuple):
@@ -62,7 +60,7 @@ class _Index:
     rows: IndexRows
     labels: dict[str, int] = field(default_factory=dict)
     left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
-    oriented: int = 0
+    oriented_rows: "array[int]" = field(default_factory=lambda: array("q"))
     classes: ClassNames | None = None
 
     def add(self, result: Result) -> None:
@@ -73,7 +71,8 @@ class _Index:
         if not isinstance(item, ImageRow):
             self.left_out.add(item)
             return
-        self.oriented += is_oriented
+        if is_oriented:
+            self.oriented_rows.append(self.rows.count)
         number = -1 if label is None else self.labels.setdefault(label, len(self.labels))
         self.rows.add(ImageRow(**{**item.__dict__, "label": number}))
 
@@ -99,6 +98,15 @@ class _Index:
         """The first few that were left out, and why."""
         named = "; ".join(f"{name}: {reason}" for name, reason in islice(self.left_out.first_broken.items(), 5))
         return named + ("; …" if self.left_out.broken > 5 else "")
+
+    def as_walked(self) -> FinalRows:
+        """Return the rows of a dataset that continues none."""
+        names, numbers = self.final_labels()
+        return FinalRows(names, numbers, len(self.oriented_rows))
+
+    def walk(self, source: str, orientation: Orientation) -> Walk:
+        """Return what is compared with earlier versions."""
+        return Walk(source, self.rows, self.labels, self.final_labels()[0], np.array(self.oriented_rows, np.int64), orientation)
 
     def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
         """Return the label names in final order, and the final number of each label by order of appearance, with −1 appended.
@@ -156,7 +164,7 @@ def _resolve_targets(result: Result, tar_end: TarEnd) -> Result:
     if isinstance(item, (LeftOut, ClassNames)):
         return result
     name = item.id if isinstance(item, ImageRow) else item.name
-    return Result(LeftOut(name, _TARGETS)) if name in tar_end.targets else result._replace(label=tar_end.labels.get(name, result.label))
+    return Result(LeftOut(name, TARGETS)) if name in tar_end.targets else result._replace(label=tar_end.labels.get(name, result.label))
 
 
 def walk_source(url: str, dense_targets: bool = False, orientation: Orientation = "stored") -> Iterator[tuple[list[Result], int, int]]:
@@ -170,7 +178,7 @@ def walk_source(url: str, dense_targets: bool = False, orientation: Orientation 
 
     def examine(path: str) -> list[Result]:
         if path in targets:
-            return [Result(LeftOut(printable(path), _TARGETS))]
+            return [Result(LeftOut(printable(path), TARGETS))]
         return _results(filesystem, root, path, dense_targets, orientation)
 
     pool = ThreadPoolExecutor(_THREADS)
@@ -193,10 +201,12 @@ def build_index(
     max_bad_share: float = MAX_BAD_SHARE,
     dense_targets: bool = False,
     orientation: Orientation = "upright",
+    allow_removed: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> ImageDataset:
     """Index `source` as `name`; equal content gives the same dataset. Raise `BadInput` for an empty or broken source.
 
+    A source that grew gives the next version of its dataset (`growth`); one that lost images is refused, unless `allow_removed`.
     Images are turned upright, or taken as stored; where none carries an orientation the two give one dataset. Files such as `1.seg.png`
     beside `1.jpg` are no training images, unless `dense_targets` takes them. A damaged identity or index of an existing dataset is
     repaired.
@@ -207,12 +217,44 @@ def build_index(
         index = _collect_rows(rows, source, name, dense_targets, orientation, on_event)
         _check_bad_share(index, source, max_bad_share)
         _report_left_out(index, name, on_event)
-        _report_orientation(index.oriented, name, orientation, on_event)
-        dataset = ImageDataset(objects, _publish(objects, source, name, index, orientation))
+        _report_orientation(len(index.oriented_rows), name, orientation, on_event)
+        final = _final_rows(objects, source, name, index, orientation, allow_removed)
+        dataset = ImageDataset(objects, publish(objects, source, name, rows, index.left_out, orientation, final))
         # Of this walk: where the dataset stood already, others may have been left out then, or nobody counted.
-        dataset.oriented = index.oriented
+        dataset.oriented = final.oriented
         dataset.skipped, dataset.left_out = index.left_out.first, dict(index.left_out.counts)
         return dataset
+
+
+def _final_rows(objects: Objects, source: str, name: str, index: _Index, orientation: Orientation, allow_removed: bool) -> FinalRows:
+    """Return the rows as they were walked where they are a known dataset or a new one, else as they continue the newest version.
+
+    Where that one is damaged and the walk still has its images, they are its rows: writing them puts it right.
+    """
+    as_walked, datasets = index.as_walked(), versions_named(objects, name)
+    newest, walked_key = newest_versions(datasets), _key_of(name, index, orientation, as_walked)
+    places = {canonical_source(place) for dataset in newest if dataset.key != walked_key for place in dataset.sources}
+    is_older = any(dataset.key == walked_key for dataset in datasets) and walked_key not in [dataset.key for dataset in newest]
+    if objects.names(f"datasets/{walked_key}") and not (is_older and source in places):
+        return as_walked  # also a damaged one, which is repaired
+    unreadable = set(keys_named(objects, name)) - {dataset.key for dataset in datasets}
+    damage: CacheDamaged | None = None
+    if not unreadable:
+        try:
+            return continued(newest, index.walk(source, orientation), allow_removed) or as_walked
+        except CacheDamaged as error:
+            damage = error
+    wanted = unreadable | {dataset.key for dataset in newest if damage}
+    for final in _possible_rows(objects, source, name, index, orientation):
+        if _key_of(name, index, orientation, final) in wanted:
+            return final
+    if damage is not None:
+        raise damage
+    return continued(newest, index.walk(source, orientation), allow_removed) or as_walked
+
+
+def _key_of(name: str, index: _Index, orientation: Orientation, final: FinalRows) -> str:
+    return f"{name}@{short(digests_of_rows(index.rows, orientation, final)[1])}"
 
 
 def _report_left_out(index: _Index, name: str, on_event: Callable[[Event], None]) -> None:
@@ -236,14 +278,26 @@ def restore_index(objects: Objects, key: str, source: str, on_event: Callable[[E
         dense_targets, orientation = readings.pop(0)
         with IndexRows() as rows:
             index = _collect_rows(rows, source, name, dense_targets, orientation, on_event)
-            if rows.count and f"{name}@{short(_digests(index, orientation)[1])}" == key:
-                _publish(objects, source, name, index, orientation)
-                return True
-            if not dense_targets and _TARGETS not in index.left_out.counts:
+            for final in _possible_rows(objects, source, name, index, orientation):
+                if _key_of(name, index, orientation, final) == key:
+                    publish(objects, source, name, rows, index.left_out, orientation, final)
+                    return True
+            if not dense_targets and TARGETS not in index.left_out.counts:
                 readings = [reading for reading in readings if not reading[0]]
-            if not index.oriented:
+            if not index.oriented_rows:
                 readings = [reading for reading in readings if reading[0] != dense_targets]
     return False
+
+
+def _possible_rows(objects: Objects, source: str, name: str, index: _Index, orientation: Orientation) -> Iterator[FinalRows]:
+    """Yield the rows that a damaged dataset may have had: as walked, and as they continue each whole dataset of its name."""
+    if not index.rows.count:
+        return
+    yield index.as_walked()
+    for whole in versions_named(objects, name):
+        with contextlib.suppress(EupeError):
+            if (final := continued([whole], index.walk(source, orientation), allow_removed=True)) is not None:
+                yield final
 
 
 def _collect_rows(
@@ -280,93 +334,3 @@ def _check_bad_share(index: _Index, source: str, max_bad_share: float) -> None:
             f"{broken} of {seen} samples in {source} are not usable images, more than the limit of {max_bad_share:.2%} "
             f"({index.first_skipped}); mend the source or raise --max-bad-share"
         )
-
-
-def _digests(index: _Index, orientation: Orientation) -> tuple[str, str]:
-    """Return the sha256 of the contents and the digest of the dataset."""
-    labels, numbers = index.final_labels()
-    hasher = hashlib.sha256()
-    for table in index.rows.tables(ROW_GROUP, numbers):
-        for row in rows_of(table):
-            hasher.update(row.content())
-    content = hasher.hexdigest()
-    # With nothing to turn, both readings are one, and older indexes are that one.
-    return content, dataset_digest(content, labels, orientation if index.oriented else "stored")
-
-
-def _publish(objects: Objects, source: str, name: str, index: _Index, orientation: Orientation) -> str:
-    content_sha256, full_digest = _digests(index, orientation)
-    labels, numbers = index.final_labels()
-    key = f"{name}@{short(full_digest)}"
-    where = f"datasets/{key}/identity.json"
-    data, flaw = read_and_check(objects, where, partial(parse_description, prefix=f"datasets/{key}"), MAX_IDENTITY_BYTES)
-    if data is not None and not flaw:
-        described = parse_description(data, f"datasets/{key}")
-        _repair_parts(objects, key, described, index.rows.tables(PART_IMAGES, numbers))
-        add_location(objects, key, source, index.rows.tables(PART_IMAGES, numbers))
-        return key
-    # The index goes first: a dataset exists when its identity does.
-    parts = [_publish_part(objects, key, table, number) for number, table in enumerate(index.rows.tables(PART_IMAGES, numbers))]
-    described = {
-        "kind": "dataset",
-        "digest": full_digest,
-        "source": source,
-        "images": index.rows.count,
-        "labels": labels,
-        "skipped": index.left_out.first,
-        "content_sha256": content_sha256,
-        "index_sha256": parts,
-    }
-    if index.oriented:
-        described |= {"orientation": orientation, "oriented": index.oriented}
-    if index.left_out.counts:
-        described["left_out"] = dict(index.left_out.counts)
-    if _TARGETS in index.left_out.counts:
-        described["without_targets"] = True
-    if not objects.create(where, [pack_description(described)]) and flaw:
-        replace_verified(objects, where, pack_description(described))
-    return key
-
-
-def _part_bytes(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=ROW_GROUP, write_page_checksum=True)
-    return buffer.getvalue()
-
-
-def _publish_part(objects: Objects, key: str, table: pa.Table, number: int) -> str:
-    """Write one part of the index; return the sha256 of the stored file, ours or an equal one that a killed run left.
-
-    The dataset has no identity that would vouch for another file, and its digest is that of our rows: what differs from them is replaced.
-    """
-    content, where = _part_bytes(table), f"datasets/{key}/{part_name(number)}"
-    if objects.create(where, [content]):
-        return hashlib.sha256(content).hexdigest()
-    existing, flaw = read_and_check(objects, where, partial(_refuse_other_rows, table=table, where=where))
-    if existing is None or flaw:
-        replace_verified(objects, where, content)
-        existing = content
-    return hashlib.sha256(existing).hexdigest()
-
-
-def _refuse_other_rows(data: bytes, table: pa.Table, where: str) -> None:
-    with parsing(where):
-        if not pq.read_table(io.BytesIO(data)).equals(table):
-            raise ValueError("it has other rows")
-
-
-def _repair_parts(objects: Objects, key: str, described: dict[str, Any], tables: Iterator[pa.Table]) -> None:
-    """Rewrite damaged parts of an existing dataset, from the rows that its digest covers.
-
-    Another version of Arrow may write the same rows in other bytes: the identity, written last, then names those.
-    """
-    sha256s = list(described["index_sha256"])
-    for number, table in enumerate(tables):
-        where = f"datasets/{key}/{part_name(number)}"
-        existing, flaw = read_or_flaw(objects, where)
-        if existing is None or flaw or hashlib.sha256(existing).hexdigest() != described["index_sha256"][number]:
-            content = _part_bytes(table)
-            replace_verified(objects, where, content)
-            sha256s[number] = hashlib.sha256(content).hexdigest()
-    if sha256s != described["index_sha256"]:
-        replace_verified(objects, f"datasets/{key}/identity.json", pack_description({**described, "index_sha256": sha256s}))

@@ -45,7 +45,7 @@ def to_bits(stays_N: NDArray[np.bool_]) -> bytes:
 
 
 def bits_file(identity: Mapping[str, Any]) -> tuple[int, str]:
-    """Length and sha256 of the file that an identity describes; raise KeyError, TypeError or ValueError for another thing's."""
+    """Return length and sha256 of the file that an identity describes; raise KeyError, TypeError or ValueError for another thing's."""
     images, kept = int(identity["images"]), int(identity["kept"])
     if identity["format"] != _FORMAT or not 0 < kept <= images:
         raise ValueError("it describes no subset that this version knows")
@@ -98,12 +98,12 @@ class ImageSubset:
         return np.flatnonzero(self.mask()).astype(np.int64)
 
     def left_out(self) -> NDArray[np.int64]:
-        """Return the numbers of the images that do not, ascending."""
+        """Return the numbers of the images that do not stay, ascending."""
         return np.flatnonzero(~self.mask()).astype(np.int64)
 
     @property
     def way_out(self) -> str:
-        """What to do when its bits are lost."""
+        """The command that writes its bits again."""
         return f"the same `eupe-pipeline features curate … --name {self.name}` writes it again ({self.identity['chosen_by']})"
 
 

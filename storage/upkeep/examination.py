@@ -29,40 +29,40 @@ def examine(examiner: Examiner, key: str | None = None) -> dict[str, FeatureRead
     """Examine the store, or what the feature set `key` needs of it; return the feature sets that can be opened."""
     _examine_marker(examiner)
     store, views = examiner.store, dict[str, ViewSet]()
-    identities = {one: _examine_features_identity(examiner, one) for one in ([key] if key is not None else store.list_features())}
+    identities = {name: _examine_features_identity(examiner, name) for name in ([key] if key is not None else store.list_features())}
     views_digest = None if key is None or identities[key] is None else str((identities[key] or {}).get("views"))
-    view_keys = [one for one in store.list_view_sets() if views_digest is None or one.endswith(f"@{short(views_digest)}")]
+    view_keys = [name for name in store.list_view_sets() if views_digest is None or name.endswith(f"@{short(views_digest)}")]
     datasets = _examine_datasets(examiner, view_keys, key is not None)
     intact = {name: dataset for name, (dataset, _) in datasets.items() if dataset is not None}
     has_writers = _has_writers(examiner)
-    for one in view_keys:
-        view_set = _examine_views(examiner, one, intact)
+    for view_key in view_keys:
+        view_set = _examine_views(examiner, view_key, intact)
         if view_set is not None:
             views[view_set.digest] = view_set
             referenced = _ReferencedRecords(examiner, view_set)
             examine_group(examiner, view_set, datasets[view_set.dataset.key][1], referenced.digests, has_writers)
     readers = {}
-    for one, identity in identities.items():
+    for features_key, identity in identities.items():
         if identity is None:
             continue
         feature_views = views.get(str(identity.get("views")))
         if feature_views is None:
-            _report_missing_views(examiner, one, f"@{short(str(identity.get('views')))}")
+            _report_missing_views(examiner, features_key, f"@{short(str(identity.get('views')))}")
             continue
-        reader = examine_features(examiner, one, identity, feature_views)
+        reader = examine_features(examiner, features_key, identity, feature_views)
         if reader is not None:
-            readers[one] = reader
+            readers[features_key] = reader
             examine_group(examiner, reader, datasets[feature_views.dataset.key][1], lambda shard: set(), has_writers)
     if key is None:
-        for one in store.list_subsets():
-            examine_subset(examiner, one, {dataset.digest for dataset in intact.values()})
+        for subset_key in store.list_subsets():
+            examine_subset(examiner, subset_key, {dataset.digest for dataset in intact.values()})
         examine_strays(examiner)
     _examine_leases(examiner)
     return readers
 
 
 def _report_missing_views(examiner: Examiner, key: str, views_key: str) -> None:
-    if any(one.endswith(views_key) for one in examiner.store.list_view_sets()):
+    if any(view_key.endswith(views_key) for view_key in examiner.store.list_view_sets()):
         way_out = "the views first, as is said of them"
     else:
         way_out = "they are not in the store: run the same `eupe-pipeline extract-features` again that made the set, with the same options"
@@ -99,10 +99,10 @@ def _examine_views(examiner: Examiner, key: str, datasets: dict[str, ImageDatase
     identity = examine_identity(examiner, "views", key, lambda: lost_views(examiner, key, list(datasets.values())))
     if identity is None:
         return None
-    dataset = next((one for one in datasets.values() if one.digest == identity.get("dataset")), None)
+    dataset = next((candidate for candidate in datasets.values() if candidate.digest == identity.get("dataset")), None)
     if dataset is None:
         dataset_key = f"@{short(str(identity.get('dataset')))}"
-        if any(one.endswith(dataset_key) for one in examiner.store.list_datasets()):
+        if any(known.endswith(dataset_key) for known in examiner.store.list_datasets()):
             way_out = "the dataset first, as is said of it"
         else:
             again = examiner.command("index", "SOURCE", "--name", key.rpartition("@")[0])

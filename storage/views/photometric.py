@@ -1,10 +1,10 @@
 """Photometric distortion of views as numbers that are drawn once and stored: colour jitter, blur, solarisation.
 
 A row of `MODES` says who sees them: `none`, `teacher_same` (teacher and student see the same distorted view, as in the paper),
-`student_only` (the teacher sees the clean crop, the student learns to be indifferent). The names are the paper's, the values ours, from
-DINOv3's public recipe. A column is zero where nothing happens, so a row of zeros is an undistorted view. Applying them is
-`teachers.photometric`'s part; here is only what the numbers mean. Blur is measured in 1/256 of the view's side, so that one view looks
-alike at every input size.
+`student_only` (the teacher sees the clean crop, the student learns to be invariant). The names are the paper's, the values ours, from
+DINOv3's public recipe. A column is zero where nothing happens, so a row of zeros is an undistorted view.
+`teachers.encoders.photometric` applies them; this file says what the numbers mean. Blur is measured in 1/256 of the view's side, so that
+one view looks the same at every input size.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class PhotometricMode(NamedTuple):
     """Who sees the distortion of a set of views."""
 
     name: choices.PhotometricMode
-    """As the command line, recipes and identities have it."""
+    """As in the command line, recipes and identities."""
     seen_by_teacher: bool
     seen_by_student: bool
 
@@ -82,7 +82,7 @@ class Distortion:
         return cls(**pairs)
 
     def draw(self, uniforms: Sequence[float]) -> list[float]:
-        """Return one view's columns from `WORDS` values in [0, 1): three decide whether, five how much."""
+        """Return one view's columns from `WORDS` values in [0, 1): three decide which distortions apply, five how strongly."""
         jitter, blur, solarize, *amounts = uniforms
         row = [0.0] * STORED_COLUMNS
         if jitter < self.jitter_probability:

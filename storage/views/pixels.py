@@ -4,7 +4,7 @@ Everything that shows a recorded view to a model or a person gets its pixels her
 not the recorded one is refused, because tokens belong to the pixels that the teacher saw and to no others. Stored pixels serve when every
 input that is wanted has their size and interpolation; they are checked like tokens, and the images are not touched. The choice is a
 call's, all or nothing, and nothing falls back to another size. Both ways give the same bytes, undistorted: distortions are applied later,
-by whoever has torch. An image is decoded once for all its views that are asked for one after another.
+by whoever has torch. An image is decoded once for neighbouring rows of it.
 Axes: n views.
 """
 
@@ -31,7 +31,7 @@ class ReadableImages(Protocol):
 
     @property
     def key(self) -> str:
-        """What they are called in an error."""
+        """Name and digest, for error messages."""
 
     def row(self, index: int) -> ImageRow:
         """Return what is known of one image."""
@@ -45,19 +45,19 @@ class ReadableViews(Protocol):
 
     @property
     def key(self) -> str:
-        """What they are called in an error."""
+        """Name and digest, for error messages."""
 
     @property
     def spec(self) -> ViewSpec:
-        """How they were drawn; `pixels` says whether and at which input their pixels are stored."""
+        """The kind of views and its parameters; `pixels` says whether and at which input their pixels are stored."""
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """Number of recorded views, failed images included."""
 
     @property
     def dataset(self) -> ReadableImages:
-        """What they are views of."""
+        """The images that were cropped."""
 
     def images_of(self, rows: Int64s) -> Int64s:
         """Return the image of each row."""
@@ -78,7 +78,7 @@ class ReadableViews(Protocol):
 def are_stored(views: ReadableViews, inputs: Collection[Input]) -> bool:
     """Return whether the views' stored pixels serve all of these inputs; no input is served by none."""
     stored = views.spec.pixels
-    return bool(inputs) and stored is not None and all(one == stored.input for one in inputs)
+    return bool(inputs) and stored is not None and all(wanted == stored.input for wanted in inputs)
 
 
 def origin_of_pixels(views: ReadableViews, inputs: Collection[Input]) -> str:
@@ -86,11 +86,11 @@ def origin_of_pixels(views: ReadableViews, inputs: Collection[Input]) -> str:
     stored = views.spec.pixels
     if stored is None:
         return "the images"
-    named = f"the pixels stored with the views ({stored.size_px} px, {stored.interpolation})"
-    others = sorted({one for one in inputs if not are_stored(views, [one])})
+    stored_pixels = f"the pixels stored with the views ({stored.size_px} px, {stored.interpolation})"
+    others = sorted({wanted for wanted in inputs if not are_stored(views, [wanted])})
     if not others:
-        return named
-    return f"the images; {named} do not serve {', '.join(f'{size} px {kind}' for size, kind in others)}"
+        return stored_pixels
+    return f"the images; {stored_pixels} do not serve {', '.join(f'{size} px {kind}' for size, kind in others)}"
 
 
 def view_pixels(views: ReadableViews, rows: Int64s, wanted: Input) -> Pixels:
@@ -109,19 +109,19 @@ def fill_pixels(
     drawn_now: bool = False,
     failed: dict[str, str] | None = None,
 ) -> None:
-    """Put some rows, whose views are `recorded`, into each output; without outputs only compare them with their digests.
+    """Fill each output with the pixels of some rows, whose views are `recorded`; without outputs only compare digests.
 
     Views that are `drawn_now` have no digests yet: they are written into `recorded.digest`. Raise `CacheMismatch` for an image that gives
     other pixels than were recorded, and `BadImage` for one that cannot be decoded, or could not when its views were committed; with
-    `failed` such an image is noted there (id → reason) instead, and its places are left as they are.
+    `failed` such an image is noted there (id → reason) instead, and its rows of the outputs are not written.
     """
     if not drawn_now and are_stored(views, [wanted for wanted, _ in outputs]):
         _read_stored(views, rows, recorded, [out for _, out in outputs], failed)
         return
     images = views.images_of(rows).tolist()
-    for image, places in groupby(range(len(images)), key=images.__getitem__):
+    for image, positions in groupby(range(len(images)), key=images.__getitem__):
         try:
-            _cut_from_image(views, image, places, recorded, outputs, drawn_now)
+            _cut_from_image(views, image, positions, recorded, outputs, drawn_now)
         except BadImage as error:
             if failed is None:
                 raise
@@ -129,10 +129,10 @@ def fill_pixels(
 
 
 def _cut_from_image(
-    views: ReadableViews, image: int, places: Iterable[int], recorded: Views, outputs: Sequence[Output], drawn_now: bool
+    views: ReadableViews, image: int, positions: Iterable[int], recorded: Views, outputs: Sequence[Output], drawn_now: bool
 ) -> None:
     source: Pixels | None = None
-    for n in places:
+    for n in positions:
         if not drawn_now and not recorded.digest[n].any():
             raise BadImage(views.failure(image))
         source = views.dataset.read_image(image) if source is None else source
@@ -141,12 +141,12 @@ def _cut_from_image(
         if drawn_now:
             recorded.digest[n] = np.frombuffer(digest, np.uint8)
         elif digest != recorded.digest[n].tobytes():
-            raise _other_pixels(views, image)
+            raise _differing_pixels(views, image)
         for (size_px, interpolation), out in outputs:
             out[n] = resize(crop, bool(recorded.flip[n]), size_px, interpolation)
 
 
-def _other_pixels(views: ReadableViews, image: int) -> CacheMismatch:
+def _differing_pixels(views: ReadableViews, image: int) -> CacheMismatch:
     return CacheMismatch(
         f"image {views.dataset.row(image).id} of {views.dataset.key} decodes to other pixels than those of its recorded view (pixel digest "
         f"differs, {views.key}): another version of the image library? This is Pillow {PIL.__version__}; install the version that "

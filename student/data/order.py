@@ -169,6 +169,41 @@ class Order:
         return (mixed % np.uint64(self.views)).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class FixedRows:
+    """The order of a measurement: some rows, one after another, each once; a `BatchOrder` that `Stream` reads them by."""
+
+    image_N: Int64s
+    row_N: Int64s
+
+    @property
+    def epoch_length(self) -> int:
+        """How many rows there are."""
+        return len(self.row_N)
+
+    @property
+    def excluded(self) -> Int64s:
+        """Return none."""
+        return np.empty(0, np.int64)
+
+    def epoch_of(self, position: int) -> float:
+        """Return the share that has been read."""
+        return position / self.epoch_length
+
+    def ready(self, step: int, batch_size: int) -> bool:
+        """Return True: who chose the rows has looked."""
+        return True
+
+    def reach(self, batch_size: int) -> int:
+        """Return 0."""
+        return 0
+
+    def batch(self, step: int, batch_size: int, rank: int = 0, ranks: int = 1) -> BatchIndices:
+        """Return a batch; a rank has no part of its own. The number of the view is not known here."""
+        rows = slice(step * batch_size, (step + 1) * batch_size)
+        return BatchIndices(self.image_N[rows], np.zeros_like(self.row_N[rows]), self.row_N[rows])
+
+
 def passing_over(holes: Int64s, ranks: Int64s) -> Int64s:
     """Return the rank-th number that is not among `holes` (sorted, unique)."""
     before = holes - np.arange(len(holes), dtype=np.int64)

@@ -117,6 +117,11 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
         raise CacheDamaged(f"{path} cannot be read: {error}") from error
 
 
+def recorded_share(run: Path) -> float:
+    """Return the share of its images that a run held out, 0 where its record has none."""
+    return float(read_record(run, "recipe.json").get("recipe", {}).get("data", {}).get("hold_out", 0.0))
+
+
 def read_targets(run: Path) -> dict[str, Any]:
     """Return what a run was taught by: {teacher's name: {identity, …}}."""
     return dict(read_record(run, "identities.json").get("targets", {}))

@@ -51,6 +51,13 @@ _TASKS = {
         {"rmse": ("rmse", "RMSE (m)"), "abs_rel": ("abs_rel", "absolute relative error"),
          "delta1": ("delta1", "share within a factor of 1.25")},
     ),
+    "agreement": _Task(
+        "image-feature-extraction", "Image feature extraction", "agreement with the teachers",
+        {"agreement": ("cosine_similarity", "mean cosine of class and patch tokens"),
+         "cls_cosine": ("cosine_similarity", "mean cosine of class tokens"),
+         "patch_cosine": ("cosine_similarity", "mean cosine of patch tokens"),
+         "cls_cka": ("linear_cka", "linear CKA of class tokens"), "patch_cka": ("linear_cka", "linear CKA of patch tokens")},
+    ),
     "correspondence": _Task(
         "keypoint-matching", "Semantic correspondence", "nearest patch token",
         {"pck": ("pck", "PCK@0.1, mean over categories (%)"), "pck_of_all_keypoints": ("pck", "PCK@0.1, over keypoints (%)"),

@@ -38,6 +38,8 @@ LEGACY_VALUES = {  # how runs were trained before these keys existed; a record l
     "optimizer.decayed": "matrices",
 }
 
+ADDED_VALUES = {"data.hold_out": 0.0}  # of keys that came later, what every run of before did; a record leaves such a value out
+
 _MAXIMA = {"reader_threads": 1024}  # beyond, the threads of no machine suffice
 
 
@@ -203,12 +205,15 @@ class DataConfig:
     """Shards among which images are shuffled at a time with `order = "shards"` (ours)."""
     replace_failed: bool = False
     """Whether an image without tokens gives its place to the next of its batch instead of being left out: `train --follow` sets it."""
+    hold_out: float = 0.0
+    """Share of the images that is never drawn, chosen by their ids, for `train --evaluate agreement` (ours)."""
 
     def __post_init__(self) -> None:
         _check_choice("order of images", self.order, ORDERS)
         _check(1 <= self.window_shards < 2**31, "data.window_shards", self.window_shards, "at least 1")
         whole = not self.shares or abs(sum(self.shares.values()) - 1) < 1e-9
         _check(whole and all(share > 0 for share in self.shares.values()), "data.shares", dict(self.shares), "above 0, 1 together")
+        _check(0 <= self.hold_out < 1, "data.hold_out", self.hold_out, "0 or a share below 1, such as 0.01 for one percent")
 
 
 @dataclass(frozen=True)
@@ -289,7 +294,7 @@ class TrainRecipe:
         return {key: _to_plain(value) for key, value in vars(self).items()} | {"views": _to_plain(self.views.stated())}
 
     def decisive(self) -> dict[str, Any]:
-        """Return `to_dict` without `OPERATIONAL` and `LEGACY_VALUES`: equal for two runs that compute the same thing."""
+        """Return `to_dict` as `decisive` leaves it: equal for two runs that compute the same thing."""
         return decisive(self.to_dict())
 
     def as_recorded(self, decisive: Mapping[str, Any], origins: Mapping[str, str]) -> tuple["TrainRecipe", list[str]]:
@@ -317,12 +322,13 @@ def _to_plain(value: Any) -> Any:
 
 
 def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plain recipe without `OPERATIONAL` and `LEGACY_VALUES`; teachers are sorted, as their order means nothing."""
+    """Return a plain recipe without OPERATIONAL, LEGACY_VALUES and ADDED_VALUES; teachers are sorted, as their order means nothing."""
     kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plain.items()}
     kept.pop("views", None)  # the sets that were trained on have theirs in their identity
-    for dotted in (*OPERATIONAL, *LEGACY_VALUES):
+    left_out = LEGACY_VALUES | ADDED_VALUES
+    for dotted in (*OPERATIONAL, *left_out):
         table, key = dotted.split(".")
-        if key in kept[table] and kept[table][key] == LEGACY_VALUES.get(dotted, kept[table][key]):
+        if key in kept[table] and kept[table][key] == left_out.get(dotted, kept[table][key]):
             del kept[table][key]
     kept["teacher"]["names"] = sorted(kept["teacher"].get("names", ()))
     return kept

@@ -89,11 +89,21 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint with the highest evaluation of its own step, else with the lowest smoothed loss; the older of equals."""
+    """Return the checkpoint with the highest evaluation of its own step, else with the lowest smoothed loss; the older of equals.
+
+    Where a run went on with another evaluation, only figures of the newest one compare.
+    """
     scores = {path: checkpoint_score(path) for path in list_checkpoints(folder)}
-    evaluated = {path: -float(score["evaluation"]) for path, score in scores.items() if score.get("evaluation") is not None}
+    with_figure = {path: score for path, score in scores.items() if score.get("evaluation") is not None}
+    newest = next((_evaluated_by(score) for score in reversed(with_figure.values())), None)
+    evaluated = {path: -float(score["evaluation"]) for path, score in with_figure.items() if _evaluated_by(score) == newest}
     ranked = evaluated or {path: float(score["loss"]) for path, score in scores.items() if "loss" in score}
     return min(ranked, key=lambda path: ranked[path], default=None)
+
+
+def _evaluated_by(score: Mapping[str, Any]) -> str:
+    """Return which evaluation a score is of; those of before they had names are kNN's."""
+    return str(score.get("evaluated_by", "knn"))
 
 
 def checkpoint_score(folder: Path) -> dict[str, Any]:

@@ -79,6 +79,8 @@ class Learner:
         self.last_metrics: Event = {}
         self.smoothed_loss = 0.0
         self._evaluated: tuple[int, float] | None = None
+        self.evaluated_by = "knn"
+        """Name of the evaluation that `evaluation` is of."""
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._last: dict[tuple[str, str], Tensor] = {}
 
@@ -97,12 +99,12 @@ class Learner:
 
     @property
     def evaluation(self) -> float | None:
-        """Return the evaluation of the current weights in percent, higher is better; None where this step was not evaluated."""
+        """Return the evaluation of the current weights, higher is better; None where this step was not evaluated."""
         return self._evaluated[1] if self._evaluated is not None and self._evaluated[0] == self.steps_done else None
 
     @evaluation.setter
-    def evaluation(self, percent: float | None) -> None:
-        self._evaluated = None if percent is None else (self.steps_done, percent)
+    def evaluation(self, figure: float | None) -> None:
+        self._evaluated = None if figure is None else (self.steps_done, figure)
 
     def resume(self) -> None:
         """Load the newest checkpoint when there is one, and open the metrics; raises `BadInput` when it is past the recipe's steps."""
@@ -114,6 +116,7 @@ class Learner:
             self.steps_done = checkpoint.step
             score = checkpoint_score(checkpoint.folder)
             self.smoothed_loss, self.evaluation = score.get("loss", 0.0), score.get("evaluation")
+            self.evaluated_by = score.get("evaluated_by", self.evaluated_by)
             self.last_metrics = next(
                 (line for line in read_metrics(self.folder.out) if line["step"] == self.steps_done and "loss" in line), {}
             )
@@ -193,7 +196,8 @@ class Learner:
 
     def save(self, metadata: Mapping[str, Any]) -> Path:
         """Write a checkpoint of the finished steps and return its folder; collective."""
-        score = {"loss": self.smoothed_loss, "evaluation": self.evaluation}
+        by = {} if self.evaluation is None else {"evaluated_by": self.evaluated_by}
+        score = {"loss": self.smoothed_loss, "evaluation": self.evaluation, **by}
         return save_checkpoint(
             self.folder.checkpoints, self.steps_done, self.student, self.optimizer,
             {"recipe": self.recipe.to_dict(), "score": score, "teachers": self.student.teacher_names, **metadata},

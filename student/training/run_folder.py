@@ -29,11 +29,13 @@ from torch import Tensor
 from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.identity import differing_fields, json_bytes
 from ...storage.objects.atomic_files import make_folder, replace_folder, translate_os_errors, write_atomically
+from ...teachers.encoders.build import build_encoder
+from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.runtime.devices import Choice
 from ..model.ranks import ALONE, Ranks
 from ..model.recipe import TrainRecipe, decisive
 from ..model.sharding import full_cpu_tensors
-from ..model.student import Student
+from ..model.student import Student, TargetSpec
 from ..model.view_config import ViewsConfig
 from .checkpoint import latest_checkpoint, list_checkpoints
 from .metrics import Metrics, read_metrics
@@ -198,6 +200,21 @@ def read_adapters(model: Path) -> dict[str, dict[str, Tensor]]:
         name = owner if record.get("format") == _BY_TEACHER else record["order"][int(owner)]
         adapters[name][".".join(rest)] = tensor
     return adapters
+
+
+def load_student(run: Path) -> Student:
+    """Return the student of a finished run (or of a part of one) with its adapters, in eval mode, on the CPU; raises as `load_model`."""
+    record, teachers = _read_json(run / "model" / "model.json"), _read_json(run / "model" / "adapters.json")["teachers"]
+    shapes = {name: described["shapes"] for name, described in teachers.items()}
+    specs = {name: TargetSpec(_rows(of, "cls.3.weight"), of["patch.3.weight"][0], (1, 1)) for name, of in shapes.items()}  # of any grid
+    student = Student(build_encoder(record["architecture"]), next(iter(shapes.values()))["patch.0.weight"][0], specs)
+    load_model(student, run, {name: described["statistics"] for name, described in teachers.items()})
+    student.encoder.preprocessing = Preprocessing.from_dict(record["preprocessing"])
+    return student.eval()
+
+
+def _rows(shapes: Mapping[str, list[int]], name: str) -> int | None:
+    return shapes[name][0] if name in shapes else None
 
 
 def load_model(student: Student, run: Path, targets: Mapping[str, Any]) -> None:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def _any_size(encoder: "Encoder", size_px: int, grid: tuple[int, int]) -> None:
-    """Refuse no input size that the stride divides."""
+    """Accept every input size that the stride divides."""
 
 
 class StudentFamily(NamedTuple):
-    """A row of the table: everything that is done by family."""
+    """A row of the table: everything that depends on the family."""
 
     read: Callable[[str, Mapping[str, Any]], Options]
     """A name and the options to change → all options, checked, JSON-able, with the family as `name`; raises `BadInput`."""
@@ -44,7 +44,7 @@ def options_over(defaults: Options, check: Callable[[Options], Options], name: s
     return check({**defaults, **{key: list(value) if isinstance(value, tuple) else value for key, value in changes.items()}})
 
 
-def _named(check: Callable[[Options], Options], name: str, changes: Mapping[str, Any]) -> Options:
+def _read_ours(check: Callable[[Options], Options], name: str, changes: Mapping[str, Any]) -> Options:
     return options_over(ARCHITECTURES[name], check, name, changes)
 
 
@@ -80,10 +80,10 @@ def _try_timm(encoder: "Encoder", size_px: int, grid: tuple[int, int]) -> None:
 
 ROWS: dict[str, StudentFamily] = {
     "vit": StudentFamily(
-        partial(_named, checked_vit), lambda full: Facts(full["width"], full["patch_px"], "class token"), _build_vit
+        partial(_read_ours, checked_vit), lambda full: Facts(full["width"], full["patch_px"], "class token"), _build_vit
     ),
     "convnext": StudentFamily(
-        partial(_named, checked_convnext), lambda full: Facts(full["widths"][-1], CONVNEXT_STRIDE_PX, "normed mean of patch tokens"),
+        partial(_read_ours, checked_convnext), lambda full: Facts(full["widths"][-1], CONVNEXT_STRIDE_PX, "normed mean of patch tokens"),
         _build_convnext,
     ),
     TIMM_STUDENT: StudentFamily(

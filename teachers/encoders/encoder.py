@@ -55,11 +55,11 @@ class Encoder(nn.Module):
         return height_px // stride, width_px // stride
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """Return the family's own forward."""
+        """Return the tokens of a batch, by the family's own forward."""
         raise NotImplementedError
 
     def forward(self, pixels_BCHW: Tensor) -> Tokens:
-        """Tokens of a batch; raise BadInput on sides that the stride does not divide."""
+        """Return the tokens of a batch; raise BadInput on sides that the stride does not divide."""
         return self.tokens(pixels_BCHW, self.grid(*pixels_BCHW.shape[-2:]))
 
 
@@ -85,10 +85,10 @@ class EupeVit(Eva):  # type: ignore[misc] # timm is untyped
         """Leave the weights as they were drawn."""
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Tokens (B, N, D) after the norm."""
+        """Return tokens (B, N, D) after the norm."""
         if not (self.training and self.draws_in_each_block):
-            found: Tensor = super().forward_features(x, attn_mask, is_causal)
-            return found
+            tokens_BND: Tensor = super().forward_features(x, attn_mask, is_causal)
+            return tokens_BND
         x_BHWD = self.patch_embed(x)
         x_BND, rope = self._pos_embed(x_BHWD)  # the first block's draw
         x_BND = self.norm_pre(x_BND)

@@ -1,10 +1,10 @@
-"""A teacher that a user brings: a torch module, and what it says of itself.
+"""A teacher of the user's own: a torch module, and the description of its input and output.
 
     def build(weights: Path | None) -> OwnTeacher:
         return OwnTeacher(MyNet(weights), name="my-net", size_px=224, stride_px=16, cls="class token")
 
 The module takes normalised float pixels (B, 3, h, w) and gives (cls, patch), as `Tokens` or as a plain tuple: `cls` (B, D') float or None,
-`patch` (B, h / stride, w / stride, D), a grid and not a sequence. Nothing that it says is believed: shapes are checked at every forward.
+`patch` (B, h / stride, w / stride, D), a grid and not a sequence. The description is not trusted: shapes are checked at every forward.
 Axes: B images, H and W grid, D channels.
 """
 
@@ -23,7 +23,7 @@ from .tokens import Tokens
 
 @dataclass(frozen=True)
 class OwnTeacher:
-    """What a FILE.py:FUNCTION returns; raises `BadInput` on a value that cannot be."""
+    """What a FILE.py:FUNCTION returns; raises `BadInput` on an invalid value."""
 
     module: nn.Module
     """Normalised float pixels (B, 3, h, w) → (cls (B, D') or None, patch (B, h / stride_px, w / stride_px, D))."""
@@ -64,7 +64,7 @@ class OwnTeacher:
 
 
 def _triple(what: str, values: Any) -> Triple:
-    """Three floats, from any three numbers: an int and a float of one value are one identity."""
+    """Return three floats from any three numbers: an int and a float of one value are one identity."""
     try:
         red, green, blue = (float(value) for value in values)
     except (TypeError, ValueError) as error:
@@ -77,32 +77,32 @@ class OwnEncoder(Encoder):
 
     def __init__(self, own: OwnTeacher, architecture: Options, width: int = 0) -> None:
         super().__init__(own.module, architecture, width=width, stride_px=own.stride_px, cls=own.cls, prep=own.preprocessing)
-        self.whereabouts = nn.Parameter(torch.zeros(()), requires_grad=False)  # a module without parameters is somewhere, too
+        self.on_device = nn.Parameter(torch.zeros(()), requires_grad=False)  # says the device of a module without parameters
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D') or None, patch (B, H, W, D); raise `BadInput` for anything else."""
-        found = self.backbone(pixels_BCHW.contiguous())  # ours are channels-last, which a `view` would refuse
-        if not isinstance(found, tuple | list) or len(found) != 2:
-            raise BadInput(f"the module gives {_shown(found)}, expected (cls, patch): a tensor or None, and the grid of patch tokens")
-        cls_BD, patch_BHWD = found
+        output = self.backbone(pixels_BCHW.contiguous())  # ours are channels-last, which a `view` would refuse
+        if not isinstance(output, tuple | list) or len(output) != 2:
+            raise BadInput(f"the module gives {_describe(output)}, expected (cls, patch): a tensor or None, and the grid of patch tokens")
+        cls_BD, patch_BHWD = output
         _check(patch_BHWD, (len(pixels_BCHW), *grid, self.width or None), "patch tokens (B, rows, columns, D)")
         if self.cls == "none":
             if cls_BD is not None:
-                raise BadInput(f'cls = "none" says that there is no class token, and the module gives {_shown(cls_BD)}')
+                raise BadInput(f'cls = "none" says that there is no class token, and the module gives {_describe(cls_BD)}')
             return Tokens(None, patch_BHWD)
         _check(cls_BD, (len(pixels_BCHW), None), f'a class token (B, D), since cls = "{self.cls}"')
         return Tokens(cls_BD, patch_BHWD)
 
 
-def _check(found: Any, shape: tuple[int | None, ...], what: str) -> None:
-    """Raise `BadInput` unless it is a float tensor of a shape; None is any length."""
-    fits = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == len(shape)
-    if not fits or any(want not in (None, got) for want, got in zip(shape, found.shape, strict=True)):
+def _check(output: Any, shape: tuple[int | None, ...], what: str) -> None:
+    """Raise `BadInput` unless the output is a float tensor of a shape; None is any length."""
+    fits = isinstance(output, Tensor) and output.is_floating_point() and output.ndim == len(shape)
+    if not fits or any(want not in (None, got) for want, got in zip(shape, output.shape, strict=True)):
         wanted = "×".join("D" if side is None else str(side) for side in shape)
-        raise BadInput(f"the module gives {_shown(found)}, expected {what} of shape {wanted}, float")
+        raise BadInput(f"the module gives {_describe(output)}, expected {what} of shape {wanted}, float")
 
 
-def _shown(found: Any) -> str:
-    if isinstance(found, Tensor):
-        return f"a tensor of shape {'×'.join(map(str, found.shape)) or 'none'} and {found.dtype}"
-    return f"{type(found).__name__} of {len(found)}" if isinstance(found, tuple | list) else type(found).__name__
+def _describe(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {'×'.join(map(str, output.shape)) or 'none'} and {output.dtype}"
+    return f"{type(output).__name__} of {len(output)}" if isinstance(output, tuple | list) else type(output).__name__

@@ -5,7 +5,7 @@ every trainable parameter has a gradient. A ViT's tokens have passed its norm; t
 tokens where it has none, and further prefix tokens (registers, the distillation token of a DeiT) are left out. A ConvNeXt's are
 those of EUPE's ConvNeXts, by its own norm, of whatever kind; where it norms the map before pooling, cls is the mean of that.
 Refused by name are other families, models with batch norm (its statistics differ between ranks, and no moving average holds them)
-and grids of unequal strides. The record of a run holds what was found of the model, and is compared when it is read: another timm
+and grids of unequal strides. The record of a run holds the shape of the model, and is compared when it is read: another timm
 with another model of that name is an error.
 """
 
@@ -76,17 +76,17 @@ def _kind_of(backbone: Any) -> type[Encoder]:
     return ConvNextEncoder if isinstance(getattr(backbone.head, "norm", None), nn.LayerNorm) else OtherConvNextEncoder
 
 
-def timm_student(name: str, given: Mapping[str, Any]) -> Options:
-    """Return the canonical record of `timm:NAME`, or the given one when it is that; raise BadInput for another family and for options."""
-    model = str(given.get("model", "")) if name == TIMM_STUDENT else name.removeprefix("timm:")
-    found = dict(_inspect(model))
-    if name != TIMM_STUDENT and given:
-        raise BadInput(f"the student {name} takes no options, its shape is timm's: --set student.options={{}}; got {dict(given)}")
-    if name == TIMM_STUDENT and {"name": TIMM_STUDENT, **given} != found:
+def timm_student(name: str, options: Mapping[str, Any]) -> Options:
+    """Return the canonical record of `timm:NAME`, or of a record's own model; raise BadInput for another family and for other options."""
+    model = str(options.get("model", "")) if name == TIMM_STUDENT else name.removeprefix("timm:")
+    inspected = dict(_inspect(model))
+    if name != TIMM_STUDENT and options:
+        raise BadInput(f"the student {name} takes no options, its shape is timm's: --set student.options={{}}; got {dict(options)}")
+    if name == TIMM_STUDENT and {"name": TIMM_STUDENT, **options} != inspected:
         raise BadInput(
-            f"timm {timm.__version__} knows {model!r} as {found}, the record says {dict(given)}: install the timm it was trained with"
+            f"timm {timm.__version__} knows {model!r} as {inspected}, the record says {dict(options)}: install the timm it was trained with"
         )
-    return found
+    return inspected
 
 
 @lru_cache(maxsize=64)
@@ -123,12 +123,12 @@ def _create(model: str) -> nn.Module:
         raise BadInput(f"timm cannot build {model!r}: {error}") from error
     if not isinstance(backbone, VisionTransformer | Eva | ConvNeXt):
         raise BadInput(f"timm:{model} is a {type(backbone).__name__}; a student is a ViT (VisionTransformer, Eva) or a ConvNeXt")
-    if any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in backbone.modules()):
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
         raise BadInput(
             f"timm:{model} has batch norm, whose statistics differ between ranks and are in no moving average; choose a model without"
         )
-    found: nn.Module = backbone
-    return found
+    checked: nn.Module = backbone
+    return checked
 
 
 def try_size(encoder: Encoder, size_px: int, grid: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Eight images that never change, and what a teacher says of them: proof that two processes run the same teacher.
+"""Eight images that never change, and a teacher's tokens of them: proof that two processes run the same teacher.
 
 The images come from a counter-based generator's raw bits, so no library version or machine changes them. A record keeps the
 class token and two patch tokens (a corner and the middle, so that a transposed grid shows). Tokens are compared by cosine,
@@ -22,7 +22,7 @@ Features = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
 def canary_images(n: int, size_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(n, size_px, size_px, 3) uint8: random blocks of colour, a pure function of the index and the size."""
+    """Return (n, size_px, size_px, 3) uint8: random blocks of colour, a pure function of the index and the size."""
     words = _COARSE * _COARSE * 3 // 8
     blocks = np.stack([np.random.Philox(key=index).random_raw(words).astype("<u8").view(np.uint8) for index in range(n)]).reshape(
         n, _COARSE, _COARSE, 3
@@ -32,7 +32,7 @@ def canary_images(n: int, size_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def canary(teacher: Teacher, n: int = IMAGES) -> Features:
-    """Tokens of the first `n` canary images: `cls` (n, D) unless there is none, `corner` and `middle` (n, D)."""
+    """Return the tokens of the first `n` canary images: `cls` (n, D) unless there is none, `corner` and `middle` (n, D)."""
     pixels_BHWC = torch.from_numpy(canary_images(n, teacher.spec.preprocessing.size_px))
     cls_BD, patch_BHWD = teacher(pixels_BHWC)
     rows, columns = patch_BHWD.shape[1:3]

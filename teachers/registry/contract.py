@@ -1,4 +1,4 @@
-"""What every teacher promises, as tests that a plug-in's package and the author of a FILE.py:FUNCTION can run, too.
+"""The contract of a teacher, as tests that a plug-in's package and the author of a FILE.py:FUNCTION can run, too.
 
     class TestMyTeacher(TeacherContract):
         def load(self) -> Teacher:
@@ -37,7 +37,7 @@ class TeacherContract:
         return self._loaded[type(self)]
 
     def pixels(self, count: int) -> torch.Tensor:
-        """uint8 (count, size, size, 3): the canary's pictures at the teacher's own size."""
+        """Return uint8 (count, size, size, 3): the canary's pictures at the teacher's own size."""
         return torch.from_numpy(canary_images(count, self.teacher.spec.preprocessing.size_px))
 
     def test_tokens_have_the_declared_shapes(self) -> None:
@@ -48,26 +48,25 @@ class TeacherContract:
 
     def test_tokens_are_fp32_finite_and_differ_between_pictures(self) -> None:
         """A constant teaches nothing, and a NaN would be refused image by image."""
-        tokens = [one for one in self.teacher(self.pixels(2)) if one is not None]
-        assert all(one.dtype == torch.float32 for one in tokens)
-        assert all(bool(torch.isfinite(one).all()) for one in tokens)
-        assert all(not torch.equal(one[0], one[1]) for one in tokens)
+        outputs = [tokens for tokens in self.teacher(self.pixels(2)) if tokens is not None]
+        assert all(tokens.dtype == torch.float32 for tokens in outputs)
+        assert all(bool(torch.isfinite(tokens).all()) for tokens in outputs)
+        assert all(not torch.equal(tokens[0], tokens[1]) for tokens in outputs)
 
     def test_two_forwards_agree_bit_by_bit(self) -> None:
         """Dropout, or a draw in the forward, would give each view other targets."""
         pixels = self.pixels(2)
-        for one, again in zip(self.teacher(pixels), self.teacher(pixels), strict=True):
-            assert (one is None) == (again is None)
-            assert one is None or again is None or torch.equal(one, again)
+        for first, second in zip(self.teacher(pixels), self.teacher(pixels), strict=True):
+            assert (first is None) == (second is None)
+            assert first is None or second is None or torch.equal(first, second)
 
     def test_a_picture_has_the_same_tokens_in_any_batch(self) -> None:
         """Batch statistics would make tokens depend on their neighbours; rounding may differ."""
         pixels = self.pixels(3)
-        together, alone = self.teacher(pixels), self.teacher(pixels[1:2])
-        for one, other in zip(together, alone, strict=True):
-            assert (one is None) == (other is None)
-            if one is not None and other is not None:
-                cosine = functional.cosine_similarity(one[1].flatten(), other[0].flatten(), dim=0).item()
+        for batched, alone in zip(self.teacher(pixels), self.teacher(pixels[1:2]), strict=True):
+            assert (batched is None) == (alone is None)
+            if batched is not None and alone is not None:
+                cosine = functional.cosine_similarity(batched[1].flatten(), alone[0].flatten(), dim=0).item()
                 assert cosine >= MIN_COSINE, f"cosine {cosine:.6f} between a picture in a batch of three and alone"
 
     def test_the_class_token_is_what_it_is_called(self) -> None:

@@ -12,10 +12,10 @@ from .spec import TeacherSpec
 
 def size_warning(spec: TeacherSpec) -> str | None:
     """Return a sentence on a PE teacher off its native input size; None for any other."""
-    found = re.match(r"vit_pe_\w+?_patch\d+_(?:\w+_)?(\d+)(?:\.|$)", str(spec.architecture.get("model", "")))
-    if found is None or spec.preprocessing.size_px == int(found[1]):
+    native = re.match(r"vit_pe_\w+?_patch\d+_(?:\w+_)?(\d+)(?:\.|$)", str(spec.architecture.get("model", "")))
+    if native is None or spec.preprocessing.size_px == int(native[1]):
         return None
     return (
-        f"{spec.name} at {spec.preprocessing.size_px} px is off PE's native {found[1]} px: timm resamples its positions otherwise than "
-        f"Meta's code, and tokens differ by 0.1 to 0.2; --teacher-size {spec.name}={found[1]} gives Meta's"
+        f"{spec.name} at {spec.preprocessing.size_px} px is off PE's native {native[1]} px: timm resamples its positions otherwise than "
+        f"Meta's code, and tokens differ by 0.1 to 0.2; --teacher-size {spec.name}={native[1]} gives Meta's"
     )

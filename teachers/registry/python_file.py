@@ -1,4 +1,4 @@
-"""A teacher of the user's own: `FILE.py:FUNCTION` is run and gives a module and what it says of itself (`encoders.own_encoder`).
+"""A teacher of the user's own: `FILE.py:FUNCTION` is run and returns a module with its description (`encoders.own_encoder`).
 
 Its identity is the sha256 of the source, the function's name, the sha256 of the weights, and the declared preprocessing: a changed source
 is another teacher, whose tokens go to another feature set. Without a weight file the weights are those of the module that the function
@@ -50,7 +50,7 @@ def python_file_at(name: str) -> str:
 
 
 def read_source(name: str) -> PythonSource:
-    """Return the file's bytes and the function's name, nothing run; raises `BadInput` for what is not FILE.py:FUNCTION or not there."""
+    """Return the file's bytes and the function's name, nothing run; raise `BadInput` for what is not FILE.py:FUNCTION or not there."""
     file, _, function = name.rpartition(":")
     if not file.endswith(".py") or not function.isidentifier():
         raise BadInput(f"{name!r} names no function of a Python file; {_EXAMPLE}")
@@ -62,14 +62,14 @@ def read_source(name: str) -> PythonSource:
 
 
 def source_sha256(source: PythonSource) -> str:
-    """Of the file's bytes."""
+    """Return the sha256 of the file's bytes."""
     return hashlib.sha256(source.code).hexdigest()
 
 
 def resolve_python_file(name: str, weights: Path | None, *, size_px: int | None, precision: str, constants: str) -> TeacherSpec:
-    """Run the function, give its module two pictures at the wanted size, and decide the teacher by what comes out.
+    """Run the function, give its module two pictures at the wanted size, and return the teacher that the tokens describe.
 
-    Raises `BadInput` for a file that cannot be imported, a function that is missing or fails, and tokens of another shape than declared,
+    Raise `BadInput` for a file that cannot be imported, a function that is missing or fails, and tokens of another shape than declared,
     or that are no numbers.
     """
     source = read_source(name)
@@ -95,15 +95,15 @@ def resolve_python_file(name: str, weights: Path | None, *, size_px: int | None,
 
 
 def load_python_file(spec: TeacherSpec) -> OwnEncoder:
-    """Run the function of a resolved teacher again; raises `BadInput` when source, weights or what is declared are not those any more."""
+    """Run the function of a resolved teacher again; raise `BadInput` when source, weights or declaration changed."""
     source, architecture = spec.source, spec.architecture
     assert source is not None
     if source_sha256(source) != architecture["source_sha256"]:
         raise BadInput(f"the source of teacher {spec.name} is not the one that was resolved; resolve the teacher again")
     weights = None if architecture["weights"] == _MODULES else spec.weights_path
-    if weights is not None and (found := _weights_sha256(weights, spec.name)) != spec.weights_sha256:
+    if weights is not None and (sha256 := _weights_sha256(weights, spec.name)) != spec.weights_sha256:
         raise BadInput(
-            f"the weights of {spec.name} changed since they were resolved: {weights} has sha256 {found[:12]}…, expected "
+            f"the weights of {spec.name} changed since they were resolved: {weights} has sha256 {sha256[:12]}…, expected "
             f"{spec.weights_sha256[:12]}…; resolve the teacher again, or put the former file back"
         )
     own = _called(source, weights)
@@ -130,7 +130,7 @@ def refuse_other_source(name: str, recorded: Mapping[str, Any]) -> None:
 
 
 def tensors_sha256(module: nn.Module) -> str:
-    """Of a module's parameters and buffers: name, type, shape and bytes of each, by name."""
+    """Return the sha256 of a module's parameters and buffers: name, type, shape and bytes of each, by name."""
     hasher = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if isinstance(tensor, Tensor):
@@ -141,7 +141,7 @@ def tensors_sha256(module: nn.Module) -> str:
 
 
 def _weights_sha256(weights: Path, name: str) -> str:
-    """Of the file, or of all files of a folder with their names."""
+    """Return the sha256 of the file, or of all files of a folder with their names."""
     if weights.is_file():
         return file_sha256(weights)
     if not weights.is_dir():
@@ -158,20 +158,20 @@ def _check_declared(name: str, own: OwnTeacher) -> None:
 
 
 def _tokens_of_two_pictures(name: str, own: OwnTeacher, prep: Preprocessing) -> Tokens:
-    """Tokens of the first two canary pictures at a size, checked; also of one alone, since a last batch may be one."""
+    """Return the tokens of the first two canary pictures at a size, checked; also of one alone, since a last batch may be one."""
     size_px, encoder = prep.size_px, OwnEncoder(own, {"name": PYTHON_FILE})
     for count in (1, 2):
         pixels_BCHW = prep.apply(torch.from_numpy(canary_images(count, size_px)))
         try:
             with torch.no_grad():
-                found: Tokens = encoder(pixels_BCHW)
+                tokens: Tokens = encoder(pixels_BCHW)
         except Exception as error:
-            said = _said(error, read_source(name).path)
-            raise BadInput(f"teacher {name} fails on pixels of {count}×3×{size_px}×{size_px}: {said}") from error
-    bad = [what for what, tokens in zip(("class token", "patch tokens"), found, strict=True) if tokens is not None and not _finite(tokens)]
+            reason = _one_line(error, read_source(name).path)
+            raise BadInput(f"teacher {name} fails on pixels of {count}×3×{size_px}×{size_px}: {reason}") from error
+    bad = [what for what, part in zip(("class token", "patch tokens"), tokens, strict=True) if part is not None and not _finite(part)]
     if bad:
         raise BadInput(f"teacher {name}: its {' and '.join(bad)} of a picture of noise are not finite (NaN or infinite)")
-    return found
+    return tokens
 
 
 def _finite(tokens: Tensor) -> bool:
@@ -191,7 +191,7 @@ def _called(source: PythonSource, weights: Path | None) -> OwnTeacher:
             torch.manual_seed(0)
             own = function(weights)
     except (Exception, SystemExit) as error:
-        raise BadInput(f"{where} fails with weights={weights}: {_said(error, source.path)}") from error
+        raise BadInput(f"{where} fails with weights={weights}: {_one_line(error, source.path)}") from error
     if not isinstance(own, OwnTeacher):
         raise BadInput(f"{where} returns a {type(own).__name__}, expected an OwnTeacher ({OwnTeacher.__module__})")
     own.module.to("cpu").eval().requires_grad_(False)
@@ -228,12 +228,12 @@ def _imported(source: PythonSource) -> ModuleType:
         spec.loader.exec_module(module)  # type: ignore[union-attr]
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        alone = "; the file travels alone, what it imports must be installed" if isinstance(error, ImportError) else ""
-        raise BadInput(f"{source.path} cannot be imported: {_said(error, source.path)}{alone}") from error
+        hint = "; the file travels alone, what it imports must be installed" if isinstance(error, ImportError) else ""
+        raise BadInput(f"{source.path} cannot be imported: {_one_line(error, source.path)}{hint}") from error
     return module
 
 
-def _said(error: BaseException, path: Path) -> str:
+def _one_line(error: BaseException, path: Path) -> str:
     """Return an error of the user's code in one line, with the last line of their file that it came through."""
     lines, step = [], error.__traceback__
     while step is not None:

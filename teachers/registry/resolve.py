@@ -32,7 +32,7 @@ from .table import TEACHERS, TeacherDefinition, timm_definition
 from .teacher import Teacher
 
 TIMM_PREFIX = "timm:"
-_OTHER_WORDS = (f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "FILE.py:FUNCTION", "the folder of a finished run")
+_OTHER_NAMES = (f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "FILE.py:FUNCTION", "the folder of a finished run")
 MODEL_FILE = Path("model") / "model.json"
 BACKBONE_FILE = Path("model") / "backbone.safetensors"
 
@@ -48,7 +48,7 @@ def resolve_teacher(
 ) -> TeacherSpec:
     """Decide a teacher: `weights` overrides where the file is (`hub:OWNER/NAME@COMMIT` fetches it), `size_px` the input size; hashes it.
 
-    A FILE.py:FUNCTION is run, and gives tokens of two pictures, before anything is believed of it.
+    A FILE.py:FUNCTION is run here, and its tokens of two pictures are checked.
 
     `constants="imagenet"` takes ImageNet's mean and std in the place of its own, as the paper does for all. Raises BadInput on an unknown
     name (listing the known), on missing weights (saying where to put which file), on a run without a finished model, and on a size that
@@ -77,14 +77,14 @@ def absolute_name(name_or_run: str) -> str:
     Workers run in other folders than the command.
     """
     prefix = HF_PREFIX if name_or_run.startswith(HF_PREFIX) else ""
-    place = Path(name_or_run.removeprefix(prefix)).expanduser()
-    if names_python_file(name_or_run) and not (place / MODEL_FILE).is_file():
+    path = Path(name_or_run.removeprefix(prefix)).expanduser()
+    if names_python_file(name_or_run) and not (path / MODEL_FILE).is_file():
         return python_file_at(name_or_run)
-    return f"{prefix}{place.absolute()}" if (place.is_dir() if prefix else (place / MODEL_FILE).is_file()) else name_or_run
+    return f"{prefix}{path.absolute()}" if (path.is_dir() if prefix else (path / MODEL_FILE).is_file()) else name_or_run
 
 
 def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teacher:
-    """Build, load strictly, freeze and move; raises BadInput when the file is not the one that was resolved."""
+    """Build, load strictly, freeze and move; raise BadInput when the file is not the one that was resolved."""
     if spec.weights_sha256 == RANDOM_WEIGHTS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -92,17 +92,17 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
     if spec.source is not None:
         return _frozen(spec, load_python_file(spec), device)
     path = _existing(spec.weights_path, spec.name, "the file that was resolved")
-    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as beside:  # it leaves the interpreter to the build
-        found = beside.submit(file_sha256, path)
+    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as hashing:  # it leaves the interpreter to the build
+        sha256 = hashing.submit(file_sha256, path)
         try:
             encoder = _loaded(spec)
         finally:  # a file that changed is the reason for whatever else was wrong with it
-            _refuse_changed(spec, found.result())
+            _refuse_changed(spec, sha256.result())
     return _frozen(spec, encoder, device)
 
 
 def _loaded(spec: TeacherSpec) -> Encoder:
-    """Built without random weights, and every one of them loaded."""
+    """Return the encoder, built without random weights and with every weight loaded."""
     if spec.architecture["name"] == "hf":
         return load_hf(spec.architecture, spec.weights_path)
     encoder = build_empty(lambda: _built(spec).eval())
@@ -128,10 +128,10 @@ def _built(spec: TeacherSpec) -> Encoder:
     raise BadInput(f"teacher {spec.name}: nothing here builds an architecture {kind!r}; install the plug-in that brings it on this machine")
 
 
-def _refuse_changed(spec: TeacherSpec, found: str) -> None:
-    if found != spec.weights_sha256:
+def _refuse_changed(spec: TeacherSpec, sha256: str) -> None:
+    if sha256 != spec.weights_sha256:
         raise BadInput(
-            f"the weights of {spec.name} changed since they were resolved: {spec.weights_path} has sha256 {found[:12]}…, "
+            f"the weights of {spec.name} changed since they were resolved: {spec.weights_path} has sha256 {sha256[:12]}…, "
             f"expected {spec.weights_sha256[:12]}…; resolve the teacher again, or put the former file back"
         )
 
@@ -160,7 +160,7 @@ def _resolve_named(name: str, weights: Path | None, precision: str, allow_random
             "`eupe-pipeline import-weights FILE --out RUN` (or train one), and give RUN as the teacher"
         )
     else:
-        raise unknown_name("teacher", name, [*TEACHERS, *_OTHER_WORDS])
+        raise unknown_name("teacher", name, [*TEACHERS, *_OTHER_NAMES])
     path = weights or weights_folder() / f"{definition.weights_name}.safetensors"
     architecture, stride_px, width = definition.architecture, definition.stride_px, definition.width
     at_random = allow_random and weights is None and not path.is_file()
@@ -170,22 +170,23 @@ def _resolve_named(name: str, weights: Path | None, precision: str, allow_random
     )  # fmt: skip
 
 
-def _resolve_hf(place: str, weights: Path | None, precision: str) -> TeacherSpec:
+def _resolve_hf(folder_or_repository: str, weights: Path | None, precision: str) -> TeacherSpec:
     if weights is not None:
         raise BadInput(f"the weights of a transformers model lie in its folder: give {HF_PREFIX}{weights.parent} instead of its --weights")
-    from_hub = not Path(place).is_dir() and is_repository(place)
-    folder = fetch(place, HF_FILES) if from_hub else Path(place)
+    from_hub = not Path(folder_or_repository).is_dir() and is_repository(folder_or_repository)
+    folder = fetch(folder_or_repository, HF_FILES) if from_hub else Path(folder_or_repository)
     architecture, prep, path = inspect_hf(folder)
     width: int = architecture["width"]
+    name = folder_or_repository.partition("@")[0].rpartition("/")[2] if from_hub else folder.resolve().name
     return _spec(
-        place.partition("@")[0].rpartition("/")[2] if from_hub else folder.resolve().name, architecture, path, prep,
+        name, architecture, path, prep,
         cls=architecture["cls"], cls_dim=width, width=width, stride_px=architecture["stride_px"], precision=precision,
     )  # fmt: skip
 
 
 def _timm_definition(model: str) -> TeacherDefinition:
-    found = inspect_timm(model)
-    return timm_definition(found.architecture, found.preprocessing, found.cls_dim)
+    inspected = inspect_timm(model)
+    return timm_definition(inspected.architecture, inspected.preprocessing, inspected.cls_dim)
 
 
 def _resolve_run(run: Path, weights: Path | None, precision: str) -> TeacherSpec:

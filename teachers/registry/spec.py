@@ -1,4 +1,4 @@
-"""One teacher, fully decided, before anything large is built: what a feature set's identity says about it.
+"""One teacher, fully specified before anything large is built: what a feature set's identity says about it.
 
 Cheap to make, small to send to a worker, equal when the tokens would be equal. The path and the display name are for
 people; the identity has the sha256 of the weight file's bytes instead, so that a renamed file is the same teacher and a
@@ -68,7 +68,7 @@ class TeacherSpec:
             raise BadInput(f"teacher {self.name}: precision must be one of {COMPUTE_PRECISIONS}, got {self.precision!r}")
 
     def identity(self) -> dict[str, Any]:
-        """JSON-able; everything that decides the tokens, and nothing else."""
+        """Return everything that decides the tokens, and nothing else, JSON-able."""
         return {
             "architecture": self.architecture,
             "weights_sha256": self.weights_sha256,

@@ -1,6 +1,6 @@
 """A frozen teacher: bytes of an image in, fp32 tokens out, and no way to train it by accident.
 
-Axes: B images, H and W rows and columns, D channels. It stays in eval mode whatever its owner does, no parameter asks for a gradient, and
+Axes: B images, H and W rows and columns, D channels. It stays in eval mode whatever is called on it, no parameter requires a gradient, and
 the forward runs under `no_grad` rather than `inference_mode`: a live target takes part in a loss, and autograd refuses to
 save inference tensors. bf16 is autocast, and fp32 switches an outer autocast off, so that the precision in the identity is
 the one that ran. Images are channels-last in memory, which on CPU gives convolutions 1.3 to 2 times the rate.
@@ -33,19 +33,19 @@ class Teacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Eval mode always: batch statistics and drop-path in a teacher would change the targets."""
+        """Stay in eval mode: batch statistics and drop-path in a teacher would change the targets."""
         return super().train(False)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.encoder.parameters()).device
 
     @torch.no_grad()
     def forward(self, pixels_BHWC: Tensor) -> Tokens:
-        """uint8 RGB (B, h, w, 3), already resized → fp32 Tokens on the teacher's device.
+        """Return fp32 Tokens, on the teacher's device, of uint8 RGB (B, h, w, 3) that is already resized.
 
-        Any sides that are multiples of the stride are taken; a cache wants `spec.preprocessing.size_px`. Raises BadInput
+        Any sides that are multiples of the stride are taken; a cache takes `spec.preprocessing.size_px`. Raises BadInput
         on other sides and on pixels that are not uint8.
         """
         if self._images is None:
@@ -62,7 +62,7 @@ class Teacher(nn.Module):
         return Tokens(None if cls_BD is None else cls_BD.float(), patch_BHWD.float().contiguous())
 
     def compile_encoder(self, images: int) -> None:
-        """From now on `torch.compile`'s kernels, made at the first forward for exactly so many images; fewer are filled up with black ones.
+        """Use `torch.compile`'s kernels from now on, made at the first forward for batches of `images`; smaller ones are padded with black.
 
         Fused kernels round otherwise, as another batch size does, so this is in no identity; a canary says whether the tokens are still the
         same. One shape only, because an open batch is slower and does not compile for every convolutional network. A model that cannot be

@@ -4,7 +4,7 @@
     open_clip       open_clip_config.json         open_clip_model.safetensors  tokenizer.json
 
 transformers builds its own towers, strictly loaded. open_clip is not a dependency: its standard tower (causal attention, the end token's
-place, a projection) is written out here and loaded strictly; a config that asks for more (another pooling, a tower of Hugging Face's) is
+position, a projection) is written out here and loaded strictly; a config that asks for more (another pooling, a tower of Hugging Face's) is
 refused. Texts are lower-cased, as every one of these models was trained. The image half keeps its last projection in the same files, so the
 tower has that too: a teacher whose class token comes before it (CLIP's, PE's attention pool) needs it to meet the texts. Axes: n texts, T
 tokens, D channels.
@@ -36,7 +36,7 @@ _TEXTS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class TextTower:
-    """Texts to one space, and the projection (out, in) that takes images of the same model there, where it has one."""
+    """Embeds texts, and has the projection (out, in) of the same model's images to their space, where there is one."""
 
     identity: dict[str, Any]
     """Digests of the weights and the tokenizer; never the path."""
@@ -47,12 +47,12 @@ class TextTower:
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
-        """(n, D) fp32 on the CPU, not normalised."""
+        """Return embeddings (n, D) fp32 on the CPU, not normalised."""
         ids = self.tokenize([text.lower() for text in texts])
         return torch.cat([self.embed_ids(part).float() for part in torch.split(ids, _TEXTS_AT_ONCE)])
 
     def project(self, images_ND: Tensor, kind: str) -> Tensor:
-        """Image embeddings in the texts' space, from class tokens of a `kind` of `spec.CLS_KINDS`; raises BadInput when widths differ."""
+        """Return image embeddings in the texts' space, from class tokens of a `kind` of `CLS_KINDS`; raise BadInput when widths differ."""
         if self.image_projection is None or kind == "projected attention pool":
             return images_ND
         if images_ND.shape[1] != self.image_projection.shape[1]:
@@ -64,7 +64,7 @@ class TextTower:
 
 
 def load_text_tower(folder: Path) -> TextTower:
-    """Return the tower of a folder; raises BadInput when it is none of the layouts or its weights do not fit."""
+    """Return the tower of a folder; raise BadInput when it has none of the layouts or its weights do not fit."""
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return _open_clip(folder)
     if not (folder / "config.json").is_file():
@@ -98,20 +98,20 @@ def _transformers(folder: Path, kind: str) -> TextTower:
     name, output = _FAMILIES[kind]
     weights, tokens_file = folder / "model.safetensors", folder / "tokenizer.json"
     try:
-        model, said = getattr(transformers, name).from_pretrained(
+        model, loading = getattr(transformers, name).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         identity = _identity(weights, tokens_file)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"transformers cannot load a text tower from {folder}: {str(error)[:400]}") from error
-    if missing := [*map(str, said["missing_keys"]), *map(str, said["mismatched_keys"])]:
+    if missing := [*map(str, loading["missing_keys"]), *map(str, loading["mismatched_keys"])]:
         raise BadInput(f"{weights} does not fill the text tower: {len(missing)} tensors are missing ({', '.join(missing[:3])})")
     frozen, length = model.eval().requires_grad_(False), int(model.config.max_position_embeddings)
 
     def tokenize(texts: list[str]) -> Tensor:
-        found = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        return cast(Tensor, found["input_ids"])
+        encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        return cast(Tensor, encoded["input_ids"])
 
     return TextTower(identity, _projection(read_weights(weights)), lambda ids: getattr(frozen(input_ids=ids), output), tokenize)
 
@@ -136,13 +136,13 @@ class ClipText(nn.Module):
         self.text_projection = nn.Parameter(torch.zeros(width, embed_dim))
 
     def forward(self, ids_nT: Tensor) -> Tensor:
-        """(n, D): the token at the highest id, which is the end of the text."""
+        """Return (n, D): the token at the highest id, which is the end of the text."""
         x = self.token_embedding(ids_nT) + self.positional_embedding[: ids_nT.shape[1]]
         for block in cast(nn.ModuleList, self.transformer["resblocks"]):
             x = block(x)
         x = self.ln_final(x)
-        found: Tensor = x[torch.arange(len(x)), ids_nT.argmax(dim=1)] @ self.text_projection
-        return found
+        projected: Tensor = x[torch.arange(len(x)), ids_nT.argmax(dim=1)] @ self.text_projection
+        return projected
 
 
 class _Block(nn.Module):
@@ -175,9 +175,11 @@ def _open_clip(folder: Path) -> TextTower:
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / OPEN_CLIP_CONFIG} does not describe a text tower of open_clip: {error!r}") from error
-    asked = text.keys() - _KNOWN_TEXT_KEYS
-    if asked or text.get("embed_cls") or text.get("no_causal_mask") or text.get("pool_type", "argmax") != "argmax":
-        raise BadInput(f"{folder} asks for a text tower that is not open_clip's standard one ({', '.join(sorted(asked)) or 'its pooling'})")
+    others = text.keys() - _KNOWN_TEXT_KEYS
+    if others or text.get("embed_cls") or text.get("no_causal_mask") or text.get("pool_type", "argmax") != "argmax":
+        raise BadInput(
+            f"{folder} asks for a text tower that is not open_clip's standard one ({', '.join(sorted(others)) or 'its pooling'})"
+        )
     tensors = read_weights(weights)
     prefix = "text." if any(name.startswith("text.") for name in tensors) else ""
     own = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
@@ -191,7 +193,7 @@ def _open_clip(folder: Path) -> TextTower:
 
 
 def _clip_tokenizer(path: Path, length: int) -> Callable[[list[str]], Tensor]:
-    """open_clip's way: zeros after the end token, and a text that is too long keeps its end token."""
+    """Return open_clip's tokenizer: zeros after the end token, and a text that is too long keeps its end token."""
     from tokenizers import Tokenizer
 
     if not path.is_file():

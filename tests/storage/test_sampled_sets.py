@@ -1,4 +1,4 @@
-"""Feature sets that hold some tokens of each view: written, read, checked, healed, copied and deleted as whole ones are."""
+"""Feature sets that hold some tokens of each view: written, read, checked, repaired, copied and deleted as whole ones are."""
 
 from pathlib import Path
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from eupe_pipeline.jobs.curation.curate import curate_features
-from eupe_pipeline.jobs.curation.image_tokens import read_alike, read_tokens
+from eupe_pipeline.jobs.curation.image_tokens import read_in_one_space, read_tokens
 from eupe_pipeline.jobs.curation.options import CurateOptions
 from eupe_pipeline.jobs.evaluation.models import open_model
 from eupe_pipeline.jobs.evaluation.pooled_features import pooled_features
@@ -180,7 +180,7 @@ def test_pooled_sets_are_compared_after_their_own_moments_and_without_a_class_to
                 copied.store, copied.store.dataset(name), model, device="cpu", crop_fraction=1.0, batch_size=8, on_event=lambda event: None
             )
         )
-    ours, theirs = read_alike(readers[0], readers[1], lambda event: None)
+    ours, theirs = read_in_one_space(readers[0], readers[1], lambda event: None)
     raw = readers[0].read_cls(range(readers[0].rows))
     np.testing.assert_allclose(ours.values_ND, (raw - raw.mean(0)) / np.maximum(raw.std(0), 1e-3), atol=1e-4)
     raw_test = readers[1].read_cls(range(8))

@@ -1,4 +1,4 @@
-"""Repair touches only what is damaged and heals it; fidelity tells a faithful set from a coarse one; strangers are refused."""
+"""Repair touches only what is damaged and repairs it; fidelity tells a faithful set from a coarse one; strangers are refused."""
 
 import shutil
 from dataclasses import replace
@@ -53,7 +53,7 @@ def test_a_sound_set_has_nothing_to_repair(extracted: Any) -> None:
 
 
 @pytest.mark.parametrize(("group", "array"), [("features", "patch"), ("features", "cls"), ("views", "crop")])
-def test_a_damaged_shard_is_healed_and_no_other_is_touched(extracted: Any, group: str, array: str) -> None:
+def test_a_damaged_shard_is_repaired_and_no_other_is_touched(extracted: Any, group: str, array: str) -> None:
     store, key, request, _ = extracted
     reader = store.features(key)
     expected, sound = values(reader), files(store)

@@ -136,7 +136,7 @@ def test_without_its_images_one_bad_byte_costs_its_own_row_and_no_other(extracte
 
 
 @pytest.mark.usefixtures("unmounted")
-def test_what_needs_no_images_is_mended_beside_what_does(extracted: Extracted) -> None:
+def test_what_needs_no_images_is_repaired_beside_what_does(extracted: Extracted) -> None:
     before = extracted.contents()
     for name in ("{views}/crop/c.2.0", "{views}/zarr.json", "{features}/patch/zarr.json", "{features}/statistics/patch_mean/c.0"):
         extracted.path(name).write_bytes(b"")
@@ -293,7 +293,7 @@ def test_what_evaluations_keep_is_made_again_as_means(template: Extracted, tmp_p
     np.testing.assert_allclose(fresh.astype(np.float32), right.astype(np.float32), rtol=1e-4, atol=1e-5)
 
 
-def test_one_set_is_mended_alone_and_the_whole_store_at_once(extracted: Extracted, capsys: Capture) -> None:
+def test_one_set_is_repaired_alone_and_the_whole_store_at_once(extracted: Extracted, capsys: Capture) -> None:
     """Two sets of one teacher over the same views: damage of the other is none of the first's."""
     request = (TeacherRequest(str(extracted.teacher)),)
     views = ViewSpec(views_per_image=2, seed=3)
@@ -328,7 +328,7 @@ def test_a_repair_whose_worker_is_stopped_has_changed_nothing(extracted: Extract
     assert extracted.contents() == before
 
 
-def test_an_identity_without_a_teacher_of_ours_is_said_and_the_rest_is_mended(tmp_path: Path) -> None:
+def test_an_identity_without_a_teacher_of_ours_is_reported_and_the_rest_is_repaired(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN, tmp_path / "store")
     zarr = next((tmp_path / "store/views").glob("*/zarr.json"))
     before = zarr.read_bytes()

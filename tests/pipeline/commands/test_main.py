@@ -93,7 +93,7 @@ def test_an_index_shows_readable_text_on_stdout_and_progress_on_stderr(photos: P
      "--teacher-size names 'b', which is not among the teachers"),
     (["evaluate", "knn", "m", "--store", "{tmp}/empty", "--train", "a", "--test", "b"], "is not a feature store"),
 ])  # fmt: skip
-def test_what_the_user_can_mend_is_said_on_stderr_with_status_two(
+def test_what_the_user_can_correct_is_printed_on_stderr_with_status_two(
     arguments: list[str], says: str, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -45,7 +45,7 @@ def test_the_weights_folder_is_listed_with_sizes(tmp_path: Path, monkeypatch: py
     assert doctor.weights() == {"folder": str(tmp_path / "weights"), "files": {"lite.safetensors": "1.5 MB"}}
 
 
-def test_small_shared_memory_is_a_trap_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_shared_memory_is_a_known_problem_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SHARED_MEMORY_WANTED_BYTES", 1 << 60)
     assert any("--shm-size" in trap for trap in doctor.traps())
     monkeypatch.setattr(doctor, "SHARED_MEMORY_WANTED_BYTES", 0)

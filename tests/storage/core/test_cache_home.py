@@ -73,7 +73,7 @@ def test_what_the_user_names_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert cache_home() == tmp_path / "mine"
 
 
-def test_a_tilde_without_a_home_is_the_users_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_without_a_home_is_an_error_that_the_user_can_correct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "")
     for path in ("~no-such-user/store",):
         with pytest.raises(BadInput, match="begins with ~"):

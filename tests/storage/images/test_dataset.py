@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from eupe_pipeline.storage.images import dataset as dataset_file
-from eupe_pipeline.storage.images import index_rows, indexing
+from eupe_pipeline.storage.images import index_rows, publishing
 from eupe_pipeline.storage.images.dataset import ImageDataset
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.images.verify_source import source_differences, verify_source
@@ -174,7 +174,7 @@ def test_a_large_index_is_in_parts_and_each_is_checked(
 ) -> None:
     whole = build_index(store.objects, str(photos), "photos")
     ids, rows = whole.ids(0, 12), [whole.row(n) for n in range(12)]
-    for module in (dataset_file, indexing):
+    for module in (dataset_file, publishing):
         monkeypatch.setattr(module, "ROW_GROUP", 2)
         monkeypatch.setattr(module, "PART_IMAGES", 4)
     other = FeatureStore.create(str(tmp_path / "other"))

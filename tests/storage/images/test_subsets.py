@@ -78,8 +78,8 @@ def test_a_flipped_bit_is_found_and_undone(made: Made, bit: int) -> None:
     (one,) = found(made.store.url)
     assert (one.kind, one.where) == ("subset", f"subsets/{subset.key}/images.bits")
     assert path.read_bytes() == bytes(data)
-    (mended,) = found(made.store.url, acting=True)
-    assert mended.mended
+    (repaired,) = found(made.store.url, acting=True)
+    assert repaired.mended
     assert path.read_bytes() == right
 
 

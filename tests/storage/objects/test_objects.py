@@ -118,7 +118,7 @@ def test_refused_reads_say_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         objects.read("folder")
 
 
-def test_unusable_urls_are_the_users_to_mend(tmp_path: Path) -> None:
+def test_unusable_urls_are_errors_that_the_user_can_correct(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot use the URL"):
         open_objects("nosuchprotocol://x")
     (tmp_path / "file").write_text("")

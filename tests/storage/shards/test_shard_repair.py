@@ -44,7 +44,7 @@ def views_record(made: Made, shard: int = 2) -> str:
     return record.digest
 
 
-def heal(made: Made, found: TokenRows) -> None:
+def repair_damaged(made: Made, found: TokenRows) -> None:
     made.features.repair_shard(2, found, {}, views_record(made))
 
 
@@ -53,7 +53,7 @@ def test_rows_that_are_whole_keep_their_bytes_and_only_the_damaged_one_is_the_ot
     before, record = patch_of(made).read_bytes(), (made.folder / f"features/{made.features.key}/commits/000002.json").read_bytes()
     flip_row(made, 3)
     other = tokens(made.features, 2, noise=1e-2)
-    heal(reopen(made), other)
+    repair_damaged(reopen(made), other)
     after, step = patch_of(made).read_bytes(), row_step(made)
     assert [n for n in range(8) if after[n * step : (n + 1) * step] != before[n * step : (n + 1) * step]] == [3]
     found = reopen(made).features.read(np.array([19]))  # codes and scales of one forward
@@ -69,7 +69,7 @@ def test_tokens_that_are_equal_change_the_object_back_and_nothing_else(copied: C
     before = contents(made.folder)
     flip_row(made, 0)
     stamps = {path: path.stat().st_mtime_ns for path in made.folder.rglob("*") if path.is_file() and path != patch_of(made)}
-    heal(reopen(made), tokens(made.features, 2))
+    repair_damaged(reopen(made), tokens(made.features, 2))
     assert contents(made.folder) == before
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
 
@@ -79,7 +79,7 @@ def test_another_teachers_tokens_fill_no_gap(copied: Callable[[], Made]) -> None
     flip_row(made, 5)
     damaged = contents(made.folder)
     with pytest.raises(CacheMismatch, match="is whole, and what is computed now differs"):
-        heal(reopen(made), tokens(made.features, 2, noise=2.0))
+        repair_damaged(reopen(made), tokens(made.features, 2, noise=2.0))
     assert contents(made.folder) == damaged
 
 
@@ -88,7 +88,7 @@ def test_a_shard_without_its_record_takes_over_what_is_right_of_its_objects(copi
     before, step = patch_of(made).read_bytes(), row_step(made)
     flip_row(made, 5)
     (made.folder / f"features/{made.features.key}/commits/000002.json").write_bytes(b"")
-    heal(reopen(made), tokens(made.features, 2, noise=1e-2))
+    repair_damaged(reopen(made), tokens(made.features, 2, noise=1e-2))
     after = patch_of(made).read_bytes()
     assert [n for n in range(8) if after[n * step : (n + 1) * step] != before[n * step : (n + 1) * step]] == [5]
     assert verify(reopen(made).features) == []
@@ -109,9 +109,9 @@ def test_what_stands_beside_the_rows_needs_neither_teacher_nor_images(copied: Ca
             group = reopen(made).features.group
             record = group.record(2)
             assert record is not None
-            healed = rebuild_from_rows(group, record)
-            assert healed is not None
-            healed.write_to(group)
+            rebuilt = rebuild_from_rows(group, record)
+            assert rebuilt is not None
+            rebuilt.write_to(group)
             assert patch_of(made).read_bytes() == before
         patch_of(made).write_bytes(b"\0" + before)
         shifted = reopen(made).features.group
@@ -161,7 +161,7 @@ def test_another_set_over_the_same_views_keeps_every_byte(copied: Callable[[], M
     flip_row(made, 1)
     fresh = reopen(made)
     repair_views(fresh.views, 2, set).write_to(fresh.views.group)
-    heal(fresh, tokens(made.features, 2))
+    repair_damaged(fresh, tokens(made.features, 2))
     assert contents(made.folder) == before
     assert same(everything(reopen(second)), right)
 
@@ -195,7 +195,7 @@ def test_a_kill_at_any_write_loses_no_row_and_the_next_repair_ends_it(
             monkeypatch.setattr(LocalObjects, "replace", replace)
             ended = True
             try:
-                heal(reopen(made), tokens(made.features, 2, noise))
+                repair_damaged(reopen(made), tokens(made.features, 2, noise))
             except Killed:
                 ended = False
             monkeypatch.setattr(LocalObjects, "replace", real)
@@ -203,7 +203,7 @@ def test_a_kill_at_any_write_loses_no_row_and_the_next_repair_ends_it(
                 out = np.empty((1, *made.features.grid, made.features.patch_dim), np.int8)
                 reopen(made).features.group.read(np.array([row]), ["patch"], {"patch": out})
                 assert out.tobytes() == right[row]
-            heal(reopen(made), tokens(made.features, 2, noise))
+            repair_damaged(reopen(made), tokens(made.features, 2, noise))
             assert verify(reopen(made).features) == []
             trials.note("healed")
             for name, data in pristine.items():
@@ -218,7 +218,7 @@ def test_a_shard_of_other_views_is_made_anew_as_a_whole(copied: Callable[[], Mad
     before = contents(made.folder)
     made.features.group.discard(2)
     made.features.commit_shard(2, tokens(made.features, 2, noise=0.5), {}, "0" * 64)
-    heal(reopen(made), tokens(made.features, 2))
+    repair_damaged(reopen(made), tokens(made.features, 2))
     assert contents(made.folder) == before
 
 

@@ -236,7 +236,7 @@ def test_mutated_parquet_gives_our_error_or_images(tmp_path: Path) -> None:
             continue
 
 
-def test_a_source_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_source_that_is_not_there_is_an_error_that_the_user_can_correct(tmp_path: Path) -> None:
     for url in (str(tmp_path / "none"), "nosuchprotocol://x", str(tmp_path / "a\0b")):
         with pytest.raises(BadInput, match="source"):
             open_source(url)

@@ -1,4 +1,4 @@
-"""Verify, repair, prune, copy, compact: damage is found and healed, nothing that lives is lost (FAULTS 24, 26)."""
+"""Verify, repair, prune, copy, compact: damage is found and repaired, nothing that lives is lost (FAULTS 24, 26)."""
 
 import contextlib
 import shutil
@@ -39,7 +39,7 @@ def damage_shards(made: Made, random: np.random.Generator) -> set[int]:
 
 
 @pytest.mark.fault
-def test_damaged_stores_are_healed_and_only_the_damaged_shards_touched(pristine: Made, quick_disk: Path) -> None:
+def test_damaged_stores_are_repaired_and_only_the_damaged_shards_touched(pristine: Made, quick_disk: Path) -> None:
     shutil.copytree(pristine.folder, quick_disk / "store")
     made, random = reopen(pristine._replace(store=FeatureStore.open(str(quick_disk / "store")))), np.random.default_rng(1)
     before, right = contents(made.folder), everything(pristine)

@@ -25,7 +25,7 @@ def test_all_records_of_a_folder_are_listed_without_what_is_half_done(tmp_path: 
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"evaluation": "knn"}'])
-def test_a_damaged_record_says_how_it_is_mended(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_says_how_it_is_repaired(tmp_path: Path, text: str) -> None:
     write_record(tmp_path, "knn", {"k": 1}, {"paper": 2.0}, 0.0)
     record_path(tmp_path, "knn", {"k": 1}).write_text(text)
     with pytest.raises(CacheDamaged, match="remove it and evaluate again"):

@@ -108,7 +108,7 @@ def test_a_run_is_finished_when_its_summary_stands(tmp_path: Path) -> None:
     assert folder.finished() == {"steps": 3}
 
 
-def test_a_run_that_never_took_a_step_gives_way_to_the_mended_one(tmp_path: Path) -> None:
+def test_a_run_that_never_took_a_step_gives_way_to_the_corrected_one(tmp_path: Path) -> None:
     folder, mistyped = RunFolder(tmp_path / "run"), replace(TrainRecipe(), student=StudentConfig("eupe_vitt1"))
     folder.begin(mistyped, {}, {"targets": 1})
     (folder.initial).mkdir(parents=True)

@@ -55,7 +55,7 @@ def test_without_torchvision_the_status_names_the_command(monkeypatch: pytest.Mo
     assert "pip install timm" in torchvision_guard.status()
 
 
-def test_the_status_of_this_machine_is_one_line_with_a_cure_when_one_is_needed() -> None:
+def test_the_status_of_this_machine_is_one_line_with_a_remedy_when_one_is_needed() -> None:
     status = torchvision_guard.status()
     assert "\n" not in status
     assert ("pip install" in status) == torchvision_guard.install()

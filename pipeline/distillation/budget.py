@@ -91,7 +91,19 @@ class Costs:
 
 
 def default_candidates(facts: ScaleFacts, views_per_image: int) -> list[Candidate]:
-    """Return the ways to store tokens in the order in which they are tried, from nothing given up on."""
+    """Return the ways to store tokens in the order in which they are tried, from nothing given up on; none that a teacher cannot have."""
+    return [candidate for candidate in _all_candidates(facts, views_per_image) if _can_be_stored(facts, candidate)]
+
+
+def _can_be_stored(facts: ScaleFacts, candidate: Candidate) -> bool:
+    """Return whether every teacher's tokens can be: a codec stores groups of channels, which a width may not be a multiple of."""
+    try:
+        return all(_layout(teacher, candidate).view_bytes > 0 for teacher in facts.teachers)
+    except BadInput:
+        return False
+
+
+def _all_candidates(facts: ScaleFacts, views_per_image: int) -> list[Candidate]:
     found = [Candidate(views) for views in _halved(views_per_image, 2)]
     shared, least_views = _sampled_grid(facts), found[-1].views_per_image
     if shared is None:

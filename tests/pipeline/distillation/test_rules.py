@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from eupe_pipeline.pipeline.distill.facts import DeviceFacts, ScaleFacts, StudentFacts, TeacherFacts
-from eupe_pipeline.pipeline.distill.rules import Ruled, ruled_proxy, ruled_recipe, ruled_sizes, ruled_views, run_length, write_recipe
+from eupe_pipeline.pipeline.distillation.facts import DeviceFacts, ScaleFacts, StudentFacts, TeacherFacts
+from eupe_pipeline.pipeline.distillation.rules import Ruled, ruled_proxy, ruled_recipe, ruled_sizes, ruled_views, run_length, write_recipe
 from eupe_pipeline.pipeline.recipes.load import load_recipe
 from eupe_pipeline.pipeline.recipes.views import chosen_views
 from eupe_pipeline.storage.core.errors import BadInput
@@ -123,9 +123,9 @@ def test_teachers_that_were_asked_for_at_a_size_keep_it() -> None:
 
 
 def test_a_proxy_is_several_times_its_student_or_none() -> None:
-    assert (ruled_proxy(DEMO) or ("", ""))[0] == "eupe_vits16"
-    assert (ruled_proxy(PAPER) or ("", ""))[0] == "proxy-1.9b"
-    assert ruled_proxy(replace(DEMO, student=VIT_B)) is None
+    assert (ruled_proxy(DEMO.student, DEMO.device) or ("", ""))[0] == "eupe_vits16"
+    assert (ruled_proxy(PAPER.student, PAPER.device) or ("", ""))[0] == "proxy-1.9b"
+    assert ruled_proxy(VIT_B, DEMO.device) is None
 
 
 def test_small_photos_are_not_distorted_and_a_photo_has_a_view_for_every_hundred_looks() -> None:

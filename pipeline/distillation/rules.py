@@ -18,7 +18,7 @@ from ..recipes.load import ResolvedRecipe
 from ..recipes.save import nested, save_recipe
 from ..recipes.typed_tables import build, leaves
 from . import scaling
-from .facts import ScaleFacts, student_facts
+from .facts import DeviceFacts, ScaleFacts, StudentFacts, student_facts
 
 _DISTORTED_FROM_PX = 96
 _PROXIES = ("eupe_vitt16", "eupe_vits16", "eupe_vitb16", "proxy-1.9b")
@@ -142,16 +142,16 @@ def ruled_views(facts: ScaleFacts, *, epochs: float | None = None, views_per_ima
     }
 
 
-def ruled_proxy(facts: ScaleFacts) -> tuple[str, str] | None:
+def ruled_proxy(student: StudentFacts, device: DeviceFacts) -> tuple[str, str] | None:
     """Return (architecture, reason) of stage 1's proxy: the least with 3.5 times the student's parameters; None where none is so large.
 
     On a CPU, and below 40 GB, the paper's 1.9 B proxy is left out.
     """
-    fits = facts.device.kind == "cuda" and facts.device.memory_bytes >= 40e9
+    fits = device.kind == "cuda" and device.memory_bytes >= 40e9
     for name in _PROXIES if fits else _PROXIES[:-1]:
         parameters = _parameters(name)
-        if parameters >= _PROXY_LARGER * facts.student.parameters:
-            times = parameters / facts.student.parameters
+        if parameters >= _PROXY_LARGER * student.parameters:
+            times = parameters / student.parameters
             return name, f"ours: the least of ours with {_PROXY_LARGER} times the student's parameters ({times:.1f} times)"
     return None
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.jobs.extraction.options import TeacherRequest
-from eupe_pipeline.pipeline.distill.facts import DeviceFacts, ScaleFacts, measure_facts, proxy_as_teacher, student_facts
-from eupe_pipeline.pipeline.distill.rules import ruled_recipe
-from eupe_pipeline.pipeline.distill.trial import trial_step
+from eupe_pipeline.pipeline.distillation.facts import DeviceFacts, ScaleFacts, measure_facts, proxy_as_teacher, student_facts
+from eupe_pipeline.pipeline.distillation.rules import ruled_recipe
+from eupe_pipeline.pipeline.distillation.trial import trial_step
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.teachers.encoders.build import build_encoder
 

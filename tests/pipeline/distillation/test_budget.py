@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from eupe_pipeline.pipeline.distill.budget import (
+from eupe_pipeline.pipeline.distillation.budget import (
     FIDELITY,
     Candidate,
     choose_within_budget,
@@ -13,7 +13,7 @@ from eupe_pipeline.pipeline.distill.budget import (
     in_hours,
     store_cost,
 )
-from eupe_pipeline.pipeline.distill.facts import ScaleFacts, StudentFacts, TeacherFacts
+from eupe_pipeline.pipeline.distillation.facts import ScaleFacts, StudentFacts, TeacherFacts
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.layout import FeatureLayout
 

@@ -1,0 +1,288 @@
+"""`distill`: from a folder of photos to deployed students in one call.
+
+Index, decide, plan; then extract, train, evaluate, export, report. What can be refused is refused before the first forward: unknown names,
+test images that are trained on, a plan that does not fit. What was decided stays decided: the same call goes on from where it was stopped.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...jobs.extraction.options import TeacherRequest
+from ...jobs.runs.export_run import ExportOptions, export_run
+from ...storage.core.errors import BadInput
+from ...storage.core.events import OnEvent, ignore_event
+from ...storage.core.identity import file_sha256
+from ...storage.core.urls import is_url
+from ...storage.images.dataset import ImageDataset
+from ...storage.images.indexing import build_index
+from ...storage.objects.atomic_files import make_folder, write_atomically
+from ...storage.objects.content_addressed import MARKER
+from ...storage.objects.dry_run_objects import DryRunObjects
+from ...storage.objects.objects import open_objects
+from ...storage.store import FeatureStore
+from ...student.export.formats import FORMATS
+from ...teachers.encoders.architectures import TIMM_STUDENT
+from ...teachers.encoders.build import canonical
+from ...teachers.registry.resolve import BACKBONE_FILE, resolve_teacher
+from ...teachers.runtime.devices import choose_device
+from ..recipes.load import read_document, stages_of
+from ..reports.page_contents import PictureChoice, gather, open_sets
+from ..reports.report import write_report
+from .decide import decided_recipes, decisions_of
+from .facts import device_facts, student_facts
+from .figures import TOKENS, agreement_figures, check_test, knn_figures, live_comparison, set_sizes
+from .folder import DistillFolder
+from .options import STAGES, DistillOptions
+from .plan import check_room, make_plan
+from .recipes import DistillRecipes
+from .rules import ruled_proxy
+from .steps import Distillation
+
+_VISIBLE_GRID = 8  # tokens a side
+EXPORTED = ("timm", "onnx")  # of these, the first that holds the student, where no format was asked for
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A distillation of which everything is decided and nothing computed."""
+
+    options: DistillOptions
+    plan: Mapping[str, Any]
+    """What will be done and what it costs: `hours` and `bytes` that are still to be spent, `decisions` with their reasons."""
+    recipes: DistillRecipes
+    data: str
+    """The photos' dataset by its key."""
+    test: str | None
+    folder: DistillFolder
+
+    def run(self, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+        """Do what is not done yet; returns what stands in results.json. Raises BadInput, CacheMismatch and Interrupted as the steps do."""
+        started = time.perf_counter()
+        store = FeatureStore.open(self.options.store_url)
+        work = Distillation(self.options, self.folder, store, self.data, on_event)
+        with work.session():
+            runs = work.train_all(self.recipes)
+            agreement = agreement_figures(work, runs, on_event)
+            knn = knn_figures(work, self.recipes, runs, self.test, on_event) if self.test is not None else {}
+        results = {
+            "title": f"Distillation of {self.options.dataset}",
+            "dataset": self.data,
+            "students": {student: {f"stage{stage}": str(run) for stage, run in stages.items()} for student, stages in runs.items()},
+            "exports": {student: self._export(student, stages, on_event) for student, stages in runs.items()},
+            "knn": knn,
+            "agreement": agreement,
+            "steps": self.folder.steps,
+            "feature_sets": set_sizes(store, work.features),
+            "live": live_comparison(work, self.recipes),
+            "facts": self._facts(store, knn, agreement),
+            "recipes": dict(self.recipes.files),
+            "commands": work.commands,
+            "report": str(self.folder.out / "report.html"),
+            "seconds": time.perf_counter() - started,
+        }  # fmt: skip
+        write_atomically(self.folder.out / "results.json", json.dumps(results, indent=1).encode())
+        page = self._report(work, runs, results, on_event)
+        on_event({"event": "note", "text": f"the report is {page}"})
+        return results
+
+    def _export(self, student: str, stages: Mapping[int, Path], on_event: OnEvent) -> dict[str, str]:
+        """Write the student's last run in each format; one that was written from these weights stays."""
+        run, out, written = stages[max(stages)], self.folder.export(student), dict[str, str]()
+        proxy = self.folder.proxy() if self.recipes.proxy is not None else None
+        for form in default_formats(student, on_event) if self.options.exports is None else self.options.exports:
+            if not is_exported(out / form, run):
+                export_run(ExportOptions(run, out, (form,), proxy=proxy), on_event)
+            written[form] = str(out / form)
+        return written
+
+    def _facts(self, store: FeatureStore, knn: Mapping[str, Any], agreement: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Return what stands at the top of the report."""
+        photos = len(store.dataset(self.data))
+        facts = {"Photos": f"{photos:,} ({self.data})", "Teachers": ", ".join(self.recipes.extract.teachers), "Machine": _machine()}
+        if "random" in knn:
+            last = next(knn[name] for name in ("stage3", "stage2") if name in knn)
+            untrained = max(knn["random"][token]["ours"] for token in TOKENS if token in knn["random"])
+            gained = last["cls"]["ours"] - untrained
+            text = f"{last['cls']['ours']:.1f} % kNN, {gained:+.1f} points over the better feature of the untrained student"
+            facts["Student"] = text
+        for student, stages in agreement.items():
+            last = list(stages.values())[-1]
+            text = f"{last['agreement']:.3f} mean cosine on held-out photos, {last['gap']['agreement']:.3f} more on trained ones"
+            facts[f"Agreement of {student} with its teachers"] = text
+        return facts
+
+    def _report(self, work: Distillation, runs: Mapping[str, Mapping[int, Path]], results: Mapping[str, Any], on_event: OnEvent) -> Path:
+        """Write the page about all runs, their feature sets and these results."""
+        page = self.folder.out / "report.html"
+        shown = [
+            *([self.folder.proxy()] if self.recipes.proxy is not None else []),
+            *(run for stages in runs.values() for run in stages.values()),
+        ]
+        sets = open_sets(shown, self.options.store_url, list(work.features.values()))
+        teachers = self.recipes.extract.requests(self.options.teachers)
+        choice = PictureChoice(
+            models=[request.name for request in teachers],
+            model_sizes=picture_sizes(teachers, shown),
+            weights={request.name: str(request.weights) for request in teachers if request.weights is not None},
+        )
+        contents = gather(shown, sets, choice, verified=False, on_event=on_event)
+        write_report(replace(contents, results=results), page)
+        return page
+
+
+def distill(options: DistillOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
+    """Go from photos to deployed students; returns the results, or the plan with `dry_run`.
+
+    Raises BadInput before any forward for what cannot work, and Interrupted with everything finished kept.
+    """
+    prepared = prepare(options, on_event)
+    if options.dry_run:
+        return {"dry_run": True, **prepared.plan}
+    return prepared.run(on_event)
+
+
+def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepared:
+    """Index the photos, decide everything and return it with the plan; raises BadInput for what cannot work."""
+    for student in options.students:
+        canonical(student)
+    for request in options.teachers:
+        resolve_teacher(request.name, weights=request.weights, size_px=request.size_px)
+    folder = DistillFolder(options.out)
+    with contextlib.ExitStack() as resources:
+        store = _writable_store(options) if not options.dry_run else resources.enter_context(_dry_store(options))
+        photos = _indexed(store, options, options.photos, options.dataset, on_event)
+        test = None if options.test is None else _indexed(store, options, options.test, f"{options.dataset}-test", on_event)
+        if test is not None:
+            check_test(photos, test, options.allow_overlap, on_event)
+        folder.begin(_request(options), write=not options.dry_run)
+        folder.at_version(photos.key, write=not options.dry_run)
+        stages = chosen_stages(options, folder)
+        recipes = decided_recipes(options, folder, store, photos, stages, on_event)
+        plan = {
+            **make_plan(options, recipes, folder, photos, _datasets_of(options)),
+            "stages": {"value": list(stages), "origin": folder.kept["why_stages"]},
+            "decisions": decisions_of(recipes),
+        }
+        check_room(plan)
+    on_event({"event": "plan", **plan})
+    return Prepared(options, plan, recipes, photos.key, None if test is None else test.key, folder)
+
+
+def _request(options: DistillOptions) -> dict[str, Any]:
+    """Return what of a request decides the students' targets: the folder answers to one such request."""
+    teachers = {one.name: {"size_px": one.size_px, "weights": one.weights and str(one.weights)} for one in options.teachers}
+    asked = {
+        "stages": options.stages,
+        "proxy": options.proxy,
+        "recipe": options.recipe,
+        "store": options.store_url,
+        "name": options.dataset,
+    }
+    return {"teachers": teachers, **asked, "budget_bytes": options.budget_bytes, "hours": options.hours}
+
+
+def chosen_stages(options: DistillOptions, folder: DistillFolder) -> tuple[int, ...]:
+    """Return the stages that are run, and keep them with the proxy's architecture in the folder; raises BadInput without a proxy."""
+    write = not options.dry_run
+    if "stages" in folder.kept:
+        return tuple(folder.kept["stages"])
+    stages, why = _asked_stages(options)
+    if 1 in stages and options.recipe is None:
+        name, reason = (options.proxy, "ours: asked for") if options.proxy else proxy_of(options.students[0])
+        if name is None and options.stages == "auto":
+            stages, why = STAGES["2"], f"the students learn from the teachers themselves: {reason}"
+        elif name is None:
+            raise BadInput(f"stage 1 needs a proxy: {reason}; name one with --proxy, or leave stage 1 out with --stages 2")
+        else:
+            canonical(name)
+            folder.keep(proxy=name, write=write)
+            why += f"; proxy {name}  # {reason}"
+    folder.keep(stages=stages, why_stages=why, write=write)
+    return stages
+
+
+def _asked_stages(options: DistillOptions) -> tuple[tuple[int, ...], str]:
+    if options.stages != "auto":
+        return STAGES[options.stages], "asked for"
+    if options.recipe is not None:
+        held = tuple(stages_of(read_document(options.recipe)[1]))
+        return held if held in STAGES.values() else STAGES["2"], f"as recipe {options.recipe} has them"
+    if len(options.teachers) == 1:
+        return STAGES["2"], "ours: the tokens of one teacher teach the student directly"
+    return STAGES["1,2,3"], "the paper's, since a proxy joins several teachers"
+
+
+def proxy_of(student: str) -> tuple[str | None, str]:
+    """Return the architecture of the proxy for a student by rule, None where none is large enough, and the reason."""
+    found = ruled_proxy(student_facts(student), device_facts(choose_device("auto").value))
+    return found or (None, f"none of ours that this machine trains has 3.5 times the parameters of {student}")
+
+
+def _writable_store(options: DistillOptions) -> FeatureStore:
+    if not is_url(options.store_url):
+        make_folder(Path(options.store_url).parent)
+    return FeatureStore.create(options.store_url)
+
+
+def _existing_store(options: DistillOptions) -> FeatureStore | None:
+    """Return the store, None where none was made yet."""
+    there = open_objects(options.store_url).size(MARKER) is not None
+    return FeatureStore.open(options.store_url) if there else None
+
+
+@contextlib.contextmanager
+def _dry_store(options: DistillOptions) -> Iterator[FeatureStore]:
+    """Yield a store that keeps what is indexed in memory, over the one that is there or over an empty one."""
+    with tempfile.TemporaryDirectory(prefix="eupe-distill-") as nothing:
+        base = _existing_store(options) or FeatureStore.create(f"{nothing}/store")
+        yield FeatureStore(DryRunObjects(base.objects))
+
+
+def _datasets_of(options: DistillOptions) -> list[str]:
+    store = _existing_store(options)
+    return [] if store is None else store.list_datasets()
+
+
+def _indexed(store: FeatureStore, options: DistillOptions, source: str, name: str, on_event: OnEvent) -> ImageDataset:
+    """Index a source into the store; what is indexed already is found by its content."""
+    return build_index(store.objects, source, name, on_event=on_event)
+
+
+def picture_sizes(teachers: Sequence[TeacherRequest], runs: Sequence[Path]) -> dict[str, int]:
+    """Return the input size of each model in the pictures, by name or run: its own, doubled while its grid is too coarse to see."""
+    sizes: dict[str, int] = {}
+    for request in (*teachers, *(TeacherRequest(str(run)) for run in runs)):
+        spec = resolve_teacher(request.name, weights=request.weights, size_px=request.size_px)
+        with contextlib.suppress(BadInput):  # an encoder of one size keeps it
+            while min(spec.grid) < _VISIBLE_GRID:
+                spec = spec.at_size(2 * spec.preprocessing.size_px)
+        sizes[request.name] = spec.preprocessing.size_px
+    return sizes
+
+
+def _machine() -> str:
+    import torch
+
+    return f"{os.cpu_count()} cores, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
+
+
+def default_formats(student: str, on_event: OnEvent = ignore_event) -> tuple[str, ...]:
+    """Return the format in which a student is exported where none was asked for; none for a shape that no format holds."""
+    family = str(canonical(student)["name"])
+    if family == TIMM_STUDENT:
+        on_event({"event": "note", "text": f"{student} is of a timm shape, which is not exported"})
+        return ()
+    return tuple(form for form in EXPORTED if (FORMATS[form].families is None or family in (FORMATS[form].families or ())))[:1]
+
+
+def is_exported(folder: Path, run: Path) -> bool:
+    """Return whether a folder holds an export of exactly the run's weights."""
+    record = folder / "export.json"
+    return record.is_file() and json.loads(record.read_text()).get("weights_sha256") == file_sha256(run / BACKBONE_FILE)

@@ -1,0 +1,103 @@
+"""The folder of a distillation, and what is recorded there of what was asked and decided.
+
+OUT/distill.json            what was asked for, how tokens are cached, the versions of the dataset that were trained on, measured rates
+OUT/recipes/NAME.toml       the recipe of each student and of the proxy, as `train --recipe` takes it; decided once
+OUT/proxy/                  the run of stage 1
+OUT/STUDENT/stage2/         the runs of a student; over the photos that were added later, OUT/STUDENT-v2/ and so on
+OUT/STUDENT/export/FORMAT/  what is deployed
+OUT/steps.json              seconds and rows of each finished step
+OUT/results.json, OUT/report.html
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...storage.core.errors import BadInput, CacheDamaged
+from ...storage.objects.atomic_files import make_folder, write_atomically
+
+FORMAT = 1
+
+
+class DistillFolder:
+    """One distillation on disk; `version` counts the versions of the dataset that were trained on here, from 1."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.version = 1
+        self._record = _read(out / "distill.json")
+        self.steps: dict[str, dict[str, Any]] = _read(out / "steps.json")
+        if self._record and self._record.get("format") != FORMAT:
+            raise BadInput(f"{out}/distill.json has format {self._record.get('format')!r}, this version reads {FORMAT}; take another --out")
+        if not self._record and out.is_dir() and any(path.name not in ("data", "store") for path in out.iterdir()):
+            raise BadInput(f"{out} is not empty and holds no distillation; give a new folder as --out")
+
+    def begin(self, request: Mapping[str, Any], *, write: bool = True) -> None:
+        """Record what is asked for; raises BadInput where the folder holds the answer to another request."""
+        given = json.loads(json.dumps(request))
+        recorded = self._record.get("request", given)
+        different = [key for key in given if recorded.get(key) != given[key]]
+        if different:
+            lines = "; ".join(f"{key} was {recorded.get(key)!r}, now {given[key]!r}" for key in different)
+            raise BadInput(f"{self.out} holds a distillation of another request ({lines}); ask as before, or give another --out")
+        self._keep(write, format=FORMAT, request=given)
+
+    def at_version(self, dataset: str, *, write: bool = True) -> None:
+        """Take the dataset's key as the version that is trained on, a new one where it is not known."""
+        versions = list(self._record.get("versions", []))
+        if dataset not in versions:
+            self._keep(write, versions=[*versions, dataset])
+        self.version = self._record["versions"].index(dataset) + 1
+
+    @property
+    def kept(self) -> Mapping[str, Any]:
+        """What was recorded by `keep`."""
+        return dict(self._record.get("kept", {}))
+
+    def keep(self, *, write: bool = True, **values: Any) -> None:
+        """Record what was decided, so that it is not decided again; a dry run keeps it in memory alone."""
+        self._keep(write, kept={**self.kept, **values})
+
+    def _keep(self, write: bool = True, /, **values: Any) -> None:
+        changed = {**self._record, **json.loads(json.dumps(values))}
+        if changed != self._record:
+            self._record = changed
+            if not write:
+                return
+            make_folder(self.out)
+            write_atomically(self.out / "distill.json", json.dumps(changed, indent=1, ensure_ascii=False).encode())
+
+    def recipe_file(self, name: str) -> Path:
+        """Return the recipe of a student or of "proxy"."""
+        return self.out / "recipes" / f"{self._name(name)}.toml"
+
+    def proxy(self) -> Path:
+        """Return the folder of stage 1's run."""
+        return self.out / self._name("proxy")
+
+    def run(self, student: str, stage: int) -> Path:
+        """Return the folder of a student's run."""
+        return self.out / self._name(student) / f"stage{stage}"
+
+    def export(self, student: str) -> Path:
+        """Return the folder of a student's exports."""
+        return self.out / self._name(student) / "export"
+
+    def _name(self, name: str) -> str:
+        return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name) + (f"-v{self.version}" if self.version > 1 else "")
+
+    def done(self, step: str, seconds: float, rows: int, *, fresh: bool) -> None:
+        """Keep what a step cost; a step that found its work done keeps the figures of the call that did it."""
+        if fresh or step not in self.steps:
+            total = seconds + (self.steps.get(step, {}).get("seconds", 0.0) if fresh else 0.0)
+            self.steps[step] = {"seconds": total, "rows": rows, "rows_per_s": rows / max(total, 1e-9)}
+            write_atomically(self.out / "steps.json", json.dumps(self.steps, indent=1).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CacheDamaged(f"{path} cannot be read ({error}); remove it, and the same command writes it anew from what is there") from error

@@ -1,0 +1,105 @@
+"""The request of `distill`: photos, teachers, students, and what it may cost; checked where it is made."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...jobs.extraction.options import TeacherRequest
+from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.urls import absolute, is_url, require_utf8
+from ...student.export.formats import FORMATS
+
+STAGES = {"2": (2,), "2,3": (2, 3), "1,2": (1, 2), "1,2,3": (1, 2, 3)}
+_NAME_RUNS = re.compile(r"[^A-Za-z0-9_.+-]+")
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """What is distilled from what into what, and within which limits; everything else is decided by rule."""
+
+    photos: str
+    """Folder, tars or Parquet files of images, here or behind a URL."""
+    out: Path
+    """The folder of the result; run again, what it holds is gone on with."""
+    teachers: tuple[TeacherRequest, ...]
+    students: tuple[str, ...]
+    """Architectures; each is trained apart, with a recipe of its own."""
+    test: str | None = None
+    """Labelled images that nothing is learnt from, for kNN; classes as those of `photos`."""
+    stages: str = "auto"
+    """A key of `STAGES`; auto: 2 with one teacher, 1,2,3 with several."""
+    proxy: str | None = None
+    """Architecture of stage 1's proxy; None: by rule."""
+    budget_bytes: int | None = None
+    """Most bytes of tokens in the store; None: no limit."""
+    hours: float | None = None
+    """Most hours of extraction and training together; None: no limit."""
+    exports: tuple[str, ...] | None = None
+    """Formats; None: timm where the student is one of its shapes, else onnx; (): none."""
+    store: str | None = None
+    """Feature store; None: `store` beside `out`, which later calls share."""
+    name: str | None = None
+    """Name of the dataset; None: that of the photos' folder."""
+    recipe: str | None = None
+    """Recipe with a table for each stage, taken in the place of the rules; its `[extract]` table, if any, says how tokens are cached."""
+    allow_overlap: bool = False
+    """Test images that are among the photos are a warning instead of an error."""
+    workers: int | None = None
+    """Extracting actors; None: one a GPU or core; 0: in this process. On a cluster (`address`) also the ranks of the training."""
+    address: str | None = None
+    """Ray cluster; None: one is started on this machine."""
+    dry_run: bool = False
+    """Decide and say the plan, and write nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("teachers", "students", "exports"):
+            if isinstance(value := getattr(self, name), str):  # which would be taken for a list of its letters
+                raise BadInput(f"{name} is a list, such as ({value!r},), got the one name {value!r}")
+        if not self.teachers or not self.students:
+            raise BadInput(f"distill needs a teacher and a student, got {len(self.teachers)} and {len(self.students)}")
+        if len(set(self.students)) < len(self.students):
+            raise BadInput(f"a student is named twice: {', '.join(self.students)}; each is another architecture")
+        if self.stages != "auto" and self.stages not in STAGES:
+            raise unknown_name("stages", self.stages, ("auto", *STAGES))
+        for name in self.exports or ():
+            if name not in FORMATS:
+                raise unknown_name("export format", name, FORMATS)
+        limits = {"--budget": self.budget_bytes, "--hours": self.hours}
+        if bad := [f"{name} {value:g}" for name, value in limits.items() if value is not None and not value > 0]:
+            raise BadInput(f"a limit is above 0, got {', '.join(bad)}; leave it out for no limit")
+        if self.workers is not None and self.workers < 0:
+            raise BadInput(f"--workers is a number of processes, or 0 for this one, got {self.workers}")
+        if is_url(str(self.out)):
+            raise BadInput(f"--out is a folder of this machine, got {self.out}; the store may lie behind a URL (--store)")
+        if self.recipe is not None and (self.budget_bytes is not None or self.hours is not None):
+            raise BadInput("--budget and --hours choose values by rule, and --recipe states them; give one of the two")
+        require_utf8("--out", str(self.out), "TensorBoard's writer")
+        object.__setattr__(self, "out", Path(absolute(str(self.out))))
+        object.__setattr__(self, "store", absolute(self.store or str(self.out.parent / "store")))
+        object.__setattr__(self, "photos", absolute(self.photos))
+        object.__setattr__(self, "test", None if self.test is None else absolute(self.test))
+        object.__setattr__(self, "name", self.name or dataset_name(self.photos))
+
+    @property
+    def store_url(self) -> str:
+        """The feature store."""
+        assert self.store is not None
+        return self.store
+
+    @property
+    def dataset(self) -> str:
+        """Name of the photos' dataset."""
+        assert self.name is not None
+        return self.name
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of a training: those of the cluster where there is one, else this process."""
+        return (self.workers or 0) if self.address is not None else 0
+
+
+def dataset_name(source: str) -> str:
+    """Return a dataset's name for a source: its last part that can be one, without what a name cannot hold."""
+    parts = [part for part in re.split(r"[/\\]", source.partition("?")[0]) if part and set(part) - set("*.")]
+    name = _NAME_RUNS.sub("-", parts[-1] if parts else "photos").strip("-.")[:60]
+    return name if re.match(r"[A-Za-z0-9_]", name) else "photos"

@@ -1,0 +1,108 @@
+"""The work of a distillation: extract, train, and every step between, each of which resumes by itself.
+
+A distillation that was stopped goes on when it is asked for again; a finished one only writes its report anew. Another student trains on
+the tokens that are there, and a folder of photos that has grown costs the teachers' passes over the new photos alone. The seconds of a
+step are those of the call that did its work.
+"""
+
+import contextlib
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...jobs.extraction.extract import extract_features
+from ...jobs.extraction.options import TeacherRequest
+from ...jobs.ray_session import ray_session
+from ...jobs.training.launch import train
+from ...jobs.training.options import TrainOptions, Watch
+from ...storage.core.events import Event, OnEvent
+from ...storage.store import FeatureStore
+from ...storage.views.view_spec import ViewSpec
+from .folder import DistillFolder
+from .options import DistillOptions
+from .recipes import DistillRecipes, equivalent_command
+
+_MEASURED, _MEASURED_IMAGES = 10, 500  # times in a training that agreement is measured, and on at most how many photos
+
+
+class Distillation:
+    """The steps between indexed photos and trained students; `train_all` does those that are not done."""
+
+    def __init__(self, options: DistillOptions, folder: DistillFolder, store: FeatureStore, data: str, on_event: OnEvent) -> None:
+        self.options, self.folder, self.store, self.data, self.on_event = options, folder, store, data, on_event
+        self.commands: list[str] = []
+        """The command that each training is."""
+        self.features: dict[str, str] = {}
+        """Keys of the feature sets that were trained on, by teacher."""
+
+    def session(self) -> contextlib.AbstractContextManager[Any]:
+        """Return one Ray for all extractions, or nothing where they run in this process."""
+        return contextlib.nullcontext() if self.options.workers == 0 else ray_session(self.options.address)
+
+    def train_all(self, recipes: DistillRecipes) -> dict[str, dict[int, Path]]:
+        """Go from indexed photos to trained students; returns the runs of each student by stage."""
+        teachers = recipes.extract.requests(self.options.teachers)
+        self.features = self.extract("extract teachers", self.data, teachers, recipes, recipes.views)
+        targets = self.features
+        if recipes.proxy is not None:
+            self._train("proxy", 1, recipes, targets, self.folder.proxy())
+            proxy = TeacherRequest(str(self.folder.proxy()), size_px=recipes.extract.proxy_size_px)
+            targets = self.extract("extract proxy", self.data, (proxy,), recipes, recipes.views)
+            self.features = {**self.features, **targets}
+        runs: dict[str, dict[int, Path]] = {}
+        for student, stages in recipes.students.items():
+            runs[student] = {}
+            for stage in stages:
+                runs[student][stage] = self.folder.run(student, stage)
+                self._train(student, stage, recipes, targets, runs[student][stage])
+        return runs
+
+    def extract(
+        self, step: str, data: str, teachers: tuple[TeacherRequest, ...], recipes: DistillRecipes, views: ViewSpec
+    ) -> dict[str, str]:  # fmt: skip
+        """Extract what is missing and return the keys of the feature sets by teacher."""
+        options = recipes.extract.options(
+            self.store.url, data, teachers, views, workers=self.options.workers, address=self.options.address
+        )  # fmt: skip
+        summary = extract_features(options, self.on_event)
+        self.folder.done(step, summary["seconds"], summary["rows"] * len(teachers), fresh=bool(summary["views_done"]))
+        return dict(summary["features"])
+
+    def _train(self, name: str, stage: int, recipes: DistillRecipes, features: Mapping[str, str], out: Path) -> None:
+        resolved = recipes.proxy if stage == 1 else recipes.students[name][stage]
+        assert resolved is not None
+        recipe, origins, extra = resolved.recipe, dict(resolved.origins), list[str]()
+        if stage == 3:
+            start = str(self.folder.run(name, 2))
+            student = dataclasses.replace(recipe.student, init_from=start)
+            recipe, origins["student.init_from"] = dataclasses.replace(recipe, student=student), "distill: the run of stage 2"
+            extra += ["--set", f"student.init_from={start}"]
+        live = tuple(self._live_teachers(recipes)) if recipe.teacher.source == "live" else ()
+        proxy = live[0] if live and recipes.proxy is not None else None
+        keys = tuple(features.values())
+        every = max(1, recipe.run.steps // _MEASURED)
+        watch = Watch("agreement", every, images=_MEASURED_IMAGES) if recipe.data.hold_out else None
+        options = TrainOptions(
+            recipe=recipe, store=self.store.url, features=keys, out=out, data=self.data, origins=origins, proxy=proxy, watch=watch,
+            teachers=() if proxy is not None else live, workers=self.options.ranks,
+            address=self.options.address if self.options.ranks else None,
+        )  # fmt: skip
+        extra += [] if watch is None else ["--evaluate", "agreement", "--every", str(every), "--evaluate-images", str(_MEASURED_IMAGES)]
+        extra += [word for model in live for word in ("--proxy" if proxy is not None else "--teacher", model)]
+        self.commands.append(shlex.join(equivalent_command(recipes.files[name], stage, self.store.url, self.data, keys, out, *extra)))
+        label = f"{name}, stage {stage}"
+        summary = train(options, lambda event: self.on_event(_labelled(event, label)))
+        self.folder.done(f"train {label}", summary["seconds"], recipe.run.steps * recipe.run.batch_size, fresh=not summary["already"])
+
+    def _live_teachers(self, recipes: DistillRecipes) -> Iterator[str]:
+        """Yield the models of live targets: the proxy where there is one, else the teachers."""
+        if recipes.proxy is not None:
+            yield str(self.folder.proxy())
+        else:
+            yield from recipes.extract.teachers
+
+
+def _labelled(event: Event, label: str) -> Event:
+    return {**event, "stage": label} if event["event"] == "step" else event

@@ -1,0 +1,72 @@
+"""`[extract]` of a recipe that goes from photos to students: how teachers' tokens are cached. `train` and `extract-features` ignore it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...jobs.extraction.options import ExtractOptions, TeacherRequest
+from ...storage.core.choices import Codec, Precision
+from ...storage.core.errors import BadInput, unknown_name
+from ...storage.views.view_spec import ViewSpec
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """How teachers' tokens are cached, and those of the proxy."""
+
+    teachers: tuple[str, ...]
+    """Names of the teachers."""
+    teacher_sizes_px: Mapping[str, int] = field(default_factory=dict)
+    """Input size by teacher; a teacher that is not named has its own."""
+    views_per_image: int = 1
+    """Recorded random views of each training photo."""
+    proxy_size_px: int = 256
+    """Input size of the proxy when its tokens are cached for stage 2."""
+    seed: int = 0
+    """Seed of the views."""
+    precision: Precision = "auto"
+    """What teachers compute in; auto: bf16 where this machine has it."""
+    codec: Codec = "int8"
+    """How patch tokens are stored."""
+    tokens_per_view: int = 0
+    """Patch tokens of a view that are kept, at recorded random positions; 0: all."""
+    grid: tuple[int, ...] = ()
+    """Rows and columns of the stored tokens; empty: each teacher's own."""
+    images_per_shard: int = 128
+    """Images of one unit of work."""
+    statistics_batches: int = 500
+    """Batches of 32 views that each teacher's mean and std come from."""
+    batch_size: int = 32
+    """Views in one forward pass of a teacher."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Why each value is what it is."""
+
+    def __post_init__(self) -> None:
+        stray = sorted(set(self.teacher_sizes_px) - set(self.teachers))
+        if stray:
+            raise unknown_name("teacher in extract.teacher_sizes_px", stray[0], self.teachers)
+        if len(self.grid) not in (0, 2):
+            raise BadInput(f"extract.grid is [rows, columns], or [] for each teacher's own, got {list(self.grid)}")
+
+    def requests(self, given: tuple[TeacherRequest, ...] = ()) -> tuple[TeacherRequest, ...]:
+        """Return the teachers with their sizes here; of those that were `given`, their weight files and devices."""
+        by_name = {request.name: request for request in given}
+        return tuple(
+            TeacherRequest(
+                name, size_px=self.teacher_sizes_px.get(name), weights=by_name[name].weights if name in by_name else None,
+                device=by_name[name].device if name in by_name else None,
+            )
+            for name in self.teachers
+        )  # fmt: skip
+
+    def options(
+        self, store: str, data: str, teachers: tuple[TeacherRequest, ...], views: ViewSpec, *, workers: int | None = None,
+        address: str | None = None,
+    ) -> ExtractOptions:  # fmt: skip
+        """Return the request of an extraction of `teachers` over `views` of a dataset; of centre views all tokens are kept."""
+        sampled = views.kind != "center" and self.tokens_per_view
+        return ExtractOptions(
+            store=store, data=data, teachers=teachers, views=views, images_per_shard=self.images_per_shard, codec=self.codec,
+            tokens_per_view=self.tokens_per_view if sampled else None,
+            grid=(self.grid[0], self.grid[1]) if self.grid else None, precision=self.precision,
+            statistics_batches=self.statistics_batches, batch_size=self.batch_size, workers=workers, address=address,
+        )  # fmt: skip
