@@ -49,15 +49,20 @@ def toml_table(name: str, table: Mapping[str, Any]) -> list[str]:
 
 def toml_key(key: str) -> str:
     """Return a key, quoted where TOML needs it: names with dots or plus signs."""
-    return key if _BARE_KEY.fullmatch(key) else json.dumps(key, ensure_ascii=False)
+    return key if _BARE_KEY.fullmatch(key) else toml_text(key)
 
 
 def toml_value(value: Any) -> str:
-    """Return a value as TOML has it; text is quoted as in JSON, which TOML reads."""
+    """Return a value as TOML has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return toml_text(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(toml_value, value))}]"
     return repr(value)
+
+
+def toml_text(text: str) -> str:
+    """Return text quoted as in JSON, which TOML reads but for one character that it wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
