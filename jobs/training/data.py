@@ -46,8 +46,10 @@ class Part:
 
     @property
     def images(self) -> int:
-        """How many images are drawn from, failed ones included."""
-        return len(self.views.dataset) if self.subset is None else self.subset.kept
+        """How many images are drawn from, failed ones included and removed ones not."""
+        dataset = self.views.dataset
+        stays = np.arange(len(dataset)) if self.subset is None else self.subset.stays()
+        return len(np.setdiff1d(stays, dataset.removed())) if dataset.removed_count else len(stays)
 
     @property
     def views(self) -> ViewSet:
