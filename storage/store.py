@@ -147,9 +147,9 @@ class FeatureStore:
                 return str(described["digest"]), earlier_versions(described)
             identity = read_identity(self.objects, f"{kind}/{key}", "subset" if kind == "subsets" else kind)
             if kind == "features":
-                views = self._key_of("views", str(identity["views"]))
+                views = self.key_of("views", str(identity["views"]))
                 return ("", ()) if views is None else self._dataset_described("views", views)
-            dataset = self._key_of("datasets", str(identity["dataset"]))
+            dataset = self.key_of("datasets", str(identity["dataset"]))
             return ("", ()) if dataset is None else self._dataset_described("datasets", dataset)
         except (CacheDamaged, KeyError):
             return "", ()
@@ -157,7 +157,7 @@ class FeatureStore:
     def _with_identity(self, kind: str, keys: list[str]) -> list[str]:
         return [key for key in keys if self.objects.size(f"{kind}/{key}/identity.json") is not None]
 
-    def _key_of(self, kind: str, full_digest: str) -> str | None:
+    def key_of(self, kind: str, full_digest: str) -> str | None:
         """Return the key of the set with this digest, or None; of several (copies), one that has an identity.json."""
         keys = [key for key in self._keys(kind) if key.endswith(f"@{short(full_digest)}")]
         with_identity = self._with_identity(kind, keys) if len(keys) > 1 else keys
@@ -168,7 +168,7 @@ class FeatureStore:
         return ImageDataset(self.objects, self._resolve("datasets", name))
 
     def _dataset_of(self, full_digest: str) -> ImageDataset:
-        if (key := self._key_of("datasets", full_digest)) is not None:
+        if (key := self.key_of("datasets", full_digest)) is not None:
             return ImageDataset(self.objects, key)
         raise CacheDamaged(f"{self.url} has no dataset @{short(full_digest)}, over which these views were drawn; index it again")
 
@@ -179,7 +179,7 @@ class FeatureStore:
         return ViewSet(self.objects, key, self._dataset_of(str(identity.get("dataset"))), identity)
 
     def _views_of(self, full_digest: str) -> ViewSet:
-        if (key := self._key_of("views", full_digest)) is not None:
+        if (key := self.key_of("views", full_digest)) is not None:
             return self.view_set(key)
         raise CacheDamaged(f"{self.url} has no views @{short(full_digest)}, over which these features were made")
 

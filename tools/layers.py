@@ -24,7 +24,7 @@ WINGS = {
     "jobs": ("export_run", "estimates", "training", "evaluation", "curation", "repair", "extraction", "runs", "ray_session", "ray_folders"),
     "student": ("export", "training", "probes", "data", "model"),
     "teachers": ("registry", "checkpoints", "encoders", "runtime"),
-    "storage": ("upkeep", "index", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
+    "storage": ("upkeep", "index", "earlier_sets", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
 }
 MAX_WING_FILES, MAX_FILE_LINES = 14, 400
 

@@ -8,6 +8,7 @@ same on both sides and drops out. Not counted: checksums and indexes in a shard 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 PAPER_IMAGES = 1_689_000_000 + 1_280_000  # LVD-1689M and ImageNet-1k
@@ -36,15 +37,18 @@ class Measured:
     store_bytes_per_s: float
 
 
-def extraction_cost(images: int, views: int, images_per_shard: int, measured: Measured, prices: Prices) -> dict[str, Any]:
-    """Return rows, shards, and by teacher and in all: bytes, device hours and money."""
-    rows = images * views
-    table = {
-        name: _costs(rows * size, rows * measured.seconds_per_view[name] / _HOUR_S, prices) for name, size in measured.row_bytes.items()
-    }
+def extraction_cost(
+    images: int, views: int, images_per_shard: int, measured: Measured, prices: Prices, known: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return rows, shards, and by teacher and in all: bytes, device hours and money; `known` rows of a teacher cost nothing more."""
+    rows, table = images * views, {}
+    for name, size in measured.row_bytes.items():
+        new = rows - known.get(name, 0)
+        table[name] = _costs(new * size, new * measured.seconds_per_view[name] / _HOUR_S, prices)
     if len(table) > 1:
         table["all"] = {column: sum(cost[column] for cost in table.values()) for column in next(iter(table.values()))}
-    return {"images": images, "rows": rows, "shards": -(-images // images_per_shard), "cost": table}
+    taken_over = {"rows_taken_over": dict(known)} if any(known.values()) else {}
+    return {"images": images, "rows": rows, "shards": -(-images // images_per_shard), **taken_over, "cost": table}
 
 
 def _costs(size: int, hours: float, prices: Prices) -> dict[str, float]:

@@ -19,16 +19,21 @@ import torch
 
 from ...storage.core.errors import BadInput, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
+from ...storage.earlier_sets import EarlierSets
+from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import walk_keys
 from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
+from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
 from ...teachers.registry.native_size import size_warning
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device
 from ..extraction.batch_size import SizedTeacher
+from ..extraction.dry_run import dry_summary
 from ..extraction.extract import layout_of, resolve_request
+from ..extraction.measure_statistics import Normalisation
 from ..extraction.options import ExtractOptions
 from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need
 
@@ -75,7 +80,7 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
         plan.student_images_per_s or student_speed(plan, device.value),
         store_speed(store, on_event),
     )
-    views, shard = options.views.views_per_image, options.images_per_shard
+    views, shard, known = options.views.views_per_image, options.images_per_shard, rows_of_earlier_versions(store, options, specs)
     warned = [text for text in map(size_warning, specs.values()) if text]
     return {
         **({"warnings": warned} if warned else {}),
@@ -85,12 +90,29 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
             name: {"bytes_of_a_view": measured.row_bytes[name], "views_per_s": 1 / speeds[name][0], "batch_size": speeds[name][1]}
             for name in specs
         },
-        f"for {options.data}": extraction_cost(images, views, shard, measured, plan.prices),
+        f"for {options.data}": extraction_cost(images, views, shard, measured, plan.prices, known),
         "at the paper's scale": extraction_cost(PAPER_IMAGES, views, shard, measured, plan.prices),
         "reading": reading_need(measured),
         "break_even": break_even(images, views, plan.epochs_of_a_run, measured, plan.prices),
         **options.told(),
     }
+
+
+def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs: Mapping[str, TeacherSpec]) -> dict[str, int]:
+    """Return by teacher, and for stored pixels, the rows that an earlier version of the dataset has already; {} where it is the first."""
+    dataset = store.dataset(options.data)
+    if not dataset.earlier:
+        return {}
+    dry = FeatureStore(DryRunObjects(store.objects))
+    views = ViewSet.create(dry.objects, dataset, options.views, options.images_per_shard)
+    layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
+    normalisation = Normalisation(dry, views, specs, options.statistics_batches, options.statistics_from, options.normalisation)
+    found = dry_summary(dry, views, layouts, normalisation)
+    known = {name: views.rows - rows for name, rows in found["rows_to_compute"].items()}
+    if options.views.pixels is not None:
+        of_views = EarlierSets.of(dry, views, [])
+        known[f"pixels at {options.views.pixels.size_px} px"] = sum(map(of_views.known_view_rows, range(views.shards)))
+    return known
 
 
 def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batches: int) -> tuple[float, int]:

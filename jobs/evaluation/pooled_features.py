@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...storage.core.errors import StoreUnavailable
 from ...storage.core.events import OnEvent
+from ...storage.earlier_sets import EarlierSets
 from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
 from ...storage.features.statistics import Statistics
 from ...storage.images.dataset import ImageDataset
@@ -38,6 +39,7 @@ def pooled_features(
         reader = _open_set(store, dataset, model, crop_fraction)
         if reader.missing_shards():
             check_writable(store.objects)
+            EarlierSets.of(store, reader.views, [reader], on_event).take_over([reader], on_event)
     except StoreUnavailable as error:
         on_event({"event": "warning", "text": f"features of {dataset.name} are not kept for the next evaluation: {error}"})
         reader = _open_set(FeatureStore(DryRunObjects(store.objects)), dataset, model, crop_fraction)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ...student.probes.hub_task import HubTask
+from ...student.probes.evaluation_records import HubTask
 
 
 @dataclass(frozen=True)

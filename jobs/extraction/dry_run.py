@@ -7,6 +7,7 @@ feature set's key holds its statistics; where those are still to be measured it 
 from collections.abc import Mapping
 from typing import Any
 
+from ...storage.earlier_sets import EarlierSets
 from ...storage.features.features import FeatureReader, features_identity
 from ...storage.features.layout import FeatureLayout
 from ...storage.store import FeatureStore
@@ -17,13 +18,25 @@ from .measure_statistics import Normalisation
 def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, FeatureLayout], normalisation: Normalisation) -> dict[str, Any]:
     """Return the shards that a run would compute, the bytes it would write by teacher, and the statistics it would measure first.
 
+    What an earlier version of the dataset gives, as far as its records say, is not counted.
     `store` writes to memory only (`storage.objects.dry_run_objects`).
     """
     missing: dict[str, set[int]] = {}
+    rows: dict[str, int] = {}
     keys: dict[str, str | None] = {}
+    view_rows: dict[int, int] = {}
     for name, layout in layouts.items():
-        keys[name], missing[name] = _missing(store, views, name, layout, normalisation)
+        reader = _reader(store, views, name, layout, normalisation)
+        keys[name], missing[name], rows[name] = None if reader is None else reader.key, set(), 0
+        earlier = EarlierSets.of(store, views, [] if reader is None else [reader])
+        for shard in range(views.shards) if reader is None else reader.missing_shards():
+            known = 0 if reader is None else earlier.known_rows(shard, reader)
+            if known < _size(views, shard):
+                missing[name].add(shard)
+            rows[name] += _size(views, shard) - known
+            view_rows[shard] = _size(views, shard) - earlier.known_view_rows(shard)
     shards = set().union(*missing.values())
+    absent = set(view_rows) - views.group.committed()
     return {
         "event": "summary",
         "dry_run": True,
@@ -33,24 +46,22 @@ def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, Featu
         "rows": views.rows,
         "shards": views.shards,
         "shards_missing": len(shards),
+        **({"rows_to_compute": rows} if views.dataset.earlier else {}),
         "statistics_missing": normalisation.missing,
-        "bytes_expected": {name: _rows(views, missing[name]) * layout.view_bytes for name, layout in layouts.items()},
-        "views_bytes_expected": _rows(views, shards - views.group.committed()) * sum(spec.row_bytes for spec in views.group.specs.values()),
+        "bytes_expected": {name: rows[name] * layout.view_bytes for name, layout in layouts.items()},
+        "views_bytes_expected": sum(view_rows[shard] for shard in absent) * sum(spec.row_bytes for spec in views.group.specs.values()),
     }
 
 
-def _missing(
-    store: FeatureStore, views: ViewSet, name: str, layout: FeatureLayout, normalisation: Normalisation
-) -> tuple[str | None, set[int]]:
-    """Return a teacher's key, None where it is not known yet, and its shards without a record."""
+def _reader(store: FeatureStore, views: ViewSet, name: str, layout: FeatureLayout, normalisation: Normalisation) -> FeatureReader | None:
+    """Return a teacher's feature set, None where its key is not known yet."""
     known = normalisation.known.get(name)
     if known is None:
-        return None, set(range(views.shards))
+        return None
     identity = features_identity(normalisation.specs[name].identity(), views, known, normalisation.sampling[name], layout)
-    reader = FeatureReader.create(store.objects, name, views, identity, known)
-    return reader.key, set(reader.missing_shards())
+    return FeatureReader.create(store.objects, name, views, identity, known)
 
 
-def _rows(views: ViewSet, shards: set[int]) -> int:
-    spans = [views.group.shard_span(shard) for shard in shards]
-    return sum(last - first for first, last in spans)
+def _size(views: ViewSet, shard: int) -> int:
+    first, last = views.group.shard_span(shard)
+    return last - first

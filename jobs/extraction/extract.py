@@ -13,8 +13,10 @@ from typing import Any
 
 from ...storage.core.errors import BadInput, Interrupted
 from ...storage.core.events import OnEvent, ignore_event
+from ...storage.earlier_sets import EarlierSets
 from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
 from ...storage.features.teacher_files import TeacherFile, note_teacher_file
+from ...storage.images.versions import REMOVED
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
@@ -41,6 +43,8 @@ class _Plan:
     specs: dict[str, TeacherSpec]
     readers: dict[str, FeatureReader]
     missing: dict[int, dict[str, str]]
+    taken_over: int
+    """Shards that an earlier version of the dataset gave."""
 
     @property
     def failed(self) -> dict[str, str]:
@@ -50,7 +54,7 @@ class _Plan:
             for shard in reader.group.committed():
                 record = reader.group.record(shard)
                 found |= record.failed if record is not None else {}
-        return found
+        return without_removed(found)
 
 
 def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
@@ -90,14 +94,15 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
     other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
     normalisation = _normalisation(store, views, specs, options)
     if not normalisation.missing:
-        plan = _plan(store, views, specs, normalisation, options)
+        plan = _plan(store, views, specs, normalisation, options, on_event)
         if not plan.missing:
             return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other}
     count = worker_count(order, options)
     try:
         with workers(order, count, options.address, on_event) as pool:
-            normalisation.measure(pool, on_event)
-            plan = _plan(store, views, specs, normalisation, options)
+            if normalisation.missing:
+                normalisation.measure(pool, on_event)
+                plan = _plan(store, views, specs, normalisation, options, on_event)
             computing = time.perf_counter()
             with leases(store, [reader.key for reader in plan.readers.values()], EXTRACTION, on_event):
                 reports = list(_compute(pool, plan, options, on_event))
@@ -154,15 +159,27 @@ def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: Extra
 
 
 def _plan(
-    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], normalisation: Normalisation, options: ExtractOptions
-) -> _Plan:
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], normalisation: Normalisation, options: ExtractOptions,
+    on_event: OnEvent,
+) -> _Plan:  # fmt: skip
     readers = {}
     for name, spec in specs.items():
         known = normalisation.known[name]
         layout = layout_of(spec, options)
         identity = features_identity(spec.identity(), views, known, normalisation.sampling[name], layout)
         readers[name] = FeatureReader.create(store.objects, name, views, identity, known)
-    return _Plan(store, views, specs, readers, _missing(readers))
+    return _planned(store, views, specs, readers, on_event)
+
+
+def _planned(
+    store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], readers: dict[str, FeatureReader], on_event: OnEvent
+) -> _Plan:
+    """Take over what earlier versions of the dataset have, and return the plan of what is missing then."""
+    earlier, taken = EarlierSets.of(store, views, list(readers.values()), on_event), 0
+    if earlier.view_sets and _missing(readers):
+        with leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event):
+            taken = earlier.take_over(list(readers.values()), on_event)
+    return _Plan(store, views, specs, readers, _missing(readers), taken)
 
 
 def complete(
@@ -170,7 +187,7 @@ def complete(
     on_event: OnEvent,
 ) -> int:  # fmt: skip
     """Compute in this process what feature sets over one set of views lack; returns the shards. Raises as `extract_features` does."""
-    plan = _Plan(store, views, specs, readers, _missing(readers))
+    plan = _planned(store, views, specs, readers, on_event)
     if not plan.missing:
         return 0
     try:
@@ -202,8 +219,8 @@ def _compute(pool: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEv
     failed, started, fresh, written = plan.failed, time.perf_counter(), 0, 0
     for _, report in pool.run([("do_shard", (shard, keys)) for shard, keys in plan.missing.items()]):
         done, written = done + report.views, written + report.bytes
-        fresh += 0 if report.already_committed else report.views
-        failed |= report.failed
+        fresh += report.computed
+        failed |= without_removed(report.failed)
         event = progress(f"extract {', '.join(plan.specs)}", done, total, "views", started, fresh)
         rate = written / max(time.perf_counter() - started, 1e-9)
         rates = {"images_per_s": event["rate"] / plan.views.views_per_image, "bytes_per_s": rate}
@@ -211,6 +228,11 @@ def _compute(pool: Workers, plan: _Plan, options: ExtractOptions, on_event: OnEv
         on_event({**event, **rates, "failed": len(failed), "bytes": report.bytes, "retries": pool.retries, **use})
         _check_failures(failed, plan, options)
         yield report
+
+
+def without_removed(failed: dict[str, str]) -> dict[str, str]:
+    """Return the images that failed, without those that the user has removed: nobody expects tokens of them."""
+    return {image_id: why for image_id, why in failed.items() if why != REMOVED}
 
 
 def _check_failures(failed: dict[str, str], plan: _Plan, options: ExtractOptions) -> None:
@@ -239,5 +261,6 @@ def _summary(plan: _Plan, reports: list[ShardReport], retries: int, workers: int
         "retries": retries,
         "seconds": seconds,
         "bytes": {name: reader.stored_bytes() for name, reader in plan.readers.items()},
+        **({"shards_taken_over": plan.taken_over} if plan.views.dataset.earlier else {}),
         **work_done(reports, workers, seconds),
     }

@@ -14,6 +14,7 @@ import numpy as np
 from ...storage.core.errors import BadInput, CacheMismatch
 from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields
+from ...storage.earlier_sets import earlier_views_digests
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import NORMALISATIONS, Statistics
 from ...storage.store import FeatureStore
@@ -56,14 +57,25 @@ class Normalisation:
         for key in borrowed:
             self._borrow(store.features(key))
         for name in set(specs) - set(self.known):
-            kept = store.kept_statistics(name, self._measured_on(name))
-            if kept is not None:
-                self.known[name] = kept
+            self._look_up(name)
 
     @property
     def missing(self) -> list[str]:
         """The teachers whose statistics are not known yet, in the order of the request."""
         return [name for name in self.specs if name not in self.known]
+
+    def _look_up(self, name: str) -> None:
+        """Take what was measured on these views, else on those of an earlier version: measured anew, no token could be used again."""
+        kept = self.store.kept_statistics(name, self._measured_on(name))
+        if kept is not None:
+            self.known[name] = kept
+            return
+        for views_digest in earlier_views_digests(self.views):
+            kept = self.store.kept_statistics(name, {**self._measured_on(name), "views": views_digest})
+            if kept is not None:
+                self.known[name] = kept
+                self.sampling[name] = {"from_views": views_digest, **self.sampling[name]}
+                return
 
     def _measured_on(self, name: str) -> dict[str, Any]:
         recorded = NORMALISATIONS[self.method].recorded

@@ -68,11 +68,13 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
         views_per_batch: int,
         threads: int = 1,
         fresh: FreshViews | None = None,
+        start: int = 0,
     ) -> None:
+        """Begin with the shard's row `start`, the first of an image."""
         self._view_set, self._views, self._inputs, self._fresh = view_set, views, inputs, fresh
         self._first_row, rows = view_set.group.shard_span(shard)[0], len(views.crop)
         per_batch = max(1, views_per_batch // view_set.views_per_image) * view_set.views_per_image
-        self._todo = iter([(start, min(per_batch, rows - start)) for start in range(0, rows, per_batch)])
+        self._todo = iter([(start, min(per_batch, rows - start)) for start in range(start, rows, per_batch)])
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="render")
         self._under_way: deque[Future[RenderedBatch]] = deque()
         for _ in range(threads):

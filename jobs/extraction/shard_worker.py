@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...storage.core.errors import CacheDamaged, Interrupted
+from ...storage.earlier_sets import EarlierSets
 from ...storage.features.features import FeatureReader, TokenRows, refuse_tokens
 from ...storage.features.phis import Covariance
 from ...storage.features.sampling import Positions
@@ -62,6 +63,7 @@ class _Target:
     buffer: TokenRows
     positions: Positions | None  # (views, T) of a sampled set
     refused: dict[str, str] = field(default_factory=dict)  # image id → why its tokens must not be stored
+    copied: int = 0  # first rows that an earlier version of the dataset gave
 
     def positions_of(self, batch: RenderedBatch) -> Positions | None:
         """Return the grid positions of the tokens to be stored of a batch's views; None for whole grids."""
@@ -90,6 +92,7 @@ class ShardWorker:
                 teacher.compile_encoder(self.teachers[spec.name].views)
             check_canary(self.store, teacher)
         self._readers: dict[str, FeatureReader] = {}
+        self._earlier_sets: dict[tuple[str, ...], EarlierSets] = {}
         self._turn = threading.Lock()  # the teachers belong to one shard at a time: two would finish together, and late
         self._stopping = threading.Event()
 
@@ -165,7 +168,8 @@ class ShardWorker:
         """
         torch.set_num_threads(self.order.threads)  # a property of each thread
         readers = {name: self._reader(key) for name, key in feature_keys.items()}
-        committed = self.views.read_shard(shard)
+        earlier = self._earlier(list(readers.values()))
+        committed = self.views.read_shard(shard) or earlier.begin_views(shard)
         views = committed or self.views.draw_shard(shard)
         report = ShardReport(shard, len(views.crop))
         targets = {
@@ -175,14 +179,26 @@ class ShardWorker:
         }
         if committed is not None and not targets:
             return report.of_records([reader.group.record(shard) for reader in readers.values()])
+        for target in targets.values():
+            target.copied, target.refused = earlier.copy_rows(shard, target.reader, target.buffer)
+        report.copied = min((target.copied for target in targets.values()), default=0)
         fresh = FreshViews.of(self.views, report.views) if committed is None else None
-        inputs = {self._input(name) for name in targets}
-        views_per_batch = max((self.teachers[name].views for name in targets), default=1)
-        with RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh) as batches:
-            self._through_teachers(batches, views, targets, report)
+        for start in sorted({target.copied for target in targets.values()} or {0}):
+            group = {name: target for name, target in targets.items() if target.copied == start}
+            inputs = {self._input(name) for name in group}
+            views_per_batch = max((self.teachers[name].views for name in group), default=1)
+            with RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh, start) as batches:
+                self._through_teachers(batches, views, group, report)
         self._stop_if_asked()
         self._commit(views, fresh, targets, report)
         return report
+
+    def _earlier(self, readers: list[FeatureReader]) -> EarlierSets:
+        """Return what earlier versions of the dataset hold; found once for the same feature sets."""
+        keys = tuple(reader.key for reader in readers)
+        if keys not in self._earlier_sets:
+            self._earlier_sets[keys] = EarlierSets.of(self.store, self.views, readers)
+        return self._earlier_sets[keys]
 
     def repair_shard(self, shard: int, name: str, key: str) -> None:
         """Compute one committed shard of a teacher's feature set again, and replace its damaged parts.
@@ -219,8 +235,8 @@ class ShardWorker:
                 _finish(encoding)
                 encoding = encoder.submit(self._encode, targets, batch, tokens, report)
             turn_s = time.perf_counter() - started
-            report.batch_sizes = {name: self.teachers[name].views for name in targets}
-            report.backoffs = sum(teacher.backoffs for teacher in self.teachers.values()) - before
+            report.batch_sizes |= {name: self.teachers[name].views for name in targets}
+            report.backoffs += sum(teacher.backoffs for teacher in self.teachers.values()) - before
             report.gpu_use = gpu_use(self.teachers[name].teacher.device for name in targets)
         _finish(encoding)
         report.add("wait", max(0.0, turn_s - report.seconds.get("forward", 0.0)))

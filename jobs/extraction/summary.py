@@ -27,7 +27,13 @@ class ShardReport:
     batch_sizes: dict[str, int] = field(default_factory=dict)
     backoffs: int = 0
     gpu_use: float | None = None  # share of the last moment
+    copied: int = 0  # of the views, whose tokens an earlier version of the dataset gave
     already_committed: bool = False  # another driver had committed it meanwhile: nothing was computed
+
+    @property
+    def computed(self) -> int:
+        """Views that went through a teacher."""
+        return 0 if self.already_committed else self.views - self.copied
 
     def of_records(self, records: Iterable[Record | None]) -> "ShardReport":
         """Make this the report of a shard that another driver has committed: its failures, nothing spent; returns it."""
@@ -63,7 +69,7 @@ def progress(stage: str, done: int, total: int, unit: str, started: float, fresh
 
 def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> dict[str, Any]:
     """Return counts and times over finished shards; `seconds` of wall time in which `workers` computed them."""
-    views = sum(report.views for report in reports if not report.already_committed)
+    views = sum(report.computed for report in reports)
     by_phase = {phase: sum(report.seconds.get(phase, 0.0) for report in reports) for phase in PHASES}
     sizes: dict[str, int] = {}
     gpu = [report.gpu_use for report in reports if report.gpu_use is not None]

@@ -100,7 +100,8 @@ def _dry_run_repairer(reader: FeatureReader) -> Callable[[int], None]:
 
     def read_images(shard: int) -> None:
         for image in range(*reader.views.shard_images(shard)):
-            reader.views.dataset.read_image_bytes(image)
+            if not reader.views.dataset.is_removed(image):
+                reader.views.dataset.read_image_bytes(image)
 
     return read_images
 

@@ -8,6 +8,7 @@ differ between datasets (one adapter cannot map to two normalisations; `extract-
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,10 @@ class Part:
 
     @property
     def images(self) -> int:
-        """How many images are drawn from, failed ones included."""
-        return len(self.views.dataset) if self.subset is None else self.subset.kept
+        """How many images are drawn from, failed ones included and removed ones not."""
+        dataset = self.views.dataset
+        stays = np.arange(len(dataset)) if self.subset is None else self.subset.stays()
+        return len(np.setdiff1d(stays, dataset.removed())) if dataset.removed_count else len(stays)
 
     @property
     def views(self) -> ViewSet:
@@ -58,11 +61,12 @@ class Part:
 
 def open_parts(
     store: FeatureStore, features: Sequence[str], data: str, shares: Mapping[str, float], *, subsets: Sequence[str] = (),
-    complete: bool = True,
+    complete: bool = True, versions: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Part]:  # fmt: skip
     """Return the datasets of a run: those of a mixture's `shares`, or `data` alone; raises `BadInput`, `CacheMismatch`.
 
-    `subsets`: names or keys of recorded subsets of them, at most one for each.
+    `subsets`: names or keys of recorded subsets of them, at most one for each. `versions`: the key of the dataset that a name means here,
+    where it is not the newest.
     """
     if shares and data:
         raise BadInput(f"the recipe mixes {', '.join(shares)}, and --data names {data}; give shares, as in --data A=0.1 --data B=0.9")
@@ -70,7 +74,7 @@ def open_parts(
         raise BadInput("training needs a dataset: --data NAME, or several with their shares, as in --data A=0.1 --data B=0.9")
     share_of = dict(sorted(shares.items())) or {data: 1.0}  # which image has which number must not depend on who was named first
     parts = [
-        Part(name, share, open_features(store, features, name, mixed=len(share_of) > 1, complete=complete))
+        Part(name, share, open_features(store, features, versions.get(name, name), mixed=len(share_of) > 1, complete=complete))
         for name, share in share_of.items()
     ]
     for part in parts[1:]:
@@ -90,12 +94,22 @@ def with_subsets(store: FeatureStore, parts: Sequence[Part], wanted: Sequence[st
         if not fitting:
             here = ", ".join(part.views.dataset.key for part in parts)
             of = ", ".join(f"{one.key} of dataset @{short(one.dataset_digest)}" for one in subsets)
-            raise CacheMismatch(f"--subset {name} is not of what is trained on ({here}): {of}. Make one with `features curate`")
+            older = [part.name for part in parts for one in subsets if _is_earlier(part, one)]
+            newer = f"; that is an older version of {', '.join(older)}, whose new images it says nothing of" if older else ""
+            way_out = ", or train on the older version by its key (--data NAME@DIGEST)" if older else ""
+            raise CacheMismatch(
+                f"--subset {name} is not of what is trained on ({here}): {of}{newer}. Make one with `features curate`{way_out}"
+            )
         for n, one in fitting:
             if (other := found[n].subset) is not None and other.key != one.key:
                 raise BadInput(f"{found[n].name} has two subsets, {other.key} and {one.key}; give one, by its whole key")
             found[n] = replace(found[n], subset=one)
     return found
+
+
+def _is_earlier(part: Part, subset: ImageSubset) -> bool:
+    """Return whether a subset is of an earlier version of a part's dataset."""
+    return subset.dataset_digest in {version.digest for version in part.views.dataset.earlier}
 
 
 def in_recorded_order(parts: Sequence[Part], views: Sequence[str]) -> list[Part]:
@@ -254,7 +268,7 @@ def run_order(recipe: TrainRecipe, parts: Sequence[Part], store: FeatureStore, f
 
 def _order_of(recipe: TrainRecipe, part: Part) -> BatchOrder:
     views, data = part.views, recipe.data
-    excluded = np.empty(0, np.int64) if data.replace_failed else excluded_images(part.readers.values())
+    excluded = part.views.dataset.removed() if data.replace_failed else excluded_images(part.readers.values())
     if part.subset is not None:
         excluded = np.union1d(excluded, part.subset.left_out())
     excluded = np.union1d(excluded, held_out_images(views.dataset, data.hold_out)) if data.hold_out else excluded

@@ -5,7 +5,8 @@ no difference to a store who filled it, and a kill costs one shard. Before and n
 turns and take as long, and because images that fail must be known before the order of a run is. What is incomplete is completed over its
 own views; what does not exist is begun with `extract-features`' defaults, over the views of the run's other sets where there are any or
 as the recipe has them. In a mixture it is begun as the first dataset's set of that teacher was made: the same input, precision, layout,
-statistics and distortions, or the two could not be mixed. The teachers must be at hand: by the sets' names, or named one for each set.
+statistics and distortions, or the two could not be mixed; over a dataset that grew, as over its earlier version. The teachers must be at
+hand: by the sets' names, or named one for each set.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from ...storage.core.choices import Codec
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
+from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.registry.spec import TeacherSpec
@@ -48,20 +50,26 @@ def fill_missing(
     for data in datasets:
         spec = replace(views or ViewSpec(), views_per_image=views_per_image)
         options = ExtractOptions(store.url, data, (), spec, workers=0, allow_random_weights=allow_random_weights)
-        computed[data] = _fill_dataset(store, requests, options, known, on_event)
+        computed[data] = _fill_dataset(store, requests, options, known, views, on_event)
     return {"computed_shards": computed}
 
 
 def _fill_dataset(
-    store: FeatureStore, requests: Mapping[str, TeacherRequest], options: ExtractOptions, known: dict[str, str], on_event: OnEvent
-) -> int:
+    store: FeatureStore, requests: Mapping[str, TeacherRequest], options: ExtractOptions, known: dict[str, str], stated: ViewSpec | None,
+    on_event: OnEvent,
+) -> int:  # fmt: skip
     dataset = store.dataset(options.data)
     readers = {name: features_over(store, name, dataset) for name in requests}
     present = {name: reader for name, reader in readers.items() if reader is not None}
     count = _complete(store, present, requests, options, on_event)
     absent = {name: requests[name] for name in readers if name not in present}
     models = {name: store.features(known[name]) for name in absent if name in known}
+    older = {name: reader for name in absent if (reader := _of_earlier_version(store, name, dataset, stated)) is not None}
+    models |= older
     if views := next((reader.views for reader in present.values()), None):
+        options = replace(options, views=views.spec, images_per_shard=views.images_per_shard)
+    elif older:  # as it was, so that only what is new is computed
+        views = next(iter(older.values())).views
         options = replace(options, views=views.spec, images_per_shard=views.images_per_shard)
     elif models:
         spec = next(iter(models.values())).views.spec
@@ -69,7 +77,7 @@ def _fill_dataset(
     made_keys: dict[str, str] = {}
     for group_options, names in _by_layout(absent, models, options):
         teachers = tuple(_as_made(absent[name], models.get(name)) for name in names)
-        borrowed = tuple(known[name] for name in names if name in known)
+        borrowed = tuple(older[name].key if name in older else known[name] for name in names if name in older or name in known)
         summary = extract_features(replace(group_options, teachers=teachers, statistics_from=borrowed), on_event)
         count, made_keys = count + summary["shards"] * len(teachers), made_keys | summary["features"]
     for name in requests:
@@ -78,6 +86,22 @@ def _fill_dataset(
             raise BadInput(f"--features {name}: the set of {requests[name].name} has its teacher's name, {', '.join(made_keys)}")
         known.setdefault(name, reader.key)
     return count
+
+
+def _of_earlier_version(store: FeatureStore, name: str, dataset: ImageDataset, stated: ViewSpec | None) -> FeatureReader | None:
+    """Return the feature set of that name over the newest earlier version of a dataset that has one, if its views are the stated ones.
+
+    Their number, seed and pixels may be any. Raises `BadInput` for several sets.
+    """
+    for version in reversed(dataset.earlier):
+        key = store.key_of("datasets", version.digest)
+        reader = None if key is None else features_over(store, name, store.dataset(key))
+        if reader is not None:
+            spec = reader.views.spec
+            if stated is not None:
+                stated = replace(stated, views_per_image=spec.views_per_image, seed=spec.seed, pixels=spec.pixels)
+            return reader if stated in (None, spec) else None
+    return None
 
 
 def _as_made(request: TeacherRequest, model: FeatureReader | None) -> TeacherRequest:

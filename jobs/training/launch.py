@@ -8,6 +8,7 @@ from .fill_missing import fill_missing
 from .options import TrainOptions, check_teachers_given
 from .ranks import train_on_workers
 from .train import train_in_process
+from .versions import recorded_versions
 
 
 def train(options: TrainOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
@@ -19,8 +20,10 @@ def train(options: TrainOptions, on_event: OnEvent = ignore_event) -> dict[str, 
     if options.address is not None and not options.workers:
         raise BadInput("--address is a Ray cluster's, and without --workers the training runs in this process; give --workers as well")
     if options.on_miss == "compute":
+        store = options.open_store()
+        versions = recorded_versions(options, store, options.out)
         fill_missing(
-            options.open_store(), options.features, options.datasets,
+            store, options.features, [versions.get(name, name) for name in options.datasets],
             teachers=() if options.live_teachers else options.teachers, views_per_image=options.new_views,
             views=options.recipe.views.spec(), allow_random_weights=options.allow_random_weights, on_event=on_event,
         )  # fmt: skip

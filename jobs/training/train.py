@@ -46,11 +46,12 @@ from ..runs.lock import exclusive_run_folder
 from ..runs.reading_leases import leases
 from ..runs.run_source import fetch_once, local_run
 from ..runs.upload import mirrored
-from .data import Part, await_sets, cached_targets, in_recorded_order, joined_views, open_parts, refuse_random_weights, run_order
+from .data import Part, await_sets, cached_targets, in_recorded_order, joined_views, refuse_random_weights, run_order
 from .evaluate_while_training import watching
 from .hold_out import check_hold_out, hold_out_record
 from .options import TrainOptions
 from .start_checks import check_pixels, check_teachers
+from .versions import open_run_parts, recorded_versions
 
 
 def train_in_process(
@@ -68,9 +69,10 @@ def train_in_process(
         begun = begun_run(options.recipe, students, run_folder)
         recipe = with_order(options.recipe, store, not options.complete, on_event if ranks.first else ignore_event, begun)
         if options.follow_s is not None:
-            await_sets(store, options.features, options.datasets, options.follow_s, on_event)
-        shares, subsets = recipe.data.shares, options.subsets
-        parts = open_parts(store, options.features, options.data, shares, subsets=subsets, complete=options.complete)
+            versions = recorded_versions(options, store, run_folder)
+            await_sets(store, options.features, [versions.get(name, name) for name in options.datasets], options.follow_s, on_event)
+        say = on_event if ranks.first else ignore_event
+        parts = open_run_parts(options, store, run_folder, complete=options.complete, on_event=say)
         parts = parts if begun is None else in_recorded_order(parts, begun.recorded("identities.json").get("views", ()))
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, options.allow_random_weights)
@@ -175,8 +177,10 @@ def begin_runs(
             for key in folder.taken_over:
                 on_event({"event": "note", "text": f"{key}: {LEGACY_VALUES[key]}  # as the run in {folder.out} was begun"})
             now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
-            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
-            identities |= _subsets(parts) | hold_out_record(recipe, parts)
+            identities = {
+                "targets": source.identities(), "views": views, "datasets": _datasets(parts), "init_from": _initial_identity(recipe),
+                **_subsets(parts), **hold_out_record(recipe, parts),
+            }  # fmt: skip
             known = folder.choices() if folder.has_steps() else now
             folder.begin(recipe, origins, identities, now)
             _say_kept(now, known, on_event)
@@ -185,6 +189,12 @@ def begin_runs(
             summaries[name] = {**finished, "already": True}
             on_event({"event": "already", **summaries[name]})
     return summaries
+
+
+def _datasets(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return digest, images and version of each dataset by key: a name may mean a newer version tomorrow."""
+    datasets = [part.views.dataset for part in parts]
+    return {one.key: {"digest": one.digest, "images": len(one), "version": one.version} for one in datasets}
 
 
 def _subsets(parts: Sequence[Part]) -> dict[str, Any]:

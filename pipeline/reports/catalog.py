@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import short
+from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import STD_FLOOR, Statistics
+from ...storage.images.dataset import ImageDataset
+from ...storage.images.growth import versions_named
+from ...storage.index import version_told
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.upkeep.copying import copy_features
@@ -59,7 +63,16 @@ def list_store(*, store: str, on_event: OnEvent = ignore_event) -> dict[str, Any
 
 def _dataset_row(store: FeatureStore, key: str) -> dict[str, Any]:
     dataset = store.dataset(key)
-    return {"images": len(dataset), "labels": len(dataset.label_names)}
+    return {"images": len(dataset), "labels": len(dataset.label_names), **_version(store, dataset)}
+
+
+def _version(store: FeatureStore, dataset: ImageDataset) -> dict[str, Any]:
+    """Return which version a dataset is, what it continues and what continues it; {} of one that stands alone."""
+    later = [
+        one.key for one in versions_named(store.objects, dataset.name) if dataset.digest in {version.digest for version in one.earlier}
+    ]
+    told = version_told(dataset)
+    return {**(told or {"version": 1}), "continued_by": later} if later else told
 
 
 def _views_row(store: FeatureStore, key: str) -> dict[str, Any]:
@@ -76,8 +89,10 @@ def _views_row(store: FeatureStore, key: str) -> dict[str, Any]:
 def _features_row(store: FeatureStore, key: str) -> dict[str, Any]:
     reader = store.features(key)
     missing = len(reader.missing_shards())
+    dataset = reader.views.dataset
     return {
         "views": reader.views.key,
+        **({"dataset": dataset.key, "version": dataset.version} if _version(store, dataset) else {}),
         "rows": reader.rows,
         "codec": reader.codec,
         "tokens": math.prod(reader.layout.token_shape),
@@ -103,7 +118,8 @@ def show_features(*, key: str, store: str, on_event: OnEvent = ignore_event, htm
 
     With `html` also write a page to look at.
     """
-    reader = FeatureStore.open(store).features(key)
+    opened = FeatureStore.open(store)
+    reader = opened.features(key)
     missing, layout = reader.missing_shards(), reader.layout
     if html is not None:
         from .cache_page import write_cache_page
@@ -113,6 +129,7 @@ def show_features(*, key: str, store: str, on_event: OnEvent = ignore_event, htm
         **({} if html is None else {"page": str(html)}),
         "key": reader.key,
         "dataset": reader.views.dataset.key,
+        **({"versions": told} if (told := _version(opened, reader.views.dataset)) else {}),
         "views": reader.views.key,
         "photometric": reader.views.spec.photometric,
         "pixels": _pixels(reader.views),
@@ -202,11 +219,21 @@ def _is_of(finding: Finding, prefix: str) -> bool:
 
 
 def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent = ignore_event) -> dict[str, Any]:
-    """Delete one feature set or subset, or say what would go; refused while a run holds a lease on it."""
+    """Delete one feature set or subset, or say what would go; refused while a run holds a lease on it.
+
+    Of objects that a set over another version of the dataset shares (hard links), the bytes stay until that set goes as well.
+    """
     opened = FeatureStore.open(store)
     whole = _prunable(opened, key)
+    shared = _shared_objects(opened, prune(opened, whole, dry_run=True))
     removed = prune(opened, whole, dry_run=dry_run, on_event=on_event)
-    return {"key": whole, "dry_run": dry_run, "objects": len(removed)}
+    told = {"shared_objects": shared, "note": "their bytes stay: sets over other versions of the dataset use them"} if shared else {}
+    return {"key": whole, "dry_run": dry_run, "objects": len(removed), **told}
+
+
+def _shared_objects(store: FeatureStore, keys: list[str]) -> int:
+    """Return how many objects of a local store have a second name."""
+    return 0 if is_url(store.url) else sum(Path(store.url, key).stat().st_nlink > 1 for key in keys)
 
 
 def _prunable(store: FeatureStore, name: str) -> str:

@@ -122,7 +122,7 @@ def chosen_photos(choice: PictureChoice, sets: Sequence[FeatureReader], notes: l
 def dataset_photos(reader: FeatureReader) -> list[Photo]:
     """Return whole photos of a feature set's dataset, by label where there are labels; raises CacheMismatch when they are gone."""
     dataset, photos = reader.views.dataset, []
-    for image in example_images(dataset, np.arange(len(dataset)), PHOTOS).tolist():
+    for image in example_images(dataset, np.setdiff1d(np.arange(len(dataset)), dataset.removed()), PHOTOS).tolist():
         row = dataset.row(image)
         photos.append(Photo(dataset.label_names[row.label] if row.label >= 0 else row.id, dataset.read_image(image)))
     return photos

@@ -120,16 +120,18 @@ class FeatureReader:
         return missing
 
     def failed_rows(self) -> NDArray[np.int64]:
-        """Return the rows of failed images, in order; they have no tokens."""
-        rows: list[int] = []
-        views_per_image = self.views.views_per_image
+        """Return the rows of failed images, which have no tokens, and of images that were removed from the source; in order."""
+        rows: list[int] = [row for image in self.views.dataset.removed().tolist() for row in self._rows_of_image(image)]
         for record in self.group.records(sorted({*self.group.uncompacted(), *self.group.ledgers.totals()[1]})):
             if record.failed:
                 first, last = self.views.shard_images(record.shard)
                 for image, image_id in enumerate(self.views.dataset.ids(first, last), start=first):
                     if image_id in record.failed:
-                        rows += range(image * views_per_image, (image + 1) * views_per_image)
-        return np.array(rows, np.int64)
+                        rows += self._rows_of_image(image)
+        return np.unique(np.array(rows, np.int64))
+
+    def _rows_of_image(self, image: int) -> range:
+        return range(image * self.views.views_per_image, (image + 1) * self.views.views_per_image)
 
     def empty(self, count: int) -> TokenRows:
         """Return uninitialised memory for `count` rows, for the `out` of `read`."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..core.errors import EupeError, StoreUnavailable
-from .exclusive_create import publish
+from .exclusive_create import NO_LINKS, publish
 from .large_files import LARGE_BYTES, Buffer, Streamed, write_large
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -141,13 +141,33 @@ def create_exclusively(path: Path, content: Content, *, durable: bool = True) ->
         except FileExistsError:
             return False
     if durable:
-        try:
-            fsync_folder(path.parent)
-        except StoreUnavailable:  # a retry would find the name and assume that it is durable
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
+        _make_name_durable(path)
     return True
+
+
+def link_exclusively(existing: Path, path: Path) -> bool | None:
+    """Give an existing, durable file a second name unless that exists; return True when this call did, None where there are no links."""
+    make_folder(path.parent)
+    with translate_os_errors(path, 0):
+        try:
+            os.link(existing, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in NO_LINKS:
+                return None
+            raise
+    _make_name_durable(path)
+    return True
+
+
+def _make_name_durable(path: Path) -> None:
+    try:
+        fsync_folder(path.parent)
+    except StoreUnavailable:  # a retry would find the name and assume that it is durable
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
 
 
 def sweep(folder: Path, older_than_s: float = STALE_SECONDS) -> int:

@@ -72,6 +72,10 @@ class DryRunObjects:
         self._created[key] = b"".join(content)
         return True
 
+    def duplicate(self, existing: str, key: str, data: bytes) -> bool:
+        """Keep the content in memory unless the key exists."""
+        return self.create(key, [data])
+
     def replace(self, key: str, data: bytes) -> None:
         """Keep the content in memory, hiding that of the underlying store."""
         self._created[key] = data

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.errors import StoreUnavailable
 
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EIO, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES)
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EIO, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES)
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
@@ -22,7 +22,7 @@ def publish(temporary: Path, final: Path) -> None:
     try:
         os.link(temporary, final)
     except OSError as link_error:
-        if link_error.errno not in _NO_LINKS:
+        if link_error.errno not in NO_LINKS:
             raise
         try:
             rename_exclusively(temporary, final)

@@ -19,7 +19,16 @@ from ..core.cache_home import expand_path
 from ..core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ..core.lru_cache import LruCache
 from ..core.urls import is_url, normalize_scheme
-from .atomic_files import Content, create_exclusively, fsync_folder, make_folder, sweep, translate_os_errors, write_atomically
+from .atomic_files import (
+    Content,
+    create_exclusively,
+    fsync_folder,
+    link_exclusively,
+    make_folder,
+    sweep,
+    translate_os_errors,
+    write_atomically,
+)
 from .read_ahead import Fetchers
 from .read_threads import threads_for_files
 from .remote import RemoteObjects, check_limit
@@ -69,6 +78,12 @@ class Objects(Protocol):
 
     def create(self, key: str, content: Content) -> bool:
         """Publish the content unless the key exists; return True when this call created it. Raise `StoreUnavailable`."""
+
+    def duplicate(self, existing: str, key: str, data: bytes) -> bool:
+        """Publish an existing object, whose content is `data`, under a second key unless that exists; return True when this call did.
+
+        Without a second copy of its bytes where the store can, or without sending them.
+        """
 
     def replace(self, key: str, data: bytes) -> None:
         """Write an object whether or not the key exists; readers find the old or the new one. For runs; in a store only `damaged_files`."""
@@ -229,6 +244,11 @@ class LocalObjects:
     def create(self, key: str, content: Content) -> bool:
         """Write, fsync, link exclusively, fsync the folder."""
         return create_exclusively(self.root / key, content)
+
+    def duplicate(self, existing: str, key: str, data: bytes) -> bool:
+        """Give the file a second name: a hard link, or a copy where the file system has none."""
+        linked = link_exclusively(self.root / existing, self.root / key)
+        return self.create(key, [data]) if linked is None else linked
 
     def replace(self, key: str, data: bytes) -> None:
         """Write, fsync, rename, fsync the folder."""

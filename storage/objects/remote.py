@@ -22,10 +22,12 @@ from ..core.urls import refuse_endpoint, refuse_secrets
 from .atomic_files import Content, translate_os_errors
 from .read_ahead import Fetchers
 from .read_threads import MAX_THREADS
+from .s3_copy import MOST_BYTES, copy_exclusively
 from .s3_download import S3Downloader, s3_downloader
 
 TRIES = 6
 _MIN_WAIT_S, _MAX_WAIT_S = 0.1, 10.0
+_LEAST_COPIED_BYTES = 8 << 20  # a copy within S3 is three requests, a put one
 _MAX_RETRY_AFTER_S = 60.0  # that a server may ask for
 _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 _PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOSYS, errno.EPERM}
@@ -244,6 +246,16 @@ class RemoteObjects:
             return False
         except FileNotFoundError as error:  # of an object that is to be made: the bucket
             raise StoreUnavailable(f"cannot create {key} below {self.url}: {error}; make the bucket first, or mend its name") from error
+        return True
+
+    def duplicate(self, existing: str, key: str, data: bytes) -> bool:
+        """Have S3 copy a large object within itself; put anything else."""
+        if not self.url.startswith("s3:") or not _LEAST_COPIED_BYTES <= len(data) <= MOST_BYTES:
+            return self.create(key, [data])
+        try:
+            self._call("copy", key, lambda: copy_exclusively(self._filesystem, self._path(existing), self._path(key)))
+        except FileExistsError:
+            return False
         return True
 
     def replace(self, key: str, data: bytes) -> None:

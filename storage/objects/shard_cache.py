@@ -165,6 +165,10 @@ class CachedObjects:
         """Create in the remote store."""
         return self.remote.create(key, content)
 
+    def duplicate(self, existing: str, key: str, data: bytes) -> bool:
+        """Duplicate in the remote store."""
+        return self.remote.duplicate(existing, key, data)
+
     def replace(self, key: str, data: bytes) -> None:
         """Replace in the remote store."""
         self.remote.replace(key, data)

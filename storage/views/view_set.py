@@ -22,6 +22,7 @@ from ..core.identity import digest, ids_digest, short
 from ..core.lru_cache import LruCache
 from ..core.selection import only_rows
 from ..images.dataset import ImageDataset
+from ..images.versions import REMOVED
 from ..objects.content_addressed import check_metadata, create_set, is_key, parsing
 from ..objects.objects import Objects
 from ..shards.commit import Record
@@ -218,9 +219,12 @@ class ViewSet:
         return self.failed_images(image // self.images_per_shard).get(image_id, unknown)
 
     def failed_images(self, shard: int) -> dict[str, str]:
-        """Return the images of a committed shard that could not be decoded (id → reason)."""
-        record = self.group.record(shard)
-        return {} if record is None else record.failed
+        """Return the images of a committed shard that could not be decoded, or were removed since (id → reason)."""
+        record, first = self.group.record(shard), self.shard_images(shard)[0]
+        if record is None or not self.dataset.removed_count:
+            return {} if record is None else record.failed
+        ids = self.dataset.ids(*self.shard_images(shard))
+        return {**record.failed, **{ids[n]: REMOVED for n in range(len(ids)) if self.dataset.is_removed(first + n)}}
 
 
 def views_metadata(identity: Mapping[str, Any]) -> dict[str, bytes]:

@@ -133,7 +133,9 @@ class FollowedOrder:
         if (part, shard) not in self._failed:
             views = self.parts[part][0].views
             records = [reader.group.record(shard) for reader in self.parts[part]]
-            failed_ids = {image_id for record in records if record is not None for image_id in record.failed}
+            failed_ids = {image_id for record in records if record is not None for image_id in record.failed} | views.failed_images(
+                shard
+            ).keys()
             first, last = views.shard_images(shard)
             images = (
                 [first + number for number, image_id in enumerate(views.dataset.ids(first, last)) if image_id in failed_ids]

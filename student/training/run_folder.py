@@ -43,6 +43,7 @@ from .metrics import Metrics, read_metrics
 __all__ = ["Metrics", "RunFolder", "adapter_record", "load_model", "read_adapters", "read_metrics", "save_model"]
 
 _BY_TEACHER = 2  # `format` of adapters whose tensors have their teacher's name; without one they have numbers
+_RECORDED_LATER = ("datasets",)  # fields of identities.json that runs of before lack
 _LONG = 200  # characters of one difference that help a reader; an identity has thousands
 
 
@@ -96,7 +97,9 @@ class RunFolder:
         elif (self.out / "recipe.json").is_file():
             recorded = _read_json(self.out / "recipe.json")
             self._refuse_differences("with another recipe", recipe.decisive(), decisive(recorded["decisive"]))
-            self._refuse_differences("that learns from something else", given_identities, _read_json(self.out / "identities.json"))
+            known = _read_json(self.out / "identities.json")
+            comparable = {key: value for key, value in given_identities.items() if key in known or key not in _RECORDED_LATER}
+            self._refuse_differences("that learns from something else", comparable, known)
             resolved |= recorded.get("choices", {})
         elif any(self.out.glob("*")):
             raise BadInput(f"{self.out} is not empty and holds no run; give an empty or a new folder for the run")

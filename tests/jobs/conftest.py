@@ -10,12 +10,14 @@ from unittest import mock
 import fsspec
 import numpy as np
 import pytest
+from eupe_pipeline.jobs.extraction import batch_size
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 
 from ..storage.faulty_s3 import SECRETS, FaultyServer, running
+from .growing import Growing, make_photos
 
 
 @pytest.fixture
@@ -57,3 +59,23 @@ def bucket() -> Iterator[FaultyServer]:
         yield server
         environment.stop()
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def all_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """44 photos, four of which come later, and two teachers. Read only."""
+    return make_photos(tmp_path_factory.mktemp("grown"))
+
+
+@pytest.fixture
+def growing(tmp_path: Path, all_photos: Path, monkeypatch: pytest.MonkeyPatch) -> Growing:
+    """A folder of 40 photos that can grow, and the number of views that teachers see."""
+    growing = Growing(tmp_path, all_photos)
+    forward = batch_size.SizedTeacher._forward
+
+    def counted(self: Any, pixels_BHWC: Any, photometric_BP: Any = None) -> Any:
+        growing.forwards += len(pixels_BHWC)
+        return forward(self, pixels_BHWC, photometric_BP)
+
+    monkeypatch.setattr(batch_size.SizedTeacher, "_forward", counted)
+    return growing

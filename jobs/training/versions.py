@@ -1,0 +1,74 @@
+"""Which version of a dataset a run reads: the newest, and for a run that goes on the one that it began with.
+
+A run records the digest of each dataset. A name that has meant something newer since is read as it was meant then, so that the same command
+resumes a run although its photos grew. Runs of before this record name their views, which lead to the dataset.
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...storage.core.errors import EupeError
+from ...storage.core.events import OnEvent, ignore_event
+from ...storage.core.urls import is_url
+from ...storage.objects.objects import open_objects
+from ...storage.store import FeatureStore
+from ...student.training.run_folder import RunFolder
+from .data import Part, open_parts
+from .options import TrainOptions
+
+_MAX_RECORD_BYTES = 64 << 20
+
+
+def open_run_parts(
+    options: TrainOptions, store: FeatureStore, out: Path | str, *, complete: bool, on_event: OnEvent = ignore_event
+) -> list[Part]:
+    """Return the datasets of the run in `out`, each in the version that it began with; raise as `open_parts`."""
+    return open_parts(
+        store, options.features, options.data, options.recipe.data.shares, subsets=options.subsets, complete=complete,
+        versions=recorded_versions(options, store, out, on_event),
+    )  # fmt: skip
+
+
+def recorded_versions(options: TrainOptions, store: FeatureStore, out: Path | str, on_event: OnEvent = ignore_event) -> dict[str, str]:
+    """Return by name the key of the dataset that a name meant when the run in `out` began, where it means another one now."""
+    recorded, found = _recorded_datasets(store, _identities(out, options.students)), dict[str, str]()
+    for name in options.datasets:
+        keys = [key for key in recorded if key.partition("@")[0] == name]
+        if len(keys) == 1 and keys[0] in store.list_datasets() and (now := _newest(store, name)) != keys[0]:
+            found[name] = keys[0]
+            text = f"{name} is {keys[0]}, as this run was begun" + ("" if now is None else f"; {now} is newer: train on it in a new folder")
+            on_event({"event": "note", "text": text})
+    return found
+
+
+def _newest(store: FeatureStore, name: str) -> str | None:
+    """Return the key that a name means now, None where it is ambiguous or damaged."""
+    try:
+        return store.dataset(name).key
+    except EupeError:
+        return None
+
+
+def _identities(out: Path | str, students: Sequence[str]) -> dict[str, Any]:
+    """Return `identities.json` of the first run below a folder or URL that has begun, {} where none has."""
+    names = list(students) if len(students) > 1 else [""]
+    if not is_url(str(out)):
+        return next(filter(None, (RunFolder(Path(out) / name).recorded("identities.json") for name in names)), {})
+    for name in names:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return dict(json.loads(open_objects(str(out)).read(f"{name}/identities.json".lstrip("/"), _MAX_RECORD_BYTES)))
+    return {}
+
+
+def _recorded_datasets(store: FeatureStore, identities: dict[str, Any]) -> list[str]:
+    """Return the keys of the datasets of a run."""
+    if "datasets" in identities:
+        return list(identities["datasets"])
+    keys = []
+    for views in identities.get("views", ()):
+        with contextlib.suppress(EupeError):
+            keys.append(store.view_set(views).dataset.key)
+    return keys
