@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ...student.probes.evaluation_records import HubTask
+from ...student.export.hub_task import HubTask
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
 from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.registry.table import Terms
-from ..probes.evaluation_records import HubTask
 from .adapter_chain import write_chain
 from .formats import FORMATS, usage_example
+from .hub_task import HubTask
 from .lineage import Trained, collect_terms, evaluations_of_weights, open_trained, run_title
 from .model_card import model_card
 

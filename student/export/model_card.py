@@ -15,7 +15,7 @@ from huggingface_hub.repocard_data import ModelCardData
 
 from ...teachers.registry.resolve import TIMM_PREFIX
 from ...teachers.registry.table import TEACHERS, UNKNOWN, Terms
-from ..probes.evaluation_records import HubTask
+from .hub_task import HubTask
 from .lineage import Trained, read_record, read_targets
 from .model_card_results import HUB_DATASETS, eval_results
 from .model_card_text import card_text

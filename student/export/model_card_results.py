@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub.repocard_data import EvalResult
 
 from ...storage.core.identity import short
-from ..probes.evaluation_records import HubTask
+from .hub_task import HubTask
 
 Record = Mapping[str, Any]
 PROTOCOLS = ("paper", "official", "ours")

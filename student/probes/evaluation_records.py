@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...storage.core.errors import BadInput, CacheDamaged, StoreUnavailable
 from ...storage.core.identity import digest, json_bytes, short
@@ -22,24 +22,6 @@ from .knn_names import rename_record_protocols
 
 FOLDER = "evaluations"
 PARTIAL = ".partial.json"  # what an evaluation has done so far
-
-
-class HubTask(NamedTuple):
-    """How the figures of one evaluation are entered in a model card's metadata, in the Hub's words (https://huggingface.co/tasks).
-
-    The row of an evaluation has one; rows stand above this room, so an export gets them as an argument.
-    """
-
-    id: str
-    """The Hub's name of the task."""
-    name: str
-    """The same for people."""
-    method: str
-    """How our figure is measured; every metric's name begins with it."""
-    metrics: Mapping[str, tuple[str, str]]
-    """Key in the results → (the Hub's type of metric, its name with its unit)."""
-    accuracies_by_feature: bool = False
-    """Whether the results are feature → protocol → top-1 accuracy in percent instead, as kNN's are."""
 
 
 def record_path(folder: Path, evaluation: str, protocol: Mapping[str, Any]) -> Path:
