@@ -109,6 +109,8 @@ def test_results_are_told_and_stand_in_metrics_and_tensorboard(tiny_store: Any, 
     events_file = next((tmp_path / "run" / "tensorboard").glob("events*"))
     assert b"agreement/held_out/agreement" in events_file.read_bytes()
     assert b"agreement/gap/agreement" in events_file.read_bytes()
+    (warning,) = [event["text"] for event in seen if event["event"] == "warning"]
+    assert f"agreement is of {found[4]['images']} images only, so it says little" in warning
 
 
 def figures(out: Path) -> dict[int, Any]:
