@@ -249,6 +249,7 @@ def test_a_newcomers_mistake_is_said_with_status_2(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_store_on_s3_gives_the_figures_of_a_local_copy(tiny_store: Any, bucket: FaultyServer, tmp_path: Path) -> None:
     url = f"s3://runs/{uuid.uuid4().hex}"
     key = copy_features(tiny_store.store, tiny_store.features().key, FeatureStore.create(url)).key
