@@ -25,7 +25,7 @@ from ...storage.images.hold_out import RULE, Int64s
 from ...storage.store import FeatureStore
 from ...student.export.lineage import read_record, read_targets, recorded_share
 from ...student.probes.agreement import Targets, gap
-from ...student.probes.measure_agreement import BATCH, Measurement, TokenSet, TokenSets
+from ...student.probes.measure_agreement import BATCH, Measurement, TokenSet, TokenSets, warn_of_few
 from ...student.training.run_folder import load_student
 from ...teachers.encoders.tokens import SampledTokens, Tokens, grid_mismatch
 from ...teachers.runtime.devices import choose_device
@@ -92,6 +92,7 @@ def evaluate_agreement(options: AgreementOptions, on_event: OnEvent = ignore_eve
     protocol = _protocol(options, asked, folder, size_px)
     if options.dry_run:
         return {"dry_run": True, "model": options.model, "folder": str(model.folder), "protocol": protocol}
+    warn_of_few(len(rows[0]), on_event)
     if not asked.own:
         _say_shared(asked, store, folder, rows[0], on_event)
 

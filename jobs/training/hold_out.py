@@ -4,14 +4,15 @@
 their ids and the recipe's `data.hold_out` (`storage.images.hold_out`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
-from ...storage.images.hold_out import RULE, Int64s, held_out_images, hold_out_ranks, share_of_rank
+from ...storage.images.dataset import ImageDataset
+from ...storage.images.hold_out import RULE, Int64s, UInt64s, held_out_images, hold_out_ranks, share_of_rank
 from ...student.export.lineage import read_record, recorded_share
 from ...student.model.recipe import TrainRecipe
 from ..runs.run_source import local_run
@@ -25,40 +26,40 @@ def check_hold_out(share: float, parts: Sequence[Part], on_event: OnEvent, start
     """
     if not share:
         return
-    held_out = {part.name: np.setdiff1d(held_out_images(part.views.dataset, share), _left_out(part)) for part in parts}
-    for part in parts:
-        there = len(part.views.dataset) - len(_left_out(part))
-        if len(held_out[part.name]) == there:
-            raise BadInput(f"{_of(share, there, there, part)}, and none is left to train on; take a share below {_extremes(part)[1]:.3g}")
-    if not sum(map(len, held_out.values())):
-        there, nearest = sum(len(part.views.dataset) - len(_left_out(part)) for part in parts), min(_extremes(part)[0] for part in parts)
-        names = ", ".join(part.views.dataset.key for part in parts)
-        raise BadInput(
-            f"--hold-out {share:.3g} holds out none of {there:,} images of {names}: the share is of the hashes of their ids, and the first "
-            f"of these lies at {nearest:.3g}; give a share above that, as large as a good sample needs (20 images or more)"
-        )
-    for part in parts:
-        count, there = len(held_out[part.name]), len(part.views.dataset) - len(_left_out(part))
-        on_event({"event": "note", "text": f"{_of(share, count, there, part)}, by their ids; they are never drawn"})
+    candidates = {part.views.dataset: _candidates(part) for part in parts}
+    held_out = {dataset: np.intersect1d(held_out_images(dataset, share), images) for dataset, images in candidates.items()}
+    if not any(map(len, candidates.values())):
+        return  # the order says that nothing is left
+    if not any(map(len, held_out.values())):
+        raise BadInput(_none_held_out(share, candidates))
+    for dataset, images in candidates.items():
+        counts = f"data.hold_out = {share:.3g} holds out {len(held_out[dataset]):,} of {len(images):,} images of {dataset.key}"
+        if len(held_out[dataset]) == len(images):
+            last = share_of_rank(int(_ranks(dataset, images).max()))
+            raise BadInput(f"{counts}, and none is left to train on; take a share below {last:.3g}")
+        on_event({"event": "note", "text": f"{counts}, by their ids; they are never drawn"})
     for start in filter(None, starts):
         _warn_of_start(start, share, on_event)
 
 
-def _of(share: float, count: int, there: int, part: Part) -> str:
-    return f"data.hold_out = {share:.3g} holds out {count:,} of {there:,} images of {part.views.dataset.key}"
+def _candidates(part: Part) -> Int64s:
+    """Return the images that are either drawn or held out: those with tokens, in the subset."""
+    images = np.arange(len(part.views.dataset), dtype=np.int64) if part.subset is None else part.subset.stays()
+    return np.setdiff1d(images, excluded_images(part.readers.values()))
 
 
-def _left_out(part: Part) -> Int64s:
-    """Return the images that no share would draw or measure: failed ones, and those outside of the subset."""
-    failed = excluded_images(part.readers.values())
-    return failed if part.subset is None else np.union1d(failed, part.subset.left_out())
+def _ranks(dataset: ImageDataset, images: Int64s) -> UInt64s:
+    return hold_out_ranks(dataset.ids(0, len(dataset)))[images]
 
 
-def _extremes(part: Part) -> tuple[float, float]:
-    """Return the shares at which the first and the last image of a dataset would be held out."""
-    dataset, left_out = part.views.dataset, _left_out(part)
-    ranks = np.delete(hold_out_ranks(dataset.ids(0, len(dataset))), left_out)
-    return share_of_rank(int(ranks.min())), share_of_rank(int(ranks.max()))
+def _none_held_out(share: float, candidates: Mapping[ImageDataset, Int64s]) -> str:
+    """Return the error, with the least share that would select an image."""
+    first = min(share_of_rank(int(_ranks(dataset, images).min())) for dataset, images in candidates.items() if len(images))
+    there, names = sum(map(len, candidates.values())), ", ".join(dataset.key for dataset in candidates)
+    return (
+        f"--hold-out {share:.3g} holds out none of {there:,} images of {names}: the share is of the hashes of their ids, and the first of "
+        f"these lies at {first:.3g}; give a share above that, as large as a good sample needs (20 images or more)"
+    )
 
 
 def _warn_of_start(start: str, share: float, on_event: OnEvent) -> None:

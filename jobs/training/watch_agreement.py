@@ -16,7 +16,7 @@ from ...storage.core.events import OnEvent
 from ...storage.images.hold_out import Int64s
 from ...storage.store import FeatureStore
 from ...student.model.student import Student, refuse_unequal_grids
-from ...student.probes.measure_agreement import BATCH, Measurement, TokenSet, TokenSets, frozen_copy
+from ...student.probes.measure_agreement import BATCH, Measurement, TokenSet, TokenSets, frozen_copy, warn_of_few
 from ...student.training.learner import Learner
 from .data import Part
 from .options import Watch
@@ -59,6 +59,7 @@ class AgreementMeasure:
             count = min(len(held_out), len(trained))
             if not count:
                 raise BadInput("agreement has no image to measure: each of those that are held out failed in the extraction")
+            warn_of_few(count, self._on_event)
             self._rows = held_out[:count], trained[:count]
         return self._rows
 

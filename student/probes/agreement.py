@@ -64,7 +64,7 @@ class LinearCka:
         """Return CKA in [0, 1]."""
         xx, yy, yx = (float(torch.linalg.norm(self._moments[name])) for name in ("xx", "yy", "yx"))
         rounding = [_ROUNDING * self.count * float(mean.square().sum()) for mean in self._means]
-        return yx**2 / (xx * yy) if xx > rounding[0] and yy > rounding[1] else 0.0
+        return min(1.0, yx**2 / (xx * yy)) if xx > rounding[0] and yy > rounding[1] else 0.0
 
 
 class TokenAgreement:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.images.hold_out import Int64s, lowest_ranked
 from ...storage.views.pixels import ReadableViews
@@ -31,6 +32,14 @@ from ..model.student import Student
 from .agreement import Agreement, gap, outputs, summarize
 
 BATCH = 64
+FEW = 20  # images
+
+
+def warn_of_few(count: int, on_event: OnEvent) -> None:
+    """Warn where a figure is of so few images that it says little."""
+    if count < FEW:
+        text = f"agreement is of {count} images only, so it says little and its gap may have either sign; hold out a larger share"
+        on_event({"event": "warning", "text": text})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from eupe_pipeline.jobs.evaluation.agreement import AgreementOptions, evaluate_agreement
+from eupe_pipeline.jobs.evaluation.split_checks import distilled_on
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.training.options import Watch
@@ -208,3 +209,12 @@ def test_the_command_says_what_it_would_do_and_does_it(made: tuple[FeatureStore,
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 3
     assert main([*words, "--images", "1"]) == 2
     assert main([*words[:3], "--json"]) == 2
+
+
+def test_held_out_images_are_not_among_those_that_a_run_was_distilled_on(made: tuple[FeatureStore, Path]) -> None:
+    """What kNN and zero-shot say of their test images, too."""
+    store, root = made
+    (images,) = distilled_on(store, root / "held").values()
+    assert images is not None
+    assert images.tolist() == sorted(set(range(24)) - set(held_out_images(store.dataset("photos"), SHARE).tolist()))
+    assert list(distilled_on(store, root / "plain").values()) == [None]

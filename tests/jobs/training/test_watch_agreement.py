@@ -109,6 +109,8 @@ def test_results_are_told_and_stand_in_metrics_and_tensorboard(tiny_store: Any, 
     events_file = next((tmp_path / "run" / "tensorboard").glob("events*"))
     assert b"agreement/held_out/agreement" in events_file.read_bytes()
     assert b"agreement/gap/agreement" in events_file.read_bytes()
+    (warning,) = [event["text"] for event in seen if event["event"] == "warning"]
+    assert f"agreement is of {found[4]['images']} images only, so it says little" in warning
 
 
 def figures(out: Path) -> dict[int, Any]:
@@ -247,6 +249,7 @@ def test_a_newcomers_mistake_is_said_with_status_2(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_store_on_s3_gives_the_figures_of_a_local_copy(tiny_store: Any, bucket: FaultyServer, tmp_path: Path) -> None:
     url = f"s3://runs/{uuid.uuid4().hex}"
     key = copy_features(tiny_store.store, tiny_store.features().key, FeatureStore.create(url)).key
