@@ -10,7 +10,7 @@ from ...storage.core.choices import EXPORT_FORMATS
 from ...storage.core.errors import BadInput
 from .export import FormatName
 from .group import cli, run
-from .options import FOLDER, JSON, OVERLAP, TEACHERS, bytes_of, options, store_url
+from .options import JSON, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, store_url
 
 NO_EXPORT = "none"
 _STAGES = ("auto", "2", "2,3", "1,2", "1,2,3")
@@ -30,7 +30,8 @@ class FormatOrNone(FormatName):
     TEACHERS[0], TEACHERS[1], TEACHERS[2],
     click.option("--student", "students", multiple=True, required=True, metavar="NAME",
                  help="Architecture; repeatable, each has its own runs."),
-    click.option("--out", type=FOLDER, required=True, help="Folder of the result; run again, it goes on from what is there."),
+    click.option("--out", required=True, callback=folder_or_url, metavar="FOLDER",
+                 help="Folder of the result; run again, it goes on from what is there."),
     click.option("--test", default=None, metavar="PHOTOS", help="Labelled images that nothing is learnt from, for kNN: a folder a class."),
     click.option("--stages", type=click.Choice(_STAGES), default="auto", show_default=True,
                  help="auto: 2 with one teacher, 1,2,3 with several."),
@@ -52,7 +53,8 @@ class FormatOrNone(FormatName):
 )  # fmt: skip
 def distill(
     as_json: bool, photos: str, teachers: tuple[str, ...], teacher_sizes: dict[str, int], weights: dict[str, str],
-    students: tuple[str, ...], out: Path, test: str | None, stages: str, proxy: str | None, budget_bytes: int | None, hours: float | None,
+    students: tuple[str, ...], out: Path | str, test: str | None, stages: str, proxy: str | None,
+    budget_bytes: int | None, hours: float | None,
     exports: tuple[str, ...], store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None,
     allow_overlap: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip

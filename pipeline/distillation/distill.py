@@ -27,6 +27,7 @@ from ...storage.objects.content_addressed import MARKER
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import open_objects
 from ...storage.store import FeatureStore
+from ...student.export.export import refuse_architecture
 from ...student.export.formats import FORMATS
 from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.encoders.build import canonical
@@ -151,10 +152,10 @@ def distill(options: DistillOptions, on_event: OnEvent = ignore_event) -> dict[s
 def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepared:
     """Index the photos, decide everything and return it with the plan; raises BadInput for what cannot work."""
     for student in options.students:
-        canonical(student)
+        refuse_architecture(canonical(student), options.exports or ())
     for request in options.teachers:
         resolve_teacher(request.name, weights=request.weights, size_px=request.size_px)
-    folder = DistillFolder(options.out)
+    folder = DistillFolder(options.folder)
     with contextlib.ExitStack() as resources:
         store = _writable_store(options) if not options.dry_run else resources.enter_context(_dry_store(options))
         photos = _indexed(store, options, options.photos, options.dataset, on_event)
@@ -194,6 +195,13 @@ def chosen_stages(options: DistillOptions, folder: DistillFolder) -> tuple[int, 
     if "stages" in folder.kept:
         return tuple(folder.kept["stages"])
     stages, why = _asked_stages(options)
+    if options.proxy is not None and 1 not in stages:
+        shown = ",".join(map(str, stages))
+        raise BadInput(
+            f"--proxy is stage 1's student, and stage 1 is not among the stages {shown} ({why}); leave it out, or give --stages 1,2"
+        )
+    if options.proxy is not None:
+        canonical(options.proxy)
     if 1 in stages and options.recipe is None:
         name, reason = (options.proxy, "ours: asked for") if options.proxy else proxy_of(options.students[0])
         if name is None and options.stages == "auto":
@@ -201,7 +209,6 @@ def chosen_stages(options: DistillOptions, folder: DistillFolder) -> tuple[int, 
         elif name is None:
             raise BadInput(f"stage 1 needs a proxy: {reason}; name one with --proxy, or leave stage 1 out with --stages 2")
         else:
-            canonical(name)
             folder.keep(proxy=name, write=write)
             why += f"; proxy {name}  # {reason}"
     folder.keep(stages=stages, why_stages=why, write=write)

@@ -19,7 +19,7 @@ class DistillOptions:
 
     photos: str
     """Folder, tars or Parquet files of images, here or behind a URL."""
-    out: Path
+    out: Path | str
     """The folder of the result; run again, what it holds is gone on with."""
     teachers: tuple[TeacherRequest, ...]
     students: tuple[str, ...]
@@ -69,16 +69,22 @@ class DistillOptions:
             raise BadInput(f"a limit is above 0, got {', '.join(bad)}; leave it out for no limit")
         if self.workers is not None and self.workers < 0:
             raise BadInput(f"--workers is a number of processes, or 0 for this one, got {self.workers}")
-        if is_url(str(self.out)):
+        if not isinstance(self.out, Path) and is_url(self.out):
             raise BadInput(f"--out is a folder of this machine, got {self.out}; the store may lie behind a URL (--store)")
         if self.recipe is not None and (self.budget_bytes is not None or self.hours is not None):
             raise BadInput("--budget and --hours choose values by rule, and --recipe states them; give one of the two")
         require_utf8("--out", str(self.out), "TensorBoard's writer")
         object.__setattr__(self, "out", Path(absolute(str(self.out))))
-        object.__setattr__(self, "store", absolute(self.store or str(self.out.parent / "store")))
+        object.__setattr__(self, "store", absolute(self.store or str(self.folder.parent / "store")))
         object.__setattr__(self, "photos", absolute(self.photos))
         object.__setattr__(self, "test", None if self.test is None else absolute(self.test))
         object.__setattr__(self, "name", self.name or dataset_name(self.photos))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the result."""
+        assert isinstance(self.out, Path)
+        return self.out
 
     @property
     def store_url(self) -> str:

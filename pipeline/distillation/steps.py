@@ -24,7 +24,7 @@ from .folder import DistillFolder
 from .options import DistillOptions
 from .recipes import DistillRecipes, equivalent_command
 
-_MEASURED, _MEASURED_IMAGES = 10, 500  # times in a training that agreement is measured, and on at most how many photos
+_MEASURED_IMAGES = 500  # that agreement is measured on while a student trains, at most
 
 
 class Distillation:
@@ -82,7 +82,7 @@ class Distillation:
         live = tuple(self._live_teachers(recipes)) if recipe.teacher.source == "live" else ()
         proxy = live[0] if live and recipes.proxy is not None else None
         keys = tuple(features.values())
-        every = max(1, recipe.run.steps // _MEASURED)
+        every = recipe.run.checkpoint_every  # so that the best one is a checkpoint
         watch = Watch("agreement", every, images=_MEASURED_IMAGES) if recipe.data.hold_out else None
         options = TrainOptions(
             recipe=recipe, store=self.store.url, features=keys, out=out, data=self.data, origins=origins, proxy=proxy, watch=watch,

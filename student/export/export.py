@@ -28,12 +28,12 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
-from ...teachers.encoders.architectures import TIMM_STUDENT
+from ...teachers.encoders.architectures import TIMM_STUDENT, Options
 from ...teachers.registry.table import Terms
 from .adapter_chain import write_chain
 from .formats import FORMATS, usage_example
 from .hub_task import HubTask
-from .lineage import Trained, collect_terms, evaluations_of_weights, open_trained, run_title
+from .lineage import Trained, collect_terms, evaluations_of_weights, hub_name, open_trained, run_title
 from .model_card import model_card
 
 
@@ -93,6 +93,16 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapp
     return {"run": str(run), "student": trained.name, "written": written}
 
 
+def refuse_architecture(architecture: Options, formats: Sequence[str]) -> None:
+    """Raise BadInput for a student's architecture (all options) that a format cannot hold, before anything is trained."""
+    for form in formats:
+        families = FORMATS[form].families
+        if families is not None and architecture["name"] not in families:
+            raise BadInput(f"{form} holds students of the families {', '.join(families)}; this one is a {architecture['name']}")
+        if FORMATS[form].official_only and hub_name(architecture) is None:
+            raise BadInput("the official hub builds six shapes only and this student is none of them; export it as timm or transformers")
+
+
 def _refuse_unexportable(trained: Trained, formats: Sequence[str]) -> None:
     """Raise BadInput for a student that a format cannot hold: by its family, or by pixels that no preprocessing record describes."""
     prep, architecture = trained.preprocessing, trained.architecture
@@ -101,10 +111,7 @@ def _refuse_unexportable(trained: Trained, formats: Sequence[str]) -> None:
             f"a student of a timm shape is not exported; {trained.run}/model/backbone.safetensors holds its tensors under timm's own names "
             f"behind `backbone.`, for timm.create_model({architecture['model']!r}, num_classes=0)"
         )
-    for form in formats:
-        families = FORMATS[form].families
-        if families is not None and architecture["name"] not in families:
-            raise BadInput(f"{form} holds students of the families {', '.join(families)}; this one is a {architecture['name']}")
+    refuse_architecture(architecture, formats)
     if (prep.pixel_scale, prep.channel_order) != (255.0, "rgb"):
         raise BadInput(
             f"the formats hold RGB pictures divided by 255; this student wants {prep.channel_order} divided by {prep.pixel_scale:g}"

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 
-from ...storage.core.errors import BadInput
 from ...storage.core.identity import file_sha256
 from ...storage.core.plugins import Table
 from ...teachers.checkpoints.official import from_official, to_official
@@ -45,6 +44,8 @@ class ExportFormat:
     """A `string.Template` of the usage example; see `usage_example` for what it may name."""
     families: tuple[str, ...] | None = None
     """Student families that it can hold; None: any that can be traced."""
+    official_only: bool = False
+    """Whether it holds the official hub's six shapes alone."""
     tolerance: float = 0.0
     """Largest absolute difference of what `read` gives to the student's tokens."""
     extra: str | None = None
@@ -57,8 +58,7 @@ class ExportFormat:
 
 def _eupe(trained: Trained, folder: Path) -> Written:
     name = trained.hub_name
-    if name is None:
-        raise BadInput("the official hub builds six shapes only and this student is none of them; export it as timm or transformers")
+    assert name is not None  # `official_only`
     tensors = trained.encoder.state_dict()
     official = to_official(tensors, trained.architecture)
     back = from_official(official).tensors
@@ -188,7 +188,7 @@ _OURS = ("vit", "convnext")
 
 ROWS: dict[str, ExportFormat] = {
     "eupe": ExportFormat(
-        "a state dict with the official EUPE hub's names", _eupe, _from_file, _EUPE, _OURS, evaluated_from="file"
+        "a state dict with the official EUPE hub's names", _eupe, _from_file, _EUPE, _OURS, evaluated_from="file", official_only=True
     ),
     "timm": ExportFormat("a folder that timm loads", _timm, _of_published, _TIMM, _OURS, evaluated_from="folder"),
     "transformers": ExportFormat(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from eupe_pipeline.jobs.extraction.options import TeacherRequest
 from eupe_pipeline.pipeline.commands.main import main
+from eupe_pipeline.pipeline.distillation import scaling
 from eupe_pipeline.pipeline.distillation.distill import distill
 from eupe_pipeline.pipeline.distillation.options import DistillOptions
 from eupe_pipeline.storage.core.errors import BadInput
@@ -145,7 +146,7 @@ MISTAKES = [  # three at each option
     ("--teacher {flat}", "holds no model/model.json: give a finished run"),
     ("--teacher-size 32", "'32' is not TEACHER=PX"),
     ("--teacher-size other=32", "--teacher-size names 'other', which is not among the teachers"),
-    ("--teacher-size {teacher}=17", "is not a multiple of"),
+    ("--teacher-size {teacher}=17", "takes sizes that are multiples of 8 px, got 17"),
     ("--weights {flat}", "is not TEACHER=PATH"),
     ("--weights other={flat}", "--weights names 'other', which is not among the teachers"),
     ("--student vit-mimi", "did you mean 'vit-mini'"),
@@ -153,7 +154,7 @@ MISTAKES = [  # three at each option
     ("--student timm:resnet_99", "resnet_99"),
     ("--out {photos}", "is not empty and holds no distillation"),
     ("--out s3://bucket/run", "--out is a folder of this machine"),
-    ("--out {photos}/cat/0000.png/run", "0000.png"),
+    ("--out {photo}/run", "cannot write"),
     ("--test {photos}", "test images are also learnt from"),
     ("--test {flat}", "has no labels"),
     ("--test {nothing}", "does not exist"),
@@ -172,9 +173,9 @@ MISTAKES = [  # three at each option
     ("--hours 1 --recipe demo", "give one of the two"),
     ("--export tim", "'tim' is not one of"),
     ("--export none --export timm", "means no format"),
-    ("--export eupe", "holds students of the families"),
+    ("--export eupe", "the official hub builds six shapes only"),
     ("--store {photos}", "is not a feature store and is not empty"),
-    ("--store {photos}/cat/0000.png", "is a file; a store is a folder or a URL"),
+    ("--store {photo}", "is a file; a store is a folder or a URL"),
     ("--store foo://bucket/x", "Protocol not known: foo"),
     ("--name a/b", "the name of a dataset has"),
     ("--name photos@1", "the name of a dataset has"),
@@ -184,7 +185,7 @@ MISTAKES = [  # three at each option
     ("--recipe eupe-stage22", "did you mean 'eupe-stage2'"),
     ("--workers 2x", "'2x' is not a valid integer"),
     ("--workers -1", "-1 is not in the range x>=0"),
-    ("--address nowhere --workers 1", "no Ray cluster answers at nowhere"),
+    ("--address nowhere", "--workers 0 runs in this process and cannot use --address"),
 ]
 
 
@@ -205,9 +206,11 @@ def test_a_mistake_is_refused_before_anything_is_computed(
     mistaken: Path, teacher_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: str,
     says: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("eupe_pipeline.storage.objects.remote.RETRIES", 0, raising=False)
+    monkeypatch.setattr(scaling, "LEAST_STEPS", 4)
+    monkeypatch.setattr(scaling, "_MOST_EPOCHS", 3.0)
     places = {"photos": mistaken / "photos", "flat": mistaken / "flat", "nothing": mistaken / "nothing", "teacher": teacher_run}
-    given = shlex.split(more.format(**places, long="x" * 101))
+    photo = next((mistaken / "photos").rglob("*.png"))
+    given = shlex.split(more.format(**places, photo=photo, long="x" * 101))
     photos = given[given.index("--photos") + 1] if "--photos" in given else str(mistaken / "photos")
     given = [word for word in given if word not in ("--photos", photos)] if "--photos" in given else given
     base = ["distill", photos, *([] if "--workers" in given else ["--workers", "0"])]

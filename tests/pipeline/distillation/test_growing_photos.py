@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eupe_pipeline.pipeline.reports.page_contents import PictureChoice
+from eupe_pipeline.jobs.extraction.batch_size import SizedTeacher
 from eupe_pipeline.storage.core.identity import file_sha256
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.teachers.registry.teacher import Teacher
 
 from .conftest import Command, write_photos
 
@@ -16,21 +15,21 @@ BACKBONE = Path("model") / "backbone.safetensors"
 
 @pytest.fixture
 def views_of_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many views each forward of a teacher in this process had."""
+    """How many views each forward of an extraction in this process had, statistics included, canaries not."""
     seen: list[int] = []
-    forward = Teacher.__call__
+    forward = SizedTeacher.__call__
 
-    def counted(teacher: Teacher, pixels: Any, *more: Any) -> Any:
+    def counted(teacher: SizedTeacher, pixels: Any, *more: Any) -> Any:
         seen.append(len(pixels))
         return forward(teacher, pixels, *more)
 
-    monkeypatch.setattr(Teacher, "__call__", counted)
+    monkeypatch.setattr(SizedTeacher, "__call__", counted)
     return seen
 
 
 def test_a_folder_that_grew_costs_the_teacher_the_new_photos_alone(
     cifar: list[tuple[str, bytes]], photos: Path, teacher_run: Path, recipe: Path, tmp_path: Path, command: Command,
-    views_of_forwards: list[int], monkeypatch: pytest.MonkeyPatch,
+    views_of_forwards: list[int],
 ) -> None:  # fmt: skip
     call = ["distill", photos, "--teacher", teacher_run, "--student", "vit-mini", "--recipe", recipe, "--out", tmp_path / "run"]
     call += ["--workers", 0, "--export", "none"]
@@ -40,9 +39,6 @@ def test_a_folder_that_grew_costs_the_teacher_the_new_photos_alone(
     write_photos(photos, cifar[60:64], first=60)
     plan: dict[str, Any] = command(*call, "--dry-run")
     assert (plan["photos"], plan["extraction"]["teacher"]["views"], plan["extraction"]["teacher"]["missing"]) == (44, 88, 8)
-    # What is timed for the report runs the teacher over some views as well; it is no extraction.
-    monkeypatch.setattr("eupe_pipeline.pipeline.distillation.distill.live_comparison", lambda work, recipes: {})
-    monkeypatch.setattr("eupe_pipeline.pipeline.distillation.distill.PictureChoice", lambda **given: PictureChoice())
     views_of_forwards.clear()
     grown = command(*call)
     assert sum(views_of_forwards) == 8, "4 new photos, two views each"
