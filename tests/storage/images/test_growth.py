@@ -18,8 +18,11 @@ from eupe_pipeline.storage.images.dataset import ImageDataset
 from eupe_pipeline.storage.images.indexing import build_index, restore_index
 from eupe_pipeline.storage.images.verify_source import source_differences
 from eupe_pipeline.storage.index import IndexOptions, index
+from eupe_pipeline.storage.objects.dry_run_objects import DryRunObjects
 from eupe_pipeline.storage.sources.decode import BadImage
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.upkeep.examination import examine
+from eupe_pipeline.storage.upkeep.examiner import Examiner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -358,3 +361,28 @@ def test_whatever_comes_and_goes_rows_and_labels_keep_their_numbers(tmp_path_fac
         assert all(name is None or image.split("/")[0] == name for image, name in zip(ids(dataset), labels(dataset), strict=True))
         assert short(dataset.digest) == store.dataset("growing").key.partition("@")[2]
         previous = dataset
+
+
+def examined(store: FeatureStore, images: bool) -> list[Any]:
+    seen = store if images else FeatureStore(DryRunObjects(store.objects))
+    examiner = Examiner(seen, None, images=images, may_write=images)
+    examine(examiner)
+    return examiner.findings
+
+
+def test_verify_and_repair_know_what_a_version_consists_of(store: FeatureStore, photos: Path) -> None:
+    first = build_index(store.objects, str(photos), "photos")
+    put(photos, "ant/0.png")
+    (photos / "cat" / "2.png").unlink()
+    second = build_index(store.objects, str(photos), "photos", allow_removed=True)
+    files = [Path(store.url, "datasets", key, name) for key, name in
+             ((first.key, "index.parquet"), (second.key, "index.parquet"), (second.key, "removed.bits"))]  # fmt: skip
+    assert examined(store, images=False) == []
+    for file in files:
+        before = file.read_bytes()
+        file.write_bytes(b"x" + before[1:])
+        assert len(examined(store, images=False)) == 1
+        found = examined(store, images=True)  # of the first version the source has not all images any more: its newer one has its rows
+        assert [one.mended for one in found] == [True]
+        assert file.read_bytes() == before
+    assert examined(store, images=False) == []
