@@ -78,7 +78,8 @@ class EarlierSets:
         """Commit every missing shard that an earlier version has in full; return how many shards of feature sets were taken."""
         if not self.view_sets:
             return 0
-        missing = sorted({shard for reader in readers for shard in reader.missing_shards() if self._has_whole(shard, reader)})
+        most = max(one.shards for one in self.view_sets)
+        missing = sorted({shard for reader in readers for shard in reader.missing_shards() if shard < most})
         groups = [self.views.group, *(reader.group for reader in readers)]
         shard_bytes = max(sum(spec.row_bytes for spec in group.specs.values()) * group.shard_rows for group in groups)
         threads = max(1, min(_THREADS, _MEMORY_BYTES // shard_bytes))
@@ -107,10 +108,6 @@ class EarlierSets:
         """Return how many of a shard's first views an earlier set holds, as far as its records say."""
         records = (_record(earlier, shard) for earlier in self.view_sets)
         return next((record.rows for record in records if record is not None and not self._has_revived(record)), 0)
-
-    def _has_whole(self, shard: int, reader: FeatureReader) -> bool:
-        first, last = self.views.group.shard_span(shard)
-        return self.known_rows(shard, reader) == last - first
 
     def _has_revived(self, record: Record) -> bool:
         """Return whether an image that had been removed is back: it has no row there."""
@@ -163,6 +160,8 @@ class EarlierSets:
 
         Raise as an extraction does for images that changed.
         """
+        if not self.view_sets:
+            return None
         ids = ids_digest(self.views.dataset.ids(*self.views.shard_images(shard)))
         if self._take_first(self.views, self.view_sets, shard, ids, "", ignore_event):
             return self.views.read_shard(shard)
@@ -199,8 +198,10 @@ class EarlierSets:
 
         Nothing is copied where the views are not the same or the rows are damaged.
         """
+        if not self.features[reader.key]:
+            return 0, {}
         committed = self.views.read_shard(shard)
-        for earlier in self.features[reader.key] if committed is not None else ():
+        for earlier in self.features[reader.key]:
             record = _record(earlier, shard)
             if record is None or self._has_revived(record):
                 continue
@@ -215,6 +216,8 @@ class EarlierSets:
             for ours, values in zip(buffer, tokens, strict=True):
                 if ours is not None and values is not None:
                     ours[rows] = values
+            if buffer.position is not None and (drawn := reader.draw_positions(shard)) is not None:
+                buffer.position[: record.rows] = drawn[: record.rows]  # of failed images, too, which have no stored ones
             return record.rows, dict(record.failed)
         return 0, {}
 

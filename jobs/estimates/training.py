@@ -26,11 +26,11 @@ from ...student.model.student import Student, TargetSpec, count_parameters, refu
 from ...teachers.encoders.build import try_sizes
 from ...teachers.encoders.tokens import SampledTokens, gather_tokens
 from ...teachers.encoders.training_settings import set_activation_checkpointing
-from ..training.data import Part, cached_targets
+from ..training.data import Part, cached_targets, open_parts
 from ..training.hold_out import check_hold_out, trained_images
 from ..training.options import TrainOptions, check_teachers_given
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
-from ..training.versions import open_run_parts
+from ..training.versions import recorded_versions
 
 _OPTIMIZER_MOMENTS = 2  # AdamW and LAMB alike
 _FP32_BYTES = 4
@@ -44,7 +44,8 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     recipe, students, out = options.recipe, options.students, str(options.out)
     store = options.open_store()
     complete = options.complete and options.on_miss == "refuse"
-    parts = open_run_parts(options, store, out, complete=complete)
+    shares, versions = recipe.data.shares, recorded_versions(options, store, out)
+    parts = open_parts(store, options.features, options.data, shares, subsets=options.subsets, complete=complete, versions=versions)
     readers = parts[0].readers
     if is_url(out) or not any(Path(out).rglob("recipe.json")):  # a run that goes on has its views in its identities
         refuse_other_views(recipe, parts)

@@ -182,7 +182,7 @@ def open_data(store: FeatureStore, name: str, on_event: OnEvent = ignore_event) 
             return dataset
     parts = [part for part in Path(source).parts[-2:] if part not in ("/", "")]
     cleaned = "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in parts).strip("-.") or "images"
-    return build_index(store.objects, source, cleaned, orientation="stored", on_event=on_event)
+    return build_index(store.objects, source, cleaned, orientation="stored", as_version=False, on_event=on_event)
 
 
 def read_upright(*splits: Split) -> dict[str, str]:

@@ -24,9 +24,10 @@ from ...student.model.recipe import TrainRecipe
 from ..extraction.pool import GIVE_UP_AFTER_S, SAY_AFTER_S, lacking_resources
 from ..ray_session import ray_session
 from ..runs.upload import local_copy
+from .data import open_parts
 from .options import TrainOptions
 from .train import train_in_process
-from .versions import open_run_parts
+from .versions import recorded_versions
 
 MAX_RESTARTS = 3
 _POLL_S = 0.2
@@ -62,7 +63,9 @@ def train_on_workers(options: TrainOptions, on_event: OnEvent = ignore_event) ->
     """Train with `options.workers` ranks; returns and raises what `train_in_process` does, `EupeError` after too many deaths."""
     recipe, workers = options.recipe, options.workers
     rank_span(recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
-    open_run_parts(options, options.open_store(), options.out, complete=options.complete)
+    store, shares = options.open_store(), recipe.data.shares
+    versions = recorded_versions(options, store, options.out)
+    open_parts(store, options.features, options.data, shares, subsets=options.subsets, complete=options.complete, versions=versions)
     with ray_session(options.address, workers) as ray:
         _await_resources(ray, workers, _wants_cuda(recipe), on_event)
         board = ray.remote(_Board).options(num_cpus=0).remote()

@@ -46,12 +46,12 @@ from ..runs.lock import exclusive_run_folder
 from ..runs.reading_leases import leases
 from ..runs.run_source import fetch_once, local_run
 from ..runs.upload import mirrored
-from .data import Part, await_sets, cached_targets, in_recorded_order, joined_views, refuse_random_weights, run_order
+from .data import Part, await_sets, cached_targets, in_recorded_order, joined_views, open_parts, refuse_random_weights, run_order
 from .evaluate_while_training import watching
 from .hold_out import check_hold_out, hold_out_record
 from .options import TrainOptions
 from .start_checks import check_pixels, check_teachers
-from .versions import open_run_parts, recorded_versions
+from .versions import recorded_versions
 
 
 def train_in_process(
@@ -68,11 +68,11 @@ def train_in_process(
     with mirror as (run_folder, on_event):
         begun = begun_run(options.recipe, students, run_folder)
         recipe = with_order(options.recipe, store, not options.complete, on_event if ranks.first else ignore_event, begun)
+        versions = recorded_versions(options, store, run_folder, on_event if ranks.first else ignore_event)
         if options.follow_s is not None:
-            versions = recorded_versions(options, store, run_folder)
             await_sets(store, options.features, [versions.get(name, name) for name in options.datasets], options.follow_s, on_event)
-        say = on_event if ranks.first else ignore_event
-        parts = open_run_parts(options, store, run_folder, complete=options.complete, on_event=say)
+        shares, subsets = recipe.data.shares, options.subsets
+        parts = open_parts(store, options.features, options.data, shares, subsets=subsets, complete=options.complete, versions=versions)
         parts = parts if begun is None else in_recorded_order(parts, begun.recorded("identities.json").get("views", ()))
         readers = [reader for part in parts for reader in part.readers.values()]
         refuse_random_weights(readers, options.allow_random_weights)
@@ -177,12 +177,10 @@ def begin_runs(
             for key in folder.taken_over:
                 on_event({"event": "note", "text": f"{key}: {LEGACY_VALUES[key]}  # as the run in {folder.out} was begun"})
             now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
-            identities = {
-                "targets": source.identities(), "views": views, "datasets": _datasets(parts), "init_from": _initial_identity(recipe),
-                **_subsets(parts), **hold_out_record(recipe, parts),
-            }  # fmt: skip
+            identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
+            identities |= _subsets(parts) | hold_out_record(recipe, parts)
             known = folder.choices() if folder.has_steps() else now
-            folder.begin(recipe, origins, identities, now)
+            folder.begin(recipe, origins, identities, now, _datasets(parts))
             _say_kept(now, known, on_event)
         ranks.barrier()
         if (finished := folder.finished()) is not None:

@@ -16,25 +16,14 @@ from ...storage.core.urls import is_url
 from ...storage.objects.objects import open_objects
 from ...storage.store import FeatureStore
 from ...student.training.run_folder import RunFolder
-from .data import Part, open_parts
 from .options import TrainOptions
 
 _MAX_RECORD_BYTES = 64 << 20
 
 
-def open_run_parts(
-    options: TrainOptions, store: FeatureStore, out: Path | str, *, complete: bool, on_event: OnEvent = ignore_event
-) -> list[Part]:
-    """Return the datasets of the run in `out`, each in the version that it began with; raise as `open_parts`."""
-    return open_parts(
-        store, options.features, options.data, options.recipe.data.shares, subsets=options.subsets, complete=complete,
-        versions=recorded_versions(options, store, out, on_event),
-    )  # fmt: skip
-
-
 def recorded_versions(options: TrainOptions, store: FeatureStore, out: Path | str, on_event: OnEvent = ignore_event) -> dict[str, str]:
     """Return by name the key of the dataset that a name meant when the run in `out` began, where it means another one now."""
-    recorded, found = _recorded_datasets(store, _identities(out, options.students)), dict[str, str]()
+    recorded, found = _recorded_datasets(store, out, options.students), dict[str, str]()
     for name in options.datasets:
         keys = [key for key in recorded if key.partition("@")[0] == name]
         if len(keys) == 1 and keys[0] in store.list_datasets() and (now := _newest(store, name)) != keys[0]:
@@ -52,23 +41,23 @@ def _newest(store: FeatureStore, name: str) -> str | None:
         return None
 
 
-def _identities(out: Path | str, students: Sequence[str]) -> dict[str, Any]:
-    """Return `identities.json` of the first run below a folder or URL that has begun, {} where none has."""
-    names = list(students) if len(students) > 1 else [""]
-    if not is_url(str(out)):
-        return next(filter(None, (RunFolder(Path(out) / name).recorded("identities.json") for name in names)), {})
-    for name in names:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return dict(json.loads(open_objects(str(out)).read(f"{name}/identities.json".lstrip("/"), _MAX_RECORD_BYTES)))
-    return {}
-
-
-def _recorded_datasets(store: FeatureStore, identities: dict[str, Any]) -> list[str]:
-    """Return the keys of the datasets of a run."""
-    if "datasets" in identities:
-        return list(identities["datasets"])
+def _recorded_datasets(store: FeatureStore, out: Path | str, students: Sequence[str]) -> list[str]:
+    """Return the keys of the datasets of the first run below a folder or URL that has begun, [] where none has."""
+    folders = list(students) if len(students) > 1 else [""]
+    datasets = next(filter(None, (_record(out, folder, "recipe.json").get("datasets") for folder in folders)), None)
+    if datasets is not None:
+        return list(datasets)
     keys = []
-    for views in identities.get("views", ()):
+    for views in next(filter(None, (_record(out, folder, "identities.json").get("views") for folder in folders)), ()):
         with contextlib.suppress(EupeError):
             keys.append(store.view_set(views).dataset.key)
     return keys
+
+
+def _record(out: Path | str, folder: str, name: str) -> dict[str, Any]:
+    """Return a record of a run that has begun, {} where none has."""
+    if not is_url(str(out)):
+        return RunFolder(Path(out) / folder).recorded(name)
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return dict(json.loads(open_objects(str(out)).read(f"{folder}/{name}".lstrip("/"), _MAX_RECORD_BYTES)))
+    return {}

@@ -201,12 +201,14 @@ def build_index(
     max_bad_share: float = MAX_BAD_SHARE,
     dense_targets: bool = False,
     orientation: Orientation = "upright",
+    as_version: bool = True,
     allow_removed: bool = False,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> ImageDataset:
     """Index `source` as `name`; equal content gives the same dataset. Raise `BadInput` for an empty or broken source.
 
-    A source that grew gives the next version of its dataset (`growth`); one that lost images is refused, unless `allow_removed`.
+    A source that grew gives the next version of its dataset (`growth`); one that lost images is refused, unless `allow_removed`. Without
+    `as_version` it is compared with no other dataset.
     Images are turned upright, or taken as stored; where none carries an orientation the two give one dataset. Files such as `1.seg.png`
     beside `1.jpg` are no training images, unless `dense_targets` takes them. A damaged identity or index of an existing dataset is
     repaired.
@@ -218,7 +220,7 @@ def build_index(
         _check_bad_share(index, source, max_bad_share)
         _report_left_out(index, name, on_event)
         _report_orientation(len(index.oriented_rows), name, orientation, on_event)
-        final = _final_rows(objects, source, name, index, orientation, allow_removed)
+        final = _final_rows(objects, source, name, index, orientation, allow_removed) if as_version else index.as_walked()
         dataset = ImageDataset(objects, publish(objects, source, name, rows, index.left_out, orientation, final))
         # Of this walk: where the dataset stood already, others may have been left out then, or nobody counted.
         dataset.oriented = final.oriented

@@ -93,7 +93,8 @@ def _publish_removed(objects: Objects, key: str, described: dict[str, Any], fina
         replace_verified(objects, where, content)
 
 
-def _part_bytes(table: pa.Table) -> bytes:
+def part_bytes(table: pa.Table) -> bytes:
+    """Return the file of a part of the index."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=ROW_GROUP, write_page_checksum=True)
     return buffer.getvalue()
@@ -104,7 +105,7 @@ def _publish_part(objects: Objects, key: str, table: pa.Table, number: int) -> s
 
     The dataset has no identity that would vouch for another file, and its digest is that of our rows: what differs from them is replaced.
     """
-    content, where = _part_bytes(table), f"datasets/{key}/{part_name(number)}"
+    content, where = part_bytes(table), f"datasets/{key}/{part_name(number)}"
     if objects.create(where, [content]):
         return hashlib.sha256(content).hexdigest()
     existing, flaw = read_and_check(objects, where, partial(_refuse_other_rows, table=table, where=where))
@@ -130,7 +131,7 @@ def _repair_parts(objects: Objects, key: str, described: dict[str, Any], tables:
         where = f"datasets/{key}/{part_name(number)}"
         existing, flaw = read_or_flaw(objects, where)
         if existing is None or flaw or hashlib.sha256(existing).hexdigest() != described["index_sha256"][number]:
-            content = _part_bytes(table)
+            content = part_bytes(table)
             replace_verified(objects, where, content)
             sha256s[number] = hashlib.sha256(content).hexdigest()
     if sha256s != described["index_sha256"]:

@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from ..core.errors import CacheDamaged, EupeError
 from ..core.identity import short
-from ..images.dataset import ImageDataset, parse_description, part_name
+from ..images.dataset import PART_IMAGES, ImageDataset, parse_description, part_name
+from ..images.growth import versions_named
 from ..images.indexing import restore_index
+from ..images.publishing import part_bytes
+from ..images.versions import REMOVED_BITS, check_removed_bits, removed_file
 from ..objects.content_addressed import MAX_IDENTITY_BYTES
 from ..objects.damaged_files import Check, read_or_flaw, set_aside
 from ..sources.locations import MAX_LOCATION_BYTES, parse_location
@@ -37,7 +42,8 @@ def examine_dataset(examiner: Examiner, key: str) -> tuple[ImageDataset | None, 
         return None, False
     described = parse_description(data, prefix)
     parts = [_examine_part(examiner, key, number, described, sources) for number in range(len(described["index_sha256"]))]
-    return ImageDataset(examiner.objects, key), all(parts)
+    removed = _examine_removed(examiner, key, described, sources)
+    return ImageDataset(examiner.objects, key), all(parts) and removed
 
 
 def _examine_file(
@@ -67,12 +73,34 @@ def _examine_part(examiner: Examiner, key: str, number: int, described: dict[str
             raise CacheDamaged("is damaged: sha256 differs from identity.json")
 
     def candidates() -> Candidates:
+        yield from _from_newer_versions(examiner, key, number, described)
         for restored in _rebuild_from_images(examiner, key, locations, where):
             described_now = parse_description(examiner.objects.read(f"{prefix}/identity.json"), prefix)
             known_digests.add(described_now["index_sha256"][number])  # written again by another version of Arrow, it is named anew
             yield restored
 
     return _examine_file(examiner, "index", key, where, check, locations, candidates()) is not None
+
+
+def _from_newer_versions(examiner: Examiner, key: str, number: int, described: dict[str, Any]) -> Candidates:
+    """Yield a part of an older version's index made of a newer one's first rows, which are the same where the images did not move."""
+    first, last = number * PART_IMAGES, min((number + 1) * PART_IMAGES, described["images"])
+    for newer in versions_named(examiner.objects, key.rpartition("@")[0]):
+        if described["digest"] in {version.digest for version in newer.earlier}:
+            with contextlib.suppress(EupeError, OSError):
+                rows = pa.concat_tables(newer.groups()).slice(first, last - first).combine_chunks()
+                yield part_bytes(rows), f"the first rows of datasets/{newer.key}"
+
+
+def _examine_removed(examiner: Examiner, key: str, described: dict[str, Any], sources: list[str]) -> bool:
+    """Return whether it is known which images were removed; what is lost follows from the images and the version before."""
+    file = removed_file(described)
+    if file is None:
+        return True
+    where, locations = f"datasets/{key}/{REMOVED_BITS}", [described["source"], *sources]
+    check = partial(check_removed_bits, described=described, where=where)
+    candidates = _rebuild_from_images(examiner, key, locations, where)
+    return _examine_file(examiner, "index", key, where, check, locations, candidates, file[0]) is not None
 
 
 def _rebuild_from_images(examiner: Examiner, key: str, sources: list[str], where: str) -> Candidates:

@@ -1,7 +1,7 @@
 """A run's folder: everything that training writes.
 
     OUT/
-      recipe.json          the resolved recipe, the origin of each value, and what "auto" was decided to be and why
+      recipe.json          the resolved recipe, the origin of each value, what "auto" was decided to be and why, each dataset's version
       identities.json      what the targets are, and what the run started from
       metrics.jsonl        one line a logged step          tensorboard/   the same as events
       checkpoints/step-NNNNNNN/
@@ -43,7 +43,6 @@ from .metrics import Metrics, read_metrics
 __all__ = ["Metrics", "RunFolder", "adapter_record", "load_model", "read_adapters", "read_metrics", "save_model"]
 
 _BY_TEACHER = 2  # `format` of adapters whose tensors have their teacher's name; without one they have numbers
-_RECORDED_LATER = ("datasets",)  # fields of identities.json that runs of before lack
 _LONG = 200  # characters of one difference that help a reader; an identity has thousands
 
 
@@ -83,8 +82,9 @@ class RunFolder:
         return recipe
 
     def begin(
-        self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any], choices: Mapping[str, Choice] | None = None
-    ) -> None:
+        self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any], choices: Mapping[str, Choice] | None = None,
+        datasets: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Record recipe, identities and choices; raises `CacheMismatch` naming each field in which the run in this folder differs.
 
         Choices that were recorded when the run began stay. A run without a finished step has nothing to protect: it is begun anew in
@@ -97,9 +97,7 @@ class RunFolder:
         elif (self.out / "recipe.json").is_file():
             recorded = _read_json(self.out / "recipe.json")
             self._refuse_differences("with another recipe", recipe.decisive(), decisive(recorded["decisive"]))
-            known = _read_json(self.out / "identities.json")
-            comparable = {key: value for key, value in given_identities.items() if key in known or key not in _RECORDED_LATER}
-            self._refuse_differences("that learns from something else", comparable, known)
+            self._refuse_differences("that learns from something else", given_identities, _read_json(self.out / "identities.json"))
             resolved |= recorded.get("choices", {})
         elif any(self.out.glob("*")):
             raise BadInput(f"{self.out} is not empty and holds no run; give an empty or a new folder for the run")
@@ -107,6 +105,7 @@ class RunFolder:
         _write_json(self.out / "identities.json", given_identities)
         all_origins = {**origins, **dict.fromkeys(self.taken_over, "as this run was begun")}
         record = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": all_origins, "choices": resolved}
+        record |= {} if datasets is None else {"datasets": dict(datasets)}
         _write_json(self.out / "recipe.json", record)
 
     def has_steps(self) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.features import FeatureReader
+from eupe_pipeline.storage.objects.dry_run_objects import DryRunObjects
 from eupe_pipeline.storage.shards.commit import record_key
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep.copying import copy_features
@@ -41,13 +42,10 @@ def cosine(left: Any, right: Any) -> float:
 
 def whole(growing: Growing) -> None:
     """No file of the store is damaged."""
-    examiner = Examiner(growing.store, None, images=False, may_write=False)
-    examine(examiner)
-    assert [str(finding) for finding in examiner.findings] == []
+    assert [str(finding) for finding in _damage(growing)] == []
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "int8": {"codec": "int8"},
     "int4": {"codec": "int4", "teacher": "other"},
     "sampled tokens": {"codec": "int8", "tokens_per_view": 3},
     "a smaller grid": {"codec": "fp32", "grid": (1, 1), "normalisation": "phi-s"},
@@ -143,7 +141,7 @@ def test_what_is_damaged_in_the_older_set_is_computed_instead(growing: Growing, 
 
 
 def _damage(growing: Growing) -> list[Any]:
-    examiner = Examiner(growing.store, None, images=False, may_write=False)
+    examiner = Examiner(FeatureStore(DryRunObjects(growing.store.objects)), None, images=False, may_write=False)
     examine(examiner)
     return examiner.findings
 
@@ -199,21 +197,22 @@ def test_a_kill_in_the_middle_of_taking_over_costs_nothing(growing: Growing, mon
     whole(growing)
 
 
-def test_failed_images_stay_failed_and_are_not_tried_again(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = growing.images / "class1" / "037.png"
+def test_failed_images_stay_failed_and_are_not_tried_again(growing: Growing) -> None:
+    broken = growing.images / "class2" / "038.png"
     data = bytearray(broken.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     broken.write_bytes(data)
     shutil.rmtree(growing.store.url)
     growing.store = FeatureStore.create(growing.store.url)
     growing.index()
-    old_summary = growing.extract(max_bad_share=0.5)
+    values: dict[str, Any] = {"max_bad_share": 0.5, "tokens_per_view": 3}
+    old_summary = growing.extract(**values)
     old = growing.reader(old_summary)
-    assert list(old_summary["failed"]) == ["class1/037.png"]
+    assert list(old_summary["failed"]) == ["class2/038.png"]
     growing.grow()
-    summary = growing.extract(max_bad_share=0.5)
+    summary = growing.extract(**values)
     new = growing.reader(summary)
-    assert list(summary["failed"]) == ["class1/037.png"]
+    assert list(summary["failed"]) == ["class2/038.png"]
     assert growing.forwards == 8
     assert np.array_equal(new.failed_rows(), old.failed_rows())
     same_tokens(old, new, 40)
@@ -319,3 +318,13 @@ def test_the_records_of_taken_shards_are_the_new_sets_own(growing: Growing) -> N
     assert ours.views_record == of_views.digest
     assert ours.objects == theirs.objects
     assert (Path(growing.store.url) / "features" / new.key / record_key(0)).stat().st_nlink == 1
+
+
+def test_a_set_of_one_shard_grows_row_by_row(growing: Growing) -> None:
+    old = growing.reader(growing.extract(images_per_shard=128))
+    growing.grow()
+    planned, summary = growing.extract(images_per_shard=128, dry_run=True), growing.extract(images_per_shard=128)
+    assert (growing.forwards, summary["views_done"], summary["shards_taken_over"]) == (8, 8, 0)
+    assert planned["rows_to_compute"] == {"teacher": 8}
+    same_tokens(old, growing.reader(summary), 40)
+    whole(growing)

@@ -29,8 +29,8 @@ def run(growing: Growing, out: str, data: str = "photos", features: str = "teach
     return train(RECIPE, growing.store, [features], data=data, out=growing.root / out, **values)
 
 
-def identities(growing: Growing, out: str) -> dict[str, Any]:
-    return dict(json.loads((growing.root / out / "identities.json").read_text()))
+def recorded(growing: Growing, out: str, name: str = "recipe.json") -> dict[str, Any]:
+    return dict(json.loads((growing.root / out / name).read_text()))
 
 
 def stopped_after(checks: int) -> Any:
@@ -56,15 +56,15 @@ def test_runs_name_their_version_resume_on_it_and_repeat_on_it(grown: tuple[Grow
     growing, first, second = grown
     seen, on_event = events
     versions = {key: growing.store.dataset(key) for key in (first, second)}
-    recorded = identities(growing, "halted")
-    assert recorded["datasets"] == {first: {"digest": versions[first].digest, "images": 40, "version": 1}}
+    targets = recorded(growing, "halted", "identities.json")["targets"]
+    assert recorded(growing, "halted")["datasets"] == {first: {"digest": versions[first].digest, "images": 40, "version": 1}}
     run(growing, "halted", on_event=on_event)  # the same command as before the photos grew
     assert losses(growing.root / "halted") == losses(growing.root / "whole")
-    assert identities(growing, "halted")["targets"] == recorded["targets"]
+    assert recorded(growing, "halted", "identities.json")["targets"] == targets
     assert f"photos is {first}, as this run was begun; {second} is newer" in str(seen)
     assert run(growing, "whole")["already"] is True
     run(growing, "new")
-    assert identities(growing, "new")["datasets"] == {second: {"digest": versions[second].digest, "images": 44, "version": 2}}
+    assert recorded(growing, "new")["datasets"] == {second: {"digest": versions[second].digest, "images": 44, "version": 2}}
     run(growing, "repeated", data=first)
     assert losses(growing.root / "repeated") == losses(growing.root / "whole")
     with pytest.raises(CacheMismatch, match="that learns from something else"):
@@ -73,9 +73,9 @@ def test_runs_name_their_version_resume_on_it_and_repeat_on_it(grown: tuple[Grow
 
 def test_a_run_of_before_this_record_goes_on_with_its_version_too(grown: tuple[Growing, str, str]) -> None:
     growing, first, _ = grown
-    record = identities(growing, "halted")
+    record = recorded(growing, "halted")
     record.pop("datasets")
-    (growing.root / "halted" / "identities.json").write_text(json.dumps(record))
+    (growing.root / "halted" / "recipe.json").write_text(json.dumps(record))
     plan = train_command(store=growing.store.url, out=growing.root / "halted", features=["teacher"], dry_run=True, settings=SETTINGS)
     assert list(plan["data"]) == [first]
     run(growing, "halted")
@@ -189,7 +189,7 @@ def test_a_run_at_a_url_is_found_by_its_record(growing: Growing) -> None:
     first = growing.store.dataset("photos").key
     growing.grow()
     record = json.dumps({"datasets": {first: {}}}).encode()
-    with fsspec.open("memory://runs/one/identities.json", "wb") as file:
+    with fsspec.open("memory://runs/one/recipe.json", "wb") as file:
         file.write(record)
     options = TrainOptions(RECIPE, growing.store.url, ("teacher",), "memory://runs/one", "photos")
     assert recorded_versions(options, growing.store, options.out) == {"photos": first}

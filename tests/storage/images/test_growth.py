@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +19,11 @@ from eupe_pipeline.storage.images.dataset import ImageDataset
 from eupe_pipeline.storage.images.indexing import build_index, restore_index
 from eupe_pipeline.storage.images.verify_source import source_differences
 from eupe_pipeline.storage.index import IndexOptions, index
+from eupe_pipeline.storage.objects.dry_run_objects import DryRunObjects
 from eupe_pipeline.storage.sources.decode import BadImage
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.upkeep.examination import examine
+from eupe_pipeline.storage.upkeep.examiner import Examiner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -206,6 +210,17 @@ def test_a_copy_of_an_older_version_is_that_version_and_this_is_said(
     assert store.dataset(first.key).sources == [str(photos), str(tmp_path / "copy")]
 
 
+def test_verify_of_a_source_knows_that_new_images_stand_behind(store: FeatureStore, photos: Path) -> None:
+    build_index(store.objects, str(photos), "photos")
+    put(photos, "ant/0.png")
+    build_index(store.objects, str(photos), "photos")
+    options = IndexOptions(str(photos), store.url, "photos", verify=True)
+    assert index(options)["images"] == 4
+    put(photos, "ant/1.png")
+    with pytest.raises(BadInput, match=r"1 differences: ant/1\.png was added"):
+        index(options)
+
+
 def test_a_source_without_images_left_is_refused(store: FeatureStore, photos: Path) -> None:
     build_index(store.objects, str(photos), "photos")
     for file in photos.rglob("*.png"):
@@ -257,6 +272,18 @@ def test_archives_grow_as_folders_do(
     for n in range(len(second)):
         assert second.read_image(n).shape == (8, 9, 3)
     assert second.sha256s(0, 2) == first.sha256s(0, 2)
+
+
+def test_a_source_behind_a_url_grows_as_one_on_this_disk_does(store: FeatureStore) -> None:
+    filesystem = fsspec.filesystem("memory")
+    for names in (["cat/1.png", "dog/2.png"], ["ant/0.png"]):
+        for name in names:
+            filesystem.pipe_file(f"/grown/{name}", png(sum(name.encode())))
+        dataset = build_index(store.objects, "memory://grown", "photos")
+    assert (dataset.version, ids(dataset)) == (2, ["cat/1.png", "dog/2.png", "ant/0.png"])
+    filesystem.rm_file("/grown/dog/2.png")
+    with pytest.raises(BadInput, match="1 of the 3 images"):
+        build_index(store.objects, "memory://grown", "photos")
 
 
 def test_one_tar_that_became_a_folder_of_tars_is_the_next_version(store: FeatureStore, tmp_path: Path) -> None:
@@ -358,3 +385,28 @@ def test_whatever_comes_and_goes_rows_and_labels_keep_their_numbers(tmp_path_fac
         assert all(name is None or image.split("/")[0] == name for image, name in zip(ids(dataset), labels(dataset), strict=True))
         assert short(dataset.digest) == store.dataset("growing").key.partition("@")[2]
         previous = dataset
+
+
+def examined(store: FeatureStore, images: bool) -> list[Any]:
+    seen = store if images else FeatureStore(DryRunObjects(store.objects))
+    examiner = Examiner(seen, None, images=images, may_write=images)
+    examine(examiner)
+    return examiner.findings
+
+
+def test_verify_and_repair_know_what_a_version_consists_of(store: FeatureStore, photos: Path) -> None:
+    first = build_index(store.objects, str(photos), "photos")
+    put(photos, "ant/0.png")
+    (photos / "cat" / "2.png").unlink()
+    second = build_index(store.objects, str(photos), "photos", allow_removed=True)
+    files = [Path(store.url, "datasets", key, name) for key, name in
+             ((first.key, "index.parquet"), (second.key, "index.parquet"), (second.key, "removed.bits"))]  # fmt: skip
+    assert examined(store, images=False) == []
+    for file in files:
+        before = file.read_bytes()
+        file.write_bytes(b"x" + before[1:])
+        assert len(examined(store, images=False)) == 1
+        found = examined(store, images=True)  # of the first version the source has not all images any more: its newer one has its rows
+        assert [one.mended for one in found] == [True]
+        assert file.read_bytes() == before
+    assert examined(store, images=False) == []
