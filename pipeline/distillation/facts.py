@@ -29,6 +29,11 @@ from ...teachers.registry.resolve import MODEL_FILE
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device, choose_precision
 
+_CONTAINER_FILES = (
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""A container's limit and use, of both versions of control groups: a process above it is killed without a word."""
 _SAMPLED_BLOCKS, _BLOCK = 8, 16_384
 
 
@@ -214,11 +219,17 @@ def device_facts(kind: str) -> DeviceFacts:
     return DeviceFacts(kind, free_memory(), cores, bf16, "CPU")
 
 
-def free_memory() -> int:
-    """Return the bytes that this machine can still give, without what its page cache could give back where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+def free_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that this process may still take: what the system has free, and a container's limit where there is one.
+
+    Half of all memory where the system does not say.
+    """
+    meminfo = root / "proc" / "meminfo"
+    lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    found = found or [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    for limit, used in _CONTAINER_FILES:
+        numbers = [(root / name).read_text().strip() if (root / name).is_file() else "" for name in (limit, used)]
+        if all(number.isdecimal() for number in numbers):  # "max": no limit
+            found.append(max(1, int(numbers[0]) - int(numbers[1])))
+    return min(found)

@@ -224,7 +224,7 @@ def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, 
         sizes = _sizes_around(size, student.patch_px, facts.median_side_px)
         values["student.sizes_px"] = (sizes, f"ours: three sizes around or from {size} px on, as the paper's 256, 384, 512; {why[6:]}")
         shares = [one / size for one in sizes]
-        teacher_sizes = tuple(max(1, round(share * teacher.grid[0])) * teacher.stride_px for share in shares)
+        teacher_sizes = tuple(scaling.in_patches(share * teacher.size_px, teacher.stride_px) for share in shares)
         values["teacher.source"] = ("live", "ours: live, as in the paper")
         values["teacher.sizes_px"] = (
             tuple(dict.fromkeys(teacher_sizes)),
@@ -239,8 +239,8 @@ def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, 
 
 
 def _sizes_around(size: int, patch_px: int, side_px: int) -> tuple[int, ...]:
-    factors = (1.0, 1.5, 2.0) if 2 * size <= 2 * side_px else (0.75, 1.0, 1.25)
-    return tuple(dict.fromkeys(max(1, round(size * factor / patch_px)) * patch_px for factor in factors))
+    factors = (1.0, 1.5, 2.0) if size <= side_px else (0.75, 1.0, 1.25)
+    return tuple(dict.fromkeys(scaling.in_patches(size * factor, patch_px) for factor in factors))
 
 
 def _adapter_values(stage: int, facts: ScaleFacts) -> dict[str, tuple[Any, str]]:

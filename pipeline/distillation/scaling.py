@@ -11,6 +11,8 @@ LEAST_STEPS = 1_000
 LEAST_BATCH, LARGEST_BATCH = 32, 8192
 LONG_RUN_STEPS = 100_000
 """From here on blocks can start at the official layer scale."""
+LEAST_INPUT_PX, LARGEST_INPUT_PX = 16, 4096
+"""What recipes take as an input."""
 CPU_HOURS = 8.0
 """A run's bound on a CPU where nobody gave one: a night."""
 STAGE3_SHARE = 1 / 8  # of stage 2's views; the paper: 0.128
@@ -96,7 +98,12 @@ def student_size_of(patch_px: int, grid_side: int, teacher_px: int, side_px: int
     No photo is enlarged more than fourfold, and four patches a side are the least.
     """
     most = max(4, min(teacher_px, 4 * side_px) // patch_px)
-    return patch_px * max(1, min(grid_side, most))
+    return in_patches(patch_px * min(grid_side, most), patch_px)
+
+
+def in_patches(px: float, patch_px: int) -> int:
+    """Return the multiple of a patch, or stride, that is nearest to an input's side, among those that recipes take."""
+    return patch_px * min(LARGEST_INPUT_PX // patch_px, max(-(-LEAST_INPUT_PX // patch_px), round(px / patch_px)))
 
 
 def views_of(epochs: float) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from eupe_pipeline.jobs.extraction.options import TeacherRequest
-from eupe_pipeline.pipeline.distillation.facts import DeviceFacts, ScaleFacts, measure_facts, proxy_as_teacher, student_facts
+from eupe_pipeline.pipeline.distillation.facts import DeviceFacts, ScaleFacts, free_memory, measure_facts, proxy_as_teacher, student_facts
 from eupe_pipeline.pipeline.distillation.rules import ruled_recipe
 from eupe_pipeline.pipeline.distillation.trial import trial_step
 from eupe_pipeline.storage.core.errors import BadInput
@@ -79,3 +79,15 @@ def test_what_no_dataset_teacher_or_student_is_named_is_refused(tiny_store: Tiny
         measure_facts(tiny_store.store, "fotos", [run], "vit-mini")
     with pytest.raises(BadInput, match="unknown teacher"):
         measure_facts(tiny_store.store, "photos", [TeacherRequest("dinov3-g")], "vit-mini")
+
+
+def test_a_containers_limit_bounds_the_free_memory(tmp_path: Path) -> None:
+    for name, text in {
+        "proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 4000 kB\n", "sys/fs/cgroup/memory.max": "3000000",
+        "sys/fs/cgroup/memory.current": "1000000\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path) == 2_000_000
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
+    assert free_memory(tmp_path) == 4_096_000
