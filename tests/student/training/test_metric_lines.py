@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from eupe_pipeline.storage.objects.atomic_files import write_atomically
 from eupe_pipeline.student.training.metric_lines import GrowingLines, numbers, place
@@ -13,7 +14,7 @@ def test_numbers_have_the_path_of_their_keys_and_words_are_left_out() -> None:
 
 
 def test_an_evaluation_stands_before_the_losses_of_its_step() -> None:
-    lines = [{"step": 4, "loss": 0.5}, {"step": 6, "knn": {}}, {"step": 4, "knn": {}}, {"step": 2, "loss": 1.0}]
+    lines: list[dict[str, Any]] = [{"step": 4, "loss": 0.5}, {"step": 6, "knn": {}}, {"step": 4, "knn": {}}, {"step": 2, "loss": 1.0}]
     assert sorted(lines, key=place) == [lines[3], lines[2], lines[0], lines[1]]
 
 

@@ -19,8 +19,8 @@ from eupe_pipeline.student.training.tracked_run import shown
 from eupe_pipeline.student.training.trackers import TRACKERS, allowed, flat, require_clients
 
 RECIPE = {"recipe": {"optimizer": {"learning_rate": 0.5}, "seed": 3}, "origins": {"optimizer.learning_rate": "paper", "seed": "--set"}}
-LINES = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 2.0, "losses": {"dinov3-h+": {"cls": 0.25}}}]
-LATER = [{"step": 2, "loss": 2.0, "losses": {"dinov3-h+": {"cls": 0.25}}}, {"step": 3, "loss": 1.0}]
+LINES: list[dict[str, Any]] = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 2.0, "losses": {"dinov3-h+": {"cls": 0.25}}}]
+LATER: list[dict[str, Any]] = [{"step": 2, "loss": 2.0, "losses": {"dinov3-h+": {"cls": 0.25}}}, {"step": 3, "loss": 1.0}]
 
 
 def test_the_table_has_the_trackers_that_the_command_offers() -> None:
