@@ -185,7 +185,7 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; raises OSError for what the operating system refused."""
     try:
-        save_file(tensors, path, metadata)
+        save_file(tensors, path, **({} if metadata is None else {"metadata": metadata}))
     except safetensors.SafetensorError as error:  # its text carries the operating system's, its type does not
         raise _as_os_error(error) from error
 

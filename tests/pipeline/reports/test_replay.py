@@ -22,7 +22,6 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.student.model.ranks import Ranks
 from eupe_pipeline.student.model.recipe import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TeacherConfig, TrainRecipe
-from eupe_pipeline.student.training import nonfinite
 from eupe_pipeline.student.training.checkpoint import list_checkpoints
 from eupe_pipeline.student.training.learner import TrainingDiverged
 from eupe_pipeline.student.training.run_folder import read_metrics
@@ -236,7 +235,7 @@ class TestNoRoom:
 
     def test_a_bundle_that_would_fill_the_disk_is_not_written(self, tiny_store: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = shutil.disk_usage(out)
-        monkeypatch.setattr(nonfinite.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
         with pytest.raises(TrainingDiverged, match=r"loss is nan at step 3.*it takes [\d,]+ bytes, and of the 100,000 that are free"):
             run(tiny_store.store, out)
         assert not list((out / "nonfinite").iterdir())
