@@ -23,7 +23,7 @@ def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, Featu
     keys: dict[str, str | None] = {}
     for name, layout in layouts.items():
         keys[name], missing[name] = _missing(store, views, name, layout, normalisation)
-    shards = set().union(*missing.values())
+    shards, again = set().union(*missing.values()), 0 if normalisation.whole else normalisation.sampled
     return {
         "event": "summary",
         "dry_run": True,
@@ -34,6 +34,8 @@ def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, Featu
         "shards": views.shards,
         "shards_missing": len(shards),
         "statistics_missing": normalisation.missing,
+        "statistics_views": dict.fromkeys(normalisation.missing, normalisation.sampled),
+        "forwards_expected": {name: _rows(views, missing[name]) + (again if name in normalisation.missing else 0) for name in layouts},
         "bytes_expected": {name: _rows(views, missing[name]) * layout.view_bytes for name, layout in layouts.items()},
         "views_bytes_expected": _rows(views, shards - views.group.committed()) * sum(spec.row_bytes for spec in views.group.specs.values()),
     }
