@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from .reports.page_contents import PictureChoice as PictureChoice
     from .reports.page_contents import ReportOptions as ReportOptions
     from .reports.page_contents import report as report
+    from .reports.replay import replay_step as replay_step
     from .reports.runs import compare_runs as compare_runs
     from .reports.runs import list_runs as list_runs
     from .reports.runs import show_run as show_run
@@ -124,6 +125,7 @@ _NAMES = {
         "compact_features", "copy_feature_set", "list_store", "prune_features", "show_features", "verify_features",
     ),
     ".reports.page_contents": ("PictureChoice", "ReportOptions", "report"),
+    ".reports.replay": ("replay_step",),
     ".reports.runs": ("compare_runs", "list_runs", "show_run"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

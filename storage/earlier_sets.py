@@ -34,8 +34,8 @@ _THREADS = 4
 _MEMORY_BYTES = 1 << 30  # of the shards under way
 
 
-def earlier_views_digests(views: ViewSet) -> Iterator[str]:
-    """Yield the digests of the view sets over earlier versions that are as these, the newest first; they need not be in the store."""
+def earlier_views(views: ViewSet) -> Iterator[tuple[str, int]]:
+    """Yield digest and rows of the view sets over earlier versions that are as these, the newest first; they need not be in the store."""
     decoder, reading = views.identity["decoder"], orientation_of(views.identity["decoder"])
     for version in reversed(views.dataset.earlier):
         # Where no image of a version carries an orientation, both ways to read it give the same pixels.
@@ -43,7 +43,7 @@ def earlier_views_digests(views: ViewSet) -> Iterator[str]:
         for one in readings:
             orientation = decoder_identity(one)["orientation"]
             changes = {"dataset": version.digest, "images": version.images, "decoder": {**decoder, "orientation": orientation}}
-            yield digest({**views.identity, **changes})
+            yield digest({**views.identity, **changes}), version.images * views.views_per_image
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class EarlierSets:
         """Find the sets; those that cannot be opened are left out with a warning."""
         view_sets: list[ViewSet] = []
         features: dict[str, list[FeatureReader]] = {reader.key: [] for reader in readers}
-        for views_digest in earlier_views_digests(views):
+        for views_digest, _ in earlier_views(views):
             key = store.key_of("views", views_digest)
             earlier = None if key is None else _opened(partial(store.view_set, key), on_event)
             if earlier is None:

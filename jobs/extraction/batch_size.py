@@ -2,7 +2,8 @@
 
 The search doubles it while each view gets noticeably cheaper, the device has memory and one batch stays short enough that a stop is prompt.
 Running out of memory halves the number for the rest of the worker's life and does the same views again, counted in `backoffs`. Neither is
-part of any identity, because a batch's size changes tokens by rounding alone.
+part of any identity, because a batch's size changes tokens by rounding alone. A forward that the statistics kept (`kept_forwards`) is taken
+from there when exactly the same views come together again.
 """
 
 import time
@@ -12,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from ...storage.core.errors import EupeError
+from ...storage.core.identity import digest
+from ...storage.features.kept_forwards import KeptForwards, RawTokens, forward_key
 from ...storage.sources.decode import Pixels
 from ...teachers.encoders.photometric import apply_photometric
 from ...teachers.encoders.tokens import Tokens
@@ -35,9 +38,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 class SizedTeacher:
     """A loaded teacher that runs on batches of `views` views; `views=None` searches the number."""
 
-    def __init__(self, teacher: Teacher, views: int | None) -> None:
+    def __init__(self, teacher: Teacher, views: int | None, kept: KeptForwards | None = None) -> None:
         self.teacher = teacher
         self.backoffs = 0
+        self.taken = 0  # views whose tokens had been kept
+        self._kept, self._identity = kept, digest(teacher.spec.identity())
         self.views = views or self._search_size()
 
     def __call__(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
@@ -49,12 +54,31 @@ class SizedTeacher:
             windows = [slice(start, start + self.views) for start in range(0, len(pixels_BHWC), self.views)]
             try:
                 parts = [
-                    self._forward(pixels_BHWC[window], None if photometric_BP is None else photometric_BP[window]) for window in windows
+                    self._tokens(pixels_BHWC[window], None if photometric_BP is None else photometric_BP[window]) for window in windows
                 ]
             except (RuntimeError, MemoryError) as error:
                 self._back_off(error)
                 continue
             return parts[0] if len(parts) == 1 else _concatenated(parts)
+
+    def keep(self, views: int, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None, tokens: RawTokens) -> None:
+        """Keep the tokens of a call that computed `views` at once, each forward by itself; does nothing where none are kept."""
+        if self._kept is None:
+            return
+        for start in range(0, len(pixels_BHWC), views):
+            window = slice(start, start + views)
+            key = forward_key(self._identity, pixels_BHWC[window], None if photometric_BP is None else photometric_BP[window])
+            self._kept.keep(key, RawTokens(None if tokens.cls is None else tokens.cls[window], tokens.patch[window]))
+
+    def _tokens(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None) -> Tokens:
+        """Return the tokens of one forward, kept or computed."""
+        found = None if self._kept is None else self._kept.take(forward_key(self._identity, pixels_BHWC, photometric_BP))
+        if found is None:
+            return self._forward(pixels_BHWC, photometric_BP)
+        self.taken += len(pixels_BHWC)
+        cls, patch = (None if array is None else torch.from_numpy(array).to(self.teacher.device) for array in found)
+        assert patch is not None
+        return Tokens(cls, patch)
 
     def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
         device = self.teacher.device

@@ -37,6 +37,7 @@ def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, Featu
             view_rows[shard] = _size(views, shard) - earlier.known_view_rows(shard)
     shards = set().union(*missing.values())
     absent = set(view_rows) - views.group.committed()
+    again = 0 if normalisation.whole else normalisation.sampled
     return {
         "event": "summary",
         "dry_run": True,
@@ -48,6 +49,8 @@ def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, Featu
         "shards_missing": len(shards),
         **({"rows_to_compute": rows} if views.dataset.earlier else {}),
         "statistics_missing": normalisation.missing,
+        "statistics_views": dict.fromkeys(normalisation.missing, normalisation.sampled),
+        "forwards_expected": {name: rows[name] + (again if name in normalisation.missing else 0) for name in layouts},
         "bytes_expected": {name: rows[name] * layout.view_bytes for name, layout in layouts.items()},
         "views_bytes_expected": sum(view_rows[shard] for shard in absent) * sum(spec.row_bytes for spec in views.group.specs.values()),
     }

@@ -5,16 +5,18 @@ measured on a fixed sample of views and frozen first. Then each missing shard is
 the same command goes on after a kill, and says in seconds when nothing is missing.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...storage.core.errors import BadInput, Interrupted
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.earlier_sets import EarlierSets
 from ...storage.features.features import FeatureLayout, FeatureReader, features_identity
+from ...storage.features.kept_forwards import discard, new_run
 from ...storage.features.teacher_files import TeacherFile, note_teacher_file
 from ...storage.images.versions import REMOVED
 from ...storage.objects.dry_run_objects import DryRunObjects
@@ -96,10 +98,13 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
     if not normalisation.missing:
         plan = _plan(store, views, specs, normalisation, options, on_event)
         if not plan.missing:
-            return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other}
-    count = worker_count(order, options)
+            return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other, "statistics_views": {}}
+    count, measured = worker_count(order, options), normalisation.missing
+    kept = new_run() if measured and normalisation.whole else None
     try:
-        with workers(order, count, options.address, on_event) as pool:
+        with contextlib.ExitStack() as at_the_end, workers(replace(order, kept_run=kept), count, options.address, on_event) as pool:
+            if kept is not None:
+                at_the_end.callback(discard, kept)
             if normalisation.missing:
                 normalisation.measure(pool, on_event)
                 plan = _plan(store, views, specs, normalisation, options, on_event)
@@ -108,7 +113,8 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
                 reports = list(_compute(pool, plan, options, on_event))
             spent = time.perf_counter() - computing
             summary = _summary(plan, reports, pool.retries, count or pool.most, spent)
-            return {**summary, **other, "seconds": time.perf_counter() - started}
+            statistics = dict.fromkeys(measured, normalisation.sampled)
+            return {**summary, **other, "statistics_views": statistics, "seconds": time.perf_counter() - started}
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None
 

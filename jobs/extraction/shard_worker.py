@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...storage.core.errors import CacheDamaged, Interrupted
 from ...storage.earlier_sets import EarlierSets
 from ...storage.features.features import FeatureReader, TokenRows, refuse_tokens
+from ...storage.features.kept_forwards import KeptForwards, RawTokens, sweep_forwards
 from ...storage.features.phis import Covariance
 from ...storage.features.sampling import Positions
 from ...storage.features.statistics import NORMALISATIONS, Moments
@@ -85,9 +86,11 @@ class ShardWorker:
         self.store = FeatureStore.open(order.store_url)
         self.views: ViewSet = self.store.view_set(order.view_set)
         self.teachers: dict[str, SizedTeacher] = {}
+        sweep_forwards()
+        kept = None if order.kept_run is None else KeptForwards(order.kept_run)
         for spec in order.teachers:
             teacher = load_teacher(spec, order.devices.get(spec.name, order.device))
-            self.teachers[spec.name] = SizedTeacher(teacher, order.batch_size)
+            self.teachers[spec.name] = SizedTeacher(teacher, order.batch_size, kept)
             if order.compile:
                 teacher.compile_encoder(self.teachers[spec.name].views)
             check_canary(self.store, teacher)
@@ -148,6 +151,50 @@ class ShardWorker:
         cls.update(tokens.cls_BD.numpy())
         return cls, patch
 
+    def measure_shard(self, shard: int, names: list[str]) -> SampleMoments:
+        """Return moments of the named teachers' raw tokens over a whole shard, and keep the tokens for `do_shard` where the order says so.
+
+        The forwards are those of `do_shard`; moments are updated view by view, so that they do not depend on the batch's size.
+        """
+        torch.set_num_threads(self.order.threads)
+        committed = self.views.read_shard(shard)
+        views = committed or self.views.draw_shard(shard)
+        fresh = FreshViews.of(self.views, len(views.crop)) if committed is None else None
+        sums, measured = {name: self._new_sums(name) for name in names}, 0
+        with self._rendered(shard, views, fresh, names) as batches, self._turn:
+            for batch in batches:
+                self._stop_if_asked()
+                good = self._decoded(batch, shard)
+                measured += len(good)
+                for name in names:
+                    raw = self._kept_tokens(name, batch.pixels[self._input(name)], views.photometric[batch.rows])
+                    _add_views(sums[name], raw, good)
+        return SampleMoments(measured, sums if measured else {})
+
+    def _new_sums(self, name: str) -> tuple[Measure | None, Measure]:
+        spec, measure = self._spec(name), NORMALISATIONS[self.order.normalisation].measure
+        return None if spec.cls_dim is None else measure(spec.cls_dim), measure(spec.patch_dim)
+
+    def _decoded(self, batch: RenderedBatch, shard: int) -> list[int]:
+        """Return the places in a batch of views whose image could be decoded."""
+        first_image, views_per_image = self.views.shard_images(shard)[0], self.views.views_per_image
+        images = [first_image + (batch.first + view) // views_per_image for view in range(batch.count)]
+        return [view for view, image in enumerate(images) if self.views.dataset.row(image).id not in batch.failed]
+
+    def _kept_tokens(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> RawTokens:
+        """Compute a batch's raw tokens, and keep each forward."""
+        tokens = self._forward(name, pixels_BHWC, photometric_BP, lambda tokens: StoredTokens(*tokens)).wait()
+        raw = RawTokens(None if tokens.cls_BD is None else tokens.cls_BD.numpy(), tokens.patch.numpy())
+        self.teachers[name].keep(self.teachers[name].views, pixels_BHWC, self._seen(photometric_BP), raw)
+        return raw
+
+    def _rendered(self, shard: int, views: Views, fresh: FreshViews | None, names: Iterable[str], start: int = 0) -> RenderedShard:
+        """Return a shard's batches for some teachers: the same whether their tokens are measured or stored."""
+        names = list(names)
+        views_per_batch = max((self.teachers[name].views for name in names), default=1)
+        inputs = {self._input(name) for name in names}
+        return RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh, start)
+
     def _input(self, name: str) -> Input:
         return self._spec(name).preprocessing.input
 
@@ -158,8 +205,12 @@ class ShardWorker:
         self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32], share: Callable[[Tokens], StoredTokens]
     ) -> Arriving:
         """Start the forward of one teacher, and return the `share` of its raw fp32 tokens on its way to the host."""
-        teacher, distorted = self.teachers[name], MODES[self.views.spec.photometric].seen_by_teacher
-        return compute(lambda: share(teacher(pixels_BHWC, photometric_BP if distorted else None)), teacher.teacher.device)
+        teacher, seen_BP = self.teachers[name], self._seen(photometric_BP)
+        return compute(lambda: share(teacher(pixels_BHWC, seen_BP)), teacher.teacher.device)
+
+    def _seen(self, photometric_BP: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Return the distortions that teachers see, None when they see none."""
+        return photometric_BP if MODES[self.views.spec.photometric].seen_by_teacher else None
 
     def do_shard(self, shard: int, feature_keys: Mapping[str, str]) -> ShardReport:
         """Compute and commit one shard of the given feature sets (teacher → key); committed ones are left out.
@@ -185,9 +236,7 @@ class ShardWorker:
         fresh = FreshViews.of(self.views, report.views) if committed is None else None
         for start in sorted({target.copied for target in targets.values()} or {0}):
             group = {name: target for name, target in targets.items() if target.copied == start}
-            inputs = {self._input(name) for name in group}
-            views_per_batch = max((self.teachers[name].views for name in group), default=1)
-            with RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh, start) as batches:
+            with self._rendered(shard, views, fresh, group, start) as batches:
                 self._through_teachers(batches, views, group, report)
         self._stop_if_asked()
         self._commit(views, fresh, targets, report)
@@ -222,6 +271,7 @@ class ShardWorker:
         encoding: Future[None] | None = None
         before = sum(teacher.backoffs for teacher in self.teachers.values())
         with ThreadPoolExecutor(1, thread_name_prefix="encode") as encoder, self._turn:
+            taken = {name: self.teachers[name].taken for name in targets}
             started = time.perf_counter()
             for batch in batches:
                 self._stop_if_asked()
@@ -237,6 +287,7 @@ class ShardWorker:
             turn_s = time.perf_counter() - started
             report.batch_sizes |= {name: self.teachers[name].views for name in targets}
             report.backoffs += sum(teacher.backoffs for teacher in self.teachers.values()) - before
+            report.taken |= {name: self.teachers[name].taken - before_it for name, before_it in taken.items()}
             report.gpu_use = gpu_use(self.teachers[name].teacher.device for name in targets)
         _finish(encoding)
         report.add("wait", max(0.0, turn_s - report.seconds.get("forward", 0.0)))
@@ -291,6 +342,15 @@ class ShardWorker:
                 record = target.reader.commit_shard(report.shard, target.buffer, failed, views_record.digest)
                 report.bytes += sum(entry.bytes for entry in record.objects.values())
                 report.failed |= target.refused
+
+
+def _add_views(sums: tuple[Measure | None, Measure], tokens: RawTokens, good: Iterable[int]) -> None:
+    """Add the tokens of some views to sums of class and patch tokens, one view after another."""
+    cls, patch = sums
+    for view in good:
+        patch.update(tokens.patch[view])
+        if cls is not None and tokens.cls is not None:
+            cls.update(tokens.cls[view : view + 1])
 
 
 def _finish(encoding: Future[None] | None) -> None:

@@ -7,6 +7,7 @@ lagged behind. `gpu_use` is what the CUDA driver says of the GPUs, at the end of
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ class ShardReport:
     bytes: int = 0
     batch_sizes: dict[str, int] = field(default_factory=dict)
     backoffs: int = 0
+    taken: dict[str, int] = field(default_factory=dict)  # views by teacher that the statistics had computed
     gpu_use: float | None = None  # share of the last moment
     copied: int = 0  # of the views, whose tokens an earlier version of the dataset gave
     already_committed: bool = False  # another driver had committed it meanwhile: nothing was computed
@@ -72,14 +74,17 @@ def work_done(reports: Sequence[ShardReport], workers: int, seconds: float) -> d
     views = sum(report.computed for report in reports)
     by_phase = {phase: sum(report.seconds.get(phase, 0.0) for report in reports) for phase in PHASES}
     sizes: dict[str, int] = {}
+    taken: Counter[str] = Counter()
     gpu = [report.gpu_use for report in reports if report.gpu_use is not None]
     for report in reports:
+        taken.update(report.taken)
         for name, size in report.batch_sizes.items():
             sizes[name] = min(size, sizes.get(name, size))
     return {
         "views_done": views,
         "views_per_second": views / seconds if views else None,
         "bytes_committed": sum(report.bytes for report in reports),
+        "views_from_statistics": dict(taken),
         "batch_sizes": sizes,
         "out_of_memory_backoffs": sum(report.backoffs for report in reports),
         "worker_seconds": by_phase,

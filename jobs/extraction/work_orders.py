@@ -35,6 +35,7 @@ class WorkOrder:
     normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
     devices: Mapping[str, str] = field(default_factory=dict)  # of teachers that are elsewhere than on `device`
     compile: bool = False
+    kept_run: str | None = None  # whose forwards are kept from `measure_shard` to `do_shard`; None: nobody's
 
 
 _MOST_RENDER_THREADS = 8  # of one GPU's worker: a resize gives some 500 views a second and thread

@@ -4,6 +4,7 @@ from typing import Any
 
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
+from ...student.training.trackers import require_clients
 from .fill_missing import fill_missing
 from .options import TrainOptions, check_teachers_given
 from .ranks import train_on_workers
@@ -19,6 +20,8 @@ def train(options: TrainOptions, on_event: OnEvent = ignore_event) -> dict[str, 
     check_teachers_given(options)
     if options.address is not None and not options.workers:
         raise BadInput("--address is a Ray cluster's, and without --workers the training runs in this process; give --workers as well")
+    if options.address is None:  # ranks of a cluster have an environment of their own
+        require_clients(options.track)
     if options.on_miss == "compute":
         store = options.open_store()
         versions = recorded_versions(options, store, options.out)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...storage.core.cache_home import shards_folder
-from ...storage.core.choices import ON_MISS, TRAINING_EVALUATIONS, OnMiss, TrainingEvaluation
+from ...storage.core.choices import ON_MISS, TRACKERS, TRAINING_EVALUATIONS, OnMiss, Tracker, TrainingEvaluation
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute
 from ...storage.store import FeatureStore
@@ -82,6 +82,8 @@ class TrainOptions:
     """Tokens of teachers with random weights are trained on, for trials."""
     subsets: tuple[str, ...] = ()
     """Recorded subsets by name or key, at most one of each dataset: nothing else of it is drawn."""
+    track: tuple[Tracker, ...] = ()
+    """Trackers that get metrics and recipe, beside TensorBoard."""
 
     def __post_init__(self) -> None:
         if self.on_miss not in ON_MISS:
@@ -93,9 +95,12 @@ class TrainOptions:
                 "--evaluate agreement measures on images that are held out of the training, and nothing is; give --hold-out 1% as well "
                 "(or data.hold_out = 0.01 in the recipe)"
             )
-        for name in ("features", "teachers", "students", "subsets"):
+        for name in ("features", "teachers", "students", "subsets", "track"):
             if isinstance(value := getattr(self, name), str):  # which would be taken for a list of its letters
                 raise BadInput(f"{name} is a list of names, such as ({value!r},), got the one name {value!r}")
+        for tracker in self.track:
+            if tracker not in TRACKERS:
+                raise unknown_name("tracker", tracker, TRACKERS)
         student = replace(self.recipe.student, init_from=absolute(self.recipe.student.init_from))
         resolved = {
             "recipe": replace(self.recipe, student=student),
@@ -106,6 +111,7 @@ class TrainOptions:
             "teachers": tuple(map(absolute_name, self.teachers)),
             "students": tuple(self.students),
             "subsets": tuple(self.subsets),
+            "track": tuple(dict.fromkeys(self.track)),
             "shard_cache": None if self.shard_cache is None else Path(absolute(str(self.shard_cache))),
         }
         for name, value in resolved.items():

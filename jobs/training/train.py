@@ -30,6 +30,8 @@ from ...student.model.recipe import LEGACY_VALUES, TrainRecipe
 from ...student.model.student import Student, TargetSpec, refuse_unequal_grids
 from ...student.training.learner import Learner
 from ...student.training.run_folder import RunFolder, load_model, save_model
+from ...student.training.trackers import require_clients
+from ...student.training.tracking import tracking
 from ...student.training.trainer import Trainer
 from ...teachers.encoders.build import build_encoder, try_sizes
 from ...teachers.encoders.training_settings import (
@@ -63,6 +65,8 @@ def train_in_process(
     """
     out, students, live = str(options.out), options.students, options.live_teachers
     require_utf8("--out", out, "TensorBoard's writer")
+    trackers = options.track if ranks.first else ()
+    require_clients(trackers)
     store = options.open_store()
     mirror = mirrored(out, ranks, on_event) if is_url(out) else contextlib.nullcontext((Path(out), on_event))
     with mirror as (run_folder, on_event):
@@ -105,9 +109,10 @@ def train_in_process(
                 learners = _learners(open_runs, source, parts, device, ranks)
                 order = run_order(recipe, parts, store, options.follow_s)
                 after_step = watching(options.watch, store, learners[0], parts, on_event)
-                trained = Trainer(
-                    learners, source, joined_views(parts), order, on_event=on_event, stop_asked=stop_asked, after_step=after_step
-                ).train()
+                with tracking(trackers, tracked_names(out, open_runs), on_event) as report:
+                    trained = Trainer(
+                        learners, source, joined_views(parts), order, on_event=report, stop_asked=stop_asked, after_step=after_step
+                    ).train()
                 summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
     if len(runs) == 1:
         return next(iter(summaries.values()))
@@ -158,6 +163,12 @@ def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dic
         student_recipe = replace(recipe, student=replace(recipe.student, architecture=name, init_from=start))
         runs[name] = (student_recipe, RunFolder(out / name if len(names) > 1 else out))
     return runs
+
+
+def tracked_names(out: str, runs: Mapping[str, tuple[TrainRecipe, RunFolder]]) -> dict[str, Path]:
+    """Return each run's folder by the name that trackers show: the last part of `--out`, and the student's where each has a folder."""
+    name = out.rstrip("/").rpartition("/")[2]
+    return {f"{name}/{student}" if folder.out.name == student else name: folder.out for student, (_, folder) in runs.items()}
 
 
 def begin_runs(

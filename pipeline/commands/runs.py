@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
+from ...storage.core.choices import Device
 from .group import cli, run
-from .options import JSON, SETTINGS, STAGE, folder_or_url, folders_or_urls, options
+from .options import FOLDER, JSON, SETTINGS, STAGE, folder_or_url, folders_or_urls, options
 
 
 @cli.group()
@@ -41,6 +42,19 @@ def runs_compare(as_json: bool, outs: list[Path | str]) -> None:
     from ..reports.runs import compare_runs
 
     run(lambda on_event: compare_runs(outs=outs, on_event=on_event), as_json)
+
+
+@runs.command("replay")
+@click.argument("folder", type=FOLDER, metavar="RUN/nonfinite/step-N")
+@options(
+    click.option("--device", type=click.Choice(("cpu", "cuda")), default=None, help="Compute there; default: where the run did."),
+    JSON,
+)
+def runs_replay(as_json: bool, folder: Path, device: Device | None) -> None:
+    """Compute the step that was not finite again. Its losses, and the first module that gave nan or infinity."""
+    from ..reports.replay import replay_step
+
+    run(lambda on_event: replay_step(folder=folder, device=device, on_event=on_event), as_json)
 
 
 @cli.group()

@@ -46,6 +46,11 @@ def shards_folder() -> Path:
     return cache_home() / "shards"
 
 
+def forwards_folder() -> Path:
+    """Return the folder of tokens that an extraction under way needs again."""
+    return cache_home() / "forwards"
+
+
 def runs_folder() -> Path:
     """Return the folder with local copies of runs at a URL that train here."""
     return cache_home() / "runs"

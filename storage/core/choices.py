@@ -60,6 +60,10 @@ TrainingEvaluation = Literal["knn", "agreement"]
 """Evaluations that run during a training."""
 TRAINING_EVALUATIONS: tuple[TrainingEvaluation, ...] = get_args(TrainingEvaluation)
 
+Tracker = Literal["wandb", "mlflow", "trackio"]
+"""Where `train --track` shows a run beside TensorBoard."""
+TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+
 HeadProtocol = Literal["official", "ours"]
 """Whose protocol trains and evaluates a head on patch tokens."""
 HEAD_PROTOCOLS: tuple[HeadProtocol, ...] = get_args(HeadProtocol)

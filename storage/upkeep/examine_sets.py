@@ -24,7 +24,7 @@ from ..views.view_set import ViewSet, views_metadata
 from .examiner import Examiner, equals
 from .lost_identities import lost_features_identity, lost_views_identity
 
-_SAMPLE_KEYS = {"batches", "batch_size", "seed"}
+_SAMPLE_KEYS = ({"views", "seed"}, {"batches", "batch_size", "seed"})
 
 
 def examine_identity(examiner: Examiner, kind: str, key: str, lost: Callable[[], bytes | None]) -> dict[str, Any] | None:
@@ -139,7 +139,7 @@ def _readable_statistics(examiner: Examiner) -> Iterator[tuple[str, tuple[dict[s
 def stored_statistics_of(reader: FeatureReader) -> tuple[str, bytes] | None:
     """Return key and content of the file that stores a set's measured statistics; None for statistics that were not measured."""
     described = {name: value for name, value in reader.identity["statistics"].items() if name not in ("method", "digest", "count")}
-    if described.keys() != _SAMPLE_KEYS:
+    if described.keys() not in _SAMPLE_KEYS:
         return None
     recorded = reader.statistics.normalisation.recorded
     measured_on = {"teacher": reader.identity["teacher"], "views": reader.views.digest, "sample": described, **recorded}

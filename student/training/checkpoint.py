@@ -145,14 +145,14 @@ def save_checkpoint(
     Collective: every rank calls this, the first writes. Raises `StoreUnavailable` with the bytes needed.
     """
     final = folder / f"{_PREFIX}{step:07d}"
-    files = {"model": _model_tensors(model), "optimizer": _optimizer_tensors(optimizer, model)}
+    files = state_tensors(model, optimizer)
     if average is not None:
         files["average"] = _model_tensors(average)
     if ranks.first:
         needed_bytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
         with translate_os_errors(final, needed_bytes), replace_folder(final) as temporary:
             for name, tensors in files.items():
-                _save(tensors, temporary / f"{name}.safetensors")
+                save_tensors(tensors, temporary / f"{name}.safetensors")
             description = {**metadata, "step": step, "format": FORMAT, "versions": {**versions(), "code": code_digest()}}
             (temporary / "checkpoint.json").write_text(json.dumps(description, indent=1, sort_keys=True))
         best = best_checkpoint(folder) if keep_best else None
@@ -187,10 +187,15 @@ def _load_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Return the full tensors of a checkpoint's files `model` and `optimizer`; collective when they are sharded."""
+    return {"model": _model_tensors(model), "optimizer": _optimizer_tensors(optimizer, model)}
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; raises OSError for what the operating system refused."""
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, **({} if metadata is None else {"metadata": metadata}))
     except safetensors.SafetensorError as error:  # its text carries the operating system's, its type does not
         raise _as_os_error(error) from error
 

@@ -42,6 +42,8 @@ from .checkpoint import (
 from .metrics import Metrics, read_metrics
 from .run_folder import RunFolder, save_model
 
+Sums = dict[tuple[str, str], Tensor]
+"""Loss ("", "") and unweighted terms by (teacher, term)."""
 _SMOOTHED_STEPS = 100  # the loss is averaged evenly over the first steps, with a decay of 1 − 1/100 after them
 
 
@@ -81,8 +83,12 @@ class Learner:
         self._evaluated: tuple[int, float] | None = None
         self.evaluated_by = "knn"
         """Name of the evaluation that `evaluation` is of."""
-        self._sums: dict[tuple[str, str], Tensor] = {}
-        self._last: dict[tuple[str, str], Tensor] = {}
+        self._sums: Sums = {}
+        self._last: Sums = {}
+        self.own_sums: Sums = {}
+        """Of the step that `optimizer_step` was called for, this rank's part."""
+        self.refused: dict[str, float] = {}
+        """What was not finite, or beside it: loss and norm of the gradient over all ranks."""
 
     def _copy_for_average(self) -> Student | None:
         """Return a copy of the student for the moving average, None without one; raises `BadInput` with FSDP."""
@@ -151,9 +157,9 @@ class Learner:
         """Update the weights with the accumulated gradient; raises `TrainingDiverged` before they change if it is not finite."""
         config = self.recipe.optimizer
         norm = clip_gradient_norm(self.parameters, config.clip_norm or math.inf)
-        keys = list(self._sums)
-        self._sums = dict(zip(keys, self.ranks.sum(torch.stack([self._sums[key] for key in keys])), strict=True))
-        self._refuse_non_finite(step, {"loss": self._sums["", ""], "norm of the gradient": norm}, image_ids)
+        self.own_sums = self.take_sums()
+        self._sums = dict(zip(self.own_sums, self.ranks.sum(torch.stack(list(self.own_sums.values()))), strict=True))
+        self._refuse_non_finite(step, {"loss": float(self._sums["", ""]), "norm of the gradient": float(norm)}, image_ids)
         set_learning_rate(self.optimizer, learning_rate(step, self.recipe.run.steps, config))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -164,13 +170,19 @@ class Learner:
         self._last, self._sums = self._sums, {}
         self.steps_done = step + 1
 
-    def _refuse_non_finite(self, step: int, values: Mapping[str, Tensor], image_ids: Callable[[], str]) -> None:
+    def take_sums(self) -> Sums:
+        """Return this rank's sums over the micro-batches since they were last taken, and begin new ones."""
+        sums, self._sums = self._sums, {}
+        return sums
+
+    def _refuse_non_finite(self, step: int, values: Mapping[str, float], image_ids: Callable[[], str]) -> None:
         """Raise `TrainingDiverged` that names the value, the step and the images."""
         for name, value in values.items():
-            if not math.isfinite(float(value)):
+            if not math.isfinite(value):
+                self.refused = dict(values)
                 kept = f" and the state after step {step} is kept: the same command tries this step again" if step else ""
                 raise TrainingDiverged(
-                    f"the {name} is {float(value)} at step {step + 1}; the weights were not changed{kept}. Images of this batch: "
+                    f"the {name} is {value} at step {step + 1}; the weights were not changed{kept}. Images of this batch: "
                     f"{image_ids()}, … Lower optimizer.learning_rate or optimizer.clip_norm, or set precision = 'fp32'"
                     f"{', with another --out' if step else ''}"
                 )

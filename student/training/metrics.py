@@ -14,6 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import SummaryWriter
 
 from ...storage.objects.atomic_files import translate_os_errors, write_atomically
+from .metric_lines import numbers
 
 _LENGTH = struct.Struct("<Q4x")  # an event's bytes and their checksum, which is not ours to judge
 _CHECKSUM_BYTES = 4
@@ -34,24 +35,13 @@ class Metrics:
         """Append one line, and its numbers as events."""
         with translate_os_errors(Path(self._file.name), len(line) * 32):
             self._file.write(f"{json.dumps(line)}\n")
-        for tag, value in _flatten(line):
+        for tag, value in numbers(line):
             self._board.add_scalar(tag, value, line["step"])
 
     def close(self) -> None:
         """Flush and close both files."""
         self._file.close()
         self._board.close()
-
-
-def _flatten(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Return (tag, value) of every number, nested keys joined by `/`; without `step`."""
-    numbers: list[tuple[str, float]] = []
-    for key, value in line.items():
-        if isinstance(value, Mapping):
-            numbers += _flatten(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and key != "step":
-            numbers.append((f"{prefix}{key}", float(value)))
-    return numbers
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

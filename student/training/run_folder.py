@@ -9,6 +9,7 @@
       model/               model.json  backbone.safetensors  adapters.json  adapters.safetensors
       average/model/       the same of the weights' moving average, where the recipe asks for one
       best/model/          the same of the best checkpoint, where the recipe keeps it
+      nonfinite/           the first step whose loss was not finite, to be computed again      tracking/   runs' ids in trackers
       summary.json         written last: the run is finished
 
 `model/` is what evaluation, extraction and later stages read.
@@ -93,7 +94,8 @@ class RunFolder:
         given_identities = json.loads(json.dumps(identities))
         resolved = {name: choice._asdict() for name, choice in (choices or {}).items()}
         if (self.out / "recipe.json").is_file() and not self.has_steps():
-            shutil.rmtree(self.initial.parent, ignore_errors=True)  # random weights of the run that never was
+            for made in ("initial", "nonfinite", "tracking"):  # by the run that never was
+                shutil.rmtree(self.out / made, ignore_errors=True)
         elif (self.out / "recipe.json").is_file():
             recorded = _read_json(self.out / "recipe.json")
             self._refuse_differences("with another recipe", recipe.decisive(), decisive(recorded["decisive"]))

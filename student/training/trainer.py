@@ -2,7 +2,8 @@
 
 A step is a pure function of (recipe, weights, optimiser state, step): its batch, its input sizes, its learning rate and the seed of torch's
 generators all follow from the step's number, so a run that is stopped anywhere and run again gives bit-equal losses on a CPU. A stop
-signal finishes the current step, writes a checkpoint and raises `Interrupted`; a step that diverges leaves a checkpoint of the step before.
+signal finishes the current step, writes a checkpoint and raises `Interrupted`; a step that diverges leaves a checkpoint of the step
+before, and all that it was computed from (`nonfinite`).
 Images are read and targets made once for all students; a student whose checkpoint is ahead of the others' waits until they have caught
 up. Price: one synchronisation with the device a step, to look at the loss.
 """
@@ -11,7 +12,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...storage.core.errors import BadInput, Interrupted
+from ...storage.core.errors import BadInput, Interrupted, StoreUnavailable
 from ...storage.core.events import Event, OnEvent, ignore_event
 from ...storage.core.stop_signals import call_on_stop
 from ...storage.views.pixels import ReadableViews, origin_of_pixels
@@ -33,6 +34,7 @@ from ..model.draws import choose_size
 from ..model.recipe import TrainRecipe
 from ..model.student import count_parameters
 from .learner import Learner, TrainingDiverged
+from .nonfinite import MicroBatch, Origin, keep_step
 
 
 @dataclass
@@ -156,12 +158,18 @@ class Trainer:
                 self._save_if_due(learners, done, steps)
 
     def _step_or_save(self, batch: Batch) -> list[Learner]:
-        """Take one step; where it diverges, save checkpoints of the step before and raise `TrainingDiverged`."""
+        """Take one step; where it diverges, keep it and checkpoints of the step before, and raise `TrainingDiverged`."""
         try:
             return self.step(batch)
-        except TrainingDiverged:
-            self._save([learner for learner in self.learners if learner.steps_done], batch.plan.step)
-            raise
+        except TrainingDiverged as diverged:
+            refused = next(learner for learner in self.learners if learner.steps_done == batch.plan.step)
+            origin = Origin(self._image_ids(batch), batch.plan.indices.row_B.tolist())
+            kept = keep_step(refused, self._micro_batches(batch), origin, self.source.specs, self.source.identities())
+            try:
+                self._save([learner for learner in self.learners if learner.steps_done], batch.plan.step)
+            except StoreUnavailable as error:
+                kept = f"{kept}. No checkpoint of the step before could be written: {error}"
+            raise TrainingDiverged(f"{diverged}. {kept}") from diverged
 
     def _call_after_step(self, learners: Sequence[Learner], done: int) -> None:
         """Call `after_step` (evaluations); its time is left out of the run's clock."""
@@ -173,28 +181,34 @@ class Trainer:
         """Take one optimiser step with every learner that has not taken it yet; return those."""
         step = batch.plan.step
         learners = [learner for learner in self.learners if learner.steps_done == step]
-        tensors = batch.to(self.device)
-        for start, stop, last in self._micro_batches():
-            micro_batch = apply_photometric(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
-            with torch.no_grad():
-                targets = self.source.resolve(micro_batch)
+        for part in self._micro_batches(batch):
             for learner in learners:
-                pixels_BHWC, moved_targets = _to_device(learner.device.value, micro_batch[f"pixels/{STUDENT}"], targets)
-                learner.forward_backward(step, pixels_BHWC, moved_targets, (stop - start) / self.recipe.run.batch_size, last)
+                pixels_BHWC, targets = to_device(learner.device.value, part.pixels_BHWC, part.targets)
+                learner.forward_backward(step, pixels_BHWC, targets, part.share, part.last)
         for learner in learners:
-            learner.optimizer_step(step, lambda: self._image_ids(batch))
+            learner.optimizer_step(step, lambda: ", ".join(self._image_ids(batch)[:8]))
         return learners
 
-    def _micro_batches(self) -> list[tuple[int, int, bool]]:
-        """Return (start, stop, whether it is the last) of each micro-batch of this rank's batch."""
+    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+        """Yield the micro-batches of this rank's batch."""
+        tensors = batch.to(self.device)
+        for start, stop in self._spans():
+            seen = apply_photometric(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
+            with torch.no_grad():
+                targets = self.source.resolve(seen)
+            share = (stop - start) / self.recipe.run.batch_size
+            yield MicroBatch(seen[f"pixels/{STUDENT}"], targets, share, stop == self.stream.batch_size)
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """Return [start, stop) of each micro-batch in this rank's batch."""
         size, smallest = self.stream.batch_size, self.recipe.run.batch_size // self.ranks.count
         parts = min(smallest, self.recipe.run.accumulate)  # the same on every rank: sharded weights are gathered for each part together
         edges = np.linspace(0, size, parts + 1).astype(int).tolist()
-        return [(start, stop, stop == size) for start, stop in itertools.pairwise(edges)]
+        return list(itertools.pairwise(edges))
 
-    def _image_ids(self, batch: Batch) -> str:
-        """Return the first image ids of a batch, for an error."""
-        return ", ".join(self.dataset.row(image).id for image in batch.plan.indices.image_B[:8].tolist())
+    def _image_ids(self, batch: Batch) -> list[str]:
+        """Return the ids of a batch's images."""
+        return [self.dataset.row(image).id for image in batch.plan.indices.image_B.tolist()]
 
     def _save_if_due(self, learners: Sequence[Learner], done: int, steps: int) -> None:
         """Save the checkpoints that are due after `done` steps; raises `Interrupted` when a signal has come."""
@@ -286,7 +300,7 @@ def _comparable_values(recipe: TrainRecipe) -> str:
     return repr([plain["student"]["sizes_px"], {key: value for key, value in plain.items() if key != "student"}])
 
 
-def _to_device(device: str, pixels_BHWC: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+def to_device(device: str, pixels_BHWC: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
     """Return pixels and targets on a learner's device; nothing is copied where they are there already."""
     moved = {
         name: type(tokens)._make(field.to(device) if isinstance(field, Tensor) else field for field in tokens)

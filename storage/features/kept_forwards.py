@@ -1,0 +1,154 @@
+"""Raw tokens that the statistics needed, kept on this machine's disk until their shard is computed: no view passes a teacher twice.
+
+    CACHE/forwards/<run>.lock           held by every process that works for the run; when nobody holds it, the run's files are leftovers
+    CACHE/forwards/<run>/<key>          xxh3 of the rest (16 bytes), then class and patch tokens as two .npy of fp32, not fsynced
+
+The key is a checksum of all that a forward was given: teacher, pixels and distortions, hence the number of views and their order. What lies
+under it is what that forward would give again, bit for bit, on this machine; another composition of a batch, an image that changed in
+between or failed to decode has another key and is computed. So a lost or damaged file costs a forward and never changes a stored byte.
+At most half of the disk that was free when the run began here is used; what does not fit is computed again.
+"""
+
+import contextlib
+import fcntl
+import io
+import os
+import secrets
+import shutil
+import weakref
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.cache_home import forwards_folder
+from ..core.checksums import byte_view, xxh3_128
+
+_LOCK, _CHECKSUM_BYTES = ".lock", 16
+
+
+class RawTokens(NamedTuple):
+    """A forward's tokens on the host: class tokens (n, D) or None, patch tokens (n, H, W, D), both fp32."""
+
+    cls: NDArray[np.float32] | None
+    patch: NDArray[np.float32]
+
+
+def new_run() -> str:
+    """A name for the kept forwards of one extraction."""
+    return secrets.token_hex(8)
+
+
+def forward_key(teacher: str, pixels_nHWC: NDArray[np.uint8], photometric_nP: NDArray[np.float32] | None) -> str:
+    """The name of one forward: of the teacher (digest of its identity) over these views at once."""
+    given: list[NDArray[Any]] = [pixels_nHWC] if photometric_nP is None else [pixels_nHWC, photometric_nP]
+    shapes = ";".join(str(array.shape) for array in given)
+    return xxh3_128([f"{teacher};{shapes}".encode(), *(byte_view(np.ascontiguousarray(array)) for array in given)])
+
+
+class KeptForwards:
+    """The kept forwards of a run on this machine; safe to use from several threads and processes. Never raises for the disk's sake."""
+
+    def __init__(self, run: str) -> None:
+        self.folder, self._reserve, self._full = forwards_folder() / run, 0, False
+        try:
+            lock, self._reserve = _joined(self.folder)
+            weakref.finalize(self, os.close, lock)
+        except OSError:
+            self._full = True
+
+    def keep(self, key: str, tokens: RawTokens) -> None:
+        """Write one forward's tokens, unless there is no room for them."""
+        size = tokens.patch.nbytes + (0 if tokens.cls is None else tokens.cls.nbytes)
+        temporary = self.folder / f".{key}-{secrets.token_hex(4)}"
+        try:
+            self._full = self._full or shutil.disk_usage(self.folder).free - size < self._reserve
+            if self._full:
+                return
+            content = _packed(tokens)
+            with temporary.open("wb") as file:
+                file.write(bytes.fromhex(xxh3_128([content])))
+                file.write(content)
+            temporary.rename(self.folder / key)
+        except OSError:
+            self._full = True
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def take(self, key: str) -> RawTokens | None:
+        """One forward's tokens, which are then no longer kept; None when they are not there, or not whole."""
+        path = self.folder / key
+        try:
+            content = path.read_bytes()
+            path.unlink()
+        except OSError:
+            return None
+        body = memoryview(content)[_CHECKSUM_BYTES:]
+        return _unpacked(body) if bytes.fromhex(xxh3_128([body])) == content[:_CHECKSUM_BYTES] else None
+
+
+def discard(run: str) -> None:
+    """Remove what this machine keeps of a run; a worker that dies while it writes may leave something for the next sweep."""
+    folder = forwards_folder() / run
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        with contextlib.suppress(OSError):
+            _lock_path(folder).unlink()
+
+
+def sweep_forwards() -> None:
+    """Remove what processes that were killed have left; runs under way stay."""
+    for path in forwards_folder().glob(f"*{_LOCK}"):
+        with contextlib.suppress(OSError), path.open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while a process of the run lives
+            discard(path.name.removesuffix(_LOCK))
+
+
+def _lock_path(folder: Path) -> Path:
+    return folder.with_name(folder.name + _LOCK)
+
+
+def _joined(folder: Path) -> tuple[int, int]:
+    """Make the folder and hold its lock; returns the lock, and the bytes that must stay free, which the run's first process here wrote."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = _locked(_lock_path(folder))
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        written = os.pread(lock, 32, 0)
+        reserve = int(written) if written.isdigit() else shutil.disk_usage(folder).free // 2
+        if not written:
+            os.pwrite(lock, str(reserve).encode(), 0)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock, reserve
+
+
+def _locked(path: Path) -> int:
+    """A shared lock on the file that stands at the path now: one that is being swept is made anew."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if os.path.samestat(os.stat(path), os.fstat(lock)):
+                return lock
+        except FileNotFoundError:
+            pass
+        except OSError:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _packed(tokens: RawTokens) -> bytes:
+    out = io.BytesIO()
+    for array in (np.empty((0, 0), np.float32) if tokens.cls is None else tokens.cls, tokens.patch):
+        np.save(out, array, allow_pickle=False)
+    return out.getvalue()
+
+
+def _unpacked(body: memoryview) -> RawTokens:
+    source = io.BytesIO(body)
+    cls, patch = (np.load(source) for _ in range(2))
+    return RawTokens(cls if cls.size else None, patch)
