@@ -100,7 +100,7 @@ def stored_caching(store: FeatureStore, photos: ImageDataset, options: DistillOp
         if views.dataset.digest != photos.digest or not VIEW_KINDS[views.spec.kind].is_random:
             continue
         over = {key: identity for key, identity in sets if identity["views"] == views.digest}
-        found = [_set_of(request, over, options) for request in options.teachers]
+        found = [_set_of(request, over, photos, options) for request in options.teachers]
         if None not in found and len({_storing(over[key]) for key in found if key is not None}) == 1:
             keys = [key for key in found if key is not None]
             if best is None or views.views_per_image > best[0]:
@@ -108,13 +108,14 @@ def stored_caching(store: FeatureStore, photos: ImageDataset, options: DistillOp
     return None if best is None else best[1]
 
 
-def _set_of(request: TeacherRequest, over: Mapping[str, Mapping[str, Any]], options: DistillOptions) -> str | None:
+def _set_of(request: TeacherRequest, over: Mapping[str, Mapping[str, Any]], photos: ImageDataset, options: DistillOptions) -> str | None:
     """Return the set among some over one set of views whose tokens are of the teacher that is asked for, None without one."""
     wanted = resolve_request(request, ExtractOptions(options.store_url, options.dataset, (request,), precision="auto"))
     for key, identity in over.items():
         size = identity["teacher"].get("preprocessing", {}).get("size_px")
-        if "batches" not in identity["statistics"] or (request.size_px is not None and size != request.size_px):
-            continue  # statistics that were taken from another set cannot be named by a number of batches
+        borrowed = "from_views" in identity["statistics"] and not photos.earlier  # which no number of batches names
+        if borrowed or (request.size_px is not None and size != request.size_px):
+            continue
         with contextlib.suppress(BadInput):  # a size that this teacher does not have
             if wanted.at_size(size).identity() == identity["teacher"]:
                 return key
@@ -124,7 +125,12 @@ def _set_of(request: TeacherRequest, over: Mapping[str, Mapping[str, Any]], opti
 def _storing(identity: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what sets that one extraction made share."""
     layout, sample = identity["layout"], identity["statistics"]
-    return layout["codec"], layout.get("tokens_per_view"), tuple(layout["grid"]) if "resampled_from" in layout else (), sample["batches"]
+    return (
+        layout["codec"],
+        layout.get("tokens_per_view"),
+        tuple(layout["grid"]) if "resampled_from" in layout else (),
+        sample.get("batches", 0),
+    )
 
 
 def _caching_of(options: DistillOptions, store: FeatureStore, keys: Sequence[str]) -> Caching:
@@ -137,7 +143,7 @@ def _caching_of(options: DistillOptions, store: FeatureStore, keys: Sequence[str
         teachers=tuple(names), teacher_sizes_px=dict(zip(names, sizes, strict=True)), views_per_image=views.views_per_image,
         seed=views.spec.seed, codec=cast(Codec, layout.codec), tokens_per_view=layout.tokens_per_view or 0,
         grid=() if layout.resampled_from is None else layout.grid, images_per_shard=views.images_per_shard,
-        statistics_batches=readers[0].identity["statistics"]["batches"], origins={"codec": why, "views_per_image": why},
+        statistics_batches=readers[0].identity["statistics"].get("batches", 0), origins={"codec": why, "views_per_image": why},
     )  # fmt: skip
     stated = [key for key, _ in leaves(views.spec.identity())]
     return Caching(config, views.spec, {f"views.{key}": why for key in stated})
