@@ -35,14 +35,24 @@ class DistillFolder:
             raise BadInput(f"{out} is not empty and holds no distillation; give a new folder as --out")
 
     def begin(self, request: Mapping[str, Any], *, write: bool = True) -> None:
-        """Record what is asked for; raises BadInput where the folder holds the answer to another request."""
+        """Record what is asked for; raises BadInput where the folder holds the answer to another request.
+
+        Where nothing was computed yet, what was decided for another request is forgotten: a corrected mistake needs no other folder.
+        """
         given = json.loads(json.dumps(request))
         recorded = self._record.get("request", given)
         different = [key for key in given if recorded.get(key) != given[key]]
-        if different:
+        if different and not self._has_work():
+            self._record = {}
+            for path in (self.out / "recipes").glob("*.toml") if write else ():
+                path.unlink()
+        elif different:
             lines = "; ".join(f"{key} was {recorded.get(key)!r}, now {given[key]!r}" for key in different)
             raise BadInput(f"{self.out} holds a distillation of another request ({lines}); ask as before, or give another --out")
         self._keep(write, format=FORMAT, request=given)
+
+    def _has_work(self) -> bool:
+        return bool(self.steps) or any(self.out.glob("*/stage*/recipe.json")) or any(self.out.glob("proxy*/recipe.json"))
 
     def at_version(self, dataset: str, *, write: bool = True) -> None:
         """Take the dataset's key as the version that is trained on, a new one where it is not known."""

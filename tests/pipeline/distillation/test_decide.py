@@ -85,6 +85,19 @@ def test_a_budget_is_kept_and_one_that_nothing_fits_says_the_least(
     assert not list((tmp_path / "small").rglob("*.toml"))
 
 
+def test_a_limit_that_was_refused_is_corrected_in_the_same_folder(
+    photos: Path, teacher_run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = [str(word) for word in call(photos, tmp_path / "run", "--teacher", teacher_run)]
+    assert main([*base, "--budget", "1kB"]) == 2
+    monkeypatch.setattr("eupe_pipeline.pipeline.distillation.plan.ASK_ABOVE_BYTES", 10)
+    assert main([*base, "--budget", "1MB"]) == 2, "nobody answers"
+    assert (tmp_path / "run" / "recipes" / "vit-mini.toml").is_file()
+    result = command(*base, "--budget", "20kB", "--yes")
+    assert next(event for event in result["events"] if event["event"] == "plan")["bytes"] <= 20_000
+    assert main([*base, "--budget", "1MB", "--yes"]) == 2, "now there is something to protect"
+
+
 def test_what_was_decided_is_recorded_with_its_reasons(photos: Path, teacher_run: Path, tmp_path: Path, command: Command) -> None:
     command(*call(photos, tmp_path / "run", "--teacher", teacher_run))
     record = json.loads((tmp_path / "run" / "distill.json").read_text())
