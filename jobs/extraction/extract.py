@@ -182,6 +182,9 @@ def _planned(
 ) -> _Plan:
     """Take over what earlier versions of the dataset have, and return the plan of what is missing then."""
     earlier, taken = EarlierSets.of(store, views, list(readers.values()), on_event), 0
+    if views.dataset.earlier and not earlier.view_sets and _missing(readers):
+        text = f"no earlier version of {views.dataset.name} has such views (their number, seed, images per shard, image library), so all "
+        on_event({"event": "note", "text": f"{text}images are computed"})
     if earlier.view_sets and _missing(readers):
         with leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event):
             taken = earlier.take_over(list(readers.values()), on_event)

@@ -71,6 +71,10 @@ class Walk:
     oriented_rows: Int64s
     orientation: Orientation
     """How sizes were read."""
+    takes_targets: bool = False
+    """Targets of dense tasks are taken as images."""
+    leaves_targets: bool = False
+    """Targets of dense tasks were left out."""
 
 
 def versions_named(objects: Objects, name: str) -> list[ImageDataset]:
@@ -122,7 +126,7 @@ class Comparison:
 
     @classmethod
     def of(cls, dataset: ImageDataset, walk: Walk) -> "Comparison | None":
-        """Compare; None where the images of the two are not turned alike, which is another dataset."""
+        """Compare; None where the images of the two are not turned alike, or dense targets not taken alike: that is another dataset."""
         comparison = cls(dataset, walk, np.full(len(dataset), -1, np.int64), 0)
         find, first = _Finder(walk.rows), 0
         is_oriented = np.zeros(walk.rows.count, np.bool_)
@@ -133,7 +137,9 @@ class Comparison:
             comparison._compare(table, places, first)
             first += len(table)
         turned_otherwise = dataset.indexed != walk.orientation and (dataset.oriented or comparison.oriented)
-        return None if turned_otherwise else comparison
+        other_targets = walk.takes_targets and not dataset.has_targets
+        other_targets |= walk.leaves_targets and dataset.has_targets and comparison.gone > 0
+        return None if turned_otherwise or other_targets else comparison
 
     def _compare(self, table: pa.Table, places: Int64s, first: int) -> None:
         there = np.flatnonzero(places >= 0)

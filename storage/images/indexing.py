@@ -61,6 +61,7 @@ class _Index:
     labels: dict[str, int] = field(default_factory=dict)
     left_out: LeftOutCounts = field(default_factory=LeftOutCounts)
     oriented_rows: "array[int]" = field(default_factory=lambda: array("q"))
+    dense_targets: bool = False
     classes: ClassNames | None = None
 
     def add(self, result: Result) -> None:
@@ -106,7 +107,10 @@ class _Index:
 
     def walk(self, source: str, orientation: Orientation) -> Walk:
         """Return what is compared with earlier versions."""
-        return Walk(source, self.rows, self.labels, self.final_labels()[0], np.array(self.oriented_rows, np.int64), orientation)
+        return Walk(
+            source, self.rows, self.labels, self.final_labels()[0], np.array(self.oriented_rows, np.int64), orientation,
+            takes_targets=self.dense_targets, leaves_targets=TARGETS in self.left_out.counts,
+        )  # fmt: skip
 
     def final_labels(self) -> tuple[list[str], NDArray[np.int32]]:
         """Return the label names in final order, and the final number of each label by order of appearance, with −1 appended.
@@ -233,7 +237,10 @@ def _final_rows(objects: Objects, source: str, name: str, index: _Index, orienta
 
     Where that one is damaged and the walk still has its images, they are its rows: writing them puts it right.
     """
-    as_walked, datasets = index.as_walked(), versions_named(objects, name)
+    as_walked = index.as_walked()
+    if not keys_named(objects, name):
+        return as_walked
+    datasets = versions_named(objects, name)
     newest, walked_key = newest_versions(datasets), _key_of(name, index, orientation, as_walked)
     places = {canonical_source(place) for dataset in newest if dataset.key != walked_key for place in dataset.sources}
     is_older = any(dataset.key == walked_key for dataset in datasets) and walked_key not in [dataset.key for dataset in newest]
@@ -305,7 +312,7 @@ def _possible_rows(objects: Objects, source: str, name: str, index: _Index, orie
 def _collect_rows(
     rows: IndexRows, source: str, name: str, dense_targets: bool, orientation: Orientation, on_event: Callable[[Event], None]
 ) -> _Index:
-    index = _Index(rows)
+    index = _Index(rows, dense_targets=dense_targets)
     for results, done, total in walk_source(source, dense_targets, orientation):
         for result in results:
             index.add(result)

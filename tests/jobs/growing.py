@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
+from eupe_pipeline.storage.core.events import OnEvent, ignore_event
 from eupe_pipeline.storage.features.features import FeatureReader
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
@@ -60,9 +61,9 @@ class Growing:
             shutil.copy(self.everything / "images" / name, self.images / name)
         return self.index()
 
-    def extract(self, **changes: Any) -> dict[str, Any]:
+    def extract(self, on_event: OnEvent = ignore_event, **changes: Any) -> dict[str, Any]:
         self.forwards = 0
-        return extract_features(replace(self.options, **changes))
+        return extract_features(replace(self.options, **changes), on_event)
 
     def reader(self, summary: dict[str, Any], name: str | None = None) -> FeatureReader:
         return self.store.features(summary["features"][name] if name else next(iter(summary["features"].values())))

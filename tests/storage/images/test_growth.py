@@ -338,6 +338,16 @@ def test_a_first_turned_image_among_the_new_ones_is_no_change_of_the_old(store: 
     assert second.read_image(3).shape == (9, 8, 3)
 
 
+def test_dense_targets_taken_or_not_are_two_datasets_and_no_versions(store: FeatureStore, photos: Path) -> None:
+    put(photos, "cat/1.seg.png")
+    without = build_index(store.objects, str(photos), "photos")
+    taken = build_index(store.objects, str(photos), "photos", dense_targets=True)
+    assert (len(without), len(taken), taken.version) == (3, 4, 1)
+    put(photos, "ant/0.png")
+    grown = build_index(store.objects, str(photos), "photos")
+    assert (len(grown), grown.version, grown.earlier[0].digest) == (4, 2, without.digest)
+
+
 def test_a_lost_identity_and_lost_bits_come_back_from_the_images(store: FeatureStore, photos: Path) -> None:
     build_index(store.objects, str(photos), "photos")
     put(photos, "ant/0.png")
