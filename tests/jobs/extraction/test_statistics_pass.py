@@ -14,7 +14,7 @@ from eupe_pipeline.jobs.extraction import extract, measure_statistics
 from eupe_pipeline.jobs.extraction.batch_size import SizedTeacher
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.measure_statistics import ALL_VIEWS, sample_size
-from eupe_pipeline.jobs.extraction.options import TeacherRequest
+from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.pipeline.reports.catalog import verify_features
 from eupe_pipeline.storage.core.cache_home import HOME_VARIABLE
 from eupe_pipeline.storage.core.errors import Interrupted
@@ -23,6 +23,7 @@ from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.objects.objects import walk_keys
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +143,23 @@ def test_a_sample_that_is_smaller_than_the_set_stays_as_it_was_and_its_cost_is_s
 def test_more_views_than_are_all_measured_cost_three_percent_at_most(rows: int, views: int) -> None:
     assert sample_size(rows) == views
     assert rows <= ALL_VIEWS or views <= 0.03 * rows
+
+
+def test_eight_hundred_photos_pass_a_teacher_eight_hundred_times(
+    tiny_store: Any, tmp_path: Path, forwards: Counter[str], home: Path
+) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(800):
+        Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    store = FeatureStore.create(str(tmp_path / "store"))
+    build_index(store.objects, str(tmp_path / "images"), "photos")
+    summary = extract_features(ExtractOptions(store.url, "photos", (TeacherRequest(str(tiny_store.teacher_run)),), workers=0))
+    assert (forwards, summary["statistics_views"]) == ({"teacher": 800}, {"teacher": 800})
+    assert leftovers(home) == []
+    cls = store.features(summary["features"]["teacher"]).read(np.arange(800)).cls
+    assert cls is not None
+    np.testing.assert_allclose(cls.astype(np.float32).mean(axis=0), 0, atol=1e-3)
 
 
 def test_of_more_views_a_fixed_sample_is_measured_and_recorded(
