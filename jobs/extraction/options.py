@@ -53,7 +53,7 @@ class ExtractOptions:
     precision: Precision = "fp32"
     """auto: bf16 where the device has it."""
     statistics_batches: int | None = None
-    """Of 32 views, that mean and std are measured on; None: all of up to 1,600 views, 3 % of more."""
+    """Of 32 views, that mean and std are measured on; None: all of up to 8,000 views, 3 % of more."""
     normalisation: Normalisation = "mean-std"
     """The paper's; or "phi-s"."""
     statistics_from: tuple[str, ...] = ()

@@ -66,7 +66,7 @@ def index(
                  help="Default: the recipe's, or random_resized_crop."),
     click.option("--seed", type=int, default=None, help="Seed of the views; default: the recipe's, or 0."),
     click.option("--statistics-batches", type=click.IntRange(1), default=None,
-                 help="Of 32 views, for mean and std; default: all of up to 1,600 views, which pass the teacher once, 3 % of more."),
+                 help="Of 32 views, for mean and std; default: all of up to 8,000 views, which pass the teacher once, 3 % of more."),
     click.option("--normalisation", type=click.Choice(NORMALISATIONS), default="mean-std", show_default=True, help="Of tokens."),
     click.option("--statistics-from", multiple=True, metavar="KEY", help="Use a feature set's statistics again; repeatable."),
     click.option("--workers", type=click.IntRange(0), default=None, help="Extracting actors; default: one a GPU or core; 0: none."),

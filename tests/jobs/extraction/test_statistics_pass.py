@@ -14,7 +14,7 @@ from eupe_pipeline.jobs.extraction import extract, measure_statistics
 from eupe_pipeline.jobs.extraction.batch_size import SizedTeacher
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.measure_statistics import ALL_VIEWS, sample_size
-from eupe_pipeline.jobs.extraction.options import TeacherRequest
+from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.pipeline.reports.catalog import verify_features
 from eupe_pipeline.storage.core.cache_home import HOME_VARIABLE
 from eupe_pipeline.storage.core.errors import Interrupted
@@ -23,6 +23,7 @@ from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.objects.objects import walk_keys
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -137,20 +138,37 @@ def test_a_sample_that_is_smaller_than_the_set_stays_as_it_was_and_its_cost_is_s
 
 
 @pytest.mark.parametrize(
-    ("rows", "views"), [(1, 1), (40, 40), (ALL_VIEWS, 1600), (1601, 48), (2000, 60), (60_000, 1800), (533_334, 16_000), (10**9, 16_000)]
+    ("rows", "views"), [(1, 1), (40, 40), (2000, 2000), (ALL_VIEWS, 8000), (8001, 240), (60_000, 1800), (533_334, 16_000), (10**9, 16_000)]
 )
 def test_more_views_than_are_all_measured_cost_three_percent_at_most(rows: int, views: int) -> None:
     assert sample_size(rows) == views
     assert rows <= ALL_VIEWS or views <= 0.03 * rows
 
 
+def test_eight_hundred_photos_pass_a_teacher_eight_hundred_times(
+    tiny_store: Any, tmp_path: Path, forwards: Counter[str], home: Path
+) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(800):
+        Image.fromarray(random.integers(0, 256, (12, 12, 3), np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    store = FeatureStore.create(str(tmp_path / "store"))
+    build_index(store.objects, str(tmp_path / "images"), "photos")
+    summary = extract_features(ExtractOptions(store.url, "photos", (TeacherRequest(str(tiny_store.teacher_run)),), workers=0))
+    assert (forwards, summary["statistics_views"]) == ({"teacher": 800}, {"teacher": 800})
+    assert leftovers(home) == []
+    cls = store.features(summary["features"]["teacher"]).read(np.arange(800)).cls
+    assert cls is not None
+    np.testing.assert_allclose(cls.astype(np.float32).mean(axis=0), 0, atol=1e-3)
+
+
 def test_of_more_views_a_fixed_sample_is_measured_and_recorded(
     photos: Any, forwards: Counter[str], monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    """As a set of more than 1,600 views is: here these are five."""
+    """As a set of more than 8,000 views is, with five of 48 in the place of 3 %."""
     store, options, root = photos
     monkeypatch.setattr(measure_statistics, "ALL_VIEWS", 40)
-    monkeypatch.setattr(measure_statistics, "_LEAST", 5)
+    monkeypatch.setattr(measure_statistics, "_SHARE", 0.11)
     planned = extract_features(replace(options, dry_run=True))
     assert (planned["statistics_views"], planned["forwards_expected"]) == ({"teacher": 5}, {"teacher": 53})
     summary = extract_features(options)
