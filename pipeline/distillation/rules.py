@@ -249,7 +249,7 @@ def _adapter_values(stage: int, facts: ScaleFacts) -> dict[str, tuple[Any, str]]
     return {
         "adapter.width": (
             scaling.adapter_width_of(stage, widest, own),
-            f"ours: {times} the widest teacher's {widest:,} as in the paper, at most 4 × the student's {own:,}, in 64s",
+            f"ours: {times} the widest teacher's {widest:,} as in the paper, at most 4 × the student's {own:,} but never below it",
         )
     }
 

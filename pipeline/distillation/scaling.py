@@ -82,8 +82,11 @@ def warmup_share_of(steps: int, beta2: float) -> float:
 
 
 def adapter_width_of(stage: int, teacher_width: int, student_width: int) -> int:
-    """Return the adapters' hidden width: twice the widest teacher's in stages 2 and 3, once in stage 1, at most four of the student's."""
-    wanted = min(teacher_width * (1 if stage == 1 else 2), 4 * student_width)
+    """Return the adapters' hidden width: twice the widest teacher's in stages 2 and 3, once in stage 1.
+
+    At most four of the student's, but never below the teacher's: a narrower layer loses directions of the targets.
+    """
+    wanted = min(teacher_width * (1 if stage == 1 else 2), max(teacher_width, 4 * student_width))
     return max(64, wanted // 64 * 64)
 
 

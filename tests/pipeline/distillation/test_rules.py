@@ -166,3 +166,8 @@ def test_what_is_no_fact_is_refused() -> None:
         ruled_recipe(4, DEMO)
     with pytest.raises(BadInput, match="given as that of stage 3"):
         write_recipe(Path("never.toml"), {3: ruled_recipe(2, DEMO)})
+
+
+def test_adapters_are_never_narrower_than_the_teacher() -> None:
+    widths = [ruled_recipe(2, replace(DEMO, student=replace(VIT_T, width=width))).recipe().adapter.width for width in (64, 192, 384, 768)]
+    assert widths == [1280, 1280, 1536, 2560]
