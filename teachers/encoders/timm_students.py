@@ -97,7 +97,9 @@ def build_timm_student(architecture: Options) -> Encoder:
     found = _inspect(architecture["model"], architecture.get("options", {}).get("img_size"))
     backbone: Any = create(architecture)
     published: Any = backbone.pretrained_cfg
-    size_px = architecture.get("options", {}).get("img_size", published["input_size"][-1])
+    stride, size_px = architecture["stride_px"], architecture.get("options", {}).get("img_size", published["input_size"][-1])
+    if architecture["family"] == "map":  # timm's own size need not be a whole number of strides
+        size_px = -(-size_px // stride) * stride
     prep = Preprocessing(size_px, mean=tuple(published["mean"]), std=tuple(published["std"]))
     if (hidden := getattr(getattr(backbone, "head", None), "pre_logits", None)) is not None and architecture["family"] != "map":
         hidden.requires_grad_(False)  # the layer before the classifier that there is not: nothing would train it

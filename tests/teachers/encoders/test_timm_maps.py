@@ -10,15 +10,16 @@ from eupe_pipeline.teachers.encoders.encoder import Encoder
 from eupe_pipeline.teachers.encoders.training_settings import set_activation_checkpointing, set_drop_path
 from torch import Tensor
 
+SWIN = "timm:swin_tiny_patch4_window7_224"
 SMALL = {  # where the map comes from: a small model
-    "NCHW": "timm:mobilenetv4_conv_small_050",
-    "NHWC": "timm:swin_tiny_patch4_window7_224",
+    "NCHW": "timm:resnet10t",
+    "NHWC": "timm:mambaout_femto",
     "normed tokens": "timm:mixer_s32_224",
     "tokens": "timm:hiera_tiny_224",
 }
 MORE = (
-    "timm:repvit_m0_9", "timm:fastvit_t8", "timm:efficientvit_b0", "timm:tiny_vit_5m_224", "timm:resnet10t", "timm:edgenext_xx_small",
-    "timm:levit_128s", "timm:efficientvit_m0", "timm:mambaout_femto", "timm:xcit_nano_12_p8_224", "timm:beit_base_patch16_224",
+    "timm:repvit_m0_9", "timm:fastvit_t8", "timm:efficientvit_b0", "timm:tiny_vit_5m_224", "timm:edgenext_xx_small", "timm:levit_128s",
+    SWIN, "timm:efficientvit_m0", "timm:xcit_nano_12_p8_224", "timm:beit_base_patch16_224",
     "timm:maxvit_nano_rw_256", "timm:efficientformer_l1", "timm:volo_d1_224", "timm:vit_small_resnet26d_224", "timm:mvitv2_tiny",
 )  # fmt: skip
 
@@ -32,17 +33,17 @@ def own_size(encoder: Encoder) -> int:
 
 
 def where_it_is_felt(encoder: Encoder, row: int, column: int) -> tuple[int, int]:
-    """The centre, in tokens, of the pixels that a patch token depends on most: by its gradient with respect to the picture."""
+    """The patch of the picture that a token depends on most: by the energy of its gradient, over four pictures."""
     side, stride = own_size(encoder), encoder.stride_px
-    picture = pixels(side, 1).requires_grad_(True)
-    encoder(picture).patch_BHWD[0, row, column].square().sum().backward()
+    picture = pixels(side, 4).requires_grad_(True)
+    encoder(picture).patch_BHWD[:, row, column].sum().backward()
     assert picture.grad is not None
-    felt = picture.grad.abs().sum(dim=(0, 1)).reshape(side // stride, stride, side // stride, stride).sum(dim=(1, 3))
+    felt = picture.grad.square().sum(dim=(0, 1)).reshape(side // stride, stride, side // stride, stride).sum(dim=(1, 3))
     place = int(felt.argmax())
     return place // felt.shape[1], place % felt.shape[1]
 
 
-@pytest.mark.parametrize("layout", sorted(SMALL))
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "normed tokens", pytest.param("tokens", marks=pytest.mark.long)])
 def test_a_token_is_of_the_place_of_the_picture_that_its_row_and_column_say(layout: str) -> None:
     """Far off the diagonal: a transposed map would feel the opposite corner. Convolutions may be centred one patch beside."""
     encoder = build_encoder(SMALL[layout]).eval()
@@ -87,7 +88,9 @@ def need_a_student(name: str) -> None:
         assert torch.equal(encoder.eval()(pixels(side)).patch_BHWD, again.eval()(pixels(side)).patch_BHWD)
 
 
-@pytest.mark.parametrize("name", [SMALL["NCHW"], *(pytest.param(name, marks=pytest.mark.long) for name in MORE)])
+@pytest.mark.parametrize(
+    "name", ["timm:mobilenetv4_conv_small_050", *(pytest.param(name, marks=pytest.mark.long) for name in MORE if "050" not in name)]
+)
 def test_a_backbone_is_built_again_from_its_record_and_all_of_it_is_trained(name: str) -> None:
     need_a_student(name)
 
@@ -105,10 +108,10 @@ def test_each_familys_tokens_are_of_their_own_places(name: str) -> None:
 
 
 def test_a_swin_takes_sizes_that_timms_own_would_refuse() -> None:
-    assert canonical(SMALL["NHWC"])["options"] == {"dynamic_img_size": True}
-    try_sizes(SMALL["NHWC"], (64, 96, 256))
+    assert canonical(SWIN)["options"] == {"dynamic_img_size": True}
+    try_sizes(SWIN, (64, 96, 256))
     with torch.device("meta"):
-        assert build_encoder(SMALL["NHWC"])(torch.zeros(1, 3, 64, 160)).patch_BHWD.shape == (1, 2, 5, 768)
+        assert build_encoder(SWIN)(torch.zeros(1, 3, 64, 160)).patch_BHWD.shape == (1, 2, 5, 768)
 
 
 def test_a_model_of_one_size_is_built_for_that_of_the_recipe() -> None:
@@ -134,7 +137,8 @@ def test_settings_that_a_family_has_not_are_refused(given: dict[str, Any], why: 
 
 
 def test_a_recipes_drop_path_replaces_timms_own_rate_and_batch_norms_are_not_recomputed() -> None:
-    swin = build_encoder(SMALL["NHWC"])
+    with torch.device("meta"):
+        swin = build_encoder(SWIN)
     assert "DropPath" in str(swin)
     set_drop_path(swin, 0.0)
     assert "DropPath" not in str(swin)
@@ -146,7 +150,7 @@ def test_a_recipes_drop_path_replaces_timms_own_rate_and_batch_norms_are_not_rec
 
 
 def test_the_class_token_of_a_model_may_be_wider_than_its_patch_tokens() -> None:
-    record = canonical(SMALL["NCHW"])
+    record = canonical("timm:mobilenetv4_conv_small_050")
     assert (record["width"], record["cls_width"]) == (480, 1280)
     assert "cls_width" not in canonical("timm:resnet10t")
 
