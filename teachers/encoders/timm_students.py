@@ -105,6 +105,11 @@ def build_timm_student(architecture: Options) -> Encoder:
         hidden.requires_grad_(False)  # the layer before the classifier that there is not: nothing would train it
     for name in found.idle:
         backbone.get_parameter(name).requires_grad_(False)
+    return around(backbone, architecture, prep)
+
+
+def around(backbone: Any, architecture: Options, prep: Preprocessing) -> Encoder:
+    """Return the encoder of a record around timm's model of it."""
     return _kind_of(backbone, architecture)(
         backbone, architecture, width=architecture["width"], stride_px=architecture["stride_px"], cls=architecture["cls"], prep=prep
     )
