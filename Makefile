@@ -11,7 +11,7 @@ WORKERS ?= 2
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-gpu study clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-gpu study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,9 @@ bench-curate: venv ## near duplicates and balance of 60,000 images: docs/results
 
 bench-rules: venv ## recipes by rule against eight tuned ones on three sets (resumable): docs/results/bench-rules.json
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 5 $(BIN)/python -m benchmarks.bench_rules --jobs $(WORKERS)
+
+bench-students: venv ## which of timm's backbones are accepted as students (forty minutes on two cores, resumable): docs/results/students.md
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.bench_students
 
 bench-gpu: venv ## on a CUDA machine: extraction at full size, stage 2 from cached targets: docs/results/bench-gpu.json
 	$(BIN)/python -m benchmarks.bench_gpu

@@ -19,7 +19,7 @@ from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...student.export.formats import FORMATS
 from ...teachers.checkpoints.published import Published, load_encoder, read_published
-from ...teachers.encoders.build import facts
+from ...teachers.encoders.build import cls_width, facts
 from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.registry.resolve import MODEL_FILE, load_teacher, resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
@@ -111,8 +111,8 @@ def _published(path: Path, size_px: int | None, out: Path | None) -> Model:
 
 def _spec_of(published: Published, prep: Preprocessing, path: Path, file: Path) -> TeacherSpec:
     width, stride_px, cls = facts(published.architecture)
-    side = prep.size_px // stride_px
-    return TeacherSpec(path.resolve().stem, published.architecture, file, file_sha256(file), prep, cls, width, width, (side, side))
+    side, cls_dim = prep.size_px // stride_px, cls_width(published.architecture)
+    return TeacherSpec(path.resolve().stem, published.architecture, file, file_sha256(file), prep, cls, cls_dim, width, (side, side))
 
 
 def _loaded(published: Published, spec: TeacherSpec, device: str) -> Teacher:

@@ -24,6 +24,7 @@ from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...student.data.prefetch import prefetch_of
 from ...student.data.targets import LiveTargets, TargetSource
+from ...student.model.batch_norms import batch_norm_identity
 from ...student.model.draws import step_seed
 from ...student.model.ranks import ALONE, Ranks
 from ...student.model.recipe import LEGACY_VALUES, TrainRecipe
@@ -101,6 +102,7 @@ def train_in_process(
                 if not folder.has_steps():  # a run that goes on has its views in its identities
                     refuse_other_views(student_recipe, parts)
                     try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
+                batch_norm_identity(architecture_of(student_recipe), student_recipe.run, ranks)  # raises BadInput for parts of one image
             if ranks.first:
                 resources.enter_context(exclusive_run_folder(run_folder))
             summaries = begin_runs(runs, source, parts, options.origins, device, ranks, on_event)
@@ -190,6 +192,7 @@ def begin_runs(
             now = {"precision": choose_precision(recipe.precision, device.value), "device": device}
             identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
             identities |= _subsets(parts) | hold_out_record(recipe, parts)
+            identities |= batch_norm_identity(architecture_of(recipe), recipe.run, ranks)
             known = folder.choices() if folder.has_steps() else now
             folder.begin(recipe, origins, identities, now, _datasets(parts))
             _say_kept(now, known, on_event)

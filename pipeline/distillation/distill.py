@@ -29,7 +29,6 @@ from ...storage.objects.objects import open_objects
 from ...storage.store import FeatureStore
 from ...student.export.export import refuse_architecture
 from ...student.export.formats import FORMATS
-from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.encoders.build import canonical
 from ...teachers.registry.resolve import BACKBONE_FILE, resolve_teacher
 from ...teachers.runtime.devices import choose_device
@@ -97,7 +96,7 @@ class Prepared:
         """Write the student's last run in each format; one that was written from these weights stays."""
         run, out, written = stages[max(stages)], self.folder.export(student), dict[str, str]()
         proxy = self.folder.proxy() if self.recipes.proxy is not None else None
-        for form in default_formats(student, on_event) if self.options.exports is None else self.options.exports:
+        for form in default_formats(student) if self.options.exports is None else self.options.exports:
             if not is_exported(out / form, run):
                 export_run(ExportOptions(run, out, (form,), proxy=proxy), on_event)
             written[form] = str(out / form)
@@ -280,12 +279,9 @@ def _machine() -> str:
     return f"{os.cpu_count()} cores, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
 
 
-def default_formats(student: str, on_event: OnEvent = ignore_event) -> tuple[str, ...]:
+def default_formats(student: str) -> tuple[str, ...]:
     """Return the format in which a student is exported where none was asked for; none for a shape that no format holds."""
     family = str(canonical(student)["name"])
-    if family == TIMM_STUDENT:
-        on_event({"event": "note", "text": f"{student} is of a timm shape, which is not exported"})
-        return ()
     return tuple(form for form in EXPORTED if (FORMATS[form].families is None or family in (FORMATS[form].families or ())))[:1]
 
 

@@ -113,6 +113,7 @@ def _heads(weights: Mapping[str, Tensor]) -> TeacherHeads:
     """Return the adapters whose shapes the weights have, loaded strictly, in eval mode."""
     width, in_dim = weights["patch.0.weight"].shape
     cls_dim = len(weights["cls.3.weight"]) if "cls.3.weight" in weights else None
-    heads = TeacherHeads(in_dim, width, TargetSpec(cls_dim, len(weights["patch.3.weight"]), (1, 1)))
+    cls_in_dim = weights["cls.0.weight"].shape[1] if cls_dim is not None else None
+    heads = TeacherHeads(in_dim, width, TargetSpec(cls_dim, len(weights["patch.3.weight"]), (1, 1)), cls_in_dim)
     heads.load_state_dict(weights, strict=True)
     return heads.eval()

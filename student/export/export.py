@@ -28,7 +28,7 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
-from ...teachers.encoders.architectures import TIMM_STUDENT, Options
+from ...teachers.encoders.architectures import Options
 from ...teachers.registry.table import Terms
 from .adapter_chain import write_chain
 from .formats import FORMATS, usage_example
@@ -106,11 +106,6 @@ def refuse_architecture(architecture: Options, formats: Sequence[str]) -> None:
 def _refuse_unexportable(trained: Trained, formats: Sequence[str]) -> None:
     """Raise BadInput for a student that a format cannot hold: by its family, or by pixels that no preprocessing record describes."""
     prep, architecture = trained.preprocessing, trained.architecture
-    if architecture["name"] == TIMM_STUDENT:
-        raise BadInput(
-            f"a student of a timm shape is not exported; {trained.run}/model/backbone.safetensors holds its tensors under timm's own names "
-            f"behind `backbone.`, for timm.create_model({architecture['model']!r}, num_classes=0)"
-        )
     refuse_architecture(architecture, formats)
     if (prep.pixel_scale, prep.channel_order) != (255.0, "rgb"):
         raise BadInput(

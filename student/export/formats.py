@@ -22,6 +22,7 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.plugins import Table
 from ...teachers.checkpoints.official import from_official, to_official
 from ...teachers.checkpoints.published import TOLERANCE, load_encoder, read_published
+from ...teachers.encoders.architectures import TIMM_STUDENT
 from .lineage import Trained
 from .runtimes import Runner, eager_runner, executorch_runner, onnx_runner
 
@@ -71,8 +72,10 @@ def _eupe(trained: Trained, folder: Path) -> Written:
 
 def _timm(trained: Trained, folder: Path) -> Written:
     from ...teachers.checkpoints.timm_folder import write_timm
+    from ...teachers.checkpoints.timm_student_folder import write_timm_student
 
-    write_timm(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
+    write = write_timm_student if trained.architecture["name"] == TIMM_STUDENT else write_timm
+    write(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
     return ["model.safetensors", "config.json"], _read_back(trained, folder)
 
 
@@ -141,7 +144,7 @@ model = timm.create_model("local-dir:.", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 pixels = transform(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))[None]
 with torch.no_grad():
-    cls, patch = model(pixels), $patch
+    $tokens
 print(tuple(cls.shape), tuple(patch.shape))
 """
 
@@ -179,9 +182,9 @@ program = Runtime.get().load_program("$file")
 cls, patch = program.load_method("forward").execute([torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()])
 print(tuple(cls.shape), tuple(patch.shape))
 """  # fmt: skip
-_TIMM_PATCH = {
-    "vit": "model.forward_features(pixels)[:, model.num_prefix_tokens :]",
-    "convnext": "model.head.norm(model.forward_features(pixels))",
+_TIMM_TOKENS = {
+    "vit": "cls, patch = model(pixels), model.forward_features(pixels)[:, model.num_prefix_tokens :]",
+    "convnext": "cls, patch = model(pixels), model.head.norm(model.forward_features(pixels))",
 }
 
 _OURS = ("vit", "convnext")
@@ -190,7 +193,7 @@ ROWS: dict[str, ExportFormat] = {
     "eupe": ExportFormat(
         "a state dict with the official EUPE hub's names", _eupe, _from_file, _EUPE, _OURS, evaluated_from="file", official_only=True
     ),
-    "timm": ExportFormat("a folder that timm loads", _timm, _of_published, _TIMM, _OURS, evaluated_from="folder"),
+    "timm": ExportFormat("a folder that timm loads", _timm, _of_published, _TIMM, (*_OURS, TIMM_STUDENT), evaluated_from="folder"),
     "transformers": ExportFormat(
         "a folder that transformers loads", _transformers, _of_published, _TRANSFORMERS, _OURS, evaluated_from="folder"
     ),
@@ -216,6 +219,15 @@ def usage_example(form: str, *, name: str, file: str, architecture: dict[str, An
     family = architecture["name"]
     return Template(FORMATS[form].usage).substitute(
         name=name, file=file, side=preprocessing["size_px"], resample=preprocessing["interpolation"].upper(),
-        mean=preprocessing["mean"], std=preprocessing["std"], patch=_TIMM_PATCH.get(family, ""),
+        mean=preprocessing["mean"], std=preprocessing["std"], tokens=_timm_tokens(architecture),
         prefix=1 + architecture["registers"] if family == "vit" else 1,
     )  # fmt: skip
+
+
+def _timm_tokens(architecture: dict[str, Any]) -> str:
+    """Return the lines of timm's example that make the tokens; "" for a family that timm has not."""
+    if architecture["name"] != TIMM_STUDENT:
+        return _TIMM_TOKENS.get(architecture["name"], "")
+    from ...teachers.checkpoints.timm_student_folder import timm_usage
+
+    return timm_usage(architecture)

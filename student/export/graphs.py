@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.canary import canary_images
@@ -27,35 +28,68 @@ CANARIES = 8
 
 
 def write_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
-    """Write the graph and return its facts; raises BadInput without onnx or when its tokens are not the encoder's."""
+    """Write the graph and return its facts; raises BadInput without onnx or when its tokens are not the encoder's.
+
+    Some of timm's models cannot be traced with open sides, or are right at one size alone: their graph has the sides fixed.
+    """
     for library in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(library)
     stride = encoder.stride_px
+    if encoder.architecture["name"] != TIMM_STUDENT:
+        return _write_open_onnx(encoder, size_px, path)
+    try:
+        with torch.no_grad():
+            encoder(torch.zeros(1, 3, 3 * stride, 5 * stride))
+        return _write_open_onnx(encoder, size_px, path)
+    except Exception as error:  # noqa: BLE001 - torch's exporter raises what each operator happens to
+        why = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    opset = _trace(encoder, path, (2, size_px, size_px), {"pixels": {0: _open_batch()}})
+    differences = _differences(encoder, path, [(1, size_px, size_px), (3, size_px, size_px)])
+    return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch", "sides": f"{size_px} px alone: {why}"}
+
+
+def _write_open_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
+    stride = encoder.stride_px  # the image is traced with sides 4 and 6: a 1, or equal sides, would become constants
+    opset = _trace(encoder, path, (2, 4 * stride, 6 * stride), _dynamic_shapes(stride))
+    differences = _differences(encoder, path, [(1, size_px, size_px), (2, 3 * stride, 5 * stride)])
+    return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch, height and width"}
+
+
+def _trace(encoder: Encoder, path: Path, example: tuple[int, int, int], dynamic_shapes: dict[str, Any]) -> int:
+    """Write the graph of an example (batch, height, width) and return its opset."""
+    batch, height, width = example
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
             ExportWrapper(encoder),
-            (torch.zeros(2, 3, 4 * stride, 6 * stride),),
+            (torch.zeros(batch, 3, height, width),),
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
-            dynamic_shapes=_dynamic_shapes(stride),
+            dynamic_shapes=dynamic_shapes,
             input_names=["pixels"],
             output_names=["cls", "patch"],
-        )  # fmt: skip - the image is traced with sides 4 and 6: a 1, or equal sides, would become constants
+        )
         assert program is not None
         program.save(str(path))
+    return int(program.model.opset_imports[""] or 0)
+
+
+def _differences(encoder: Encoder, path: Path, shapes: list[tuple[int, int, int]]) -> dict[str, float]:
+    """Return how far a graph's tokens are from the encoder's at each (batch, height, width); raises BadInput above MAX_DIFFERENCE."""
     run = onnx_runner(path)
-    shapes = [(1, size_px, size_px), (2, 3 * stride, 5 * stride)]
-    differences = {f"{b}x3x{h}x{w}": _check_close(encoder, run, b, h, w) for b, h, w in shapes}
-    return {"opset": program.model.opset_imports[""], "max_abs_difference": differences, "dynamic": "batch, height and width"}
+    return {f"{b}x3x{h}x{w}": _check_close(encoder, run, b, h, w) for b, h, w in shapes}
+
+
+def _open_batch() -> Any:
+    return torch.export.Dim("batch", min=1, max=65_536)
 
 
 def _dynamic_shapes(stride_px: int) -> dict[str, Any]:
     """Return the dynamic dimensions of the input: any batch, both sides in steps of the stride."""
     dim = torch.export.Dim
     rows, columns = (stride_px * dim(name, min=1, max=LONGEST_SIDE_TOKENS) for name in ("rows", "columns"))
-    return {"pixels": {0: dim("batch", min=1, max=65_536), 2: rows, 3: columns}}
+    return {"pixels": {0: _open_batch(), 2: rows, 3: columns}}
 
 
 def write_executorch(encoder: Encoder, size_px: int, path: Path, *, int8: bool) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """Return what an export calls the student: the official hub's name, or its architecture's."""
-        return self.hub_name or str(self.architecture["name"])
+        """Return what an export calls the student: the official hub's name, timm's, or its architecture's."""
+        return self.hub_name or str(self.architecture.get("model", self.architecture["name"]))
 
 
 def hub_name(architecture: Options) -> str | None:

@@ -15,7 +15,14 @@ from .lineage import PARTS, Trained, read_record, read_targets
 from .model_card_results import is_record
 
 _ON_THE_WAY = ("by_step", "validation_by_power")
-_OUTPUT = "Outputs: a class token per picture, and a grid of patch tokens (rows top to bottom, columns left to right), both normed."
+_OUTPUT = "Outputs: a class token per picture, and a grid of patch tokens (rows top to bottom, columns left to right)"
+
+
+def _cls(trained: Trained) -> str:
+    encoder = trained.encoder
+    if trained.architecture.get("family") != "map":
+        return ", both normed."
+    return f", the last feature map of timm's {trained.architecture['model']}. Class token: {encoder.cls}, {encoder.cls_width} channels."
 
 
 def card_text(
@@ -26,7 +33,8 @@ def card_text(
     parameters = count_parameters(trained.encoder)
     sections = {
         f"{name}: {FORMATS[form].title}": (
-            f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels.\n\n{_OUTPUT}\n\n"
+            f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels.\n\n"
+            f"{_OUTPUT}{_cls(trained)}\n\n"
             f"In: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
             f" divided by {list(prep.std)}."
         ),

@@ -43,11 +43,14 @@ class Adapter(nn.Sequential):
 
 
 class TeacherHeads(nn.Module):
-    """Both adapters of one teacher; `cls` is None for a teacher without a class token."""
+    """Both adapters of one teacher; `cls` is None for a teacher without a class token.
 
-    def __init__(self, in_dim: int, width: int, spec: TargetSpec) -> None:
+    `in_dim` is the width of the student's patch tokens, `cls_in_dim` that of its class token where it is another.
+    """
+
+    def __init__(self, in_dim: int, width: int, spec: TargetSpec, cls_in_dim: int | None = None) -> None:
         super().__init__()
-        self.cls = Adapter(in_dim, width, spec.cls_dim) if spec.cls_dim is not None else None
+        self.cls = Adapter(cls_in_dim or in_dim, width, spec.cls_dim) if spec.cls_dim is not None else None
         self.patch = Adapter(in_dim, width, spec.patch_dim)
 
     def forward(self, tokens: Tokens | SampledTokens) -> Tokens | SampledTokens:
@@ -69,7 +72,7 @@ class Student(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.teacher_names = list(teachers)
-        self.adapters = nn.ModuleList([TeacherHeads(encoder.width, width, spec) for spec in teachers.values()])
+        self.adapters = nn.ModuleList([TeacherHeads(encoder.width, width, spec, encoder.cls_width) for spec in teachers.values()])
 
     def forward(self, pixels_BHWC: Tensor, sampled: Mapping[str, SampledTokens] = NO_SAMPLED_TOKENS) -> dict[str, Tokens | SampledTokens]:
         """Map uint8 pixels (B, H, W, C) of any valid size to predicted tokens by teacher; those in `sampled` at its positions alone."""

@@ -21,6 +21,7 @@ from ...storage.core.events import Event
 from ...teachers.encoders.tokens import SampledTokens
 from ...teachers.runtime.devices import Choice, attention_kernel, autocast
 from ..data.targets import Targets
+from ..model.batch_norms import KeptStatistics, average_over_ranks, follow
 from ..model.draws import dropped_teachers, step_seed
 from ..model.losses import distillation_loss
 from ..model.optimizers import build_optimizer, set_learning_rate
@@ -89,6 +90,7 @@ class Learner:
         """Of the step that `optimizer_step` was called for, this rank's part."""
         self.refused: dict[str, float] = {}
         """What was not finite, or beside it: loss and norm of the gradient over all ranks."""
+        self._kept_statistics = KeptStatistics(student)
 
     def _copy_for_average(self) -> Student | None:
         """Return a copy of the student for the moving average, None without one; raises `BadInput` with FSDP."""
@@ -140,6 +142,8 @@ class Learner:
         """
         torch.manual_seed(step_seed(self.recipe.seed, step))
         self.student.train()
+        if not self._sums:
+            self._kept_statistics = KeptStatistics(self.student)
         set_gradient_sync(self._parallel_student, last)
         with autocast(self.device.value, self.precision.value):
             predicted = self.forward(pixels_BHWC, {name: tokens for name, tokens in targets.items() if isinstance(tokens, SampledTokens)})
@@ -163,9 +167,9 @@ class Learner:
         set_learning_rate(self.optimizer, learning_rate(step, self.recipe.run.steps, config))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        average_over_ranks(self.student, self.ranks)
         if self.average is not None:
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - self.recipe.student.ema)
+            follow(self.average, self.student, self.recipe.student.ema)
         self.smoothed_loss += (float(self._sums["", ""]) - self.smoothed_loss) / min(step + 1, _SMOOTHED_STEPS)
         self._last, self._sums = self._sums, {}
         self.steps_done = step + 1
@@ -180,6 +184,7 @@ class Learner:
         for name, value in values.items():
             if not math.isfinite(value):
                 self.refused = dict(values)
+                self._kept_statistics.put_back()
                 kept = f" and the state after step {step} is kept: the same command tries this step again" if step else ""
                 raise TrainingDiverged(
                     f"the {name} is {value} at step {step + 1}; the weights were not changed{kept}. Images of this batch: "

@@ -54,7 +54,11 @@ def read_published(source: Path) -> Published:
 
         return _verified("transformers", *read_transformers(source), transformers_tokens)
     from .timm_folder import read_timm, timm_tokens
+    from .timm_student_folder import RECORD, read_timm_student
 
+    if f'"{RECORD}"' in config.read_text():
+        imported, prep, model, tokens_of = read_timm_student(source)
+        return _verified("timm", imported, prep, model, tokens_of, (prep.size_px, prep.size_px))  # it may take its own size alone
     return _verified("timm", *read_timm(source), timm_tokens)
 
 
@@ -75,10 +79,11 @@ def _read_file(source: Path) -> Tensors:
 
 
 def _verified(
-    layout: str, imported: Imported, prep: Preprocessing, model: nn.Module, tokens_of: Callable[[nn.Module, Tensor], Tokens]
-) -> Published:
+    layout: str, imported: Imported, prep: Preprocessing, model: nn.Module, tokens_of: Callable[[nn.Module, Tensor], Tokens],
+    sides: tuple[int, int] | None = None,
+) -> Published:  # fmt: skip
     stride = facts(imported.architecture).stride_px
-    pixels_BCHW = torch.randn(1, 3, 4 * stride, 6 * stride, generator=torch.Generator().manual_seed(0))
+    pixels_BCHW = torch.randn(1, 3, *(sides or (4 * stride, 6 * stride)), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         difference = _max_difference(load_encoder(imported.architecture, imported.tensors)(pixels_BCHW), tokens_of(model, pixels_BCHW))
     if not difference <= TOLERANCE:

@@ -107,7 +107,7 @@ def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
     try:
         config = json.loads((folder / "config.json").read_text())
         model_args = config.get("model_args") or {}
-        prep = _preprocessing(config["pretrained_cfg"], folder)
+        prep = read_preprocessing(config["pretrained_cfg"], folder)
         model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, BadInput):
@@ -123,7 +123,8 @@ def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
     return Imported(options, tensors, notes), prep, model
 
 
-def _preprocessing(pretrained_cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
+def read_preprocessing(pretrained_cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
+    """Return how timm's record of a model says that its pixels are made; raise `BadInput` for other inputs than square RGB pictures."""
     channels, height, width = (int(side) for side in pretrained_cfg["input_size"])
     if channels != 3 or height != width:
         raise BadInput(f"the model in {folder} takes inputs of {channels}×{height}×{width}; a student takes square RGB pictures")

@@ -2,7 +2,7 @@
 
 A name stands for a full set of options of one of two families, `vit` and `convnext`. `build.canonical` turns a name, or a mapping
 of a name and the options to change, into that full set: what a run's model.json holds and what goes into an identity, so
-that two names for one shape are one thing. `timm:NAME` is any ViT or ConvNeXt of timm (`timm_students`). The values are the
+that two names for one shape are one thing. `timm:NAME` is any backbone of timm (`timm_students`). The values are the
 official hub models' (arXiv 2603.22387); the proxy's dimensions are ours (the paper gives only its size), and so are the
 siblings. Nothing here builds a module.
 """

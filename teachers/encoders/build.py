@@ -123,6 +123,12 @@ def facts(architecture: str | Mapping[str, Any]) -> Facts:
     return FAMILIES[full["name"]].facts(full)
 
 
+def cls_width(architecture: str | Mapping[str, Any]) -> int:
+    """Return the channels of an architecture's class token: its record states them where they are not those of its patch tokens."""
+    full = canonical(architecture)
+    return int(full.get("cls_width", FAMILIES[full["name"]].facts(full).width))
+
+
 def build_encoder(architecture: str | Mapping[str, Any]) -> "Encoder":
     """Return a randomly initialised encoder, in training mode; raise `BadInput` on unknown names, options and bad values."""
     full = canonical(architecture)

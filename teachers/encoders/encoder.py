@@ -47,6 +47,11 @@ class Encoder(nn.Module):
         self.cls = cls
         self.preprocessing = prep
 
+    @property
+    def cls_width(self) -> int:
+        """Return the channels of the class token: those of the patch tokens, unless the architecture states others."""
+        return int(self.architecture.get("cls_width", self.width))
+
     def grid(self, height_px: int, width_px: int) -> tuple[int, int]:
         """Return (rows, columns) of patch tokens; raise BadInput unless both sides are multiples of the stride."""
         stride = self.stride_px

@@ -1,17 +1,24 @@
-"""Any ViT or ConvNeXt of timm as a student, by name (`timm:NAME`), with random weights.
+"""Any backbone of timm as a student, by name (`timm:NAME`), with random weights.
 
-The shape is timm's; what students need is set beside it: any input that the stride divides, no classifier and no pool, so that
-every trainable parameter has a gradient. A ViT's tokens have passed its norm; the class token is its own, or the mean of the patch
-tokens where it has none, and further prefix tokens (registers, the distillation token of a DeiT) are left out. A ConvNeXt's are
-those of EUPE's ConvNeXts, by its own norm, of whatever kind; where it norms the map before pooling, cls is the mean of that.
-Refused by name are other families, models with batch norm (its statistics differ between ranks, and no moving average holds them)
-and grids of unequal strides. The record of a run holds the shape of the model, and is compared when it is read: another timm
-with another model of that name is an error.
+The shape is timm's; what students need is set beside it: other inputs than the model's own size where timm has a switch for that, no
+classifier, and every trainable parameter has a gradient. Nothing is listed by name: a forward and a backward pass on torch's meta device,
+which has shapes and no numbers, say what a model gives, and timm's own statements (`output_fmt`, `feature_info`, `forward_intermediates`)
+say how its features lie on the picture. Three kinds of model:
+
+- A ViT (VisionTransformer, Eva): its tokens have passed its norm; the class token is its own, or the mean of the patch tokens where it has
+  none, and further prefix tokens (registers, the distillation token of a DeiT) are left out.
+- A ConvNeXt: tokens as of EUPE's ConvNeXts, by its own norm, of whatever kind; where it norms the map before pooling, cls is the mean.
+- Any other: its last feature map is the patch tokens (`map` says where it comes from), and its head's features before the classifier are
+  the class token, which may be of another width (`cls_width`). "class token" stands where the head takes the model's own.
+
+The record of a run holds what was found of the model, and is compared when it is read: another timm with another model of that name is an
+error. A model is refused where its grid is no whole number of strides, or has other strides at other sizes.
 """
 
+import inspect
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +40,9 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 _VIT_MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva", "vitamin")  # whose builders take the options of a ViT
 _MEAN_OF_NORMED = "mean of patch tokens"
 _NORMED_MEAN = "normed mean of patch tokens"
+HEAD_FEATURES = "features of its own head"
+_ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # timm's switches for inputs of any size; the first that a class has
+_FAILURES = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError)
 
 
 class TimmVitEncoder(Encoder):
@@ -58,41 +68,98 @@ class OtherConvNextEncoder(Encoder):
         return Tokens(norm(x_BCHW.mean(dim=(2, 3), keepdim=True)).flatten(1), norm(x_BCHW).permute(0, 2, 3, 1))
 
 
+class TimmMapEncoder(Encoder):
+    """Any other backbone of timm: its last feature map, and what its head makes of its features."""
+
+    def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
+        """Return cls (B, D'), patch (B, H, W, D)."""
+        return _map_tokens(self.backbone, self.architecture["map"], pixels_BCHW)
+
+
+def _map_tokens(backbone: Any, source: str, pixels_BCHW: Tensor) -> Tokens:
+    """Return class and patch tokens of any backbone; `source` is where its map comes from.
+
+    "NCHW" and "NHWC": the features are a map. "tokens" and "normed tokens": they are a sequence, and timm's `forward_intermediates` knows
+    how it lies on the grid, which for windowed models is not row by row.
+    """
+    if source in ("NCHW", "NHWC"):
+        features = backbone.forward_features(pixels_BCHW)
+        patch_BHWD = features if source == "NHWC" else features.permute(0, 2, 3, 1)
+    else:
+        normed = source == "normed tokens"
+        features, maps = backbone.forward_intermediates(pixels_BCHW, indices=1, norm=normed, output_fmt="NCHW")
+        patch_BHWD = maps[-1].permute(0, 2, 3, 1)
+    return Tokens(backbone.forward_head(features, pre_logits=True), patch_BHWD)
+
+
 def build_timm_student(architecture: Options) -> Encoder:
     """Return the encoder of a canonical record, randomly initialised."""
-    backbone: Any = _create(architecture["model"])
+    found = _inspect(architecture["model"], architecture.get("options", {}).get("img_size"))
+    backbone: Any = create(architecture)
     published: Any = backbone.pretrained_cfg
-    prep = Preprocessing(published["input_size"][-1], mean=tuple(published["mean"]), std=tuple(published["std"]))
-    if (hidden := getattr(getattr(backbone, "head", None), "pre_logits", None)) is not None:
+    stride, size_px = architecture["stride_px"], architecture.get("options", {}).get("img_size", published["input_size"][-1])
+    if architecture["family"] == "map":  # timm's own size need not be a whole number of strides
+        size_px = -(-size_px // stride) * stride
+    prep = Preprocessing(size_px, mean=tuple(published["mean"]), std=tuple(published["std"]))
+    if (hidden := getattr(getattr(backbone, "head", None), "pre_logits", None)) is not None and architecture["family"] != "map":
         hidden.requires_grad_(False)  # the layer before the classifier that there is not: nothing would train it
-    return _kind_of(backbone)(
+    for name in found.idle:
+        backbone.get_parameter(name).requires_grad_(False)
+    return around(backbone, architecture, prep)
+
+
+def around(backbone: Any, architecture: Options, prep: Preprocessing) -> Encoder:
+    """Return the encoder of a record around timm's model of it."""
+    return _kind_of(backbone, architecture)(
         backbone, architecture, width=architecture["width"], stride_px=architecture["stride_px"], cls=architecture["cls"], prep=prep
     )
 
 
-def _kind_of(backbone: Any) -> type[Encoder]:
+def _kind_of(backbone: Any, architecture: Options) -> type[Encoder]:
+    if architecture["family"] == "map":
+        return TimmMapEncoder
     if not isinstance(backbone, ConvNeXt):
         return TimmVitEncoder
     return ConvNextEncoder if isinstance(getattr(backbone.head, "norm", None), nn.LayerNorm) else OtherConvNextEncoder
 
 
-def timm_student(name: str, options: Mapping[str, Any]) -> Options:
-    """Return the canonical record of `timm:NAME`, or of a record's own model; raise BadInput for another family and for other options."""
-    model = str(options.get("model", "")) if name == TIMM_STUDENT else name.removeprefix("timm:")
-    inspected = dict(_inspect(model))
-    if name != TIMM_STUDENT and options:
-        raise BadInput(f"the student {name} takes no options, its shape is timm's: --set student.options={{}}; got {dict(options)}")
-    if name == TIMM_STUDENT and {"name": TIMM_STUDENT, **options} != inspected:
+def timm_student(name: str, given: Mapping[str, Any]) -> Options:
+    """Return the canonical record of `timm:NAME`, or the given one when it is that; raise BadInput for what cannot be a student."""
+    of_record = name == TIMM_STUDENT
+    model = str(given.get("model", "")) if of_record else name.removeprefix("timm:")
+    options = given.get("options", {}) if of_record else given
+    if not of_record and set(options) - {"img_size"}:
         raise BadInput(
-            f"timm {timm.__version__} knows {model!r} as {inspected}, the record says {dict(options)}: install the timm it was trained with"
+            f"the student {name} takes no options but img_size, of a model with a size of its own: its shape is timm's, layer scale "
+            f"included. --set student.options={{}}; got {dict(given)}"
         )
-    return inspected
+    found = dict(_inspect(model, options.get("img_size")).record)
+    if of_record and {"name": TIMM_STUDENT, **given} != found:
+        raise BadInput(
+            f"timm {timm.__version__} knows {model!r} as {found}, the record says {dict(given)}: install the timm it was trained with"
+        )
+    return found
+
+
+class Inspected(NamedTuple):
+    """What the meta device said of a model."""
+
+    record: Options
+    """Canonical."""
+    idle: tuple[str, ...] = ()
+    """Parameters that neither class nor patch tokens depend on: they would get no gradient."""
 
 
 @lru_cache(maxsize=64)
-def _inspect(model: str) -> Mapping[str, Any]:
-    with torch.device("meta"):
-        backbone: Any = _create(model)
+def _inspect(model: str, size_px: Any = None) -> Inspected:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        if size_px is not None and (isinstance(size_px, bool) or not isinstance(size_px, int) or not 16 <= size_px <= 4096):
+            raise BadInput(f"the student timm:{model} was given img_size = {size_px!r}; expected an input size of 16 to 4096 px")
+        backbone: Any = _create(model, {})
+        if not isinstance(backbone, VisionTransformer | Eva | ConvNeXt):
+            return _inspect_map(model, backbone, size_px)
+    if size_px is not None:
+        raise _no_size_of_its_own(model)
     if isinstance(backbone, ConvNeXt):
         family, strides = "convnext", {backbone.feature_info[-1]["reduction"]}
         cls = _NORMED_MEAN if isinstance(backbone.norm_pre, nn.Identity) else _MEAN_OF_NORMED
@@ -101,34 +168,147 @@ def _inspect(model: str) -> Mapping[str, Any]:
         cls = "class token" if getattr(backbone, "cls_token", None) is not None else _MEAN_OF_NORMED
     if len(strides) != 1:
         raise BadInput(f"timm:{model} has patches of {strides} px; a student's are square")
-    return {
+    return Inspected({
         "name": TIMM_STUDENT, "model": model, "family": family, "cls": cls, "width": int(backbone.num_features),
         "stride_px": int(strides.pop()),
+    })  # fmt: skip
+
+
+def _no_size_of_its_own(model: str) -> BadInput:
+    return BadInput(f"the student timm:{model} is built alike for every size and takes no img_size: --set student.options={{}}")
+
+
+def _inspect_map(model: str, backbone: Any, size_px: int | None) -> Inspected:
+    """Return what any other model is: by passes at its own size, and at one that is not square where it takes others."""
+    takes, options = _constructor_takes(backbone), dict[str, Any]()
+    if switch := next((key for key in _ANY_SIZE if key in takes), None):
+        options[switch] = _ANY_SIZE[switch]
+        backbone = _create(model, options)
+    if size_px is not None and (switch or "img_size" not in takes):
+        raise _no_size_of_its_own(model)
+    channels, height, width = (int(side) for side in backbone.pretrained_cfg["input_size"])
+    if channels != 3 or height != width:
+        raise BadInput(f"timm:{model} takes inputs of {channels}×{height}×{width}; a student takes square RGB pictures")
+    refusals = list[str]()
+    for stride, is_stated in _possible_strides(backbone, height).items():
+        side = size_px or -(-height // stride) * stride
+        sized = {**options, "img_size": side} if side != height and "img_size" in takes and not switch else options
+        try:
+            return _inspected_at(model, backbone if sized is options else _create(model, sized), sized, side, stride, is_stated)
+        except BadInput as error:
+            refusals.append(str(error))
+    raise BadInput(refusals[0] if refusals else f"timm:{model} does not say how many pixels a position of its features spans")
+
+
+def _constructor_takes(backbone: nn.Module) -> set[str]:
+    """Return the names of a model's arguments, those that a subclass passes on included."""
+    constructors = [vars(one)["__init__"] for one in type(backbone).__mro__ if one is not nn.Module and "__init__" in vars(one)]
+    return {name for one in constructors for name in inspect.signature(one).parameters}
+
+
+def _possible_strides(backbone: Any, side: int) -> dict[int, bool]:
+    """Return the stride that timm states (True), then the one that the grid at the model's own size has: each is tried, none believed."""
+    infos = list(getattr(backbone, "feature_info", ()))
+    stated = [int(infos[-1]["reduction"])] if infos and infos[-1].get("reduction") else []
+    try:
+        with torch.no_grad():
+            rows = _first_tokens(backbone, side)[1].patch_BHWD.shape[1]
+    except _FAILURES:
+        rows = 0
+    seen = [side // rows] if rows and side % rows == 0 else []
+    return {**dict.fromkeys(stated, True), **{stride: stride in stated for stride in seen}}
+
+
+def _first_tokens(backbone: Any, side: int) -> tuple[str, Tokens]:
+    """Return where a model's map comes from and its tokens of two pictures; raise what timm raises when none of the ways is open."""
+    pixels_BCHW = torch.zeros(2, 3, side, side)
+    with torch.no_grad():
+        features = backbone.forward_features(pixels_BCHW)
+    if isinstance(features, Tensor) and features.ndim == 4:
+        layout = str(getattr(backbone, "output_fmt", "NCHW"))
+        return layout, _map_tokens(backbone, layout, pixels_BCHW)
+    try:
+        return "normed tokens", _map_tokens(backbone, "normed tokens", pixels_BCHW)
+    except _FAILURES:  # some models cannot norm what lies before their head
+        return "tokens", _map_tokens(backbone, "tokens", pixels_BCHW)
+
+
+def _inspected_at(model: str, backbone: Any, options: Options, side: int, stride: int, is_stated: bool) -> Inspected:
+    """Return what a model is, if it has this stride; raise `BadInput` with the reason otherwise."""
+    if side % stride:
+        raise BadInput(f"timm:{model} has a stride of {stride} px, which does not divide img_size = {side}")
+    try:
+        source, (cls_BD, patch_BHWD) = _first_tokens(backbone, side)
+    except _FAILURES as error:
+        raise BadInput(
+            f"timm:{model} gives no feature map at {side} px: timm {timm.__version__} says {str(error) or repr(error)}"
+        ) from error
+    if not isinstance(cls_BD, Tensor) or cls_BD.ndim != 2 or patch_BHWD.ndim != 4:
+        raise BadInput(f"timm:{model} gives no class token (B, D) and patch tokens (B, H, W, D)")
+    _need_grid(model, patch_BHWD, (side, side), stride)
+    if source in ("NCHW", "NHWC") and patch_BHWD.shape[-1] != backbone.num_features:
+        raise BadInput(
+            f"timm:{model} gives no feature map of its own width: it has {patch_BHWD.shape[-1]} channels, timm says {backbone.num_features}"
+        )
+    try:
+        with torch.no_grad():
+            oblong_BHWD = _map_tokens(backbone, source, torch.zeros(2, 3, side, 2 * side)).patch_BHWD
+    except _FAILURES as error:  # it takes its own size alone, or squares, or multiples of its windows: `try_size` asks for a run's sizes
+        if not is_stated:
+            raise BadInput(f"timm:{model} takes {side} px alone, and its grid there is not by the stride that it states") from error
+    else:
+        _need_grid(model, oblong_BHWD, (side, 2 * side), stride)
+    own = isinstance(getattr(backbone, "cls_token", None), nn.Parameter) and getattr(backbone, "global_pool", "") == "token"
+    record: Options = {
+        "name": TIMM_STUDENT, "model": model, "family": "map", "map": source, "cls": "class token" if own else HEAD_FEATURES,
+        "width": patch_BHWD.shape[-1], "stride_px": stride,
     }  # fmt: skip
+    if cls_BD.shape[1] != record["width"]:
+        record["cls_width"] = cls_BD.shape[1]
+    if options:
+        record["options"] = options
+    return Inspected(record, _idle_parameters(backbone, cls_BD, patch_BHWD))
 
 
-def _create(model: str) -> nn.Module:
+def _need_grid(model: str, patch_BHWD: Tensor, sides: tuple[int, int], stride: int) -> None:
+    """Raise `BadInput` unless the map has one position for each stride."""
+    grid, wanted = tuple(patch_BHWD.shape[1:3]), tuple(side // stride for side in sides)
+    if grid != wanted:
+        raise BadInput(
+            f"timm:{model} has a grid of {grid[0]}×{grid[1]} at {sides[0]}×{sides[1]} px, where a stride of {stride} px makes "
+            f"{wanted[0]}×{wanted[1]}: its stride is not whole, or varies with the size"
+        )
+
+
+def _idle_parameters(backbone: nn.Module, cls_BD: Tensor, patch_BHWD: Tensor) -> tuple[str, ...]:
+    (cls_BD.sum() + patch_BHWD.sum()).backward()  # type: ignore[no-untyped-call]
+    return tuple(name for name, value in backbone.named_parameters() if value.requires_grad and value.grad is None)
+
+
+def create(architecture: Options) -> nn.Module:
+    """Return timm's model of a canonical record, randomly initialised."""
+    return _create(architecture["model"], architecture.get("options", {}))
+
+
+def _create(model: str, options: Mapping[str, Any]) -> nn.Module:
     try:
         entry = timm.model_entrypoint(model.split(".")[0])
     except (RuntimeError, KeyError) as error:
         near = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:5]) or "see timm.list_models()"
         raise BadInput(f"timm has no model {model!r}; near: {near}") from error
-    options: dict[str, Any] = {}
-    if entry.__module__.rpartition(".")[2] in _VIT_MODULES:
-        # a distilled DeiT insists on timm's pool, which `forward_features` does not reach
-        options = {"dynamic_img_size": True, **({} if "distilled" in entry.__name__ else {"global_pool": ""})}
     try:
-        backbone = timm.create_model(model, pretrained=False, num_classes=0, **options)
-    except RuntimeError as error:
-        raise BadInput(f"timm cannot build {model!r}: {error}") from error
-    if not isinstance(backbone, VisionTransformer | Eva | ConvNeXt):
-        raise BadInput(f"timm:{model} is a {type(backbone).__name__}; a student is a ViT (VisionTransformer, Eva) or a ConvNeXt")
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
-        raise BadInput(
-            f"timm:{model} has batch norm, whose statistics differ between ranks and are in no moving average; choose a model without"
-        )
-    checked: nn.Module = backbone
-    return checked
+        found: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **timm_options(entry), **options)
+    except _FAILURES as error:
+        raise BadInput(f"timm cannot build {model!r}: {str(error) or repr(error)}") from error
+    return found
+
+
+def timm_options(entry: Any) -> Options:
+    """Return what a ViT is built with, by timm's builder of it; {} for any other model."""
+    if entry.__module__.rpartition(".")[2] not in _VIT_MODULES:
+        return {}
+    # a distilled DeiT insists on timm's pool, which `forward_features` does not reach
+    return {"dynamic_img_size": True, **({} if "distilled" in entry.__name__ else {"global_pool": ""})}
 
 
 def try_size(encoder: Encoder, size_px: int, grid: tuple[int, int]) -> None:
@@ -136,10 +316,17 @@ def try_size(encoder: Encoder, size_px: int, grid: tuple[int, int]) -> None:
     what = f"the student timm:{encoder.architecture['model']} cannot be trained at {size_px} px"
     try:
         cls_BD, patch_BHWD = encoder(torch.zeros(2, 3, size_px, size_px))
-    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        raise BadInput(
-            f"{what}: timm {timm.__version__} says {str(error) or repr(error)}; choose student.sizes_px or the student anew"
-        ) from error
+    except _FAILURES as error:
+        raise BadInput(f"{what}: timm {timm.__version__} says {str(error) or repr(error)}; {_other_size(encoder, size_px)}") from error
     width = encoder.width
-    if cls_BD.shape != (2, width) or patch_BHWD.shape != (2, *grid, width):
+    if cls_BD.shape != (2, encoder.cls_width) or patch_BHWD.shape != (2, *grid, width):
         raise BadInput(f"{what}: it gives tokens of {tuple(patch_BHWD.shape[1:])}, not of {(*grid, width)}; choose another student")
+
+
+def _other_size(encoder: Encoder, size_px: int) -> str:
+    options = encoder.architecture.get("options", {})
+    one_size = encoder.architecture["family"] == "map" and not set(options) & set(_ANY_SIZE)
+    if one_size and "img_size" in _constructor_takes(encoder.backbone) and options.get("img_size") != size_px:
+        own = encoder.preprocessing.size_px
+        return f"it is built for one size: --set student.options.img_size={size_px}, or --set student.sizes_px=[{own}]"
+    return "choose student.sizes_px or the student anew"

@@ -11,6 +11,7 @@ from ...storage.core.errors import BadInput
 from .encoder import Encoder, EupeVit
 
 _DROP_PATH_ATTRIBUTES = ("drop_path", "drop_path1", "drop_path2")
+_ABSENT = object()
 
 
 def residual_blocks(encoder: Encoder) -> list[nn.Module]:
@@ -28,16 +29,32 @@ def set_drop_path(encoder: Encoder, rate: float) -> None:
     for number, block in enumerate(blocks):
         block_rate = rate * number / max(1, len(blocks) - 1)
         for attribute in _DROP_PATH_ATTRIBUTES:
-            if hasattr(block, attribute):
+            if isinstance(getattr(block, attribute, _ABSENT), nn.Module | None):  # some of timm's blocks keep a rate under this name
                 setattr(block, attribute, DropPath(block_rate) if block_rate else nn.Identity())
+    for module in list(encoder.modules()):  # under other names, timm's own rate would stay, and a recipe's 0 would not be one
+        for name, child in module.named_children():
+            if isinstance(child, DropPath) and name not in _DROP_PATH_ATTRIBUTES:
+                setattr(module, name, DropPath(rate) if rate else nn.Identity())
 
 
 def set_activation_checkpointing(encoder: Encoder, enable: bool) -> None:
-    """Recompute blocks in the backward pass instead of keeping their activations; raise `BadInput` for a backbone that cannot."""
+    """Recompute blocks in the backward pass instead of keeping their activations; raise `BadInput` for a backbone that cannot.
+
+    One with batch norm would count each batch twice in its running statistics.
+    """
+    if enable and any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in encoder.modules()):
+        raise BadInput(
+            "a student with batch norm cannot recompute its activations, because each batch would count twice in its running statistics: "
+            "--set run.recompute_activations=false"
+        )
     switch = getattr(encoder.backbone, "set_grad_checkpointing", None)  # timm's; a plug-in's family may have none
-    if switch is not None:
-        switch(enable)
-    elif enable:
+    try:
+        if switch is not None:
+            switch(enable)
+            return
+    except AssertionError:  # how timm says that a family cannot
+        pass
+    if enable:
         raise BadInput(f"a {encoder.architecture['name']} cannot recompute its activations: --set run.recompute_activations=false")
 
 

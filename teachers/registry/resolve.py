@@ -20,7 +20,7 @@ from ...storage.core.identity import file_sha256
 from ..checkpoints.hub import HUB_PREFIX, fetch, is_repository, local_weights
 from ..checkpoints.weights import check_format, load_strictly
 from ..encoders.architectures import ARCHITECTURES, Options
-from ..encoders.build import FAMILIES, build_encoder, canonical, facts
+from ..encoders.build import FAMILIES, build_encoder, canonical, cls_width, facts
 from ..encoders.encoder import Encoder
 from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm
 from ..encoders.preprocessing import Preprocessing
@@ -201,7 +201,7 @@ def _resolve_run(run: Path, weights: Path | None, precision: str) -> TeacherSpec
     name = run.resolve().name
     return _spec(
         name, architecture, path, replace(prep, size_px=size_px),
-        cls=cls, cls_dim=width, width=width, stride_px=stride_px, precision=precision,
+        cls=cls, cls_dim=cls_width(architecture), width=width, stride_px=stride_px, precision=precision,
     )  # fmt: skip
 
 

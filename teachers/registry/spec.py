@@ -19,6 +19,7 @@ CLS_KINDS = (
     "projected attention pool",
     "mean of patch tokens",
     "normed mean of patch tokens",
+    "features of its own head",
     "none",
 )
 RANDOM_WEIGHTS = "random weights, seed 0"

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from eupe_pipeline.storage.core.errors import BadInput, Interrupted
-from eupe_pipeline.student.export.export import ExportOptions, export
+from eupe_pipeline.storage.core.errors import Interrupted
 from eupe_pipeline.student.model.recipe import RunConfig, StudentConfig, TeacherConfig
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
@@ -35,10 +34,3 @@ def test_they_train_in_one_pass_resume_bit_equal_go_through_stage_3_and_become_t
         spec = resolve_teacher(str(tmp_path / "third" / name), size_px=64)
         tokens = load_teacher(spec)(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
         assert tokens.patch_BHWD.shape == (1, *spec.grid, spec.patch_dim)
-
-
-def test_an_export_says_where_its_tensors_are(tiny_store: Any, tmp_path: Path) -> None:
-    run(tiny_store, tmp_path / "run", replace(SHORT, run=RunConfig(1, 2)))
-    for form in ("timm", "onnx"):
-        with pytest.raises(BadInput, match=r"model/backbone\.safetensors holds its tensors .*create_model\('test_vit', num_classes=0\)"):
-            export(ExportOptions(tmp_path / "run" / NAMES[0], tmp_path / "out", (form,)))

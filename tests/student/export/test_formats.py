@@ -22,6 +22,7 @@ class TestEupe(ExportContract):
 
 class TestTimm(ExportContract):
     form = "timm"
+    refused: ClassVar[dict[str, Any]] = {"name": "vit-mini", "norm_eps": 1e-6}
 
 
 class TestTransformers(ExportContract):

@@ -9,7 +9,13 @@ from eupe_pipeline.teachers.encoders.build import build_encoder
 from torch import Tensor, nn
 
 ARCHITECTURES = ["vit-mini", "convnext-mini", "proxy-small", "timm:vit_tiny_patch16_224", "timm:convnextv2_atto"]
-ARCHITECTURES += ["timm:vit_tiny_patch16_dinov3_qkvb", "timm:vit_small_patch14_reg4_dinov2"]
+ARCHITECTURES += [
+    "timm:vit_tiny_patch16_dinov3_qkvb",
+    "timm:vit_small_patch14_reg4_dinov2",
+    "timm:resnet10t",
+    "timm:mobilenetv4_conv_small",
+]
+ARCHITECTURES += ["timm:swin_tiny_patch4_window7_224", "timm:tiny_vit_5m_224"]  # with tables of biases
 TOKENS = ["cls_token", "reg_token", "mask_token", "pos_embed", "relative_position_bias_table", "freqs", "latent", "gamma"]
 
 

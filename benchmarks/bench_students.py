@@ -1,0 +1,156 @@
+"""Which of timm's backbones are accepted as students, and why the others are not (docs/results/students.md, bench-students.json).
+
+Every name of timm is asked for `features_only`; of those that have it, the share that `timm:NAME` accepts is the figure. A name costs two
+builds and a few passes on the meta device, one to three seconds of one core: all of them some forty minutes on two. Each answer is
+appended to a file as soon as it is there, in an order that has nothing to do with the names, so that an unfinished run is a fair sample;
+run again, it asks what is missing.
+
+    python -m benchmarks.bench_students [--jobs 2] [--folder runs/bench-students] [--only-report]
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+
+from .figures import report
+from .workers import workers
+
+FIGURE = "students.accepted/features_only"
+TARGETS = {FIGURE: (">=", 0.9)}
+RESULTS = Path("docs/results")
+REASONS = {  # the first whose pattern is found in a refusal
+    "its stride is not whole, or varies with the size": "its stride is not whole|by the stride that it states",
+    "it has no feature map, or no head that pools it": "gives no feature map|gives no class token|does not say how many pixels",
+    "not square RGB pictures": "takes square RGB",
+    "patches that are not square": "a student's are square",
+    "timm cannot build it": "timm cannot build",
+}
+
+
+def ask(name: str, answers: Path) -> None:
+    """Append what timm and the package say of one model to the file of answers."""
+    from eupe_pipeline.storage.core.errors import BadInput
+    from eupe_pipeline.teachers.encoders.build import canonical
+
+    begun = time.perf_counter()
+    answer: dict[str, Any] = {"model": name, "features_only": has_features_only(name)}
+    try:
+        answer["record"] = canonical(f"timm:{name}")
+    except BadInput as error:
+        answer["refused"] = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever else a user would see as a crash
+        answer["crashed"] = repr(error)[:500]
+    answer["seconds"] = round(time.perf_counter() - begun, 2)
+    with answers.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(answer) + "\n")
+
+
+def has_features_only(name: str) -> bool:
+    """Return whether timm builds a model with `features_only=True`."""
+    import torch
+    from eupe_pipeline.teachers.runtime.timm_import import import_timm
+
+    import_timm()
+    import timm
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, pretrained=False, features_only=True)
+    except Exception:  # noqa: BLE001 - timm raises what each family happens to
+        return False
+    return True
+
+
+def all_names() -> list[str]:
+    """Return timm's architectures in a fixed order that has nothing to do with their names."""
+    from eupe_pipeline.teachers.runtime.timm_import import import_timm
+
+    import_timm()
+    import timm
+
+    return sorted(timm.list_models(), key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def read_answers(answers: Path) -> dict[str, dict[str, Any]]:
+    """Return the answers by model."""
+    lines = answers.read_text().splitlines() if answers.is_file() else []
+    return {one["model"]: one for one in map(json.loads, lines)}
+
+
+def reason_of(answer: dict[str, Any]) -> str:
+    """Return the kind of a refusal."""
+    if "crashed" in answer:
+        return "an error that should have been a refusal"
+    return next((kind for kind, pattern in REASONS.items() if re.search(pattern, answer["refused"])), "other")
+
+
+def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
+    """Print the figure, and write the table and the JSON."""
+    import timm
+
+    having = {name: one for name, one in found.items() if one["features_only"]}
+    accepted = {name: one["record"] for name, one in having.items() if "record" in one}
+    refused = {name: one for name, one in having.items() if "record" not in one}
+    reasons = Counter(map(reason_of, refused.values()))
+    kinds = Counter(str(one.get("map", one["family"])) for one in accepted.values())
+    classes = Counter(one["cls"] for one in accepted.values())
+    beside = sum("record" in one for name, one in found.items() if name not in having)
+    share = len(accepted) / max(1, len(having))
+    details = {
+        "timm": timm.__version__, "names": asked, "asked": len(found), "features_only": len(having), "accepted": len(accepted),
+        "accepted without features_only": beside, "kinds": dict(kinds), "class tokens": dict(classes), "reasons": dict(reasons),
+        "refused": {name: one.get("refused", one.get("crashed")) for name, one in sorted(refused.items())},
+    }  # fmt: skip
+    report({FIGURE: share}, TARGETS, details, RESULTS / "bench-students.json")
+    rows = [
+        f"| {kind} | {count} | {', '.join(sorted(name for name, one in refused.items() if reason_of(one) == kind)[:6])} |"
+        for kind, count in reasons.most_common()
+    ]
+    table = "\n".join(["| reason | models | such as |", "|---|---|---|", *rows])
+    text = [
+        "# Backbones of timm as students",
+        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far, in a random order. "
+        f"{len(having)} of them have `features_only`;\n{len(accepted)} of those ({100 * share:.1f} %) are accepted as "
+        f"`--student timm:NAME`, and {beside} without it are as well. The others are refused before a run's folder\nis made, "
+        "each with its own words in [bench-students.json](bench-students.json):",
+        table,
+        f"Where the patch tokens come from: {_words(kinds)}.\n(NCHW and NHWC: the features are a map; tokens: a sequence that timm's "
+        "`forward_intermediates` lays out; vit and convnext: by their own norms.)",
+        f"What serves as class token: {_words(classes)}.",
+        "An accepted model takes the sizes that a forward on the meta device takes: each size of a run is tried before its folder is made.",
+    ]
+    (RESULTS / "students.md").write_text("\n\n".join(text) + "\n")
+
+
+def _words(counts: Counter[str]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+
+
+def main() -> None:
+    """Ask what has not been asked, side by side, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench-students"))
+    parser.add_argument("--only-report", action="store_true", help="write the tables of what has been asked so far")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    answers, names = options.folder / "answers.jsonl", all_names()
+    missing = [] if options.only_report else [name for name in names if name not in read_answers(answers)]
+    with workers(options.jobs) as pool:
+        for done, task in enumerate(as_completed(pool.submit(ask, name, answers) for name in missing), start=1):
+            task.result()
+            if done % 50 == 0:
+                print(f"{done} of {len(missing)}", flush=True)
+    summarise(read_answers(answers), len(names))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Students with batch norm: whose statistics normalise a batch, and what becomes of the running ones.
+
+Each rank normalises each part of its batch (`run.accumulate`) by that part's statistics, as DDP does without SyncBatchNorm, which torch has
+for GPUs alone. After a step the running statistics are averaged over the ranks, so that every rank evaluates with what the first one
+writes. The number of ranks and of parts therefore decides what is computed, and not its rounding alone: a run records both, and another
+number does not go on with it. The moving average of the weights takes the running statistics with it, at its own decay. A step that
+diverges puts them back, as its checkpoint is of the step before. A student without batch norm has no part in any of this.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...storage.core.errors import BadInput
+from ...teachers.encoders.build import build_encoder
+from .ranks import Ranks
+from .recipe import RunConfig
+
+_HOW = "each rank normalises each part of its batch by itself; running statistics are averaged over ranks after each step"
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of a module's batch norms, in its own order."""
+    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._NormBase)]
+    return [found for one in norms for found in (one.running_mean, one.running_var) if found is not None]
+
+
+def counters(module: nn.Module) -> list[Tensor]:
+    """Return how many batches each batch norm has seen."""
+    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._NormBase)]
+    return [one.num_batches_tracked for one in norms if one.num_batches_tracked is not None]
+
+
+def average_over_ranks(module: nn.Module, ranks: Ranks) -> None:
+    """Set the running statistics to their mean over all ranks; collective, nothing is sent without batch norm or with one rank."""
+    statistics = running_statistics(module)
+    if not statistics or ranks.count == 1:
+        return
+    together = ranks.sum(torch.cat([one.flatten() for one in statistics])) / ranks.count
+    for one, mean in zip(statistics, torch.split(together, [one.numel() for one in statistics]), strict=True):
+        one.copy_(mean.view_as(one))
+
+
+class KeptStatistics:
+    """The running statistics and counters as they were when this was made."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._kept = [(one, one.clone()) for one in (*running_statistics(module), *counters(module))]
+
+    def put_back(self) -> None:
+        """Undo what forward passes have done to them since."""
+        for one, before in self._kept:
+            one.copy_(before)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, student: nn.Module, decay: float) -> None:
+    """Move the average of the weights, and of the running statistics, one step towards the student's; counters are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
+    if statistics := running_statistics(average):
+        torch._foreach_lerp_(statistics, running_statistics(student), 1 - decay)
+        for ours, theirs in zip(counters(average), counters(student), strict=True):
+            ours.copy_(theirs)
+
+
+def batch_norm_identity(architecture: Mapping[str, Any], run: RunConfig, ranks: Ranks) -> dict[str, Any]:
+    """Return what a run records of a student with batch norm, {} for any other; raise `BadInput` where a part would be one image."""
+    with torch.device("meta"):
+        if not running_statistics(build_encoder(architecture)):
+            return {}
+    of_a_rank = run.batch_size // ranks.count
+    smallest = of_a_rank // min(of_a_rank, run.accumulate) if of_a_rank else 0
+    if smallest < 2:
+        raise BadInput(
+            f"the student {architecture['name']} has batch norm, which needs two images, and gets parts of {smallest}: a batch of "
+            f"{run.batch_size} over {ranks.count} ranks in {run.accumulate} parts. Raise run.batch_size, or lower run.accumulate"
+        )
+    return {"batch_norm": {"how": _HOW, "accumulate": run.accumulate, "ranks": ranks.count}}
