@@ -84,6 +84,7 @@ def test_a_format_of_other_families_refuses_it(form: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "size_px"), OTHERS)
 def test_other_families_go_out_as_timms_and_as_graphs_and_their_examples_run(name: str, size_px: int, tmp_path: Path) -> None:
     need_exports(tmp_path, name, size_px, "timm", "onnx")
