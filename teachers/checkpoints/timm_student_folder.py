@@ -19,7 +19,7 @@ from ...storage.core.errors import BadInput
 from ..encoders.architectures import Options
 from ..encoders.build import canonical
 from ..encoders.preprocessing import Preprocessing
-from ..encoders.timm_students import around, timm_options
+from ..encoders.timm_students import around, constructor_takes, timm_options
 from ..encoders.tokens import Tokens
 from ..runtime.timm_import import import_timm
 from .official import PREFIX, Imported
@@ -42,8 +42,11 @@ def write_timm_student(tensors: Mapping[str, Tensor], architecture: Options, pre
     model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     model.load_state_dict(state, strict=True)
     published, size_px = model.pretrained_cfg, preprocessing.size_px
+    if "img_size" in constructor_takes(model):  # unsaid, timm builds positions and windows for the size of the pictures
+        arguments.setdefault("img_size", published["input_size"][-1])
+    one_size = "img_size" in architecture.get("options", {})
     pretrained_cfg = {
-        "input_size": [3, size_px, size_px], "fixed_input_size": "img_size" in arguments, "crop_pct": 1.0, "crop_mode": "squash",
+        "input_size": [3, size_px, size_px], "fixed_input_size": one_size, "crop_pct": 1.0, "crop_mode": "squash",
         "num_classes": 0, "interpolation": preprocessing.interpolation, "mean": list(preprocessing.mean), "std": list(preprocessing.std),
         "pool_size": None, "first_conv": published.get("first_conv"), "classifier": published.get("classifier"),
     }  # fmt: skip

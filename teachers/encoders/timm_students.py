@@ -180,7 +180,7 @@ def _no_size_of_its_own(model: str) -> BadInput:
 
 def _inspect_map(model: str, backbone: Any, size_px: int | None) -> Inspected:
     """Return what any other model is: by passes at its own size, and at one that is not square where it takes others."""
-    takes, options = _constructor_takes(backbone), dict[str, Any]()
+    takes, options = constructor_takes(backbone), dict[str, Any]()
     if switch := next((key for key in _ANY_SIZE if key in takes), None):
         options[switch] = _ANY_SIZE[switch]
         backbone = _create(model, options)
@@ -200,7 +200,7 @@ def _inspect_map(model: str, backbone: Any, size_px: int | None) -> Inspected:
     raise BadInput(refusals[0] if refusals else f"timm:{model} does not say how many pixels a position of its features spans")
 
 
-def _constructor_takes(backbone: nn.Module) -> set[str]:
+def constructor_takes(backbone: nn.Module) -> set[str]:
     """Return the names of a model's arguments, those that a subclass passes on included."""
     constructors = [vars(one)["__init__"] for one in type(backbone).__mro__ if one is not nn.Module and "__init__" in vars(one)]
     return {name for one in constructors for name in inspect.signature(one).parameters}
@@ -326,7 +326,7 @@ def try_size(encoder: Encoder, size_px: int, grid: tuple[int, int]) -> None:
 def _other_size(encoder: Encoder, size_px: int) -> str:
     options = encoder.architecture.get("options", {})
     one_size = encoder.architecture["family"] == "map" and not set(options) & set(_ANY_SIZE)
-    if one_size and "img_size" in _constructor_takes(encoder.backbone) and options.get("img_size") != size_px:
+    if one_size and "img_size" in constructor_takes(encoder.backbone) and options.get("img_size") != size_px:
         own = encoder.preprocessing.size_px
         return f"it is built for one size: --set student.options.img_size={size_px}, or --set student.sizes_px=[{own}]"
     return "choose student.sizes_px or the student anew"
