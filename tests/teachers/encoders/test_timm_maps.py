@@ -36,7 +36,9 @@ def where_it_is_felt(encoder: Encoder, row: int, column: int) -> tuple[int, int]
     """The patch of the picture that a token depends on most: by the energy of its gradient, over four pictures."""
     side, stride = own_size(encoder), encoder.stride_px
     picture = pixels(side, 4).requires_grad_(True)
-    encoder(picture).patch_BHWD[:, row, column].sum().backward()
+    token_BD = encoder(picture).patch_BHWD[:, row, column]
+    weights_D = torch.randn(token_BD.shape[1], generator=torch.Generator().manual_seed(1))
+    (token_BD * weights_D).sum().backward()  # the plain sum of a normed token is constant, and its gradient rounding
     assert picture.grad is not None
     felt = picture.grad.square().sum(dim=(0, 1)).reshape(side // stride, stride, side // stride, stride).sum(dim=(1, 3))
     place = int(felt.argmax())
