@@ -173,7 +173,7 @@ def test_their_student_is_checked_built_tried_and_trained_by_name(tiny_store: An
     assert json.loads((tmp_path / "out" / "theirs" / "export.json").read_text())["architecture"]["name"] == "grid"
     capsys.readouterr()
     assert main(["export", str(tmp_path / "run"), "--format", "timm", "--out", str(tmp_path / "out")]) == 2
-    assert "timm holds students of the families vit, convnext; this one is a grid" in capsys.readouterr().err
+    assert "timm holds students of the families vit, convnext, timm-student; this one is a grid" in capsys.readouterr().err
     assert not (tmp_path / "out" / "timm").exists()
 
 

@@ -70,13 +70,17 @@ def _blocks(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
 
 
 def _write_at(descriptor: int, block: memoryview, offset: int) -> None:
+    """Write a block; one that O_DIRECT's alignment refuses goes through the cache, whichever writer switched O_DIRECT off."""
+    through_cache = False
     while block:
         try:
             written = os.pwritev(descriptor, [block], offset)
         except OSError as error:
-            if error.errno != errno.EINVAL or not _set_direct(descriptor, False):
+            if error.errno != errno.EINVAL or through_cache:
                 raise
-            continue  # a file system that wants another alignment: through the cache, then
+            _set_direct(descriptor, False)
+            through_cache = True
+            continue
         block, offset = block[written:], offset + written
 
 
