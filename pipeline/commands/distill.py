@@ -10,7 +10,7 @@ from ...storage.core.choices import EXPORT_FORMATS
 from ...storage.core.errors import BadInput
 from .export import FormatName
 from .group import cli, run
-from .options import JSON, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, store_url
+from .options import JSON, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
 
 NO_EXPORT = "none"
 _STAGES = ("auto", "2", "2,3", "1,2", "1,2,3")
@@ -27,7 +27,10 @@ class FormatOrNone(FormatName):
 @cli.command()
 @click.argument("photos")
 @options(
-    TEACHERS[0], TEACHERS[1], TEACHERS[2],
+    TEACHERS[0],
+    click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes,
+                 help="Input size; default: by rule, from the photos' size."),
+    TEACHERS[2],
     click.option("--student", "students", multiple=True, required=True, metavar="NAME",
                  help="Architecture; repeatable, each has its own runs."),
     click.option("--out", required=True, callback=folder_or_url, metavar="FOLDER",
