@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 
-from ...storage.core.choices import EXPORT_FORMATS
+from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, DistillStages
 from ...storage.core.errors import BadInput
 from .export import FormatName
 from .group import cli, run
 from .options import JSON, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
 
 NO_EXPORT = "none"
-_STAGES = ("auto", "2", "2,3", "1,2", "1,2,3")
 
 
 class FormatOrNone(FormatName):
@@ -36,7 +35,7 @@ class FormatOrNone(FormatName):
     click.option("--out", required=True, callback=folder_or_url, metavar="FOLDER",
                  help="Folder of the result; run again, it goes on from what is there."),
     click.option("--test", default=None, metavar="PHOTOS", help="Labelled images that nothing is learnt from, for kNN: a folder a class."),
-    click.option("--stages", type=click.Choice(_STAGES), default="auto", show_default=True,
+    click.option("--stages", type=click.Choice(DISTILL_STAGES), default="auto", show_default=True,
                  help="auto: 2 with one teacher, 1,2,3 with several."),
     click.option("--proxy", default=None, metavar="NAME", help="Architecture of stage 1's proxy; default: by rule."),
     click.option("--budget", "budget_bytes", default=None, callback=bytes_of, metavar="SIZE", help="Most that tokens may take, as 200GB."),
@@ -56,7 +55,7 @@ class FormatOrNone(FormatName):
 )  # fmt: skip
 def distill(
     as_json: bool, photos: str, teachers: tuple[str, ...], teacher_sizes: dict[str, int], weights: dict[str, str],
-    students: tuple[str, ...], out: Path | str, test: str | None, stages: str, proxy: str | None,
+    students: tuple[str, ...], out: Path | str, test: str | None, stages: DistillStages, proxy: str | None,
     budget_bytes: int | None, hours: float | None,
     exports: tuple[str, ...], store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None,
     allow_overlap: bool, yes: bool, dry_run: bool,

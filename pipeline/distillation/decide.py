@@ -31,6 +31,7 @@ from .options import DistillOptions
 from .plan import FORWARD_SHARE, student_rate_name, teacher_rate_name
 from .recipes import DistillRecipes, read_recipes
 from .rules import Ruled, ruled_recipe, ruled_sizes, ruled_views, write_recipe
+from .steps import training_label
 from .trial import Trial, trial_step
 
 _HOURS_OF_STAGE = {  # shares of the hours that are left beside the teachers' passes, ours
@@ -199,6 +200,9 @@ class _Rules:
             if teacher.images_per_s is not None:
                 self.rates[teacher_rate_name(request.name, teacher.size_px)] = 1 / teacher.images_per_s
         if stored is not None:
+            if kept is None:
+                text = f"{stored.extract.origins['codec'].removeprefix('ours: ')}; another --store would have tokens by rule"
+                self.on_event({"event": "note", "text": f"tokens are taken {text}"})
             return facts, stored, hours
         trained = self._as_target(facts, student)
         trial = self._trial(ruled_recipe(2, trained), trained, None)
@@ -285,7 +289,7 @@ class _Rules:
         return trial
 
 
-def decisions_of(recipes: DistillRecipes) -> dict[str, Any]:
+def decisions_of(recipes: DistillRecipes, folder: DistillFolder) -> dict[str, Any]:
     """Return each decision with its origin, by training and dotted key, of what is not a default."""
     origins = recipes.extract.origins
     extract = {
@@ -295,8 +299,12 @@ def decisions_of(recipes: DistillRecipes) -> dict[str, Any]:
     }  # fmt: skip
     shown: dict[str, Any] = {"extract": {key: row for key, row in extract.items() if key != "origins" and row["origin"] != "default"}}
     resolved: Mapping[str, Any] = {
-        **({} if recipes.proxy is None else {"proxy, stage 1": recipes.proxy}),
-        **{f"{student}, stage {stage}": recipe for student, by_stage in recipes.students.items() for stage, recipe in by_stage.items()},
+        **({} if recipes.proxy is None else {training_label(folder, "proxy", 1): recipes.proxy}),
+        **{
+            training_label(folder, student, stage): recipe
+            for student, by_stage in recipes.students.items()
+            for stage, recipe in by_stage.items()
+        },
     }
     for name, recipe in resolved.items():
         shown[name] = {key: {"value": value, "origin": origin} for key, value, origin in recipe.rows() if origin != "default"}

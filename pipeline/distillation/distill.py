@@ -18,9 +18,8 @@ from ...jobs.export_run import ExportOptions, export_run
 from ...jobs.extraction.options import TeacherRequest
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.core.identity import file_sha256
+from ...storage.core.identity import file_sha256, short
 from ...storage.core.urls import is_url
-from ...storage.images.dataset import ImageDataset
 from ...storage.images.indexing import build_index
 from ...storage.objects.atomic_files import make_folder, write_atomically
 from ...storage.objects.content_addressed import MARKER
@@ -29,9 +28,10 @@ from ...storage.objects.objects import open_objects
 from ...storage.store import FeatureStore
 from ...student.export.export import refuse_architecture
 from ...student.export.formats import FORMATS
+from ...student.probes.evaluation_records import FOLDER as EVALUATIONS
 from ...teachers.encoders.build import canonical
 from ...teachers.registry.resolve import BACKBONE_FILE, resolve_teacher
-from ...teachers.runtime.devices import choose_device
+from ...teachers.runtime.devices import choose_device, choose_precision
 from ..recipes.load import read_document, stages_of
 from ..reports.page_contents import PictureChoice, gather, open_sets
 from ..reports.report import write_report
@@ -40,10 +40,10 @@ from .facts import device_facts, student_facts
 from .figures import TOKENS, agreement_figures, check_test, knn_figures, live_comparison, set_sizes
 from .folder import DistillFolder
 from .options import STAGES, DistillOptions
-from .plan import check_room, make_plan
+from .plan import check_limits, check_room, make_plan
 from .recipes import DistillRecipes
 from .rules import ruled_proxy
-from .steps import Distillation
+from .steps import Distillation, chosen_model
 
 _VISIBLE_GRID = 8  # tokens a side
 EXPORTED = ("timm", "onnx")  # of these, the first that holds the student, where no format was asked for
@@ -93,8 +93,8 @@ class Prepared:
         return results
 
     def _export(self, student: str, stages: Mapping[int, Path], on_event: OnEvent) -> dict[str, str]:
-        """Write the student's last run in each format; one that was written from these weights stays."""
-        run, out, written = stages[max(stages)], self.folder.export(student), dict[str, str]()
+        """Write the student's model of its last stage in each format; one that was written from it and its evaluations stays."""
+        run, out, written = chosen_model(stages[max(stages)]), self.folder.export(student), dict[str, str]()
         proxy = self.folder.proxy() if self.recipes.proxy is not None else None
         for form in default_formats(student) if self.options.exports is None else self.options.exports:
             if not is_exported(out / form, run):
@@ -152,25 +152,26 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
     """Index the photos, decide everything and return it with the plan; raises BadInput for what cannot work."""
     for student in options.students:
         refuse_architecture(canonical(student), options.exports or ())
-    for request in options.teachers:
-        resolve_teacher(request.name, weights=request.weights, size_px=request.size_px)
+    options = replace(options, teachers=tuple(map(resolved_request, options.teachers)))
     folder = DistillFolder(options.folder)
     with contextlib.ExitStack() as resources:
         store = _writable_store(options) if not options.dry_run else resources.enter_context(_dry_store(options))
-        photos = _indexed(store, options, options.photos, options.dataset, on_event)
-        test = None if options.test is None else _indexed(store, options, options.test, f"{options.dataset}-test", on_event)
+        photos = build_index(store.objects, options.photos, options.dataset, on_event=on_event)
+        test = None if options.test is None else build_index(store.objects, options.test, f"{options.dataset}-test", on_event=on_event)
         if test is not None:
             check_test(photos, test, options.allow_overlap, on_event)
         folder.begin(_request(options), write=not options.dry_run)
-        folder.at_version(photos.key, write=not options.dry_run)
+        earlier = [f"{photos.name}@{short(version.digest)}" for version in photos.earlier]
+        folder.at_version(photos.key, earlier, write=not options.dry_run)
         stages = chosen_stages(options, folder)
         recipes = decided_recipes(options, folder, store, photos, stages, on_event)
         plan = {
             **make_plan(options, recipes, folder, photos, _datasets_of(options)),
             "stages": {"value": list(stages), "origin": folder.kept["why_stages"]},
-            "decisions": decisions_of(recipes),
+            "decisions": decisions_of(recipes, folder),
         }
         check_room(plan)
+        check_limits(plan, options)
     on_event({"event": "plan", **plan})
     return Prepared(options, plan, recipes, photos.key, None if test is None else test.key, folder)
 
@@ -182,7 +183,6 @@ def _request(options: DistillOptions) -> dict[str, Any]:
         "stages": options.stages,
         "proxy": options.proxy,
         "recipe": options.recipe,
-        "store": options.store_url,
         "name": options.dataset,
     }
     return {"teachers": teachers, **asked, "budget_bytes": options.budget_bytes, "hours": options.hours}
@@ -256,16 +256,18 @@ def _datasets_of(options: DistillOptions) -> list[str]:
     return [] if store is None else store.list_datasets()
 
 
-def _indexed(store: FeatureStore, options: DistillOptions, source: str, name: str, on_event: OnEvent) -> ImageDataset:
-    """Index a source into the store; what is indexed already is found by its content."""
-    return build_index(store.objects, source, name, on_event=on_event)
+def resolved_request(request: TeacherRequest) -> TeacherRequest:
+    """Return a teacher with its weights found and hashed, once for all steps; raises BadInput for what cannot be."""
+    precision = choose_precision("auto", choose_device("auto").value).value
+    spec = request.spec or resolve_teacher(request.name, weights=request.weights, size_px=request.size_px, precision=precision)
+    return replace(request, spec=spec)
 
 
 def picture_sizes(teachers: Sequence[TeacherRequest], runs: Sequence[Path]) -> dict[str, int]:
     """Return the input size of each model in the pictures, by name or run: its own, doubled while its grid is too coarse to see."""
     sizes: dict[str, int] = {}
     for request in (*teachers, *(TeacherRequest(str(run)) for run in runs)):
-        spec = resolve_teacher(request.name, weights=request.weights, size_px=request.size_px)
+        spec = request.spec or resolve_teacher(request.name)
         with contextlib.suppress(BadInput):  # an encoder of one size keeps it
             while min(spec.grid) < _VISIBLE_GRID:
                 spec = spec.at_size(2 * spec.preprocessing.size_px)
@@ -286,6 +288,9 @@ def default_formats(student: str) -> tuple[str, ...]:
 
 
 def is_exported(folder: Path, run: Path) -> bool:
-    """Return whether a folder holds an export of exactly the run's weights."""
+    """Return whether a folder holds an export of exactly these weights, whose card has every evaluation of them."""
     record = folder / "export.json"
-    return record.is_file() and json.loads(record.read_text()).get("weights_sha256") == file_sha256(run / BACKBONE_FILE)
+    if not record.is_file() or json.loads(record.read_text()).get("weights_sha256") != file_sha256(run / BACKBONE_FILE):
+        return False
+    evaluated = [path.stat().st_mtime_ns for path in (run / EVALUATIONS).glob("*.json")]
+    return max(evaluated, default=0) <= record.stat().st_mtime_ns

@@ -4,7 +4,6 @@ kNN needs labelled photos and labelled test images. A teacher's own figure comes
 pass over the photos: it is left out for large sets and where a limit of bytes or hours was given, and that is said.
 """
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ...student.export.lineage import recorded_share
 from ...teachers.registry.resolve import load_teacher, resolve_teacher
 from ...teachers.runtime.devices import choose_device, choose_precision
 from .recipes import DistillRecipes
-from .steps import Distillation
+from .steps import Distillation, chosen_model, training_label
 
 MOST_NEIGHBOURS, MOST_TESTED, MOST_AGREED = 50_000, 10_000, 2_000
 TOKENS = ("cls", "mean_patch")
@@ -49,19 +48,18 @@ def knn_figures(
     work: Distillation, recipes: DistillRecipes, runs: Mapping[str, Mapping[int, Path]], test: str, on_event: OnEvent
 ) -> dict[str, Any]:
     """Return kNN by model: of each student untrained and after each stage, of the proxy, and under `teachers` of the teachers."""
-    started = time.perf_counter()
     figures: dict[str, Any] = {}
     for student, stages in runs.items():
         label = "" if len(runs) == 1 else f"{student}: "
         size_px = max(recipes.students[student][2].recipe.student.sizes_px)
-        models = {"random": stages[2] / "initial", **{f"stage{stage}": run for stage, run in stages.items()}}
+        models = {"random": stages[2] / "initial", **{f"stage{stage}": chosen_model(run) for stage, run in stages.items()}}
         for name, run in models.items():
             if (run / "model" / "model.json").is_file():
                 figures[label + name] = _knn(work, str(run), test, size_px, on_event)
     if recipes.proxy is not None:
         figures["proxy"] = _knn(work, str(work.folder.proxy()), test, recipes.extract.proxy_size_px, on_event)
     images = len(work.store.dataset(work.data)) + len(work.store.dataset(test))
-    work.folder.done("evaluate kNN", time.perf_counter() - started, len(figures) * images, fresh=False)
+    work.folder.done("evaluate kNN", sum(figure["seconds"] for figure in figures.values()), len(figures) * images)
     if teachers := _teachers_knn(work, recipes, test, on_event):
         figures["teachers"] = teachers
     return figures
@@ -93,25 +91,36 @@ def agreement_figures(work: Distillation, runs: Mapping[str, Mapping[int, Path]]
     for student, stages in runs.items():
         for stage, run in stages.items():
             if recorded_share(run):
-                options = AgreementOptions(model=str(run), store=work.store.url, images=MOST_AGREED)
+                options = AgreementOptions(model=str(chosen_model(run)), store=work.store.url, images=MOST_AGREED)
                 figures.setdefault(student, {})[f"stage{stage}"] = evaluate_agreement(options, on_event)
     return figures
 
 
 def live_comparison(work: Distillation, recipes: DistillRecipes) -> dict[str, dict[str, Any]]:
-    """Return by training on cached tokens the seconds as run and the seconds with live teachers, by forwards over this run's own views."""
+    """Return by training on cached tokens the seconds as run and the seconds with live teachers, by forwards over this run's own views.
+
+    A comparison is kept in the folder: a teacher is loaded for it once.
+    """
+    names = [training_label(work.folder, student, 2) for student in recipes.students]
+    names += [] if recipes.proxy is None else [training_label(work.folder, "proxy", 1)]
+    kept: dict[str, dict[str, Any]] = dict(work.folder.kept.get("live", {}))
+    if not set(names) <= set(kept):
+        kept |= _measured_live(work, recipes)
+        work.folder.keep(live=kept)
+    return {name: kept[name] for name in names if name in kept}
+
+
+def _measured_live(work: Distillation, recipes: DistillRecipes) -> dict[str, dict[str, Any]]:
     precision = choose_precision(recipes.extract.precision, choose_device("auto").value).value
-    teachers = {
-        request.name: resolve_teacher(request.name, weights=request.weights, size_px=request.size_px, precision=precision)
-        for request in recipes.extract.requests(work.options.teachers)
-    }
+    requests = recipes.extract.requests(work.options.teachers)
+    teachers = {request.spec.name: request.spec for request in requests if request.spec is not None}  # all are resolved
     proxy = (
         None
         if recipes.proxy is None
         else {"proxy": resolve_teacher(str(work.folder.proxy()), size_px=recipes.extract.proxy_size_px, precision=precision)}
     )
-    trainings = {} if recipes.proxy is None else {"proxy, stage 1": (teachers, recipes.proxy)}
-    trainings |= {f"{student}, stage 2": (proxy or teachers, stages[2]) for student, stages in recipes.students.items()}
+    trainings = {} if recipes.proxy is None else {training_label(work.folder, "proxy", 1): (teachers, recipes.proxy)}
+    trainings |= {training_label(work.folder, student, 2): (proxy or teachers, stages[2]) for student, stages in recipes.students.items()}
     trainings = {name: row for name, row in trainings.items() if row[1].recipe.teacher.source == "cached"}
     views = work.store.features(next(iter(work.features.values()))).views
     seconds: dict[str, float] = {}

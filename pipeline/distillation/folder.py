@@ -11,7 +11,7 @@ OUT/results.json, OUT/report.html
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,18 @@ class DistillFolder:
     def _has_work(self) -> bool:
         return bool(self.steps) or any(self.out.glob("*/stage*/recipe.json")) or any(self.out.glob("proxy*/recipe.json"))
 
-    def at_version(self, dataset: str, *, write: bool = True) -> None:
-        """Take the dataset's key as the version that is trained on, a new one where it is not known."""
+    def at_version(self, dataset: str, earlier: Collection[str], *, write: bool = True) -> None:
+        """Take the dataset's key as the version that is trained on; `earlier` are the keys of the versions that it continues.
+
+        Raises BadInput for a dataset that continues none of those that were trained on here.
+        """
         versions = list(self._record.get("versions", []))
         if dataset not in versions:
+            if versions and not set(versions) & set(earlier):
+                raise BadInput(
+                    f"{self.out} is a distillation of {versions[-1]}, and these photos are others ({dataset}), not that folder with photos "
+                    "added; give another --out"
+                )
             self._keep(write, versions=[*versions, dataset])
         self.version = self._record["versions"].index(dataset) + 1
 
@@ -95,15 +103,23 @@ class DistillFolder:
         """Return the folder of a student's exports."""
         return self.out / self._name(student) / "export"
 
-    def _name(self, name: str) -> str:
-        return re.sub(r"[^A-Za-z0-9_.+-]+", "-", name) + (f"-v{self.version}" if self.version > 1 else "")
+    def label(self, name: str) -> str:
+        """Return the name of a student or of "proxy" for people, with the version of the photos from the second on."""
+        return name + (f"-v{self.version}" if self.version > 1 else "")
 
-    def done(self, step: str, seconds: float, rows: int, *, fresh: bool) -> None:
-        """Keep what a step cost; a step that found its work done keeps the figures of the call that did it."""
-        if fresh or step not in self.steps:
-            total = seconds + (self.steps.get(step, {}).get("seconds", 0.0) if fresh else 0.0)
-            self.steps[step] = {"seconds": total, "rows": rows, "rows_per_s": rows / max(total, 1e-9)}
-            write_atomically(self.out / "steps.json", json.dumps(self.steps, indent=1).encode())
+    def _name(self, name: str) -> str:
+        return re.sub(r"[^A-Za-z0-9_.+-]+", "-", self.label(name))
+
+    def done(self, step: str, seconds: float, rows: int) -> None:
+        """Keep the seconds and rows of all of a step's work, however many calls it took."""
+        self.steps[step] = {"seconds": seconds, "rows": rows, "rows_per_s": rows / max(seconds, 1e-9)}
+        write_atomically(self.out / "steps.json", json.dumps(self.steps, indent=1).encode())
+
+    def added(self, step: str, seconds: float, rows: int) -> None:
+        """Add what one call did to a step; nothing where it found the work done."""
+        if rows:
+            before = self.steps.get(step, {"seconds": 0.0, "rows": 0})
+            self.done(step, before["seconds"] + seconds, before["rows"] + rows)
 
 
 def _read(path: Path) -> dict[str, Any]:

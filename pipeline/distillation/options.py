@@ -1,15 +1,17 @@
 """The request of `distill`: photos, teachers, students, and what it may cost; checked where it is made."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...jobs.extraction.options import TeacherRequest
+from ...storage.core.choices import DISTILL_STAGES, DistillStages
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute, is_url, require_utf8
 from ...student.export.formats import FORMATS
+from ...teachers.registry.resolve import absolute_name
 
-STAGES = {"2": (2,), "2,3": (2, 3), "1,2": (1, 2), "1,2,3": (1, 2, 3)}
+STAGES = {words: tuple(map(int, words.split(","))) for words in DISTILL_STAGES if words != "auto"}
 _NAME_RUNS = re.compile(r"[^A-Za-z0-9_.+-]+")
 
 
@@ -26,7 +28,7 @@ class DistillOptions:
     """Architectures; each is trained apart, with a recipe of its own."""
     test: str | None = None
     """Labelled images that nothing is learnt from, for kNN; classes as those of `photos`."""
-    stages: str = "auto"
+    stages: DistillStages = "auto"
     """A key of `STAGES`; auto: 2 with one teacher, 1,2,3 with several."""
     proxy: str | None = None
     """Architecture of stage 1's proxy; None: by rule."""
@@ -59,8 +61,8 @@ class DistillOptions:
             raise BadInput(f"distill needs a teacher and a student, got {len(self.teachers)} and {len(self.students)}")
         if len(set(self.students)) < len(self.students):
             raise BadInput(f"a student is named twice: {', '.join(self.students)}; each is another architecture")
-        if self.stages != "auto" and self.stages not in STAGES:
-            raise unknown_name("stages", self.stages, ("auto", *STAGES))
+        if self.stages not in DISTILL_STAGES:
+            raise unknown_name("stages", self.stages, DISTILL_STAGES)
         for name in self.exports or ():
             if name not in FORMATS:
                 raise unknown_name("export format", name, FORMATS)
@@ -79,6 +81,9 @@ class DistillOptions:
         object.__setattr__(self, "photos", absolute(self.photos))
         object.__setattr__(self, "test", None if self.test is None else absolute(self.test))
         object.__setattr__(self, "name", self.name or dataset_name(self.photos))
+        object.__setattr__(self, "teachers", tuple(map(_absolute_request, self.teachers)))
+        if self.recipe is not None and Path(self.recipe).is_file():
+            object.__setattr__(self, "recipe", absolute(self.recipe))
 
     @property
     def folder(self) -> Path:
@@ -102,6 +107,12 @@ class DistillOptions:
     def ranks(self) -> int:
         """Ranks of a training: those of the cluster where there is one, else this process."""
         return (self.workers or 0) if self.address is not None else 0
+
+
+def _absolute_request(request: TeacherRequest) -> TeacherRequest:
+    """Return a teacher whose run or file and weights are named by absolute paths: a call from another folder means the same."""
+    weights = None if request.weights is None else Path(absolute(str(request.weights)))
+    return replace(request, name=absolute_name(request.name), weights=weights)
 
 
 def dataset_name(source: str) -> str:

@@ -27,9 +27,11 @@ from ..recipes.load import ResolvedRecipe
 from .folder import DistillFolder
 from .options import DistillOptions
 from .recipes import DistillRecipes
+from .steps import training_label
 
 ASK_ABOVE_HOURS, ASK_ABOVE_BYTES = 1.0, 20e9
 _HOUR_S = 3600.0
+_TOLERANCE = 1.05  # of hours: steps are whole, and rates rounded
 _SPEED_VIEWS = {"cpu": 8, "cuda": 32}
 FORWARD_SHARE = 1 / 3  # of a step's time: a backward pass costs two forwards
 
@@ -48,9 +50,9 @@ class Training:
 def trainings_of(recipes: DistillRecipes, folder: DistillFolder) -> list[Training]:
     """Return the trainings in their order."""
     targets = "teachers" if recipes.proxy is None else "proxy"
-    first = [] if recipes.proxy is None else [Training("proxy, stage 1", folder.proxy(), recipes.proxy, "teachers")]
+    first = [] if recipes.proxy is None else [Training(training_label(folder, "proxy", 1), folder.proxy(), recipes.proxy, "teachers")]
     return first + [
-        Training(f"{student}, stage {stage}", folder.run(student, stage), resolved, targets)
+        Training(training_label(folder, student, stage), folder.run(student, stage), resolved, targets)
         for student, stages in recipes.students.items()
         for stage, resolved in stages.items()
     ]
@@ -195,6 +197,16 @@ def check_room(plan: Mapping[str, Any]) -> None:
             f"the plan needs {plan['bytes'] / 1e9:.1f} GB in {store}, and its disk has {free / 1e9:.1f} GB free; give --budget "
             f"{free / 2e9:.0f}GB for smaller tokens or fewer views, or a --store elsewhere"
         )
+
+
+def check_limits(plan: Mapping[str, Any], options: DistillOptions) -> None:
+    """Raise BadInput for a plan above the limits, as several stages may be that each have their least number of steps."""
+    if options.budget_bytes is not None and plan["bytes"] > options.budget_bytes:
+        least = f"{plan['bytes'] / 1e9:.2g} GB"
+        raise BadInput(f"the plan needs {least} where --budget is {options.budget_bytes / 1e9:.2g} GB; give that much, or fewer --stages")
+    if options.hours is not None and plan["hours"] > options.hours * _TOLERANCE:
+        least = f"{plan['hours']:.2g} hours"
+        raise BadInput(f"the plan takes {least} where --hours is {options.hours:g}; give that much, fewer --stages or fewer students")
 
 
 def needs_consent(plan: Mapping[str, Any]) -> str | None:

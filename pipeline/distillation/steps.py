@@ -20,6 +20,7 @@ from ...jobs.training.options import TrainOptions, Watch
 from ...storage.core.events import Event, OnEvent
 from ...storage.store import FeatureStore
 from ...storage.views.view_spec import ViewSpec
+from ...teachers.registry.resolve import MODEL_FILE
 from .folder import DistillFolder
 from .options import DistillOptions
 from .recipes import DistillRecipes, equivalent_command
@@ -67,7 +68,7 @@ class Distillation:
             self.store.url, data, teachers, views, workers=self.options.workers, address=self.options.address
         )  # fmt: skip
         summary = extract_features(options, self.on_event)
-        self.folder.done(step, summary["seconds"], summary["rows"] * len(teachers), fresh=bool(summary["views_done"]))
+        self.folder.added(step, summary["seconds"], summary["views_done"] * len(teachers))
         return dict(summary["features"])
 
     def _train(self, name: str, stage: int, recipes: DistillRecipes, features: Mapping[str, str], out: Path) -> None:
@@ -75,9 +76,9 @@ class Distillation:
         assert resolved is not None
         recipe, origins, extra = resolved.recipe, dict(resolved.origins), list[str]()
         if stage == 3:
-            start = str(self.folder.run(name, 2))
+            start = str(chosen_model(self.folder.run(name, 2)))
             student = dataclasses.replace(recipe.student, init_from=start)
-            recipe, origins["student.init_from"] = dataclasses.replace(recipe, student=student), "distill: the run of stage 2"
+            recipe, origins["student.init_from"] = dataclasses.replace(recipe, student=student), "distill: the model of stage 2"
             extra += ["--set", f"student.init_from={start}"]
         live = tuple(self._live_teachers(recipes)) if recipe.teacher.source == "live" else ()
         proxy = live[0] if live and recipes.proxy is not None else None
@@ -89,12 +90,15 @@ class Distillation:
             teachers=() if proxy is not None else live, workers=self.options.ranks,
             address=self.options.address if self.options.ranks else None,
         )  # fmt: skip
+        extra += [] if stage == 1 else ["--student", name]
         extra += [] if watch is None else ["--evaluate", "agreement", "--every", str(every), "--evaluate-images", str(_MEASURED_IMAGES)]
         extra += [word for model in live for word in ("--proxy" if proxy is not None else "--teacher", model)]
         self.commands.append(shlex.join(equivalent_command(recipes.files[name], stage, self.store.url, self.data, keys, out, *extra)))
-        label = f"{name}, stage {stage}"
+        label = training_label(self.folder, name, stage)
         summary = train(options, lambda event: self.on_event(_labelled(event, label)))
-        self.folder.done(f"train {label}", summary["seconds"], recipe.run.steps * recipe.run.batch_size, fresh=not summary["already"])
+        samples = recipe.run.steps * recipe.run.batch_size
+        if not summary["already"] or f"train {label}" not in self.folder.steps:  # of a resumed run the summary times the last part alone
+            self.folder.done(f"train {label}", samples / summary["images_per_s"], samples)
 
     def _live_teachers(self, recipes: DistillRecipes) -> Iterator[str]:
         """Yield the models of live targets: the proxy where there is one, else the teachers."""
@@ -102,6 +106,17 @@ class Distillation:
             yield str(self.folder.proxy())
         else:
             yield from recipes.extract.teachers
+
+
+def training_label(folder: DistillFolder, name: str, stage: int) -> str:
+    """Return a training's name for people."""
+    return f"{folder.label(name)}, stage {stage}"
+
+
+def chosen_model(run: Path) -> Path:
+    """Return the model of a finished run that is used: its best by agreement on held-out photos where it kept that one, else its last."""
+    best = run / "best"
+    return best if (best / MODEL_FILE).is_file() else run
 
 
 def _labelled(event: Event, label: str) -> Event:

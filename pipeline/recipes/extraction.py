@@ -1,12 +1,13 @@
 """`[extract]` of a recipe that goes from photos to students: how teachers' tokens are cached. `train` and `extract-features` ignore it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ...jobs.extraction.options import ExtractOptions, TeacherRequest
 from ...storage.core.choices import Codec, Precision
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.views.view_spec import ViewSpec
+from ...teachers.runtime.devices import choose_device, choose_precision
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,16 @@ class ExtractConfig:
             raise BadInput(f"extract.grid is [rows, columns], or [] for each teacher's own, got {list(self.grid)}")
 
     def requests(self, given: tuple[TeacherRequest, ...] = ()) -> tuple[TeacherRequest, ...]:
-        """Return the teachers with their sizes here; of those that were `given`, their weight files and devices."""
+        """Return the teachers with their sizes and precision here; of those that were `given`, their weight files, devices and specs."""
         by_name = {request.name: request for request in given}
-        return tuple(
-            TeacherRequest(
-                name, size_px=self.teacher_sizes_px.get(name), weights=by_name[name].weights if name in by_name else None,
-                device=by_name[name].device if name in by_name else None,
-            )
-            for name in self.teachers
-        )  # fmt: skip
+        return tuple(self._request(by_name.get(name, TeacherRequest(name))) for name in self.teachers)
+
+    def _request(self, given: TeacherRequest) -> TeacherRequest:
+        size_px, spec = self.teacher_sizes_px.get(given.name), given.spec
+        if spec is not None:  # resolved before this recipe was known
+            spec = replace(spec, precision=choose_precision(self.precision, choose_device("auto").value).value)
+            spec = spec if size_px is None else spec.at_size(size_px)
+        return replace(given, size_px=size_px, spec=spec)
 
     def options(
         self, store: str, data: str, teachers: tuple[TeacherRequest, ...], views: ViewSpec, *, workers: int | None = None,

@@ -72,12 +72,19 @@ class KnnRow:
 
 def knn_rows(knn: Mapping[str, Any]) -> list[KnnRow]:
     """Return the table's lines: untrained student, student, proxy, teachers; the class token before the mean patch token."""
-    entries = [(MODEL_WORDS.get(name, name), name, entry) for name, entry in knn.items() if name != "teachers"]
+    entries = [(_model_words(name), name, entry) for name, entry in knn.items() if name != "teachers"]
     order = list(MODEL_WORDS)
     entries.sort(key=lambda entry: order.index(entry[1]) if entry[1] in order else len(order))
     rows = [row for words, name, entry in entries for row in token_rows(words, "proxy" if name == "proxy" else "student", entry)]
     teachers = knn.get("teachers", {})
     return rows + [row for name, entry in teachers.items() for row in token_rows(name, "teacher", entry)]
+
+
+def _model_words(name: str) -> str:
+    """Return what a model is, for a table about several students with the student's name: `vit-mini: stage2`."""
+    student, _, part = name.rpartition(": ")
+    words = MODEL_WORDS.get(part, part)
+    return f"{student}, {words.removeprefix('student').lstrip(', ')}" if student else words
 
 
 def token_rows(model: str, kind: str, entry: Mapping[str, Any]) -> list[KnnRow]:
@@ -124,9 +131,9 @@ def tiles(results: Mapping[str, Any], rows: Sequence[KnnRow]) -> list[tuple[str,
     """Return the page's first figures as (figure, what it is, compared with what)."""
     shown = []
     student = [row for row in rows if row.kind == "student" and row.ours is not None]
-    trained = [row for row in student if row.model != MODEL_WORDS["random"] and row.token == TOKEN_WORDS["cls"]]
+    trained = [row for row in student if not row.model.endswith("untrained") and row.token == TOKEN_WORDS["cls"]]
     if trained:
-        untrained = [row.ours for row in student if row.model == MODEL_WORDS["random"] and row.ours is not None]
+        untrained = [row.ours for row in student if row.model.endswith("untrained") and row.ours is not None]
         against = f"untrained {max(untrained):.1f} %" if untrained else "k = 10, class token"
         shown.append((f"{trained[-1].ours:.1f} %", f"kNN of the {trained[-1].model}", against))
     live = results.get("live", {})

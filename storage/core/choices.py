@@ -50,6 +50,10 @@ OnMiss = Literal["refuse", "compute"]
 """What a training does about shards that are missing from the store."""
 ON_MISS: tuple[OnMiss, ...] = get_args(OnMiss)
 
+DistillStages = Literal["auto", "2", "2,3", "1,2", "1,2,3"]
+"""Which stages a distillation runs; auto: by the number of teachers."""
+DISTILL_STAGES: tuple[DistillStages, ...] = get_args(DistillStages)
+
 Optimizer = Literal["adamw", "lamb"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 

@@ -46,6 +46,8 @@ def test_one_teacher_teaches_the_student_directly_by_recipes_that_train_takes(
     planned = command(*train, "--out", tmp_path / "apart", "--dry-run")
     assert planned["recipe"]["optimizer.learning_rate"]["value"] == saved.recipe.optimizer.learning_rate
 
+    assert result["agreement"]["vit-mini"]["stage2"]["model"] == str(out / "vit-mini" / "stage2" / "best")
+
     before = file.read_bytes()
     again = command(*call(photos, out, "--teacher", teacher_run))
     assert file.read_bytes() == before

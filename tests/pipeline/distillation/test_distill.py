@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from eupe_pipeline.jobs.extraction.options import TeacherRequest
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.distillation import scaling
@@ -74,7 +75,10 @@ def test_a_killed_call_goes_on_and_ends_with_the_weights_of_one_that_was_not(
     killed = tmp_path / "killed"
     call = words(photos, teacher_run, recipe, killed, "--store", tmp_path / "b", "--export", "none")
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *call, "--json"], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", SCRIPT, *call, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -102,6 +106,38 @@ def test_a_second_student_costs_its_own_steps_only(photos: Path, teacher_run: Pa
     elsewhere = command(*words(photos, teacher_run, recipe, tmp_path / "other", "--export", "none"))
     assert computed(elsewhere) == {"vit-mini, stage 2"}, "another folder beside the first shares its store"
     assert elsewhere["feature_sets"].keys() == first["feature_sets"].keys()
+
+
+def test_other_photos_of_the_same_name_are_refused_in_a_folder_that_answers_for_some(
+    photos: Path, cifar: list[tuple[str, bytes]], teacher_run: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(words(photos, teacher_run, recipe, out, "--export", "none")) == 0
+    others = write_photos(tmp_path / "elsewhere" / "photos", cifar[40:60])
+    assert main(words(others, teacher_run, recipe, out, "--export", "none")) == 2
+    assert "these photos are others" in capsys.readouterr().err
+    assert not (out / "vit-mini-v2").exists()
+
+
+def test_a_relative_name_from_another_folder_is_the_same_request(
+    photos: Path, teacher_run: Path, recipe: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    command(*words(photos, teacher_run, recipe, out, "--teacher-size", f"{teacher_run}=24", "--export", "none"))
+    monkeypatch.chdir(teacher_run.parent)
+    near = f"./{teacher_run.name}"
+    call = [near if word == "NEAR" else word for word in words(photos, Path("NEAR"), recipe, out, "--teacher-size", f"{near}=24")]
+    assert computed(command(*call, "--export", "none")) == set()
+
+
+def test_a_step_counts_what_its_calls_did_and_nothing_where_all_was_done(
+    photos: Path, teacher_run: Path, recipe: Path, tmp_path: Path, command: Command
+) -> None:
+    first = command(*words(photos, teacher_run, recipe, tmp_path / "a", "--export", "none"))
+    other = command(*words(photos, teacher_run, recipe, tmp_path / "b", "--export", "none"))
+    assert first["steps"]["extract teachers"]["rows"] == 80
+    assert "extract teachers" not in other["steps"], "the tokens were there: no rate is made of that"
+    assert other["steps"]["train vit-mini, stage 2"]["rows"] == 12 * 8
 
 
 def test_a_dry_run_says_the_plan_and_writes_nothing(

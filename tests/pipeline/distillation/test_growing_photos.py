@@ -47,5 +47,8 @@ def test_a_folder_that_grew_costs_the_teacher_the_new_photos_alone(
     (key,) = grown["feature_sets"]
     assert FeatureStore.open(tmp_path / "store").features(key).rows == 88
     assert file_sha256(trained) == sha256
+    assert set(grown["steps"]) >= {"train vit-mini, stage 2", "train vit-mini-v2, stage 2"}
+    assert grown["steps"]["extract teachers"]["rows"] == 80 + 8
+    assert set(grown["live"]) == {"vit-mini-v2, stage 2"}
     again = command(*call)
     assert not [event for event in again["events"] if event["event"] == "step"]
