@@ -87,6 +87,11 @@ def _model_words(name: str) -> str:
     return f"{student}, {words.removeprefix('student').lstrip(', ')}" if student else words
 
 
+def _the(model: str) -> str:
+    """Return the words of a model in a sentence; one that is named by its student needs no article."""
+    return model if ", after" in model else f"the {model}"
+
+
 def token_rows(model: str, kind: str, entry: Mapping[str, Any]) -> list[KnnRow]:
     """Return the lines of one model, one for each token that was evaluated."""
     today = rename_protocols(entry)
@@ -135,7 +140,7 @@ def tiles(results: Mapping[str, Any], rows: Sequence[KnnRow]) -> list[tuple[str,
     if trained:
         untrained = [row.ours for row in student if row.model.endswith("untrained") and row.ours is not None]
         against = f"untrained {max(untrained):.1f} %" if untrained else "k = 10, class token"
-        shown.append((f"{trained[-1].ours:.1f} %", f"kNN of the {trained[-1].model}", against))
+        shown.append((f"{trained[-1].ours:.1f} %", f"kNN of {_the(trained[-1].model)}", against))
     live = results.get("live", {})
     if live:
         cached_s, live_s = (sum(entry[key] for entry in live.values()) for key in ("cached_s", "live_s"))

@@ -154,3 +154,13 @@ def test_a_place_that_cannot_be_written_is_an_error_of_ours(made_run: Callable[.
 )
 def test_sizes_are_decimal(count: float, text: str) -> None:
     assert size(count) == text
+
+
+def test_models_of_several_students_are_named_and_an_untrained_one_is_not_shown_as_trained() -> None:
+    figures = {"ours": 10.0, "paper": 9.0, "official": {"10": 11.0}}
+    better = {**figures, "ours": 40.0}
+    knn = {f"{student}: {part}": {"cls": entry} for student in ("a", "b") for part, entry in (("random", figures), ("stage2", better))}
+    rows = knn_rows(knn)
+    assert [row.model for row in rows] == ["a, untrained", "a, after stage 2", "b, untrained", "b, after stage 2"]
+    assert tiles({}, rows)[0][:2] == ("40.0 %", "kNN of b, after stage 2")
+    assert tiles({}, rows)[0][2] == "untrained 10.0 %"
