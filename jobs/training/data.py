@@ -19,7 +19,7 @@ from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields, short
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
-from ...storage.images.hold_out import held_out_images
+from ...storage.images.hold_out import drawn_images, held_out_images
 from ...storage.images.subsets import ImageSubset
 from ...storage.store import FeatureStore
 from ...storage.views.photometric import MODES
@@ -50,8 +50,8 @@ class Part:
     def images(self) -> int:
         """How many images are drawn from, failed ones included and removed ones not."""
         dataset = self.views.dataset
-        stays = np.arange(len(dataset)) if self.subset is None else self.subset.stays()
-        return len(np.setdiff1d(stays, dataset.removed())) if dataset.removed_count else len(stays)
+        drawn = drawn_images(dataset, self.subset, 0.0)
+        return len(dataset) - dataset.removed_count if drawn is None else len(drawn)
 
     @property
     def views(self) -> ViewSet:

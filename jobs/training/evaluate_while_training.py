@@ -18,6 +18,7 @@ from ...storage.core.choices import TrainingEvaluation
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
+from ...storage.images.hold_out import drawn_images
 from ...storage.store import FeatureStore
 from ...storage.views.pixels import center_square
 from ...student.model.recipe import RunConfig
@@ -27,7 +28,6 @@ from ...student.training.learner import Learner
 from ..evaluation.labelled_features import Int64s, sample_images
 from ..evaluation.split_checks import check_overlap, digests_of, refuse_one_class
 from .data import Part
-from .hold_out import trained_images
 from .options import Watch
 from .watch_agreement import AgreementMeasure
 
@@ -89,7 +89,8 @@ class KnnMeasure:
     """kNN on a labelled dataset, in memory."""
 
     def __init__(self, watch: Watch, store: FeatureStore, first: Learner, parts: Sequence[Part], on_event: OnEvent) -> None:
-        trained_on = [(part.views.dataset, trained_images(part, first.recipe.data.hold_out)) for part in parts]
+        share = first.recipe.data.hold_out
+        trained_on = [(part.views.dataset, drawn_images(part.views.dataset, part.subset, share)) for part in parts]
         self._held_out = load_held_out(watch, store, first, trained_on, on_event)
 
     def measure(self, student: Student, learner: Learner) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .dataset import ImageDataset
+from .subsets import ImageSubset
+
 RULE = "BLAKE2b of the id, 64 bits, key 'eupe hold-out 1'"
 """What a run records, so that no other rule ever passes for this one."""
 _KEY = b"eupe hold-out 1"
@@ -57,6 +60,14 @@ def held_out_images(dataset: Identified, share: float) -> Int64s:
     images = np.concatenate(found)
     images.setflags(write=False)
     return images
+
+
+def drawn_images(dataset: ImageDataset, subset: ImageSubset | None, share: float) -> Int64s | None:
+    """Return the images that a run may draw of a dataset, ascending, removed ones not and failed ones among them; None for all."""
+    if not share and subset is None:
+        return None
+    stays = np.arange(len(dataset), dtype=np.int64) if subset is None else subset.stays()
+    return np.setdiff1d(stays, np.union1d(dataset.removed(), held_out_images(dataset, share)))
 
 
 def lowest_ranked(dataset: Identified, count: int, share: float, *, held_out: bool, without: Int64s) -> Ranked:

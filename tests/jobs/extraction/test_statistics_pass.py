@@ -194,6 +194,16 @@ def test_statistics_of_the_earlier_default_are_used_again_so_that_a_set_that_was
     assert other["statistics_views"] == {"teacher": 48}
 
 
+def test_a_set_that_was_begun_goes_on_whoever_has_measured_another_sample_since(photos: Any, forwards: Counter[str]) -> None:
+    store, options, _ = photos
+    begun = extract_features(options)["features"]
+    assert extract_features(replace(options, statistics_batches=500))["features"] != begun
+    store.features(begun["teacher"]).group.objects.remove(_record(store, begun["teacher"]))
+    forwards.clear()
+    assert extract_features(options)["features"] == begun
+    assert forwards == {"teacher": 16}
+
+
 def _record(store: FeatureStore, key: str) -> str:
     return next(name for name in walk_keys(store.objects, f"features/{key}/commits"))
 
