@@ -114,19 +114,23 @@ class ShardWorker:
         """
         torch.set_num_threads(self.order.threads)
         inputs = {name: self._input(name) for name in names}
-        pixels = {one: np.empty((len(rows), one.size_px, one.size_px, 3), np.uint8) for one in inputs.values()}
+        pixels = {
+            model_input: np.empty((len(rows), model_input.size_px, model_input.size_px, 3), np.uint8) for model_input in inputs.values()
+        }
         photometric = np.empty((len(rows), PHOTOMETRIC_PARAMETERS), np.float32)
         good = []
         for n, row in enumerate(rows):
             self._stop_if_asked()
             view, drawn_now = self._view(row)
             photometric[n], failed = view.photometric[0], dict[str, str]()
-            outputs = [(one, out[n : n + 1]) for one, out in pixels.items()]
+            outputs = [(model_input, out[n : n + 1]) for model_input, out in pixels.items()]
             fill_pixels(self.views, np.array([row]), view, outputs, drawn_now=drawn_now, failed=failed)
             good += [] if failed else [n]
         if not good:
             return SampleMoments(0, {})
-        return SampleMoments(len(good), {name: self._moments(name, pixels[one][good], photometric[good]) for name, one in inputs.items()})
+        return SampleMoments(
+            len(good), {name: self._moments(name, pixels[model_input][good], photometric[good]) for name, model_input in inputs.items()}
+        )
 
     def _view(self, row: int) -> tuple[Views, bool]:
         """Return one view, and whether it is drawn now because its shard is not committed yet."""
@@ -301,7 +305,7 @@ class ShardWorker:
 
     def _encode(self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, Arriving], report: ShardReport) -> None:
         """Normalise and encode one batch's tokens into the shard's buffers; waits for the device here, so that its feeder need not."""
-        arrived = {name: one.wait() for name, one in tokens.items()}
+        arrived = {name: pending.wait() for name, pending in tokens.items()}
         report.add("forward", busy_seconds(list(tokens.values())))
         with report.timed("encode"):
             for name, target in targets.items():

@@ -151,9 +151,9 @@ def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[TrainedOn
         raise BadInput(f"{dataset.key} cannot be evaluated by kNN: it needs 20 images or more, each with a label; it has {len(dataset)}")
     refuse_one_class(dataset, [dataset.label_names[label] for label in sorted(set(labels.tolist()))])
     check_overlap(
-        (digest for one, images_drawn in trained_on for digest in digests_of(one, images_drawn)), digests,
+        (digest for trained, images_drawn in trained_on for digest in digests_of(trained, images_drawn)), digests,
         lambda place: dataset.row(int(images[place])).id,
-        where=f"{', '.join(one.key for one, _ in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
+        where=f"{', '.join(trained.key for trained, _ in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
         on_event=on_event,
     )  # fmt: skip
     return images[np.argsort(np.random.Generator(np.random.Philox(0)).random(len(images)), kind="stable")]

@@ -44,9 +44,9 @@ def new_run() -> str:
 
 def forward_key(teacher: str, pixels_nHWC: NDArray[np.uint8], photometric_nP: NDArray[np.float32] | None) -> str:
     """The name of one forward: of the teacher (digest of its identity) over these views at once."""
-    given: list[NDArray[Any]] = [pixels_nHWC] if photometric_nP is None else [pixels_nHWC, photometric_nP]
-    shapes = ";".join(str(array.shape) for array in given)
-    return xxh3_128([f"{teacher};{shapes}".encode(), *(byte_view(np.ascontiguousarray(array)) for array in given)])
+    arrays: list[NDArray[Any]] = [pixels_nHWC] if photometric_nP is None else [pixels_nHWC, photometric_nP]
+    shapes = ";".join(str(array.shape) for array in arrays)
+    return xxh3_128([f"{teacher};{shapes}".encode(), *(byte_view(np.ascontiguousarray(array)) for array in arrays)])
 
 
 class KeptForwards:

@@ -46,18 +46,18 @@ class Ranked(NamedTuple):
 
 def hold_out_ranks(ids: Sequence[str]) -> UInt64s:
     """Return the rank (N,) of each id."""
-    digests = b"".join(hashlib.blake2b(one.encode(), digest_size=_BITS // 8, key=_KEY).digest() for one in ids)
+    digests = b"".join(hashlib.blake2b(image_id.encode(), digest_size=_BITS // 8, key=_KEY).digest() for image_id in ids)
     return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 @lru_cache(maxsize=8)  # a run asks several times, and each takes a walk through all ids
 def held_out_images(dataset: Identified, share: float) -> Int64s:
     """Return the numbers of the images that a share in [0, 1) holds out, ascending and read-only; none for 0."""
-    found = [np.empty(0, np.int64)]
+    selected = [np.empty(0, np.int64)]
     for start in range(0, len(dataset) if share else 0, _AT_ONCE):
         ranks = hold_out_ranks(dataset.ids(start, min(start + _AT_ONCE, len(dataset))))
-        found.append(start + np.flatnonzero(ranks < _border(share)))
-    images = np.concatenate(found)
+        selected.append(start + np.flatnonzero(ranks < _border(share)))
+    images = np.concatenate(selected)
     images.setflags(write=False)
     return images
 
