@@ -54,7 +54,7 @@ def distilled_on(store: FeatureStore, run: Path) -> dict[ImageDataset, NDArray[n
     record, share = read_record(run, "identities.json"), recorded_share(run)
     datasets = [store.view_set(key).dataset for key in record.get("views", []) if key in store.list_view_sets()]
     subsets = {key: store.subset(name) for key, name in record.get("subsets", {}).items() if name in store.list_subsets()}
-    return {one: drawn_images(one, subsets.get(one.key), share) for one in datasets}
+    return {dataset: drawn_images(dataset, subsets.get(dataset.key), share) for dataset in datasets}
 
 
 def check_overlap(

@@ -159,7 +159,7 @@ def test_a_hold_out_counts_no_removed_photo_as_drawn(growing: Growing) -> None:
         out=growing.root / "run",
         features=["teacher"],
         dry_run=True,
-        settings=[*SETTINGS, f"data.hold_out={share}"],
+        settings=[*SETTINGS, "views.photometric=none", f"data.hold_out={share}"],
     )
     (data,) = plan["data"].values()
     assert (data["images"], data["held_out_images"]) == (len(kept), 10 - len(kept))
