@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from ..jobs.extraction.options import ExtractOptions as ExtractOptions
     from ..jobs.extraction.options import TeacherRequest as TeacherRequest
     from ..jobs.extraction.options import teacher_requests as teacher_requests
+    from ..jobs.hub.pull import PullOptions as PullOptions
+    from ..jobs.hub.pull import pull as pull
+    from ..jobs.hub.push import PushOptions as PushOptions
+    from ..jobs.hub.push import push as push
     from ..jobs.repair.repair import FidelityOptions as FidelityOptions
     from ..jobs.repair.repair import RepairOptions as RepairOptions
     from ..jobs.repair.repair import fidelity as fidelity
@@ -101,6 +105,8 @@ _NAMES = {
     "..jobs.export_run": ("export_run",),
     "..jobs.extraction.extract": ("extract_features",),
     "..jobs.extraction.options": ("ExtractOptions", "TeacherRequest", "teacher_requests"),
+    "..jobs.hub.pull": ("PullOptions", "pull"),
+    "..jobs.hub.push": ("PushOptions", "push"),
     "..jobs.repair.repair": ("FidelityOptions", "RepairOptions", "fidelity", "repair_features"),
     "..jobs.training.launch": ("train",),
     "..jobs.training.options": ("TrainOptions", "Watch"),

@@ -117,6 +117,7 @@ def _absolute_request(request: TeacherRequest) -> TeacherRequest:
 
 def dataset_name(source: str) -> str:
     """Return a dataset's name for a source: its last part that can be one, without what a name cannot hold."""
+    source = re.sub(r"@[0-9a-f]{40}(?=/|$)", "", source)  # the commit of a repository on the hub
     parts = [part for part in re.split(r"[/\\]", source.partition("?")[0]) if part and set(part) - set("*.")]
     name = _NAME_RUNS.sub("-", parts[-1] if parts else "photos").strip("-.")[:60]
     return name if re.match(r"[A-Za-z0-9_]", name) else "photos"

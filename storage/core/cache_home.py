@@ -61,6 +61,11 @@ def fetched_runs_folder() -> Path:
     return cache_home() / "fetched-runs"
 
 
+def staging_folder() -> Path:
+    """Return the folder of what is on its way to or from the hub."""
+    return cache_home() / "hub"
+
+
 def evaluations_folder() -> Path:
     """Return the folder of results that belong to no model's folder, and of the default store of evaluations."""
     return cache_home() / "evaluations"

@@ -28,8 +28,11 @@ _LOCATION_COLUMNS = ["path", "container", "offset", "length"]
 def canonical_source(source: str) -> str:
     """Return the one spelling of a source: an absolute path without `.`, `..` or a last slash for a local one, else a URL without one.
 
+    `hub:datasets/OWNER/NAME@COMMIT` is `hf://datasets/OWNER/NAME@COMMIT`.
     Links stay as they are written, because they may lead elsewhere tomorrow. Raise `BadInput` for a path that is no text.
     """
+    if source.startswith("hub:"):
+        source = f"hf://{source.removeprefix('hub:')}"
     scheme, separator, rest = source.partition("://")
     if is_url(source) and scheme.lower() not in ("file", "local"):
         return source if "::" in source else normalize_scheme(f"{scheme}://{rest.rstrip('/') or rest[:1]}")

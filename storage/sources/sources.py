@@ -18,6 +18,7 @@ from ..core.errors import BadInput, EupeError
 from ..core.urls import refuse_endpoint, refuse_secrets
 from ..objects.remote import open_filesystem
 from .folder_source import list_folder, not_a_file
+from .hub_files import HubFiles, is_hub
 from .image_kinds import (
     COMPRESSED_ENDINGS,
     CONTAINER_ENDINGS,
@@ -41,6 +42,8 @@ def _filesystem_of(url: str) -> tuple[Any, str]:
     """Return the file system of a source and the path in it; reads of remote ones are retried (`remote_files`)."""
     if is_web(url):
         return WebFiles(url), url.rstrip("/")
+    if is_hub(url):
+        return HubFiles(url), url.removeprefix("hf://").rstrip("/")
     filesystem, root = open_filesystem(url)
     return (filesystem if isinstance(filesystem, LocalFileSystem) else RemoteFiles(filesystem, url)), root.rstrip("/")
 

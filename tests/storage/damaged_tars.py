@@ -67,6 +67,6 @@ def pristine(format: int, names: tuple[str, ...] = ("0001", "é2", LONG + "3", "
 
 def indexed(store: FeatureStore, source: Path | str, **options: Any) -> tuple[ImageDataset, dict[str, str | None]]:
     """The dataset of a source, and the label of each image by its id."""
-    dataset = build_index(store.objects, str(source), "x", **{"max_bad_share": 1.0, **options})
+    dataset = build_index(store.objects, str(source), "x", **{"max_bad_share": 1.0, "as_version": False, **options})
     names: list[str | None] = [*dataset.label_names, None]  # −1 is the last
     return dataset, dict(zip(dataset.ids(0, len(dataset)), [names[number] for number in dataset.labels()], strict=True))
