@@ -1,10 +1,13 @@
 """Images in a repository of the hub at a pinned commit, over a hub on loopback."""
 
 import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput, StoreUnavailable
 from eupe_pipeline.storage.images.indexing import build_index
@@ -58,6 +61,28 @@ def test_a_pinned_repository_is_a_source_with_labels_and_the_same_bytes(hub: Hub
     assert build_index(store.objects, str(local), "photos").key == dataset.key
     assert build_index(store.objects, f"hub:{NAME}@{commit}/train", "photos").key == dataset.key
     assert FeatureStore.open(store.url).dataset("photos").sources == [f"hf://{NAME}@{commit}/train", str(local)]
+
+
+def test_tars_and_parquet_files_are_read_by_ranges(hub: Hub, tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for number in range(3):
+            for name, data in ((f"{number}.png", png(number)), (f"{number}.cls", str(number).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    table = pa.table({"image": [{"bytes": png(number), "path": None} for number in range(3, 6)], "label": [3, 4, 5]})
+    rows = io.BytesIO()
+    pq.write_table(table, rows)
+    head = hub.make(NAME, {"data/a.tar": packed.getvalue(), "data/b.parquet": rows.getvalue()}).head
+    store = FeatureStore.create(str(tmp_path / "store"))
+    dataset = build_index(store.objects, f"hf://{NAME}@{head}", "photos")
+    assert [dataset.label_names[label] for label in dataset.labels()] == ["0", "1", "2", "3", "4", "5"]
+    hub.asked.clear()
+    opened = FeatureStore.open(store.url).dataset("photos")
+    for number in range(6):
+        np.testing.assert_array_equal(opened.read_image(number), np.asarray(Image.open(io.BytesIO(png(number)))))
+    assert len([path for verb, path in hub.asked if verb == "GET" and path.endswith("a.tar")]) <= 3
 
 
 @pytest.mark.parametrize("address", [f"hf://{NAME}", f"hf://{NAME}@main/train", f"hf://{NAME}@abc123", "hf://datasets/photos"])
