@@ -100,8 +100,12 @@ def say_training_terms(options: TrainOptions, starts: Iterable[str], on_event: O
 def _terms_of_absent(options: TrainOptions, absent: Iterable[str]) -> dict[str, Terms]:
     """Return the terms of sets that do not exist yet: of the teachers that `on_miss` will compute them with, or by their names."""
     given = dict(zip(options.features, options.teachers, strict=False)) if options.on_miss == "compute" else {}
-    names = {feature: feature.partition("@")[0] for feature in absent}
-    return flat({name: terms_of_teacher(given[feature]) if feature in given else {name: terms_of(name)} for feature, name in names.items()})
+    by_set: dict[str, dict[str, Terms]] = {}
+    for feature in absent:
+        name = feature.partition("@")[0]
+        terms = terms_of_teacher(given[feature]) if feature in given else {name: terms_of(name)}
+        by_set[name] = {name if above == given.get(feature) else above: one for above, one in terms.items()}
+    return flat(by_set)
 
 
 def training_terms(

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ def slow_relation(student: Floats, teacher: Floats) -> float:
 def slow_dispersion(teacher: Floats, weights: Floats) -> float:
     unit = [token / math.sqrt(math.fsum((token * token).tolist())) for token in teacher]
     mean = np.asarray(sum(weight * token for weight, token in zip(weights, unit, strict=True))) / weights.sum()
-    return math.fsum(weight * math.acos(cosine(token, mean)) ** 2 for weight, token in zip(weights, unit, strict=True)) / weights.sum()
+    squares = [weight * math.acos(cosine(token, mean)) ** 2 for weight, token in zip(weights, unit, strict=True)]
+    return math.fsum(squares) / float(weights.sum())
 
 
 def slow_angle(student: Floats, teacher: Floats, dispersion: float) -> float:
@@ -258,7 +260,7 @@ RECIPE = TrainRecipe(student=StudentConfig("vit-mini", sizes_px=(32,)))  # a gri
     (LossConfig(cls="angle"), (32,), {"a": [(4, 4)]}, {"cls_dim": None}, "no teacher has one: a"),
 ])  # fmt: skip
 def test_a_recipe_whose_losses_cannot_be_computed_is_refused_at_the_start(
-    loss: LossConfig, sizes: tuple[int, ...], grids: dict[str, list[tuple[int, int]]], spec: dict[str, int], says: str
+    loss: LossConfig, sizes: tuple[int, ...], grids: dict[str, list[tuple[int, int]]], spec: dict[str, Any], says: str
 ) -> None:
     recipe = replace(RECIPE, loss=loss, student=replace(RECIPE.student, sizes_px=sizes))
     specs = {name: replace(TargetSpec(6, 6, grid[0]), **spec) for name, grid in grids.items()}
