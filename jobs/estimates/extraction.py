@@ -26,6 +26,7 @@ from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
+from ...teachers.registry.licences import refuse_terms
 from ...teachers.registry.native_size import size_warning
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
@@ -72,7 +73,8 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
     images = len(store.dataset(options.data))
     specs = {spec.name: spec for spec in (resolve_request(request, options) for request in options.teachers)}
     terms = flat(extraction_terms(store.objects, options, list(specs.values())))
-    say_terms(terms, options.require_licence, on_event)
+    refuse_terms(options.require_licence, terms)
+    say_terms(terms, on_event)
     device = choose_device("auto")
     speeds = {name: teacher_speed(spec, device.value, options.batch_size, plan.batches) for name, spec in specs.items()}
     pixels = options.views.pixels  # read and stored like one more teacher's tokens, at no device time

@@ -8,7 +8,7 @@ the same command goes on after a kill, and says in seconds when nothing is missi
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import Objects
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
+from ...teachers.registry.licences import TermsByName, refuse_terms
 from ...teachers.registry.native_size import size_warning
 from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
@@ -77,7 +78,7 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
         raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
     terms = extraction_terms(store.objects, options, specs)
-    say_terms(flat(terms), options.require_licence, on_event)
+    refuse_terms(options.require_licence, flat(terms))
     for text in filter(None, map(size_warning, specs)):
         on_event({"event": "warning", "text": text})
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
@@ -93,11 +94,17 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
     orders = [work_order(store, views, group, options, chosen) for group in groups]
-    return {**combined([_extract_group(store, views, order, options, on_event) for order in orders]), **options.told(), **told(flat(terms))}
+    return {
+        **combined([_extract_group(store, views, order, options, terms, on_event) for order in orders]),
+        **options.told(),
+        **told(flat(terms)),
+    }
 
 
-def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
-    """Extract the teachers that are loaded at the same time, and return their summary."""
+def _extract_group(
+    store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, terms: Mapping[str, TermsByName], on_event: OnEvent
+) -> dict[str, Any]:
+    """Extract the teachers that are loaded at the same time, and return their summary; their terms are said before the first forward."""
     started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
     other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
     normalisation = _normalisation(store, views, specs, options)
@@ -105,6 +112,7 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
         plan = _plan(store, views, specs, normalisation, options, on_event)
         if not plan.missing:
             return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other, "statistics_views": {}}
+    say_terms(flat({name: terms[name] for name in specs}), on_event)
     count, measured = worker_count(order, options), normalisation.missing
     kept = new_run() if measured and normalisation.whole else None
     try:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...storage.core.choices import LicenceUse
 from ...storage.core.errors import StoreUnavailable
 from ...storage.core.events import OnEvent
 from ...storage.core.identity import file_sha256
@@ -22,7 +21,6 @@ from ...teachers.registry.licences import (
     as_record,
     merged,
     refuse_stray,
-    refuse_terms,
     terms_from_record,
     terms_of_recorded,
     through,
@@ -128,11 +126,11 @@ def terms_of_start(start: str, proxy: Path | None = None) -> dict[str, Terms]:
     return terms_of_run(run, proxy=proxy) if (run / MODEL_FILE).is_file() else {}
 
 
-def say_terms(terms: TermsByName, required: LicenceUse | None, on_event: OnEvent) -> None:
-    """Report who binds the student to what, a line each; raise BadInput unless all allow the required use."""
-    for name, one in terms.items():
-        on_event({"event": "note", "text": f"licence of {sentence(name, one)}"})
-    refuse_terms(required, terms)
+def say_terms(terms: TermsByName, on_event: OnEvent) -> None:
+    """Report who binds the student to what, a note each."""
+    for number, (name, one) in enumerate(terms.items(), start=1):
+        text = f"licence of {sentence(name, one)}"  # an extraction's events all have a stage and a count
+        on_event({"event": "note", "stage": "licences", "done": number, "total": len(terms), "text": text})
 
 
 def told(terms: TermsByName) -> dict[str, Any]:

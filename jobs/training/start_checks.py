@@ -19,7 +19,7 @@ from ...storage.store import FeatureStore
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
 from ...student.model.recipe import TrainRecipe
-from ...teachers.registry.licences import TermsByName, merged, refuse_stray, terms_from_record, with_declared
+from ...teachers.registry.licences import TermsByName, merged, refuse_stray, refuse_terms, terms_from_record, with_declared
 from ...teachers.registry.table import Terms, terms_of
 from ...teachers.registry.teacher import Teacher
 from ..extraction.canaries import check_canary
@@ -94,7 +94,8 @@ def say_training_terms(options: TrainOptions, starts: Iterable[str], on_event: O
     absent = [name for name, several in found.items() if not any(several)]
     terms, used = training_terms(options, readers, starts, _terms_of_absent(options, absent))
     refuse_stray(options.terms, used, terms)
-    say_terms(terms, options.require_licence, on_event)
+    refuse_terms(options.require_licence, terms)
+    say_terms(terms, on_event)
 
 
 def _terms_of_absent(options: TrainOptions, absent: Iterable[str]) -> dict[str, Terms]:

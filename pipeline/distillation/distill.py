@@ -31,6 +31,7 @@ from ...student.export.export import refuse_architecture
 from ...student.export.formats import FORMATS
 from ...student.probes.evaluation_records import FOLDER as EVALUATIONS
 from ...teachers.encoders.build import canonical
+from ...teachers.registry.licences import refuse_terms
 from ...teachers.registry.resolve import BACKBONE_FILE, resolve_teacher
 from ...teachers.registry.table import Terms
 from ...teachers.runtime.devices import choose_device, choose_precision
@@ -187,7 +188,8 @@ def _say_terms(options: DistillOptions, on_event: OnEvent) -> dict[str, Terms]:
     with contextlib.ExitStack() as resources:
         store = _existing_store(options) or resources.enter_context(_dry_store(options))
         terms = flat(terms_of_request(store.objects, asked, specs, options.terms))
-    say_terms(terms, options.require_licence, on_event)
+    refuse_terms(options.require_licence, terms)
+    say_terms(terms, on_event)
     return terms
 
 
