@@ -26,7 +26,7 @@ from ...teachers.registry.licences import (
     through,
     with_declared,
 )
-from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE
+from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE, absolute_name
 from ...teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
 from ...teachers.registry.table import TEACHERS, UNKNOWN, Terms, sentence
 from .run_source import local_run
@@ -68,8 +68,8 @@ def terms_of_request(
     What the store has noted of the same weights counts as well. Raise BadInput for declarations of nothing that is asked for.
     """
     by_teacher, used = dict[str, dict[str, Terms]](), set[str]()
-    shown = {name: spec.name for (name, _), spec in zip(asked, specs, strict=True)}
-    by_shown = {shown.get(name, name): text for name, text in declared.items()}
+    shown = {absolute_name(name): spec.name for (name, _), spec in zip(asked, specs, strict=True)}
+    by_shown = {shown.get(absolute_name(name), name): text for name, text in declared.items()}
     for (name, weights), spec in zip(asked, specs, strict=True):
         notes = [terms_from_record(note) for note in noted_terms(objects, spec.identity())]
         by_teacher[spec.name], here = with_declared(_together(spec.name, [terms_of_teacher(name, spec, weights), *notes]), by_shown)

@@ -190,6 +190,19 @@ def test_a_declared_licence_is_recorded_in_store_and_run_and_need_not_be_said_ag
     assert "license_name: our-own-weights" in (tmp_path / "export" / "timm" / "README.md").read_text()
 
 
+def test_distill_takes_a_declaration_by_the_name_that_is_typed(
+    photos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _, _ = photos
+    own_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command = [*COMMANDS["distill"](store.url, "my_teacher.py:build", tmp_path / "out"), "--require-licence", "commercial", "--dry-run"]
+    assert main(command) == 2
+    assert main([*command, "--terms", "my_teacher.py:build=MIT", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert forbids(plan["terms"]) == {"my-net": False}
+
+
 def test_a_resumed_run_keeps_what_was_declared_when_it_began(tiny_store: Any, tmp_path: Path) -> None:
     declared: dict[str, Any] = {"terms": {"tiny-teacher": "MIT"}, "require_licence": "commercial"}
     with pytest.raises(BadInput, match="tiny-teacher: not recorded"):

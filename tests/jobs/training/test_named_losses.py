@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.jobs.estimates.training import plan_training
+from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.training.options import TrainOptions
 from eupe_pipeline.pipeline.reports.replay import replay_step
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
@@ -66,6 +67,29 @@ def test_each_of_them_is_another_run_and_is_learnt(tiny_store: Any, tmp_path: Pa
     assert sum(curve[-8:]) < 0.9 * sum(curve[:8])
     with pytest.raises(CacheMismatch, match=r"loss\.(relation|cls|shift)"):
         run(tiny_store, replace(recipe, loss=LossConfig()), tmp_path / "run")
+
+
+def test_live_teachers_and_students_of_several_sizes_take_them(tiny_store: Any, tmp_path: Path) -> None:
+    student = replace(EVERY.student, sizes_px=(32, 64))
+    recipe = replace(EVERY, stage=3, student=student, teacher=TeacherConfig("live", (16, 32)))  # grids of 4 and 8 against 2 and 4
+    run(tiny_store, recipe, tmp_path / "run", proxy=tiny_store.teacher_run)
+    sizes = {(line["sizes_px"]["student"], line["sizes_px"]["tiny-teacher"]) for line in read_metrics(tmp_path / "run")}
+    assert len(sizes) > 2
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
+    with pytest.raises(BadInput, match="tiny-teacher 5×5/3×3"):  # whose tokens would be finer, and not whole in the student's
+        run(tiny_store, replace(recipe, teacher=TeacherConfig("live", (40, 24))), tmp_path / "other", proxy=tiny_store.teacher_run)
+
+
+def test_the_angle_undoes_phi_s(photos: Any) -> None:
+    _, options, _ = photos
+    key = extract_features(replace(options, normalisation="phi-s"))["features"]["teacher"]
+    reader = photos[0].features(key)
+    assert reader.statistics.cls_matrix is not None
+    normalised = reader.read_cls(np.arange(reader.rows)).astype(np.float32)
+    (space,) = class_spaces([(1.0, {"t": reader})]).values()
+    own = torch.from_numpy(normalised) @ space.scale.T + space.mean_D
+    torch.testing.assert_close(own, torch.from_numpy(reader.statistics.denormalize_cls(normalised)), rtol=1e-4, atol=1e-4)
+    assert space.dispersion == pytest.approx(angular_dispersion(own, torch.ones(len(own))), rel=1e-4)
 
 
 def test_bf16_students_take_them(tiny_store: Any, tmp_path: Path) -> None:
