@@ -26,15 +26,17 @@ from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
+from ...teachers.registry.licences import refuse_terms
 from ...teachers.registry.native_size import size_warning
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device
 from ..extraction.batch_size import SizedTeacher
 from ..extraction.dry_run import dry_summary
-from ..extraction.extract import layout_of, resolve_request
+from ..extraction.extract import extraction_terms, layout_of, resolve_request
 from ..extraction.measure_statistics import Normalisation
 from ..extraction.options import ExtractOptions
+from ..runs.licences import flat, say_terms, told
 from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need
 
 _PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
@@ -70,6 +72,9 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
     store = FeatureStore.open(options.store)
     images = len(store.dataset(options.data))
     specs = {spec.name: spec for spec in (resolve_request(request, options) for request in options.teachers)}
+    terms = flat(extraction_terms(store.objects, options, list(specs.values())))
+    refuse_terms(options.require_licence, terms)
+    say_terms(terms, on_event)
     device = choose_device("auto")
     speeds = {name: teacher_speed(spec, device.value, options.batch_size, plan.batches) for name, spec in specs.items()}
     pixels = options.views.pixels  # read and stored like one more teacher's tokens, at no device time
@@ -95,6 +100,7 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
         "reading": reading_need(measured),
         "break_even": break_even(images, views, plan.epochs_of_a_run, measured, plan.prices),
         **options.told(),
+        **told(terms),
     }
 
 

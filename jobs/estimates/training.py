@@ -21,15 +21,19 @@ from ...storage.images.hold_out import drawn_images
 from ...storage.views.view_set import ViewSet
 from ...student.data.prefetch import slot_bytes, slots_within
 from ...student.data.targets import STUDENT, CachedTargets, Memory
+from ...student.model.losses import described
 from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
-from ...student.model.student import Student, TargetSpec, count_parameters, refuse_unequal_grids
+from ...student.model.student import Student, TargetSpec, count_parameters, refuse_losses, refuse_unequal_grids
 from ...teachers.encoders.build import try_sizes
 from ...teachers.encoders.tokens import SampledTokens, gather_tokens
 from ...teachers.encoders.training_settings import set_activation_checkpointing
+from ...teachers.registry.licences import refuse_stray, refuse_terms
+from ..runs.licences import told
 from ..training.data import Part, cached_targets, open_parts
 from ..training.hold_out import check_hold_out
 from ..training.options import TrainOptions, check_teachers_given
+from ..training.start_checks import refuse_followed_angle, target_grids, training_terms
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
 from ..training.versions import recorded_versions
 
@@ -51,6 +55,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     if is_url(out) or not any(Path(out).rglob("recipe.json")):  # a run that goes on has its views in its identities
         refuse_other_views(recipe, parts)
     check_hold_out(recipe.data.hold_out, parts, ignore_event)
+    refuse_followed_angle(recipe, complete=options.complete)
     ranks = Ranks(0, max(1, options.workers))
     rank_span(recipe.run.batch_size, 0, ranks.count)
     specs = CachedTargets(readers).specs
@@ -58,7 +63,12 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     for student_recipe, _ in runs.values():
         if recipe.teacher.source == "cached":
             refuse_unequal_grids(student_recipe, specs)
+        refuse_losses(student_recipe, target_grids(recipe, readers), specs)
         try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
+    every_reader = [reader for part in parts for reader in part.readers.values()]
+    terms, used = training_terms(options, every_reader, [student_recipe.student.init_from for student_recipe, _ in runs.values()])
+    refuse_stray(options.terms, used, terms)
+    refuse_terms(options.require_licence, terms)
     return {
         "dry_run": True,
         "out": out,
@@ -69,6 +79,8 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
         "students": {name: student_cost(student_recipe, specs, ranks) for name, (student_recipe, _) in runs.items()},
         "batch": batch_cost(recipe, readers, ranks),
         "reading": reading_cost(recipe, parts),
+        **({"losses": losses} if (losses := described(recipe.loss)) else {}),
+        **told(terms),
     }
 
 

@@ -8,7 +8,7 @@ the same command goes on after a kill, and says in seconds when nothing is missi
 import contextlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,12 +20,16 @@ from ...storage.features.kept_forwards import discard, new_run
 from ...storage.features.teacher_files import TeacherFile, note_teacher_file
 from ...storage.images.versions import REMOVED
 from ...storage.objects.dry_run_objects import DryRunObjects
+from ...storage.objects.objects import Objects
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
+from ...teachers.registry.licences import TermsByName, refuse_terms
 from ...teachers.registry.native_size import size_warning
 from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
+from ...teachers.registry.table import Terms
 from ...teachers.runtime.devices import choose_device, choose_precision
+from ..runs.licences import flat, note_unsaid, say_terms, terms_of_request, told
 from ..runs.reading_leases import EXTRACTION, leases
 from .dry_run import dry_summary
 from .measure_statistics import Normalisation
@@ -73,11 +77,14 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     if len({spec.name for spec in specs}) != len(specs):
         raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
+    terms = extraction_terms(store.objects, options, specs)
+    refuse_terms(options.require_licence, flat(terms))
     for text in filter(None, map(size_warning, specs)):
         on_event({"event": "warning", "text": text})
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     if options.dry_run:
-        return {**_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event), **options.told()}
+        return {**_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event), **options.told(), **told(flat(terms))}
+    note_unsaid(store.objects, terms, specs, on_event)
     for spec in specs:
         if spec.source is not None:
             weights = None if spec.weights_path == spec.source.path else spec.weights_path.absolute()
@@ -87,11 +94,17 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
     orders = [work_order(store, views, group, options, chosen) for group in groups]
-    return {**combined([_extract_group(store, views, order, options, on_event) for order in orders]), **options.told()}
+    return {
+        **combined([_extract_group(store, views, order, options, terms, on_event) for order in orders]),
+        **options.told(),
+        **told(flat(terms)),
+    }
 
 
-def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
-    """Extract the teachers that are loaded at the same time, and return their summary."""
+def _extract_group(
+    store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, terms: Mapping[str, TermsByName], on_event: OnEvent
+) -> dict[str, Any]:
+    """Extract the teachers that are loaded at the same time, and return their summary; their terms are said before the first forward."""
     started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
     other = {"other_weights": others} if (others := other_weights(store, views, specs, on_event)) else {}
     normalisation = _normalisation(store, views, specs, options)
@@ -99,6 +112,7 @@ def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, option
         plan = _plan(store, views, specs, normalisation, options, on_event)
         if not plan.missing:
             return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other, "statistics_views": {}}
+    say_terms(flat({name: terms[name] for name in specs}), on_event)
     count, measured = worker_count(order, options), normalisation.missing
     kept = new_run() if measured and normalisation.whole else None
     try:
@@ -130,6 +144,11 @@ def _dry_run(
 def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> Normalisation:
     borrowed = _borrowed(store, specs, options)
     return Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
+
+
+def extraction_terms(objects: Objects, options: ExtractOptions, specs: Sequence[TeacherSpec]) -> dict[str, dict[str, Terms]]:
+    """Return the terms of the weights of each teacher; raises `BadInput` for declarations of others."""
+    return terms_of_request(objects, [(request.name, request.weights) for request in options.teachers], specs, options.terms)
 
 
 def resolve_request(request: TeacherRequest, options: ExtractOptions) -> TeacherSpec:

@@ -6,10 +6,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ...storage.core.choices import NORMALISATIONS, Codec, Constants, Normalisation, Precision
+from ...storage.core.choices import NORMALISATIONS, Codec, Constants, LicenceUse, Normalisation, Precision
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.views.view_set import DEFAULT_IMAGES_PER_SHARD
 from ...storage.views.view_spec import ViewSpec
+from ...teachers.registry.licences import check_declared
 from ...teachers.registry.spec import TeacherSpec
 
 
@@ -74,6 +75,10 @@ class ExtractOptions:
     """Stop when more than this share of the images cannot be read."""
     dry_run: bool = False
     """Say what would be done, and do nothing."""
+    require_licence: LicenceUse | None = None
+    """Refuse, before anything is computed, unless the terms of every teacher allow this use."""
+    terms: Mapping[str, str] = field(default_factory=dict)
+    """Licences of teachers whose terms are not known, by teacher, as the user declares them."""
     view_values: Mapping[str, Mapping[str, object]] | None = None
     """Where each value of `views` comes from, for the summary of an extraction by a recipe."""
 
@@ -89,6 +94,7 @@ class ExtractOptions:
                 raise BadInput(f"{name} is a list of {kind.__name__}, such as ({kind.__name__}('NAME'),), got {wrong[0]!r}")
         if bad or self.num_gpus <= 0:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
+        check_declared(self.require_licence, self.terms)
 
     def told(self) -> dict[str, Any]:
         """Return {"view_values": …}, the origin of each value of the views, for the summary; {} without a recipe."""

@@ -11,6 +11,7 @@ hand: by the sets' names, or named one for each set.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, cast
 
 from ...storage.core.choices import Codec
@@ -36,6 +37,7 @@ def fill_missing(
     views_per_image: int = 1,
     views: ViewSpec | None = None,
     allow_random_weights: bool = False,
+    terms: Mapping[str, str] = MappingProxyType({}),
     on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:
     """Make the store hold complete feature sets over each dataset; returns how many shards were computed, by dataset.
@@ -49,7 +51,7 @@ def fill_missing(
     known: dict[str, str] = {}  # feature set by name, of the first dataset: whose statistics the others take over
     for data in datasets:
         spec = replace(views or ViewSpec(), views_per_image=views_per_image)
-        options = ExtractOptions(store.url, data, (), spec, workers=0, allow_random_weights=allow_random_weights)
+        options = ExtractOptions(store.url, data, (), spec, workers=0, allow_random_weights=allow_random_weights, terms=terms)
         computed[data] = _fill_dataset(store, requests, options, known, views, on_event)
     return {"computed_shards": computed}
 
@@ -78,7 +80,9 @@ def _fill_dataset(
     for group_options, names in _by_layout(absent, models, options):
         teachers = tuple(_as_made(absent[name], models.get(name)) for name in names)
         borrowed = tuple(older[name].key if name in older else known[name] for name in names if name in older or name in known)
-        summary = extract_features(replace(group_options, teachers=teachers, statistics_from=borrowed), on_event)
+        declared = {name: text for name, text in options.terms.items() if name in {*names, *(teacher.name for teacher in teachers)}}
+        request = replace(group_options, teachers=teachers, statistics_from=borrowed, terms=declared)
+        summary = extract_features(request, on_event)
         count, made_keys = count + summary["shards"] * len(teachers), made_keys | summary["features"]
     for name in requests:
         reader = features_over(store, name, dataset)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...storage.core.cache_home import shards_folder
-from ...storage.core.choices import ON_MISS, TRACKERS, TRAINING_EVALUATIONS, OnMiss, Tracker, TrainingEvaluation
+from ...storage.core.choices import ON_MISS, TRACKERS, TRAINING_EVALUATIONS, LicenceUse, OnMiss, Tracker, TrainingEvaluation
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute
 from ...storage.store import FeatureStore
 from ...student.model.recipe import TrainRecipe
+from ...teachers.registry.licences import check_declared
 from ...teachers.registry.resolve import absolute_name
 
 
@@ -84,6 +85,10 @@ class TrainOptions:
     """Recorded subsets by name or key, at most one of each dataset: nothing else of it is drawn."""
     track: tuple[Tracker, ...] = ()
     """Trackers that get metrics and recipe, beside TensorBoard."""
+    require_licence: LicenceUse | None = None
+    """Refuse, before anything is computed, unless the terms of all teachers, and of what a student starts from, allow this use."""
+    terms: Mapping[str, str] = field(default_factory=dict)
+    """Licences of weights whose terms are not known, by teacher, as the user declares them."""
 
     def __post_init__(self) -> None:
         if self.on_miss not in ON_MISS:
@@ -101,6 +106,7 @@ class TrainOptions:
         for tracker in self.track:
             if tracker not in TRACKERS:
                 raise unknown_name("tracker", tracker, TRACKERS)
+        check_declared(self.require_licence, self.terms)
         student = replace(self.recipe.student, init_from=absolute(self.recipe.student.init_from))
         resolved = {
             "recipe": replace(self.recipe, student=student),

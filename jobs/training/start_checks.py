@@ -2,19 +2,33 @@
 
 A sample of recorded views is decoded and compared with the pixel digests in the store, which finds another image library or edited files
 within a second instead of somewhere in the first epoch; the stream goes on comparing every crop that it cuts. Teachers that run live
-compute the canary images and are compared with the record that the extraction left.
+compute the canary images and are compared with the record that the extraction left. Before all of that stand the terms under which the
+teachers' weights are: of each set, through a proxy, and of what a student starts from.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from ...storage.core.errors import BadInput, EupeError
+from ...storage.core.events import OnEvent
+from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
+from ...student.model.recipe import TrainRecipe
+from ...teachers.registry.licences import TermsByName, merged, refuse_stray, refuse_terms, terms_from_record, with_declared
+from ...teachers.registry.table import Terms, terms_of
 from ...teachers.registry.teacher import Teacher
 from ..extraction.canaries import check_canary
 from ..extraction.measure_statistics import sample_rows
+from ..runs.licences import flat, say_terms, terms_of_set, terms_of_start, terms_of_teacher
+from ..runs.run_source import local_run
+from .data import features_over
+from .options import TrainOptions
+from .versions import recorded_versions, run_record
 
 SAMPLED_VIEWS = 32
 
@@ -41,3 +55,77 @@ def check_teachers(store: FeatureStore, teachers: Iterable[Teacher]) -> None:
     """Compare each loaded teacher with its canary in the store; raises `CacheMismatch`."""
     for teacher in teachers:
         check_canary(store, teacher)
+
+
+def refuse_followed_angle(recipe: TrainRecipe, *, complete: bool) -> None:
+    """Raise `BadInput` for angles that are balanced by the spread of tokens which are still being extracted."""
+    if recipe.loss.cls == "angle" and not complete:
+        raise BadInput(
+            "loss.cls = 'angle' measures how far each teacher's class tokens spread, over whole feature sets, and --follow trains while "
+            "they are made; train when the extraction has ended, or leave loss.cls at 'cosine'"
+        )
+
+
+def target_grids(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, list[tuple[int, int]]]:
+    """Return the grids that each teacher's targets may have: the stored one, or those of a live teacher at each of its sizes."""
+    if recipe.teacher.source == "cached":
+        return {name: [reader.grid] for name, reader in readers.items()}
+    return {name: _live_grids(reader.identity["teacher"], recipe.teacher.sizes_px) for name, reader in readers.items()}
+
+
+def _live_grids(teacher: Mapping[str, Any], sizes_px: Sequence[int]) -> list[tuple[int, int]]:
+    (rows, columns), own_px = teacher["grid"], int(teacher["preprocessing"]["size_px"])
+    return [(rows * size_px // own_px, columns * size_px // own_px) for size_px in sizes_px or (own_px,)]
+
+
+def say_training_terms(options: TrainOptions, starts: Iterable[str], on_event: OnEvent) -> None:
+    """Report the terms that bind a run, before it opens anything else; raises `BadInput` where they do not allow what they have to.
+
+    What cannot be opened is not said here: the run itself says what is wrong. Sets that are still to be made count by their teachers.
+    """
+    try:
+        store = options.open_store()
+        versions = recorded_versions(options, store, options.out)
+        datasets = [store.dataset(versions.get(name, name)) for name in options.datasets]
+        found = {name: [features_over(store, name, dataset) for dataset in datasets] for name in options.features}
+    except EupeError:
+        return
+    readers = [reader for several in found.values() for reader in several if reader is not None]
+    absent = [name for name, several in found.items() if not any(several)]
+    terms, used = training_terms(options, readers, starts, _terms_of_absent(options, absent))
+    refuse_stray(options.terms, used, terms)
+    refuse_terms(options.require_licence, terms)
+    say_terms(terms, on_event)
+
+
+def _terms_of_absent(options: TrainOptions, absent: Iterable[str]) -> dict[str, Terms]:
+    """Return the terms of sets that do not exist yet: of the teachers that `on_miss` will compute them with, or by their names."""
+    given = dict(zip(options.features, options.teachers, strict=False)) if options.on_miss == "compute" else {}
+    by_set: dict[str, dict[str, Terms]] = {}
+    for feature in absent:
+        name = feature.partition("@")[0]
+        terms = terms_of_teacher(given[feature]) if feature in given else {name: terms_of(name)}
+        by_set[name] = {name if above == given.get(feature) else above: one for above, one in terms.items()}
+    return flat(by_set)
+
+
+def training_terms(
+    options: TrainOptions, readers: Iterable[FeatureReader], starts: Iterable[str], absent: TermsByName = MappingProxyType({})
+) -> tuple[dict[str, Terms], set[str]]:
+    """Return the terms that bind a student, of its teachers and of what it starts from, and which of `options.terms` were used.
+
+    What is unknown is as the run has recorded it, where it goes on.
+    """
+    live = [local_run(run) for run in options.live_teachers]
+    proxy = None if options.proxy is None else live[0]
+    of_sets = [terms_of_set(reader, live) for reader in readers]
+    found = merged(*of_sets, *(terms_of_start(start, proxy) for start in starts), absent)
+    recorded = _recorded_terms(options)
+    known = {name: recorded[name] if one.non_commercial is None and name in recorded else one for name, one in found.items()}
+    return with_declared(known, options.terms)
+
+
+def _recorded_terms(options: TrainOptions) -> dict[str, Terms]:
+    """Return what the runs that go on here have recorded when they began; {} for new ones."""
+    folders = options.students if len(options.students) > 1 else ("",)
+    return merged(*(terms_from_record(run_record(options.out, folder, "recipe.json").get("terms", {})) for folder in folders))

@@ -22,13 +22,15 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import is_url, require_utf8
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...student.data.class_spaces import class_spaces
 from ...student.data.prefetch import prefetch_of
 from ...student.data.targets import LiveTargets, TargetSource
 from ...student.model.batch_norms import batch_norm_identity
 from ...student.model.draws import step_seed
+from ...student.model.losses import ClassSpace
 from ...student.model.ranks import ALONE, Ranks
 from ...student.model.recipe import LEGACY_VALUES, TrainRecipe
-from ...student.model.student import Student, TargetSpec, refuse_unequal_grids
+from ...student.model.student import Student, TargetSpec, refuse_losses, refuse_unequal_grids
 from ...student.training.learner import Learner
 from ...student.training.run_folder import RunFolder, load_model, save_model
 from ...student.training.trackers import require_clients
@@ -41,10 +43,12 @@ from ...teachers.encoders.training_settings import (
     set_drop_path,
     set_rope_rescale_draws,
 )
+from ...teachers.registry.licences import TermsByName, as_record, merged, refuse_terms
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import Choice, allow_tf32, choose_device, choose_devices, choose_precision
 from ..repair.recorded_teacher import recorded_teacher
+from ..runs.licences import told
 from ..runs.lock import exclusive_run_folder
 from ..runs.reading_leases import leases
 from ..runs.run_source import fetch_once, local_run
@@ -53,7 +57,7 @@ from .data import Part, await_sets, cached_targets, in_recorded_order, joined_vi
 from .evaluate_while_training import watching
 from .hold_out import check_hold_out, hold_out_record
 from .options import TrainOptions
-from .start_checks import check_pixels, check_teachers
+from .start_checks import check_pixels, check_teachers, refuse_followed_angle, target_grids, training_terms
 from .versions import recorded_versions
 
 
@@ -92,20 +96,25 @@ def train_in_process(
             }
             starts = [student_recipe.student.init_from for student_recipe, _ in runs.values()]
             fetch_once([*live, *starts], ranks)
+            terms = {name: training_terms(options, readers, [each.student.init_from])[0] for name, (each, _) in runs.items()}
+            refuse_terms(options.require_licence, merged(*terms.values()))
             source = _target_source(recipe, parts, by_teacher(options.features, live), device.value)
             if ranks.first:
                 check_start(store, parts, source)
             check_hold_out(recipe.data.hold_out, parts, on_event if ranks.first else ignore_event, starts)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
+            refuse_followed_angle(recipe, complete=options.complete)
+            grids = target_grids(recipe, parts[0].readers)
             for student_recipe, folder in runs.values():
                 refuse_unequal_grids(student_recipe, source.specs)
+                refuse_losses(student_recipe, grids, source.specs)
                 if not folder.has_steps():  # a run that goes on has its views in its identities
                     refuse_other_views(student_recipe, parts)
                     try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
                 batch_norm_identity(architecture_of(student_recipe), student_recipe.run, ranks)  # raises BadInput for parts of one image
             if ranks.first:
                 resources.enter_context(exclusive_run_folder(run_folder))
-            summaries = begin_runs(runs, source, parts, options.origins, device, ranks, on_event)
+            summaries = begin_runs(runs, source, parts, options.origins, terms, device, ranks, on_event)
             open_runs = {name: run for name, run in runs.items() if name not in summaries}
             if open_runs:
                 learners = _learners(open_runs, source, parts, device, ranks)
@@ -116,9 +125,10 @@ def train_in_process(
                         learners, source, joined_views(parts), order, on_event=report, stop_asked=stop_asked, after_step=after_step
                     ).train()
                 summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
+    all_terms = told(merged(*terms.values()))
     if len(runs) == 1:
-        return next(iter(summaries.values()))
-    return {"students": {name: summaries[name] for name in runs}, "already": not open_runs}
+        return {**next(iter(summaries.values())), **all_terms}
+    return {"students": {name: summaries[name] for name in runs}, "already": not open_runs, **all_terms}
 
 
 def begun_run(recipe: TrainRecipe, students: Sequence[str], out: Path) -> RunFolder | None:
@@ -178,6 +188,7 @@ def begin_runs(
     source: TargetSource,
     parts: Sequence[Part],
     origins: Mapping[str, str],
+    terms: Mapping[str, TermsByName],
     device: Choice,
     ranks: Ranks,
     on_event: OnEvent,
@@ -194,7 +205,7 @@ def begin_runs(
             identities |= _subsets(parts) | hold_out_record(recipe, parts)
             identities |= batch_norm_identity(architecture_of(recipe), recipe.run, ranks)
             known = folder.choices() if folder.has_steps() else now
-            folder.begin(recipe, origins, identities, now, _datasets(parts))
+            folder.begin(recipe, origins, identities, now, _datasets(parts), as_record(terms[name]))
             _say_kept(now, known, on_event)
         ranks.barrier()
         if (finished := folder.finished()) is not None:
@@ -249,22 +260,26 @@ def _learners(
 ) -> list[Learner]:
     """Return a student ready to train in each folder, on a device of its own where one process has several."""
     statistics = {name: reader.statistics.digest for name, reader in parts[0].readers.items()}
+    by_angle = any(recipe.loss.cls == "angle" for recipe, _ in runs.values())
+    spaces = class_spaces([(part.share, part.readers) for part in parts]) if by_angle else {}
     devices = choose_devices(next(iter(runs.values()))[0].device, len(runs)) if ranks.count == 1 else [device] * len(runs)
     return [
-        _learner(recipe, folder, source, statistics, chosen, ranks) for (recipe, folder), chosen in zip(runs.values(), devices, strict=True)
+        _learner(recipe, folder, source, statistics, chosen, ranks, spaces)
+        for (recipe, folder), chosen in zip(runs.values(), devices, strict=True)
     ]
 
 
 def _learner(
-    recipe: TrainRecipe, folder: RunFolder, source: TargetSource, statistics: Mapping[str, str], device: Choice, ranks: Ranks
-) -> Learner:
+    recipe: TrainRecipe, folder: RunFolder, source: TargetSource, statistics: Mapping[str, str], device: Choice, ranks: Ranks,
+    spaces: Mapping[str, ClassSpace],
+) -> Learner:  # fmt: skip
     student = initial_student(recipe, {name: source.specs[name] for name in folder.teacher_order(source.specs)})
     if recipe.student.init_from:
         load_model(student, local_run(recipe.student.init_from), statistics)
     elif ranks.first and not folder.initial.exists():
         save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
     precision = folder.choices().get("precision") or choose_precision(recipe.precision, device.value)
-    return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks)
+    return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks, spaces=spaces)
 
 
 def architecture_of(recipe: TrainRecipe) -> dict[str, Any]:

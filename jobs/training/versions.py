@@ -44,18 +44,18 @@ def _newest(store: FeatureStore, name: str) -> str | None:
 def _recorded_datasets(store: FeatureStore, out: Path | str, students: Sequence[str]) -> list[str]:
     """Return the keys of the datasets of the first run below a folder or URL that has begun, [] where none has."""
     folders = list(students) if len(students) > 1 else [""]
-    datasets = next(filter(None, (_record(out, folder, "recipe.json").get("datasets") for folder in folders)), None)
+    datasets = next(filter(None, (run_record(out, folder, "recipe.json").get("datasets") for folder in folders)), None)
     if datasets is not None:
         return list(datasets)
     keys = []
-    for views in next(filter(None, (_record(out, folder, "identities.json").get("views") for folder in folders)), ()):
+    for views in next(filter(None, (run_record(out, folder, "identities.json").get("views") for folder in folders)), ()):
         with contextlib.suppress(EupeError):
             keys.append(store.view_set(views).dataset.key)
     return keys
 
 
-def _record(out: Path | str, folder: str, name: str) -> dict[str, Any]:
-    """Return a record of a run that has begun, {} where none has."""
+def run_record(out: Path | str, folder: str, name: str) -> dict[str, Any]:
+    """Return a record of a run that has begun below a folder or URL, {} where none has."""
     if not is_url(str(out)):
         return RunFolder(Path(out) / folder).recorded(name)
     with contextlib.suppress(FileNotFoundError, ValueError):

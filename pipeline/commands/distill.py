@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, DistillStages
+from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput
 from .export import FormatName
 from .group import cli, run
-from .options import JSON, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
+from .options import JSON, LICENCES, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
 
 NO_EXPORT = "none"
 
@@ -49,7 +49,7 @@ class FormatOrNone(FormatName):
     click.option("--workers", type=click.IntRange(0), default=None,
                  help="Extracting actors, on a cluster also the training's ranks; default: one a GPU or core; 0: none."),
     click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
-    OVERLAP,
+    OVERLAP, *LICENCES,
     click.option("--yes", is_flag=True, help="Do not ask before long or large work."),
     click.option("--dry-run", is_flag=True, help="Decide, measure and say the plan; write nothing."), JSON,
 )  # fmt: skip
@@ -58,7 +58,7 @@ def distill(
     students: tuple[str, ...], out: Path | str, test: str | None, stages: DistillStages, proxy: str | None,
     budget_bytes: int | None, hours: float | None,
     exports: tuple[str, ...], store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None,
-    allow_overlap: bool, yes: bool, dry_run: bool,
+    allow_overlap: bool, require_licence: LicenceUse | None, terms: dict[str, str], yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Go from photos to deployed students in one command. PHOTOS is a folder tree, WebDataset tars, or Parquet files with image bytes.
 
@@ -77,6 +77,7 @@ def distill(
         photos=photos, out=out, teachers=teacher_requests(teachers, teacher_sizes, weights), students=students, test=test, stages=stages,
         proxy=proxy, budget_bytes=budget_bytes, hours=hours, exports=() if NO_EXPORT in exports else exports or None, store=store,
         name=name, recipe=recipe, allow_overlap=allow_overlap, workers=workers, address=address, dry_run=dry_run,
+        require_licence=require_licence, terms=terms,
     )  # fmt: skip
     with reporter(as_json=as_json) as on_event:
         prepared = prepare(request, on_event)

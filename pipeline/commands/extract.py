@@ -19,7 +19,7 @@ from ...storage.core.choices import (
 )
 from ...storage.core.events import OnEvent
 from .group import cli, run
-from .options import BAD_SHARE, DATA, DRY_RUN, JSON, PIXELS, STORE, TEACHERS, ExtractionValues, options, pairs
+from .options import BAD_SHARE, DATA, DRY_RUN, JSON, LICENCES, PIXELS, STORE, TEACHERS, ExtractionValues, options, pairs
 
 if TYPE_CHECKING:
     from ...jobs.extraction.options import ExtractOptions
@@ -59,7 +59,7 @@ def index(
 
 @cli.command("extract-features")
 @options(
-    STORE, DATA, *TEACHERS, PIXELS,
+    STORE, DATA, *TEACHERS, PIXELS, *LICENCES,
     click.option("--photometric", type=click.Choice(PHOTOMETRIC_MODES), default=None,
                  help="Who sees colour jitter, blur, solarisation: nobody, both, the student; default: the recipe's, or none."),
     click.option("--view-kind", type=click.Choice(VIEW_KINDS), default=None,
@@ -116,6 +116,7 @@ def extraction(
         store=values["store"], data=values["data"], teachers=teachers, views=spec, precision=values["precision"], codec=values["codec"],
         tokens_per_view=values["tokens_per_view"], grid=values["grid"], images_per_shard=values["images_per_shard"],
         batch_size=values["batch_size"], constants=values["constants"], allow_random_weights=values["allow_random_weights"],
+        require_licence=values["require_licence"], terms=values["terms"],
         view_values=None if values["recipe"] is None else value_origins,
     )  # fmt: skip
 
@@ -125,7 +126,7 @@ PRICE = click.FloatRange(0)
 
 @cli.command()
 @options(
-    STORE, DATA, *TEACHERS, PIXELS,
+    STORE, DATA, *TEACHERS, PIXELS, *LICENCES,
     click.option("--student", default="eupe_vitt16", show_default=True, help="Architecture that will be trained."),
     click.option("--student-rate", "student_images_per_s", type=float, default=None, help="Its images a second; default: measured here."),
     click.option("--epochs", "epochs_of_a_run", type=float, default=100.0, show_default=True, help="Epochs of one student's run."),

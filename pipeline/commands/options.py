@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 import click
 
-from ...storage.core.choices import CODECS, CONSTANTS, DEVICES, PRECISIONS, Codec, Constants, Precision
+from ...storage.core.choices import CODECS, CONSTANTS, DEVICES, LICENCE_USES, PRECISIONS, Codec, Constants, LicenceUse, Precision
 from ...storage.core.urls import absolute
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -253,8 +253,16 @@ TEACHERS = (
 )
 
 
+LICENCES = (
+    click.option("--require-licence", type=click.Choice(LICENCE_USES), default=None,
+                 help="Compute nothing unless the terms of all weights behind the student allow this use."),
+    click.option("--terms", multiple=True, metavar="TEACHER=LICENCE", callback=pairs,
+                 help="Declare the licence of weights whose terms are not known, as Apache-2.0 or commercial:WORDS; recorded."),
+)  # fmt: skip
+
+
 class ExtractionValues(TypedDict):
-    """The values of STORE, DATA, TEACHERS and PIXELS."""
+    """The values of STORE, DATA, TEACHERS, PIXELS and LICENCES."""
 
     store: str
     data: str
@@ -273,6 +281,8 @@ class ExtractionValues(TypedDict):
     constants: Constants
     allow_random_weights: bool
     pixels_px: int | None
+    require_licence: LicenceUse | None
+    terms: dict[str, str]
 
 
 PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), default=None, metavar="PX",

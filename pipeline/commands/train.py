@@ -11,6 +11,7 @@ from ...storage.core.choices import (
     TARGET_SOURCES,
     TRACKERS,
     TRAINING_EVALUATIONS,
+    LicenceUse,
     OnMiss,
     TargetSource,
     Tracker,
@@ -19,7 +20,7 @@ from ...storage.core.choices import (
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from .group import cli, run
-from .options import DRY_RUN, FOLDER, JSON, RANDOM, SETTINGS, STORE, folder_or_url, options, share_held_out
+from .options import DRY_RUN, FOLDER, JSON, LICENCES, RANDOM, SETTINGS, STORE, folder_or_url, options, share_held_out
 
 if TYPE_CHECKING:
     from ...jobs.training.options import Watch
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
                  help="Of it, half of them neighbours; agreement: of held-out images, and as many trained ones."),
     click.option("--allow-overlap", is_flag=True, help="kNN on images that are trained on as well; say it instead of refusing."),
     click.option("--track", multiple=True, type=click.Choice(TRACKERS), help="Show the run there, beside TensorBoard; repeatable."),
-    RANDOM, DRY_RUN, JSON,
+    *LICENCES, RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
 def train(
     as_json: bool, stage: int, store: str, data: tuple[str, ...], subsets: tuple[str, ...], hold_out: float | None,
@@ -67,7 +68,7 @@ def train(
     out: Path | str, proxy: Path | str | None, targets: TargetSource | None, live_teachers: tuple[str, ...], students: tuple[str, ...],
     workers: int, address: str | None, follow_minutes: float | None, on_miss: OnMiss, new_views: int, shard_cache: Path | None,
     evaluation: TrainingEvaluation | None, every: int, evaluate_data: str | None, evaluate_images: int, allow_overlap: bool,
-    track: tuple[Tracker, ...], allow_random_weights: bool, dry_run: bool,
+    track: tuple[Tracker, ...], require_licence: LicenceUse | None, terms: dict[str, str], allow_random_weights: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Distil cached tokens into a student. Run again with the same values, it resumes at the last checkpoint."""
 
@@ -83,7 +84,7 @@ def train(
             proxy=proxy, teachers=live_teachers, students=students, workers=workers, address=address, on_miss=on_miss, new_views=new_views,
             follow_s=None if follow_minutes is None else 60 * follow_minutes, shard_cache=shard_cache,
             watch=watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap), allow_random_weights=allow_random_weights,
-            track=track,
+            track=track, require_licence=require_licence, terms=terms,
         )  # fmt: skip
         if dry_run:
             from ...jobs.estimates.training import plan_training

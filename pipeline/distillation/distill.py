@@ -16,6 +16,7 @@ from typing import Any
 
 from ...jobs.export_run import ExportOptions, export_run
 from ...jobs.extraction.options import TeacherRequest
+from ...jobs.runs.licences import flat, say_terms, terms_of_request, told
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256, short
@@ -30,7 +31,9 @@ from ...student.export.export import refuse_architecture
 from ...student.export.formats import FORMATS
 from ...student.probes.evaluation_records import FOLDER as EVALUATIONS
 from ...teachers.encoders.build import canonical
+from ...teachers.registry.licences import refuse_terms
 from ...teachers.registry.resolve import BACKBONE_FILE, resolve_teacher
+from ...teachers.registry.table import Terms
 from ...teachers.runtime.devices import choose_device, choose_precision
 from ..recipes.load import read_document, stages_of
 from ..reports.page_contents import PictureChoice, gather, open_sets
@@ -155,6 +158,7 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
     options = replace(options, teachers=tuple(map(resolved_request, options.teachers)))
     folder = DistillFolder(options.folder)
     with contextlib.ExitStack() as resources:
+        terms = _say_terms(options, on_event)  # before a store is made
         store = _writable_store(options) if not options.dry_run else resources.enter_context(_dry_store(options))
         photos = build_index(store.objects, options.photos, options.dataset, on_event=on_event)
         test = None if options.test is None else build_index(store.objects, options.test, f"{options.dataset}-test", on_event=on_event)
@@ -169,11 +173,24 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
             **make_plan(options, recipes, folder, photos, _datasets_of(options)),
             "stages": {"value": list(stages), "origin": folder.kept["why_stages"]},
             "decisions": decisions_of(recipes, folder),
+            **told(terms),
         }
         check_room(plan)
         check_limits(plan, options)
     on_event({"event": "plan", **plan})
     return Prepared(options, plan, recipes, photos.key, None if test is None else test.key, folder)
+
+
+def _say_terms(options: DistillOptions, on_event: OnEvent) -> dict[str, Terms]:
+    """Report and return the terms of the teachers, as an extraction does; raises BadInput where they do not allow what they have to."""
+    specs = [request.spec for request in options.teachers if request.spec is not None]
+    asked = [(request.name, request.weights) for request in options.teachers]
+    with contextlib.ExitStack() as resources:
+        store = _existing_store(options) or resources.enter_context(_dry_store(options))
+        terms = flat(terms_of_request(store.objects, asked, specs, options.terms))
+    refuse_terms(options.require_licence, terms)
+    say_terms(terms, on_event)
+    return terms
 
 
 def _request(options: DistillOptions) -> dict[str, Any]:

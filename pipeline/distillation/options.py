@@ -1,14 +1,16 @@
 """The request of `distill`: photos, teachers, students, and what it may cost; checked where it is made."""
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...jobs.extraction.options import TeacherRequest
-from ...storage.core.choices import DISTILL_STAGES, DistillStages
+from ...storage.core.choices import DISTILL_STAGES, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute, is_url, require_utf8
 from ...student.export.formats import FORMATS
+from ...teachers.registry.licences import check_declared
 from ...teachers.registry.resolve import absolute_name
 
 STAGES = {words: tuple(map(int, words.split(","))) for words in DISTILL_STAGES if words != "auto"}
@@ -52,6 +54,10 @@ class DistillOptions:
     """Ray cluster; None: one is started on this machine."""
     dry_run: bool = False
     """Decide and say the plan, and write nothing."""
+    require_licence: LicenceUse | None = None
+    """Refuse, before anything is computed, unless the terms of every teacher allow this use."""
+    terms: Mapping[str, str] = field(default_factory=dict)
+    """Licences of teachers whose terms are not known, by teacher, as the user declares them."""
 
     def __post_init__(self) -> None:
         for name in ("teachers", "students", "exports"):
@@ -75,6 +81,7 @@ class DistillOptions:
             raise BadInput(f"--out is a folder of this machine, got {self.out}; the store may lie behind a URL (--store)")
         if self.recipe is not None and (self.budget_bytes is not None or self.hours is not None):
             raise BadInput("--budget and --hours choose values by rule, and --recipe states them; give one of the two")
+        check_declared(self.require_licence, self.terms)
         require_utf8("--out", str(self.out), "TensorBoard's writer")
         object.__setattr__(self, "out", Path(absolute(str(self.out))))
         object.__setattr__(self, "store", absolute(self.store or str(self.folder.parent / "store")))

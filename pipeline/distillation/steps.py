@@ -10,6 +10,7 @@ import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ...jobs.extraction.extract import extract_features
@@ -45,7 +46,7 @@ class Distillation:
     def train_all(self, recipes: DistillRecipes) -> dict[str, dict[int, Path]]:
         """Go from indexed photos to trained students; returns the runs of each student by stage."""
         teachers = recipes.extract.requests(self.options.teachers)
-        self.features = self.extract("extract teachers", self.data, teachers, recipes, recipes.views)
+        self.features = self.extract("extract teachers", self.data, teachers, recipes, recipes.views, self.options.terms)
         targets = self.features
         if recipes.proxy is not None:
             self._train("proxy", 1, recipes, targets, self.folder.proxy())
@@ -61,13 +62,15 @@ class Distillation:
         return runs
 
     def extract(
-        self, step: str, data: str, teachers: tuple[TeacherRequest, ...], recipes: DistillRecipes, views: ViewSpec
+        self, step: str, data: str, teachers: tuple[TeacherRequest, ...], recipes: DistillRecipes, views: ViewSpec,
+        terms: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, str]:  # fmt: skip
         """Extract what is missing and return the keys of the feature sets by teacher."""
         options = recipes.extract.options(
             self.store.url, data, teachers, views, workers=self.options.workers, address=self.options.address
         )  # fmt: skip
-        summary = extract_features(options, self.on_event)
+        required = self.options.require_licence
+        summary = extract_features(dataclasses.replace(options, require_licence=required, terms=dict(terms)), self.on_event)
         self.folder.added(step, summary["seconds"], summary["views_done"] * len(teachers))
         return dict(summary["features"])
 
@@ -88,7 +91,7 @@ class Distillation:
         options = TrainOptions(
             recipe=recipe, store=self.store.url, features=keys, out=out, data=self.data, origins=origins, proxy=proxy, watch=watch,
             teachers=() if proxy is not None else live, workers=self.options.ranks,
-            address=self.options.address if self.options.ranks else None,
+            address=self.options.address if self.options.ranks else None, require_licence=self.options.require_licence,
         )  # fmt: skip
         extra += [] if stage == 1 else ["--student", name]
         extra += [] if watch is None else ["--evaluate", "agreement", "--every", str(every), "--evaluate-images", str(_MEASURED_IMAGES)]

@@ -25,7 +25,7 @@ from ...student.model.sharding import clip_gradient_norm
 from ...student.model.student import TargetSpec, checkpoint_name
 from ...student.training.checkpoint import FORMAT, Checkpoint, restore
 from ...student.training.learner import Learner, Sums
-from ...student.training.nonfinite import BUNDLE, RankPart, as_hex, kept_step, read_rank
+from ...student.training.nonfinite import BUNDLE, RankPart, as_hex, kept_step, read_rank, read_spaces
 from ...student.training.run_folder import RunFolder
 from ...student.training.trainer import to_device
 from ...teachers.runtime.devices import Choice, choose_device
@@ -96,8 +96,8 @@ def _learner(kept: Path, bundle: Mapping[str, Any], specs: Mapping[str, TargetSp
     recipe = replace(recipe, compile=False, student=replace(recipe.student, ema=0.0))  # the average takes no part in a loss
     student = initial_student(recipe, specs)
     folder = RunFolder(Path(tempfile.gettempdir()) / "nothing-is-written")
-    precision = Choice(bundle["precision"], "as the run had it")
-    learner = Learner(recipe, student, folder, device=device, precision=precision, statistics={})
+    precision, spaces = Choice(bundle["precision"], "as the run had it"), read_spaces(kept, student.teacher_names)
+    learner = Learner(recipe, student, folder, device=device, precision=precision, statistics={}, spaces=spaces)
     restore(Checkpoint(kept, bundle["step"], {"format": FORMAT}), learner.student, learner.optimizer)
     return learner
 

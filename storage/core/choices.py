@@ -57,6 +57,18 @@ DISTILL_STAGES: tuple[DistillStages, ...] = get_args(DistillStages)
 Optimizer = Literal["adamw", "lamb"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
+LicenceUse = Literal["commercial"]
+"""What the terms of all teachers have to allow, where that is required."""
+LICENCE_USES: tuple[LicenceUse, ...] = get_args(LicenceUse)
+
+ClassLoss = Literal["cosine", "angle"]
+"""How class tokens are compared."""
+CLASS_LOSSES: tuple[ClassLoss, ...] = get_args(ClassLoss)
+
+NamedLoss = Literal["relation", "angle", "shift"]
+"""Losses beside the paper's."""
+NAMED_LOSSES: tuple[NamedLoss, ...] = get_args(NamedLoss)
+
 ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 

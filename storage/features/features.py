@@ -33,6 +33,7 @@ from .layout import FeatureLayout
 from .sampling import Positions, draw_positions, first_bad_row
 from .statistics import Statistics
 from .teacher_files import TeacherFile, noted_teacher_files
+from .teacher_terms import noted_terms
 from .token_checks import first_nonfinite, refuse_tokens
 
 __all__ = ["FeatureLayout", "FeatureReader", "TokenRows", "features_identity", "refuse_tokens"]
@@ -236,6 +237,10 @@ class FeatureReader:
     def teacher_files(self) -> list[TeacherFile]:
         """Return the recorded locations of the file of a FILE.py:FUNCTION teacher."""
         return noted_teacher_files(self._objects, self.identity["teacher"])
+
+    def teacher_terms(self) -> list[dict[str, dict[str, Any]]]:
+        """Return the recorded notes of the terms that the teacher's weights are under; raise `CacheDamaged`."""
+        return noted_terms(self._objects, self.identity["teacher"])
 
     def stored_bytes(self) -> int:
         """Return the bytes of the committed shards' objects, from their records."""

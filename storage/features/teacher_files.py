@@ -34,14 +34,14 @@ def note_teacher_file(objects: Objects, teacher: Mapping[str, Any], location: Te
         "weights": None if location.weights is None else str(location.weights),
     }
     data = json_bytes(note, sort_keys=True)
-    key = f"{_folder(teacher)}/{short(digest(data.decode()))}.json"
+    key = f"{teacher_folder(teacher)}/{short(digest(data.decode()))}.json"
     if objects.size(key) is None:  # a complete store may be read-only by now
         objects.create(key, [data])
 
 
 def noted_teacher_files(objects: Objects, teacher: Mapping[str, Any]) -> list[TeacherFile]:
     """Return every recorded location; unreadable notes are skipped."""
-    folder, locations = _folder(teacher), []
+    folder, locations = teacher_folder(teacher), []
     for name in objects.names(folder):
         try:
             note = json.loads(objects.read(f"{folder}/{name}", _MAX_NOTE_BYTES))
@@ -52,5 +52,6 @@ def noted_teacher_files(objects: Objects, teacher: Mapping[str, Any]) -> list[Te
     return locations
 
 
-def _folder(teacher: Mapping[str, Any]) -> str:
+def teacher_folder(teacher: Mapping[str, Any]) -> str:
+    """Return the folder of what a store notes of a teacher beside its identity."""
     return f"teachers/{digest(dict(teacher))}"

@@ -16,6 +16,7 @@ from ..core.errors import CacheDamaged
 from ..core.events import OnEvent, ignore_event
 from ..features.features import FeatureReader
 from ..features.teacher_files import note_teacher_file
+from ..features.teacher_terms import note_terms
 from ..objects.objects import Objects, walk_keys
 from ..shards.commit import record_key
 from ..shards.shards import ShardedGroup
@@ -88,6 +89,8 @@ def _copy_statistics_and_canary(source: FeatureStore, features: FeatureReader, t
         target.objects.create(canary, [source.objects.read(canary)])
     for teacher_file in features.teacher_files():
         note_teacher_file(target.objects, features.identity["teacher"], teacher_file)
+    for terms in features.teacher_terms():
+        note_terms(target.objects, features.identity["teacher"], terms)
 
 
 def _copy_shards(source: ShardedGroup, target: ShardedGroup, shards: list[int]) -> Iterator[None]:

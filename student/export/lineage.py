@@ -21,8 +21,9 @@ from ...teachers.encoders.architectures import ARCHITECTURES, Options
 from ...teachers.encoders.build import canonical
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.preprocessing import Preprocessing
+from ...teachers.registry.licences import terms_from_record, terms_of_recorded, through
 from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE, resolve_teacher
-from ...teachers.registry.table import OFFICIAL_EUPE, UNKNOWN, Terms, terms_of
+from ...teachers.registry.table import OFFICIAL_EUPE, UNKNOWN, Terms
 from ..probes.evaluation_records import list_records
 
 RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # what a run knows of its models
@@ -132,21 +133,29 @@ def collect_terms(run: Path, proxy: Path | None) -> dict[str, Terms]:
     imported = bool(read_record(run, "imported.json"))
     if proxy is not None and not imported and not any(is_made_by(target, proxy) for target in read_targets(run).values()):
         raise CacheMismatch(f"{proxy} is not the proxy that taught {run}: none of its targets has the sha256 of its weights")
-    return _terms_above(run, proxy)
+    return terms_above(run, proxy)
 
 
-def _terms_above(run: Path, proxy: Path | None) -> dict[str, Terms]:
-    """Return the terms by teacher of a run, an imported model or a part of a run; {} for random weights."""
+def terms_above(run: Path, proxy: Path | None = None) -> dict[str, Terms]:
+    """Return the terms by teacher of a run, an imported model or a part of a run; {} for random weights, and where nothing is recorded.
+
+    A run records the terms of its teachers as they were composed when it began. What was unknown then, and runs of before, are looked up:
+    by the teachers' names, and through `proxy` where it taught them.
+    """
     if part_of(run) == "initial":
         return {}
     if origin := read_record(run, "imported.json"):
         return {f"imported: {origin['source']}": OFFICIAL_EUPE if origin["layout"] == "eupe" else UNKNOWN}
-    collected = _terms_of_start(run, proxy)
-    for name, target in read_targets(run).items():
+    recorded, targets = read_record(run, "recipe.json").get("terms"), read_targets(run)
+    collected = _terms_of_start(run, proxy) if recorded is None else terms_from_record(recorded)
+    for name, target in targets.items():
+        if recorded is not None and not (name in collected and collected[name].non_commercial is None):
+            continue
         if proxy is not None and is_made_by(target, proxy):
-            collected |= {f"{above} (through {name})": terms for above, terms in _terms_above(proxy, None).items()}
-        else:
-            collected[name] = terms_of(name)
+            collected.pop(name, None)
+            collected |= {through(above, name): terms for above, terms in terms_above(proxy).items()}
+        elif recorded is None:
+            collected[name] = terms_of_recorded(name, target.get("identity", {}).get("teacher", {}))
     return collected
 
 
@@ -158,7 +167,7 @@ def _terms_of_start(run: Path, proxy: Path | None) -> dict[str, Terms]:
     start = Path(str(read_record(run, "recipe.json").get("recipe", {}).get("student", {}).get("init_from")))
     weights = start / BACKBONE_FILE
     if weights.is_file() and file_sha256(weights) == recorded[BACKBONE_FILE.name]:
-        return _terms_above(start, proxy)
+        return terms_above(start, proxy)
     return {f"the weights it began with ({start}, not found here)": UNKNOWN}
 
 

@@ -88,6 +88,8 @@ def _licence_of(terms: Terms) -> dict[str, Any]:
     if name in HUB_LICENCES:
         return {"license": name}
     address = terms.source.split(" (")[0]
+    if " " in address:  # words, such as who declared it
+        return {"license": "other", "license_name": name}
     return {"license": "other", "license_name": name, "license_link": address if "://" in address else f"https://{address}"}
 
 

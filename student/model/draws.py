@@ -7,6 +7,7 @@ used here.
 
 import hashlib
 from collections.abc import Sequence
+from statistics import NormalDist
 
 _MASK_63 = 2**63 - 1
 
@@ -25,6 +26,13 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 def choose_size(seed: int, purpose: str, step: int, sizes_px: Sequence[int]) -> int:
     """Draw one of `sizes_px` for a step, uniformly; student and teacher draw independently through their `purpose`."""
     return sizes_px[bits64(seed, f"size:{purpose}", step) % len(sizes_px)]
+
+
+def draw_shift(seed: int, step: int, axis: int, deviation: float, unit: int, most: int) -> int:
+    """Draw how many tokens a step's window is shifted along an axis: a rounded normal number of units, in [−most, most]."""
+    uniform = ((bits64(seed, f"shift:{axis}", step) >> 12) + 0.5) / 2**52  # exact, and never 0 or 1
+    units = round(NormalDist().inv_cdf(uniform) * deviation)
+    return max(-(most // unit), min(most // unit, units)) * unit
 
 
 def dropped_teachers(seed: int, step: int, names: Sequence[str], probability: float) -> frozenset[str]:

@@ -1,29 +1,55 @@
-"""The distillation losses of every stage (paper, section 3.2), as pure functions of tensors, computed in fp32.
+"""The distillation losses, as pure functions of tensors, computed in fp32 (in fp64 for fp64 tokens).
 
-For each teacher: `L_cls = 1 − cos` of the class tokens, and `L_patch = 0.9·(1 − cos) + 0.1·smooth-L1` averaged over patch tokens. Grids of
-unequal size are aligned after the adapter: the smaller one is upsampled to the larger by 2-D bicubic interpolation. That interpolation is
-linear and separable, so it is done here by two small matrix products: the same values as `torch.nn.functional.interpolate` up to rounding,
-and its backward pass is a matrix product too (on a CPU the library's bicubic backward is scalar code).
-Axes: B images, H and W grid, D channels; student first, teacher second, everywhere.
+For each teacher: `L_cls = 1 − cos` of the class tokens, and `L_patch = 0.9·(1 − cos) + 0.1·smooth-L1` averaged over patch tokens (paper,
+section 3.2). `LOSSES` has the others, by name, each with the work that it follows; a recipe turns them on, and none is on by default.
+Grids of unequal size are aligned after the adapter (`grids`).
+Axes: B images, N tokens of an image, H and W grid, D channels; student first, teacher second, everywhere.
 """
 
-from collections.abc import Collection, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ...storage.core.choices import NamedLoss
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.tokens import SampledTokens, Tokens
+from .grids import NO_SHIFT, Shift, align_grids, overlap, upsample
 from .recipe import LossConfig, TeacherWeights
 
+__all__ = [
+    "LOSSES", "ClassSpace", "align_grids", "angle_loss", "angular_dispersion", "cls_loss", "cosine_loss", "distillation_loss",
+    "patch_loss", "relation_loss", "shift_loss", "teacher_terms", "upsample",
+]  # fmt: skip
+
 _COSINE_EPS = 1e-8
+_LEAST_NORM = 1e-6  # of a token whose direction is compared: below, it has none
+
+
+class ClassSpace(NamedTuple):
+    """A teacher's own space of class tokens, which its normalised ones are led back to: `token = scale·normalised + mean`."""
+
+    mean_D: Tensor
+    scale: Tensor
+    """(D,), or (D, D) where the normalisation has a matrix."""
+    dispersion: float
+    """Mean squared angle, in rad², of the teacher's class tokens to their mean direction."""
+
+
+NO_SPACES: Mapping[str, ClassSpace] = MappingProxyType({})
+
+
+def _precise(tokens: Tensor) -> Tensor:
+    """Return tokens in fp32; fp64 stays."""
+    return tokens if tokens.dtype == torch.float64 else tokens.float()
 
 
 def cosine_loss(student_D: Tensor, teacher_D: Tensor) -> Tensor:
     """Return the mean over all leading axes of `1 − cos`; a zero vector counts as orthogonal to everything."""
-    return (1.0 - functional.cosine_similarity(student_D.float(), teacher_D.float(), dim=-1, eps=_COSINE_EPS)).mean()
+    return (1.0 - functional.cosine_similarity(_precise(student_D), _precise(teacher_D), dim=-1, eps=_COSINE_EPS)).mean()
 
 
 def cls_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -38,36 +64,79 @@ def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig) -
     Raises `BadInput` when the shapes differ.
     """
     _check_same_shape("patch tokens", student_BHWD, teacher_BHWD)
-    student, teacher = student_BHWD.float(), teacher_BHWD.float()
+    student, teacher = _precise(student_BHWD), _precise(teacher_BHWD)
     smooth_l1 = functional.smooth_l1_loss(student, teacher, beta=config.smooth_l1_beta)
     return config.patch_cosine * cosine_loss(student, teacher) + config.patch_smooth_l1 * smooth_l1
 
 
-def align_grids(student_BHWD: Tensor, teacher_BHWD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both grids at the larger height and the larger width of the two; one that has them already is returned as it is."""
-    height = max(student_BHWD.shape[1], teacher_BHWD.shape[1])
-    width = max(student_BHWD.shape[2], teacher_BHWD.shape[2])
-    return upsample(student_BHWD, height, width), upsample(teacher_BHWD, height, width)
+def relation_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
+    """Return the mean squared difference of the cosines between each two different tokens of an image (DINOv3's Gram anchoring).
+
+    A token's cosine with itself says nothing and is left out, so that a sample of the tokens gives an unbiased estimate of the mean over
+    all. The widths may differ. Raises `BadInput` for other numbers of tokens, and for a single one.
+    """
+    if student_BND.shape[:2] != teacher_BND.shape[:2] or student_BND.shape[1] < 2:
+        shapes = f"{tuple(student_BND.shape)} against {tuple(teacher_BND.shape)}"
+        raise BadInput(f"relations are between two or more tokens that student and teacher both have, got {shapes}")
+    student_BNN, teacher_BNN = _cosines(student_BND), _cosines(teacher_BND)
+    pairs = student_BNN.shape[1] * (student_BNN.shape[1] - 1)
+    squares_BNN = (student_BNN - teacher_BNN).square()
+    others = ~torch.eye(student_BNN.shape[1], dtype=torch.bool, device=squares_BNN.device)
+    return (squares_BNN * others).sum(dim=(1, 2)).mean() / pairs
 
 
-def upsample(tokens_BHWD: Tensor, height: int, width: int) -> Tensor:
-    """Return a grid upsampled to (B, height, width, D), bicubic (a = −0.75, half-pixel centres)."""
-    if tokens_BHWD.shape[1] != height:
-        weights = _bicubic_matrix(tokens_BHWD.shape[1], height, tokens_BHWD.device, tokens_BHWD.dtype)
-        tokens_BHWD = torch.einsum("gh,bhwd->bgwd", weights, tokens_BHWD)
-    if tokens_BHWD.shape[2] != width:
-        weights = _bicubic_matrix(tokens_BHWD.shape[2], width, tokens_BHWD.device, tokens_BHWD.dtype)
-        tokens_BHWD = torch.einsum("gw,bhwd->bhgd", weights, tokens_BHWD)
-    return tokens_BHWD
+def _cosines(tokens_BND: Tensor) -> Tensor:
+    unit_BND = functional.normalize(_precise(tokens_BND), dim=-1, eps=_LEAST_NORM)
+    return unit_BND @ unit_BND.transpose(1, 2)
 
 
-@lru_cache(maxsize=256)
-def _bicubic_matrix(small: int, large: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return (large, small): each output position as a weighted sum of input positions, read off torch's interpolation."""
-    with torch.no_grad():
-        unit_vectors = torch.eye(small).reshape(1, small, small, 1)
-        columns = functional.interpolate(unit_vectors, size=(large, 1), mode="bicubic", align_corners=False)
-    return columns.reshape(small, large).t().contiguous().to(device, dtype)
+def angle_loss(student_BD: Tensor, teacher_BD: Tensor, dispersion: float) -> Tensor:
+    """Return the mean squared angle between class tokens over the teacher's dispersion (C-RADIOv4's balanced summary loss).
+
+    A student that knows only a teacher's mean direction has 1 with each teacher, however narrow the cone of its tokens is; with `1 − cos`
+    the widest cone would count most. Raises `BadInput` when the shapes differ.
+    """
+    _check_same_shape("class tokens", student_BD, teacher_BD)
+    return _angles(student_BD, teacher_BD).square().mean() / dispersion
+
+
+def _angles(one_BD: Tensor, other_BD: Tensor) -> Tensor:
+    """Return angles in rad; by half the chord and half the sum, because the arc cosine's slope is infinite where tokens agree."""
+    one_BD, other_BD = (functional.normalize(_precise(tokens), dim=-1, eps=_LEAST_NORM) for tokens in (one_BD, other_BD))
+    return 2 * torch.atan2(torch.linalg.vector_norm(one_BD - other_BD, dim=-1), torch.linalg.vector_norm(one_BD + other_BD, dim=-1))
+
+
+def angular_dispersion(tokens_nD: Tensor, weight_n: Tensor) -> float:
+    """Return the weighted mean squared angle, in rad², of class tokens to the direction of their mean direction, computed in fp64."""
+    unit_nD = functional.normalize(tokens_nD.double(), dim=-1, eps=_LEAST_NORM)
+    share_n = weight_n.double() / weight_n.double().sum()
+    mean_D = share_n @ unit_nD
+    return float(share_n @ _angles(unit_nD, mean_D.expand_as(unit_nD)).square())
+
+
+def shift_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, shift: Shift, config: LossConfig) -> Tensor:
+    """Return `L_patch` where a shifted student and an unshifted teacher see the same pixels (C-RADIOv4's shift-equivariant loss)."""
+    return patch_loss(*overlap(student_BHWD, teacher_BHWD, shift), config)
+
+
+class LossRow(NamedTuple):
+    """A loss by name: how a recipe turns it on, its function, and the work that it follows."""
+
+    setting: str
+    function: Callable[..., Tensor]
+    follows: str
+
+
+LOSSES: dict[NamedLoss, LossRow] = {
+    "relation": LossRow("loss.relation", relation_loss, "Gram anchoring of DINOv3 (arXiv 2508.10104)"),
+    "angle": LossRow("loss.cls", angle_loss, "the balanced summary loss of C-RADIOv4 (arXiv 2601.17237)"),
+    "shift": LossRow("loss.shift", shift_loss, "the shift-equivariant loss of C-RADIOv4 (arXiv 2601.17237)"),
+}
+
+
+def described(config: LossConfig) -> dict[str, str]:
+    """Return the work that each named loss of a recipe follows, by its name; {} for the paper's losses alone."""
+    return {name: LOSSES[name].follows for name in config.named()}
 
 
 def distillation_loss(
@@ -76,34 +145,61 @@ def distillation_loss(
     config: LossConfig,
     weights: Mapping[str, TeacherWeights],
     dropped: Collection[str] = (),
+    *,
+    shift: Shift = NO_SHIFT,
+    spaces: Mapping[str, ClassSpace] = NO_SPACES,
 ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-    """Return `Σ_teachers (w_cls·L_cls + w_patch·L_patch)`, and the unweighted terms by teacher and name (`cls`, `patch`).
+    """Return `Σ_teachers (w_cls·L_cls + w_patch·(L_patch + w_relation·L_relation))`, and the unweighted terms by teacher and name.
 
     A teacher without a class token has no `cls` term; one that is not in `weights` has weights 1. A `dropped` teacher counts times 0, so
-    that its adapters still have a gradient (DDP and FSDP wait for each one).
+    that its adapters still have a gradient (DDP and FSDP wait for each one). `shift` is how far on the student's window lies, `spaces`
+    the teachers' own spaces of class tokens, for the angle.
     """
     terms: dict[str, dict[str, Tensor]] = {}
     total: Tensor | float = 0.0
     for name, target in targets.items():
         weight = weights.get(name, TeacherWeights())
-        terms[name] = teacher_terms(student[name], target, config)
+        factors = {"cls": weight.cls, "patch": weight.patch, "relation": weight.patch * config.relation}
+        terms[name] = teacher_terms(student[name], target, config, shift, spaces.get(name))
         for term, value in terms[name].items():
-            total = total + (0.0 if name in dropped else getattr(weight, term)) * value
+            total = total + (0.0 if name in dropped else factors[term]) * value
     return torch.as_tensor(total), terms
 
 
-def teacher_terms(student: Tokens | SampledTokens, target: Tokens | SampledTokens, config: LossConfig) -> dict[str, Tensor]:
-    """Return the unweighted terms of one teacher; raises `BadInput` when only one of both sides is sampled."""
+def teacher_terms(
+    student: Tokens | SampledTokens, target: Tokens | SampledTokens, config: LossConfig, shift: Shift = NO_SHIFT,
+    space: ClassSpace | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return the unweighted terms of one teacher; raises `BadInput` when only one of both sides is sampled, or both with a shift."""
     terms: dict[str, Tensor] = {}
     if target.cls_BD is not None and student.cls_BD is not None:
-        terms["cls"] = cls_loss(student.cls_BD, target.cls_BD)
+        terms["cls"] = _class_term(student.cls_BD, target.cls_BD, config, space)
     if isinstance(target, SampledTokens) and isinstance(student, SampledTokens):
-        terms["patch"] = patch_loss(student.patch_BTD, target.patch_BTD, config)
+        if shift != NO_SHIFT:
+            raise BadInput("sampled tokens cannot be compared under a shift: of each image others would be left")
+        pair = student.patch_BTD, target.patch_BTD
     elif isinstance(target, Tokens) and isinstance(student, Tokens):
-        terms["patch"] = patch_loss(*align_grids(student.patch_BHWD, target.patch_BHWD), config)
+        pair = overlap(student.patch_BHWD, target.patch_BHWD, shift)
     else:
         raise BadInput("a teacher's sampled tokens are compared with the student's at the same places: take those with `gather_tokens`")
+    terms["patch"] = patch_loss(*pair, config)
+    if config.relation:
+        terms["relation"] = relation_loss(*(tokens.flatten(1, -2) for tokens in pair))
     return terms
+
+
+def _class_term(student_BD: Tensor, teacher_BD: Tensor, config: LossConfig, space: ClassSpace | None) -> Tensor:
+    """Return the class term: of normalised tokens, or by angles in the teacher's own space, where its tokens lie in a cone."""
+    if config.cls != "angle":
+        return cls_loss(student_BD, teacher_BD)
+    if space is None:
+        raise BadInput("loss.cls = 'angle' compares class tokens in each teacher's own space, and one of a teacher was not given")
+    return angle_loss(_own(student_BD, space), _own(teacher_BD, space), space.dispersion)
+
+
+def _own(normalised_BD: Tensor, space: ClassSpace) -> Tensor:
+    tokens_BD = _precise(normalised_BD)
+    return (tokens_BD * space.scale if space.scale.ndim == 1 else tokens_BD @ space.scale.T) + space.mean_D
 
 
 def _check_same_shape(what: str, student: Tensor, teacher: Tensor) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...storage.core.choices import DEVICES, OPTIMIZERS, PRECISIONS, TARGET_SOURCES
+from ...storage.core.choices import CLASS_LOSSES, DEVICES, OPTIMIZERS, PRECISIONS, TARGET_SOURCES, NamedLoss
 from ...storage.core.errors import BadInput, unknown_name
 from .view_config import ViewsConfig
 
@@ -38,7 +38,12 @@ LEGACY_VALUES = {  # how runs were trained before these keys existed; a record l
     "optimizer.decayed": "matrices",
 }
 
-ADDED_VALUES = {"data.hold_out": 0.0}  # of keys that came later, what every run of before did; a record leaves such a value out
+ADDED_VALUES = {  # of keys that came later, what every run of before did; a record leaves such a value out
+    "data.hold_out": 0.0,
+    "loss.cls": "cosine",
+    "loss.relation": 0.0,
+    "loss.shift": 0.0,
+}
 
 _MAXIMA = {"reader_threads": 1024}  # beyond, the threads of no machine suffice
 
@@ -140,7 +145,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """`[loss]`: the patch loss's two terms."""
+    """`[loss]`: the patch loss's two terms, and losses by name beside the paper's (`losses.LOSSES`), all off unless asked for (ours)."""
 
     patch_cosine: float = 0.9
     """Weight of 1 − cos in the patch loss."""
@@ -148,11 +153,25 @@ class LossConfig:
     """Weight of smooth-L1 in the patch loss."""
     smooth_l1_beta: float = 1.0
     """Where smooth-L1 turns from quadratic to linear (ours)."""
+    cls: str = "cosine"
+    """Of class tokens: `cosine` of normalised ones, or `angle` in each teacher's own space, balanced by how far its tokens spread."""
+    relation: float = 0.0
+    """Weight of the cosines between an image's patch tokens, in proportion to the patch loss; 0 for none."""
+    shift: float = 0.0
+    """Deviation of the random shift of the student's window over the view, in the smallest shift that all grids have; 0 for none."""
 
     def __post_init__(self) -> None:
         _check(self.patch_cosine >= 0, "loss.patch_cosine", self.patch_cosine, "≥ 0")
         _check(self.patch_smooth_l1 >= 0, "loss.patch_smooth_l1", self.patch_smooth_l1, "≥ 0")
         _check(self.smooth_l1_beta > 0, "loss.smooth_l1_beta", self.smooth_l1_beta, "> 0")
+        _check_choice("loss of class tokens", self.cls, CLASS_LOSSES)
+        _check(0 <= self.relation <= 1000, "loss.relation", self.relation, "0 to 1,000")
+        _check(0 <= self.shift <= 16, "loss.shift", self.shift, "0 to 16")
+
+    def named(self) -> list[NamedLoss]:
+        """Return which of the losses by name are on."""
+        on: dict[NamedLoss, bool] = {"relation": self.relation > 0, "angle": self.cls == "angle", "shift": self.shift > 0}
+        return [name for name, is_on in on.items() if is_on]
 
 
 @dataclass(frozen=True)

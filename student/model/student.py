@@ -5,7 +5,9 @@ dropped after training but kept beside the backbone: stage 3 starts from them an
 token has no class adapter. Axes: B images, H and W grid, C colours, D channels.
 """
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from ...storage.core.errors import BadInput
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import SampledTokens, Tokens, gather_tokens, grid_mismatch
+from .grids import most_shifted, smallest_shift
 from .recipe import TrainRecipe
 
 NO_SAMPLED_TOKENS: Mapping[str, SampledTokens] = {}
@@ -95,6 +98,46 @@ def checkpoint_name(module: nn.Module, name: str) -> str:
 def count_parameters(module: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def refuse_losses(recipe: TrainRecipe, grids: Mapping[str, Sequence[tuple[int, int]]], specs: Mapping[str, TargetSpec]) -> None:
+    """Raise `BadInput` where a loss by name (`losses.LOSSES`) cannot be computed at one of the student's sizes.
+
+    `grids` has the grids that each teacher's targets may have, by name.
+    """
+    loss = recipe.loss
+    if loss.cls == "angle" and all(spec.cls_dim is None for spec in specs.values()):
+        raise BadInput(f"loss.cls = 'angle' balances class tokens, and no teacher has one: {', '.join(specs)}; leave it at 'cosine'")
+    if not (loss.relation or loss.shift):
+        return
+    with torch.device("meta"):
+        encoder = build_encoder({**recipe.student.options, "name": recipe.student.architecture})
+    for size_px in recipe.student.sizes_px:
+        own = encoder.grid(size_px, size_px)
+        who = f"{recipe.student.architecture} at {size_px} px, which has a grid of {own[0]}×{own[1]}"
+        for name, spec in specs.items():
+            if loss.relation and (spec.tokens or max(math.prod(map(max, own, grid)) for grid in grids[name])) < 2:
+                raise BadInput(f"loss.relation compares two tokens of an image, and of teacher {name} and {who}, there is one; set it to 0")
+            if loss.shift and spec.tokens is not None:
+                raise BadInput(
+                    f"loss.shift needs all tokens of a view, and the feature set of {name} holds {spec.tokens} of each: of each image "
+                    "others would be left in the overlap; extract without --tokens-per-view, or set loss.shift to 0"
+                )
+        if loss.shift:
+            _refuse_shift(who, size_px, own, grids)
+
+
+def _refuse_shift(who: str, size_px: int, own: tuple[int, int], grids: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+    """Raise `BadInput` where no shift is whole in the tokens of the student and of all teachers, and small enough."""
+    for axis, side in enumerate(own):
+        units = [smallest_shift(side, [grid[axis] for grid in together]) for together in itertools.product(*grids.values())]
+        if size_px % side or max(units) > most_shifted(side):
+            theirs = ", ".join(f"{name} {'/'.join(f'{h}×{w}' for h, w in several)}" for name, several in grids.items())
+            raise BadInput(
+                f"loss.shift moves the student's window by whole tokens of all grids and by a quarter of its own at most, and there is no "
+                f"such shift for {who} (teachers: {theirs}); choose student.sizes_px so that one grid divides the other, and has four "
+                "tokens or more, or set loss.shift to 0"
+            )
 
 
 def refuse_unequal_grids(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> None:

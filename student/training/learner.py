@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import Event
-from ...teachers.encoders.tokens import SampledTokens
+from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.runtime.devices import Choice, attention_kernel, autocast
 from ..data.targets import Targets
 from ..model.batch_norms import KeptStatistics, average_over_ranks, follow
-from ..model.draws import dropped_teachers, step_seed
-from ..model.losses import distillation_loss
+from ..model.draws import draw_shift, dropped_teachers, step_seed
+from ..model.grids import NO_SHIFT, Shift, most_shifted, shift_pixels, smallest_shift
+from ..model.losses import NO_SPACES, ClassSpace, distillation_loss
 from ..model.optimizers import build_optimizer, set_learning_rate
 from ..model.ranks import ALONE, Ranks
 from ..model.recipe import TrainRecipe
@@ -55,7 +56,8 @@ class TrainingDiverged(EupeError, ArithmeticError):
 class Learner:
     """A student with everything that its steps change; `steps_done` counts its finished steps.
 
-    `statistics` has the digest of the statistics behind each teacher's targets, by name: what the saved adapters map to.
+    `statistics` has the digest of the statistics behind each teacher's targets, by name: what the saved adapters map to. `spaces` has the
+    teachers' own spaces of class tokens, where the recipe compares these by angles.
     """
 
     def __init__(
@@ -68,9 +70,14 @@ class Learner:
         precision: Choice,
         statistics: Mapping[str, str],
         ranks: Ranks = ALONE,
+        spaces: Mapping[str, ClassSpace] = NO_SPACES,
     ) -> None:
         self.recipe, self.student, self.folder = recipe, student.to(device.value), folder
         self.device, self.precision, self.statistics, self.ranks = device, precision, dict(statistics), ranks
+        self.spaces = {
+            name: ClassSpace(space.mean_D.to(device.value), space.scale.to(device.value), space.dispersion)
+            for name, space in spaces.items()
+        }
         self.average = self._copy_for_average()
         parallel_student = parallelize(student, recipe.run.parallel, ranks)
         self.forward: nn.Module = torch.compile(parallel_student) if recipe.compile else parallel_student  # type: ignore[assignment]
@@ -145,17 +152,40 @@ class Learner:
         if not self._sums:
             self._kept_statistics = KeptStatistics(self.student)
         set_gradient_sync(self._parallel_student, last)
+        shift = self._shift(step, pixels_BHWC, targets)
+        if shift != NO_SHIFT:
+            pixels_BHWC = self._shifted(pixels_BHWC, shift)
         with autocast(self.device.value, self.precision.value):
             predicted = self.forward(pixels_BHWC, {name: tokens for name, tokens in targets.items() if isinstance(tokens, SampledTokens)})
         ordered = {name: targets[name] for name in self.student.teacher_names}  # sums are added in the run's order, whoever came first
         dropped = dropped_teachers(self.recipe.seed, step, list(ordered), self.recipe.teacher.drop_probability)
-        loss, terms = distillation_loss(predicted, ordered, self.recipe.loss, self.recipe.teacher.weights, dropped)
+        loss, terms = distillation_loss(
+            predicted, ordered, self.recipe.loss, self.recipe.teacher.weights, dropped, shift=shift, spaces=self.spaces
+        )
         with attention_kernel(self.device.value):
             (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks
         values = {("", ""): loss, **{(name, term): value for name, by_name in terms.items() for term, value in by_name.items()}}
         for key, value in values.items():
             weighted = value.detach().double() * share
             self._sums[key] = self._sums[key] + weighted if key in self._sums else weighted
+
+    def _shift(self, step: int, pixels_BHWC: Tensor, targets: Targets) -> Shift:
+        """Return how many tokens the student's window lies further on in a step, by rows and columns."""
+        deviation = self.recipe.loss.shift
+        if not deviation:
+            return NO_SHIFT
+        own = self.student.encoder.grid(*pixels_BHWC.shape[1:3])
+        theirs = [tokens.patch_BHWD.shape[1:3] for tokens in targets.values() if isinstance(tokens, Tokens)]
+        drawn = [
+            draw_shift(self.recipe.seed, step, axis, deviation, smallest_shift(side, [grid[axis] for grid in theirs]), most_shifted(side))
+            for axis, side in enumerate(own)
+        ]
+        return drawn[0], drawn[1]
+
+    def _shifted(self, pixels_BHWC: Tensor, shift: Shift) -> Tensor:
+        height, width = pixels_BHWC.shape[1:3]
+        rows, columns = self.student.encoder.grid(height, width)
+        return shift_pixels(pixels_BHWC, (shift[0] * (height // rows), shift[1] * (width // columns)))
 
     def optimizer_step(self, step: int, image_ids: Callable[[], str]) -> None:
         """Update the weights with the accumulated gradient; raises `TrainingDiverged` before they change if it is not finite."""

@@ -2,6 +2,7 @@
 
     OUT/nonfinite/step-0000006/
         bundle.json             recipe, teachers, device, precision, what was seen; written last
+        spaces.safetensors      the teachers' own spaces of class tokens, where the recipe compares these by angles
         model.safetensors       the student before the step         optimizer.safetensors   its optimiser
         rank-0.safetensors      a rank's micro-batches: the student's pixels and the targets; ids of its images, rows of its views
 
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ...storage.core.errors import CacheDamaged, StoreUnavailable
@@ -26,12 +28,13 @@ from ...storage.core.identity import json_bytes
 from ...storage.objects.atomic_files import TEMPORARY_PREFIX, make_folder, translate_os_errors
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ..data.targets import Targets
+from ..model.losses import ClassSpace
 from ..model.student import TargetSpec
 from ..model.versions import code_digest, versions
 from .checkpoint import save_tensors, state_tensors
 from .learner import Learner, Sums
 
-BUNDLE = "bundle.json"
+BUNDLE, SPACES = "bundle.json", "spaces"
 _FORMAT = 1
 _SHARE_OF_FREE_DISK = 3
 
@@ -104,10 +107,34 @@ def _rank_tensors(learner: Learner, parts: Sequence[MicroBatch]) -> dict[str, Te
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
+def _space_tensors(learner: Learner) -> dict[str, dict[str, Tensor]]:
+    """Return {SPACES: …} with the spaces by the number of their teacher; {} without any."""
+    tensors: dict[str, Tensor] = {}
+    for number, name in enumerate(learner.student.teacher_names):
+        if (space := learner.spaces.get(name)) is not None:
+            dispersion = torch.tensor(space.dispersion, dtype=torch.float64)
+            named = {"mean_D": space.mean_D, "scale": space.scale, "dispersion": dispersion}
+            tensors |= {f"{number}/{field}": tensor.cpu().contiguous() for field, tensor in named.items()}
+    return {SPACES: tensors} if tensors else {}
+
+
+def read_spaces(folder: Path, teachers: Sequence[str]) -> dict[str, ClassSpace]:
+    """Return the spaces of class tokens that a bundle holds, by teacher; {} without any. Raises `CacheDamaged`."""
+    path = folder / f"{SPACES}.safetensors"
+    if not path.is_file():
+        return {}
+    try:
+        tensors = load_file(path)
+        numbers = [number for number in range(len(teachers)) if f"{number}/mean_D" in tensors]
+        return {teachers[n]: ClassSpace(tensors[f"{n}/mean_D"], tensors[f"{n}/scale"], float(tensors[f"{n}/dispersion"])) for n in numbers}
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise CacheDamaged(f"{path} cannot be read ({error}); a step can be computed again with all of its files alone") from error
+
+
 def _write(final: Path, learner: Learner, own: dict[str, Tensor], origin: Origin, description: dict[str, Any]) -> int:
     """Write a bundle and return its bytes over all ranks; raises on every rank when one could not write. Collective."""
     ranks, device = learner.ranks, learner.device.value
-    files = state_tensors(learner.student, learner.optimizer)
+    files = state_tensors(learner.student, learner.optimizer) | _space_tensors(learner)
     total = int(ranks.sum(torch.tensor(_bytes(own), device=device))) + sum(map(_bytes, files.values()))
     work = final.with_name(f"{TEMPORARY_PREFIX}{final.name}")
     if ranks.first:

@@ -1,7 +1,8 @@
 """A run's folder: everything that training writes.
 
     OUT/
-      recipe.json          the resolved recipe, the origin of each value, what "auto" was decided to be and why, each dataset's version
+      recipe.json          the resolved recipe, the origin of each value, what "auto" was decided to be and why, each dataset's version, the
+                           terms of the teachers
       identities.json      what the targets are, and what the run started from
       metrics.jsonl        one line a logged step          tensorboard/   the same as events
       checkpoints/step-NNNNNNN/
@@ -84,7 +85,7 @@ class RunFolder:
 
     def begin(
         self, recipe: TrainRecipe, origins: Mapping[str, str], identities: Mapping[str, Any], choices: Mapping[str, Choice] | None = None,
-        datasets: Mapping[str, Any] | None = None,
+        datasets: Mapping[str, Any] | None = None, terms: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Record recipe, identities and choices; raises `CacheMismatch` naming each field in which the run in this folder differs.
 
@@ -108,6 +109,7 @@ class RunFolder:
         all_origins = {**origins, **dict.fromkeys(self.taken_over, "as this run was begun")}
         record = {"recipe": recipe.to_dict(), "decisive": recipe.decisive(), "origins": all_origins, "choices": resolved}
         record |= {} if datasets is None else {"datasets": dict(datasets)}
+        record |= {} if terms is None else {"terms": dict(terms)}
         _write_json(self.out / "recipe.json", record)
 
     def has_steps(self) -> bool:

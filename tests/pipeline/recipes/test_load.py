@@ -9,7 +9,7 @@ from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.model.recipe import TrainRecipe
 
 SHIPPED = ["1-2", "1-2-3", "1-3", "2-only", "demo", "eupe-stage1", "eupe-stage2", "eupe-stage3"]
-SHIPPED += ["teachers-with-siglip2", "teachers-without-pelang"]
+SHIPPED += ["permissive", "teachers-with-siglip2", "teachers-without-pelang"]
 
 
 def write(folder: Path, text: str) -> str:
