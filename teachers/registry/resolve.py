@@ -16,15 +16,15 @@ import torch
 
 from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, unknown_name
-from ...storage.core.identity import file_sha256
-from ..checkpoints.hub import HUB_PREFIX, fetch, is_repository, local_weights
+from ..checkpoints.hub import HUB_PREFIX, fetch_model, is_repository, local_weights
+from ..checkpoints.sharded import INDEX_SUFFIX, weights_in, weights_sha256
+from ..checkpoints.transformers_models import HF_PREFIX, HF_RECORDS, inspect_hf, load_hf
 from ..checkpoints.weights import check_format, load_strictly
 from ..encoders.architectures import ARCHITECTURES, Options
 from ..encoders.build import FAMILIES, build_encoder, canonical, cls_width, facts
 from ..encoders.encoder import Encoder
 from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm
 from ..encoders.preprocessing import Preprocessing
-from ..encoders.transformers_towers import HF_FILES, HF_PREFIX, inspect_hf, load_hf
 from ..runtime.empty_build import build_empty
 from .python_file import load_python_file, names_python_file, python_file_at, resolve_python_file
 from .spec import RANDOM_WEIGHTS, TeacherSpec
@@ -93,7 +93,7 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
         return _frozen(spec, load_python_file(spec), device)
     path = _existing(spec.weights_path, spec.name, "the file that was resolved")
     with ThreadPoolExecutor(1, thread_name_prefix="sha256") as hashing:  # it leaves the interpreter to the build
-        sha256 = hashing.submit(file_sha256, path)
+        sha256 = hashing.submit(weights_sha256, path)
         try:
             encoder = _loaded(spec)
         finally:  # a file that changed is the reason for whatever else was wrong with it
@@ -161,7 +161,8 @@ def _resolve_named(name: str, weights: Path | None, precision: str, allow_random
         )
     else:
         raise unknown_name("teacher", name, [*TEACHERS, *_OTHER_NAMES])
-    path = weights or weights_folder() / f"{definition.weights_name}.safetensors"
+    path = weights or weights_in(weights_folder(), definition.weights_name)
+    path = weights_in(path) if path.is_dir() else path
     architecture, stride_px, width = definition.architecture, definition.stride_px, definition.width
     at_random = allow_random and weights is None and not path.is_file()
     return _spec(
@@ -174,13 +175,14 @@ def _resolve_hf(folder_or_repository: str, weights: Path | None, precision: str)
     if weights is not None:
         raise BadInput(f"the weights of a transformers model lie in its folder: give {HF_PREFIX}{weights.parent} instead of its --weights")
     from_hub = not Path(folder_or_repository).is_dir() and is_repository(folder_or_repository)
-    folder = fetch(folder_or_repository, HF_FILES) if from_hub else Path(folder_or_repository)
+    folder = fetch_model(folder_or_repository, HF_RECORDS) if from_hub else Path(folder_or_repository)
     architecture, prep, path = inspect_hf(folder)
-    width: int = architecture["width"]
+    width, cls = architecture["width"], architecture["cls"]
     name = folder_or_repository.partition("@")[0].rpartition("/")[2] if from_hub else folder.resolve().name
     return _spec(
         name, architecture, path, prep,
-        cls=architecture["cls"], cls_dim=width, width=width, stride_px=architecture["stride_px"], precision=precision,
+        cls=cls, cls_dim=None if cls == "none" else architecture.get("cls_width", width), width=width,
+        stride_px=architecture["stride_px"], precision=precision,
     )  # fmt: skip
 
 
@@ -215,7 +217,7 @@ def _spec(
         check_format(path)
     side = prep.size_px // stride_px
     return TeacherSpec(
-        name, architecture, path, RANDOM_WEIGHTS if at_random else file_sha256(path), prep, cls, cls_dim, width, (side, side), precision
+        name, architecture, path, RANDOM_WEIGHTS if at_random else weights_sha256(path), prep, cls, cls_dim, width, (side, side), precision
     )  # fmt: skip
 
 
@@ -223,6 +225,7 @@ def _existing(path: Path, name: str, source: str) -> Path:
     if not path.is_file():
         raise BadInput(
             f"the weights of teacher {name} are missing: {path} is not a file. They are never replaced by random ones. "
-            f"Put a safetensors file there, or name one with --weights {name}=PATH (or ={HUB_PREFIX}OWNER/NAME@COMMIT). Source: {source}."
+            f"Put a safetensors file there, or one in parts with its NAME{INDEX_SUFFIX}, or name one with --weights {name}=PATH "
+            f"(or ={HUB_PREFIX}OWNER/NAME@COMMIT). Source: {source}."
         )
     return path
