@@ -23,6 +23,7 @@ from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.registry.native_size import size_warning
+from ...teachers.registry.onnx_file import ONNX_FILE
 from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device, choose_precision
@@ -79,15 +80,21 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     if options.dry_run:
         return {**_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event), **options.told()}
     for spec in specs:
-        if spec.source is not None:
-            weights = None if spec.weights_path == spec.source.path else spec.weights_path.absolute()
-            found = TeacherFile(spec.source.path, spec.source.function, weights)
+        if (found := _own_file(spec)) is not None:
             note_teacher_file(store.objects, spec.identity(), found)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
     orders = [work_order(store, views, group, options, chosen) for group in groups]
     return {**combined([_extract_group(store, views, order, options, on_event) for order in orders]), **options.told()}
+
+
+def _own_file(spec: TeacherSpec) -> TeacherFile | None:
+    """Return where the file of a user's own teacher lies; None of any other teacher."""
+    if spec.source is not None:
+        weights = None if spec.weights_path == spec.source.path else spec.weights_path.absolute()
+        return TeacherFile(spec.source.path, spec.source.function, weights)
+    return TeacherFile(spec.weights_path, "", None) if spec.architecture["name"] == ONNX_FILE else None
 
 
 def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
