@@ -24,9 +24,9 @@ from typing import Any
 from ...storage.core.errors import BadInput, unknown_name
 from ..encoders.architectures import Options
 from ..encoders.build import facts
-from ..encoders.onnx_graph import LAYOUTS, OnnxGraph, OnnxOutputs, onnx_sha256
 from ..encoders.own_encoder import OwnEncoder, OwnTeacher
 from ..encoders.preprocessing import Preprocessing
+from ..runtime.onnx_graph import LAYOUTS, OnnxGraph, OnnxOutputs, onnx_sha256
 from .own_tokens import measure
 from .spec import TeacherSpec
 

@@ -114,7 +114,7 @@ def _loaded(spec: TeacherSpec) -> Encoder:
         return load_hf(spec.architecture, spec.weights_path)
     encoder = build_empty(lambda: _built(spec).eval())
     if isinstance(encoder, FrozenEncoder):  # published files name the backbone's tensors, a run's name the encoder's
-        load_strictly(encoder.backbone, spec.weights_path)
+        load_strictly(encoder.backbone, spec.weights_path, encoder.from_published)
         encoder.fuse()
     else:
         load_strictly(encoder, spec.weights_path)
