@@ -5,15 +5,18 @@ is another teacher, whose tokens go to another feature set. Without a weight fil
 makes, under torch's seed 0, by the sha256 of its tensors; a function that makes others each time is refused. What none of this sees (a
 module that the source imports, a library's version) the canary sees.
 
-The file travels alone, as bytes, with the orders to workers: what it imports must be installed there. It is the user's code and is run with
-the user's rights: by the command, for the widths of its tokens, and by every worker.
+The file travels alone, as bytes, with the orders to workers: what it imports must be installed there. A module that only lies beside it is
+refused, because it is in no identity and on no other machine. It is the user's code and is run with the user's rights: by the command, for
+the widths of its tokens, and by every worker.
 """
 
+import ast
 import hashlib
 import importlib.abc
+import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -178,6 +181,7 @@ def _imported(source: PythonSource) -> ModuleType:
     name = f"eupe_pipeline_teacher_{source_sha256(source)[:16]}"
     if name in sys.modules:
         return sys.modules[name]
+    _refuse_modules_beside(source)
     spec = importlib.util.spec_from_loader(name, _FromBytes(source))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -190,6 +194,36 @@ def _imported(source: PythonSource) -> ModuleType:
         hint = "; the file travels alone, what it imports must be installed" if isinstance(error, ImportError) else ""
         raise BadInput(f"{source.path} cannot be imported: {_one_line(error, source.path)}{hint}") from error
     return module
+
+
+def _refuse_modules_beside(source: PythonSource) -> None:
+    """Raise `BadInput` when the file imports, now or later, a module that lies in its folder and belongs to no installed package."""
+    folder = source.path.parent.resolve()
+    for name in dict.fromkeys(_imported_names(source)):
+        if not (folder / f"{name}.py").is_file() and not (folder / name).is_dir():
+            continue
+        found = importlib.util.find_spec(name)
+        places = [] if found is None else [found.origin] if found.origin else list(found.submodule_search_locations or [])
+        elsewhere = any(not Path(place).resolve().is_relative_to(folder) for place in places)
+        if not elsewhere and name not in importlib.metadata.packages_distributions():
+            raise BadInput(
+                f"{source.path} imports {name}, which lies beside it: the file travels alone, and its sha256 is the teacher's identity, so "
+                f"a changed {name} would be taken for the same teacher. Put its code into the file, or install it as a package on each "
+                "machine"
+            )
+
+
+def _imported_names(source: PythonSource) -> Iterator[str]:
+    """Yield the top-level names of all imports in the file, those in functions, too."""
+    try:
+        tree = ast.parse(source.code)
+    except (SyntaxError, ValueError):  # running it says so, with the line
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
 
 
 def _one_line(error: BaseException, path: Path) -> str:

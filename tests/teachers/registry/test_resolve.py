@@ -59,7 +59,7 @@ class TestResolve:
         with pytest.raises(BadInput, match="never replaced by random ones") as caught:
             resolve_teacher(name)
         assert str(tmp_path / "weights") in str(caught.value)
-        timms = ROWS[name].architecture["name"] == "timm"
+        timms = name not in ROWS or ROWS[name].architecture["name"] == "timm"
         source = "make demo" if name in CONVERTED else "huggingface.co/timm/" if timms else "`eupe-pipeline convert-weights`"
         assert source in str(caught.value)
 
