@@ -25,6 +25,7 @@ from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
 from ...teachers.registry.licences import TermsByName, refuse_terms
 from ...teachers.registry.native_size import size_warning
+from ...teachers.registry.onnx_file import ONNX_FILE
 from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.table import Terms
@@ -86,9 +87,7 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
         return {**_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event), **options.told(), **told(flat(terms))}
     note_unsaid(store.objects, terms, specs, on_event)
     for spec in specs:
-        if spec.source is not None:
-            weights = None if spec.weights_path == spec.source.path else spec.weights_path.absolute()
-            teacher_file = TeacherFile(spec.source.path, spec.source.function, weights)
+        if (teacher_file := _own_file(spec)) is not None:
             note_teacher_file(store.objects, spec.identity(), teacher_file)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
@@ -99,6 +98,14 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
         **options.told(),
         **told(flat(terms)),
     }
+
+
+def _own_file(spec: TeacherSpec) -> TeacherFile | None:
+    """Return where the file of a user's own teacher lies; None of any other teacher."""
+    if spec.source is not None:
+        weights = None if spec.weights_path == spec.source.path else spec.weights_path.absolute()
+        return TeacherFile(spec.source.path, spec.source.function, weights)
+    return TeacherFile(spec.weights_path, "", None) if spec.architecture["name"] == ONNX_FILE else None
 
 
 def _extract_group(

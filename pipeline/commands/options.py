@@ -217,7 +217,7 @@ SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
 
 
 TEACHER = click.option("--teacher", default=None,
-                       help="The teacher that made the set, its run's folder or FILE.py:FUNCTION; default: by the set's name.")  # fmt: skip
+                       help="The teacher that made the set, its run's folder or its FILE; default: by the set's name.")  # fmt: skip
 
 
 WEIGHTS_FILE = click.option("--weights", type=PATH, default=None, help="Its weight file; default: the weights folder.")
@@ -235,7 +235,7 @@ TEACHERS = (
         "teachers",
         multiple=True,
         required=True,
-        help="Teacher's name, a run's folder, or FILE.py:FUNCTION, whose code is run here and by the workers; repeatable.",
+        help="Teacher's name, a run's folder, FILE.onnx, or FILE.py:FUNCTION, whose code is run here and by the workers; repeatable.",
     ),
     click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
     click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),

@@ -23,6 +23,7 @@ from ...storage.core.errors import BadInput
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...student.model.student import TargetSpec, count_parameters
+from ...teachers.checkpoints.sharded import is_index, weight_files
 from ...teachers.encoders.build import build_encoder, canonical
 from ...teachers.encoders.build import facts as shape_of
 from ...teachers.registry.resolve import MODEL_FILE
@@ -177,12 +178,16 @@ def teacher_facts(spec: TeacherSpec, seconds_per_view: float | None = None, *, i
 
 
 def stored_parameters(path: Path) -> int | None:
-    """Return the elements of all tensors of a safetensors file, from its header; None where it is no such file."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    """Return the elements of all tensors of a safetensors file or of the files of an index, from the headers; None where it is neither."""
+    if not path.is_file() or not (path.suffix == ".safetensors" or is_index(path)):
         return None
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
+    return sum(map(_elements, weight_files(path)))
+
+
+def _elements(file: Path) -> int:
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header: dict[str, Any] = json.loads(opened.read(length))
     return sum(int(np.prod(tensor["shape"], dtype=np.int64)) for name, tensor in header.items() if name != "__metadata__")
 
 

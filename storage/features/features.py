@@ -235,7 +235,7 @@ class FeatureReader:
         return Record(self.digest, shard, len(present), ids_digest(ids), {}, dict(failed), views_record), arrays, present
 
     def teacher_files(self) -> list[TeacherFile]:
-        """Return the recorded locations of the file of a FILE.py:FUNCTION teacher."""
+        """Return the recorded locations of the file of a user's own teacher."""
         return noted_teacher_files(self._objects, self.identity["teacher"])
 
     def teacher_terms(self) -> list[dict[str, dict[str, Any]]]:

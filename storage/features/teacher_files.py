@@ -18,10 +18,11 @@ _MAX_NOTE_BYTES = 1 << 20
 
 
 class TeacherFile(NamedTuple):
-    """One location of a teacher's source file."""
+    """One location of the file of a user's own teacher."""
 
     file: Path
     function: str
+    """Of a Python file; "" of an ONNX file."""
     weights: Path | None
     """What the function was given."""
 

@@ -1,11 +1,13 @@
 """From published formats to safetensors in our names, once and explicitly, without running anything from the file.
 
-`.pth`: torch's restricted unpickler (`weights_only=True`), which builds tensors and plain containers and nothing else.
+`.pth`: torch's restricted unpickler (`weights_only=True`), which builds tensors and plain containers, the arguments of a training
+(`argparse.Namespace`, plain data), and nothing else. Of a checkpoint with such arguments the state dict is taken, of two the averaged one.
 TF.js "layers model": a JSON manifest and raw little-endian shards, read with numpy. Archives are read in memory, by member
 name; nothing is unpacked to disk. Each conversion knows one source: the names are mapped by rule, and a key that the rule
 does not know is an error. Conversion is deterministic: the same source gives a file with the same sha256.
 """
 
+import argparse
 import io
 import json
 import re
@@ -25,6 +27,7 @@ from ...storage.core.identity import file_sha256
 from .weights import save_weights
 
 Shards = Mapping[str, bytes]
+_STATE_DICTS = ("state_dict_ema", "state_dict", "model")  # of a training's checkpoint, the first that it has
 _LITE0_STAGE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 _LITE0_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _LITE0_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -41,12 +44,15 @@ _KERAS_TENSORS = {
 def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
     """Return the flat state dict of a `.pth`, read by the restricted unpickler; raise `BadInput` for anything else."""
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         kind = type(error).__name__  # torch's own text advises to load it unsafely
         raise BadInput(
             f"{where} is refused: it is not a checkpoint of plain tensors ({kind}); give a .pth of tensors or .safetensors"
         ) from error
+    if isinstance(state, dict) and isinstance(state.get("args"), argparse.Namespace):
+        state = next((state[key] for key in _STATE_DICTS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadInput(f"{where} is not a flat state dict of tensors; take the state dict out of it first")
     return {str(name): tensor for name, tensor in state.items()}

@@ -13,9 +13,11 @@ from pathlib import Path
 from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, StoreUnavailable
 from ...storage.core.urls import absolute
+from .sharded import INDEX_SUFFIX, weight_names, weights_in
 
 HUB_PREFIX = "hub:"
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = f"model{INDEX_SUFFIX}"
 _ADDRESS = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -32,7 +34,47 @@ def local_weights(weights: Path | None) -> Path | None:
         return None
     if not address.startswith(HUB_PREFIX):
         return Path(absolute(address))
-    return fetch(address.removeprefix(HUB_PREFIX), (WEIGHTS_FILE,)) / WEIGHTS_FILE
+    return weights_in(fetch_model(address.removeprefix(HUB_PREFIX)))
+
+
+class NotInRepository(BadInput):
+    """A repository has no file of that name at that commit."""
+
+
+def fetch_model(address: str, records: tuple[tuple[str, ...], ...] = ()) -> Path:
+    """Return the folder that holds a pinned repository's weights, in one file or in several with their index.
+
+    Of each of `records` the first name that the repository has is fetched, too. Raises as `fetch` does.
+    """
+    for names in records:
+        _fetch_first(address, names)
+    if _fetch_first(address, (WEIGHTS_FILE, INDEX_FILE)) == WEIGHTS_FILE:
+        return fetch(address, (WEIGHTS_FILE,))
+    return fetch(address, tuple(weight_names(fetch(address, (INDEX_FILE,)) / INDEX_FILE)))
+
+
+def _fetch_first(address: str, names: tuple[str, ...]) -> str:
+    """Return the name of the first file that is in the cache, or else of the first that the repository has, which is fetched."""
+    for name in names:
+        if _is_cached(address, name):
+            return name
+    refused = None
+    for name in names:
+        try:
+            fetch(address, (name,))
+        except NotInRepository as error:
+            refused = refused or error
+        else:
+            return name
+    assert refused is not None
+    raise refused
+
+
+def _is_cached(address: str, name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, commit = _parse_pinned(address)
+    return isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
 
 
 def fetch(address: str, files: tuple[str, ...]) -> Path:
@@ -58,9 +100,9 @@ def fetch(address: str, files: tuple[str, ...]) -> Path:
             f"see https://huggingface.co/{repo}/commits/main"
         ) from error
     except errors.RemoteEntryNotFoundError as error:
-        raise BadInput(
+        raise NotInRepository(
             f"{repo} at {commit[:12]}… lacks one of {', '.join(files)}; a PyTorch checkpoint must be downloaded and converted to "
-            "safetensors (`eupe-pipeline import-weights`), one in several files be saved as one"
+            "safetensors (`eupe-pipeline import-weights`, `convert-weights`)"
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         raise StoreUnavailable(

@@ -2,11 +2,12 @@
 
 The run-time format is safetensors alone: it holds tensors and can run no code. A `.pth` or `.pt` passes an explicit
 conversion first (`convert.py`). A load is strict both ways: a missing key would leave a random tensor in a "frozen" teacher,
-an unexpected key means another architecture. The price of strictness is that a file with extra heads must be trimmed first.
+an unexpected key means another architecture. The price of strictness is that a file with extra heads must be trimmed first. Weights in
+several files are named by their index (`sharded`).
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
 from ...storage.objects.atomic_files import make_folder, write_atomically
+from .sharded import check_index, is_index, listed, weight_files
 
-_MAX_NAMES = 5
+Tensors = dict[str, Tensor]
 
 
 def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:
@@ -25,16 +27,24 @@ def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:
     write_atomically(out, save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}))
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a safetensors file, on the CPU; raise `BadInput` when it is absent or not one."""
-    with _safetensors(path):
-        return load_file(path)
+def read_weights(path: Path) -> Tensors:
+    """Return all tensors of a safetensors file, or of the files of an index, on the CPU; raise `BadInput` for what is absent or not one."""
+    if is_index(path):
+        check_format(path)
+    tensors: Tensors = {}
+    for file in weight_files(path):
+        with _safetensors(file):
+            tensors |= load_file(file)
+    return tensors
 
 
 def check_format(path: Path) -> None:
-    """Read the header alone; raise `BadInput` when the file is absent or no safetensors file, before any work is spent on it."""
-    with _safetensors(path), safe_open(path, "pt"):
-        pass
+    """Read the headers alone; raise `BadInput` when a file is absent or no safetensors file, before any work is spent on it."""
+    for file in weight_files(path):
+        with _safetensors(file), safe_open(file, "pt"):
+            pass
+    if is_index(path):
+        check_index(path)
 
 
 @contextlib.contextmanager
@@ -50,14 +60,12 @@ def _safetensors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _listed(what: str, names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return f"{len(names)} {what} ({', '.join(sorted(names)[:_MAX_NAMES])}{more})"
+def load_strictly(module: nn.Module, path: Path, from_published: Callable[[Tensors], Tensors] = dict) -> None:
+    """Copy a file's tensors into `module`; raise `BadInput` naming every mismatch, and then change nothing.
 
-
-def load_strictly(module: nn.Module, path: Path) -> None:
-    """Copy a file's tensors into `module`; raise `BadInput` naming every mismatch, and then change nothing."""
-    file_tensors, module_tensors = read_weights(path), module.state_dict()
+    `from_published` turns the tensors of a file into those of the module, where a publisher has other names for them.
+    """
+    file_tensors, module_tensors = from_published(read_weights(path)), module.state_dict()
     faults_by_kind = {
         "missing": [name for name in module_tensors if name not in file_tensors],
         "unexpected": [name for name in file_tensors if name not in module_tensors],
@@ -66,7 +74,7 @@ def load_strictly(module: nn.Module, path: Path) -> None:
         ],
     }
     if any(faults_by_kind.values()):
-        faults = "; ".join(_listed(what, names) for what, names in faults_by_kind.items() if names)
+        faults = "; ".join(listed(what, names) for what, names in faults_by_kind.items() if names)
         raise BadInput(
             f"{path} does not fit this architecture: {faults}. Nothing was loaded: "
             "a teacher with partly random weights is refused. Give the file that belongs to the architecture."

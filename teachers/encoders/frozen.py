@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ..runtime.fusion import fuse_batch_norms
 from ..runtime.timm_import import import_timm
 from .architectures import Options
 from .encoder import Encoder
-from .fusion import fuse_batch_norms
 from .keras_resnet50 import STRIDE_PX, KerasResNet50
 from .preprocessing import Preprocessing
 from .tokens import Tokens
@@ -43,6 +43,10 @@ class FrozenEncoder(Encoder):
         features = self.features(pixels_BCHW)
         patch_BHWD = self._patches(features, grid)
         return Tokens(self._class_token(features, patch_BHWD), patch_BHWD)
+
+    def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the backbone's tensors of a published file: its own, unless a kind of encoder says otherwise."""
+        return tensors
 
     def fuse(self) -> None:
         """Fold batch norms into convolutions, where the architecture asks for it; in eval mode, after the load."""

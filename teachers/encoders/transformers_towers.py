@@ -1,35 +1,20 @@
-"""Vision towers of transformers from a local folder (`hf:PATH`): config.json, model.safetensors, preprocessor_config.json.
+"""Vision towers of transformers as teachers (`hf:FOLDER`): which kinds there are, and how each one's outputs become tokens.
 
-Published names differ from transformers' own names by version, so transformers loads the file; what it reports as missing, unexpected or
-misshapen is an error here, since it would go on with random tensors. Of a checkpoint with two towers (CLIP, SigLIP) the vision tower is
-taken and the named rest is left out by rule. Patch tokens have passed the final norm in every family, as timm's have. SigLIP 2 of fixed
-size calls itself `siglip`; its NaFlex form (`siglip2`) gets a square image's patches, as many as its processor allows. A checkpoint in
-several files is not supported.
+Patch tokens have passed the final norm in every family that has one, as timm's have. C-RADIO's class token is the summary that its own code
+gives: the class tokens of some of its teachers, one after the other. SAM 3 has no class token; its tokens are those of its ViT, before the
+neck. SigLIP 2 of fixed size calls itself `siglip`; its NaFlex form (`siglip2`) gets a square image's patches, as many as its processor
+allows. Folders are read in `checkpoints.transformers_models`.
 """
 
-import json
-import math
-import re
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ...storage.core.errors import BadInput, unknown_name
-from .architectures import Options
 from .frozen import FrozenEncoder
-from .preprocessing import Preprocessing
 from .tokens import Tokens
 
-HF_PREFIX = "hf:"
-HF_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
-_IGNORED_KEYS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "_attn_implementation")
-_OTHER_TOWER = re.compile(
-    r"text_model\.|text_projection\.|visual_projection\.|logit_scale$|logit_bias$|vision_model\.embeddings\.position_ids$"
-)
-_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RADIO, SAM3 = "radio", "sam3_vit_model"
 
 
 class Family(NamedTuple):
@@ -52,16 +37,19 @@ FAMILIES: dict[str, Family] = {
     "siglip_vision_model": Family("SiglipVisionModel", "attention pool", True),
     "siglip2_vision_model": Family("Siglip2VisionModel", "attention pool", True, True),
     "clip_vision_model": Family("CLIPVisionModel", "class token", True),
+    RADIO: Family("RadioModel", "concatenated class tokens"),
+    SAM3: Family("Sam3ViTModel", "none"),
 }
-_VISION_OF = {"siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model", "clip": "clip_vision_model"}
 
 
 class HfEncoder(FrozenEncoder):
     """A vision tower of transformers; tokens after the final norm."""
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
-        """Return cls (B, D), patch (B, H, W, D)."""
+        """Return cls (B, D') or None, patch (B, H, W, D)."""
         kind, backbone = self.architecture["model_type"], cast(Any, self.backbone)
+        if kind == SAM3:
+            _fit_positions(backbone, *pixels_BCHW.shape[-2:])
         if FAMILIES[kind].takes_patches:
             output = backbone(**_patches(pixels_BCHW, grid))
         else:
@@ -72,7 +60,19 @@ class HfEncoder(FrozenEncoder):
             states = getattr(backbone, "vision_model", backbone).post_layernorm(states)
         count = grid[0] * grid[1]
         patch_BHWD = states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
-        return Tokens(output.pooler_output if self.cls == "attention pool" else states[:, 0], patch_BHWD)
+        if self.cls == "none":
+            return Tokens(None, patch_BHWD)
+        pooled = {"attention pool": "pooler_output", "concatenated class tokens": "summary"}.get(self.cls)
+        return Tokens(states[:, 0] if pooled is None else getattr(output, pooled), patch_BHWD)
+
+
+def _fit_positions(vit: Any, height_px: int, width_px: int) -> None:
+    """Give the layers with global attention the rotary positions that SAM 3's ViT has when it is built for this size of image."""
+    if vit.config.image_size in (height_px if height_px == width_px else None, (height_px, width_px)):
+        return
+    vit.config.image_size = (height_px, width_px)
+    for layer in vit.layers:
+        layer.position_ids = layer.precompute_positions(vit.config, layer.window_size).to(layer.position_ids.device)
 
 
 def _patches(pixels_BCHW: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
@@ -85,83 +85,3 @@ def _patches(pixels_BCHW: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
     return {
         "pixel_values": patches_BNP, "pixel_attention_mask": shapes.new_ones((images, rows * columns)), "spatial_shapes": shapes,
     }  # fmt: skip
-
-
-class HfFacts(NamedTuple):
-    """Facts of a transformers folder."""
-
-    architecture: Options
-    preprocessing: Preprocessing
-    weights_path: Path
-
-
-def inspect_hf(folder: Path) -> HfFacts:
-    """Return facts of a folder, from its JSON files alone; raise `BadInput` for missing files, unknown models and sharded checkpoints."""
-    if (folder / "model.safetensors.index.json").is_file():
-        raise BadInput(f"{folder} holds a checkpoint in several files; save it as one model.safetensors first")
-    missing = [name for name in HF_FILES if not (folder / name).is_file()]
-    if missing:
-        raise BadInput(f"{folder} is not the folder of a transformers vision model: it lacks {', '.join(missing)}; download them there")
-    try:
-        config = json.loads((folder / HF_FILES[0]).read_text())
-        kind = config["model_type"]
-        if kind in _VISION_OF:
-            kind, config = _VISION_OF[kind], config["vision_config"]
-        prep = _preprocessing(json.loads((folder / HF_FILES[2]).read_text()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"the records of {folder} make no sense: {error!r}") from error
-    if kind not in FAMILIES:
-        raise unknown_name("transformers vision model", str(kind), [*FAMILIES, *_VISION_OF])
-    config = {key: value for key, value in _full_config(kind, config).items() if key not in _IGNORED_KEYS}
-    architecture = {
-        "name": "hf", "model_type": kind, "config": config, "cls": FAMILIES[kind].cls, "width": config["hidden_size"],
-        "stride_px": config["patch_size"],
-    }  # fmt: skip
-    return HfFacts(architecture, prep, folder / HF_FILES[1])
-
-
-def load_hf(architecture: Options, weights: Path) -> HfEncoder:
-    """Return the tower with the weights of its folder; raise `BadInput` when the file does not fill the model exactly."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # what it would warn of is an error below
-    kind = architecture["model_type"]
-    model = getattr(transformers, FAMILIES[kind].model)
-    try:
-        backbone, loading_info = model.from_pretrained(
-            weights.parent, config=model.config_class.from_dict(dict(architecture["config"])), dtype=torch.float32,
-            use_safetensors=True, local_files_only=True, output_loading_info=True,
-        )  # fmt: skip
-    except (TypeError, ValueError, AttributeError, RuntimeError, OSError, SafetensorError) as error:
-        raise BadInput(f"transformers cannot load {weights} as a {kind}: {str(error)[:400]}") from error
-    mismatches = {what: sorted(map(str, loading_info[f"{what}_keys"])) for what in ("missing", "unexpected", "mismatched")}
-    if FAMILIES[kind].two_towers:
-        mismatches["unexpected"] = [name for name in mismatches["unexpected"] if not _OTHER_TOWER.match(name)]
-    if any(mismatches.values()):
-        faults = "; ".join(f"{len(names)} {what} ({', '.join(names[:3])})" for what, names in mismatches.items() if names)
-        raise BadInput(f"{weights} does not fit this architecture: {faults}. A teacher with partly random weights is refused")
-    prep = Preprocessing(int(architecture["stride_px"]) * 16)  # the spec's replaces it
-    return HfEncoder(
-        backbone, architecture, width=architecture["width"], stride_px=architecture["stride_px"], cls=architecture["cls"], prep=prep
-    )
-
-
-def _full_config(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config with every default filled in, so that the identity does not depend on what a file leaves out."""
-    import transformers
-
-    defaults_filled = getattr(transformers, FAMILIES[kind].model).config_class.from_dict(config).to_dict()
-    plain: dict[str, Any] = json.loads(json.dumps(defaults_filled, default=str))
-    return plain
-
-
-def _preprocessing(record: dict[str, Any]) -> Preprocessing:
-    crop = record.get("crop_size") if record.get("do_center_crop") else None
-    naflex = "max_num_patches" in record
-    size = record["patch_size"] * math.isqrt(record["max_num_patches"]) if naflex else crop or record["size"]
-    sides = {size} if isinstance(size, int) else {int(value) for value in size.values()}
-    if len(sides) != 1:
-        raise ValueError(f"the input is not square: {size}")
-    scale = 1 / float(record.get("rescale_factor", 1 / 255)) if record.get("do_rescale", True) else 1.0
-    mean, std = (tuple(map(float, record[key])) for key in ("image_mean", "image_std"))
-    return Preprocessing(sides.pop(), _INTERPOLATIONS.get(record.get("resample", 3), "bicubic"), mean, std, round(scale, 9))  # type: ignore[arg-type]

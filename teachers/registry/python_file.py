@@ -5,16 +5,18 @@ is another teacher, whose tokens go to another feature set. Without a weight fil
 makes, under torch's seed 0, by the sha256 of its tensors; a function that makes others each time is refused. What none of this sees (a
 module that the source imports, a library's version) the canary sees.
 
-The file travels alone, as bytes, with the orders to workers: what it imports must be installed there. It is the user's code and is run with
-the user's rights: by the command, for the widths of its tokens, and by every worker.
+The file travels alone, as bytes, with the orders to workers: what it imports must be installed there. A module that only lies beside it is
+refused, because it is in no identity and on no other machine. It is the user's code and is run with the user's rights: by the command, for
+the widths of its tokens, and by every worker.
 """
 
+import ast
 import hashlib
 import importlib.abc
+import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -24,14 +26,10 @@ from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import digest, file_sha256
-from ...storage.objects.content_addressed import check_name
 from ..encoders.architectures import Options
 from ..encoders.own_encoder import OwnEncoder, OwnTeacher
-from ..encoders.preprocessing import Preprocessing
-from ..encoders.tokens import Tokens
-from .canary import canary_images
-from .spec import CLS_KINDS, PythonSource, TeacherSpec
-from .table import TEACHERS
+from .own_tokens import measure
+from .spec import PythonSource, TeacherSpec
 
 PYTHON_FILE = "python-file"  # `name` in the architecture's record
 _MODULES = "the module's"  # what stands for a weight file where there is none
@@ -74,23 +72,16 @@ def resolve_python_file(name: str, weights: Path | None, *, size_px: int | None,
     """
     source = read_source(name)
     own = _called(source, weights)
-    _check_declared(name, own)
-    prep = own.preprocessing.with_constants(constants)
-    if size_px is not None:
-        prep = replace(prep, size_px=size_px)
-    if prep.size_px % own.stride_px:
-        raise BadInput(f"teacher {name}: {prep.size_px} px is not a multiple of its stride of {own.stride_px} px")
-    cls_BD, patch_BHWD = _tokens_of_two_pictures(name, own, prep)
-    width, side = patch_BHWD.shape[-1], prep.size_px // own.stride_px
+    measured = measure(name, own, size_px, constants, lambda error: _one_line(error, source.path))
     architecture: Options = {
         "name": PYTHON_FILE, "function": source.function, "source_sha256": source_sha256(source),
         "weights": _MODULES if weights is None else "folder" if weights.is_dir() else "file",
-        "cls": own.cls, "width": width, "stride_px": own.stride_px,
+        "cls": own.cls, "width": measured.width, "stride_px": own.stride_px,
     }  # fmt: skip
     sha256 = tensors_sha256(own.module) if weights is None else _weights_sha256(weights, name)
-    cls_dim = None if cls_BD is None else cls_BD.shape[-1]
     return TeacherSpec(
-        own.name, architecture, weights or source.path, sha256, prep, own.cls, cls_dim, width, (side, side), precision, source
+        own.name, architecture, weights or source.path, sha256, measured.preprocessing, own.cls, measured.cls_dim, measured.width,
+        (measured.side, measured.side), precision, source,
     )  # fmt: skip
 
 
@@ -149,35 +140,6 @@ def _weights_sha256(weights: Path, name: str) -> str:
     return digest({path.relative_to(weights).as_posix(): file_sha256(path) for path in sorted(weights.rglob("*")) if path.is_file()})
 
 
-def _check_declared(name: str, own: OwnTeacher) -> None:
-    if own.cls not in CLS_KINDS:
-        raise BadInput(f"teacher {name}: cls is {own.cls!r}; kinds: {', '.join(CLS_KINDS)}")
-    check_name("teacher", own.name)
-    if own.name in TEACHERS:
-        raise BadInput(f"teacher {name} calls itself {own.name!r}, which is a known teacher's name; give it one of its own")
-
-
-def _tokens_of_two_pictures(name: str, own: OwnTeacher, prep: Preprocessing) -> Tokens:
-    """Return the tokens of the first two canary pictures at a size, checked; also of one alone, since a last batch may be one."""
-    size_px, encoder = prep.size_px, OwnEncoder(own, {"name": PYTHON_FILE})
-    for count in (1, 2):
-        pixels_BCHW = prep.apply(torch.from_numpy(canary_images(count, size_px)))
-        try:
-            with torch.no_grad():
-                tokens: Tokens = encoder(pixels_BCHW)
-        except Exception as error:
-            reason = _one_line(error, read_source(name).path)
-            raise BadInput(f"teacher {name} fails on pixels of {count}×3×{size_px}×{size_px}: {reason}") from error
-    bad = [what for what, part in zip(("class token", "patch tokens"), tokens, strict=True) if part is not None and not _finite(part)]
-    if bad:
-        raise BadInput(f"teacher {name}: its {' and '.join(bad)} of a picture of noise are not finite (NaN or infinite)")
-    return tokens
-
-
-def _finite(tokens: Tensor) -> bool:
-    return bool(torch.isfinite(tokens).all())
-
-
 def _called(source: PythonSource, weights: Path | None) -> OwnTeacher:
     """Return what the function returns, in eval mode on the CPU."""
     where = f"{source.path}:{source.function}"
@@ -219,6 +181,7 @@ def _imported(source: PythonSource) -> ModuleType:
     name = f"eupe_pipeline_teacher_{source_sha256(source)[:16]}"
     if name in sys.modules:
         return sys.modules[name]
+    _refuse_modules_beside(source)
     spec = importlib.util.spec_from_loader(name, _FromBytes(source))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -231,6 +194,36 @@ def _imported(source: PythonSource) -> ModuleType:
         hint = "; the file travels alone, what it imports must be installed" if isinstance(error, ImportError) else ""
         raise BadInput(f"{source.path} cannot be imported: {_one_line(error, source.path)}{hint}") from error
     return module
+
+
+def _refuse_modules_beside(source: PythonSource) -> None:
+    """Raise `BadInput` when the file imports, now or later, a module that lies in its folder and belongs to no installed package."""
+    folder = source.path.parent.resolve()
+    for name in dict.fromkeys(_imported_names(source)):
+        if not (folder / f"{name}.py").is_file() and not (folder / name).is_dir():
+            continue
+        found = importlib.util.find_spec(name)
+        places = [] if found is None else [found.origin] if found.origin else list(found.submodule_search_locations or [])
+        elsewhere = any(not Path(place).resolve().is_relative_to(folder) for place in places)
+        if not elsewhere and name not in importlib.metadata.packages_distributions():
+            raise BadInput(
+                f"{source.path} imports {name}, which lies beside it: the file travels alone, and its sha256 is the teacher's identity, so "
+                f"a changed {name} would be taken for the same teacher. Put its code into the file, or install it as a package on each "
+                "machine"
+            )
+
+
+def _imported_names(source: PythonSource) -> Iterator[str]:
+    """Yield the top-level names of all imports in the file, those in functions, too."""
+    try:
+        tree = ast.parse(source.code)
+    except (SyntaxError, ValueError):  # running it says so, with the line
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
 
 
 def _one_line(error: BaseException, path: Path) -> str:

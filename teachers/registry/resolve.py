@@ -3,7 +3,7 @@
 `resolve_teacher` decides everything and builds nothing large: it finds the weight file and hashes it. `load_teacher` builds, loads strictly
 and freezes. Absent weights are an error that says where to put which file; only a caller who asks for random ones, for a trial of speed
 and size, gets them, and then the identity says so. A finished run (`RUN/model/model.json` + `backbone.safetensors`) is a teacher as well:
-so the proxy of stage 1 teaches stage 2. FILE.py:FUNCTION is one of the user's own (`python_file`).
+so the proxy of stage 1 teaches stage 2. FILE.py:FUNCTION is one of the user's own (`python_file`), and so is FILE.onnx (`onnx_file`).
 """
 
 import json
@@ -16,23 +16,24 @@ import torch
 
 from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, unknown_name
-from ...storage.core.identity import file_sha256
-from ..checkpoints.hub import HUB_PREFIX, fetch, is_repository, local_weights
+from ..checkpoints.hub import HUB_PREFIX, fetch_model, is_repository, local_weights
+from ..checkpoints.sharded import INDEX_SUFFIX, weights_in, weights_sha256
+from ..checkpoints.transformers_models import HF_PREFIX, HF_RECORDS, inspect_hf, load_hf
 from ..checkpoints.weights import check_format, load_strictly
 from ..encoders.architectures import ARCHITECTURES, Options
 from ..encoders.build import FAMILIES, build_encoder, canonical, cls_width, facts
 from ..encoders.encoder import Encoder
 from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm
 from ..encoders.preprocessing import Preprocessing
-from ..encoders.transformers_towers import HF_FILES, HF_PREFIX, inspect_hf, load_hf
 from ..runtime.empty_build import build_empty
+from .onnx_file import ONNX_FILE, load_onnx_file, names_onnx_file, resolve_onnx_file
 from .python_file import load_python_file, names_python_file, python_file_at, resolve_python_file
 from .spec import RANDOM_WEIGHTS, TeacherSpec
 from .table import TEACHERS, TeacherDefinition, timm_definition
 from .teacher import Teacher
 
 TIMM_PREFIX = "timm:"
-_OTHER_NAMES = (f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "FILE.py:FUNCTION", "the folder of a finished run")
+_OTHER_NAMES = (f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "FILE.py:FUNCTION", "FILE.onnx", "the folder of a finished run")
 MODEL_FILE = Path("model") / "model.json"
 BACKBONE_FILE = Path("model") / "backbone.safetensors"
 
@@ -48,7 +49,7 @@ def resolve_teacher(
 ) -> TeacherSpec:
     """Decide a teacher: `weights` overrides where the file is (`hub:OWNER/NAME@COMMIT` fetches it), `size_px` the input size; hashes it.
 
-    A FILE.py:FUNCTION is run here, and its tokens of two pictures are checked.
+    A FILE.py:FUNCTION is run here, and its tokens of two pictures are checked, as are those of a FILE.onnx, whose precision is its own.
 
     `constants="imagenet"` takes ImageNet's mean and std in the place of its own, as the paper does for all. Raises BadInput on an unknown
     name (listing the known), on missing weights (saying where to put which file), on a run without a finished model, and on a size that
@@ -58,6 +59,8 @@ def resolve_teacher(
     run, weights = Path(name_or_run), local_weights(weights)
     if not (run / MODEL_FILE).is_file() and names_python_file(name_or_run):
         return resolve_python_file(name_or_run, weights, size_px=size_px, precision=precision, constants=constants)
+    if not (run / MODEL_FILE).is_file() and names_onnx_file(name_or_run):
+        return resolve_onnx_file(name_or_run, weights, size_px=size_px, constants=constants)
     prefixed = name_or_run.startswith((TIMM_PREFIX, HF_PREFIX))
     if name_or_run.startswith(HF_PREFIX):
         spec = _resolve_hf(name_or_run.removeprefix(HF_PREFIX), weights, precision)
@@ -72,7 +75,7 @@ def resolve_teacher(
 
 
 def absolute_name(name_or_run: str) -> str:
-    """Return the folder of a run, of hf:FOLDER or of FILE.py:FUNCTION as an absolute path; any other name as it is.
+    """Return the folder of a run, of hf:FOLDER, of FILE.py:FUNCTION or of FILE.onnx as an absolute path; any other name as it is.
 
     Workers run in other folders than the command.
     """
@@ -80,6 +83,8 @@ def absolute_name(name_or_run: str) -> str:
     path = Path(name_or_run.removeprefix(prefix)).expanduser()
     if names_python_file(name_or_run) and not (path / MODEL_FILE).is_file():
         return python_file_at(name_or_run)
+    if names_onnx_file(name_or_run) and not (path / MODEL_FILE).is_file():
+        return str(path.absolute())
     return f"{prefix}{path.absolute()}" if (path.is_dir() if prefix else (path / MODEL_FILE).is_file()) else name_or_run
 
 
@@ -91,9 +96,11 @@ def load_teacher(spec: TeacherSpec, device: torch.device | str = "cpu") -> Teach
             return _frozen(spec, _built(spec).eval(), device)
     if spec.source is not None:
         return _frozen(spec, load_python_file(spec), device)
+    if spec.architecture["name"] == ONNX_FILE:
+        return _frozen(spec, load_onnx_file(spec), device)
     path = _existing(spec.weights_path, spec.name, "the file that was resolved")
     with ThreadPoolExecutor(1, thread_name_prefix="sha256") as hashing:  # it leaves the interpreter to the build
-        sha256 = hashing.submit(file_sha256, path)
+        sha256 = hashing.submit(weights_sha256, path)
         try:
             encoder = _loaded(spec)
         finally:  # a file that changed is the reason for whatever else was wrong with it
@@ -107,7 +114,7 @@ def _loaded(spec: TeacherSpec) -> Encoder:
         return load_hf(spec.architecture, spec.weights_path)
     encoder = build_empty(lambda: _built(spec).eval())
     if isinstance(encoder, FrozenEncoder):  # published files name the backbone's tensors, a run's name the encoder's
-        load_strictly(encoder.backbone, spec.weights_path)
+        load_strictly(encoder.backbone, spec.weights_path, encoder.from_published)
         encoder.fuse()
     else:
         load_strictly(encoder, spec.weights_path)
@@ -145,7 +152,8 @@ def _frozen(spec: TeacherSpec, encoder: Encoder, device: torch.device | str) -> 
 def _known() -> str:
     return (
         ", ".join(sorted(TEACHERS))
-        + f", {TIMM_PREFIX}NAME, {HF_PREFIX}FOLDER, {HF_PREFIX}OWNER/NAME@COMMIT, FILE.py:FUNCTION, or the folder of a finished run"
+        + f", {TIMM_PREFIX}NAME, {HF_PREFIX}FOLDER, {HF_PREFIX}OWNER/NAME@COMMIT, FILE.py:FUNCTION, FILE.onnx, or the folder of a "
+        "finished run"
     )
 
 
@@ -161,7 +169,8 @@ def _resolve_named(name: str, weights: Path | None, precision: str, allow_random
         )
     else:
         raise unknown_name("teacher", name, [*TEACHERS, *_OTHER_NAMES])
-    path = weights or weights_folder() / f"{definition.weights_name}.safetensors"
+    path = weights or weights_in(weights_folder(), definition.weights_name)
+    path = weights_in(path) if path.is_dir() else path
     architecture, stride_px, width = definition.architecture, definition.stride_px, definition.width
     at_random = allow_random and weights is None and not path.is_file()
     return _spec(
@@ -174,13 +183,14 @@ def _resolve_hf(folder_or_repository: str, weights: Path | None, precision: str)
     if weights is not None:
         raise BadInput(f"the weights of a transformers model lie in its folder: give {HF_PREFIX}{weights.parent} instead of its --weights")
     from_hub = not Path(folder_or_repository).is_dir() and is_repository(folder_or_repository)
-    folder = fetch(folder_or_repository, HF_FILES) if from_hub else Path(folder_or_repository)
+    folder = fetch_model(folder_or_repository, HF_RECORDS) if from_hub else Path(folder_or_repository)
     architecture, prep, path = inspect_hf(folder)
-    width: int = architecture["width"]
+    width, cls = architecture["width"], architecture["cls"]
     name = folder_or_repository.partition("@")[0].rpartition("/")[2] if from_hub else folder.resolve().name
     return _spec(
         name, architecture, path, prep,
-        cls=architecture["cls"], cls_dim=width, width=width, stride_px=architecture["stride_px"], precision=precision,
+        cls=cls, cls_dim=None if cls == "none" else architecture.get("cls_width", width), width=width,
+        stride_px=architecture["stride_px"], precision=precision,
     )  # fmt: skip
 
 
@@ -215,7 +225,7 @@ def _spec(
         check_format(path)
     side = prep.size_px // stride_px
     return TeacherSpec(
-        name, architecture, path, RANDOM_WEIGHTS if at_random else file_sha256(path), prep, cls, cls_dim, width, (side, side), precision
+        name, architecture, path, RANDOM_WEIGHTS if at_random else weights_sha256(path), prep, cls, cls_dim, width, (side, side), precision
     )  # fmt: skip
 
 
@@ -223,6 +233,7 @@ def _existing(path: Path, name: str, source: str) -> Path:
     if not path.is_file():
         raise BadInput(
             f"the weights of teacher {name} are missing: {path} is not a file. They are never replaced by random ones. "
-            f"Put a safetensors file there, or name one with --weights {name}=PATH (or ={HUB_PREFIX}OWNER/NAME@COMMIT). Source: {source}."
+            f"Put a safetensors file there, or one in parts with its NAME{INDEX_SUFFIX}, or name one with --weights {name}=PATH "
+            f"(or ={HUB_PREFIX}OWNER/NAME@COMMIT). Source: {source}."
         )
     return path

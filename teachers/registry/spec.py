@@ -15,6 +15,7 @@ from ..encoders.preprocessing import Preprocessing
 
 CLS_KINDS = (
     "class token",
+    "concatenated class tokens",
     "attention pool",
     "projected attention pool",
     "mean of patch tokens",

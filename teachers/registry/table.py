@@ -19,6 +19,7 @@ from ..encoders.encoder import Encoder
 from ..encoders.frozen import KERAS_CHANNELS, KERAS_PREPROCESSING, build_keras_resnet50, build_timm, timm_architecture
 from ..encoders.keras_resnet50 import STRIDE_PX
 from ..encoders.preprocessing import CLIP_MEAN, CLIP_STD, HALF, Preprocessing
+from ..encoders.published_vit import build_published_vit, published_vit
 
 
 class Terms(NamedTuple):
@@ -80,6 +81,29 @@ def _timm_row(
     return timm_definition(architecture, prep, cls_dim, terms)
 
 
+def _published_row(name: str, architecture: Options, prep: Preprocessing, source: str, terms: Terms) -> TeacherDefinition:
+    return TeacherDefinition(
+        architecture, build_published_vit, prep, architecture["cls_width"], architecture["width"], architecture["stride_px"], name, source,
+        terms,
+    )  # fmt: skip
+
+
+def _radio_row(size: str, width: int, depth: int, heads: int) -> TeacherDefinition:
+    """Return a RADIOv2.5: class tokens for CLIP, SigLIP, DINOv2 and SAM, of which SAM's is in no summary, then four registers."""
+    architecture = published_vit("radio", width, depth, heads, patch_px=16, side=128, cls_tokens=4, summary=(0, 1, 2))
+    source = (
+        f"`model.safetensors` of https://huggingface.co/nvidia/RADIO-{size.upper()}, or radio-v2.5-{size} of nvidia/RADIO (.pth.tar) "
+        "through `eupe-pipeline convert-weights`"
+    )
+    return _published_row(f"radiov2.5-{size}", architecture, _RADIO, source, _RADIO_TERMS)
+
+
+def _dune_row(size: str, size_px: int, width: int, heads: int) -> TeacherDefinition:
+    architecture = published_vit("dune", width, 12, heads, patch_px=14, side=size_px // 14)
+    source = f"dune_vit{size}14_{size_px}.pth of https://github.com/naver/dune, through `eupe-pipeline convert-weights`"
+    return _published_row(f"dune-{size[0]}-{size_px}", architecture, Preprocessing(size_px), source, _DUNE_TERMS)
+
+
 _DEMO = "the demonstration fetches it: run `make demo`, or `eupe-pipeline demo --help`"
 _PE_CORE, _PE_LANG = "vit_pe_core_gigantic_patch14_448.fb", "vit_pe_lang_gigantic_patch14_448.fb"
 _PE = Preprocessing(448, mean=HALF, std=HALF)
@@ -90,6 +114,9 @@ _DINOV3_TERMS = Terms(
     "DINOv3 License (commercial use under its conditions, which pass on)", False,
     "ai.meta.com/resources/models-and-libraries/dinov3-license",
 )  # fmt: skip
+_RADIO = Preprocessing(768, mean=CLIP_MEAN, std=CLIP_STD)
+_RADIO_TERMS = Terms("NVIDIA Source Code License for RADIO (research and evaluation only)", True, "github.com/NVlabs/RADIO (LICENSE)")
+_DUNE_TERMS = Terms("NAVER's, whose text is not recorded here", None, "github.com/naver/dune (LICENSE)")
 _NVIDIA_TERMS = Terms("NVIDIA Open Model License (allows commercial use)", False, "huggingface.co/nvidia/C-RADIOv4-H")
 
 ROWS: dict[str, TeacherDefinition] = {
@@ -110,6 +137,11 @@ ROWS: dict[str, TeacherDefinition] = {
     "pecore-g-projected": _timm_row(_PE_CORE, _PE, "projected attention pool", 1536, 14, 1280, _PE_TERMS),
     "pelang-g": _timm_row(_PE_LANG, _PE, "mean of patch tokens", 1536, 14, 1536, _PE_TERMS),
     "pelang-g-no-cls": _timm_row(_PE_LANG, _PE, "none", 1536, 14, None, _PE_TERMS),
+    "pespatial-g": _timm_row("vit_pe_spatial_gigantic_patch14_448.fb", _PE, "mean of patch tokens", 1536, 14, 1536, _PE_TERMS),
+    "pespatial-b": _timm_row(
+        "vit_pe_spatial_base_patch16_512.fb", Preprocessing(512, mean=HALF, std=HALF), "class token", 768, 16, 768, _PE_TERMS
+    ),
+    "dinov3-7b": _timm_row("vit_7b_patch16_dinov3.lvd1689m", Preprocessing(256), "class token", 4096, 16, 4096, _DINOV3_TERMS),
     "dinov3-h+": _timm_row("vit_huge_plus_patch16_dinov3.lvd1689m", Preprocessing(256), "class token", 1280, 16, 1280, _DINOV3_TERMS),
     "siglip2-g": _timm_row(
         "vit_giantopt_patch16_siglip_256.v2_webli", Preprocessing(256, mean=HALF, std=HALF), "attention pool", 1536, 16, 1536,
@@ -122,6 +154,13 @@ ROWS: dict[str, TeacherDefinition] = {
     "c-radiov4-h": _timm_row(
         "vit_huge_patch16_radio_v4.c_radio", Preprocessing(512, mean=CLIP_MEAN, std=CLIP_STD), "class token", 1280, 16, 1280, _NVIDIA_TERMS
     ),
+    "radiov2.5-b": _radio_row("b", 768, 12, 12),
+    "radiov2.5-l": _radio_row("l", 1024, 24, 16),
+    "radiov2.5-h": _radio_row("h", 1280, 32, 16),
+    "dune-b-448": _dune_row("base", 448, 768, 12),
+    "dune-b-336": _dune_row("base", 336, 768, 12),
+    "dune-s-448": _dune_row("small", 448, 384, 6),
+    "dune-s-336": _dune_row("small", 336, 384, 6),
     "clip-l": _timm_row("vit_large_patch14_clip_336.openai", _CLIP, "class token", 1024, 14, 1024, _CLIP_TERMS),
     "clip-l-quickgelu": _timm_row(  # OpenAI's own activation; the name above computes GELU with the same weights
         "vit_large_patch14_clip_quickgelu_336.openai", _CLIP, "class token", 1024, 14, 1024, _CLIP_TERMS

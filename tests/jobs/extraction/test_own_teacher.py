@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eupe_pipeline.jobs.extraction.canaries import check_canary
 from eupe_pipeline.jobs.repair.recorded_teacher import recorded_teacher
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import CacheMismatch
@@ -117,6 +118,21 @@ def test_weights_are_found_again_where_they_lay_and_copies_of_a_store_know_it(ph
     with pytest.raises(CacheMismatch, match=r"noted nowhere in the store; give it: --teacher FILE\.py:build"):
         recorded_teacher(store.features(key))
     assert recorded_teacher(store.features(key), name, tmp_path / "net.pt").weights_sha256 == copied.identity["teacher"]["weights_sha256"]
+
+
+def test_tensors_that_no_digest_sees_are_seen_by_the_canary(photos: Any, tmp_path: Path) -> None:
+    store, _, _ = photos
+    torch.save(torch.zeros(48), tmp_path / "shift.pt")
+    name = own_file(
+        tmp_path, ("        patch = self.patches", f"        self.shift = torch.load({str(tmp_path / 'shift.pt')!r}, weights_only=True)\n"
+                   "        patch = self.shift + self.patches"),
+    )  # fmt: skip
+    spec = resolve_teacher(name)
+    check_canary(store, load_teacher(spec))
+    torch.save(torch.linspace(-5, 5, 48), tmp_path / "shift.pt")
+    assert resolve_teacher(name).identity() == spec.identity()
+    with pytest.raises(CacheMismatch, match="my-net"):
+        check_canary(store, load_teacher(spec))
 
 
 def test_a_damaged_shard_is_repaired_by_the_file_where_it_lay_and_by_no_other(photos: Any, tmp_path: Path, capsys: Capture) -> None:

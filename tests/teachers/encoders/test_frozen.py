@@ -13,12 +13,22 @@ RECIPE = {  # parameters and grid at the native size
     "pecore-g-projected": (1_882_033_920, 32),
     "pelang-g": (1_740_922_624, 32),
     "pelang-g-no-cls": (1_740_922_624, 32),
+    "pespatial-g": (1_851_887_104, 32),
+    "pespatial-b": (86_433_792, 32),
     "dinov3-h+": (840_509_440, 16),
+    "dinov3-7b": (6_716_030_976, 16),
     "siglip2-g": (1_163_168_256, 16),
     "dinov2-g": (1_136_483_840, 37),
     "c-radiov4-h": (631_985_920, 32),
     "clip-l": (304_294_656, 24),
     "sam-h": (637_026_048, 64),
+    "radiov2.5-b": (98_251_776, 48),
+    "radiov2.5-l": (319_930_368, 48),
+    "radiov2.5-h": (651_724_800, 48),
+    "dune-b-448": (86_317_056, 32),
+    "dune-b-336": (85_972_992, 24),
+    "dune-s-448": (21_924_864, 32),
+    "dune-s-336": (21_752_832, 24),
 }
 TABLE = sorted(RECIPE)
 
@@ -27,7 +37,7 @@ TABLE = sorted(RECIPE)
 def test_a_teacher_of_the_table_has_the_parameters_and_shapes_that_its_row_says(name: str) -> None:
     row, (count, rows) = TEACHERS[name], RECIPE[name]
     with torch.device("meta"):
-        encoder = build_timm(row.architecture).eval()
+        encoder = row.build(row.architecture).eval()
         side = row.preprocessing.size_px
         cls_BD, patch_BHWD = encoder(torch.empty(1, 3, side, side))
     assert sum(parameter.numel() for parameter in encoder.parameters()) == count

@@ -24,6 +24,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "siglip_vision_model": {"intermediate_size": 192},
     "siglip2_vision_model": {"intermediate_size": 192, "num_patches": 16},
     "clip_vision_model": {"intermediate_size": 192},
+    "radio": {"max_img_size": 64, "num_cls_tokens": 3, "num_registers": 2, "summary_idxs": [0, 2]},
+    "sam3_vit_model": {"intermediate_size": 96, "window_size": 2, "pretrain_image_size": 24, "global_attn_indexes": [1]},
 }
 RECORD = {
     "size": {"height": 32, "width": 32}, "resample": 3, "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
@@ -32,7 +34,8 @@ RECORD = {
 
 def save(folder: Path, model: Any) -> Path:
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(RECORD))
+    itself = {"do_normalize": False} if model.config.model_type == "radio" else {}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**RECORD, **itself}))
     return folder
 
 
@@ -41,7 +44,12 @@ def small_model(kind: str) -> Any:
 
     torch.manual_seed(3)
     model = getattr(transformers, FAMILIES[kind].model)
-    return model(model.config_class(**SMALL, **CONFIGS[kind])).eval()
+    built = model(model.config_class(**SMALL, **CONFIGS[kind])).eval()
+    if kind in ("radio", "sam3_vit_model"):  # theirs are zero, or all alike, at first
+        with torch.no_grad():
+            for tensor in built.parameters():
+                tensor.add_(torch.randn_like(tensor) * 0.1)
+    return built
 
 
 def pixels(n: int = 2, size_px: int = 32) -> Tensor:
@@ -74,11 +82,17 @@ class TestEveryFamily:
         kind = json.loads((folder / "config.json").read_text())["model_type"]
         model = small_model(kind)
         x = teacher.spec.preprocessing.apply(pixels())
+        if kind == "radio":  # which normalises pixels in 0..1 itself
+            x = pixels().permute(0, 3, 1, 2) / 255
         with torch.no_grad():
             expected = model(**inputs(kind, x))
         cls_BD, patch_BHWD = teacher(pixels())
         assert patch_BHWD.shape == (2, 4, 4, 48)
-        torch.testing.assert_close(cls_BD, expected.pooler_output, rtol=0, atol=2e-6)
+        if kind == "sam3_vit_model":
+            assert cls_BD is None
+        else:
+            pooled = expected.summary if kind == "radio" else expected.pooler_output
+            torch.testing.assert_close(cls_BD, pooled, rtol=0, atol=2e-6)
         if kind != "clip_vision_model":  # there we add the final norm
             torch.testing.assert_close(patch_BHWD.flatten(1, 2), expected.last_hidden_state[:, -16:], rtol=0, atol=2e-6)
         assert not teacher.training
@@ -142,7 +156,7 @@ def test_of_a_checkpoint_with_two_towers_the_vision_tower_is_taken(whole: str, t
         ({"config.json": {"model_type": "bert"}}, r"unknown transformers vision model 'bert'.*dinov3_vit"),
         ({"config.json": {}}, "make no sense"),
         ({"preprocessor_config.json": {**RECORD, "size": {"height": 32, "width": 64}}}, "not square"),
-        ({"model.safetensors.index.json": {}}, "in several files"),
+        ({"model.safetensors.index.json": {}}, "which may differ"),
     ],
 )
 def test_a_folder_that_is_no_model_is_refused(damage: dict[str, Any], says: str, tmp_path: Path) -> None:

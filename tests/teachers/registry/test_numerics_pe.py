@@ -19,8 +19,11 @@ torchvision_guard.install()
 
 import timm  # noqa: E402 - only after the guard
 
-WIDTH, HEADS, POOL_HEADS, SIDE, PATCH_PX = 48, 2, 8, 4, 14
-MODELS = {"pecore-g": "vit_pe_core_gigantic_patch14_448", "pelang-g": "vit_pe_lang_gigantic_patch14_448"}
+WIDTH, HEADS, POOL_HEADS, SIDE = 48, 2, 8, 4
+MODELS = {
+    "pecore-g": "vit_pe_core_gigantic_patch14_448", "pelang-g": "vit_pe_lang_gigantic_patch14_448",
+    "pespatial-g": "vit_pe_spatial_gigantic_patch14_448", "pespatial-b": "vit_pe_spatial_base_patch16_512",
+}  # fmt: skip
 
 
 def norm(x: Tensor, state: State, name: str) -> Tensor:
@@ -49,20 +52,24 @@ def attention(q_BND: Tensor, k_BND: Tensor, v_BND: Tensor, heads: int, turn_NC: 
     return found
 
 
-def turns(side: int, head_width: int) -> Tensor:
-    """(side², head_width / 2) complex: the first half of the pairs turns by column, the second by row."""
+def turns(side: int, head_width: int, first: int = 0) -> Tensor:
+    """(side², head_width / 2) complex: the first half of the pairs turns by column, the second by row, counted from `first`."""
     speeds = 10_000.0 ** (-torch.arange(0, head_width // 2, 2) / (head_width // 2))
-    angles = torch.arange(side)[:, None] * speeds
+    angles = torch.arange(first, first + side)[:, None] * speeds
     by_column, by_row = angles[None].expand(side, side, -1), angles[:, None].expand(side, side, -1)
     both = torch.cat([by_column, by_row], dim=-1).flatten(0, 1)
     return torch.polar(torch.ones_like(both), both)
 
 
 def perception_encoder(state: State, x_BCHW: Tensor, depth: int) -> Tensor:
-    """Tokens (B, N, D) after the last block, normed where the model has a norm."""
-    patches = functional.unfold(x_BCHW, PATCH_PX, stride=PATCH_PX).transpose(1, 2)
-    x = norm(patches @ state["patch_embed.proj.weight"].flatten(1).T + state["pos_embed"], state, "norm_pre")
-    turn = turns(SIDE, WIDTH // HEADS)
+    """Tokens (B, N, D) after the last block, normed where the model has a norm; a class token does not turn, and patches count from 1."""
+    patch_px = state["patch_embed.proj.weight"].shape[-1]
+    x = functional.unfold(x_BCHW, patch_px, stride=patch_px).transpose(1, 2) @ state["patch_embed.proj.weight"].flatten(1).T
+    turn = turns(SIDE, WIDTH // HEADS, first=int("cls_token" in state))
+    if "cls_token" in state:
+        x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], dim=1)
+        turn = torch.cat([torch.ones_like(turn[:1]), turn])
+    x = norm(x + state["pos_embed"], state, "norm_pre")
     for name in (f"blocks.{number}" for number in range(depth)):
         q, k, v = linear(norm(x, state, f"{name}.norm1"), state, f"{name}.attn.qkv").chunk(3, dim=-1)
         one = torch.ones(())
@@ -82,11 +89,10 @@ def attention_pool(state: State, tokens_BND: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_timm_computes_the_published_definition(name: str) -> None:
     assert TEACHERS[name].architecture["model"].startswith(MODELS[name])
-    model = timm.create_model(
-        MODELS[name], embed_dim=WIDTH, depth=2, num_heads=HEADS, img_size=SIDE * PATCH_PX, ref_feat_shape=(SIDE, SIDE)
-    ).eval()
+    side_px = SIDE * TEACHERS[name].stride_px
+    model = timm.create_model(MODELS[name], embed_dim=WIDTH, depth=2, num_heads=HEADS, img_size=side_px, ref_feat_shape=(SIDE, SIDE)).eval()
     state = randomised(model)
-    x_BCHW = torch.randn(2, 3, SIDE * PATCH_PX, SIDE * PATCH_PX, generator=torch.Generator().manual_seed(1))
+    x_BCHW = torch.randn(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found, expected = model.forward_features(x_BCHW), perception_encoder(state, x_BCHW, depth=2)
         largest = float((found - expected).abs().max() / expected.abs().max())

@@ -58,6 +58,15 @@ class TestIdentity:
         with pytest.raises(BadInput, match="the weights of my-net changed since they were resolved"):
             load_teacher(of_folder)
 
+    def test_a_file_that_the_function_reads_for_itself_counts_by_the_tensors_that_come_of_it(self, tmp_path: Path) -> None:
+        torch.save(torch.zeros(32), tmp_path / "bias.pt")
+        loads = f"    net = MyNet()\n    net.pool.bias.data = torch.load({str(tmp_path / 'bias.pt')!r}, weights_only=True)\n"
+        name = own_file(tmp_path, ("    net = MyNet()\n", loads))
+        before = identity(name)
+        assert identity(name) == before
+        torch.save(torch.ones(32), tmp_path / "bias.pt")
+        assert identity(name) != before
+
     def test_size_constants_and_precision_are_options_as_of_any_teacher(self, tmp_path: Path) -> None:
         name = own_file(tmp_path, (DECLARES, DECLARES[:-1] + ", mean=(0, 0, 0), std=(1, 1, 1))"))
         spec = resolve_teacher(name, size_px=96, precision="bf16", constants="imagenet")
@@ -110,6 +119,36 @@ class TestTravel:
         cls_BD, patch_BHWD = load_teacher(resolve_teacher(name))(torch.from_numpy(canary_images(2, 64)))
         assert cls_BD is None
         assert patch_BHWD.shape == (2, 4, 4, 3)
+
+
+class TestModulesBeside:
+    """A module that lies in the file's folder is in no identity and on no other machine, importable here or not."""
+
+    IMPORTS = ("import helping", "from helping import scale", "import helping.deep as h", "def later():\n    import helping")
+
+    @pytest.mark.parametrize("importable", [True, False])
+    @pytest.mark.parametrize("statement", IMPORTS)
+    @pytest.mark.parametrize("kind", ["module", "package", "namespace"])
+    def test_it_is_refused_before_anything_is_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str, importable: bool, kind: str
+    ) -> None:
+        ran = tmp_path / "ran"
+        code = f"open({str(ran)!r}, 'w').close()\n"
+        if kind == "module":
+            (tmp_path / "helping.py").write_text(code)
+        else:
+            (tmp_path / "helping").mkdir()
+            (tmp_path / "helping" / ("__init__.py" if kind == "package" else "deep.py")).write_text(code)
+        if importable:
+            monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(BadInput, match=r"imports helping, which lies beside it: the file travels alone.*install it as a package"):
+            resolve_teacher(own_file(tmp_path, ("import torch\n", f"{statement}\nimport torch\n")))
+        assert not ran.exists()
+
+    def test_an_installed_package_may_have_a_namesake_beside_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "torch").mkdir()  # a folder of checkpoints
+        (tmp_path / "json.py").write_text("")
+        assert resolve_teacher(own_file(tmp_path, ("import torch\n", "import json\nimport torch\n"))).name == "my-net"
 
 
 class TestRefused:

@@ -59,7 +59,9 @@ class TestResolve:
         with pytest.raises(BadInput, match="never replaced by random ones") as caught:
             resolve_teacher(name)
         assert str(tmp_path / "weights") in str(caught.value)
-        assert ("make demo" if name in CONVERTED else "huggingface.co/timm/") in str(caught.value)
+        timms = name not in ROWS or ROWS[name].architecture["name"] == "timm"
+        source = "make demo" if name in CONVERTED else "huggingface.co/timm/" if timms else "`eupe-pipeline convert-weights`"
+        assert source in str(caught.value)
 
     def test_named_weights_are_looked_for_in_the_weights_folder(
         self, small_vit_weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from eupe_pipeline.teachers.encoders.frozen import build_keras_resnet50, build_timm, timm_architecture
-from eupe_pipeline.teachers.encoders.fusion import fuse_batch_norms
+from eupe_pipeline.teachers.runtime.fusion import fuse_batch_norms
 from torch import nn
 
 LITE0 = timm_architecture("tf_efficientnet_lite0", cls="none", width=1280, stride_px=32, dynamic_size=False)
