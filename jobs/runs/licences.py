@@ -25,6 +25,7 @@ from ...teachers.registry.licences import (
     terms_of_recorded,
     through,
     with_declared,
+    without,
 )
 from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE, absolute_name
 from ...teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
@@ -72,7 +73,9 @@ def terms_of_request(
     by_shown = {shown.get(absolute_name(name), name): text for name, text in declared.items()}
     for (name, weights), spec in zip(asked, specs, strict=True):
         notes = [terms_from_record(note) for note in noted_terms(objects, spec.identity())]
-        by_teacher[spec.name], here = with_declared(_together(spec.name, [terms_of_teacher(name, spec, weights), *notes]), by_shown)
+        found = flat({spec.name: _together(spec.name, [terms_of_teacher(name, spec, weights), *notes])})
+        declared_here, here = with_declared(found, by_shown)
+        by_teacher[spec.name] = {without(above, spec.name): one for above, one in declared_here.items()}
         used |= here
     refuse_stray(by_shown, used, flat(by_teacher))
     return by_teacher

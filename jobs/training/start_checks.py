@@ -7,6 +7,7 @@ teachers' weights are: of each set, through a proxy, and of what a student start
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -116,11 +117,16 @@ def training_terms(
 
     What is unknown is as the run has recorded it, where it goes on.
     """
-    live = [local_run(run) for run in options.live_teachers]
-    proxy = None if options.proxy is None else live[0]
-    of_sets = [terms_of_set(reader, live) for reader in readers]
-    found = merged(*of_sets, *(terms_of_start(start, proxy) for start in starts), absent)
-    recorded = _recorded_terms(options)
+    readers, starts = list(readers), list(starts)
+
+    def composed(live: Sequence[Path]) -> dict[str, Terms]:
+        proxy = live[0] if live and options.proxy is not None else None
+        of_sets = [terms_of_set(reader, live) for reader in readers]
+        return merged(*of_sets, *(terms_of_start(start, proxy) for start in starts), absent)
+
+    found, recorded = composed([]), _recorded_terms(options)
+    if options.live_teachers and any(one.non_commercial is None for one in found.values()):  # a proxy at a URL is large
+        found = composed([local_run(run) for run in options.live_teachers])
     known = {name: recorded[name] if one.non_commercial is None and name in recorded else one for name, one in found.items()}
     return with_declared(known, options.terms)
 

@@ -85,6 +85,7 @@ class Prepared:
             "feature_sets": set_sizes(store, work.features),
             "live": live_comparison(work, self.recipes),
             "facts": self._facts(store, knn, agreement),
+            "terms": self.plan["terms"],
             "recipes": dict(self.recipes.files),
             "commands": work.commands,
             "report": str(self.folder.out / "report.html"),

@@ -33,6 +33,11 @@ def through(above: str, teacher: str) -> str:
     return above if above == teacher else f"{above}{_THROUGH}{teacher})"
 
 
+def without(name: str, teacher: str) -> str:
+    """Return who is above a teacher from the name that `through` gave."""
+    return name.removesuffix(f"{_THROUGH}{teacher})")
+
+
 def terms_of_recorded(name: str, teacher: Mapping[str, Any]) -> Terms:
     """Return the terms of a teacher by its name, if what is recorded of it is the model of that name; UNKNOWN otherwise.
 
@@ -95,12 +100,15 @@ def check_declared(required: LicenceUse | None, declared: Mapping[str, str]) -> 
 def with_declared(terms: TermsByName, declared: Mapping[str, str]) -> tuple[dict[str, Terms], set[str]]:
     """Return the terms with those that were declared in the place of unknown ones, and which declarations were used.
 
-    A declaration is for `TEACHER` or for the whole name, `TEACHER (through PROXY)`. Raise BadInput for one of what is known otherwise.
+    A declaration is for `TEACHER`, for the whole name, `TEACHER (through PROXY)`, or by `PROXY` for all above it whose terms are unknown.
+    Raise BadInput for one of what is known otherwise.
     """
     found, used = dict(terms), set[str]()
     for name, text in declared.items():
         said = declared_terms(text)
-        for key in [key for key in found if name in (key, key.split(_THROUGH)[0])]:
+        meant = [key for key in found if name in (key, key.split(_THROUGH)[0])]
+        above = [key for key in found if without(key, name) != key and (found[key].non_commercial is None or found[key].source == DECLARED)]
+        for key in meant + above:
             used.add(name)
             if found[key].non_commercial is not None and found[key].source != DECLARED:
                 raise BadInput(f"--terms is for terms that are not known, and these are: {sentence(key, found[key])}")

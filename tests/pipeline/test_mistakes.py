@@ -96,6 +96,16 @@ MISTAKES = [
     (f"{KNN} --train photos --test photos --size 1000000", "1000000 is not in the range 1<=x<=8192"),
     ("features verify tiny-int8 --store {store} --subset 0/3", "parts go from 1/3 to 3/3"),
     (f"{PCA} --size 17 --out {{tmp}}/p.png", "the nearest is 16"),
+    # licences and losses
+    (f"{EXTRACT} --require-licence commercial", "teacher: not recorded (terms unknown to us"),
+    (f"{EXTRACT} --require-licence commerce", "'commerce' is not 'commercial'"),
+    (f"{EXTRACT} --terms {{teacher}}=GPL", "what 'GPL' allows is not known here; say apache-2.0"),
+    (f"{EXTRACT} --terms other=mit", "--terms names 'other', whose terms do not count here"),
+    (f"{TRAIN} --require-licence commercial", "declare them: --terms 'tiny-teacher=LICENCE'"),
+    (f"{TRAIN} --terms tiny-teacher", "is not TEACHER=LICENCE"),
+    (f"{TRAIN} --set loss.cls=angles", "did you mean 'angle'?"),
+    (f"{TRAIN} --set loss.relations=1", "did you mean 'loss.relation'?"),
+    (f"{TRAIN} --set loss.shift=100", "expected 0 to 16"),
     # curation
     (f"{CURATE} --near-duplicates 95", "'95' is neither a cosine above 0 and at most 1, such as 0.95, nor auto"),
     (f"{CURATE} --balance 1.5", "'1.5' is neither a number of images nor a share such as 0.5 or 50%"),

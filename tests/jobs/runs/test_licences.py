@@ -190,6 +190,24 @@ def test_a_declared_licence_is_recorded_in_store_and_run_and_need_not_be_said_ag
     assert "license_name: our-own-weights" in (tmp_path / "export" / "timm" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["imported: official.pth", "imported: official.pth (through taken)", "taken"])
+def test_what_a_refusal_asks_to_declare_can_be_declared_so(photos: Any, tmp_path: Path, name: str) -> None:
+    """Of an imported model, by what the refusal shows, and by the teacher's name; at the extraction and at the training."""
+    store, options, _ = photos
+    taken = imported(Path(options.teachers[0].name), tmp_path / "taken", layout="timm")
+    asked = replace(options, teachers=(TeacherRequest(str(taken)),), require_licence="commercial")
+    with pytest.raises(BadInput, match=r"--terms 'imported: official\.pth \(through taken\)=LICENCE'"):
+        extract_features(asked)
+    extract_features(replace(asked, require_licence=None))
+    training = {"store": store.url, "features": ["taken"], "settings": SMALL, "require_licence": "commercial"}
+    with pytest.raises(BadInput, match=r"--terms 'imported: official\.pth \(through taken\)=LICENCE'"):
+        train_command(out=tmp_path / "run", **training)
+    summary = train_command(out=tmp_path / "run", terms={name: "mit"}, **training)
+    assert forbids(summary["terms"]) == {"imported: official.pth (through taken)": False}
+    assert forbids(extract_features(replace(asked, terms={name: "mit"}))["terms"]) == {"imported: official.pth (through taken)": False}
+    train_command(out=tmp_path / "other", **training)
+
+
 def test_distill_takes_a_declaration_by_the_name_that_is_typed(
     photos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +289,7 @@ def test_known_terms_cannot_be_declared_away(photos: Any, tmp_path: Path) -> Non
     _, options, _ = photos
     taken = imported(Path(options.teachers[0].name), tmp_path / "taken")
     asked = replace(options, teachers=(TeacherRequest(str(taken)),))
-    with pytest.raises(BadInput, match=r"--terms is for terms that are not known, and these are: imported: official\.pth: FAIR"):
+    with pytest.raises(BadInput, match=r"--terms is for terms that are not known, and these are: imported: official\.pth \(through taken\): FAIR"):
         extract_features(replace(asked, terms={"imported: official.pth": "mit"}))
     assert extract_features(asked)["terms"]["imported: official.pth (through taken)"] == OFFICIAL_EUPE._asdict()
 
