@@ -15,21 +15,19 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import render
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
-from ...teachers.onnx_files import declare, exported_graph
+from ...teachers.onnx_files import declare, small_graph
 
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return exported_graph(str(tmp_path_factory.mktemp("exported")))
+DECLARED = {"input": "image", "patch_output": "grid", "cls": "attention pool", "cls_output": "largest"}
 
 
 @pytest.fixture
-def exported(graph: bytes, tmp_path: Path) -> Path:
-    (tmp_path / "net.onnx").write_bytes(graph)
-    declare(tmp_path / "net.onnx")
-    return tmp_path / "net.onnx"
+def exported(tmp_path: Path) -> Path:
+    path = small_graph(tmp_path / "net.onnx")
+    declare(path, **DECLARED)
+    return path
 
 
 def result(capture: Capture) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def test_a_mistake_in_the_declaration_ends_with_status_2_and_no_traceback(
     photos: Any, exported: Path, capsys: Capture, change: dict[str, Any]
 ) -> None:
     store, _, _ = photos
-    assert extract(store, declare(exported, **change)) == 2
+    assert extract(store, declare(exported, **{**DECLARED, **change})) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert store.list_features() == []
