@@ -2,8 +2,8 @@
 
 The first three compute, cached tokens are read; each evaluation states which it takes. Results of a folder are kept in it. Those of a
 teacher, of a file and of cached tokens go to `--out`, or to `evaluations/NAME@DIGEST` below $EUPE_PIPELINE_HOME: they belong to no store,
-because the same weights give the same numbers over any of them. An ONNX or ExecuTorch export is refused: it is checked against the student
-when it is written, and the timm or transformers folder beside it gives the same tokens.
+because the same weights give the same numbers over any of them. The folder of an ONNX or ExecuTorch export is refused: it is checked
+against the student when it is written, and the timm or transformers folder beside it gives the same tokens. FILE.onnx is a teacher.
 """
 
 import json
@@ -21,6 +21,7 @@ from ...student.export.formats import FORMATS
 from ...teachers.checkpoints.published import Published, load_encoder, read_published
 from ...teachers.encoders.build import cls_width, facts
 from ...teachers.encoders.preprocessing import Preprocessing
+from ...teachers.registry.onnx_file import names_onnx_file
 from ...teachers.registry.resolve import MODEL_FILE, load_teacher, resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.table import TEACHERS
@@ -80,7 +81,7 @@ def open_evaluated(
 def open_model(name: str, size_px: int | None = None, weights: Path | None = None, out: Path | None = None) -> Model:
     """Open a run, an exported folder, a checkpoint file or a named teacher; raises `BadInput` when it is none of these."""
     path = Path(name)
-    if (path / MODEL_FILE).is_file() or not path.exists():
+    if (path / MODEL_FILE).is_file() or not path.exists() or (path.is_file() and names_onnx_file(name)):
         spec = resolve_teacher(name, size_px=size_px, weights=weights)
         folder = path if path.is_dir() else _default_folder(spec.name, spec.identity())
         return Model(name, spec, out or folder, lambda device: load_teacher(spec, device))

@@ -58,9 +58,11 @@ def resolve_onnx_file(name: str, weights: Path | None, *, size_px: int | None, c
         **{key: declared.get(key) for key in _OUTPUTS}, "layout": declared.get("layout", "grid"),
         "prefix_tokens": declared.get("prefix_tokens", 0),
     }  # fmt: skip
-    own = _own(path, architecture, declared)
+    own, graph = _own(path, architecture, declared)
     measured = measure(name, own, size_px, constants, lambda error: f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
     architecture["width"] = measured.width
+    if graph.has_fixed_sides:
+        architecture["one_size_px"] = measured.preprocessing.size_px
     return TeacherSpec(
         own.name, architecture, path, sha256, measured.preprocessing, own.cls, measured.cls_dim, measured.width,
         (measured.side, measured.side),
@@ -74,7 +76,7 @@ def load_onnx_file(spec: TeacherSpec) -> OwnEncoder:
             f"{spec.weights_path} or its weights changed since the teacher {spec.name} was resolved: sha256 {sha256[:12]}…, expected "
             f"{spec.weights_sha256[:12]}…; resolve the teacher again, or put the former files back"
         )
-    own = _own(spec.weights_path, spec.architecture, {"name": spec.name, "size_px": spec.preprocessing.size_px})
+    own, _ = _own(spec.weights_path, spec.architecture, {"name": spec.name, "size_px": spec.preprocessing.size_px})
     return OwnEncoder(own, spec.architecture, spec.patch_dim)
 
 
@@ -95,7 +97,7 @@ def recorded_onnx_file(path: Path, name: str, recorded: Mapping[str, Any]) -> Te
     )  # fmt: skip
 
 
-def _own(path: Path, architecture: Mapping[str, Any], declared: Mapping[str, Any]) -> OwnTeacher:
+def _own(path: Path, architecture: Mapping[str, Any], declared: Mapping[str, Any]) -> tuple[OwnTeacher, OnnxGraph]:
     outputs = OnnxOutputs(
         architecture["input"], architecture["patch_output"], architecture["cls_output"], architecture["layout"],
         architecture["prefix_tokens"],
@@ -103,7 +105,7 @@ def _own(path: Path, architecture: Mapping[str, Any], declared: Mapping[str, Any
     stride_px, cls = architecture["stride_px"], architecture["cls"]
     graph = OnnxGraph(path, outputs, stride_px, cls)
     pixels = {key: declared[key] for key in _PIXELS if key in declared}
-    return OwnTeacher(graph, name=declared["name"], size_px=declared["size_px"], stride_px=stride_px, cls=cls, **pixels)
+    return OwnTeacher(graph, name=declared["name"], size_px=declared["size_px"], stride_px=stride_px, cls=cls, **pixels), graph
 
 
 def _declared(path: Path) -> dict[str, Any]:

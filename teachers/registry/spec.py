@@ -88,7 +88,10 @@ class TeacherSpec:
         return self.preprocessing.size_px // self.grid[0]
 
     def at_size(self, size_px: int) -> "TeacherSpec":
-        """Return the same teacher at another input size; raises BadInput unless the stride divides it."""
+        """Return the same teacher at another input size; raises BadInput unless the stride divides it and the teacher takes it."""
+        one_size_px = self.architecture.get("one_size_px", size_px)
+        if size_px != one_size_px:
+            raise BadInput(f"teacher {self.name} takes pixels of {one_size_px}×{one_size_px} px alone, got {size_px}")
         if size_px < self.stride_px or size_px % self.stride_px:
             raise BadInput(
                 f"teacher {self.name} takes sizes that are multiples of {self.stride_px} px, got {size_px}; "

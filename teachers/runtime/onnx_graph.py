@@ -89,6 +89,12 @@ class OnnxGraph(nn.Module):
         return cls, patch
 
     @property
+    def has_fixed_sides(self) -> bool:
+        """Whether the graph takes pictures of one size alone."""
+        (wanted,) = self._session("cpu").get_inputs()
+        return any(isinstance(side, int) for side in wanted.shape[2:])
+
+    @property
     def _input(self) -> str:
         return self._outputs.input or str(self._sessions["cpu"].get_inputs()[0].name)
 

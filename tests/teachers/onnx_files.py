@@ -1,6 +1,7 @@
 """ONNX files to test with: a run's model as our exporter writes it, and what is declared of its outputs."""
 
 import json
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ DECLARED: dict[str, Any] = {
 
 
 @lru_cache(maxsize=1)
-def exported_graph(folder: str) -> bytes:
-    """The graph of `make_run(…, "vit-mini", 32)`, written once."""
-    run = make_run(Path(folder) / "run", "vit-mini", 32)
-    write_onnx(load_teacher(resolve_teacher(str(run))).encoder, 32, Path(folder) / "student.onnx")
-    return (Path(folder) / "student.onnx").read_bytes()
+def exported_graph() -> bytes:
+    """The graph of `make_run(…, "vit-mini", 32)`, written once in a process: torch's exporter takes its time."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run(Path(folder) / "run", "vit-mini", 32)
+        write_onnx(load_teacher(resolve_teacher(str(run))).encoder, 32, Path(folder) / "student.onnx")
+        return (Path(folder) / "student.onnx").read_bytes()
 
 
 def declare(path: Path, **changes: Any) -> str:

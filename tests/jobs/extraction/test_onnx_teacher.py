@@ -15,21 +15,19 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import render
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 
-from ...teachers.onnx_files import declare, exported_graph
+from ...teachers.onnx_files import declare, small_graph
 
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return exported_graph(str(tmp_path_factory.mktemp("exported")))
+DECLARED = {"input": "image", "patch_output": "grid", "cls": "attention pool", "cls_output": "largest"}
 
 
 @pytest.fixture
-def exported(graph: bytes, tmp_path: Path) -> Path:
-    (tmp_path / "net.onnx").write_bytes(graph)
-    declare(tmp_path / "net.onnx")
-    return tmp_path / "net.onnx"
+def exported(tmp_path: Path) -> Path:
+    path = small_graph(tmp_path / "net.onnx")
+    declare(path, **DECLARED)
+    return path
 
 
 def result(capture: Capture) -> dict[str, Any]:
@@ -78,7 +76,8 @@ def test_a_damaged_shard_is_repaired_by_the_graph_where_it_lay_and_by_no_other(p
     reader = store.features(key)
     (shard,) = (Path(store.url) / "features" / key / "patch").glob("c.1.*")
     whole, graph = shard.read_bytes(), exported.read_bytes()
-    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    middle = len(whole) // 2  # in a row, not in the index of the rows
+    shard.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
     exported.write_bytes(graph + b"\x12\x00")  # another file, though it computes the same
     for name in (None, str(exported)):
         with pytest.raises(CacheMismatch, match=r"made by a teacher of an ONNX file: .*is not the teacher that was recorded: sha256"):
@@ -105,7 +104,7 @@ def test_a_mistake_in_the_declaration_ends_with_status_2_and_no_traceback(
     photos: Any, exported: Path, capsys: Capture, change: dict[str, Any]
 ) -> None:
     store, _, _ = photos
-    assert extract(store, declare(exported, **change)) == 2
+    assert extract(store, declare(exported, **{**DECLARED, **change})) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert store.list_features() == []

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from eupe_pipeline.jobs.evaluation.models import open_model
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import digest, file_sha256
 from eupe_pipeline.teachers.registry.canary import canary_images
@@ -28,14 +29,9 @@ def loaded(name: str, **options: Any) -> Teacher:
     return load_teacher(resolve_teacher(name, **options))
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return exported_graph(str(tmp_path_factory.mktemp("exported")))
-
-
 @pytest.fixture
-def exported(graph: bytes, tmp_path: Path) -> Path:
-    (tmp_path / "net.onnx").write_bytes(graph)
+def exported(tmp_path: Path) -> Path:
+    (tmp_path / "net.onnx").write_bytes(exported_graph())
     declare(tmp_path / "net.onnx")
     return tmp_path / "net.onnx"
 
@@ -173,6 +169,11 @@ class TestGraphs:
         assert loaded(declare(path, **SMALL))(pixels()).patch_BHWD.shape == (2, 4, 4, 5)
         with pytest.raises(BadInput, match=r"takes pixels of 32×32 px alone, got 40×40"):
             resolve_teacher(str(path), size_px=40)
+        spec = resolve_teacher(str(path))
+        assert spec.architecture["one_size_px"] == 32
+        assert spec.at_size(32) == spec
+        with pytest.raises(BadInput, match=r"my-graph takes pixels of 32×32 px alone, got 64"):
+            spec.at_size(64)
 
     def test_a_graph_of_half_precision_gives_fp32_tokens(self, tmp_path: Path) -> None:
         path = small_graph(tmp_path / "net.onnx", half=True)
@@ -187,6 +188,10 @@ class TestGraphs:
         spec = resolve_teacher("net.onnx")
         exported.with_suffix(".toml").unlink()  # what it says is in the spec
         assert torch.equal(load_teacher(pickle.loads(pickle.dumps(spec)))(pixels()).patch_BHWD, here.patch_BHWD)
+
+    def test_it_can_be_evaluated(self, exported: Path) -> None:
+        model = open_model(str(exported))
+        assert torch.equal(model.load("cpu")(pixels()).patch_BHWD, loaded(str(exported))(pixels()).patch_BHWD)
 
     def test_a_device_that_onnxruntime_has_not_is_an_error_and_not_the_processor(self, exported: Path) -> None:
         graph: Any = loaded(str(exported)).encoder.backbone
