@@ -289,7 +289,7 @@ def test_known_terms_cannot_be_declared_away(photos: Any, tmp_path: Path) -> Non
     _, options, _ = photos
     taken = imported(Path(options.teachers[0].name), tmp_path / "taken")
     asked = replace(options, teachers=(TeacherRequest(str(taken)),))
-    with pytest.raises(BadInput, match=r"--terms is for terms that are not known, and these are: imported: official\.pth \(through taken\): FAIR"):
+    with pytest.raises(BadInput, match=r"and these are: imported: official\.pth \(through taken\): FAIR"):
         extract_features(replace(asked, terms={"imported: official.pth": "mit"}))
     assert extract_features(asked)["terms"]["imported: official.pth (through taken)"] == OFFICIAL_EUPE._asdict()
 
