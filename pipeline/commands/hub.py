@@ -17,7 +17,7 @@ from .options import DRY_RUN, FOLDER, JSON, options, store_url
     DRY_RUN, JSON,
 )  # fmt: skip
 def push(as_json: bool, what: str, to: str, store: str | None, private: bool, dry_run: bool) -> None:
-    """Send an export, a run or a feature set to the Hugging Face hub. Verified; run again, it sends what is missing. Your token is the one
+    """Send an export, run or feature set to a hub. Verified; run again, it sends what is missing. Your token is the one
     of `hf auth login`, or HF_TOKEN."""
     from ...jobs.hub.push import PushOptions
     from ...jobs.hub.push import push as send
