@@ -10,6 +10,7 @@ several files is not supported.
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +22,7 @@ from ...storage.core.errors import BadInput, unknown_name
 from .architectures import Options
 from .frozen import FrozenEncoder
 from .preprocessing import Preprocessing
-from .tokens import Tokens
+from .tokens import LayerTokens, Tokens
 
 HF_PREFIX = "hf:"
 HF_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -43,12 +44,14 @@ class Family(NamedTuple):
     """Whether the config and the checkpoint may hold a text tower beside it."""
     takes_patches: bool = False
     """Whether it wants patches and the grid's shape in the place of an image."""
+    norm: str = "post_layernorm"
+    """The module that norms its last block's tokens."""
 
 
 FAMILIES: dict[str, Family] = {
-    "dinov3_vit": Family("DINOv3ViTModel", "class token"),
-    "dinov2": Family("Dinov2Model", "class token"),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "class token"),
+    "dinov3_vit": Family("DINOv3ViTModel", "class token", norm="norm"),
+    "dinov2": Family("Dinov2Model", "class token", norm="layernorm"),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "class token", norm="layernorm"),
     "siglip_vision_model": Family("SiglipVisionModel", "attention pool", True),
     "siglip2_vision_model": Family("Siglip2VisionModel", "attention pool", True, True),
     "clip_vision_model": Family("CLIPVisionModel", "class token", True),
@@ -61,18 +64,48 @@ class HfEncoder(FrozenEncoder):
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D), patch (B, H, W, D)."""
-        kind, backbone = self.architecture["model_type"], cast(Any, self.backbone)
-        if FAMILIES[kind].takes_patches:
-            output = backbone(**_patches(pixels_BCHW, grid))
-        else:
-            resample = {"interpolate_pos_encoding": True} if FAMILIES[kind].two_towers else {}
-            output = backbone(pixel_values=pixels_BCHW, **resample)
+        return self._of_output(self._output(pixels_BCHW, grid), grid)
+
+    @property
+    def depth(self) -> int:
+        """Return the blocks of the tower."""
+        return tower_depth(self.architecture)
+
+    def with_layers(self, pixels_BCHW: Tensor, layers: Sequence[int]) -> LayerTokens:
+        """Return the tokens of a batch and those of some blocks, counted from 1."""
+        grid = self.grid(*pixels_BCHW.shape[-2:])
+        output = self._output(pixels_BCHW, grid, output_hidden_states=True)  # of the embedding, then of each block
+        of_layers = {layer: _grid(self._norm(output.hidden_states[layer]), grid) for layer in sorted(layers)}
+        return LayerTokens(self._of_output(output, grid), of_layers)
+
+    def _output(self, pixels_BCHW: Tensor, grid: tuple[int, int], **options: bool) -> Any:
+        backbone, family = cast(Any, self.backbone), FAMILIES[self.architecture["model_type"]]
+        if family.takes_patches:
+            return backbone(**_patches(pixels_BCHW, grid), **options)
+        resample = {"interpolate_pos_encoding": True} if family.two_towers else {}
+        return backbone(pixel_values=pixels_BCHW, **resample, **options)
+
+    def _of_output(self, output: Any, grid: tuple[int, int]) -> Tokens:
         states: Tensor = output.last_hidden_state
-        if kind == "clip_vision_model":
-            states = getattr(backbone, "vision_model", backbone).post_layernorm(states)
-        count = grid[0] * grid[1]
-        patch_BHWD = states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
-        return Tokens(output.pooler_output if self.cls == "attention pool" else states[:, 0], patch_BHWD)
+        if self.architecture["model_type"] == "clip_vision_model":
+            states = self._norm(states)
+        return Tokens(output.pooler_output if self.cls == "attention pool" else states[:, 0], _grid(states, grid))
+
+    def _norm(self, states: Tensor) -> Tensor:
+        backbone = cast(Any, self.backbone)
+        normed: Tensor = getattr(getattr(backbone, "vision_model", backbone), FAMILIES[self.architecture["model_type"]].norm)(states)
+        return normed
+
+
+def tower_depth(architecture: Options) -> int:
+    """Return the blocks of a tower, by its record."""
+    return int(architecture["config"]["num_hidden_layers"])
+
+
+def _grid(states: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the patch tokens (B, H, W, D) at the end of a sequence."""
+    count = grid[0] * grid[1]
+    return states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
 
 
 def _patches(pixels_BCHW: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from ..encoders.build import FAMILIES, build_encoder, canonical, cls_width, fact
 from ..encoders.encoder import Encoder
 from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm
 from ..encoders.preprocessing import Preprocessing
-from ..encoders.transformers_towers import HF_FILES, HF_PREFIX, inspect_hf, load_hf
+from ..encoders.transformers_towers import HF_FILES, HF_PREFIX, inspect_hf, load_hf, tower_depth
 from ..runtime.empty_build import build_empty
 from .python_file import load_python_file, names_python_file, python_file_at, resolve_python_file
 from .spec import RANDOM_WEIGHTS, TeacherSpec
@@ -126,6 +126,16 @@ def _built(spec: TeacherSpec) -> Encoder:
         if row.architecture["name"] == kind:
             return row.build(spec.architecture)
     raise BadInput(f"teacher {spec.name}: nothing here builds an architecture {kind!r}; install the plug-in that brings it on this machine")
+
+
+def block_count(spec: TeacherSpec) -> int:
+    """Return how many blocks a teacher has whose tokens it can give (`Encoder.depth`), nothing allocated; 0: its final tokens alone."""
+    if spec.source is not None:
+        return 0
+    if spec.architecture["name"] == "hf":
+        return tower_depth(spec.architecture)
+    with torch.device("meta"):
+        return _built(spec).depth
 
 
 def _refuse_changed(spec: TeacherSpec, sha256: str) -> None:
