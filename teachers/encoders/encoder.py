@@ -114,9 +114,8 @@ class VitEncoder(FeaturesEncoder):
 
     def of_features(self, features: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D) and patch (B, H, W, D), both after the final norm."""
-        x_BND = features
-        patch_BND = x_BND[:, 1 + self.architecture["registers"] :]
-        return Tokens(x_BND[:, 0], torch.unflatten(patch_BND, 1, grid))  # no len(): an exported graph keeps the batch open
+        patch_BND = features[:, 1 + self.architecture["registers"] :]
+        return Tokens(features[:, 0], torch.unflatten(patch_BND, 1, grid))  # no len(): an exported graph keeps the batch open
 
 
 class EupeVit(Eva):  # type: ignore[misc] # timm is untyped

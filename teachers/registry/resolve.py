@@ -16,7 +16,7 @@ import torch
 
 from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, unknown_name
-from ...storage.core.identity import file_sha256
+from ...storage.core.identity import digest, file_sha256
 from ..checkpoints.hub import HUB_PREFIX, fetch, is_repository, local_weights
 from ..checkpoints.weights import check_format, load_strictly
 from ..encoders.architectures import ARCHITECTURES, Options
@@ -35,6 +35,9 @@ TIMM_PREFIX = "timm:"
 _OTHER_NAMES = (f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "FILE.py:FUNCTION", "the folder of a finished run")
 MODEL_FILE = Path("model") / "model.json"
 BACKBONE_FILE = Path("model") / "backbone.safetensors"
+_DEPTHS: dict[
+    str, int
+] = {}  # blocks by digest of an architecture: building one takes seconds, and is asked for at each plan of an extraction
 
 
 def resolve_teacher(
@@ -134,8 +137,11 @@ def block_count(spec: TeacherSpec) -> int:
         return 0
     if spec.architecture["name"] == "hf":
         return tower_depth(spec.architecture)
-    with torch.device("meta"):
-        return _built(spec).depth
+    key = digest(spec.architecture)
+    if key not in _DEPTHS:
+        with torch.device("meta"):
+            _DEPTHS[key] = _built(spec).depth
+    return _DEPTHS[key]
 
 
 def _refuse_changed(spec: TeacherSpec, sha256: str) -> None:
