@@ -116,7 +116,7 @@ def test_the_last_block_changes_nothing_and_no_order_does(deep: Any) -> None:
     assert features(replace(options, layers=(4,))).key == features(replace(options, layers=())).key
 
 
-@pytest.mark.parametrize("less", [{"tokens_per_view": 5}, {"grid": (3, 2)}, {"grid": (3, 3), "tokens_per_view": 4}])
+@pytest.mark.parametrize("less", [{"tokens_per_view": 5}, {"grid": (3, 3), "tokens_per_view": 4}])
 def test_sampling_and_resampling_take_the_same_of_every_layer(deep: Any, less: dict[str, Any]) -> None:
     _, options = deep
     whole, some = features(options), features(replace(options, **less))
@@ -131,14 +131,12 @@ def test_sampling_and_resampling_take_the_same_of_every_layer(deep: Any, less: d
     assert min(fresh[name]["min"] for name in ("patch", "cls", "patch.1", "patch.3")) > 1 - 1e-5
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8"])
-def test_plan_and_dry_run_tell_the_bytes_that_are_stored(deep: Any, codec: Any) -> None:
+def test_plan_and_dry_run_tell_the_bytes_that_are_stored(deep: Any) -> None:
     root, options = deep
-    asked = replace(options, codec=codec, tokens_per_view=6)
+    asked = replace(options, codec="int8", tokens_per_view=6)
     expected = extract_features(replace(asked, dry_run=True))["bytes_expected"]["teacher"]
-    of_layer = {"fp16": 6 * 48 * 2, "int8": 6 * 48 + 6 * 2}[codec]
     plain = extract_features(replace(asked, dry_run=True, layers=()))["bytes_expected"]["teacher"]
-    assert expected == plain + 24 * 2 * of_layer
+    assert expected == plain + 24 * 2 * (6 * 48 + 6 * 2)
     planned = plan_extraction(PlanOptions(asked, {"name": "vit-mini", "depth": 1}, 16, student_images_per_s=100.0, batches=1))
     assert planned["for photos"]["cost"]["teacher"]["bytes"] == expected
     assert planned["teachers"]["teacher"]["layers"] == [1, 3]

@@ -79,21 +79,18 @@ def test_layers_without_a_weight_change_no_loss(kept: Any, tmp_path: Path, weigh
     assert any("also stores layer 1, 3, which no weight asks for" in text for text in notes)
 
 
-@pytest.mark.parametrize("weights", [{"b3": 0.5}, {"b1": 0.25, "b3": 2.0}])
-def test_cached_fp32_layers_train_bit_equal_to_the_live_teacher(
-    kept: Any, tmp_path: Path, weights: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_fp32_layers_train_bit_equal_to_the_live_teacher(kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache was made one view at a time, so the live teacher must also be, or matrix products round by batch size."""
     from eupe_pipeline.student.data.targets import LiveTargets
 
     made = LiveTargets.__init__
     monkeypatch.setattr(LiveTargets, "__init__", lambda self, *values, **named: made(self, *values, **named, forward_batch=1))
-    recipe = weighted(**weights)
+    recipe = weighted(b1=0.25, b3=2.0)
     run(kept, "layered", tmp_path / "cached", recipe)
     run(kept, "layered", tmp_path / "live", replace(recipe, teacher=replace(recipe.teacher, source="live")), proxy=kept[2])
     assert terms(tmp_path / "cached") == terms(tmp_path / "live")
     assert losses(tmp_path / "cached") == losses(tmp_path / "live")
-    assert set(terms(tmp_path / "cached")[0]) == {"teacher", *(f"teacher/{name[1:]}" for name in weights)}
+    assert set(terms(tmp_path / "cached")[0]) == {"teacher", "teacher/1", "teacher/3"}
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms_and_only_weighted_layers_are_read(kept: Any, tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from eupe_pipeline.student.training.learner import TrainingDiverged
 from .test_replay import RECIPE, half_done, poison, run
 
 
-@pytest.mark.parametrize("sampled", [{}, {"tokens_per_view": 6}])
-def test_targets_of_layers_are_kept_by_their_names(tiny_store: Any, tmp_path: Path, sampled: dict[str, Any]) -> None:
+def test_targets_of_layers_are_kept_by_their_names_and_places(tiny_store: Any, tmp_path: Path) -> None:
     store = FeatureStore.create(str(tmp_path / "store"))
     build_index(store.objects, str(tiny_store.teacher_run.parent / "images"), "photos")
     request = (TeacherRequest(str(tiny_store.teacher_run), size_px=32),)
     extract_features(
-        ExtractOptions(store.url, "photos", request, ViewSpec(seed=3), 8, "int8", statistics_batches=1, workers=0, layers=(1,), **sampled)
+        ExtractOptions(
+            store.url, "photos", request, ViewSpec(seed=3), 8, "int8", statistics_batches=1, workers=0, tokens_per_view=6, layers=(1,)
+        )
     )
     recipe = replace(RECIPE, student=replace(RECIPE.student, sizes_px=(32,)), teacher=TeacherConfig(layers={"1": 0.5}))
     half_done(store, tmp_path / "run", recipe, features="teacher")
