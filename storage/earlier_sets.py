@@ -19,7 +19,7 @@ from .core.choices import ORIENTATIONS
 from .core.errors import CacheDamaged
 from .core.events import OnEvent, ignore_event
 from .core.identity import digest, ids_digest
-from .features.features import FeatureReader, TokenRows
+from .features.features import NO_LAYERS, FeatureReader, LayerRows, TokenRows
 from .images.versions import REMOVED
 from .shards.commit import Record
 from .shards.taken_over import take_shard
@@ -193,7 +193,7 @@ class EarlierSets:
         spec = self.views.group.specs.get(PIXELS)
         return None if spec is None else np.zeros((rows, *spec.shape[1:]), np.uint8)
 
-    def copy_rows(self, shard: int, reader: FeatureReader, buffer: TokenRows) -> tuple[int, dict[str, str]]:
+    def copy_rows(self, shard: int, reader: FeatureReader, buffer: TokenRows, layers: LayerRows = NO_LAYERS) -> tuple[int, dict[str, str]]:
         """Copy the first rows of a shard from an earlier set; return how many, and the images that failed there (id → reason).
 
         Nothing is copied where the views are not the same or the rows are damaged.
@@ -210,10 +210,12 @@ class EarlierSets:
                 if theirs is None or not _begins_with(committed, theirs):
                     continue
                 rows = self._rows_with_tokens(record, shard)
-                tokens = earlier.read(rows + earlier.group.shard_span(shard)[0])
+                there = rows + earlier.group.shard_span(shard)[0]
+                tokens, of_layers = earlier.read(there), earlier.read_layers(there, list(layers))
             except CacheDamaged:
                 continue
-            for ours, values in zip(buffer, tokens, strict=True):
+            pairs = [(buffer, tokens), *((layers[layer], of_layers[layer]) for layer in layers)]
+            for ours, values in (pair for left, right in pairs for pair in zip(left, right, strict=True)):
                 if ours is not None and values is not None:
                     ours[rows] = values
             if buffer.position is not None and (drawn := reader.draw_positions(shard)) is not None:
@@ -248,7 +250,7 @@ def _record(opened: ViewSet | FeatureReader, shard: int) -> Record | None:
 
 def _is_alike(earlier: Mapping[str, Any], views_digest: str, ours: Mapping[str, Any]) -> bool:
     """Return whether a feature set over an earlier version's views holds what ours does: by teacher, layout and statistics."""
-    decisive = ("method", "digest", "count", "pooled")
+    decisive = ("method", "digest", "count", "layers", "pooled")
     statistics = [{name: identity["statistics"].get(name) for name in decisive} for identity in (earlier, ours)]
     others = [{name: value for name, value in identity.items() if name not in ("views", "statistics")} for identity in (earlier, ours)]
     return earlier.get("views") == views_digest and statistics[0] == statistics[1] and others[0] == others[1]

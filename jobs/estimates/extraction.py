@@ -76,11 +76,14 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
     refuse_terms(options.require_licence, terms)
     say_terms(terms, on_event)
     device = choose_device("auto")
-    speeds = {name: teacher_speed(spec, device.value, options.batch_size, plan.batches) for name, spec in specs.items()}
+    layouts = {name: layout_of(spec, options) for name, spec in specs.items()}  # what cannot be stored is refused before any measurement
+    speeds = {
+        name: teacher_speed(spec, device.value, options.batch_size, plan.batches, layouts[name].layers) for name, spec in specs.items()
+    }
     pixels = options.views.pixels  # read and stored like one more teacher's tokens, at no device time
     stored = {} if pixels is None else {f"pixels at {pixels.size_px} px": 3 * pixels.size_px**2}
     measured = Measured(
-        {name: layout_of(spec, options).view_bytes for name, spec in specs.items()} | stored,
+        {name: layout.view_bytes for name, layout in layouts.items()} | stored,
         {name: seconds for name, (seconds, _) in speeds.items()} | dict.fromkeys(stored, 0.0),
         plan.student_images_per_s or student_speed(plan, device.value),
         store_speed(store, on_event),
@@ -92,8 +95,13 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
         "device": f"{device.value} ({device.why})",
         "codec": options.codec,
         "teachers": {
-            name: {"bytes_of_a_view": measured.row_bytes[name], "views_per_s": 1 / speeds[name][0], "batch_size": speeds[name][1]}
-            for name in specs
+            name: {
+                "bytes_of_a_view": measured.row_bytes[name],
+                "views_per_s": 1 / speeds[name][0],
+                "batch_size": speeds[name][1],
+                **({"layers": list(layout.layers)} if layout.layers else {}),
+            }
+            for name, layout in layouts.items()
         },
         f"for {options.data}": extraction_cost(images, views, shard, measured, plan.prices, known),
         "at the paper's scale": extraction_cost(PAPER_IMAGES, views, shard, measured, plan.prices),
@@ -112,7 +120,8 @@ def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs
     dry = FeatureStore(DryRunObjects(store.objects))
     views = ViewSet.create(dry.objects, dataset, options.views, options.images_per_shard)
     layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
-    normalisation = Normalisation(dry, views, specs, options.statistics_batches, options.statistics_from, options.normalisation)
+    layers = {name: layout.layers for name, layout in layouts.items() if layout.layers}
+    normalisation = Normalisation(dry, views, specs, options.statistics_batches, options.statistics_from, options.normalisation, layers)
     summary = dry_summary(dry, views, layouts, normalisation)
     known = {name: views.rows - rows for name, rows in summary["rows_to_compute"].items()}
     if options.views.pixels is not None:
@@ -121,9 +130,9 @@ def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs
     return known
 
 
-def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batches: int) -> tuple[float, int]:
+def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batches: int, layers: tuple[int, ...] = ()) -> tuple[float, int]:
     """Return (device seconds of one view, views in a batch): the median of a few forwards after one that warms up."""
-    teacher = SizedTeacher(load_teacher(spec, device), batch_size)
+    teacher = SizedTeacher(load_teacher(spec, device), batch_size, layers=layers)
     side = spec.preprocessing.size_px
     pixels = np.random.default_rng(0).integers(0, 256, (teacher.views, side, side, 3), np.uint8)
     seconds = []

@@ -32,6 +32,7 @@ from ...teachers.registry.licences import refuse_stray, refuse_terms
 from ..runs.licences import told
 from ..training.data import Part, cached_targets, open_parts
 from ..training.hold_out import check_hold_out
+from ..training.layers import trained_layers
 from ..training.options import TrainOptions, check_teachers_given
 from ..training.start_checks import refuse_followed_angle, target_grids, training_terms
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
@@ -58,7 +59,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     refuse_followed_angle(recipe, complete=options.complete)
     ranks = Ranks(0, max(1, options.workers))
     rank_span(recipe.run.batch_size, 0, ranks.count)
-    specs = CachedTargets(readers).specs
+    specs = CachedTargets(readers, trained_layers(recipe.teacher, readers)).specs
     runs = student_runs(recipe, students, Path())
     for student_recipe, _ in runs.values():
         if recipe.teacher.source == "cached":
@@ -139,7 +140,11 @@ def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks:
     """Return the host memory of a rank's batches, which `run.prefetch_megabytes` bounds, and the device memory of one part's targets."""
     start, stop = ranks.span(recipe.run.batch_size)
     memory = slot_bytes(stop - start, _memory_of_one(recipe, readers), _largest_inputs(recipe, readers))
-    floats = sum((reader.cls_dim or 0) + math.prod(reader.layout.token_shape) * reader.patch_dim for reader in readers.values())
+    layers = trained_layers(recipe.teacher, readers)
+    grids = {name: 1 + len(layers.get(name, ())) for name in readers}
+    floats = sum(
+        (reader.cls_dim or 0) + grids[name] * math.prod(reader.layout.token_shape) * reader.patch_dim for name, reader in readers.items()
+    )
     part = -(-(stop - start) // recipe.run.accumulate)
     return {
         "prefetch": slots_within(recipe.run.prefetch_megabytes, memory).described(),
@@ -148,7 +153,8 @@ def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks:
 
 
 def _memory_of_one(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> Memory:
-    return CachedTargets(readers).allocate(1) if recipe.teacher.source == "cached" else {}
+    layers = trained_layers(recipe.teacher, readers)
+    return CachedTargets(readers, layers).allocate(1) if recipe.teacher.source == "cached" else {}
 
 
 def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, int]:
@@ -161,7 +167,8 @@ def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -
 def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:
     """Return bytes of images and targets a view, a step and a run, and the bandwidth that an assumed rate needs."""
     image_bytes = sum(part.share * _image_bytes(part.views, recipe) for part in parts)
-    target_bytes = sum(tensor.nbytes for tensor in cached_targets(parts).allocate(1).values()) if recipe.teacher.source == "cached" else 0
+    targets = cached_targets(parts, trained_layers(recipe.teacher, parts[0].readers))
+    target_bytes = sum(tensor.nbytes for tensor in targets.allocate(1).values()) if recipe.teacher.source == "cached" else 0
     view_bytes = image_bytes + target_bytes
     return {
         "image_bytes_a_view": round(image_bytes),

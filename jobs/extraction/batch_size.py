@@ -17,9 +17,9 @@ from ...storage.core.identity import digest
 from ...storage.features.kept_forwards import KeptForwards, RawTokens, forward_key
 from ...storage.sources.decode import Pixels
 from ...teachers.encoders.photometric import apply_photometric
-from ...teachers.encoders.tokens import Tokens
+from ...teachers.encoders.tokens import LayerTokens, Tokens, concatenated
 from ...teachers.registry.teacher import Teacher
-from .transfers import to_device
+from .transfers import StoredTokens, to_device
 
 LARGEST = {"cpu": 64, "cuda": 512}
 _FIRST = {"cpu": 2, "cuda": 16}
@@ -36,16 +36,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class SizedTeacher:
-    """A loaded teacher that runs on batches of `views` views; `views=None` searches the number."""
+    """A loaded teacher that runs on batches of `views` views; `views=None` searches the number.
 
-    def __init__(self, teacher: Teacher, views: int | None, kept: KeptForwards | None = None) -> None:
-        self.teacher = teacher
+    `layers`: blocks whose tokens `with_layers` gives beside the final ones.
+    """
+
+    def __init__(self, teacher: Teacher, views: int | None, kept: KeptForwards | None = None, layers: tuple[int, ...] = ()) -> None:
+        self.teacher, self.layers = teacher, layers
         self.backoffs = 0
         self.taken = 0  # views whose tokens had been kept
         self._kept, self._identity = kept, digest(teacher.spec.identity())
         self.views = views or self._search_size()
 
     def __call__(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
+        """Compute raw final tokens, as `with_layers` does."""
+        return self.with_layers(pixels_BHWC, photometric_BP).final
+
+    def with_layers(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> LayerTokens:
         """Compute raw fp32 tokens of any number of views on the teacher's device; views are distorted first where parameters are given.
 
         Raises `EupeError` when not even one view fits.
@@ -59,34 +66,43 @@ class SizedTeacher:
             except (RuntimeError, MemoryError) as error:
                 self._back_off(error)
                 continue
-            return parts[0] if len(parts) == 1 else _concatenated(parts)
+            return concatenated(parts)
 
-    def keep(self, views: int, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None, tokens: RawTokens) -> None:
+    def keep(self, views: int, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None, tokens: StoredTokens) -> None:
         """Keep the tokens of a call that computed `views` at once, each forward by itself; does nothing where none are kept."""
         if self._kept is None:
             return
         for start in range(0, len(pixels_BHWC), views):
             window = slice(start, start + views)
             key = forward_key(self._identity, pixels_BHWC[window], None if photometric_BP is None else photometric_BP[window])
-            self._kept.keep(key, RawTokens(None if tokens.cls is None else tokens.cls[window], tokens.patch[window]))
+            cls = None if tokens.cls_BD is None else tokens.cls_BD[window].numpy()
+            self._kept.keep(key, RawTokens(cls, tokens.patch[window].numpy()))
+            for layer, values in tokens.layers.items():
+                self._kept.keep(f"{key}-{layer}", RawTokens(None, values[window].numpy()))
 
-    def _tokens(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None) -> Tokens:
+    def _tokens(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None) -> LayerTokens:
         """Return the tokens of one forward, kept or computed."""
-        kept = None if self._kept is None else self._kept.take(forward_key(self._identity, pixels_BHWC, photometric_BP))
-        if kept is None:
+        tokens = None if self._kept is None else self._taken(self._kept, forward_key(self._identity, pixels_BHWC, photometric_BP))
+        if tokens is None:
             return self._forward(pixels_BHWC, photometric_BP)
         self.taken += len(pixels_BHWC)
-        cls, patch = (None if array is None else torch.from_numpy(array).to(self.teacher.device) for array in kept)
-        assert patch is not None
-        return Tokens(cls, patch)
+        return tokens
 
-    def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> Tokens:
+    def _taken(self, kept: KeptForwards, key: str) -> LayerTokens | None:
+        """Return a forward's kept tokens on the teacher's device, None where not all of them are there."""
+        device, found = self.teacher.device, kept.take(key)
+        of_layers = {layer: kept.take(f"{key}-{layer}") for layer in self.layers}
+        if found is None or None in of_layers.values():
+            return None
+        final = Tokens(None if found.cls is None else torch.from_numpy(found.cls).to(device), torch.from_numpy(found.patch).to(device))
+        return LayerTokens(final, {layer: torch.from_numpy(one.patch).to(device) for layer, one in of_layers.items() if one is not None})
+
+    def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> LayerTokens:
         device = self.teacher.device
         pixels = to_device(torch.from_numpy(pixels_BHWC), device)
         if photometric_BP is not None:
             pixels = apply_photometric(pixels, to_device(torch.from_numpy(photometric_BP), device))
-        tokens: Tokens = self.teacher(pixels)
-        return tokens
+        return self.teacher.with_layers(pixels, self.layers) if self.layers else LayerTokens(self.teacher(pixels), {})
 
     def _back_off(self, error: Exception) -> None:
         """Halve the size after an out-of-memory error; every other error is raised again."""
@@ -124,10 +140,5 @@ class SizedTeacher:
         side = self.teacher.spec.preprocessing.size_px
         pixels = np.random.default_rng(views).integers(0, 256, (views, side, side, 3), np.uint8)
         started = time.perf_counter()
-        self._forward(pixels).patch_BHWD.cpu()
+        self._forward(pixels).final.patch_BHWD.cpu()
         return (time.perf_counter() - started) / views
-
-
-def _concatenated(parts: list[Tokens]) -> Tokens:
-    classes = [part.cls_BD for part in parts if part.cls_BD is not None]
-    return Tokens(torch.cat(classes) if classes else None, torch.cat([part.patch_BHWD for part in parts]))

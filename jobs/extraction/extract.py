@@ -23,6 +23,7 @@ from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import Objects
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
+from ...teachers.registry.layers import stored_layers
 from ...teachers.registry.licences import TermsByName, refuse_terms
 from ...teachers.registry.native_size import size_warning
 from ...teachers.registry.onnx_file import ONNX_FILE
@@ -92,7 +93,7 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
-    orders = [work_order(store, views, group, options, chosen) for group in groups]
+    orders = [replace(work_order(store, views, group, options, chosen), layers=layers_of(group, options)) for group in groups]
     return {
         **combined([_extract_group(store, views, order, options, terms, on_event) for order in orders]),
         **options.told(),
@@ -150,7 +151,7 @@ def _dry_run(
 
 def _normalisation(store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions) -> Normalisation:
     borrowed = _borrowed(store, specs, options)
-    return Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation)
+    return Normalisation(store, views, specs, options.statistics_batches, borrowed, options.normalisation, layers_of(specs, options))
 
 
 def extraction_terms(objects: Objects, options: ExtractOptions, specs: Sequence[TeacherSpec]) -> dict[str, dict[str, Terms]]:
@@ -177,9 +178,16 @@ def layout_of(spec: TeacherSpec, options: ExtractOptions) -> FeatureLayout:
     grid = options.grid or spec.grid
     try:
         resampled_from = None if grid == spec.grid else spec.grid
-        return FeatureLayout(spec.cls_dim, spec.patch_dim, grid, options.codec, options.tokens_per_view, resampled_from)
+        layout = FeatureLayout(spec.cls_dim, spec.patch_dim, grid, options.codec, options.tokens_per_view, resampled_from)
     except BadInput as error:
         raise BadInput(f"teacher {spec.name}: {error}") from error
+    return replace(layout, layers=stored_layers(spec, options.layers)) if options.layers else layout
+
+
+def layers_of(specs: Mapping[str, TeacherSpec], options: ExtractOptions) -> dict[str, tuple[int, ...]]:
+    """Return by teacher the intermediate layers that are stored, for those that have any; raises `BadInput` as `layout_of`."""
+    found = {name: stored_layers(spec, options.layers) for name, spec in specs.items()} if options.layers else {}
+    return {name: layers for name, layers in found.items() if layers}
 
 
 def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: ExtractOptions) -> list[str]:
@@ -227,7 +235,8 @@ def complete(
         return 0
     try:
         lease = leases(store, [reader.key for reader in readers.values()], EXTRACTION, on_event)
-        with workers(work_order(store, views, specs, options, {}), 0, None) as pool, lease:
+        layers = {name: reader.layout.layers for name, reader in readers.items()}
+        with workers(replace(work_order(store, views, specs, options, {}), layers=layers), 0, None) as pool, lease:
             return len(list(_compute(pool, plan, options, on_event)))
     except KeyboardInterrupt:
         raise Interrupted("stopped; every shard that was committed stays. Run the same command again to go on from there") from None

@@ -9,6 +9,8 @@ on any number of workers. What was measured is frozen in the store under what it
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields
 from ...storage.earlier_sets import earlier_views
 from ...storage.features.features import FeatureReader
+from ...storage.features.layers import layer_target
 from ...storage.features.statistics import NORMALISATIONS, Statistics
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
@@ -58,8 +61,9 @@ class Normalisation:
         batches: int | None,
         borrowed: Sequence[str] = (),
         method: str = "mean-std",
+        layers: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
-        self.store, self.views, self.specs, self.batches, self.method = store, views, specs, batches, method
+        self.store, self.views, self.specs, self.batches, self.method, self.layers = store, views, specs, batches, method, layers
         self.sampling: dict[str, Sampling] = {name: self._sampling(batches) for name in specs}
         self.known: dict[str, Statistics] = {}
         for key in borrowed:
@@ -104,7 +108,7 @@ class Normalisation:
         return self.batches is None and self.sampled == self.views.rows
 
     def _measured_on(self, name: str) -> dict[str, Any]:
-        recorded = NORMALISATIONS[self.method].recorded
+        recorded = {**NORMALISATIONS[self.method].recorded, **({"layers": list(self.layers[name])} if name in self.layers else {})}
         return {"teacher": self.specs[name].identity(), "views": self.views.digest, "sample": self.sampling[name], **recorded}
 
     def _borrow(self, reader: FeatureReader) -> None:
@@ -116,11 +120,19 @@ class Normalisation:
         if not takers:
             lines = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in differences.items())
             raise CacheMismatch(f"no teacher of this command made {reader.key}, whose statistics were asked for ({lines})")
-        described = {key: value for key, value in reader.identity["statistics"].items() if key not in ("method", "digest", "count")}
+        of_values = ("method", "digest", "count", "layers")
+        described = {key: value for key, value in reader.identity["statistics"].items() if key not in of_values}
         for name in takers:
-            if name in self.known and self.known[name].digest != reader.statistics.digest:
+            layers = self.layers.get(name, ())
+            if absent := [str(layer) for layer in layers if layer not in reader.statistics.layers]:
+                raise BadInput(
+                    f"{reader.key} has no statistics of layer {', '.join(absent)}; give a set with these --layers, or leave "
+                    "--statistics-from out, so that they are measured"
+                )
+            statistics = reader.statistics.only(layers)
+            if name in self.known and self.known[name].described() != statistics.described():
                 raise BadInput(f"two feature sets with different statistics were given for {name}, {reader.key} is the second; give one")
-            self.known[name] = reader.statistics
+            self.known[name] = statistics
             self.sampling[name] = {"from_views": reader.views.digest, **described}
 
     def measure(self, workers: Workers, on_event: OnEvent) -> None:
@@ -134,7 +146,7 @@ class Normalisation:
             merged.add(number, result)
             on_event(progress("statistics", done, len(tasks), unit, started, done))
         for name in names:
-            self.known[name] = self.store.keep_statistics(name, self._measured_on(name), merged.statistics(name))
+            self.known[name] = self.store.keep_statistics(name, self._measured_on(name), merged.statistics(name, self.layers.get(name, ())))
 
     def _tasks(self, names: list[str]) -> list[tuple[str, tuple[Any, ...]]]:
         if self.whole:
@@ -169,13 +181,15 @@ class _InOrder:
             for name, (cls, patch) in ready.moments.items():
                 self._sums[name] = _merge(self._sums[name], cls, patch) if name in self._sums else (cls, patch)
 
-    def statistics(self, name: str) -> Statistics:
+    def statistics(self, name: str, layers: Sequence[int] = ()) -> Statistics:
         """Return frozen statistics of one teacher; raises `BadInput` when no image could be decoded, or PHI-S has no matrix for the
         width.
         """
         if name not in self._sums:
             raise BadInput("none of the sampled images can be decoded; look at the source, then index it again")
-        return NORMALISATIONS[self._method].freeze(*self._sums[name], self._views)
+        freeze = NORMALISATIONS[self._method].freeze
+        of_layers = {layer: freeze(*self._sums[layer_target(name, layer)], self._views) for layer in layers}
+        return replace(freeze(*self._sums[name], self._views), layers=of_layers)
 
 
 def _merge(into: tuple[Measure | None, Measure], cls: Measure | None, patch: Measure) -> tuple[Measure | None, Measure]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...storage.core.choices import NORMALISATIONS, Codec, Constants, LicenceUse, Normalisation, Precision
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.features.layers import checked_layers
 from ...storage.views.view_set import DEFAULT_IMAGES_PER_SHARD
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.registry.licences import check_declared
@@ -81,6 +82,8 @@ class ExtractOptions:
     """Licences of teachers whose terms are not known, by teacher, as the user declares them."""
     view_values: Mapping[str, Mapping[str, object]] | None = None
     """Where each value of `views` comes from, for the summary of an extraction by a recipe."""
+    layers: tuple[int, ...] = ()
+    """Blocks of each teacher, counted from 1, whose patch tokens are stored beside the final ones."""
 
     def __post_init__(self) -> None:
         counts = {"batch size": self.batch_size, "statistics batches": self.statistics_batches, "teachers at once": self.teachers_at_once}
@@ -92,6 +95,7 @@ class ExtractOptions:
             wrong = [value] if isinstance(value, str) else [item for item in value if not isinstance(item, kind)]
             if wrong:  # a string would be taken for a list of its letters
                 raise BadInput(f"{name} is a list of {kind.__name__}, such as ({kind.__name__}('NAME'),), got {wrong[0]!r}")
+        object.__setattr__(self, "layers", checked_layers(self.layers))
         if bad or self.num_gpus <= 0:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
         check_declared(self.require_licence, self.terms)

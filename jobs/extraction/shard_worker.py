@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from ...storage.core.errors import CacheDamaged, Interrupted
 from ...storage.earlier_sets import EarlierSets
-from ...storage.features.features import FeatureReader, TokenRows, refuse_tokens
-from ...storage.features.kept_forwards import KeptForwards, RawTokens, sweep_forwards
+from ...storage.features.features import FeatureReader, LayerRows, TokenRows, refuse_tokens
+from ...storage.features.kept_forwards import KeptForwards, sweep_forwards
+from ...storage.features.layers import layer_target
 from ...storage.features.phis import Covariance
 from ...storage.features.sampling import Positions
 from ...storage.features.statistics import NORMALISATIONS, Moments
@@ -31,7 +33,7 @@ from ...storage.views.photometric import MODES
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS, Input, Views
-from ...teachers.encoders.tokens import Tokens
+from ...teachers.encoders.tokens import LayerTokens
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from .batch_size import SizedTeacher
@@ -46,14 +48,18 @@ TASKS_AT_ONCE = 2  # one with the teachers, one being written or rendering its f
 
 
 Measure = Moments | Covariance
+Sums = tuple[Measure | None, Measure]
 
 
 @dataclass
 class SampleMoments:
-    """Moments (PHI-S: covariances) over one batch of sampled views: teacher → (class tokens or None, patch tokens)."""
+    """Moments (PHI-S: covariances) over one batch of sampled views: teacher → (class tokens or None, patch tokens).
+
+    An intermediate layer's stand under its own name (`storage.features.layers`).
+    """
 
     views: int
-    moments: dict[str, tuple[Measure | None, Measure]]
+    moments: dict[str, Sums]
 
 
 @dataclass
@@ -62,6 +68,7 @@ class _Target:
 
     reader: FeatureReader
     buffer: TokenRows
+    layers: LayerRows
     positions: Positions | None  # (views, T) of a sampled set
     refused: dict[str, str] = field(default_factory=dict)  # image id → why its tokens must not be stored
     copied: int = 0  # first rows that an earlier version of the dataset gave
@@ -70,11 +77,17 @@ class _Target:
         """Return the grid positions of the tokens to be stored of a batch's views; None for whole grids."""
         return None if self.positions is None else self.positions[batch.rows]
 
-    def share(self, tokens: Tokens, batch: RenderedBatch) -> StoredTokens:
+    @classmethod
+    def of(cls, reader: FeatureReader, views: int, shard: int) -> "_Target":
+        """Return memory for a shard of so many views."""
+        return cls(reader, reader.empty(views), reader.empty_layers(views, reader.layout.layers), reader.draw_positions(shard))
+
+    def share(self, found: LayerTokens, batch: RenderedBatch) -> StoredTokens:
         """Return what of a batch's tokens is stored, still on the device; of a pooled set (`pooled_features`) each view's mean."""
+        tokens = found.final
         if "pooled" in self.reader.identity["statistics"]:
             tokens = tokens._replace(patch_BHWD=tokens.patch_BHWD.mean(dim=(1, 2), keepdim=True))
-        return stored_tokens(tokens, self.reader.layout, self.positions_of(batch))
+        return stored_tokens(tokens, self.reader.layout, self.positions_of(batch), found.layers)
 
 
 class ShardWorker:
@@ -90,7 +103,7 @@ class ShardWorker:
         self._kept = kept = None if order.kept_run is None else KeptForwards(order.kept_run)
         for spec in order.teachers:
             teacher = load_teacher(spec, order.devices.get(spec.name, order.device))
-            self.teachers[spec.name] = SizedTeacher(teacher, order.batch_size, kept)
+            self.teachers[spec.name] = SizedTeacher(teacher, order.batch_size, kept, order.layers.get(spec.name, ()))
             if order.compile:
                 teacher.compile_encoder(self.teachers[spec.name].views)
             check_canary(self.store, teacher)
@@ -128,9 +141,12 @@ class ShardWorker:
             good += [] if failed else [n]
         if not good:
             return SampleMoments(0, {})
-        return SampleMoments(
-            len(good), {name: self._moments(name, pixels[model_input][good], photometric[good]) for name, model_input in inputs.items()}
-        )
+        sums = self._new_sums(names)
+        for name, model_input in inputs.items():
+            with self._turn:
+                arriving = self._forward(name, pixels[model_input][good], photometric[good], _all_of)
+            _add(sums, name, arriving.wait())
+        return SampleMoments(len(good), sums)
 
     def _view(self, row: int) -> tuple[Views, bool]:
         """Return one view, and whether it is drawn now because its shard is not committed yet."""
@@ -142,19 +158,6 @@ class ShardWorker:
             views = self.views.draw_image(image)
         return views.part(slice(offset, offset + 1)), committed is None
 
-    def _moments(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> tuple[Measure | None, Measure]:
-        with self._turn:
-            arriving = self._forward(name, pixels_BHWC, photometric_BP, lambda tokens: StoredTokens(*tokens))
-        tokens = arriving.wait()
-        spec, measure = self._spec(name), NORMALISATIONS[self.order.normalisation].measure
-        patch = measure(spec.patch_dim)
-        patch.update(tokens.patch.numpy())
-        if tokens.cls_BD is None or spec.cls_dim is None:
-            return None, patch
-        cls = measure(spec.cls_dim)
-        cls.update(tokens.cls_BD.numpy())
-        return cls, patch
-
     def measure_shard(self, shard: int, names: list[str]) -> SampleMoments:
         """Return moments of the named teachers' raw tokens over a whole shard; keep tokens and pixels for `do_shard` if the order says so.
 
@@ -164,7 +167,7 @@ class ShardWorker:
         committed = self.views.read_shard(shard)
         views = committed or self.views.draw_shard(shard)
         fresh = FreshViews.of(self.views, len(views.crop)) if committed is None else None
-        sums, measured = {name: self._new_sums(name) for name in names}, 0
+        sums, measured = self._new_sums(names), 0
         with self._rendered(shard, views, fresh, names) as batches, self._turn:
             for batch in batches:
                 self._stop_if_asked()
@@ -174,12 +177,18 @@ class ShardWorker:
                 measured += len(good)
                 for name in names:
                     raw = self._kept_tokens(name, batch.pixels[self._input(name)], views.photometric[batch.rows])
-                    _add_views(sums[name], raw, good)
+                    for view in good:
+                        _add(sums, name, raw.moved(itemgetter(slice(view, view + 1))))
         return SampleMoments(measured, sums if measured else {})
 
-    def _new_sums(self, name: str) -> tuple[Measure | None, Measure]:
-        spec, measure = self._spec(name), NORMALISATIONS[self.order.normalisation].measure
-        return None if spec.cls_dim is None else measure(spec.cls_dim), measure(spec.patch_dim)
+    def _new_sums(self, names: Iterable[str]) -> dict[str, Sums]:
+        """Return empty sums of some teachers and of their layers."""
+        measure, sums = NORMALISATIONS[self.order.normalisation].measure, dict[str, Sums]()
+        for name in names:
+            spec = self._spec(name)
+            sums[name] = None if spec.cls_dim is None else measure(spec.cls_dim), measure(spec.patch_dim)
+            sums |= {layer_target(name, layer): (None, measure(spec.patch_dim)) for layer in self.teachers[name].layers}
+        return sums
 
     def _decoded(self, batch: RenderedBatch, shard: int) -> list[int]:
         """Return the places in a batch of views whose image could be decoded."""
@@ -187,10 +196,9 @@ class ShardWorker:
         images = [first_image + (batch.first + view) // views_per_image for view in range(batch.count)]
         return [view for view, image in enumerate(images) if self.views.dataset.row(image).id not in batch.failed]
 
-    def _kept_tokens(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> RawTokens:
+    def _kept_tokens(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> StoredTokens:
         """Compute a batch's raw tokens, and keep each forward."""
-        tokens = self._forward(name, pixels_BHWC, photometric_BP, lambda tokens: StoredTokens(*tokens)).wait()
-        raw = RawTokens(None if tokens.cls_BD is None else tokens.cls_BD.numpy(), tokens.patch.numpy())
+        raw = self._forward(name, pixels_BHWC, photometric_BP, _all_of).wait()
         self.teachers[name].keep(self.teachers[name].views, pixels_BHWC, self._seen(photometric_BP), raw)
         return raw
 
@@ -208,11 +216,11 @@ class ShardWorker:
         return self.teachers[name].teacher.spec
 
     def _forward(
-        self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32], share: Callable[[Tokens], StoredTokens]
+        self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32], share: Callable[[LayerTokens], StoredTokens]
     ) -> Arriving:
         """Start the forward of one teacher, and return the `share` of its raw fp32 tokens on its way to the host."""
         teacher, seen_BP = self.teachers[name], self._seen(photometric_BP)
-        return compute(lambda: share(teacher(pixels_BHWC, seen_BP)), teacher.teacher.device)
+        return compute(lambda: share(teacher.with_layers(pixels_BHWC, seen_BP)), teacher.teacher.device)
 
     def _seen(self, photometric_BP: NDArray[np.float32]) -> NDArray[np.float32] | None:
         """Return the distortions that teachers see, None when they see none."""
@@ -229,15 +237,11 @@ class ShardWorker:
         committed = self.views.read_shard(shard) or earlier.begin_views(shard)
         views = committed or self.views.draw_shard(shard)
         report = ShardReport(shard, len(views.crop))
-        targets = {
-            name: _Target(reader, reader.empty(report.views), reader.draw_positions(shard))
-            for name, reader in readers.items()
-            if reader.group.record(shard) is None
-        }
+        targets = {name: _Target.of(reader, report.views, shard) for name, reader in readers.items() if reader.group.record(shard) is None}
         if committed is not None and not targets:
             return report.of_records([reader.group.record(shard) for reader in readers.values()])
         for target in targets.values():
-            target.copied, target.refused = earlier.copy_rows(shard, target.reader, target.buffer)
+            target.copied, target.refused = earlier.copy_rows(shard, target.reader, target.buffer, target.layers)
         report.copied = min((target.copied for target in targets.values()), default=0)
         fresh = FreshViews.of(self.views, report.views) if committed is None else None
         for start in sorted({target.copied for target in targets.values()} or {0}):
@@ -264,11 +268,11 @@ class ShardWorker:
         reader, views, record = self._reader(key), self.views.read_shard(shard), self.views.group.record(shard)
         if views is None or record is None:
             raise CacheDamaged(f"shard {shard} of views/{self.views.key} is not committed, and these features are made from it")
-        target, report = _Target(reader, reader.empty(len(views.crop)), reader.draw_positions(shard)), ShardReport(shard, len(views.crop))
+        target, report = _Target.of(reader, len(views.crop), shard), ShardReport(shard, len(views.crop))
         inputs, per_batch = {self._input(name)}, self.teachers[name].views
         with RenderedShard(self.views, shard, views, inputs, per_batch, self.order.render_threads) as batches:
             self._through_teachers(batches, views, {name: target}, report)
-        reader.repair_shard(shard, target.buffer, {**report.failed, **target.refused}, record.digest)
+        reader.repair_shard(shard, target.buffer, {**report.failed, **target.refused}, record.digest, target.layers)
 
     def _through_teachers(
         self, batches: Iterable[RenderedBatch], views: Views, targets: Mapping[str, _Target], report: ShardReport
@@ -315,20 +319,26 @@ class ShardWorker:
         statistics = target.reader.statistics
         cls = None if tokens.cls_BD is None else statistics.normalize_cls(tokens.cls_BD.numpy())
         patch = statistics.normalize_patch(tokens.patch.numpy())
-        bad = self._refuse(target, cls, patch, batch, shard)
-        patch[bad] = 0.0  # never stored; encoding must not meet a NaN
+        layers = {layer: statistics.layers[layer].normalize_patch(values.numpy()) for layer, values in tokens.layers.items()}
+        bad = self._refuse(target, cls, patch, layers, batch, shard)
+        for values in (patch, *layers.values()):
+            values[bad] = 0.0  # never stored; encoding must not meet a NaN
         encoded = target.reader.encode(cls, patch, target.positions_of(batch))
-        for stored, fresh in zip(target.buffer, encoded, strict=True):
+        of_layers = target.reader.encode_layers(layers)
+        pairs = [(target.buffer, encoded), *((target.layers[layer], of_layers[layer]) for layer in target.layers)]
+        for stored, fresh in (pair for left, right in pairs for pair in zip(left, right, strict=True)):
             if stored is not None and fresh is not None:
                 stored[batch.first : batch.first + len(patch)] = fresh
 
     def _refuse(
-        self, target: _Target, cls: NDArray[np.float32] | None, patch: NDArray[np.float32], batch: RenderedBatch, shard: int
-    ) -> NDArray[np.bool_]:
+        self, target: _Target, cls: NDArray[np.float32] | None, patch: NDArray[np.float32], layers: Mapping[int, NDArray[np.float32]],
+        batch: RenderedBatch, shard: int,
+    ) -> NDArray[np.bool_]:  # fmt: skip
         """Mark the views whose tokens must not be stored, and note their images unless those failed to decode."""
         first_image, bad = self.views.shard_images(shard)[0], np.zeros(len(patch), np.bool_)
         for view in range(len(patch)):
-            reason = refuse_tokens(None if cls is None else cls[view], patch[view], target.reader.codec)
+            of_layers = {layer: values[view] for layer, values in layers.items()}
+            reason = refuse_tokens(None if cls is None else cls[view], patch[view], target.reader.codec, of_layers)
             if reason is not None:
                 image_id = self.views.dataset.row(first_image + (batch.first + view) // self.views.views_per_image).id
                 bad[view] = True
@@ -345,18 +355,23 @@ class ShardWorker:
             undecodable = dict(report.failed)
             for target in targets.values():
                 failed = {**undecodable, **target.refused}
-                record = target.reader.commit_shard(report.shard, target.buffer, failed, views_record.digest)
+                record = target.reader.commit_shard(report.shard, target.buffer, failed, views_record.digest, target.layers)
                 report.bytes += sum(entry.bytes for entry in record.objects.values())
                 report.failed |= target.refused
 
 
-def _add_views(sums: tuple[Measure | None, Measure], tokens: RawTokens, good: Iterable[int]) -> None:
-    """Add the tokens of some views to sums of class and patch tokens, one view after another."""
-    cls, patch = sums
-    for view in good:
-        patch.update(tokens.patch[view])
-        if cls is not None and tokens.cls is not None:
-            cls.update(tokens.cls[view : view + 1])
+def _all_of(tokens: LayerTokens) -> StoredTokens:
+    return StoredTokens(*tokens.final, tokens.layers)
+
+
+def _add(sums: Mapping[str, Sums], name: str, tokens: StoredTokens) -> None:
+    """Add a teacher's tokens of some views to its sums, and to those of its layers."""
+    cls, patch = sums[name]
+    patch.update(tokens.patch.numpy())
+    if cls is not None and tokens.cls_BD is not None:
+        cls.update(tokens.cls_BD.numpy())
+    for layer, values in tokens.layers.items():
+        sums[layer_target(name, layer)][1].update(values.numpy())
 
 
 def _finish(encoding: Future[None] | None) -> None:

@@ -7,9 +7,10 @@ work at once. `Arriving.device_s` is the device's own time, which the host's clo
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,16 @@ from torch import Tensor
 
 
 class StoredTokens(NamedTuple):
-    """Class tokens (B, D) or None, and the patch tokens that are stored: (B, H, W, D), or (B, T, D) of a sampled set."""
+    """Class tokens (B, D) or None, and the patch tokens that are stored: (B, H, W, D), or (B, T, D) of a sampled set; by block, too."""
 
     cls_BD: Tensor | None
     patch: Tensor
+    layers: Mapping[int, Tensor] = MappingProxyType({})
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "StoredTokens":
+        """Return each tensor as `move` makes it."""
+        cls_BD = None if self.cls_BD is None else move(self.cls_BD)
+        return StoredTokens(cls_BD, move(self.patch), {layer: move(values) for layer, values in self.layers.items()})
 
 
 @dataclass
@@ -69,7 +76,7 @@ def compute(work: Callable[[], StoredTokens], device: torch.device) -> Arriving:
     if device.type != "cuda":
         started = time.perf_counter()
         tokens = work()
-        host = tokens._replace(cls_BD=None if tokens.cls_BD is None else tokens.cls_BD.cpu(), patch=tokens.patch.cpu())
+        host = tokens.moved(Tensor.cpu)
         return Arriving(host, device, time.perf_counter() - started)
     computing, back = torch.cuda.current_stream(device), _stream(device, "out")
     begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -78,8 +85,7 @@ def compute(work: Callable[[], StoredTokens], device: torch.device) -> Arriving:
     done.record(computing)
     back.wait_event(done)
     with torch.cuda.stream(back):
-        cls = None if tokens.cls_BD is None else _sent(tokens.cls_BD, back)
-        host = tokens._replace(cls_BD=cls, patch=_sent(tokens.patch, back))
+        host = tokens.moved(lambda tensor: _sent(tensor, back))
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(back)
     return Arriving(host, device, 0.0, (begun, done), arrived)

@@ -35,6 +35,7 @@ class WorkOrder:
     normalisation: str = "mean-std"  # or "phi-s": what `measure` measures
     devices: Mapping[str, str] = field(default_factory=dict)  # of teachers that are elsewhere than on `device`
     compile: bool = False
+    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by teacher: blocks whose tokens are stored beside the final ones
     kept_run: str | None = None  # whose forwards are kept from `measure_shard` to `do_shard`; None: nobody's
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...storage.core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
+from ...storage.features.layers import patch_array
 from ...storage.features.sampling import Positions
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
@@ -30,6 +32,7 @@ from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
 from ..extraction.options import TeacherRequest
 from ..extraction.stored_tokens import stored_tokens
+from ..extraction.transfers import StoredTokens
 from .recorded_teacher import recorded_teacher
 from .repairs_with_teacher import with_teachers
 
@@ -110,6 +113,7 @@ def _repair_result(examiner: Examiner, key: str | None, dry_run: bool) -> dict[s
 def fidelity(options: FidelityOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return the cosine of stored to fresh tokens over a sample of views: mean, 1st percentile and least, for class and patch tokens.
 
+    Those of an intermediate layer stand under the name of its array, such as `patch.4`.
     Of a set that is not complete, the views that are there; raises `BadInput` where none of the sampled ones is.
     """
     reader, sample = FeatureStore.open(options.store).features(options.key), options.sample
@@ -120,12 +124,16 @@ def fidelity(options: FidelityOptions, on_event: OnEvent = ignore_event) -> dict
     if not len(rows):
         raise BadInput(f"none of {len(chosen)} sampled views of {reader.key} is stored yet; extract it first, or give a larger --sample")
     loaded = load_teacher(spec, choose_device("auto").value)
-    stored = reader.read(rows)
-    cls_nD, patch = _fresh(reader, loaded, rows, stored.position)
+    layers, statistics = reader.layout.layers, reader.statistics
+    stored, stored_layers = reader.read(rows), reader.read_layers(rows, layers)
+    fresh = _fresh(reader, loaded, rows, stored.position, layers)
     result: dict[str, Any] = {"key": reader.key, "codec": reader.codec, "views": len(rows)}
-    result["patch"] = _summary(reader.decode(stored), reader.statistics.normalize_patch(patch))
-    if cls_nD is not None and stored.cls is not None:
-        result["cls"] = _summary(stored.cls.astype(np.float32), reader.statistics.normalize_cls(cls_nD))
+    result["patch"] = _summary(reader.decode(stored), statistics.normalize_patch(fresh.patch.numpy()))
+    if fresh.cls_BD is not None and stored.cls is not None:
+        result["cls"] = _summary(stored.cls.astype(np.float32), statistics.normalize_cls(fresh.cls_BD.numpy()))
+    for layer, encoded in stored_layers.items():
+        normalised = statistics.layers[layer].normalize_patch(fresh.layers[layer].numpy())
+        result[patch_array(layer)] = _summary(reader.decode_layer(encoded), normalised)
     return result
 
 
@@ -138,28 +146,27 @@ def _likeness(reader: FeatureReader, teacher: Teacher) -> float | None:
         with contextlib.suppress(EupeError):
             rows = np.array([reader.group.shard_span(shard)[0]])
             stored = reader.read(rows)
-            cosines.append(
-                _summary(reader.decode(stored), reader.statistics.normalize_patch(_fresh(reader, teacher, rows, stored.position)[1]))
-            )
+            fresh = _fresh(reader, teacher, rows, stored.position).patch.numpy()
+            cosines.append(_summary(reader.decode(stored), reader.statistics.normalize_patch(fresh)))
     return float(np.mean([summary["mean"] for summary in cosines])) if cosines else None
 
 
 def _fresh(
-    reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64], position_nT: Positions | None
-) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+    reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64], position_nT: Positions | None, layers: tuple[int, ...] = ()
+) -> StoredTokens:
     """Compute raw class and patch tokens over the recorded views; resampled and sampled as the stored ones are."""
     photometric_nP = reader.views.read(rows).photometric
-    classes, patches = [], []
+    parts = []
     for n in range(len(rows)):
         pixels = view_pixels(reader.views, rows[n : n + 1], teacher.spec.preprocessing.input)
         parameters_BP = torch.from_numpy(photometric_nP[n : n + 1])
         seen = pixels_seen_by("teacher", reader.views.spec.photometric, torch.from_numpy(pixels), parameters_BP)
         positions = None if position_nT is None else position_nT[n : n + 1]
-        cls_BD, patch = stored_tokens(teacher(seen), reader.layout, positions)
-        patches.append(patch.cpu().numpy())
-        if cls_BD is not None:
-            classes.append(cls_BD.cpu().numpy())
-    return np.concatenate(classes) if classes else None, np.concatenate(patches)
+        tokens, of_layers = teacher.with_layers(seen, layers) if layers else (teacher(seen), {})
+        parts.append(stored_tokens(tokens, reader.layout, positions, of_layers).moved(Tensor.cpu))
+    classes = [part.cls_BD for part in parts if part.cls_BD is not None]
+    joined = {layer: torch.cat([part.layers[layer] for part in parts]) for layer in layers}
+    return StoredTokens(torch.cat(classes) if classes else None, torch.cat([part.patch for part in parts]), joined)
 
 
 def _summary(stored: NDArray[np.float32], fresh: NDArray[np.float32]) -> dict[str, float]:

@@ -91,7 +91,8 @@ def _give_teacher(examiner: Examiner, reader: FeatureReader, error: EupeError) -
 
 def _repairer(examiner: Examiner, reader: FeatureReader, spec: TeacherSpec) -> Callable[[int], None]:
     """Return the function that repairs a shard. The worker compares its teacher with the canary before its first shard."""
-    order = WorkOrder(examiner.url, reader.views.key, (spec,), choose_device("auto").value, torch.get_num_threads(), _BATCH)
+    layers = {spec.name: reader.layout.layers}
+    order = WorkOrder(examiner.url, reader.views.key, (spec,), choose_device("auto").value, torch.get_num_threads(), _BATCH, layers=layers)
     return partial(ShardWorker(order).repair_shard, name=spec.name, key=reader.key)
 
 

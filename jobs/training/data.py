@@ -30,7 +30,7 @@ from ...student.data.joined import JoinedTargets, JoinedViews
 from ...student.data.mixture import MixedOrder, Mixture
 from ...student.data.order import BatchOrder, Order
 from ...student.data.shard_order import ShardOrder
-from ...student.data.targets import CachedTargets, TargetSource
+from ...student.data.targets import NO_LAYERS, CachedTargets, Layers, TargetSource
 from ...student.model.recipe import TrainRecipe
 from ...teachers.registry.spec import RANDOM_WEIGHTS
 from ..runs.reading_leases import extractors
@@ -221,6 +221,7 @@ def _decisive(reader: FeatureReader) -> dict[str, Any]:
         "teacher": reader.identity["teacher"],
         "layout": reader.identity["layout"],
         "statistics": reader.statistics.digest,
+        "statistics of layers": reader.statistics.described().get("layers"),
         "photometric": spec.photometric,
         "distortion": distortion,
     }
@@ -244,9 +245,9 @@ def joined_views(parts: Sequence[Part]) -> ReadableViews:
     return parts[0].views if len(parts) == 1 else JoinedViews([part.views for part in parts])
 
 
-def cached_targets(parts: Sequence[Part]) -> TargetSource:
-    """Return the stored tokens of all datasets, numbered alike."""
-    sources = {part.name: CachedTargets(part.readers) for part in parts}
+def cached_targets(parts: Sequence[Part], layers: Layers = NO_LAYERS) -> TargetSource:
+    """Return the stored tokens of all datasets, numbered alike, with those of some layers by teacher."""
+    sources = {part.name: CachedTargets(part.readers, layers) for part in parts}
     return next(iter(sources.values())) if len(parts) == 1 else JoinedTargets(sources, [part.views.rows for part in parts])
 
 

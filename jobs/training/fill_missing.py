@@ -123,7 +123,9 @@ def _by_layout(
         grid = None if layout is None or layout.resampled_from is None else layout.grid
         group_options = options
         if layout is not None:
-            group_options = replace(options, codec=cast(Codec, layout.codec), tokens_per_view=layout.tokens_per_view, grid=grid)
+            group_options = replace(
+                options, codec=cast(Codec, layout.codec), tokens_per_view=layout.tokens_per_view, grid=grid, layers=layout.layers
+            )
         group = next((names for known_options, names in groups if known_options == group_options), None)
         if group is None:
             groups.append((group_options, [name]))

@@ -24,7 +24,7 @@ from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...student.data.class_spaces import class_spaces
 from ...student.data.prefetch import prefetch_of
-from ...student.data.targets import LiveTargets, TargetSource
+from ...student.data.targets import LiveTargets, TargetSource, target_statistics
 from ...student.model.batch_norms import batch_norm_identity
 from ...student.model.draws import step_seed
 from ...student.model.losses import ClassSpace
@@ -56,6 +56,7 @@ from ..runs.upload import mirrored
 from .data import Part, await_sets, cached_targets, in_recorded_order, joined_views, open_parts, refuse_random_weights, run_order
 from .evaluate_while_training import watching
 from .hold_out import check_hold_out, hold_out_record
+from .layers import say_unread, trained_layers
 from .options import TrainOptions
 from .start_checks import check_pixels, check_teachers, refuse_followed_angle, target_grids, training_terms
 from .versions import recorded_versions
@@ -100,6 +101,7 @@ def train_in_process(
             refuse_terms(options.require_licence, merged(*terms.values()))
             source = _target_source(recipe, parts, by_teacher(options.features, live), device.value)
             if ranks.first:
+                say_unread(recipe.teacher, parts[0].readers, on_event)
                 check_start(store, parts, source)
             check_hold_out(recipe.data.hold_out, parts, on_event if ranks.first else ignore_event, starts)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
@@ -259,7 +261,8 @@ def _learners(
     runs: Mapping[str, tuple[TrainRecipe, RunFolder]], source: TargetSource, parts: Sequence[Part], device: Choice, ranks: Ranks
 ) -> list[Learner]:
     """Return a student ready to train in each folder, on a device of its own where one process has several."""
-    statistics = {name: reader.statistics.digest for name, reader in parts[0].readers.items()}
+    of_teachers = {name: reader.statistics for name, reader in parts[0].readers.items()}
+    statistics = {target: target_statistics(of_teachers, target).digest for target in source.specs}
     by_angle = any(recipe.loss.cls == "angle" for recipe, _ in runs.values())
     spaces = class_spaces([(part.share, part.readers) for part in parts]) if by_angle else {}
     devices = choose_devices(next(iter(runs.values()))[0].device, len(runs)) if ranks.count == 1 else [device] * len(runs)
@@ -330,8 +333,9 @@ def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live: Mapping[str
     unknown = set(recipe.teacher.weights) - set(readers)
     if unknown:
         raise BadInput(f"teacher.weights names {sorted(unknown)}, but the feature sets are of {sorted(readers)}")
+    layers = trained_layers(recipe.teacher, readers)
     if recipe.teacher.source == "cached":
-        return cached_targets(parts)
+        return cached_targets(parts, layers)
     if set(live) != set(readers):
         raise BadInput(
             f"live targets need the teacher behind each feature set: {len(readers)} sets ({', '.join(readers)}), "
@@ -339,7 +343,7 @@ def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live: Mapping[str
         )
     teachers = {name: load_teacher(spec, device) for name, spec in live_specs(readers, live).items()}
     statistics = {name: reader.statistics for name, reader in readers.items()}
-    return LiveTargets(teachers, statistics, device=device, sizes_px=recipe.teacher.sizes_px, seed=recipe.seed)
+    return LiveTargets(teachers, statistics, device=device, sizes_px=recipe.teacher.sizes_px, seed=recipe.seed, layers=layers)
 
 
 def live_specs(readers: Mapping[str, FeatureReader], live: Mapping[str, str]) -> dict[str, TeacherSpec]:

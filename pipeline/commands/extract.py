@@ -115,8 +115,8 @@ def extraction(
     return ExtractOptions(
         store=values["store"], data=values["data"], teachers=teachers, views=spec, precision=values["precision"], codec=values["codec"],
         tokens_per_view=values["tokens_per_view"], grid=values["grid"], images_per_shard=values["images_per_shard"],
-        batch_size=values["batch_size"], constants=values["constants"], allow_random_weights=values["allow_random_weights"],
-        require_licence=values["require_licence"], terms=values["terms"],
+        layers=values["layers"], batch_size=values["batch_size"], constants=values["constants"],
+        allow_random_weights=values["allow_random_weights"], require_licence=values["require_licence"], terms=values["terms"],
         view_values=None if values["recipe"] is None else value_origins,
     )  # fmt: skip
 

@@ -168,6 +168,24 @@ def grid_of(context: click.Context, option: click.Parameter, value: str | None) 
     return int(rows), int(columns)
 
 
+def layer_list(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Return the blocks of a word such as 4,8,12."""
+    words = [] if value is None else value.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise click.BadParameter(f"{value!r} is not N,N,…: numbers of blocks, counted from 1, such as 4,8,12", context, option)
+    return tuple(int(word) for word in words)
+
+
+def layer_weights(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, float]:
+    """Return repeated [TEACHER/]BLOCK=WEIGHT words as a dict."""
+    words = pairs(context, option, values)
+    found = {layer: _number(value) for layer, value in words.items()}
+    bad = [f"{layer}={words[layer]}" for layer, weight in found.items() if weight is None]
+    if bad:
+        raise click.BadParameter(f"{bad[0]!r} is not {option.make_metavar(context)} with a number as weight", context, option)
+    return {layer: weight for layer, weight in found.items() if weight is not None}
+
+
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return one decorator for several options, shown in the order given."""
 
@@ -246,6 +264,13 @@ TEACHERS = (
     click.option("--codec", type=click.Choice(CODECS), default="int8", show_default=True),
     click.option("--tokens-per-view", type=click.IntRange(1), default=None, metavar="T", help="Keep T random patch tokens; default: all."),
     click.option("--grid", default=None, metavar="HxW", callback=grid_of, help="Store a larger teacher's grid resampled, as 16x16."),
+    click.option(
+        "--layers",
+        default=None,
+        metavar="N,N",
+        callback=layer_list,
+        help="Store these blocks' patch tokens too, counted from 1; the last block's are stored in any case.",
+    ),
     click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
     click.option("--batch-size", default="32", show_default=True, callback=count_or_auto, help="Views in one forward, or auto."),
     click.option("--constants", type=click.Choice(CONSTANTS), default="own", show_default=True, help="Mean and std of the input."),
@@ -276,6 +301,7 @@ class ExtractionValues(TypedDict):
     codec: Codec
     tokens_per_view: int | None
     grid: tuple[int, int] | None
+    layers: tuple[int, ...]
     images_per_shard: int
     batch_size: int | None
     constants: Constants

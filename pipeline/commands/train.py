@@ -20,7 +20,7 @@ from ...storage.core.choices import (
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from .group import cli, run
-from .options import DRY_RUN, FOLDER, JSON, LICENCES, RANDOM, SETTINGS, STORE, folder_or_url, options, share_held_out
+from .options import DRY_RUN, FOLDER, JSON, LICENCES, RANDOM, SETTINGS, STORE, folder_or_url, layer_weights, options, share_held_out
 
 if TYPE_CHECKING:
     from ...jobs.training.options import Watch
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     click.option("--proxy", default=None, callback=folder_or_url, metavar="RUN|URL", help="Stage 3: the proxy's run, used live."),
     click.option("--targets", type=click.Choice(TARGET_SOURCES), default=None, help="Read targets or compute them; default: recipe's."),
     click.option("--teacher", "live_teachers", multiple=True, help="Live targets: the teacher of each --features; repeatable."),
+    click.option("--layer-weight", "weight_of_layer", multiple=True, metavar="[TEACHER/]BLOCK=WEIGHT", callback=layer_weights,
+                 help="Learn from a stored layer too, its patch loss so weighted; repeatable. Default: recipe's, none."),
     click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Ranks through Ray Train; 0: this process."),
     click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),
@@ -65,7 +67,8 @@ def train(
     as_json: bool, stage: int, store: str, data: tuple[str, ...], subsets: tuple[str, ...], hold_out: float | None,
     features: tuple[str, ...],
     recipe: str | None, settings: tuple[str, ...],
-    out: Path | str, proxy: Path | str | None, targets: TargetSource | None, live_teachers: tuple[str, ...], students: tuple[str, ...],
+    out: Path | str, proxy: Path | str | None, targets: TargetSource | None, live_teachers: tuple[str, ...],
+    weight_of_layer: dict[str, float], students: tuple[str, ...],
     workers: int, address: str | None, follow_minutes: float | None, on_miss: OnMiss, new_views: int, shard_cache: Path | None,
     evaluation: TrainingEvaluation | None, every: int, evaluate_data: str | None, evaluate_images: int, allow_overlap: bool,
     track: tuple[Tracker, ...], require_licence: LicenceUse | None, terms: dict[str, str], allow_random_weights: bool, dry_run: bool,
@@ -77,8 +80,9 @@ def train(
         from ..recipes.training import training_recipe
 
         resolved, dataset = training_recipe(
-            stage, recipe, settings=settings, targets=targets, students=students, data=data, hold_out=hold_out
-        )
+            stage, recipe, settings=settings, targets=targets, students=students, data=data, hold_out=hold_out,
+            layer_weights=weight_of_layer,
+        )  # fmt: skip
         options = TrainOptions(
             recipe=resolved.recipe, origins=resolved.origins, store=store, features=features, data=dataset, subsets=subsets, out=out,
             proxy=proxy, teachers=live_teachers, students=students, workers=workers, address=address, on_miss=on_miss, new_views=new_views,

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ...storage.core.choices import TargetSource
 from ...storage.core.errors import BadInput
@@ -12,17 +13,21 @@ from .load import ResolvedRecipe, load_recipe
 def training_recipe(
     stage: int, recipe: str | None = None, *, settings: Sequence[str] = (), targets: TargetSource | None = None,
     students: Sequence[str] = (), data: Sequence[str] = (), hold_out: float | None = None,
+    layer_weights: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[ResolvedRecipe, str]:  # fmt: skip
     """Return the recipe (default: eupe-stageN) overridden by all that is given, and the one dataset, "" where several are mixed.
 
     `settings` are words such as "run.steps=10"; `data` is one dataset, or several as NAME=SHARE, or none when the recipe mixes some. One
-    of `students` is a recipe value like any other; several have a run each. `hold_out` is a share such as 0.01. Raises BadInput.
+    of `students` is a recipe value like any other; several have a run each. `hold_out` is a share such as 0.01; `layer_weights` are by
+    block, or by TEACHER/BLOCK. Raises BadInput.
     """
     dataset, shares = data_setting(data)
     source = [f"teacher.source={targets}"] if targets else []
     student = [f"student.architecture={students[0]}"] if len(students) == 1 else []
     held_out = [] if hold_out is None else [f"data.hold_out={float(hold_out)!r}"]
-    return load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=[*settings, *source, *student, *shares, *held_out]), dataset
+    layers = [f"teacher.layers.{json.dumps(layer)}={float(weight)!r}" for layer, weight in layer_weights.items()]
+    overlaid = [*settings, *source, *student, *shares, *held_out, *layers]
+    return load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=overlaid), dataset
 
 
 def data_setting(data: Sequence[str]) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import short
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
+from ...storage.features.layers import patch_array
 from ...storage.features.statistics import STD_FLOOR, Statistics
 from ...storage.images.dataset import ImageDataset
 from ...storage.images.growth import versions_named
@@ -52,10 +53,13 @@ def list_store(*, store: str, on_event: OnEvent = ignore_event) -> dict[str, Any
                 unreadable[f"{kind}/{key}"] = str(error)
         return rows
 
+    features = listed("features", opened.list_features(), _features_row)
+    if any("layers" in row for row in features.values()):
+        features = {key: {**row, "layers": row.get("layers")} for key, row in features.items()}  # alike, so that they are one table
     sections: dict[str, Any] = {
         "datasets": listed("datasets", opened.list_datasets(), _dataset_row),
         "views": listed("views", opened.list_view_sets(), _views_row),
-        "features": listed("features", opened.list_features(), _features_row),
+        "features": features,
         "subsets": listed("subsets", opened.list_subsets(), _subset_row),
     }
     return {"store": opened.url, **sections, **({"unreadable": unreadable} if unreadable else {})}
@@ -100,7 +104,13 @@ def _features_row(store: FeatureStore, key: str) -> dict[str, Any]:
         "tokens": math.prod(reader.layout.token_shape),
         "bytes": reader.stored_bytes(),
         "shards": f"{reader.shards - missing} of {reader.shards}",
+        **_layers(reader),
     }
+
+
+def _layers(reader: FeatureReader) -> dict[str, str]:
+    """Return {"layers": …}, the blocks whose tokens stand beside the final ones; {} without any."""
+    return {"layers": ", ".join(map(str, reader.layout.layers))} if reader.layout.layers else {}
 
 
 def _subset_row(store: FeatureStore, key: str) -> dict[str, Any]:
@@ -140,6 +150,7 @@ def show_features(*, key: str, store: str, on_event: OnEvent = ignore_event, htm
         "grid": "×".join(map(str, reader.grid)),
         "resampled_from": None if layout.resampled_from is None else "×".join(map(str, layout.resampled_from)),
         "tokens_per_view": math.prod(layout.token_shape),
+        **_layers(reader),
         "class_token_width": reader.cls_dim,
         "patch_token_width": reader.patch_dim,
         "codec": reader.codec,
@@ -155,11 +166,12 @@ def show_features(*, key: str, store: str, on_event: OnEvent = ignore_event, htm
 
 
 def summarised(statistics: Statistics) -> dict[str, Any]:
-    """Return statistics in a few figures: method, views, digest, and for class and patch tokens apart the spread over channels.
+    """Return statistics in a few figures: method, views, digest, and for class, patch and each layer's tokens the spread over channels.
 
     Near-dead channels are those whose deviation is the floor: they are divided by it, and the first few are named.
     """
     kinds = {"cls": (statistics.cls_mean, statistics.cls_std), "patch": (statistics.patch_mean, statistics.patch_std)}
+    kinds |= {patch_array(layer): (one.patch_mean, one.patch_std) for layer, one in statistics.layers.items()}
     spread: dict[str, dict[str, float]] = {}
     near_dead: dict[str, dict[str, Any]] = {}
     for kind, (mean, std) in kinds.items():

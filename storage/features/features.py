@@ -2,7 +2,7 @@
 
     features/<teacher>@<digest>/        a Zarr v3 group: any Zarr client reads it
       identity.json  zarr.json
-      cls/ patch/ [patch_scale/] [patch_position/]   as drawn in `layout.py`
+      cls/ patch/ [patch_scale/] [patch_position/] [patch.4/ …]   as drawn in `layout.py`
       statistics/      mean and std that undo the normalisation
       commits/000412.json
 
@@ -11,6 +11,7 @@ CPU. Tokens that are not finite, do not fit fp16 or are constant are refused bef
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,8 @@ from ..shards.shard_repair import readable_record, repair_shard
 from ..shards.shards import ShardedGroup
 from ..shards.zarr_format import ArraySpec, group_metadata, parse_small_array, small_array, small_key
 from ..views.view_set import ViewSet
-from .codec import decode, encode
+from .codec import Encoded, decode, encode
+from .layers import layer_of_array, patch_array
 from .layout import FeatureLayout
 from .sampling import Positions, draw_positions, first_bad_row
 from .statistics import Statistics
@@ -36,7 +38,7 @@ from .teacher_files import TeacherFile, noted_teacher_files
 from .teacher_terms import noted_terms
 from .token_checks import first_nonfinite, refuse_tokens
 
-__all__ = ["FeatureLayout", "FeatureReader", "TokenRows", "features_identity", "refuse_tokens"]
+__all__ = ["FeatureLayout", "FeatureReader", "LayerRows", "TokenRows", "features_identity", "refuse_tokens"]
 
 
 class TokenRows(NamedTuple):
@@ -51,6 +53,11 @@ class TokenRows(NamedTuple):
     position: Positions | None = None
 
 
+LayerRows = Mapping[int, Encoded]
+"""Intermediate layers' tokens of n rows as stored, by block; at the positions of the final tokens of a sampled set."""
+NO_LAYERS: LayerRows = MappingProxyType({})
+
+
 def features_identity(
     teacher: Mapping[str, Any],
     views: ViewSet,
@@ -63,7 +70,7 @@ def features_identity(
         "format": 1,
         "teacher": dict(teacher),
         "views": views.digest,
-        "statistics": {"method": statistics.method, "digest": statistics.digest, "count": statistics.count, **sampling},
+        "statistics": {**statistics.described(), **sampling},
         "layout": layout.identity(),
     }
 
@@ -80,6 +87,8 @@ class FeatureReader:
             if identity["views"] != views.digest:
                 raise ValueError("it names other views")
             normalised = identity["statistics"]
+            if set(normalised.get("layers", {})) != set(map(str, self.layout.layers)):
+                raise ValueError("its statistics are of other layers than its tokens")
         self.codec, self.grid = self.layout.codec, self.layout.grid
         self.cls_dim, self.patch_dim = self.layout.cls_dim, self.layout.patch_dim
         self.group = ShardedGroup(objects, f"features/{key}", self.digest, specs, self._check_views)
@@ -135,9 +144,25 @@ class FeatureReader:
         return range(image * self.views.views_per_image, (image + 1) * self.views.views_per_image)
 
     def empty(self, count: int) -> TokenRows:
-        """Return uninitialised memory for `count` rows, for the `out` of `read`."""
-        arrays = {spec.name: np.empty((count, *spec.shape[1:]), spec.dtype) for spec in self.group.specs.values()}
+        """Return uninitialised memory for `count` rows of final tokens, for the `out` of `read`."""
+        arrays = self._memory(count, self._names(()))
         return TokenRows(arrays.get("cls"), arrays["patch"], arrays.get("patch_scale"), arrays.get("patch_position"))
+
+    def empty_layers(self, count: int, layers: Sequence[int]) -> LayerRows:
+        """Return uninitialised memory for `count` rows of some layers, by block; raise `BadInput` for one that is not stored."""
+        arrays = self._memory(count, self._names(layers))
+        return {layer: Encoded(arrays[patch_array(layer)], arrays.get(f"{patch_array(layer)}_scale")) for layer in layers}
+
+    def _memory(self, count: int, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        specs = [self.group.specs[name] for name in names]
+        return {spec.name: np.empty((count, *spec.shape[1:]), spec.dtype) for spec in specs}
+
+    def _names(self, layers: Sequence[int]) -> list[str]:
+        """Return the arrays of the final tokens and of some layers; raise `BadInput` for a layer that is not stored."""
+        if stray := [layer for layer in layers if layer not in self.layout.layers]:
+            stored = ", ".join(map(str, self.layout.layers)) or "none"
+            raise BadInput(f"{self.key} stores no tokens of block {stray[0]}; its layers: {stored}. Extract it with --layers")
+        return [name for name in self.group.specs if (layer := layer_of_array(name)) is None or layer in layers]
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the rows of images by id: all views of the first image, then of the next; raise `BadInput` for an unknown id."""
@@ -153,18 +178,32 @@ class FeatureReader:
         """Return rows by number, or all views of images by id, in the order of the selection, in `out` when given.
 
         A selection may be an array, a list or a range (`selection`). Large reads use several threads, at most `threads`. Raise `BadInput`
-        for rows out of range and unknown ids, `CacheDamaged` naming the shard for damage.
+        for rows out of range and unknown ids, `CacheDamaged` naming the shard for damage. Intermediate layers: `read_layers`.
         """
-        selected = rows_or_ids(which)
-        rows = only_rows(self.rows_of(selected) if isinstance(selected, list) else selected, self.rows, self.key)
+        rows = self._selected(which)
         target = self.empty(len(rows)) if out is None else out
-        arrays = _arrays_by_name(target)
-        self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check, threads=threads)
+        self._fill(rows, _arrays_by_name(target), check=check, threads=threads)
         return target
 
-    def prefetch(self, rows: NDArray[np.int64]) -> None:
+    def read_layers(
+        self, which: Selection, layers: Sequence[int], out: LayerRows | None = None, *, check: bool = True, threads: int | None = None
+    ) -> LayerRows:
+        """Return some intermediate layers' tokens of rows, by block, as `read` does; raise `BadInput` for one that is not stored."""
+        rows = self._selected(which)
+        target = self.empty_layers(len(rows), layers) if out is None else out
+        self._fill(rows, _layer_arrays(target), check=check, threads=threads)
+        return target
+
+    def _selected(self, which: Selection) -> NDArray[np.int64]:
+        selected = rows_or_ids(which)
+        return only_rows(self.rows_of(selected) if isinstance(selected, list) else selected, self.rows, self.key)
+
+    def _fill(self, rows: NDArray[np.int64], arrays: Mapping[str, NDArray[Any]], *, check: bool, threads: int | None) -> None:
+        self.group.read(rows, [spec for spec in self.group.specs if spec in arrays], arrays, check=check, threads=threads)
+
+    def prefetch(self, rows: NDArray[np.int64], layers: Sequence[int] = ()) -> None:
         """Announce rows that will be read soon; with a shard cache their shards are downloaded in the background."""
-        self.group.prefetch(rows, self.group.specs)
+        self.group.prefetch(rows, self._names(layers))
 
     def read_cls(self, rows: NDArray[Any] | Sequence[int]) -> NDArray[np.floating]:
         """Return class tokens (n, D) alone; raise `BadInput` when the teacher has none, and for rows out of range."""
@@ -186,6 +225,10 @@ class FeatureReader:
         ids, views = self.views.dataset.ids(*self.views.shard_images(shard)), self.views
         return draw_positions(views.spec.seed, ids, views.views_per_image, self.grid[0] * self.grid[1], self.layout.tokens_per_view)
 
+    def decode_layer(self, encoded: Encoded) -> NDArray[np.float32]:
+        """Return a layer's normalised patch tokens, as `decode` does the final ones."""
+        return decode(*encoded, self.codec)
+
     def encode(self, cls_nD: NDArray[np.float32] | None, patch: NDArray[np.float32], position_nT: Positions | None = None) -> TokenRows:
         """Return the stored form of n rows of normalised fp32 tokens; values that are not finite stay so and are refused at the commit.
 
@@ -195,19 +238,28 @@ class FeatureReader:
             cls = None if cls_nD is None else cls_nD.astype(self.group.specs["cls"].dtype, copy=False)
             return TokenRows(cls, *encode(patch, self.codec), position_nT)
 
-    def commit_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
-        """Publish one shard of encoded tokens; rows of the images in `failed` (id → reason) are left out.
+    def encode_layers(self, layers: Mapping[int, NDArray[np.float32]]) -> LayerRows:
+        """Return the stored form of layers' tokens, by block, as `encode` does."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return {layer: encode(patch, self.codec) for layer, patch in layers.items()}
+
+    def commit_shard(
+        self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str, layers: LayerRows = NO_LAYERS
+    ) -> Record:
+        """Publish one shard of encoded tokens, those of all `layers` included; rows of the images in `failed` (id → reason) are left out.
 
         Raise `BadInput` naming the image when a token is not finite.
         """
-        return self.group.publish(*self._checked(shard, tokens, failed, views_record))
+        return self.group.publish(*self._checked(shard, tokens, failed, views_record, layers))
 
-    def repair_shard(self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str) -> Record:
+    def repair_shard(
+        self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str, layers: LayerRows = NO_LAYERS
+    ) -> Record:
         """Repair a damaged shard in place from its recomputed tokens (`shards.shard_repair`); return its record.
 
         Raise as `commit_shard`, and `CacheMismatch` where its intact rows differ from these tokens.
         """
-        record, arrays, present = self._checked(shard, tokens, failed, views_record)
+        record, arrays, present = self._checked(shard, tokens, failed, views_record, layers)
         current = readable_record(self.group, shard)
         is_ours = current is None or (
             current.image_ids_sha256 == record.image_ids_sha256 and current.views_record in ("", record.views_record)
@@ -217,13 +269,13 @@ class FeatureReader:
         return repaired.record
 
     def _checked(
-        self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str
+        self, shard: int, tokens: TokenRows, failed: Mapping[str, str], views_record: str, layers: LayerRows
     ) -> tuple[Record, dict[str, NDArray[Any]], NDArray[np.bool_]]:
         """Return a shard's record without objects, its arrays, and which rows are present."""
         first, last = self.views.shard_images(shard)
         ids = self.views.dataset.ids(first, last)
         present = np.repeat([image_id not in failed for image_id in ids], self.views.views_per_image)
-        arrays = _arrays_by_name(tokens)
+        arrays = _arrays_by_name(tokens) | _layer_arrays(layers)
         if tokens.position is not None and (row := first_bad_row(tokens.position, self.grid[0] * self.grid[1])) is not None:
             raise BadInput(f"shard {shard} of {self.key}: the token places of row {row} do not ascend within its grid")
         for name, values in arrays.items():
@@ -259,6 +311,12 @@ def _arrays_by_name(tokens: TokenRows) -> dict[str, NDArray[Any]]:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
+def _layer_arrays(layers: LayerRows) -> dict[str, NDArray[Any]]:
+    """Return the arrays of layers by their names in the group."""
+    codes = {patch_array(layer): encoded.codes for layer, encoded in layers.items()}
+    return codes | {f"{patch_array(layer)}_scale": encoded.scale for layer, encoded in layers.items() if encoded.scale is not None}
+
+
 def features_metadata(identity: Mapping[str, Any], specs: list[ArraySpec], statistics: Statistics) -> dict[str, bytes]:
     """Return every file of the set that follows from its identity and its statistics."""
     files: dict[str, bytes] = {"statistics/zarr.json": group_metadata({"count": statistics.count})}
@@ -274,17 +332,19 @@ def features_metadata(identity: Mapping[str, Any], specs: list[ArraySpec], stati
 
 def _about(name: str) -> dict[str, str]:
     """Return the Zarr attributes of one array of the statistics."""
-    tokens, kind = name.split("_")
+    kind, layer = name.split("_")[1], layer_of_array(name)
     meaning = {"mean": "mean", "std": "standard deviation, floored", "matrix": "PHI-S matrix W: normalised = W (x − mean)"}[kind]
     units = "1 / the teacher's own unit" if kind == "matrix" else "the teacher's own"
-    return {"long_name": f"{meaning}, of {'class' if tokens == 'cls' else 'patch'} tokens", "units": units}
+    tokens = "class tokens" if name.startswith("cls") else "patch tokens" if layer is None else f"patch tokens of block {layer}"
+    return {"long_name": f"{meaning}, of {tokens}", "units": units}
 
 
 def read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any]) -> Statistics:
     """Return the statistics in a feature set, verified against its identity; raise `CacheDamaged`."""
     names = objects.names(f"{prefix}/statistics")
     arrays: dict[str, NDArray[np.float32]] = {}
-    for name in ("cls_mean", "cls_std", "patch_mean", "patch_std", "cls_matrix", "patch_matrix"):
+    kinds = ["cls", "patch", *(f"patch.{layer}" for layer in described.get("layers", {}))]
+    for name in [f"{kind}_{values}" for kind in kinds for values in ("mean", "std", "matrix")]:
         if name in names:
             where = small_key(f"{prefix}/statistics/{name}", 2 if name.endswith("matrix") else 1)
             try:
@@ -293,7 +353,7 @@ def read_statistics(objects: Objects, prefix: str, described: Mapping[str, Any])
                 raise CacheDamaged(f"{where} is missing; run `eupe-pipeline features repair`") from error
     try:
         statistics = Statistics.from_arrays(arrays, described["count"])
-        matches = statistics.digest == described["digest"]
+        matches = statistics.are_those_of(described)
     except (KeyError, TypeError, ValueError) as error:
         raise CacheDamaged(f"{prefix}/statistics are not whole ({error}); run `eupe-pipeline features repair`") from error
     if not matches:

@@ -4,6 +4,7 @@
     patch_scale/     (rows, H, W, groups[, 2])   or (rows, T, groups[, 2]), for the integer codecs
     patch_position/  (rows, T) uint16, only of a sampled set: position y × W + x of each stored token
     cls/             (rows, D)
+    patch.4/ …       of a set with intermediate layers: as patch/ and patch_scale/, at the same positions (`layers.py`)
 
 Less is a value of the identity: `tokens_per_view` for recorded random positions (`sampling.py`), `resampled_from` and `resampling` for a
 grid that was made smaller before it was stored. Both together sample the smaller grid. Statistics are those of the original tokens.
@@ -20,7 +21,8 @@ import numpy as np
 from ..core.errors import BadInput
 from ..shards.zarr_format import ArraySpec
 from ..views.view_set import ViewSet
-from .codec import get_codec
+from .codec import TokenCodec, get_codec
+from .layers import LAYER_NORM, checked_layers, patch_array
 from .sampling import MAX_CELLS
 
 RESAMPLING = "least squares for bicubic upsampling"
@@ -42,8 +44,12 @@ class FeatureLayout:
     """How many of the grid's tokens are stored; None: all."""
     resampled_from: tuple[int, int] | None = None
     """The teacher's own grid, where the stored one was made from it."""
+    layers: tuple[int, ...] = ()
+    """Blocks whose tokens are stored beside the final ones, rising."""
 
     def __post_init__(self) -> None:
+        if checked_layers(self.layers) != self.layers:
+            raise BadInput(f"layers rise, got {self.layers}")
         cells, count, original_grid = math.prod(self.grid), self.tokens_per_view, self.resampled_from
         if count is not None and not (1 <= count <= cells <= MAX_CELLS):
             raise BadInput(
@@ -68,6 +74,7 @@ class FeatureLayout:
             described["codec"],
             described.get("tokens_per_view"),
             None if original_grid is None else tuple(original_grid),
+            tuple(described.get("layers", ())),
         )
         if layout.identity() != described:
             raise ValueError("it describes a layout that this version does not know")
@@ -78,7 +85,8 @@ class FeatureLayout:
         plain = {"cls_dim": self.cls_dim, "patch_dim": self.patch_dim, "grid": list(self.grid), "codec": self.codec}
         sampled = {"tokens": "all"} if self.tokens_per_view is None else {"tokens": "sampled", "tokens_per_view": self.tokens_per_view}
         original_grid = {} if self.resampled_from is None else {"resampled_from": list(self.resampled_from), "resampling": RESAMPLING}
-        return {**plain, **sampled, **original_grid}
+        layers = {"layers": list(self.layers), "layers_norm": LAYER_NORM} if self.layers else {}
+        return {**plain, **sampled, **original_grid, **layers}
 
     @property
     def token_shape(self) -> tuple[int, ...]:
@@ -96,16 +104,8 @@ class FeatureLayout:
 
     def _arrays(self, rows: int, shard_rows: int) -> list[ArraySpec]:
         codec = get_codec(self.codec)
-        codes, scales = codec.stored_shapes(self.token_shape, self.patch_dim)
         axes = ("view", *(("grid_y", "grid_x") if self.tokens_per_view is None else ("token",)))
-        scaling = codec.scaling
-        described = {"long_name": "patch tokens, normalised", "units": _UNIT, "codec": codec.name}
-        code_axis, attributes = ("channel", {}) if scaling is None else (scaling.code_axis, dict(scaling.attributes))
-        specs = [ArraySpec("patch", (rows, *codes), codec.code_dtype, shard_rows, 1, (*axes, code_axis), described | attributes, True)]
-        if scaling is not None and scales is not None:
-            scale_axes = (*axes, *scaling.scale_axes)
-            about = {"long_name": "scale of the patch codes", "units": _UNIT, **attributes}
-            specs.append(ArraySpec("patch_scale", (rows, *scales), np.dtype(np.float16), shard_rows, 1, scale_axes, about, True))
+        specs = self._patch_arrays(codec, "patch", "patch tokens", axes, (rows, shard_rows))
         chunk = gcd(shard_rows, _SMALL_CHUNK_ROWS)
         if self.tokens_per_view is not None:
             about = {"long_name": "places of the stored patch tokens", "units": f"cells of the grid: grid_y × {self.grid[1]} + grid_x"}
@@ -113,6 +113,23 @@ class FeatureLayout:
         if self.cls_dim is not None:
             about = {"long_name": "class token, normalised", "units": _UNIT}
             specs.append(ArraySpec("cls", (rows, self.cls_dim), codec.cls_dtype, shard_rows, chunk, ("view", "cls_channel"), about, True))
+        for layer in self.layers:
+            specs += self._patch_arrays(codec, patch_array(layer), f"patch tokens of block {layer}", axes, (rows, shard_rows))
+        return specs
+
+    def _patch_arrays(self, codec: TokenCodec, name: str, what: str, axes: tuple[str, ...], rows: tuple[int, int]) -> list[ArraySpec]:
+        """Return the arrays of codes and of scales for the final tokens or one layer's; `rows`: of the set and of a shard."""
+        total, shard_rows = rows
+        codes, scales = codec.stored_shapes(self.token_shape, self.patch_dim)
+        scaling = codec.scaling
+        described = {"long_name": f"{what}, normalised", "units": _UNIT, "codec": codec.name}
+        code_axis = "channel" if scaling is None else scaling.code_axis
+        attributes = {} if scaling is None else {key: text.replace("patch", name) for key, text in scaling.attributes.items()}
+        specs = [ArraySpec(name, (total, *codes), codec.code_dtype, shard_rows, 1, (*axes, code_axis), described | attributes, True)]
+        if scaling is not None and scales is not None:
+            about = {"long_name": f"scale of the {name} codes", "units": _UNIT, **attributes}
+            scale_axes = (*axes, *scaling.scale_axes)
+            specs.append(ArraySpec(f"{name}_scale", (total, *scales), np.dtype(np.float16), shard_rows, 1, scale_axes, about, True))
         return specs
 
 

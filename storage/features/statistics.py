@@ -2,20 +2,22 @@
 
 Class and patch tokens are measured apart, in float64, and merged with Chan's formula, so that any split over workers gives the same moments
 up to rounding. Frozen statistics are part of a feature set's identity, and a row of `NORMALISATIONS` says what is measured for each way to
-normalise and what is recorded of it. A channel that hardly moves keeps a floor under its standard deviation (1e-3, ours), or its noise
-would be blown up to the size of a signal. PHI-S (`phis`) is the alternative: a matrix in the place of the division.
+normalise and what is recorded of it. Each intermediate layer (`layers`) has statistics of its own. A channel that hardly moves keeps a
+floor under its standard deviation (1e-3, ours), or its noise would be blown up to the size of a signal. PHI-S (`phis`) is the alternative:
+a matrix in the place of the division.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core import choices
+from .layers import layer_of_array, patch_array
 from .phis import Covariance, inverse
 
 STD_FLOOR = 1e-3
@@ -74,6 +76,8 @@ class Statistics:
     count: int  # views that were measured
     cls_matrix: Float32s | None = None  # PHI-S: (D, D), in the place of a division by the deviations
     patch_matrix: Float32s | None = None
+    layers: Mapping[int, "Statistics"] = field(default_factory=dict, kw_only=True)
+    """By block: of the patch tokens of intermediate layers."""
 
     @classmethod
     def from_moments(cls, cls_moments: Moments | None, patch_moments: Moments, views: int) -> "Statistics":
@@ -92,9 +96,16 @@ class Statistics:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Float32s], count: int) -> "Statistics":
         """Return statistics from `arrays`, matrices flat or shaped; raise KeyError or ValueError for an incomplete set."""
+        of_layer: dict[int, dict[str, Float32s]] = {}
+        for name, values in arrays.items():
+            if (layer := layer_of_array(name)) is not None:
+                of_layer.setdefault(layer, {})[name.replace(patch_array(layer), "patch", 1)] = values
+        layers = {layer: cls.from_arrays(of_layer[layer], count) for layer in sorted(of_layer)}
         shaped = {name: values.reshape(math.isqrt(values.size), -1) for name, values in arrays.items() if name.endswith("_matrix")}
         matrices = shaped.get("cls_matrix"), shaped.get("patch_matrix")
-        return cls(arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], count, *matrices)
+        return cls(
+            arrays.get("cls_mean"), arrays.get("cls_std"), arrays["patch_mean"], arrays["patch_std"], count, *matrices, layers=layers
+        )
 
     @property
     def normalisation(self) -> "TokenNormalisation":
@@ -107,8 +118,27 @@ class Statistics:
         """Name of the normalisation in identities."""
         return self.normalisation.method
 
+    def only(self, layers: Iterable[int]) -> "Statistics":
+        """Return the same with some of the layers alone; raise KeyError for one that was not measured."""
+        return replace(self, layers={layer: self.layers[layer] for layer in layers})
+
+    def described(self) -> dict[str, Any]:
+        """Return what an identity says of the values: digests of the final tokens' statistics, and of each layer's where there are any."""
+        layers = {str(layer): statistics.digest for layer, statistics in self.layers.items()}
+        return {"method": self.method, "digest": self.digest, "count": self.count, **({"layers": layers} if layers else {})}
+
+    def are_those_of(self, described: Mapping[str, Any]) -> bool:
+        """Return whether an identity describes these values."""
+        return all(self.described().get(key) == described.get(key) for key in ("digest", "layers"))
+
     def arrays(self) -> dict[str, Float32s]:
-        """Return the arrays by the names under which they are stored."""
+        """Return the arrays by the names under which they are stored, those of the layers included."""
+        named = self._own_arrays()
+        for layer, statistics in self.layers.items():
+            named |= {name.replace("patch", patch_array(layer), 1): values for name, values in statistics._own_arrays().items()}
+        return named
+
+    def _own_arrays(self) -> dict[str, Float32s]:
         named = {"patch_mean": self.patch_mean, "patch_std": self.patch_std}
         if self.cls_mean is not None and self.cls_std is not None:
             named |= {"cls_mean": self.cls_mean, "cls_std": self.cls_std}
@@ -120,9 +150,9 @@ class Statistics:
 
     @property
     def digest(self) -> str:
-        """sha256 over the arrays' names and little-endian bytes and the count."""
+        """sha256 over the arrays' names and little-endian bytes and the count, of the final tokens alone."""
         hasher = hashlib.sha256(str(self.count).encode())
-        for name, values in sorted(self.arrays().items()):
+        for name, values in sorted(self._own_arrays().items()):
             hasher.update(name.encode())
             hasher.update(values.astype("<f4").tobytes())
         return hasher.hexdigest()

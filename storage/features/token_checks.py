@@ -3,6 +3,8 @@
 These are tokens that are not finite, that exceed fp16, or that are constant, which no working teacher gives.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,10 +31,14 @@ def first_nonfinite(values: NDArray[Any], present: NDArray[np.bool_]) -> int | N
     return None
 
 
-def refuse_tokens(cls_D: NDArray[np.floating] | None, patch_HWD: NDArray[np.floating], codec: str) -> str | None:
+def refuse_tokens(
+    cls_D: NDArray[np.floating] | None, patch_HWD: NDArray[np.floating], codec: str,
+    layers: Mapping[int, NDArray[np.floating]] = MappingProxyType({}),
+) -> str | None:  # fmt: skip
     """Return why one view's normalised tokens must not be stored, None when they may: not finite, beyond fp16, or constant."""
     largest = get_codec(codec).largest
-    for name, values in (("class token", cls_D), ("patch tokens", patch_HWD)):
+    of_layers = [(f"patch tokens of block {layer}", values) for layer, values in layers.items()]
+    for name, values in (("class token", cls_D), ("patch tokens", patch_HWD), *of_layers):
         if values is None:
             continue
         low, high = float(values.min()), float(values.max())

@@ -133,21 +133,24 @@ def repair_shard(
 def _affected_arrays(group: ShardedGroup, current: Record | None) -> list[str]:
     """Return the arrays that may change: damaged ones, and codes or scales whose counterpart is damaged."""
     damaged = set(group.specs) if current is None else set(damaged_arrays(group, current))
-    return [name for name in group.specs if name in damaged or (name in _paired_arrays(group) and damaged & _paired_arrays(group))]
+    counterparts = set().union(*(pair for pair in _pairs(group) if pair & damaged))
+    return [name for name in group.specs if name in damaged | counterparts]
 
 
-def _paired_arrays(group: ShardedGroup) -> set[str]:
-    """Return the arrays that one forward pass of a teacher yields together, a row a chunk: codes and their scales."""
-    return {name for name, spec in group.specs.items() if spec.inexact and spec.chunk_rows == 1}
+def _pairs(group: ShardedGroup) -> list[set[str]]:
+    """Return the arrays that are decoded together, a row a chunk: codes with their scales, those of each layer by themselves."""
+    names = [name for name, spec in group.specs.items() if spec.inexact and spec.chunk_rows == 1]
+    return [{name for name in names if name.removesuffix("_scale") == codes} for codes in names if not codes.endswith("_scale")]
 
 
 def _drop_half_pairs(group: ShardedGroup, reusable: Mapping[str, Chunks]) -> None:
     """Recompute scales with their codes and codes with their scales: rounding of two machines must not mix in one value."""
-    paired = [reusable[name] for name in reusable.keys() & _paired_arrays(group)]
-    for n in range(len(paired[0]) if paired else 0):
-        if any(chunks[n] is None for chunks in paired):
-            for chunks in paired:
-                chunks[n] = None
+    for pair in _pairs(group):
+        paired = [reusable[name] for name in reusable.keys() & pair]
+        for n in range(len(paired[0]) if paired else 0):
+            if any(chunks[n] is None for chunks in paired):
+                for chunks in paired:
+                    chunks[n] = None
 
 
 def _chunk_offsets(spec: ArraySpec, missing: Present) -> list[int | None]:

@@ -100,8 +100,9 @@ def _find_statistics(examiner: Examiner, prefix: str, described: dict[str, Any])
     with contextlib.suppress(EupeError, FileNotFoundError):
         return read_statistics(examiner.objects, prefix, described)
     for candidate in _candidate_statistics(examiner, prefix, described):
-        if candidate.digest == described["digest"] and candidate.count == described["count"]:
-            return candidate
+        named = [layer for layer in candidate.layers if str(layer) in described.get("layers", {})]
+        if (found := candidate.only(named)).are_those_of(described):  # another set's may be of more layers
+            return found
     return None
 
 
@@ -138,11 +139,13 @@ def _readable_statistics(examiner: Examiner) -> Iterator[tuple[str, tuple[dict[s
 
 def stored_statistics_of(reader: FeatureReader) -> tuple[str, bytes] | None:
     """Return key and content of the file that stores a set's measured statistics; None for statistics that were not measured."""
-    described = {name: value for name, value in reader.identity["statistics"].items() if name not in ("method", "digest", "count")}
+    of_values = ("method", "digest", "count", "layers")
+    described = {name: value for name, value in reader.identity["statistics"].items() if name not in of_values}
     if described.keys() not in _SAMPLE_KEYS:
         return None
     recorded = reader.statistics.normalisation.recorded
-    measured_on = {"teacher": reader.identity["teacher"], "views": reader.views.digest, "sample": described, **recorded}
+    layers = {"layers": list(reader.layout.layers)} if reader.layout.layers else {}
+    measured_on = {"teacher": reader.identity["teacher"], "views": reader.views.digest, "sample": described, **recorded, **layers}
     return statistics_key(reader.name, measured_on), pack_kept_statistics(measured_on, reader.statistics)
 
 

@@ -32,8 +32,8 @@ def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict
         return None
     for measured_on, statistics in kept:
         try:
-            sample = {"method": statistics.method, "digest": statistics.digest, "count": statistics.count, **measured_on["sample"]}
-            for layout in _layouts(measured_on["teacher"], arrays["patch"]):
+            sample = {**statistics.described(), **measured_on["sample"]}
+            for layout in _layouts(measured_on["teacher"], arrays["patch"], tuple(statistics.layers)):
                 identity = {
                     "format": 1, "teacher": measured_on["teacher"], "views": measured_on["views"], "statistics": sample,
                     "layout": layout.identity(),
@@ -45,13 +45,13 @@ def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict
     return None
 
 
-def _layouts(teacher: dict[str, Any], patch: dict[str, Any]) -> Iterator[FeatureLayout]:
+def _layouts(teacher: dict[str, Any], patch: dict[str, Any], layers: tuple[int, ...]) -> Iterator[FeatureLayout]:
     shape, codec, teacher_grid = patch["shape"], patch["attributes"]["codec"], tuple(teacher["grid"])
     if len(shape) == 3:
-        yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], teacher_grid, codec, shape[1])
+        yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], teacher_grid, codec, shape[1], None, layers)
         return
     grid = (shape[1], shape[2])
-    yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], grid, codec, None, None if grid == teacher_grid else teacher_grid)
+    yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], grid, codec, None, None if grid == teacher_grid else teacher_grid, layers)
 
 
 def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageDataset]) -> bytes | None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...storage.core.errors import BadInput, CacheMismatch
+from ...storage.features.layers import split_target
 from ...storage.features.statistics import Statistics
 from ...storage.store import FeatureStore
 from ...teachers.encoders.tokens import Tokens
@@ -38,12 +39,13 @@ def write_chain(run: Path, proxy: Path | None, store: FeatureStore, folder: Path
         if not record.get("order"):
             raise BadInput(f"{taught} has no adapters: it was imported, or its training has not finished")
         adapters = read_adapters(taught / "model")
-        for index, name in enumerate(record["order"]):
+        names = [name for name in record["order"] if split_target(name)[1] is None]  # an intermediate layer is no space to go to
+        for index, name in enumerate(names):
             statistics = _find_statistics(store, name, str(record["teachers"][name]["statistics"]))
             prefix = f"{step}/{index}"
             tensors |= {f"{prefix}/{key}": value for key, value in adapters[name].items()}
-            tensors |= {f"{prefix}/statistics/{key}": torch.from_numpy(value.copy()) for key, value in statistics.arrays().items()}
-        steps.append({"run": run_title(taught), "teachers": record["order"]})
+            tensors |= {f"{prefix}/statistics/{key}": torch.from_numpy(value.copy()) for key, value in statistics.only(()).arrays().items()}
+        steps.append({"run": run_title(taught), "teachers": names})
     chain: dict[str, Any] = {"steps": steps, "through": _proxy_name(run, proxy)}
     save_file(tensors, folder / "adapters.safetensors")
     (folder / "chain.json").write_text(json.dumps(chain, indent=1))

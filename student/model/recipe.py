@@ -6,12 +6,14 @@ not in the paper. What belongs in a recipe but has no field here does not exist:
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...storage.core.choices import CLASS_LOSSES, DEVICES, OPTIMIZERS, PRECISIONS, TARGET_SOURCES, NamedLoss
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.features.layers import layer_target, split_target
 from .view_config import ViewsConfig
 
 ROPE_DRAWS = ("block", "forward")
@@ -38,12 +40,10 @@ LEGACY_VALUES = {  # how runs were trained before these keys existed; a record l
     "optimizer.decayed": "matrices",
 }
 
-ADDED_VALUES = {  # of keys that came later, what every run of before did; a record leaves such a value out
-    "data.hold_out": 0.0,
-    "loss.cls": "cosine",
-    "loss.relation": 0.0,
-    "loss.shift": 0.0,
-}
+ADDED_VALUES: dict[str, Any] = {
+    "data.hold_out": 0.0, "teacher.layers": {}, "loss.cls": "cosine", "loss.relation": 0.0, "loss.shift": 0.0,
+}  # fmt: skip
+"""Of keys that came later, what every run of before did; a record leaves such a value out."""
 
 _MAXIMA = {"reader_threads": 1024}  # beyond, the threads of no machine suffice
 
@@ -119,6 +119,8 @@ class TeacherConfig:
     """Input sizes of live teachers, one drawn for each step apart from the student's; empty for each teacher's own size."""
     weights: Mapping[str, TeacherWeights] = field(default_factory=dict)
     """Loss weights by teacher name; 1.0 for teachers that are not named."""
+    layers: Mapping[str, float] = field(default_factory=dict)
+    """Weight of an intermediate layer's patch loss, by its block (`4`) for each teacher, or `TEACHER/4`; others are not read (ours)."""
     names: tuple[str, ...] = ()
     """The teachers that this recipe is about: feature sets of others, or fewer, are refused; empty for any."""
     drop_probability: float = 0.0
@@ -128,8 +130,25 @@ class TeacherConfig:
         _check_choice("target source", self.source, TARGET_SOURCES)
         _check(0 <= self.drop_probability < 1, "teacher.drop_probability", self.drop_probability, "in [0, 1)")
         _check(self.source == "live" or not self.sizes_px, "teacher.sizes_px", self.sizes_px, "none with cached targets")
+        for key, weight in self.layers.items():
+            block = key.rpartition("/")[2]
+            _check(block.isdecimal() and block[0] != "0", "teacher.layers", key, "the number of a block from 1, as 4 or TEACHER/4")
+            _check(0 <= weight < math.inf, f"teacher.layers.{key}", weight, "≥ 0")
         if self.sizes_px:
             _check_sizes("teacher.sizes_px", self.sizes_px)
+
+    def layer_weight(self, teacher: str, layer: int) -> float:
+        """Return the weight of a teacher's layer, 0 where it has none."""
+        return self.layers.get(layer_target(teacher, layer), self.layers.get(str(layer), 0.0))
+
+    def target_weights(self, targets: Iterable[str]) -> dict[str, TeacherWeights]:
+        """Return the weights of each target, a teacher's or a layer's (`storage.features.layers`), by name."""
+        weights = {}
+        for target in targets:
+            teacher, layer = split_target(target)
+            of_teacher = self.weights.get(teacher, TeacherWeights())
+            weights[target] = of_teacher if layer is None else TeacherWeights(patch=self.layer_weight(teacher, layer))
+        return weights
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,20 @@
 
 An adapter is `Linear(no bias) → LayerNorm → GELU → Linear(no bias)` to the teacher's width (paper, sections 3.1 and 4.1). Adapters are
 dropped after training but kept beside the backbone: stage 3 starts from them and zero-shot evaluation needs them. A teacher without a class
-token has no class adapter. Axes: B images, H and W grid, C colours, D channels.
+token has no class adapter. An intermediate layer of a teacher is a target of its own, `TEACHER/4`, with an adapter of its own on the
+student's final tokens: any encoder has those, and nothing but them is shipped. Axes: B images, H and W grid, C colours, D channels.
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.features.layers import split_target
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import SampledTokens, Tokens, gather_tokens, grid_mismatch
@@ -35,6 +37,22 @@ class TargetSpec:
     """Rows and columns of patch tokens: at the teacher's own size, or as stored."""
     tokens: int | None = None
     """How many of the grid's tokens a view has, at recorded positions; None: all."""
+
+
+def spec_of_target(specs: Mapping[str, TargetSpec], target: str) -> TargetSpec:
+    """Return a target's spec from those of teachers: a layer has its teacher's patch tokens, and no class token."""
+    teacher, layer = split_target(target)
+    return specs[teacher] if layer is None else replace(specs[teacher], cls_dim=None)
+
+
+def target_order(targets: Iterable[str]) -> list[str]:
+    """Return targets by name, layers behind all teachers, so that layers do not change how the adapters of teachers begin."""
+
+    def place(target: str) -> tuple[bool, str, int]:
+        teacher, layer = split_target(target)
+        return layer is not None, teacher, layer or 0
+
+    return sorted(targets, key=place)
 
 
 class Adapter(nn.Sequential):

@@ -28,7 +28,7 @@ from ..data.stream import Batch, Stream, apply_photometric
 from ..data.targets import STUDENT, CachedTargets, Rendering, Targets, TargetSource
 from ..model.ranks import ALONE, Ranks
 from ..model.sharding import full_tensor
-from ..model.student import Student
+from ..model.student import Student, spec_of_target
 from .agreement import Agreement, gap, outputs, summarize
 
 BATCH = 64
@@ -112,7 +112,8 @@ def frozen_copy(student: Student, width: int, targets: TargetSource, device: str
         return None
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        copy = Student(build_encoder(student.encoder.architecture), width, {name: targets.specs[name] for name in student.teacher_names})
+        specs = {name: spec_of_target(targets.specs, name) for name in student.teacher_names}
+        copy = Student(build_encoder(student.encoder.architecture), width, specs)
     copy.to(device).load_state_dict(state, strict=True)
     copy.encoder.preprocessing = student.encoder.preprocessing
     return copy.eval()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import Event
+from ...storage.features.layers import split_target
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.runtime.devices import Choice, attention_kernel, autocast
 from ..data.targets import Targets
@@ -158,9 +159,12 @@ class Learner:
         with autocast(self.device.value, self.precision.value):
             predicted = self.forward(pixels_BHWC, {name: tokens for name, tokens in targets.items() if isinstance(tokens, SampledTokens)})
         ordered = {name: targets[name] for name in self.student.teacher_names}  # sums are added in the run's order, whoever came first
-        dropped = dropped_teachers(self.recipe.seed, step, list(ordered), self.recipe.teacher.drop_probability)
+        config = self.recipe.teacher
+        teachers = [name for name in ordered if split_target(name)[1] is None]
+        absent = dropped_teachers(self.recipe.seed, step, teachers, config.drop_probability)
+        dropped = {name for name in ordered if split_target(name)[0] in absent}  # a teacher goes with its layers
         loss, terms = distillation_loss(
-            predicted, ordered, self.recipe.loss, self.recipe.teacher.weights, dropped, shift=shift, spaces=self.spaces
+            predicted, ordered, self.recipe.loss, config.target_weights(ordered), dropped, shift=shift, spaces=self.spaces
         )
         with attention_kernel(self.device.value):
             (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks

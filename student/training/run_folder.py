@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.identity import differing_fields, json_bytes
+from ...storage.features.layers import split_target
 from ...storage.objects.atomic_files import make_folder, replace_folder, translate_os_errors, write_atomically
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.preprocessing import Preprocessing
@@ -37,7 +38,7 @@ from ...teachers.runtime.devices import Choice
 from ..model.ranks import ALONE, Ranks
 from ..model.recipe import TrainRecipe, decisive
 from ..model.sharding import full_cpu_tensors
-from ..model.student import Student, TargetSpec
+from ..model.student import Student, TargetSpec, target_order
 from ..model.view_config import ViewsConfig
 from .checkpoint import latest_checkpoint, list_checkpoints
 from .metrics import Metrics, read_metrics
@@ -132,14 +133,14 @@ class RunFolder:
         A sum's last bits depend on it, so a resumed run keeps it. Raises `CacheMismatch` for other teachers, and for a checkpoint whose
         adapters have numbers when nothing says what the numbers mean.
         """
-        asked, recorded = sorted(names), self._recorded_order()
+        asked, recorded = target_order(names), self._recorded_order()
         if recorded is None and len(asked) > 1 and (newest := latest_checkpoint(self.checkpoints)) is not None:
             raise CacheMismatch(
                 f"{newest.folder} numbers its adapters, and the run does not say which number is which teacher ({', '.join(asked)}); "
                 "train in a new folder. This one is left as it is"
             )
-        if recorded is not None and sorted(recorded) != asked:
-            raise CacheMismatch(f"{self.out} holds a run that learns from other teachers: got {asked}, wanted {sorted(recorded)}")
+        if recorded is not None and target_order(recorded) != asked:
+            raise CacheMismatch(f"{self.out} holds a run that learns from other teachers: got {asked}, wanted {target_order(recorded)}")
         return recorded or asked
 
     def _recorded_order(self) -> list[str] | None:
@@ -226,7 +227,8 @@ def _rows(shapes: Mapping[str, list[int]], name: str) -> int | None:
 def load_model(student: Student, run: Path, targets: Mapping[str, Any]) -> None:
     """Load a run's backbone and adapters into a student, strictly.
 
-    An imported model has no adapters: then the backbone alone is loaded and the student's stay. Raises `BadInput` without a model,
+    An imported model has no adapters: then the backbone alone is loaded and the student's stay. Adapters of intermediate layers that the
+    student does not learn from are left out. Raises `BadInput` without a model,
     `CacheMismatch` for another architecture or other adapters, `CacheDamaged` for files that cannot be read.
     """
     folder = run / "model"
@@ -235,9 +237,10 @@ def load_model(student: Student, run: Path, targets: Mapping[str, Any]) -> None:
     recorded = _read_json(folder / "adapters.json")
     imported = not recorded["order"] and (run / "imported.json").is_file()
     teachers = adapter_record(student, targets)["teachers"]
+    started = {name: one for name, one in recorded["teachers"].items() if name in teachers or split_target(name)[1] is None}
     differences = [
         *differing_fields(student.encoder.architecture, _read_json(folder / "model.json")["architecture"], "architecture."),
-        *([] if imported else differing_fields(teachers, recorded["teachers"], "adapters.teachers.")),
+        *([] if imported else differing_fields(teachers, started, "adapters.teachers.")),
     ]
     if differences:
         raise CacheMismatch(f"{run} does not fit this student: {'; '.join(differences[:5])}")

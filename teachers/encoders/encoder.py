@@ -8,6 +8,7 @@ what timm's ViT does otherwise than the official code. Any input whose sides are
 dict is timm's with the prefix `backbone.`.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from ...storage.core.errors import BadInput
 from ..runtime.timm_import import import_timm
 from .architectures import Facts, Options
 from .preprocessing import Preprocessing
-from .tokens import Tokens
+from .tokens import LayerTokens, Tokens
 
 import_timm()
 
@@ -27,6 +28,7 @@ from timm.layers import LayerNorm  # noqa: E402 - only after import_timm
 from timm.models._manipulate import checkpoint  # noqa: E402
 from timm.models.convnext import ConvNeXt  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 NATIVE_SIZE_PX = 256
 
@@ -67,15 +69,53 @@ class Encoder(nn.Module):
         """Return the tokens of a batch; raise BadInput on sides that the stride does not divide."""
         return self.tokens(pixels_BCHW, self.grid(*pixels_BCHW.shape[-2:]))
 
+    @property
+    def depth(self) -> int:
+        """Return how many blocks there are whose tokens `with_layers` gives; 0 for an encoder that gives its final tokens alone."""
+        return 0
 
-class VitEncoder(Encoder):
-    """DINOv3-style ViT with registers and rotary position embedding."""
+    def with_layers(self, pixels_BCHW: Tensor, layers: Sequence[int]) -> LayerTokens:
+        """Return the tokens of a batch and those of some blocks, counted from 1, in evaluation mode; where `depth` is not 0."""
+        raise NotImplementedError
+
+
+class FeaturesEncoder(Encoder):
+    """An encoder whose tokens follow from the features of timm's backbone; one whose backbone is a ViT gives intermediate layers."""
+
+    def features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return the backbone's features: a sequence (B, N, D), or a map."""
+        return self.backbone.forward_features(pixels_BCHW)  # type: ignore[no-any-return, operator]
+
+    def of_features(self, features: Tensor, grid: tuple[int, int]) -> Tokens:
+        """Return the tokens that are in the features."""
+        raise NotImplementedError
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
+        """Return cls (B, D') or None, patch (B, H, W, D)."""
+        return self.of_features(self.features(pixels_BCHW), grid)
+
+    @property
+    def depth(self) -> int:
+        """Return the blocks of a ViT, whose tokens lie on one grid and have one width from the first to the last."""
+        return len(self.backbone.blocks) if isinstance(self.backbone, VisionTransformer | Eva) else 0
+
+    def with_layers(self, pixels_BCHW: Tensor, layers: Sequence[int]) -> LayerTokens:
+        """Return the tokens of a batch and those of some blocks, as timm's `forward_intermediates(norm=True)` gives them."""
+        grid, backbone = self.grid(*pixels_BCHW.shape[-2:]), self.backbone
+        features, found = backbone.forward_intermediates(  # type: ignore[operator]
+            pixels_BCHW, indices=[layer - 1 for layer in layers], norm=True, output_fmt="NLC"
+        )
+        of_layers = {layer: torch.unflatten(patch_BND, 1, grid) for layer, patch_BND in zip(sorted(layers), found, strict=True)}
+        return LayerTokens(self.of_features(features, grid), of_layers)
+
+
+class VitEncoder(FeaturesEncoder):
+    """DINOv3-style ViT with registers and rotary position embedding."""
+
+    def of_features(self, features: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D) and patch (B, H, W, D), both after the final norm."""
-        x_BND: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
-        patch_BND = x_BND[:, 1 + self.architecture["registers"] :]
-        return Tokens(x_BND[:, 0], torch.unflatten(patch_BND, 1, grid))  # no len(): an exported graph keeps the batch open
+        patch_BND = features[:, 1 + self.architecture["registers"] :]
+        return Tokens(features[:, 0], torch.unflatten(patch_BND, 1, grid))  # no len(): an exported graph keeps the batch open
 
 
 class EupeVit(Eva):  # type: ignore[misc] # timm is untyped

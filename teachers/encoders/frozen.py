@@ -18,7 +18,7 @@ from ...storage.core.errors import BadInput
 from ..runtime.fusion import fuse_batch_norms
 from ..runtime.timm_import import import_timm
 from .architectures import Options
-from .encoder import Encoder
+from .encoder import FeaturesEncoder
 from .keras_resnet50 import STRIDE_PX, KerasResNet50
 from .preprocessing import Preprocessing
 from .tokens import Tokens
@@ -31,16 +31,11 @@ KERAS_CHANNELS = 2048
 KERAS_PREPROCESSING = Preprocessing(224, "bicubic", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0), 1.0, "bgr")
 
 
-class FrozenEncoder(Encoder):
+class FrozenEncoder(FeaturesEncoder):
     """An encoder whose class token follows `architecture["cls"]`."""
 
-    def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return the backbone's features: a sequence (B, N, D), or a map."""
-        return self.backbone.forward_features(pixels_BCHW)  # type: ignore[no-any-return, operator]
-
-    def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
+    def of_features(self, features: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D') or None, patch (B, H, W, D)."""
-        features = self.features(pixels_BCHW)
         patch_BHWD = self._patches(features, grid)
         return Tokens(self._class_token(features, patch_BHWD), patch_BHWD)
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ..runtime import torchvision_guard
 from .architectures import TIMM_STUDENT, Options
-from .encoder import ConvNextEncoder, Encoder
+from .encoder import ConvNextEncoder, Encoder, FeaturesEncoder
 from .preprocessing import Preprocessing
 from .tokens import Tokens
 
@@ -45,15 +45,14 @@ _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # timm's switc
 _FAILURES = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError)
 
 
-class TimmVitEncoder(Encoder):
+class TimmVitEncoder(FeaturesEncoder):
     """A ViT of timm: prefix tokens, then patch tokens, all after the norm."""
 
-    def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
+    def of_features(self, features: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D), patch (B, H, W, D)."""
-        x_BND: Tensor = self.backbone.forward_features(pixels_BCHW)  # type: ignore[operator]
         prefix: int = self.backbone.num_prefix_tokens  # type: ignore[assignment]
-        patch_BHWD = torch.unflatten(x_BND[:, prefix:], 1, grid)
-        return Tokens(x_BND[:, 0] if self.cls == "class token" else patch_BHWD.mean(dim=(1, 2)), patch_BHWD)
+        patch_BHWD = torch.unflatten(features[:, prefix:], 1, grid)
+        return Tokens(features[:, 0] if self.cls == "class token" else patch_BHWD.mean(dim=(1, 2)), patch_BHWD)
 
 
 class OtherConvNextEncoder(Encoder):

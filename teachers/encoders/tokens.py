@@ -9,6 +9,7 @@ patch loss over them is an unbiased estimate of the mean over the grid, at T / (
 bit. The student's grid must equal the teacher's, because tokens that were not stored cannot take part in an interpolation.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,28 @@ class Tokens(NamedTuple):
 
     cls_BD: Tensor | None
     patch_BHWD: Tensor
+
+
+class LayerTokens(NamedTuple):
+    """Final tokens, and by block those of intermediate layers (B, H, W, D), through the model's final norm."""
+
+    final: Tokens
+    layers: Mapping[int, Tensor]
+
+    def first(self, count: int) -> "LayerTokens":
+        """Return the tokens of a batch's first images."""
+        cls_BD, patch_BHWD = self.final
+        final = Tokens(None if cls_BD is None else cls_BD[:count], patch_BHWD[:count])
+        return LayerTokens(final, {layer: values[:count] for layer, values in self.layers.items()})
+
+
+def concatenated(parts: Sequence[LayerTokens]) -> LayerTokens:
+    """Return the tokens of several batches of one teacher as one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    classes = [part.final.cls_BD for part in parts if part.final.cls_BD is not None]
+    final = Tokens(torch.cat(classes) if classes else None, torch.cat([part.final.patch_BHWD for part in parts]))
+    return LayerTokens(final, {layer: torch.cat([part.layers[layer] for part in parts]) for layer in parts[0].layers})
 
 
 class SampledTokens(NamedTuple):

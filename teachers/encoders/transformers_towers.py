@@ -6,13 +6,15 @@ neck. SigLIP 2 of fixed size calls itself `siglip`; its NaFlex form (`siglip2`) 
 allows. Folders are read in `checkpoints.transformers_models`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from .architectures import Options
 from .frozen import FrozenEncoder
-from .tokens import Tokens
+from .tokens import LayerTokens, Tokens
 
 RADIO, SAM3 = "radio", "sam3_vit_model"
 
@@ -28,17 +30,19 @@ class Family(NamedTuple):
     """Whether the config and the checkpoint may hold a text tower beside it."""
     takes_patches: bool = False
     """Whether it wants patches and the grid's shape in the place of an image."""
+    norm: str = "post_layernorm"
+    """The module that norms its last block's tokens; "" where no block's tokens but the last one's are given."""
 
 
 FAMILIES: dict[str, Family] = {
-    "dinov3_vit": Family("DINOv3ViTModel", "class token"),
-    "dinov2": Family("Dinov2Model", "class token"),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "class token"),
+    "dinov3_vit": Family("DINOv3ViTModel", "class token", norm="norm"),
+    "dinov2": Family("Dinov2Model", "class token", norm="layernorm"),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", "class token", norm="layernorm"),
     "siglip_vision_model": Family("SiglipVisionModel", "attention pool", True),
     "siglip2_vision_model": Family("Siglip2VisionModel", "attention pool", True, True),
     "clip_vision_model": Family("CLIPVisionModel", "class token", True),
-    RADIO: Family("RadioModel", "concatenated class tokens"),
-    SAM3: Family("Sam3ViTModel", "none"),
+    RADIO: Family("RadioModel", "concatenated class tokens", norm=""),
+    SAM3: Family("Sam3ViTModel", "none", norm=""),
 }
 
 
@@ -47,23 +51,54 @@ class HfEncoder(FrozenEncoder):
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D') or None, patch (B, H, W, D)."""
+        return self._of_output(self._output(pixels_BCHW, grid), grid)
+
+    @property
+    def depth(self) -> int:
+        """Return the blocks of a tower whose blocks' tokens can be had; 0 for the others."""
+        return tower_depth(self.architecture)
+
+    def with_layers(self, pixels_BCHW: Tensor, layers: Sequence[int]) -> LayerTokens:
+        """Return the tokens of a batch and those of some blocks, counted from 1."""
+        grid = self.grid(*pixels_BCHW.shape[-2:])
+        output = self._output(pixels_BCHW, grid, output_hidden_states=True)  # of the embedding, then of each block
+        of_layers = {layer: _grid(self._norm(output.hidden_states[layer]), grid) for layer in sorted(layers)}
+        return LayerTokens(self._of_output(output, grid), of_layers)
+
+    def _output(self, pixels_BCHW: Tensor, grid: tuple[int, int], **options: bool) -> Any:
         kind, backbone = self.architecture["model_type"], cast(Any, self.backbone)
         if kind == SAM3:
             _fit_positions(backbone, *pixels_BCHW.shape[-2:])
         if FAMILIES[kind].takes_patches:
-            output = backbone(**_patches(pixels_BCHW, grid))
-        else:
-            resample = {"interpolate_pos_encoding": True} if FAMILIES[kind].two_towers else {}
-            output = backbone(pixel_values=pixels_BCHW, **resample)
+            return backbone(**_patches(pixels_BCHW, grid), **options)
+        resample = {"interpolate_pos_encoding": True} if FAMILIES[kind].two_towers else {}
+        return backbone(pixel_values=pixels_BCHW, **resample, **options)
+
+    def _of_output(self, output: Any, grid: tuple[int, int]) -> Tokens:
         states: Tensor = output.last_hidden_state
-        if kind == "clip_vision_model":
-            states = getattr(backbone, "vision_model", backbone).post_layernorm(states)
-        count = grid[0] * grid[1]
-        patch_BHWD = states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
+        if self.architecture["model_type"] == "clip_vision_model":
+            states = self._norm(states)
+        patch_BHWD = _grid(states, grid)
         if self.cls == "none":
             return Tokens(None, patch_BHWD)
         pooled = {"attention pool": "pooler_output", "concatenated class tokens": "summary"}.get(self.cls)
         return Tokens(states[:, 0] if pooled is None else getattr(output, pooled), patch_BHWD)
+
+    def _norm(self, states: Tensor) -> Tensor:
+        backbone = cast(Any, self.backbone)
+        normed: Tensor = getattr(getattr(backbone, "vision_model", backbone), FAMILIES[self.architecture["model_type"]].norm)(states)
+        return normed
+
+
+def tower_depth(architecture: Options) -> int:
+    """Return the blocks of a tower, by its record; 0 where their tokens cannot be normed as the last block's are."""
+    return int(architecture["config"]["num_hidden_layers"]) if FAMILIES[architecture["model_type"]].norm else 0
+
+
+def _grid(states: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the patch tokens (B, H, W, D) at the end of a sequence."""
+    count = grid[0] * grid[1]
+    return states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
 
 
 def _fit_positions(vit: Any, height_px: int, width_px: int) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.core.identity import digest
 from ..checkpoints.hub import HUB_PREFIX, fetch_model, is_repository, local_weights
 from ..checkpoints.sharded import INDEX_SUFFIX, weights_in, weights_sha256
 from ..checkpoints.transformers_models import HF_PREFIX, HF_RECORDS, inspect_hf, load_hf
@@ -25,6 +26,7 @@ from ..encoders.build import FAMILIES, build_encoder, canonical, cls_width, fact
 from ..encoders.encoder import Encoder
 from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm
 from ..encoders.preprocessing import Preprocessing
+from ..encoders.transformers_towers import tower_depth
 from ..runtime.empty_build import build_empty
 from .onnx_file import ONNX_FILE, load_onnx_file, names_onnx_file, resolve_onnx_file
 from .python_file import load_python_file, names_python_file, python_file_at, resolve_python_file
@@ -36,6 +38,9 @@ TIMM_PREFIX = "timm:"
 _OTHER_NAMES = (f"{TIMM_PREFIX}NAME", f"{HF_PREFIX}FOLDER", "FILE.py:FUNCTION", "FILE.onnx", "the folder of a finished run")
 MODEL_FILE = Path("model") / "model.json"
 BACKBONE_FILE = Path("model") / "backbone.safetensors"
+_DEPTHS: dict[
+    str, int
+] = {}  # blocks by digest of an architecture: building one takes seconds, and is asked for at each plan of an extraction
 
 
 def resolve_teacher(
@@ -133,6 +138,19 @@ def _built(spec: TeacherSpec) -> Encoder:
         if row.architecture["name"] == kind:
             return row.build(spec.architecture)
     raise BadInput(f"teacher {spec.name}: nothing here builds an architecture {kind!r}; install the plug-in that brings it on this machine")
+
+
+def block_count(spec: TeacherSpec) -> int:
+    """Return how many blocks a teacher has whose tokens it can give (`Encoder.depth`), nothing allocated; 0: its final tokens alone."""
+    if spec.source is not None or spec.architecture["name"] == ONNX_FILE:
+        return 0
+    if spec.architecture["name"] == "hf":
+        return tower_depth(spec.architecture)
+    key = digest(spec.architecture)
+    if key not in _DEPTHS:
+        with torch.device("meta"):
+            _DEPTHS[key] = _built(spec).depth
+    return _DEPTHS[key]
 
 
 def _refuse_changed(spec: TeacherSpec, sha256: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ...storage.core.errors import EupeError
 from ..encoders.encoder import Encoder
-from ..encoders.tokens import Tokens
+from ..encoders.tokens import LayerTokens, Tokens, concatenated
 from ..runtime.devices import mixed_precision
 from .spec import TeacherSpec
 
@@ -30,6 +30,7 @@ class Teacher(nn.Module):
         self.spec = spec
         self.encoder = encoder.requires_grad_(False)
         self._images: int | None = None  # in one compiled forward
+        self._encoder_with_layers = encoder.with_layers
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -48,18 +49,25 @@ class Teacher(nn.Module):
         Any sides that are multiples of the stride are taken; a cache takes `spec.preprocessing.size_px`. Raises BadInput
         on other sides and on pixels that are not uint8.
         """
-        if self._images is None:
-            return self._tokens(pixels_BHWC)
-        parts = [self._compiled_tokens(part, self._images) for part in torch.split(pixels_BHWC, self._images)]
-        cls = [part.cls_BD for part in parts if part.cls_BD is not None]
-        return Tokens(torch.cat(cls) if cls else None, torch.cat([part.patch_BHWD for part in parts]))
+        return self._run(pixels_BHWC, ()).final
 
-    def _tokens(self, pixels_BHWC: Tensor) -> Tokens:
+    @torch.no_grad()
+    def with_layers(self, pixels_BHWC: Tensor, layers: tuple[int, ...]) -> LayerTokens:
+        """Return what `forward` does, and the patch tokens of some blocks, counted from 1 (`registry.layers` says which there are)."""
+        return self._run(pixels_BHWC, layers)
+
+    def _run(self, pixels_BHWC: Tensor, layers: tuple[int, ...]) -> LayerTokens:
+        if self._images is None:
+            return self._tokens(pixels_BHWC, layers)
+        return concatenated([self._compiled_tokens(part, self._images, layers) for part in torch.split(pixels_BHWC, self._images)])
+
+    def _tokens(self, pixels_BHWC: Tensor, layers: tuple[int, ...]) -> LayerTokens:
         device = self.device
         x_BCHW = self.spec.preprocessing.apply(pixels_BHWC.to(device, non_blocking=True))
         with mixed_precision(device, self.spec.precision):
-            cls_BD, patch_BHWD = self.encoder(x_BCHW)
-        return Tokens(None if cls_BD is None else cls_BD.float(), patch_BHWD.float().contiguous())
+            (cls_BD, patch_BHWD), of_layers = self._encoder_with_layers(x_BCHW, layers) if layers else (self.encoder(x_BCHW), {})
+        final = Tokens(None if cls_BD is None else cls_BD.float(), patch_BHWD.float().contiguous())
+        return LayerTokens(final, {layer: values.float().contiguous() for layer, values in of_layers.items()})
 
     def compile_encoder(self, images: int) -> None:
         """Use `torch.compile`'s kernels from now on, made at the first forward for batches of `images`; smaller ones are padded with black.
@@ -70,6 +78,7 @@ class Teacher(nn.Module):
         """
         if self._images is None:
             self.encoder.compile(dynamic=False)
+            self._encoder_with_layers = torch.compile(self.encoder.with_layers, dynamic=False)
         self._images = images
 
     @property
@@ -77,17 +86,17 @@ class Teacher(nn.Module):
         """Whether `compile_encoder` was called."""
         return self._images is not None
 
-    def _compiled_tokens(self, pixels_BHWC: Tensor, images: int) -> Tokens:
+    def _compiled_tokens(self, pixels_BHWC: Tensor, images: int, layers: tuple[int, ...]) -> LayerTokens:
         from torch._dynamo.exc import TorchDynamoException
 
         count = len(pixels_BHWC)
         try:
             filled_BHWC = functional.pad(pixels_BHWC, (0, 0) * 3 + (0, images - count)).contiguous()  # other strides compile anew
-            cls_BD, patch_BHWD = self._tokens(filled_BHWC)
+            tokens = self._tokens(filled_BHWC, layers)
         except TorchDynamoException as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CannotCompile(f"teacher {self.spec.name} does not compile here ({first}); run without --compile") from error
-        return Tokens(None if cls_BD is None else cls_BD[:count], patch_BHWD[:count])
+        return tokens.first(count)
 
     def at_size(self, size_px: int) -> "Teacher":
         """Return the same weights (shared, not copied) under a spec of another input size; raises BadInput off the stride."""

@@ -31,7 +31,7 @@ class Set(NamedTuple):
     sizes_hw: list[tuple[int, int]]
     view_identity: Json
     views: dict[str, Array]
-    tokens: dict[str, Array]  # "patch" decoded to fp32, "cls", "patch_position"
+    tokens: dict[str, Array]  # "patch" and "patch.N" decoded to fp32, "cls", "patch_position"
     failed: list[int]
     statistics: dict[str, Array]
 
@@ -130,14 +130,24 @@ def read_object(group: Path, record: Json, array: str, dtype: str, row_shape: tu
 
 def read_statistics(folder: Path, described: Json) -> dict[str, Array]:
     found: dict[str, Array] = {}
-    hasher = hashlib.sha256(str(described["count"]).encode())
-    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for kind, wanted in {"": described["digest"], **described.get("layers", {})}.items():
+        found |= read_statistics_of(folder, kind, wanted, described["count"])
+    assert sorted(found) == sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return found
+
+
+def read_statistics_of(folder: Path, layer: str, wanted: str, count: int) -> dict[str, Array]:
+    """The statistics of the final tokens ("") or of one layer."""
+    found: dict[str, Array] = {}
+    hasher = hashlib.sha256(str(count).encode())
+    names = ("cls", "patch") if not layer else (f"patch.{layer}",)
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and path.name.split("_")[0] in names):
         data = (path / ("c.0.0" if path.name.endswith("_matrix") else "c.0")).read_bytes()
         assert crc32c(data[:-4]) == int.from_bytes(data[-4:], "little")
-        hasher.update(path.name.encode() + data[:-4])
+        hasher.update(path.name.replace(f"patch.{layer}", "patch").encode() + data[:-4])
         values = np.frombuffer(data[:-4], "<f4")
         found[path.name] = values.reshape(math.isqrt(values.size), -1) if path.name.endswith("_matrix") else values
-    assert hasher.hexdigest() == described["digest"]
+    assert hasher.hexdigest() == wanted
     return found
 
 
@@ -152,6 +162,8 @@ def stored_types(layout: Json) -> dict[str, tuple[str, tuple[int, ...], int]]:
         arrays["patch_scale"] = ("<f2", (*tokens, groups) if codec == "int8" else (*tokens, dim // 64, 2), 1)
     if sampled:
         arrays["patch_position"] = ("<u2", tokens, 8)
+    for layer in layout.get("layers", []):
+        arrays |= {f"patch.{layer}{end}": arrays[f"patch{end}"] for end in ("", "_scale") if f"patch{end}" in arrays}
     if layout["cls_dim"] is not None:
         arrays["cls"] = ("<f4" if codec == "fp32" else "<f2", (layout["cls_dim"],), 8)
     return arrays
@@ -198,7 +210,8 @@ def read_set(store: Path, key: str) -> Set:
         failed += [(shard * a_shard + n) * k + v for n, image_id in enumerate(here) if image_id in record["failed"] for v in range(k)]
     whole = {name: np.concatenate(pieces) for name, pieces in parts.items()}
     tokens: dict[str, Array] = {name: whole[name] for name in ("cls", "patch_position") if name in whole}
-    tokens["patch"] = decoded(identity["layout"]["codec"], whole["patch"], whole.get("patch_scale"))
+    for name in ("patch", *(f"patch.{layer}" for layer in identity["layout"].get("layers", []))):
+        tokens[name] = decoded(identity["layout"]["codec"], whole[name], whole.get(f"{name}_scale"))
     sizes = [(row["height"], row["width"]) for row in images]
     found = read_statistics(group / "statistics", identity["statistics"])
     return Set(identity, ids, sizes, view_identity, {name: whole[name] for name in drawn}, tokens, failed, found)
