@@ -22,7 +22,7 @@ ROOMS = ("pipeline", "jobs", "student", "teachers", "storage")  # from the top d
 WINGS = {
     "pipeline": ("__main__", "commands", "demo", "distillation", "reports", "pictures", "console", "recipes"),
     "jobs": ("export_run", "estimates", "training", "evaluation", "curation", "repair", "extraction", "runs", "ray_session", "ray_folders"),
-    "student": ("export", "training", "probes", "data", "model"),
+    "student": ("export", "edge", "training", "probes", "data", "model"),
     "teachers": ("registry", "checkpoints", "encoders", "runtime"),
     "storage": ("upkeep", "index", "earlier_sets", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
 }
@@ -41,6 +41,7 @@ HOMES = {
     "s3fs": ("storage/",),
     "onnx": ("student/",),
     "onnxruntime": ("student/",),
+    "openvino": ("student/",),
     "executorch": ("student/",),
     "torchao": ("student/",),
     "wandb": ("student/training/trackers",),

@@ -1,7 +1,8 @@
-"""The student written as an ONNX graph and as ExecuTorch programs for XNNPACK, each run once against the original before it counts.
+"""The student written as ONNX graphs and as ExecuTorch programs for XNNPACK, each run once against the original before it counts.
 
 ONNX: torch.export with a dynamic batch and dynamic sides (in steps of the stride), checked in onnxruntime at other sizes than it was traced
-at. ExecuTorch: one image of one size, fp32, and int8 by PT2E: weights per output channel, activations per call from their own range.
+at; for edge devices of one shape (`student.edge`), checked by the scale of the tokens. ExecuTorch: one image of one size, fp32, and int8 by
+PT2E: weights per output channel, activations per call from their own range.
 This dynamic kind needs no calibration images, so an export stays a function of the weights; its price is a pass over each activation,
 and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers, which hold 93 % or more of every student's weights).
 """
@@ -18,10 +19,19 @@ from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.canary import canary_images
+from ..edge.choice import GraphChoice
+from ..edge.fold import fold_constants, largest_value
+from ..edge.half import LARGEST
+from ..edge.onnx_graph import write_graph
+from ..edge.operators import OPSET as EDGE_OPSET
 from .runtimes import ExportWrapper, Runner, eager_runner, executorch_runner, import_optional, onnx_runner
 
 MAX_DIFFERENCE = 1e-3
 """Largest absolute difference of an fp32 graph's tokens that is put down to another order of adding."""
+SCALED_LIMIT = 1e-4
+"""Largest difference of an fp32 edge graph's tokens, as a share of their root mean square."""
+HALF_LIMIT = 0.05
+"""The same for fp16, whose numbers have eleven bits: the sum of what every step rounds off, measured for each export."""
 OPSET = 23  # the newest that torch's exporter has operators of its own for
 LONGEST_SIDE_TOKENS = 256
 CANARIES = 8
@@ -53,6 +63,69 @@ def _write_open_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, An
     opset = _trace(encoder, path, (2, 4 * stride, 6 * stride), _dynamic_shapes(stride))
     differences = _differences(encoder, path, [(1, size_px, size_px), (2, 3 * stride, 5 * stride)])
     return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch, height and width"}
+
+
+def write_edge_onnx(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+    """Write a graph of one shape and return its facts; raises BadInput for operators or values that devices have not, or other tokens."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        import_optional(library)
+    half = choice.precision == "fp16"
+    pixels_BCHW = _batches(encoder, choice.batch, size_px)[0]
+    folded = fold_student(encoder, pixels_BCHW)
+    facts: dict[str, Any] = {
+        "target": choice.target, "input": "x".join(map(str, pixels_BCHW.shape)), "precision": choice.precision, "opset": EDGE_OPSET,
+    }  # fmt: skip
+    if half:
+        size, where = largest_value(folded, pixels_BCHW)
+        if size > LARGEST:
+            raise BadInput(f"values of this student reach {size:.3g} (in {where}), and fp16 ends at {LARGEST:g}; export in fp32")
+        facts["largest value"] = size
+    operators = write_graph(folded, pixels_BCHW, path, half=half)
+    limit = HALF_LIMIT if half else SCALED_LIMIT
+    facts["difference by scale"] = {
+        name: scaled_difference(encoder, onnx_runner(path, optimised=optimised), choice.batch, size_px, limit)
+        for name, optimised in (("onnxruntime", True), ("onnxruntime, not optimised", False))
+    }
+    return {**facts, "limit of the difference": limit, "operators": operators}
+
+
+def fold_student(encoder: Encoder, pixels_BCHW: Tensor) -> torch.fx.GraphModule:
+    """Return the student traced at one shape; raises BadInput for a student that has no tokens there, or that torch cannot trace."""
+    try:
+        eager_runner(encoder)(pixels_BCHW)
+        return fold_constants(ExportWrapper(encoder), pixels_BCHW)
+    except Exception as error:  # models and torch's tracer raise what each operator happens to
+        shape, why = "×".join(map(str, pixels_BCHW.shape)), str(error).strip().split("\n")[0][:300] or type(error).__name__
+        raise BadInput(
+            f"this student cannot be traced at {shape}: {why}; choose another --size, or the size that it was trained at"
+        ) from error
+
+
+def _batches(encoder: Encoder, batch: int, size_px: int) -> list[Tensor]:
+    """Return normalised canary pictures in batches of one size, eight pictures or one batch."""
+    pixels_BCHW = _pixels(encoder, -(-CANARIES // batch) * batch, size_px, size_px)
+    return list(torch.split(pixels_BCHW, batch))
+
+
+def scaled_difference(encoder: Encoder, run: Runner, batch: int, size_px: int, limit: float) -> float:
+    """Return the largest difference of a graph's tokens over the root mean square of the encoder's; raises BadInput above the limit.
+
+    Class and patch tokens have their own scale each; the larger quotient counts. A value that is no number is above every limit.
+    """
+    worst = 0.0
+    for pixels_BCHW in _batches(encoder, batch, size_px):
+        for found, wanted in zip(run(pixels_BCHW), eager_runner(encoder)(pixels_BCHW), strict=True):
+            assert found is not None
+            assert wanted is not None
+            if found.shape != wanted.shape:
+                raise BadInput(f"the exported graph gives tokens of {tuple(found.shape)}, the student of {tuple(wanted.shape)}")
+            worst = max(worst, ((found - wanted).abs().max() / wanted.square().mean().sqrt()).nan_to_num(torch.inf).item())
+    if not worst <= limit:
+        raise BadInput(
+            f"the exported graph gives other tokens than the student: they differ by up to {worst:.2g} of the tokens' root mean square, "
+            f"at most {limit:g} is allowed"
+        )
+    return worst
 
 
 def _trace(encoder: Encoder, path: Path, example: tuple[int, int, int], dynamic_shapes: dict[str, Any]) -> int:

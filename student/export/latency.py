@@ -24,7 +24,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ..model.student import count_parameters
-from .formats import FORMATS
+from .formats import FORMATS, choices_of, row_of
 from .runtimes import Runner, compiled_runner, eager_runner
 
 PAPER_IPHONE_MS = {
@@ -152,7 +152,7 @@ def known_runtimes() -> dict[str, Opened]:
     runtimes = dict(RUNTIMES)
     for name in FORMATS:
         with suppress(BadInput):  # a broken plug-in hinders no other format
-            runtimes |= {
-                runtime: _file_runner(open_runner, f"{name}/{file}") for runtime, (file, open_runner) in FORMATS[name].runtimes.items()
-            }
+            for choice in choices_of(name):
+                written = row_of(name, choice).runtimes.items()
+                runtimes |= {runtime: _file_runner(runner, f"{choice.folder(name)}/{file}") for runtime, (file, runner) in written}
     return runtimes

@@ -7,7 +7,7 @@ executorch are not dependencies of the package: a missing one is an error that n
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,8 @@ from ...teachers.encoders.tokens import Tokens
 from .exportable import exportable_copy
 
 Runner = Callable[[Tensor], Tokens]
-EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch"}
+EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch",
+          "openvino": "openvino"}  # fmt: skip
 
 
 class ExportWrapper(nn.Module):
@@ -73,18 +74,50 @@ def compiled_runner(encoder: Encoder) -> Runner:
     return run
 
 
-def onnx_runner(path: Path, threads: int = 1) -> Runner:
-    """Return a runner of an ONNX file in onnxruntime's CPU provider; raises BadInput when onnxruntime is not installed."""
+def onnx_runner(path: Path, threads: int = 1, *, optimised: bool = True) -> Runner:
+    """Return a runner of an ONNX file in onnxruntime's CPU provider; raises BadInput when onnxruntime is not installed.
+
+    `optimised=False` runs the graph as it is written, without the rewrites that onnxruntime makes when it loads one.
+    """
     onnxruntime: Any = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    wanted = session.get_inputs()[0].shape
 
     def run(pixels_BCHW: Tensor) -> Tokens:
+        _need_shape(path, wanted, pixels_BCHW)
         cls_BD, patch_BHWD = session.run(["cls", "patch"], {"pixels": pixels_BCHW.numpy()})
         return Tokens(torch.from_numpy(cls_BD), torch.from_numpy(patch_BHWD))
 
     return run
+
+
+def openvino_runner(path: Path, threads: int = 1) -> Runner:
+    """Return a runner of an ONNX file on OpenVINO's CPU device in fp32; raises BadInput when openvino is not installed."""
+    openvino: Any = import_optional("openvino")
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(str(path), "CPU", settings)  # the hint: on some processors it would compute in bf16 by itself
+    wanted = [side.get_length() if side.is_static else None for side in model.input(0).get_partial_shape()]
+
+    def run(pixels_BCHW: Tensor) -> Tokens:
+        _need_shape(path, wanted, pixels_BCHW)
+        found = model({"pixels": pixels_BCHW.numpy()})
+        return Tokens(*(torch.from_numpy(found[name].copy()) for name in ("cls", "patch")))
+
+    return run
+
+
+def _need_shape(path: Path, wanted: Sequence[object], pixels_BCHW: Tensor) -> None:
+    """Raise `BadInput` for pixels of another shape than a graph of one shape takes; sides that are no numbers are open."""
+    got = tuple(pixels_BCHW.shape)
+    if any(isinstance(side, int) and side != found for side, found in zip(wanted, got, strict=True)):
+        shape = "×".join(str(side) for side in wanted)
+        raise BadInput(
+            f"{path.name} takes pixels of {shape} alone, got {'×'.join(map(str, got))}; export it with --size and --batch for these"
+        )
 
 
 def executorch_runner(path: Path, threads: int = 1) -> Runner:
