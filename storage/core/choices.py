@@ -57,7 +57,7 @@ DISTILL_STAGES: tuple[DistillStages, ...] = get_args(DistillStages)
 Optimizer = Literal["adamw", "lamb"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
-ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch"]
+ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch", "coreml", "litert"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 GraphTarget = Literal["open", "edge"]

@@ -1,7 +1,7 @@
 """The ONNX file for edge devices: one shape, opset 18, constants folded, in fp32 or fp16, of operators on the list alone.
 
 The file's version is the one that came with opset 18, which runtimes of 2023 read, and the exporter's notes on source files are left out.
-Weights above protobuf's 2 GB lie beside the file.
+Limit: the weights are in the file, which protobuf ends at 2 GB.
 """
 
 import warnings
@@ -32,6 +32,8 @@ def write_graph(folded: fx.GraphModule, example: Tensor, path: Path, *, half: bo
             f"the graph has operators that edge runtimes may not have: {', '.join(strange)}; export without --target edge, for runtimes "
             f"that have them"
         )
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise BadInput(f"the graph takes {model.ByteSize()} bytes, and an ONNX file ends at 2 GB; export without --target edge")
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, str(path))
     return counts
@@ -39,7 +41,7 @@ def write_graph(folded: fx.GraphModule, example: Tensor, path: Path, *, half: bo
 
 def _model(folded: fx.GraphModule, example: Tensor) -> Any:
     """Return the fp32 ModelProto."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
@@ -48,6 +50,7 @@ def _model(folded: fx.GraphModule, example: Tensor) -> Any:
         )  # fmt: skip
     assert program is not None
     ClearMetadataAndDocStringPass()(program.model)
+    DeduplicateInitializersPass(size_limit=2**31)(program.model)  # each block's rotary tables are the same numbers
     program.model.ir_version = IR_VERSION
     model = program.model_proto
     opsets = {one.domain: one.version for one in model.opset_import}

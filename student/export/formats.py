@@ -29,7 +29,7 @@ from ...teachers.checkpoints.published import TOLERANCE, load_encoder, read_publ
 from ...teachers.encoders.architectures import TIMM_STUDENT
 from ..edge.choice import GraphChoice
 from .lineage import Trained
-from .runtimes import Runner, eager_runner, executorch_runner, onnx_runner, openvino_runner
+from .runtimes import Runner, coreml_runner, eager_runner, executorch_runner, litert_runner, onnx_runner, openvino_runner
 
 _HASH_DIGITS = 8  # torch.hub's convention: the digits in a file's name are checked, and keep its cache from serving an older file
 Written = tuple[list[str], dict[str, Any]]
@@ -145,6 +145,29 @@ def _executorch(trained: Trained, folder: Path) -> Written:
     return list(files.values()), {"input": f"1x3x{size_px}x{size_px}", **facts}
 
 
+def _coreml(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
+    from .graphs import write_coreml_package
+
+    package = folder / "student.mlpackage"
+    facts = write_coreml_package(trained.encoder, trained.preprocessing.size_px, package, choice)
+    return sorted(path.relative_to(folder).as_posix() for path in package.rglob("*") if path.is_file()), facts
+
+
+def _chosen_coreml(choice: GraphChoice) -> ExportFormat:
+    """Return the row of a Core ML package of some pictures at once, or in fp16."""
+    half = choice.precision == "fp16"
+    return replace(
+        ROWS["coreml"], title=f"a Core ML package{', in fp16' if half else ''}", write=partial(_coreml, choice),
+        tolerance=0.1 if half else 1e-3, runtimes={f"Core ML{' fp16' if half else ''}": ("student.mlpackage", coreml_runner)},
+    )  # fmt: skip
+
+
+def _litert(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
+    from .graphs import write_litert_program
+
+    return ["student.tflite"], write_litert_program(trained.encoder, trained.preprocessing.size_px, folder / "student.tflite", choice)
+
+
 def _from_file(folder: Path) -> Runner:
     return _of_published(next(folder.glob("*.pth")))
 
@@ -219,6 +242,27 @@ program = Runtime.get().load_program("$file")
 cls, patch = program.load_method("forward").execute([torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()])
 print(tuple(cls.shape), tuple(patch.shape))
 """  # fmt: skip
+_COREML = """\
+import sys
+import coremltools
+import numpy as np
+from PIL import Image, ImageOps
+""" + _PIXELS + """\
+tokens = coremltools.models.MLModel("student.mlpackage").predict({"pixels": pixels.transpose(2, 0, 1)[None]$batch})
+cls, patch = tokens["cls"], tokens["patch"]
+print(cls.shape, patch.shape)
+"""  # fmt: skip
+
+_LITERT = """\
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image, ImageOps
+""" + _PIXELS + """\
+tokens = Interpreter("$file").get_signature_runner()(pixels=pixels.transpose(2, 0, 1)[None]$batch)
+cls, patch = tokens["cls"], tokens["patch"]
+print(cls.shape, patch.shape)
+"""  # fmt: skip
 _TIMM_TOKENS = {
     "vit": "cls, patch = model(pixels), model.forward_features(pixels)[:, model.num_prefix_tokens :]",
     "convnext": "cls, patch = model(pixels), model.head.norm(model.forward_features(pixels))",
@@ -245,6 +289,16 @@ ROWS: dict[str, ExportFormat] = {
             "executorch fp32": ("student-fp32.pte", executorch_runner),
             "executorch int8": ("student-int8.pte", executorch_runner),
         },
+    ),
+    "coreml": ExportFormat(
+        "a Core ML package", partial(_coreml, GraphChoice()), lambda folder: coreml_runner(folder / "student.mlpackage"), _COREML,
+        tolerance=1e-3, extra="coreml", runtimes={"Core ML": ("student.mlpackage", coreml_runner)}, takes=("precision", "batch"),
+        chosen=_chosen_coreml,
+    ),
+    "litert": ExportFormat(
+        "a LiteRT program", partial(_litert, GraphChoice()), lambda folder: litert_runner(folder / "student.tflite"), _LITERT,
+        tolerance=1e-3, extra="litert", runtimes={"LiteRT": ("student.tflite", litert_runner)}, takes=("batch",),
+        chosen=lambda choice: replace(ROWS["litert"], write=partial(_litert, choice)),
     ),
 }  # fmt: skip
 FORMATS = Table("export format", "eupe_pipeline.exports", ExportFormat, ROWS, "ours (student/export/formats.py)")

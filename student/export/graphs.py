@@ -8,6 +8,7 @@ and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,24 @@ from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.canary import canary_images
 from ..edge.choice import GraphChoice
+from ..edge.coreml import check_structure, write_coreml
 from ..edge.fold import fold_constants, largest_value
 from ..edge.half import LARGEST
+from ..edge.litert import count_operations, write_litert
 from ..edge.onnx_graph import write_graph
 from ..edge.operators import OPSET as EDGE_OPSET
-from .runtimes import ExportWrapper, Runner, eager_runner, executorch_runner, import_optional, onnx_runner
+from ..edge.quiet import quiet
+from .runtimes import (
+    CannotRunHere,
+    ExportWrapper,
+    Runner,
+    coreml_runner,
+    eager_runner,
+    executorch_runner,
+    import_optional,
+    litert_runner,
+    onnx_runner,
+)
 
 MAX_DIFFERENCE = 1e-3
 """Largest absolute difference of an fp32 graph's tokens that is put down to another order of adding."""
@@ -69,24 +83,54 @@ def write_edge_onnx(encoder: Encoder, size_px: int, path: Path, choice: GraphCho
     """Write a graph of one shape and return its facts; raises BadInput for operators or values that devices have not, or other tokens."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(library)
+    folded, pixels_BCHW, facts = _prepared(encoder, size_px, choice)
+    operators = write_graph(folded, pixels_BCHW, path, half=choice.precision == "fp16")
+    opened = {"onnxruntime": onnx_runner(path), "onnxruntime, not optimised": onnx_runner(path, optimised=False)}
+    return {"target": choice.target, "opset": EDGE_OPSET, **facts, **_compared(encoder, opened, choice, size_px), "operators": operators}
+
+
+def write_coreml_package(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+    """Write a Core ML package and return its facts; its tokens are compared on macOS, its structure everywhere. Raises BadInput."""
+    with quiet():
+        import_optional("coremltools")
     half = choice.precision == "fp16"
-    pixels_BCHW = _batches(encoder, choice.batch, size_px)[0]
-    folded = fold_student(encoder, pixels_BCHW)
-    facts: dict[str, Any] = {
-        "target": choice.target, "input": "x".join(map(str, pixels_BCHW.shape)), "precision": choice.precision, "opset": EDGE_OPSET,
-    }  # fmt: skip
-    if half:
-        size, where = largest_value(folded, pixels_BCHW)
+    folded, pixels_BCHW, facts = _prepared(encoder, size_px, choice)
+    write_coreml(folded, pixels_BCHW, path, half=half)
+    operations = check_structure(path, folded, pixels_BCHW, half=half)
+    try:
+        facts |= _compared(encoder, {"Core ML": coreml_runner(path)}, choice, size_px)
+    except CannotRunHere as error:
+        facts["tokens"] = f"not compared: {error}"
+    return {**facts, "structure": "inputs, outputs and bytes of weights as the student's", "operations": operations}
+
+
+def write_litert_program(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+    """Write a LiteRT program and return its facts; raises BadInput without litert-torch or when its tokens are not the encoder's."""
+    with quiet():
+        import_optional("litert_torch")
+    folded, pixels_BCHW, facts = _prepared(encoder, size_px, choice)
+    write_litert(folded, pixels_BCHW, path)
+    return {**facts, **_compared(encoder, {"LiteRT": litert_runner(path)}, choice, size_px), "operations": count_operations(path)}
+
+
+def _prepared(encoder: Encoder, size_px: int, choice: GraphChoice) -> tuple[torch.fx.GraphModule, Tensor, dict[str, Any]]:
+    """Return (student of one shape, pixels of that shape, facts); raises BadInput where fp16 is asked for and cannot hold its values."""
+    batches = _batches(encoder, choice.batch, size_px)
+    folded = fold_student(encoder, batches[0])
+    facts: dict[str, Any] = {"input": "x".join(map(str, batches[0].shape)), "precision": choice.precision}
+    if choice.precision == "fp16":
+        size, where = max(largest_value(folded, pixels_BCHW) for pixels_BCHW in batches)
         if size > LARGEST:
             raise BadInput(f"values of this student reach {size:.3g} (in {where}), and fp16 ends at {LARGEST:g}; export in fp32")
         facts["largest value"] = size
-    operators = write_graph(folded, pixels_BCHW, path, half=half)
-    limit = HALF_LIMIT if half else SCALED_LIMIT
-    facts["difference by scale"] = {
-        name: scaled_difference(encoder, onnx_runner(path, optimised=optimised), choice.batch, size_px, limit)
-        for name, optimised in (("onnxruntime", True), ("onnxruntime, not optimised", False))
-    }
-    return {**facts, "limit of the difference": limit, "operators": operators}
+    return folded, batches[0], facts
+
+
+def _compared(encoder: Encoder, runners: Mapping[str, Runner], choice: GraphChoice, size_px: int) -> dict[str, Any]:
+    """Return the difference of each runner's tokens from the encoder's, and the limit; raises BadInput above it."""
+    limit = HALF_LIMIT if choice.precision == "fp16" else SCALED_LIMIT
+    found = {name: scaled_difference(encoder, run, choice.batch, size_px, limit) for name, run in runners.items()}
+    return {"difference by scale": found, "limit of the difference": limit}
 
 
 def fold_student(encoder: Encoder, pixels_BCHW: Tensor) -> torch.fx.GraphModule:
