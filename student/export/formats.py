@@ -248,8 +248,8 @@ import coremltools
 import numpy as np
 from PIL import Image, ImageOps
 """ + _PIXELS + """\
-tokens = coremltools.models.MLModel("student.mlpackage").predict({"pixels": pixels.transpose(2, 0, 1)[None]$batch})
-cls, patch = tokens["cls"], tokens["patch"]
+found = coremltools.models.MLModel("student.mlpackage").predict({"pixels": pixels.transpose(2, 0, 1)[None]$batch})
+cls, patch = found["cls"], found["patch"]
 print(cls.shape, patch.shape)
 """  # fmt: skip
 
@@ -259,8 +259,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image, ImageOps
 """ + _PIXELS + """\
-tokens = Interpreter("$file").get_signature_runner()(pixels=pixels.transpose(2, 0, 1)[None]$batch)
-cls, patch = tokens["cls"], tokens["patch"]
+found = Interpreter("$file").get_signature_runner()(pixels=pixels.transpose(2, 0, 1)[None]$batch)
+cls, patch = found["cls"], found["patch"]
 print(cls.shape, patch.shape)
 """  # fmt: skip
 _TIMM_TOKENS = {
