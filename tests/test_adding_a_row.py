@@ -161,4 +161,4 @@ def test_the_page_names_every_table_and_every_group_of_entry_points() -> None:
     for where in [where for addition in ADDITIONS.values() for where in addition.edits if where != "jobs/evaluation/norm.py"]:
         assert where in page
     assert all(f"eupe_pipeline.{group}" in page for group in ("teachers", "students", "exports"))
-    assert len(EXPORT_FORMATS) == 5
+    assert len(EXPORT_FORMATS) == 7

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ...storage.core.choices import EXPORT_FORMATS, ExportFormat
+from ...storage.core.choices import EXPORT_FORMATS, GRAPH_PRECISIONS, GRAPH_TARGETS, ExportFormat, GraphPrecision, GraphTarget
 from .group import cli, run
 from .options import FILE, FOLDER, JSON, PATH, folder_or_url, input_size, options, store_url
 
@@ -36,16 +36,20 @@ class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 
                  help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
     click.option("--evaluation", "evaluations", multiple=True, type=FILE,
                  help="Another JSON result for the model card, beside those in RUN's evaluations; repeatable."),
+    click.option("--target", type=click.Choice(GRAPH_TARGETS), default="open", show_default=True,
+                 help="ONNX for inputs of any size, or of one shape and opset 18 for edge devices."),
+    click.option("--precision", type=click.Choice(GRAPH_PRECISIONS), default="fp32", show_default=True, help="Numbers of an edge graph."),
+    click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at once of an edge graph."),
     JSON,
 )  # fmt: skip
 def export(
     as_json: bool, run_folder: Path | str, formats: tuple[ExportFormat, ...], out: Path, size_px: int | None, adapters: bool,
-    store: str | None, proxy: Path | str | None, evaluations: tuple[Path, ...],
+    store: str | None, proxy: Path | str | None, evaluations: tuple[Path, ...], target: GraphTarget, precision: GraphPrecision, batch: int,
 ) -> None:  # fmt: skip
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
     from ...jobs.export_run import ExportOptions, export_run
 
-    request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations)
+    request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations, target, precision, batch)
     run(lambda on_event: export_run(request, on_event), as_json)
 
 
@@ -91,7 +95,7 @@ def benchmark() -> None:
     JSON,
 )
 def latency(as_json: bool, folder: Path, threads: int, warmup: int, calls: int, runtimes: tuple[str, ...]) -> None:
-    """Time one picture in each runtime of an export. Those of DIR: eager, torch.compile, ONNX Runtime, ExecuTorch."""
+    """Time one picture in each runtime of an export: eager, torch.compile, and what is installed for the formats in DIR."""
     from ...student.export.latency import LatencyOptions
     from ...student.export.latency import latency as measure
 

@@ -69,8 +69,15 @@ NamedLoss = Literal["relation", "angle", "shift"]
 """Losses beside the paper's."""
 NAMED_LOSSES: tuple[NamedLoss, ...] = get_args(NamedLoss)
 
-ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch"]
+ExportFormat = Literal["eupe", "timm", "transformers", "onnx", "executorch", "coreml", "litert"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+
+GraphTarget = Literal["open", "edge"]
+"""What an exported graph is for: inputs of any size, or devices that want one shape and older operators."""
+GRAPH_TARGETS: tuple[GraphTarget, ...] = get_args(GraphTarget)
+
+GraphPrecision = Literal["fp32", "fp16"]
+GRAPH_PRECISIONS: tuple[GraphPrecision, ...] = get_args(GraphPrecision)
 
 TrainingEvaluation = Literal["knn", "agreement"]
 """Evaluations that run during a training."""

@@ -1,7 +1,7 @@
 """A trained student in the formats that people deploy, each in one self-contained folder.
 
     OUT/FORMAT/
-      the model            see `formats`
+      the model            see `formats`; FORMAT is `onnx-edge`, `onnx-edge-fp16` for those graphs
       README.md            the model card: origin, terms, evaluations, recipe
       usage.py             ten lines that run it
       export.json          what was exported and how far it is from the trained student
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ...storage.core.choices import GraphPrecision, GraphTarget
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256
@@ -30,8 +31,9 @@ from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
 from ...teachers.encoders.architectures import Options
 from ...teachers.registry.table import Terms
+from ..edge.choice import GraphChoice
 from .adapter_chain import write_chain
-from .formats import FORMATS, usage_example
+from .formats import FORMATS, row_of, usage_example
 from .hub_task import HubTask
 from .lineage import Trained, collect_terms, evaluations_of_weights, hub_name, open_trained, run_title
 from .model_card import model_card
@@ -57,6 +59,12 @@ class ExportOptions:
     """The run of stage 1, when the student was taught by a proxy."""
     evaluations: tuple[Path, ...] = field(default=())
     """Further JSON results for the model card; those of `evaluate` are found in the run's folder."""
+    target: GraphTarget = "open"
+    """edge: graphs of one shape, by operators that devices have."""
+    precision: GraphPrecision = "fp32"
+    """Numbers of such a graph."""
+    batch: int = 1
+    """Pictures that such a graph takes at once."""
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -67,6 +75,17 @@ class ExportOptions:
             raise BadInput(f"an export needs a format: {', '.join(FORMATS)}")
         if self.adapters != (self.store is not None):
             raise BadInput("--adapters and --store go together: the store holds the statistics that undo the adapters' normalisation")
+        for name in self.graph.asked():
+            if not any(name in FORMATS[form].takes for form in self.formats):
+                able = ", ".join(form for form in FORMATS if name in FORMATS[form].takes)
+                raise BadInput(f"--{name} is of the formats {able}; of {', '.join(self.formats)} none takes it")
+        for form in self.formats:
+            row_of(form, self.graph)
+
+    @property
+    def graph(self) -> GraphChoice:
+        """Return how graphs are written."""
+        return GraphChoice(self.target, self.precision, self.batch)
 
 
 def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapping[str, HubTask] = MappingProxyType({})) -> dict[str, Any]:
@@ -83,13 +102,14 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapp
     written: dict[str, Any] = {}
     for number, form in enumerate(options.formats):
         on_event({"event": "progress", "stage": f"export {form}", "done": number, "total": len(options.formats), "unit": "formats"})
-        with replace_folder(out / form) as folder:
-            files, facts = FORMATS[form].write(trained, folder)
+        choice = options.graph.of(FORMATS[form].takes)
+        with replace_folder(out / choice.folder(form)) as folder:
+            files, facts = row_of(form, choice).write(trained, folder)
             if options.adapters:
                 (folder / "adapters").mkdir()
                 facts["adapters"] = write_chain(run, proxy, FeatureStore.open(str(options.store)), folder / "adapters")
-            _write_documents(trained, form, files, facts, terms, evaluations, tasks, folder)
-        written[form] = {"folder": str(out / form), "files": files, **facts}
+            _write_documents(trained, form, files, facts, terms, evaluations, tasks, folder, choice)
+        written[form] = {"folder": str(out / choice.folder(form)), "files": files, **facts}
     return {"run": str(run), "student": trained.name, "written": written}
 
 
@@ -123,18 +143,19 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 def _write_documents(
     trained: Trained, form: str, files: Sequence[str], facts: Mapping[str, Any], terms: Mapping[str, Terms],
-    evaluations: Sequence[Mapping[str, Any]], tasks: Mapping[str, HubTask], folder: Path,
+    evaluations: Sequence[Mapping[str, Any]], tasks: Mapping[str, HubTask], folder: Path, choice: GraphChoice,
 ) -> None:  # fmt: skip
     """Write everything in a format's folder that is not the model."""
     prep, name = trained.preprocessing.identity(), trained.name
-    usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep)
+    usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep, choice=choice)
     record = {
         "format": form, "student": name, "run": run_title(trained.run), "architecture": trained.architecture, "preprocessing": prep,
         "files": list(files), "weights_sha256": trained.weights_sha256, "facts": facts, "torch": torch.__version__,
+        **{name: getattr(choice, name) for name in FORMATS[form].takes},
     }  # fmt: skip
     (folder / "usage.py").write_text(usage)
     (folder / "export.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
-    (folder / "README.md").write_text(model_card(trained, form, facts, terms, evaluations, usage, tasks))
+    (folder / "README.md").write_text(model_card(trained, form, facts, terms, evaluations, usage, tasks, choice))
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}" for path in paths]
     (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")

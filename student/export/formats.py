@@ -11,20 +11,25 @@ example takes the path of a clone.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
 import torch
 
+from ...storage.core.choices import GRAPH_PRECISIONS, GRAPH_TARGETS
+from ...storage.core.errors import BadInput
 from ...storage.core.identity import file_sha256
 from ...storage.core.plugins import Table
 from ...teachers.checkpoints.official import from_official, to_official
 from ...teachers.checkpoints.published import TOLERANCE, load_encoder, read_published
 from ...teachers.encoders.architectures import TIMM_STUDENT
+from ..edge.choice import GraphChoice
 from .lineage import Trained
-from .runtimes import Runner, eager_runner, executorch_runner, onnx_runner
+from .runtimes import Runner, coreml_runner, eager_runner, executorch_runner, litert_runner, onnx_runner, openvino_runner
 
 _HASH_DIGITS = 8  # torch.hub's convention: the digits in a file's name are checked, and keep its cache from serving an older file
 Written = tuple[list[str], dict[str, Any]]
@@ -55,6 +60,10 @@ class ExportFormat:
     """What `evaluate` reads of an export: its first file, or its folder; None: it is not evaluated."""
     runtimes: Mapping[str, tuple[str, Callable[[Path, int], Runner]]] = field(default_factory=dict)
     """What `benchmark latency` times: runtime → (file in the folder, how it is opened with a number of threads)."""
+    takes: tuple[str, ...] = ()
+    """Fields of `GraphChoice` that it can be asked for."""
+    chosen: Callable[[GraphChoice], "ExportFormat"] | None = None
+    """Its row for a choice that is not the default; raises `BadInput` for one that it has not. None where it takes none."""
 
 
 def _eupe(trained: Trained, folder: Path) -> Written:
@@ -99,6 +108,34 @@ def _onnx(trained: Trained, folder: Path) -> Written:
     return ["student.onnx"], write_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx")
 
 
+def _onnx_edge(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
+    from .graphs import write_edge_onnx
+
+    return ["student.onnx"], write_edge_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx", choice)
+
+
+def _chosen_onnx(choice: GraphChoice) -> ExportFormat:
+    """Return the row of an ONNX graph of one shape."""
+    if choice.target != "edge":
+        raise BadInput(f"an open ONNX graph takes any batch and is fp32; with --target edge it is written for {_words(choice)}")
+    half = choice.precision == "fp16"
+    runtime = f"edge{' fp16' if half else ''}"
+    return replace(
+        ROWS["onnx"],
+        title=f"an ONNX graph of one shape for edge devices{', in fp16' if half else ''}",
+        write=partial(_onnx_edge, choice),
+        tolerance=0.1 if half else 1e-3,
+        runtimes={
+            f"onnxruntime {runtime}": ("student.onnx", onnx_runner),
+            f"openvino {runtime}": ("student.onnx", openvino_runner),
+        },
+    )
+
+
+def _words(choice: GraphChoice) -> str:
+    return ", ".join(f"{name} {value}" for name, value in choice.asked().items())
+
+
 def _executorch(trained: Trained, folder: Path) -> Written:
     from .graphs import write_executorch
 
@@ -106,6 +143,29 @@ def _executorch(trained: Trained, folder: Path) -> Written:
     size_px = trained.preprocessing.size_px
     facts = {file: write_executorch(trained.encoder, size_px, folder / file, int8=int8) for int8, file in files.items()}
     return list(files.values()), {"input": f"1x3x{size_px}x{size_px}", **facts}
+
+
+def _coreml(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
+    from .graphs import write_coreml_package
+
+    package = folder / "student.mlpackage"
+    facts = write_coreml_package(trained.encoder, trained.preprocessing.size_px, package, choice)
+    return sorted(path.relative_to(folder).as_posix() for path in package.rglob("*") if path.is_file()), facts
+
+
+def _chosen_coreml(choice: GraphChoice) -> ExportFormat:
+    """Return the row of a Core ML package of some pictures at once, or in fp16."""
+    half = choice.precision == "fp16"
+    return replace(
+        ROWS["coreml"], title=f"a Core ML package{', in fp16' if half else ''}", write=partial(_coreml, choice),
+        tolerance=0.1 if half else 1e-3, runtimes={f"Core ML{' fp16' if half else ''}": ("student.mlpackage", coreml_runner)},
+    )  # fmt: skip
+
+
+def _litert(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
+    from .graphs import write_litert_program
+
+    return ["student.tflite"], write_litert_program(trained.encoder, trained.preprocessing.size_px, folder / "student.tflite", choice)
 
 
 def _from_file(folder: Path) -> Runner:
@@ -167,7 +227,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 """ + _PIXELS + """\
 session = onnxruntime.InferenceSession("$file", providers=["CPUExecutionProvider"])
-cls, patch = session.run(["cls", "patch"], {"pixels": pixels.transpose(2, 0, 1)[None]})
+cls, patch = session.run(["cls", "patch"], {"pixels": pixels.transpose(2, 0, 1)[None]$batch})
 print(cls.shape, patch.shape)
 """  # fmt: skip
 
@@ -181,6 +241,27 @@ from PIL import Image, ImageOps
 program = Runtime.get().load_program("$file")
 cls, patch = program.load_method("forward").execute([torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()])
 print(tuple(cls.shape), tuple(patch.shape))
+"""  # fmt: skip
+_COREML = """\
+import sys
+import coremltools
+import numpy as np
+from PIL import Image, ImageOps
+""" + _PIXELS + """\
+found = coremltools.models.MLModel("student.mlpackage").predict({"pixels": pixels.transpose(2, 0, 1)[None]$batch})
+cls, patch = found["cls"], found["patch"]
+print(cls.shape, patch.shape)
+"""  # fmt: skip
+
+_LITERT = """\
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image, ImageOps
+""" + _PIXELS + """\
+found = Interpreter("$file").get_signature_runner()(pixels=pixels.transpose(2, 0, 1)[None]$batch)
+cls, patch = found["cls"], found["patch"]
+print(cls.shape, patch.shape)
 """  # fmt: skip
 _TIMM_TOKENS = {
     "vit": "cls, patch = model(pixels), model.forward_features(pixels)[:, model.num_prefix_tokens :]",
@@ -199,7 +280,7 @@ ROWS: dict[str, ExportFormat] = {
     ),
     "onnx": ExportFormat(
         "an ONNX graph", _onnx, lambda folder: onnx_runner(folder / "student.onnx"), _ONNX, tolerance=1e-3, extra="export",
-        runtimes={"onnxruntime": ("student.onnx", onnx_runner)},
+        runtimes={"onnxruntime": ("student.onnx", onnx_runner)}, takes=("target", "precision", "batch"), chosen=_chosen_onnx,
     ),
     "executorch": ExportFormat(
         "ExecuTorch programs for XNNPACK", _executorch, lambda folder: executorch_runner(folder / "student-fp32.pte"), _EXECUTORCH,
@@ -209,17 +290,48 @@ ROWS: dict[str, ExportFormat] = {
             "executorch int8": ("student-int8.pte", executorch_runner),
         },
     ),
+    "coreml": ExportFormat(
+        "a Core ML package", partial(_coreml, GraphChoice()), lambda folder: coreml_runner(folder / "student.mlpackage"), _COREML,
+        tolerance=1e-3, extra="coreml", runtimes={"Core ML": ("student.mlpackage", coreml_runner)}, takes=("precision", "batch"),
+        chosen=_chosen_coreml,
+    ),
+    "litert": ExportFormat(
+        "a LiteRT program", partial(_litert, GraphChoice()), lambda folder: litert_runner(folder / "student.tflite"), _LITERT,
+        tolerance=1e-3, extra="litert", runtimes={"LiteRT": ("student.tflite", litert_runner)}, takes=("batch",),
+        chosen=lambda choice: replace(ROWS["litert"], write=partial(_litert, choice)),
+    ),
 }  # fmt: skip
 FORMATS = Table("export format", "eupe_pipeline.exports", ExportFormat, ROWS, "ours (student/export/formats.py)")
 """Ours and the plug-ins', by name."""
 
 
-def usage_example(form: str, *, name: str, file: str, architecture: dict[str, Any], preprocessing: dict[str, Any]) -> str:
+def row_of(form: str, choice: GraphChoice = GraphChoice()) -> ExportFormat:  # noqa: B008 - frozen
+    """Return the row that writes a format as far as it takes a choice; raises `BadInput` for a choice that it has not."""
+    row = FORMATS[form]
+    taken = choice.of(row.takes)
+    return row if row.chosen is None or not taken.asked() else row.chosen(taken)
+
+
+def choices_of(form: str) -> list[GraphChoice]:
+    """Return the choices whose graphs lie in folders of their own, the default first."""
+    row, found = FORMATS[form], list[GraphChoice]()
+    for choice in (GraphChoice(target, precision) for target in GRAPH_TARGETS for precision in GRAPH_PRECISIONS):
+        with suppress(BadInput):
+            row_of(form, choice)
+            found += [choice] if choice == choice.of(row.takes) else []
+    return found
+
+
+def usage_example(
+    form: str, *, name: str, file: str, architecture: dict[str, Any], preprocessing: dict[str, Any],
+    choice: GraphChoice = GraphChoice(),  # noqa: B008 - frozen
+) -> str:  # fmt: skip
     """Return the program for a format's folder; `name` is the official hub's, `file` the weights beside it."""
     family = architecture["name"]
-    return Template(FORMATS[form].usage).substitute(
+    return Template(row_of(form, choice).usage).substitute(
         name=name, file=file, side=preprocessing["size_px"], resample=preprocessing["interpolation"].upper(),
         mean=preprocessing["mean"], std=preprocessing["std"], tokens=_timm_tokens(architecture),
+        batch=f".repeat({choice.batch}, 0)" if choice.batch > 1 else "",
         prefix=1 + architecture["registers"] if family == "vit" else 1,
     )  # fmt: skip
 

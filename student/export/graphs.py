@@ -1,12 +1,14 @@
-"""The student written as an ONNX graph and as ExecuTorch programs for XNNPACK, each run once against the original before it counts.
+"""The student written as ONNX graphs and as ExecuTorch programs for XNNPACK, each run once against the original before it counts.
 
 ONNX: torch.export with a dynamic batch and dynamic sides (in steps of the stride), checked in onnxruntime at other sizes than it was traced
-at. ExecuTorch: one image of one size, fp32, and int8 by PT2E: weights per output channel, activations per call from their own range.
+at; for edge devices of one shape (`student.edge`), checked by the scale of the tokens. ExecuTorch: one image of one size, fp32, and int8 by
+PT2E: weights per output channel, activations per call from their own range.
 This dynamic kind needs no calibration images, so an export stays a function of the weights; its price is a pass over each activation,
 and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers, which hold 93 % or more of every student's weights).
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,32 @@ from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.canary import canary_images
-from .runtimes import ExportWrapper, Runner, eager_runner, executorch_runner, import_optional, onnx_runner
+from ..edge.choice import GraphChoice
+from ..edge.coreml import check_structure, write_coreml
+from ..edge.fold import fold_constants, largest_value
+from ..edge.half import LARGEST
+from ..edge.litert import count_operations, write_litert
+from ..edge.onnx_graph import write_graph
+from ..edge.operators import OPSET as EDGE_OPSET
+from ..edge.quiet import quiet
+from .runtimes import (
+    CannotRunHere,
+    ExportWrapper,
+    Runner,
+    coreml_runner,
+    eager_runner,
+    executorch_runner,
+    import_optional,
+    litert_runner,
+    onnx_runner,
+)
 
 MAX_DIFFERENCE = 1e-3
 """Largest absolute difference of an fp32 graph's tokens that is put down to another order of adding."""
+SCALED_LIMIT = 1e-4
+"""Largest difference of an fp32 edge graph's tokens, as a share of their root mean square."""
+HALF_LIMIT = 0.05
+"""The same for fp16, whose numbers have eleven bits: the sum of what every step rounds off, measured for each export."""
 OPSET = 23  # the newest that torch's exporter has operators of its own for
 LONGEST_SIDE_TOKENS = 256
 CANARIES = 8
@@ -53,6 +77,99 @@ def _write_open_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, An
     opset = _trace(encoder, path, (2, 4 * stride, 6 * stride), _dynamic_shapes(stride))
     differences = _differences(encoder, path, [(1, size_px, size_px), (2, 3 * stride, 5 * stride)])
     return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch, height and width"}
+
+
+def write_edge_onnx(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+    """Write a graph of one shape and return its facts; raises BadInput for operators or values that devices have not, or other tokens."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        import_optional(library)
+    folded, pixels_BCHW, facts = _prepared(encoder, size_px, choice)
+    operators = write_graph(folded, pixels_BCHW, path, half=choice.precision == "fp16")
+    opened = {"onnxruntime": onnx_runner(path), "onnxruntime, not optimised": onnx_runner(path, optimised=False)}
+    return {"target": choice.target, "opset": EDGE_OPSET, **facts, **_compared(encoder, opened, choice, size_px), "operators": operators}
+
+
+def write_coreml_package(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+    """Write a Core ML package and return its facts; its tokens are compared on macOS, its structure everywhere. Raises BadInput."""
+    with quiet():
+        import_optional("coremltools")
+    half = choice.precision == "fp16"
+    folded, pixels_BCHW, facts = _prepared(encoder, size_px, choice)
+    write_coreml(folded, pixels_BCHW, path, half=half)
+    operations = check_structure(path, folded, pixels_BCHW, half=half)
+    try:
+        facts |= _compared(encoder, {"Core ML": coreml_runner(path)}, choice, size_px)
+    except CannotRunHere as error:
+        facts["tokens"] = f"not compared: {error}"
+    return {**facts, "structure": "inputs, outputs and bytes of weights as the student's", "operations": operations}
+
+
+def write_litert_program(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+    """Write a LiteRT program and return its facts; raises BadInput without litert-torch or when its tokens are not the encoder's."""
+    with quiet():
+        import_optional("litert_torch")
+    folded, pixels_BCHW, facts = _prepared(encoder, size_px, choice)
+    write_litert(folded, pixels_BCHW, path)
+    return {**facts, **_compared(encoder, {"LiteRT": litert_runner(path)}, choice, size_px), "operations": count_operations(path)}
+
+
+def _prepared(encoder: Encoder, size_px: int, choice: GraphChoice) -> tuple[torch.fx.GraphModule, Tensor, dict[str, Any]]:
+    """Return (student of one shape, pixels of that shape, facts); raises BadInput where fp16 is asked for and cannot hold its values."""
+    batches = _batches(encoder, choice.batch, size_px)
+    folded = fold_student(encoder, batches[0])
+    facts: dict[str, Any] = {"input": "x".join(map(str, batches[0].shape)), "precision": choice.precision}
+    if choice.precision == "fp16":
+        size, where = max(largest_value(folded, pixels_BCHW) for pixels_BCHW in batches)
+        if size > LARGEST:
+            raise BadInput(f"values of this student reach {size:.3g} (in {where}), and fp16 ends at {LARGEST:g}; export in fp32")
+        facts["largest value"] = size
+    return folded, batches[0], facts
+
+
+def _compared(encoder: Encoder, runners: Mapping[str, Runner], choice: GraphChoice, size_px: int) -> dict[str, Any]:
+    """Return the difference of each runner's tokens from the encoder's, and the limit; raises BadInput above it."""
+    limit = HALF_LIMIT if choice.precision == "fp16" else SCALED_LIMIT
+    found = {name: scaled_difference(encoder, run, choice.batch, size_px, limit) for name, run in runners.items()}
+    return {"difference by scale": found, "limit of the difference": limit}
+
+
+def fold_student(encoder: Encoder, pixels_BCHW: Tensor) -> torch.fx.GraphModule:
+    """Return the student traced at one shape; raises BadInput for a student that has no tokens there, or that torch cannot trace."""
+    try:
+        eager_runner(encoder)(pixels_BCHW)
+        return fold_constants(ExportWrapper(encoder), pixels_BCHW)
+    except Exception as error:  # models and torch's tracer raise what each operator happens to
+        shape, why = "×".join(map(str, pixels_BCHW.shape)), str(error).strip().split("\n")[0][:300] or type(error).__name__
+        raise BadInput(
+            f"this student cannot be traced at {shape}: {why}; choose another --size, or the size that it was trained at"
+        ) from error
+
+
+def _batches(encoder: Encoder, batch: int, size_px: int) -> list[Tensor]:
+    """Return normalised canary pictures in batches of one size, eight pictures or one batch."""
+    pixels_BCHW = _pixels(encoder, -(-CANARIES // batch) * batch, size_px, size_px)
+    return list(torch.split(pixels_BCHW, batch))
+
+
+def scaled_difference(encoder: Encoder, run: Runner, batch: int, size_px: int, limit: float) -> float:
+    """Return the largest difference of a graph's tokens over the root mean square of the encoder's; raises BadInput above the limit.
+
+    Class and patch tokens have their own scale each; the larger quotient counts. A value that is no number is above every limit.
+    """
+    worst = 0.0
+    for pixels_BCHW in _batches(encoder, batch, size_px):
+        for found, wanted in zip(run(pixels_BCHW), eager_runner(encoder)(pixels_BCHW), strict=True):
+            assert found is not None
+            assert wanted is not None
+            if found.shape != wanted.shape:
+                raise BadInput(f"the exported graph gives tokens of {tuple(found.shape)}, the student of {tuple(wanted.shape)}")
+            worst = max(worst, ((found - wanted).abs().max() / wanted.square().mean().sqrt()).nan_to_num(torch.inf).item())
+    if not worst <= limit:
+        raise BadInput(
+            f"the exported graph gives other tokens than the student: they differ by up to {worst:.2g} of the tokens' root mean square, "
+            f"at most {limit:g} is allowed"
+        )
+    return worst
 
 
 def _trace(encoder: Encoder, path: Path, example: tuple[int, int, int], dynamic_shapes: dict[str, Any]) -> int:

@@ -24,8 +24,8 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ..model.student import count_parameters
-from .formats import FORMATS
-from .runtimes import Runner, compiled_runner, eager_runner
+from .formats import FORMATS, choices_of, row_of
+from .runtimes import CannotRunHere, Runner, compiled_runner, eager_runner
 
 PAPER_IPHONE_MS = {
     "eupe_vitt16": 6.8, "eupe_vits16": 17.1, "eupe_vitb16": 55.2,
@@ -68,7 +68,13 @@ def latency(options: LatencyOptions, on_event: OnEvent = ignore_event) -> dict[s
     known = known_runtimes()
     with _threads(options.threads):
         for number, name in enumerate(chosen := options.runtimes or tuple(known)):
-            run = known[name](encoder, folder, options.threads)
+            try:
+                run = known[name](encoder, folder, options.threads)
+            except CannotRunHere as error:  # an export holds files for other machines, too
+                if options.runtimes:
+                    raise
+                on_event({"event": "note", "text": f"{name} is left out: {error}"})
+                continue
             if run is None and options.runtimes:
                 raise BadInput(f"{folder} holds nothing for the runtime {name}; export that format first")
             if run is not None:
@@ -134,7 +140,7 @@ def _file_runner(open_runner: Callable[[Path, int], Runner], where: str) -> Call
 
     def opened(encoder: Encoder, folder: Path, threads: int) -> Runner | None:
         path = folder / where
-        return open_runner(path, threads) if path.is_file() else None
+        return open_runner(path, threads) if path.exists() else None
 
     return opened
 
@@ -152,7 +158,7 @@ def known_runtimes() -> dict[str, Opened]:
     runtimes = dict(RUNTIMES)
     for name in FORMATS:
         with suppress(BadInput):  # a broken plug-in hinders no other format
-            runtimes |= {
-                runtime: _file_runner(open_runner, f"{name}/{file}") for runtime, (file, open_runner) in FORMATS[name].runtimes.items()
-            }
+            for choice in choices_of(name):
+                written = row_of(name, choice).runtimes.items()
+                runtimes |= {runtime: _file_runner(runner, f"{choice.folder(name)}/{file}") for runtime, (file, runner) in written}
     return runtimes

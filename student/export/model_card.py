@@ -15,6 +15,7 @@ from huggingface_hub.repocard_data import ModelCardData
 
 from ...teachers.registry.resolve import TIMM_PREFIX
 from ...teachers.registry.table import TEACHERS, UNKNOWN, Terms
+from ..edge.choice import GraphChoice
 from .hub_task import HubTask
 from .lineage import Trained, read_record, read_targets
 from .model_card_results import HUB_DATASETS, eval_results
@@ -46,10 +47,11 @@ def model_card(
     evaluations: Sequence[Mapping[str, Any]],
     usage: str,
     tasks: Mapping[str, HubTask],
+    choice: GraphChoice = GraphChoice(),  # noqa: B008 - frozen
 ) -> str:
     """Return the README of one format's folder: metadata between `---` lines, then Markdown."""
     data = card_data(trained, form, terms, evaluations, tasks)
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(trained, form, facts, terms, evaluations, usage)}"))
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{card_text(trained, form, facts, terms, evaluations, usage, choice)}"))
 
 
 def card_data(

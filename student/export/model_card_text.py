@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...teachers.registry.table import Terms, sentence
+from ..edge.choice import GraphChoice
 from ..model.student import count_parameters
-from .formats import FORMATS
+from .formats import row_of
 from .lineage import PARTS, Trained, read_record, read_targets
 from .model_card_results import is_record
 
@@ -26,13 +27,14 @@ def _cls(trained: Trained) -> str:
 
 
 def card_text(
-    trained: Trained, form: str, facts: Mapping[str, Any], terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]], usage: str
-) -> str:
+    trained: Trained, form: str, facts: Mapping[str, Any], terms: Mapping[str, Terms], evaluations: Sequence[Mapping[str, Any]], usage: str,
+    choice: GraphChoice = GraphChoice(),  # noqa: B008 - frozen
+) -> str:  # fmt: skip
     """Return the Markdown of one format's folder."""
     prep, name = trained.preprocessing, trained.hub_name or "a student"
     parameters = count_parameters(trained.encoder)
     sections = {
-        f"{name}: {FORMATS[form].title}": (
+        f"{name}: {row_of(form, choice).title}": (
             f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels.\n\n"
             f"{_OUTPUT}{_cls(trained)}\n\n"
             f"In: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"

@@ -1,4 +1,4 @@
-"""The student as one graph, and its runners: eager, compiled, ONNX Runtime, ExecuTorch; each a function of float pixels.
+"""The student as one graph, and what runs it: eager, compiled, ONNX Runtime, OpenVINO, ExecuTorch, LiteRT, Core ML, on float pixels.
 
 Axes: B images, C colours, H and W grid, D channels. A deployed graph takes normalised float32 pixels (B, 3, h, w) and gives two tensors,
 `cls` (B, D) and `patch` (B, H, W, D); resizing and normalising stay outside, where a phone has its own means for them. ONNX graphs have
@@ -7,7 +7,8 @@ executorch are not dependencies of the package: a missing one is an error that n
 """
 
 import importlib
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,12 @@ from ...teachers.encoders.tokens import Tokens
 from .exportable import exportable_copy
 
 Runner = Callable[[Tensor], Tokens]
-EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch"}
+EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch",
+          "openvino": "openvino", "coremltools": "coreml", "litert_torch": "litert", "ai_edge_litert": "litert"}  # fmt: skip
+
+
+class CannotRunHere(BadInput):
+    """The library or the system that a runtime needs is not here."""
 
 
 class ExportWrapper(nn.Module):
@@ -39,14 +45,14 @@ class ExportWrapper(nn.Module):
 
 
 def import_optional(module: str) -> ModuleType:
-    """Import a module of an optional library; raises BadInput that names the extra when the library is not installed."""
+    """Import a module of an optional library; raises CannotRunHere that names the extra when the library is not installed."""
     library = module.split(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in EXTRAS:
             raise
-        raise BadInput(
+        raise CannotRunHere(
             f"{error.name} is not installed, and {library} needs it here; run: pip install 'eupe-pipeline[{EXTRAS[library]}]'"
         ) from error
 
@@ -73,18 +79,78 @@ def compiled_runner(encoder: Encoder) -> Runner:
     return run
 
 
-def onnx_runner(path: Path, threads: int = 1) -> Runner:
-    """Return a runner of an ONNX file in onnxruntime's CPU provider; raises BadInput when onnxruntime is not installed."""
+def onnx_runner(path: Path, threads: int = 1, *, optimised: bool = True) -> Runner:
+    """Return a runner of an ONNX file in onnxruntime's CPU provider; raises BadInput when onnxruntime is not installed.
+
+    `optimised=False` runs the graph as it is written, without the rewrites that onnxruntime makes when it loads one.
+    """
     onnxruntime: Any = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    wanted = session.get_inputs()[0].shape
 
     def run(pixels_BCHW: Tensor) -> Tokens:
+        _need_shape(path, wanted, pixels_BCHW)
         cls_BD, patch_BHWD = session.run(["cls", "patch"], {"pixels": pixels_BCHW.numpy()})
         return Tokens(torch.from_numpy(cls_BD), torch.from_numpy(patch_BHWD))
 
     return run
+
+
+def openvino_runner(path: Path, threads: int = 1) -> Runner:
+    """Return a runner of an ONNX file on OpenVINO's CPU device in fp32; raises BadInput when openvino is not installed."""
+    openvino: Any = import_optional("openvino")
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    model = openvino.Core().compile_model(str(path), "CPU", settings)  # the hint: on some processors it would compute in bf16 by itself
+    wanted = [side.get_length() if side.is_static else None for side in model.input(0).get_partial_shape()]
+
+    def run(pixels_BCHW: Tensor) -> Tokens:
+        _need_shape(path, wanted, pixels_BCHW)
+        found = model({"pixels": pixels_BCHW.numpy()})
+        return Tokens(*(torch.from_numpy(found[name].copy()) for name in ("cls", "patch")))
+
+    return run
+
+
+def litert_runner(path: Path, threads: int = 1) -> Runner:
+    """Return a runner of a `.tflite` in LiteRT's interpreter; raises BadInput when it is not installed."""
+    library: Any = import_optional("ai_edge_litert.interpreter")
+    interpreter = library.Interpreter(model_path=str(path), num_threads=threads)
+    program, wanted = interpreter.get_signature_runner(), [int(side) for side in interpreter.get_input_details()[0]["shape"]]
+
+    def run(pixels_BCHW: Tensor) -> Tokens:
+        _need_shape(path, wanted, pixels_BCHW)
+        found = program(pixels=pixels_BCHW.numpy())
+        return Tokens(*(torch.from_numpy(found[name].copy()) for name in ("cls", "patch")))
+
+    return run
+
+
+def coreml_runner(path: Path, threads: int = 1) -> Runner:
+    """Return a runner of a Core ML package, which chooses its threads itself; raises CannotRunHere where the system is not Apple's."""
+    library: Any = import_optional("coremltools")
+    if platform.system() != "Darwin":
+        raise CannotRunHere(f"{path.name} is run by Core ML, which macOS and iOS have, not {platform.system()}")
+    package = library.models.MLModel(str(path))
+
+    def run(pixels_BCHW: Tensor) -> Tokens:
+        found = package.predict({"pixels": pixels_BCHW.numpy()})
+        return Tokens(*(torch.from_numpy(found[name]).float() for name in ("cls", "patch")))
+
+    return run
+
+
+def _need_shape(path: Path, wanted: Sequence[object], pixels_BCHW: Tensor) -> None:
+    """Raise `BadInput` for pixels of another shape than a graph of one shape takes; sides that are no numbers are open."""
+    got = tuple(pixels_BCHW.shape)
+    if any(isinstance(side, int) and side != found for side, found in zip(wanted, got, strict=True)):
+        shape = "×".join(str(side) for side in wanted)
+        raise BadInput(
+            f"{path.name} takes pixels of {shape} alone, got {'×'.join(map(str, got))}; export it with --size and --batch for these"
+        )
 
 
 def executorch_runner(path: Path, threads: int = 1) -> Runner:

@@ -92,8 +92,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, module: Any, job: str, words: str) ->
     (repair, "repair_features", "features repair --store /s", RepairOptions("/s")),
     (repair, "fidelity", "features fidelity key --store /s --teacher t --sample 5", FidelityOptions("/s", "key", TeacherRequest("t"), 5)),
     (export_run, "export_run", "export /run --format timm --format onnx --out /o --size 32 --adapters --store /s --proxy s3://b/p "
-     "--evaluation /e.json",
-     ExportOptions(Path("/run"), Path("/o"), ("timm", "onnx"), 32, True, "/s", "s3://b/p", (Path("/e.json"),))),
+     "--evaluation /e.json --target edge --precision fp16 --batch 4",
+     ExportOptions(Path("/run"), Path("/o"), ("timm", "onnx"), 32, True, "/s", "s3://b/p", (Path("/e.json"),), "edge", "fp16", 4)),
     (latency, "latency", "benchmark latency /o --threads 2 --warmup 3 --calls 4 --runtime eager",
      LatencyOptions(Path("/o"), 2, 3, 4, ("eager",))),
     (page_contents, "report", "report /a /b --store /s --features k --verify --image /i.png --query q --model m --size 32 "

@@ -142,7 +142,7 @@ def test_a_shape_that_the_official_hub_has_not_is_refused_and_leaves_nothing(min
 
 def test_options_that_cannot_be_are_refused() -> None:
     with pytest.raises(BadInput, match=f"Known: {', '.join(sorted(FORMATS))}"):
-        ExportOptions(Path("run"), Path("out"), ("coreml",))
+        ExportOptions(Path("run"), Path("out"), ("coremls",))
     with pytest.raises(BadInput, match="needs a format"):
         ExportOptions(Path("run"), Path("out"), ())
     with pytest.raises(BadInput, match="go together"):

@@ -37,6 +37,14 @@ class TestExecutorch(ExportContract):
     form = "executorch"
 
 
+class TestCoreml(ExportContract):
+    form = "coreml"
+
+
+class TestLitert(ExportContract):
+    form = "litert"
+
+
 def test_every_format_runs_the_contract() -> None:
     assert {one.form for one in ExportContract.__subclasses__() if one.__module__ == __name__} == set(ROWS)
 

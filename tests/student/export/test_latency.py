@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch
+from eupe_pipeline.student.export import latency as latency_module
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.latency import LatencyOptions, count_gflops, latency, measure
+from eupe_pipeline.student.export.runtimes import CannotRunHere, Runner
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 
@@ -40,6 +42,21 @@ def test_a_runtime_without_its_file_and_an_unknown_one_are_refused(folder: Path)
         LatencyOptions(Path(), runtimes=("onxruntime",))
     with pytest.raises(BadInput, match="at least 1"):
         LatencyOptions(Path(), calls=0)
+
+
+def test_a_runtime_that_is_not_installed_is_left_out_with_a_note_unless_it_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(encoder: object, folder: Path, threads: int) -> Runner:
+        raise CannotRunHere("openvino is not installed")
+
+    monkeypatch.setattr(latency_module, "RUNTIMES", {"openvino": absent, "eager": latency_module.RUNTIMES["eager"]})
+    notes: list[str] = []
+    found = latency(LatencyOptions(folder, calls=1, warmup=0), lambda event: notes.append(str(event.get("text"))))
+    assert list(found["runtimes"]) == ["eager", "onnxruntime"]
+    assert "openvino is left out: openvino is not installed" in notes
+    with pytest.raises(BadInput, match="openvino is not installed"):
+        latency(LatencyOptions(folder, calls=1, warmup=0, runtimes=("openvino",)))
 
 
 def test_a_folder_that_is_no_export_or_of_two_students_is_refused(folder: Path, tmp_path: Path) -> None:
