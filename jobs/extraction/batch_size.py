@@ -90,12 +90,17 @@ class SizedTeacher:
 
     def _taken(self, kept: KeptForwards, key: str) -> LayerTokens | None:
         """Return a forward's kept tokens on the teacher's device, None where not all of them are there."""
-        device, found = self.teacher.device, kept.take(key)
+        device, final_kept = self.teacher.device, kept.take(key)
         of_layers = {layer: kept.take(f"{key}-{layer}") for layer in self.layers}
-        if found is None or None in of_layers.values():
+        if final_kept is None or None in of_layers.values():
             return None
-        final = Tokens(None if found.cls is None else torch.from_numpy(found.cls).to(device), torch.from_numpy(found.patch).to(device))
-        return LayerTokens(final, {layer: torch.from_numpy(one.patch).to(device) for layer, one in of_layers.items() if one is not None})
+        final = Tokens(
+            None if final_kept.cls is None else torch.from_numpy(final_kept.cls).to(device), torch.from_numpy(final_kept.patch).to(device)
+        )
+        return LayerTokens(
+            final,
+            {layer: torch.from_numpy(kept_layer.patch).to(device) for layer, kept_layer in of_layers.items() if kept_layer is not None},
+        )
 
     def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> LayerTokens:
         device = self.teacher.device

@@ -186,8 +186,8 @@ def layout_of(spec: TeacherSpec, options: ExtractOptions) -> FeatureLayout:
 
 def layers_of(specs: Mapping[str, TeacherSpec], options: ExtractOptions) -> dict[str, tuple[int, ...]]:
     """Return by teacher the intermediate layers that are stored, for those that have any; raises `BadInput` as `layout_of`."""
-    found = {name: stored_layers(spec, options.layers) for name, spec in specs.items()} if options.layers else {}
-    return {name: layers for name, layers in found.items() if layers}
+    by_teacher = {name: stored_layers(spec, options.layers) for name, spec in specs.items()} if options.layers else {}
+    return {name: layers for name, layers in by_teacher.items() if layers}
 
 
 def _borrowed(store: FeatureStore, specs: dict[str, TeacherSpec], options: ExtractOptions) -> list[str]:

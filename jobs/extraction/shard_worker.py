@@ -82,12 +82,12 @@ class _Target:
         """Return memory for a shard of so many views."""
         return cls(reader, reader.empty(views), reader.empty_layers(views, reader.layout.layers), reader.draw_positions(shard))
 
-    def share(self, found: LayerTokens, batch: RenderedBatch) -> StoredTokens:
+    def share(self, computed: LayerTokens, batch: RenderedBatch) -> StoredTokens:
         """Return what of a batch's tokens is stored, still on the device; of a pooled set (`pooled_features`) each view's mean."""
-        tokens = found.final
+        tokens = computed.final
         if "pooled" in self.reader.identity["statistics"]:
             tokens = tokens._replace(patch_BHWD=tokens.patch_BHWD.mean(dim=(1, 2), keepdim=True))
-        return stored_tokens(tokens, self.reader.layout, self.positions_of(batch), found.layers)
+        return stored_tokens(tokens, self.reader.layout, self.positions_of(batch), computed.layers)
 
 
 class ShardWorker:

@@ -57,18 +57,18 @@ def pull(options: PullOptions, on_event: OnEvent = ignore_event) -> dict[str, An
         raise CacheDamaged(f"{repository.of(repository.commit)} holds a {manifest.kind} in a {repository.kind} repository")
     folder = options.out if options.out is not None else staging_folder() / f"pull-{manifest.name}"
     missing = {name: entry for name, entry in manifest.files.items() if not _is_here(folder / name, entry)}
-    told = {
+    summary = {
         "kind": manifest.kind, "name": manifest.name, "address": options.address, "files": len(manifest.files),
         "bytes": manifest.total_bytes, "files_to_fetch": len(missing), "bytes_to_fetch": sum(entry.bytes for entry in missing.values()),
     }  # fmt: skip
     if options.dry_run:
-        return {**told, "dry_run": True}
+        return {**summary, "dry_run": True}
     _fetch(client, repository, manifest.name, missing, folder, on_event)
     if options.store is None:
-        return {**told, "out": str(folder), "verified": True}
+        return {**summary, "out": str(folder), "verified": True}
     reader = copy_features(FeatureStore.open(str(folder)), manifest.name, FeatureStore.create(options.store), on_event)
     shutil.rmtree(folder, ignore_errors=True)
-    return {**told, "store": options.store, "features": reader.key, "rows": reader.rows, "verified": True}
+    return {**summary, "store": options.store, "features": reader.key, "rows": reader.rows, "verified": True}
 
 
 def _is_here(path: Path, entry: FileEntry) -> bool:

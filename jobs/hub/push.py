@@ -60,17 +60,17 @@ def push(options: PushOptions, on_event: OnEvent = ignore_event) -> dict[str, An
             _refuse_other_contents(client, repository, manifest)
             there = _files_there(client, repository)
         missing = {name: path for name, path in contents.files.items() if not _is_there(name, path, manifest, there)}
-        told = {
+        summary = {
             **described(contents, manifest), "to": repository.of(None), "files_to_send": len(missing),
             "bytes_to_send": sum(manifest.files[name].bytes for name in missing),
         }  # fmt: skip
         if options.dry_run:
-            return {**told, "dry_run": True}
+            return {**summary, "dry_run": True}
         with hub_errors(repository):
             client.create_repo(repository.name, repo_type=repository.kind, private=options.private or None, exist_ok=True)
             commit = _send(client, repository, contents, manifest, missing, on_event)
             _verify(client, repository, commit, contents, manifest)
-    return {**told, "commit": commit, "address": repository.of(commit), "verified": True}
+    return {**summary, "commit": commit, "address": repository.of(commit), "verified": True}
 
 
 def _refuse_other_contents(client: "HfApi", repository: Repository, manifest: Manifest) -> None:
@@ -81,10 +81,10 @@ def _refuse_other_contents(client: "HfApi", repository: Repository, manifest: Ma
         path = client.hf_hub_download(repository.name, MANIFEST, repo_type=repository.kind, revision="main")
     except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError):
         return
-    held = Manifest.from_bytes(Path(path).read_bytes(), repository.of(None))
-    if (held.kind, held.name) != (manifest.kind, manifest.name):
+    there = Manifest.from_bytes(Path(path).read_bytes(), repository.of(None))
+    if (there.kind, there.name) != (manifest.kind, manifest.name):
         raise BadInput(
-            f"{repository.of(None)} holds the {held.kind} {held.name}, this is the {manifest.kind} {manifest.name}; push to another "
+            f"{repository.of(None)} holds the {there.kind} {there.name}, this is the {manifest.kind} {manifest.name}; push to another "
             "repository"
         )
 

@@ -29,12 +29,12 @@ def recorded_teacher(reader: FeatureReader, name_or_run: str | None = None, weig
     """Return the teacher that made a feature set, found by the set's name or by `name_or_run`; raises `CacheMismatch`, `BadInput`."""
     name, recorded = name_or_run or reader.name, reader.identity["teacher"]
     local_name = str(local_run(name)) if is_url(name) else name
-    given = None if local_name in (reader.name, reader.key) else local_name
+    file_name = None if local_name in (reader.name, reader.key) else local_name
     try:
         if recorded["architecture"]["name"] == ONNX_FILE:
-            return _onnx_file(reader, given)
+            return _onnx_file(reader, file_name)
         if recorded["architecture"]["name"] == PYTHON_FILE:
-            local_name, weights = _python_file(reader, given, weights)
+            local_name, weights = _python_file(reader, file_name, weights)
         spec = _as_recorded(recorded, local_name, weights)
     except KeyError as error:
         raise CacheMismatch(f"the identity of {reader.key} does not say the {error} of its teacher, which cannot be built again") from error

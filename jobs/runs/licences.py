@@ -43,8 +43,8 @@ def terms_of_teacher(name: str, spec: TeacherSpec | None = None, weights: Path |
     if spec is not None and spec.weights_sha256 == RANDOM_WEIGHTS:
         return {}
     if run is not None:
-        given = UNKNOWN._replace(source="the file that was given with --weights")
-        return terms_of_run(run, shown) if weights is None else {shown: given}
+        of_file = UNKNOWN._replace(source="the file that was given with --weights")
+        return terms_of_run(run, shown) if weights is None else {shown: of_file}
     if name not in TEACHERS or name != shown:
         return {shown: UNKNOWN}
     row, address = TEACHERS[name], str(weights)
@@ -57,8 +57,8 @@ def terms_of_teacher(name: str, spec: TeacherSpec | None = None, weights: Path |
 
 def terms_of_run(run: Path, shown: str | None = None, proxy: Path | None = None) -> dict[str, Terms]:
     """Return the terms of whatever shaped a run's model; unknown for a model of which nothing is recorded."""
-    found = terms_above(run, proxy)
-    return found if found or part_of(run) == "initial" else {shown or run_title(run): UNKNOWN}
+    above = terms_above(run, proxy)
+    return above if above or part_of(run) == "initial" else {shown or run_title(run): UNKNOWN}
 
 
 def terms_of_request(
@@ -73,9 +73,9 @@ def terms_of_request(
     by_shown = {shown.get(absolute_name(name), name): text for name, text in declared.items()}
     for (name, weights), spec in zip(asked, specs, strict=True):
         notes = [terms_from_record(note) for note in noted_terms(objects, spec.identity())]
-        found = flat({spec.name: _together(spec.name, [terms_of_teacher(name, spec, weights), *notes])})
-        declared_here, here = with_declared(found, by_shown)
-        by_teacher[spec.name] = {without(above, spec.name): one for above, one in declared_here.items()}
+        known = flat({spec.name: _together(spec.name, [terms_of_teacher(name, spec, weights), *notes])})
+        declared_here, here = with_declared(known, by_shown)
+        by_teacher[spec.name] = {without(above, spec.name): row for above, row in declared_here.items()}
         used |= here
     refuse_stray(by_shown, used, flat(by_teacher))
     return by_teacher
@@ -83,15 +83,15 @@ def terms_of_request(
 
 def _together(teacher: str, several: Sequence[TermsByName]) -> dict[str, Terms]:
     """Return the terms that several sources have for a teacher; that one of them knows nothing of it is no term."""
-    found = merged(*several)
-    if len(found) > 1 and teacher in found and found[teacher].non_commercial is None:
-        del found[teacher]
-    return found
+    known = merged(*several)
+    if len(known) > 1 and teacher in known and known[teacher].non_commercial is None:
+        del known[teacher]
+    return known
 
 
 def flat(by_teacher: Mapping[str, TermsByName]) -> dict[str, Terms]:
     """Return the terms of several teachers by who they bind for."""
-    return merged(*({through(above, name): one for above, one in terms.items()} for name, terms in by_teacher.items()))
+    return merged(*({through(above, name): row for above, row in terms.items()} for name, terms in by_teacher.items()))
 
 
 def note_unsaid(objects: Objects, by_teacher: Mapping[str, TermsByName], specs: Iterable[TeacherSpec], on_event: OnEvent) -> None:
@@ -131,8 +131,8 @@ def terms_of_start(start: str, proxy: Path | None = None) -> dict[str, Terms]:
 
 def say_terms(terms: TermsByName, on_event: OnEvent) -> None:
     """Report who binds the student to what, a note each."""
-    for number, (name, one) in enumerate(terms.items(), start=1):
-        text = f"licence of {sentence(name, one)}"  # an extraction's events all have a stage and a count
+    for number, (name, row) in enumerate(terms.items(), start=1):
+        text = f"licence of {sentence(name, row)}"  # an extraction's events all have a stage and a count
         on_event({"event": "note", "stage": "licences", "done": number, "total": len(terms), "text": text})
 
 

@@ -88,11 +88,11 @@ def say_training_terms(options: TrainOptions, starts: Iterable[str], on_event: O
         store = options.open_store()
         versions = recorded_versions(options, store, options.out)
         datasets = [store.dataset(versions.get(name, name)) for name in options.datasets]
-        found = {name: [features_over(store, name, dataset) for dataset in datasets] for name in options.features}
+        sets = {name: [features_over(store, name, dataset) for dataset in datasets] for name in options.features}
     except EupeError:
         return
-    readers = [reader for several in found.values() for reader in several if reader is not None]
-    absent = [name for name, several in found.items() if not any(several)]
+    readers = [reader for several in sets.values() for reader in several if reader is not None]
+    absent = [name for name, several in sets.items() if not any(several)]
     terms, used = training_terms(options, readers, starts, _terms_of_absent(options, absent))
     refuse_stray(options.terms, used, terms)
     refuse_terms(options.require_licence, terms)
@@ -101,12 +101,12 @@ def say_training_terms(options: TrainOptions, starts: Iterable[str], on_event: O
 
 def _terms_of_absent(options: TrainOptions, absent: Iterable[str]) -> dict[str, Terms]:
     """Return the terms of sets that do not exist yet: of the teachers that `on_miss` will compute them with, or by their names."""
-    given = dict(zip(options.features, options.teachers, strict=False)) if options.on_miss == "compute" else {}
+    request_of = dict(zip(options.features, options.teachers, strict=False)) if options.on_miss == "compute" else {}
     by_set: dict[str, dict[str, Terms]] = {}
     for feature in absent:
         name = feature.partition("@")[0]
-        terms = terms_of_teacher(given[feature]) if feature in given else {name: terms_of(name)}
-        by_set[name] = {name if above == given.get(feature) else above: one for above, one in terms.items()}
+        terms = terms_of_teacher(request_of[feature]) if feature in request_of else {name: terms_of(name)}
+        by_set[name] = {name if above == request_of.get(feature) else above: row for above, row in terms.items()}
     return flat(by_set)
 
 
@@ -124,10 +124,10 @@ def training_terms(
         of_sets = [terms_of_set(reader, live) for reader in readers]
         return merged(*of_sets, *(terms_of_start(start, proxy) for start in starts), absent)
 
-    found, recorded = composed([]), _recorded_terms(options)
-    if options.live_teachers and any(one.non_commercial is None for one in found.values()):  # a proxy at a URL is large
-        found = composed([local_run(run) for run in options.live_teachers])
-    known = {name: recorded[name] if one.non_commercial is None and name in recorded else one for name, one in found.items()}
+    terms, recorded = composed([]), _recorded_terms(options)
+    if options.live_teachers and any(row.non_commercial is None for row in terms.values()):  # a proxy at a URL is large
+        terms = composed([local_run(run) for run in options.live_teachers])
+    known = {name: recorded[name] if row.non_commercial is None and name in recorded else row for name, row in terms.items()}
     return with_declared(known, options.terms)
 
 

@@ -179,11 +179,11 @@ def layer_list(context: click.Context, option: click.Parameter, value: str | Non
 def layer_weights(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, float]:
     """Return repeated [TEACHER/]BLOCK=WEIGHT words as a dict."""
     words = pairs(context, option, values)
-    found = {layer: _number(value) for layer, value in words.items()}
-    bad = [f"{layer}={words[layer]}" for layer, weight in found.items() if weight is None]
+    weights = {layer: _number(value) for layer, value in words.items()}
+    bad = [f"{layer}={words[layer]}" for layer, weight in weights.items() if weight is None]
     if bad:
         raise click.BadParameter(f"{bad[0]!r} is not {option.make_metavar(context)} with a number as weight", context, option)
-    return {layer: weight for layer, weight in found.items() if weight is not None}
+    return {layer: weight for layer, weight in weights.items() if weight is not None}
 
 
 def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -171,7 +171,10 @@ def summarised(statistics: Statistics) -> dict[str, Any]:
     Near-dead channels are those whose deviation is the floor: they are divided by it, and the first few are named.
     """
     kinds = {"cls": (statistics.cls_mean, statistics.cls_std), "patch": (statistics.patch_mean, statistics.patch_std)}
-    kinds |= {patch_array(layer): (one.patch_mean, one.patch_std) for layer, one in statistics.layers.items()}
+    kinds |= {
+        patch_array(layer): (layer_statistics.patch_mean, layer_statistics.patch_std)
+        for layer, layer_statistics in statistics.layers.items()
+    }
     spread: dict[str, dict[str, float]] = {}
     near_dead: dict[str, dict[str, Any]] = {}
     for kind, (mean, std) in kinds.items():

@@ -101,8 +101,8 @@ def _find_statistics(examiner: Examiner, prefix: str, described: dict[str, Any])
         return read_statistics(examiner.objects, prefix, described)
     for candidate in _candidate_statistics(examiner, prefix, described):
         named = [layer for layer in candidate.layers if str(layer) in described.get("layers", {})]
-        if (found := candidate.only(named)).are_those_of(described):  # another set's may be of more layers
-            return found
+        if (part := candidate.only(named)).are_those_of(described):  # another set's may be of more layers
+            return part
     return None
 
 

@@ -203,17 +203,17 @@ class LiveTargets:
     @torch.no_grad()
     def resolve(self, tensors: Mapping[str, Tensor]) -> dict[str, Tokens]:
         """Run each teacher and normalise."""
-        found = {name: self._run(name, tensors[f"pixels/{name}"]) for name in self.teachers}
-        return {target: self._tokens(target, found[split_target(target)[0]]) for target in self.specs}
+        by_teacher = {name: self._run(name, tensors[f"pixels/{name}"]) for name in self.teachers}
+        return {target: self._tokens(target, by_teacher[split_target(target)[0]]) for target in self.specs}
 
     def _run(self, name: str, pixels_BHWC: Tensor) -> LayerTokens:
         teacher, layers = self.teachers[name], tuple(self.layers.get(name, ()))
         parts = torch.split(pixels_BHWC, self.forward_batch or len(pixels_BHWC))
         return concatenated([teacher.with_layers(part, layers) if layers else LayerTokens(teacher(part), {}) for part in parts])
 
-    def _tokens(self, target: str, found: LayerTokens) -> Tokens:
+    def _tokens(self, target: str, computed: LayerTokens) -> Tokens:
         moments, layer = self._moments[target], split_target(target)[1]
-        cls_BD, patch_BHWD = found.final if layer is None else (None, found.layers[layer])
+        cls_BD, patch_BHWD = computed.final if layer is None else (None, computed.layers[layer])
         return Tokens(None if cls_BD is None else normalised(cls_BD, moments, "cls"), normalised(patch_BHWD, moments, "patch"))
 
     def identities(self) -> dict[str, Any]:

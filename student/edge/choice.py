@@ -34,7 +34,7 @@ class GraphChoice:
 
     def asked(self) -> dict[str, Any]:
         """Return the fields that are not the default."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        return {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
 
     def of(self, taken: Collection[str]) -> "GraphChoice":
         """Return the choice as far as a format takes it."""

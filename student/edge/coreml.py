@@ -44,15 +44,15 @@ def check_structure(path: Path, folded: fx.GraphModule, pixels_BCHW: Tensor, *, 
         tokens = folded(pixels_BCHW)
     wanted = {"pixels": pixels_BCHW.shape, **{name: value.shape for name, value in zip(("cls", "patch"), tokens, strict=True)}}
     spec: Any = coremltools.utils.load_spec(str(path))
-    found = {one.name: one.type.multiArrayType for one in (*spec.description.input, *spec.description.output)}
-    shapes = {name: (tuple(one.shape), one.dataType) for name, one in found.items()}
+    arrays = {feature.name: feature.type.multiArrayType for feature in (*spec.description.input, *spec.description.output)}
+    shapes = {name: (tuple(array.shape), array.dataType) for name, array in arrays.items()}
     due = {name: (tuple(shape), int(coremltools.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT32)) for name, shape in wanted.items()}
     if shapes != due:
         raise BadInput(f"the Core ML package takes and gives {shapes}, where {due} was asked for (shape, kind of numbers)")
     weights = sum(file.stat().st_size for file in path.rglob("weight.bin"))
-    held = sum(value.numel() for value in _used(folded)) * (2 if half else 4)
-    if weights < LEAST_WEIGHTS * held:
-        raise BadInput(f"the Core ML package holds {weights} bytes of weights, the student {held}")
+    expected = sum(value.numel() for value in _used(folded)) * (2 if half else 4)
+    if weights < LEAST_WEIGHTS * expected:
+        raise BadInput(f"the Core ML package holds {weights} bytes of weights, the student {expected}")
     return count_operations(spec)
 
 

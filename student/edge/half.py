@@ -28,7 +28,7 @@ def to_half(model: Any) -> Any:
 
     source = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     converter = _Converter(source.graph)
-    nodes = [*converter.nodes(), *(node for one in source.graph.output for node in converter.wide(one.name))]
+    nodes = [*converter.nodes(), *(node for output in source.graph.output for node in converter.wide(output.name))]
     del source.graph.node[:], source.graph.value_info[:], source.graph.initializer[:]
     source.graph.node.extend(nodes)
     source.graph.initializer.extend(converter.tensors.values())
@@ -43,12 +43,14 @@ class _Converter:
 
         self.float, self.half, self.helper, self.numpy = TensorProto.FLOAT, TensorProto.FLOAT16, helper, numpy_helper
         self.graph = graph
-        self.weights = {one.name: one for one in graph.initializer}
+        self.weights = {weight.name: weight for weight in graph.initializer}
         typed = [*graph.value_info, *graph.input, *graph.output]
-        kinds = {one.name: one.type.tensor_type.elem_type for one in typed} | {one.name: one.data_type for one in graph.initializer}
+        kinds = {value.name: value.type.tensor_type.elem_type for value in typed} | {
+            value.name: value.data_type for value in graph.initializer
+        }
         self.floats = {name for name, kind in kinds.items() if kind == self.float}
-        self.tensors = {name: one for name, one in self.weights.items() if name not in self.floats}
-        self.made = {one.name for one in graph.input}
+        self.tensors = {name: weight for name, weight in self.weights.items() if name not in self.floats}
+        self.made = {value.name for value in graph.input}
 
     def nodes(self) -> Iterator[Any]:
         """Yield the graph's nodes with the casts between them."""
@@ -73,7 +75,7 @@ class _Converter:
             new.input.extend(inputs)
             new.output.extend(name if stays or name not in self.floats else name + _HALF for name in node.output)
             if node.op_type == "Cast" and node.output[0] in self.floats:
-                (to,) = [one for one in new.attribute if one.name == "to"]
+                (to,) = [attribute for attribute in new.attribute if attribute.name == "to"]
                 to.i = self.half
             self.made |= set(new.output)
             yield new

@@ -38,5 +38,5 @@ def count_operations(path: Path) -> dict[str, int]:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     details = Interpreter(model_path=str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
-    names = [one["op_name"] for one in details._get_ops_details()]
+    names = [details_of_op["op_name"] for details_of_op in details._get_ops_details()]
     return {name: names.count(name) for name in sorted(set(names))}

@@ -53,7 +53,7 @@ def _model(folded: fx.GraphModule, example: Tensor) -> Any:
     DeduplicateInitializersPass(size_limit=2**31)(program.model)  # each block's rotary tables are the same numbers
     program.model.ir_version = IR_VERSION
     model = program.model_proto
-    opsets = {one.domain: one.version for one in model.opset_import}
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
     if opsets.get("") != OPSET:
         raise BadInput(f"torch's exporter wrote opset {opsets.get('')} where {OPSET} was asked for")
     del model.opset_import[:]

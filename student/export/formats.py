@@ -314,12 +314,12 @@ def row_of(form: str, choice: GraphChoice = GraphChoice()) -> ExportFormat:  # n
 
 def choices_of(form: str) -> list[GraphChoice]:
     """Return the choices whose graphs lie in folders of their own, the default first."""
-    row, found = FORMATS[form], list[GraphChoice]()
+    row, choices = FORMATS[form], list[GraphChoice]()
     for choice in (GraphChoice(target, precision) for target in GRAPH_TARGETS for precision in GRAPH_PRECISIONS):
         with suppress(BadInput):
             row_of(form, choice)
-            found += [choice] if choice == choice.of(row.takes) else []
-    return found
+            choices += [choice] if choice == choice.of(row.takes) else []
+    return choices
 
 
 def usage_example(

@@ -129,8 +129,8 @@ def _prepared(encoder: Encoder, size_px: int, choice: GraphChoice) -> tuple[torc
 def _compared(encoder: Encoder, runners: Mapping[str, Runner], choice: GraphChoice, size_px: int) -> dict[str, Any]:
     """Return the difference of each runner's tokens from the encoder's, and the limit; raises BadInput above it."""
     limit = HALF_LIMIT if choice.precision == "fp16" else SCALED_LIMIT
-    found = {name: scaled_difference(encoder, run, choice.batch, size_px, limit) for name, run in runners.items()}
-    return {"difference by scale": found, "limit of the difference": limit}
+    differences = {name: scaled_difference(encoder, run, choice.batch, size_px, limit) for name, run in runners.items()}
+    return {"difference by scale": differences, "limit of the difference": limit}
 
 
 def fold_student(encoder: Encoder, pixels_BCHW: Tensor) -> torch.fx.GraphModule:
@@ -158,12 +158,12 @@ def scaled_difference(encoder: Encoder, run: Runner, batch: int, size_px: int, l
     """
     worst = 0.0
     for pixels_BCHW in _batches(encoder, batch, size_px):
-        for found, wanted in zip(run(pixels_BCHW), eager_runner(encoder)(pixels_BCHW), strict=True):
-            assert found is not None
+        for computed, wanted in zip(run(pixels_BCHW), eager_runner(encoder)(pixels_BCHW), strict=True):
+            assert computed is not None
             assert wanted is not None
-            if found.shape != wanted.shape:
-                raise BadInput(f"the exported graph gives tokens of {tuple(found.shape)}, the student of {tuple(wanted.shape)}")
-            worst = max(worst, ((found - wanted).abs().max() / wanted.square().mean().sqrt()).nan_to_num(torch.inf).item())
+            if computed.shape != wanted.shape:
+                raise BadInput(f"the exported graph gives tokens of {tuple(computed.shape)}, the student of {tuple(wanted.shape)}")
+            worst = max(worst, ((computed - wanted).abs().max() / wanted.square().mean().sqrt()).nan_to_num(torch.inf).item())
     if not worst <= limit:
         raise BadInput(
             f"the exported graph gives other tokens than the student: they differ by up to {worst:.2g} of the tokens' root mean square, "

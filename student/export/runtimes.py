@@ -109,8 +109,8 @@ def openvino_runner(path: Path, threads: int = 1) -> Runner:
 
     def run(pixels_BCHW: Tensor) -> Tokens:
         _need_shape(path, wanted, pixels_BCHW)
-        found = model({"pixels": pixels_BCHW.numpy()})
-        return Tokens(*(torch.from_numpy(found[name].copy()) for name in ("cls", "patch")))
+        outputs = model({"pixels": pixels_BCHW.numpy()})
+        return Tokens(*(torch.from_numpy(outputs[name].copy()) for name in ("cls", "patch")))
 
     return run
 
@@ -123,8 +123,8 @@ def litert_runner(path: Path, threads: int = 1) -> Runner:
 
     def run(pixels_BCHW: Tensor) -> Tokens:
         _need_shape(path, wanted, pixels_BCHW)
-        found = program(pixels=pixels_BCHW.numpy())
-        return Tokens(*(torch.from_numpy(found[name].copy()) for name in ("cls", "patch")))
+        outputs = program(pixels=pixels_BCHW.numpy())
+        return Tokens(*(torch.from_numpy(outputs[name].copy()) for name in ("cls", "patch")))
 
     return run
 
@@ -137,8 +137,8 @@ def coreml_runner(path: Path, threads: int = 1) -> Runner:
     package = library.models.MLModel(str(path))
 
     def run(pixels_BCHW: Tensor) -> Tokens:
-        found = package.predict({"pixels": pixels_BCHW.numpy()})
-        return Tokens(*(torch.from_numpy(found[name]).float() for name in ("cls", "patch")))
+        outputs = package.predict({"pixels": pixels_BCHW.numpy()})
+        return Tokens(*(torch.from_numpy(outputs[name]).float() for name in ("cls", "patch")))
 
     return run
 
@@ -146,7 +146,7 @@ def coreml_runner(path: Path, threads: int = 1) -> Runner:
 def _need_shape(path: Path, wanted: Sequence[object], pixels_BCHW: Tensor) -> None:
     """Raise `BadInput` for pixels of another shape than a graph of one shape takes; sides that are no numbers are open."""
     got = tuple(pixels_BCHW.shape)
-    if any(isinstance(side, int) and side != found for side, found in zip(wanted, got, strict=True)):
+    if any(isinstance(side, int) and side != side_given for side, side_given in zip(wanted, got, strict=True)):
         shape = "×".join(str(side) for side in wanted)
         raise BadInput(
             f"{path.name} takes pixels of {shape} alone, got {'×'.join(map(str, got))}; export it with --size and --batch for these"

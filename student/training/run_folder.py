@@ -237,7 +237,7 @@ def load_model(student: Student, run: Path, targets: Mapping[str, Any]) -> None:
     recorded = _read_json(folder / "adapters.json")
     imported = not recorded["order"] and (run / "imported.json").is_file()
     teachers = adapter_record(student, targets)["teachers"]
-    started = {name: one for name, one in recorded["teachers"].items() if name in teachers or split_target(name)[1] is None}
+    started = {name: shapes for name, shapes in recorded["teachers"].items() if name in teachers or split_target(name)[1] is None}
     differences = [
         *differing_fields(student.encoder.architecture, _read_json(folder / "model.json")["architecture"], "architecture."),
         *([] if imported else differing_fields(teachers, started, "adapters.teachers.")),

@@ -67,14 +67,14 @@ def weights_sha256(path: Path) -> str:
 def check_index(path: Path) -> None:
     """Raise `BadInput` unless each tensor is in the file that the index names, and in no other; headers are read, no weights."""
     place = _weight_map(path)
-    found: dict[str, list[str]] = {}
+    files_of: dict[str, list[str]] = {}
     for file in weight_files(path):
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                found.setdefault(name, []).append(file.name)
-    several = [f"{name}: {' and '.join(files)}" for name, files in found.items() if len(files) > 1]
-    absent = [f"{name}: {file}" for name, file in place.items() if file not in found.get(name, [])]
-    unlisted = [f"{name}: {files[0]}" for name, files in found.items() if name not in place]
+                files_of.setdefault(name, []).append(file.name)
+    several = [f"{name}: {' and '.join(files)}" for name, files in files_of.items() if len(files) > 1]
+    absent = [f"{name}: {file}" for name, file in place.items() if file not in files_of.get(name, [])]
+    unlisted = [f"{name}: {files[0]}" for name, files in files_of.items() if name not in place]
     faults = [
         listed(what, names)
         for what, names in (
@@ -94,8 +94,8 @@ def listed(what: str, names: Sequence[str]) -> str:
 
 def _weight_map(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_text())["weight_map"]
-        place = {str(name): str(file) for name, file in found.items()}
+        weight_map = json.loads(path.read_text())["weight_map"]
+        place = {str(name): str(file) for name, file in weight_map.items()}
     except FileNotFoundError as error:
         raise BadInput(f"the weight file {path} is not there") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -124,8 +124,8 @@ def _from_pretrained(model: Any, config: Any, weights: Path, kind: str) -> nn.Mo
         raise BadInput(f"{weights} does not fit this architecture: {faults}. A teacher with partly random weights is refused")
     if kind == RADIO:
         _take_conditioner_out(backbone, config, weights)
-    found: nn.Module = backbone
-    return found
+    module: nn.Module = backbone
+    return module
 
 
 def _take_conditioner_out(backbone: Any, config: Any, weights: Path) -> None:

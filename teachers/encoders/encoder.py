@@ -102,10 +102,10 @@ class FeaturesEncoder(Encoder):
     def with_layers(self, pixels_BCHW: Tensor, layers: Sequence[int]) -> LayerTokens:
         """Return the tokens of a batch and those of some blocks, as timm's `forward_intermediates(norm=True)` gives them."""
         grid, backbone = self.grid(*pixels_BCHW.shape[-2:]), self.backbone
-        features, found = backbone.forward_intermediates(  # type: ignore[operator]
+        features, intermediates = backbone.forward_intermediates(  # type: ignore[operator]
             pixels_BCHW, indices=[layer - 1 for layer in layers], norm=True, output_fmt="NLC"
         )
-        of_layers = {layer: torch.unflatten(patch_BND, 1, grid) for layer, patch_BND in zip(sorted(layers), found, strict=True)}
+        of_layers = {layer: torch.unflatten(patch_BND, 1, grid) for layer, patch_BND in zip(sorted(layers), intermediates, strict=True)}
         return LayerTokens(self.of_features(features, grid), of_layers)
 
 

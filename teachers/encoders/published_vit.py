@@ -115,7 +115,7 @@ def build_published_vit(architecture: Options) -> PublishedVitEncoder:
 
 def _from_radio(tensors: dict[str, Tensor], options: Options) -> dict[str, Tensor]:
     """RADIO's names: `patch_generator.…` and timm's blocks, with or without a prefix; layer scale is `grandma` or `gamma`."""
-    found: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     for published, tensor in tensors.items():
         if _RADIO_HEADS.match(published):
             continue
@@ -126,8 +126,8 @@ def _from_radio(tensors: dict[str, Tensor], options: Options) -> dict[str, Tenso
             if tensor.tolist() != options["summary"]:
                 raise BadInput(f"the summary of this file is of the class tokens {tensor.tolist()}, expected {options['summary']}")
         else:
-            found[_RADIO_NAMES.get(name, name).replace(".grandma", ".gamma")] = _radio_shape(name, tensor)
-    return found
+            named[_RADIO_NAMES.get(name, name).replace(".grandma", ".gamma")] = _radio_shape(name, tensor)
+    return named
 
 
 _RADIO_NAMES = {
@@ -153,20 +153,20 @@ def _check_constants(name: str, tensor: Tensor) -> None:
 def _from_dune(tensors: dict[str, Tensor], options: Options) -> dict[str, Tensor]:
     """DUNE's names: those of DINOv2 behind `encoder.`, with the blocks in one chunk; the class token's position is added to it."""
     plain = {name.replace("module.", "").replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
-    found = {
+    named = {
         re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", name.removeprefix("encoder.")).replace("patch_embed.proj.", "patch_embed."): tensor
         for name, tensor in plain.items() if not _DUNE_HEADS.match(name)
     }  # fmt: skip
-    missing = [name for name in ("cls_token", "register_tokens", "pos_embed") if name not in found]
+    missing = [name for name in ("cls_token", "register_tokens", "pos_embed") if name not in named]
     if missing:
         raise BadInput(f"this is not a published DUNE: it lacks {', '.join(missing)}; its first names: {', '.join(sorted(tensors)[:5])}")
-    cls, registers, positions = (found.pop(name) for name in ("cls_token", "register_tokens", "pos_embed"))
-    return {**found, "prefix": torch.cat([cls + positions[:, :1], registers], dim=1), "pos_embed": positions[:, 1:]}
+    cls, registers, positions = (named.pop(name) for name in ("cls_token", "register_tokens", "pos_embed"))
+    return {**named, "prefix": torch.cat([cls + positions[:, :1], registers], dim=1), "pos_embed": positions[:, 1:]}
 
 
-def _with_layer_scale(found: dict[str, Tensor], options: Options) -> dict[str, Tensor]:
+def _with_layer_scale(named: dict[str, Tensor], options: Options) -> dict[str, Tensor]:
     """Return the tensors with layer scale; ones, which change no bit, where the file has none at all."""
     names = [f"blocks.{block}.ls{number}.gamma" for block in range(options["depth"]) for number in (1, 2)]
-    if any(name in found for name in names):
-        return found
-    return {**found, **{name: torch.ones(options["width"]) for name in names}}
+    if any(name in named for name in names):
+        return named
+    return {**named, **{name: torch.ones(options["width"]) for name in names}}

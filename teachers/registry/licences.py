@@ -53,20 +53,20 @@ def terms_of_recorded(name: str, teacher: Mapping[str, Any]) -> Terms:
 
 def as_record(terms: TermsByName) -> dict[str, dict[str, Any]]:
     """Return terms as plain data, for JSON."""
-    return {name: one._asdict() for name, one in terms.items()}
+    return {name: row._asdict() for name, row in terms.items()}
 
 
 def terms_from_record(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Terms]:
     """Return terms from plain data."""
-    return {name: Terms(str(one["licence"]), one["non_commercial"], str(one["source"])) for name, one in record.items()}
+    return {name: Terms(str(row["licence"]), row["non_commercial"], str(row["source"])) for name, row in record.items()}
 
 
 def merged(*several: TermsByName) -> dict[str, Terms]:
     """Return all of several terms; of two for one name the known one, and of two known ones the stricter."""
-    found: dict[str, Terms] = {}
-    for name, one in (item for terms in several for item in terms.items()):
-        found[name] = one if name not in found or _strictness(one) > _strictness(found[name]) else found[name]
-    return found
+    known: dict[str, Terms] = {}
+    for name, row in (item for terms in several for item in terms.items()):
+        known[name] = row if name not in known or _strictness(row) > _strictness(known[name]) else known[name]
+    return known
 
 
 def _strictness(terms: Terms) -> int:
@@ -103,17 +103,17 @@ def with_declared(terms: TermsByName, declared: Mapping[str, str]) -> tuple[dict
     A declaration is for `TEACHER`, for the whole name, `TEACHER (through PROXY)`, or by `PROXY` for all above it whose terms are unknown.
     Raise BadInput for one of what is known otherwise.
     """
-    found, used = dict(terms), set[str]()
+    known, used = dict(terms), set[str]()
     for name, text in declared.items():
         said = declared_terms(text)
-        meant = [key for key in found if name in (key, key.split(_THROUGH)[0])]
-        above = [key for key in found if without(key, name) != key and (found[key].non_commercial is None or found[key].source == DECLARED)]
+        meant = [key for key in known if name in (key, key.split(_THROUGH)[0])]
+        above = [key for key in known if without(key, name) != key and (known[key].non_commercial is None or known[key].source == DECLARED)]
         for key in meant + above:
             used.add(name)
-            if found[key].non_commercial is not None and found[key].source != DECLARED:
-                raise BadInput(f"--terms is for terms that are not known, and these are: {sentence(key, found[key])}")
-            found[key] = merged({key: found[key]}, {key: said})[key]
-    return found, used
+            if known[key].non_commercial is not None and known[key].source != DECLARED:
+                raise BadInput(f"--terms is for terms that are not known, and these are: {sentence(key, known[key])}")
+            known[key] = merged({key: known[key]}, {key: said})[key]
+    return known, used
 
 
 def refuse_stray(declared: Mapping[str, str], used: set[str], terms: TermsByName) -> None:
@@ -127,14 +127,14 @@ def refuse_terms(required: LicenceUse | None, terms: TermsByName) -> None:
     """Raise BadInput that names each teacher whose terms do not allow the required use, and what would be allowed."""
     if required is None:
         return
-    bad = {name: one for name, one in terms.items() if not ALLOWS[required](one)}
+    bad = {name: row for name, row in terms.items() if not ALLOWS[required](row)}
     if not bad:
         return
-    unknown = [name for name, one in bad.items() if one.non_commercial is None]
+    unknown = [name for name, row in bad.items() if row.non_commercial is None]
     declare = f" Where you know the terms, declare them: --terms '{unknown[0]}=LICENCE', which is recorded." if unknown else ""
     raise BadInput(
         f"--require-licence {required}: nothing was computed, because {len(bad)} of {len(terms)} terms do not allow {required} use, as far "
-        f"as is known here. {'. '.join(sentence(name, one) for name, one in bad.items())}. Allowed are, of the named teachers, "
+        f"as is known here. {'. '.join(sentence(name, row) for name, row in bad.items())}. Allowed are, of the named teachers, "
         f"{', '.join(name for name, row in ROWS.items() if ALLOWS[required](row.terms))} with their published weights (recipe "
         f"`permissive` leaves out DINOv3 as well).{declare}"
     )

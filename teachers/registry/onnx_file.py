@@ -111,33 +111,33 @@ def _own(path: Path, architecture: Mapping[str, Any], declared: Mapping[str, Any
 def _declared(path: Path) -> dict[str, Any]:
     """Return what is declared of a graph, checked; raise `BadInput` where nothing is, or something that cannot be."""
     beside = path.with_suffix(".toml")
-    found = _read_toml(beside) if beside.is_file() else _of_export(path)
-    if found is None:
+    declared = _read_toml(beside) if beside.is_file() else _of_export(path)
+    if declared is None:
         raise BadInput(f"nothing says what the outputs of {path.name} are; write {beside} with {_EXAMPLE}")
     known = (*_NEEDED, *_OUTPUTS, *_PIXELS)
-    for key in found:
+    for key in declared:
         if key not in known:
             raise unknown_name(f"key in {beside}", key, known)
-    missing = [key for key in _NEEDED if key not in found]
+    missing = [key for key in _NEEDED if key not in declared]
     if missing:
         raise BadInput(f"{beside} does not say {', '.join(missing)}; an example: {_EXAMPLE}")
-    _check_types(beside, found)
-    return found
+    _check_types(beside, declared)
+    return declared
 
 
-def _check_types(beside: Path, found: Mapping[str, Any]) -> None:
-    texts = [key for key in ("name", "cls", "input", "patch_output", "cls_output") if not isinstance(found.get(key, ""), str)]
+def _check_types(beside: Path, declared: Mapping[str, Any]) -> None:
+    texts = [key for key in ("name", "cls", "input", "patch_output", "cls_output") if not isinstance(declared.get(key, ""), str)]
     if texts:
-        raise BadInput(f"{beside}: {texts[0]} is a text, got {found[texts[0]]!r}")
-    layout, prefix = found.get("layout", "grid"), found.get("prefix_tokens", 0)
+        raise BadInput(f"{beside}: {texts[0]} is a text, got {declared[texts[0]]!r}")
+    layout, prefix = declared.get("layout", "grid"), declared.get("prefix_tokens", 0)
     if layout not in LAYOUTS:
         raise unknown_name("layout", str(layout), LAYOUTS)
     if not isinstance(prefix, int) or isinstance(prefix, bool) or prefix < 0 or (prefix and layout != "sequence"):
         raise BadInput(f"{beside}: prefix_tokens counts tokens of a sequence, got {prefix!r} in a {layout}")
-    made_here = found["cls"] in ("none", "mean of patch tokens") or (found["cls"] == "class token" and prefix)
-    if "cls_output" not in found and not made_here:
-        raise BadInput(f'{beside}: cls is "{found["cls"]}", so cls_output must name the output that gives it, or cls be "none"')
-    if "cls_output" in found and found["cls"] == "none":
+    made_here = declared["cls"] in ("none", "mean of patch tokens") or (declared["cls"] == "class token" and prefix)
+    if "cls_output" not in declared and not made_here:
+        raise BadInput(f'{beside}: cls is "{declared["cls"]}", so cls_output must name the output that gives it, or cls be "none"')
+    if "cls_output" in declared and declared["cls"] == "none":
         raise BadInput(f'{beside}: cls is "none", and cls_output names one; leave one of them out')
 
 

@@ -202,8 +202,14 @@ def _refuse_modules_beside(source: PythonSource) -> None:
     for name in dict.fromkeys(_imported_names(source)):
         if not (folder / f"{name}.py").is_file() and not (folder / name).is_dir():
             continue
-        found = importlib.util.find_spec(name)
-        places = [] if found is None else [found.origin] if found.origin else list(found.submodule_search_locations or [])
+        module_spec = importlib.util.find_spec(name)
+        places = (
+            []
+            if module_spec is None
+            else [module_spec.origin]
+            if module_spec.origin
+            else list(module_spec.submodule_search_locations or [])
+        )
         elsewhere = any(not Path(place).resolve().is_relative_to(folder) for place in places)
         if not elsewhere and name not in importlib.metadata.packages_distributions():
             raise BadInput(

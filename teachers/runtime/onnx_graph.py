@@ -51,7 +51,7 @@ class OnnxGraph(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return cls (B, D') or None, patch (B, H, W, D), on the pixels' device; raises `BadInput` for sides that it does not take."""
         session = self._session(pixels_BCHW.device.type)
-        (wanted,) = [one for one in session.get_inputs() if one.name == self._input]
+        (wanted,) = [graph_input for graph_input in session.get_inputs() if graph_input.name == self._input]
         self._check_sides(wanted.shape, pixels_BCHW)
         pixels_BCHW = pixels_BCHW.to(_INPUT_TYPES[wanted.type])
         names = [self._outputs.patch] + ([self._outputs.cls] if self._outputs.cls else [])
@@ -64,8 +64,8 @@ class OnnxGraph(nn.Module):
     def _run(self, session: Any, names: list[str], part_BCHW: Tensor, batch: int) -> list[Tensor]:
         count = len(part_BCHW)
         filled = part_BCHW if count == batch else torch.cat([part_BCHW, part_BCHW.new_zeros((batch - count, *part_BCHW.shape[1:]))])
-        found = session.run(names, {self._input: filled.contiguous().cpu().numpy()})
-        return [torch.from_numpy(array)[:count] for array in found]
+        arrays = session.run(names, {self._input: filled.contiguous().cpu().numpy()})
+        return [torch.from_numpy(array)[:count] for array in arrays]
 
     def _tokens(self, patch: Tensor, cls: Tensor | None, rows: int, columns: int) -> tuple[Tensor | None, Tensor]:
         """Return the outputs as class token and grid; whatever does not fit is left to the check of shapes that follows."""
@@ -120,12 +120,12 @@ class OnnxGraph(nn.Module):
         return self._sessions[device]
 
     def _check(self, session: Any) -> None:
-        inputs = {one.name: one for one in session.get_inputs()}
+        inputs = {graph_input.name: graph_input for graph_input in session.get_inputs()}
         if self._outputs.input not in (None, *inputs):
             raise BadInput(f"{self._path} has no input {self._outputs.input!r}; it has {', '.join(inputs)}")
         if len(inputs) != 1:
             raise BadInput(f"{self._path} has {len(inputs)} inputs ({', '.join(inputs)}); a teacher's graph takes pixels and nothing else")
-        outputs = [one.name for one in session.get_outputs()]
+        outputs = [graph_output.name for graph_output in session.get_outputs()]
         for what, name in (("patch_output", self._outputs.patch), ("cls_output", self._outputs.cls)):
             if name is not None and name not in outputs:
                 raise BadInput(f"{self._path} has no output {name!r}, which {what} says; it has {', '.join(outputs)}")
