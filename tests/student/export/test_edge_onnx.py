@@ -134,7 +134,10 @@ def test_graphs_of_a_student_lie_side_by_side_and_each_is_timed(vit: tuple[Path,
         latency(LatencyOptions(two, warmup=0, calls=1, runtimes=("onnxruntime edge",)))
 
 
-@pytest.mark.parametrize("architecture", [{"name": "convnext-mini", "layer_scale": 1e-6}, PLAIN], ids=["convnext", "vit without"])
+@pytest.mark.parametrize("architecture", [
+    pytest.param({"name": "convnext-mini", "layer_scale": 1e-6}, id="convnext"),
+    pytest.param(PLAIN, id="vit without", marks=pytest.mark.long),
+])  # fmt: skip
 def test_a_convnext_with_tiny_scales_and_a_vit_without_registers_and_scales_go_out_in_both_precisions(
     architecture: dict[str, Any], tmp_path: Path
 ) -> None:
