@@ -34,7 +34,7 @@ test-long: venv ## also the tests that take minutes, and the fault table at its 
 	$(BIN)/eupe-pipeline demo --fetch-only
 	$(BIN)/python tools/fault_table.py --long
 
-test-faults: venv ## break the store in every way that is listed, print what was silent, detected, healed
+test-faults: venv ## break the store in every way that is listed, print what was silent, detected, recovered
 	$(BIN)/python tools/fault_table.py
 
 # The peers go into an environment of their own, on top of .venv: mosaicml-streaming wants older ones of what we pin,

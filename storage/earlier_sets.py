@@ -40,8 +40,8 @@ def earlier_views(views: ViewSet) -> Iterator[tuple[str, int]]:
     for version in reversed(views.dataset.earlier):
         # Where no image of a version carries an orientation, both ways to read it give the same pixels.
         readings = [reading, *(other for other in ORIENTATIONS if other != reading and not version.oriented)]
-        for one in readings:
-            orientation = decoder_identity(one)["orientation"]
+        for other_reading in readings:
+            orientation = decoder_identity(other_reading)["orientation"]
             changes = {"dataset": version.digest, "images": version.images, "decoder": {**decoder, "orientation": orientation}}
             yield digest({**views.identity, **changes}), version.images * views.views_per_image
 
@@ -66,19 +66,19 @@ class EarlierSets:
             if earlier is None:
                 continue
             view_sets.append(earlier)
-            for one in store.list_features():
-                identity = _opened(partial(store.features_identity, one), ignore_event)
+            for features_key in store.list_features():
+                identity = _opened(partial(store.features_identity, features_key), ignore_event)
                 takers = [reader for reader in readers if identity is not None and _is_alike(identity, earlier.digest, reader.identity)]
-                found = _opened(partial(store.features, one), on_event) if takers else None
+                opened = _opened(partial(store.features, features_key), on_event) if takers else None
                 for reader in takers:
-                    features[reader.key] += [] if found is None else [found]
+                    features[reader.key] += [] if opened is None else [opened]
         return cls(views, view_sets, features)
 
     def take_over(self, readers: Sequence[FeatureReader], on_event: OnEvent = ignore_event) -> int:
         """Commit every missing shard that an earlier version has in full; return how many shards of feature sets were taken."""
         if not self.view_sets:
             return 0
-        most = max(one.shards for one in self.view_sets)
+        most = max(view_set.shards for view_set in self.view_sets)
         missing = sorted({shard for reader in readers for shard in reader.missing_shards() if shard < most})
         groups = [self.views.group, *(reader.group for reader in readers)]
         shard_bytes = max(sum(spec.row_bytes for spec in group.specs.values()) * group.shard_rows for group in groups)
@@ -92,7 +92,7 @@ class EarlierSets:
                     stage = f"take over from version {self.views.dataset.version - 1}"
                     on_event({"event": "progress", "stage": stage, "done": done, "total": len(missing), "unit": "shards"})
         if taken:
-            names = ", ".join(dict.fromkeys(one.dataset.key for one in self.view_sets))
+            names = ", ".join(dict.fromkeys(view_set.dataset.key for view_set in self.view_sets))
             on_event({"event": "note", "text": f"{taken:,} shards are as they were computed for {names}, and are used again"})
         return taken
 
@@ -124,7 +124,7 @@ class EarlierSets:
         count = 0
         for reader in readers:
             if reader.group.record(shard) is None:
-                alike = [one for one in self.features[reader.key] if self._same_views(one, shard, of_views)]
+                alike = [earlier for earlier in self.features[reader.key] if self._same_views(earlier, shard, of_views)]
                 count += self._take_first(reader, alike, shard, ids, of_views.digest, on_event)
         return count
 
@@ -238,10 +238,10 @@ def _opened(make: Callable[[], Opened], on_event: OnEvent) -> Opened | None:
         return None
 
 
-def _record(one: ViewSet | FeatureReader, shard: int) -> Record | None:
+def _record(opened: ViewSet | FeatureReader, shard: int) -> Record | None:
     """Return the record of a shard, None where the set does not reach so far, or the record is missing or damaged."""
     try:
-        return one.group.record(shard) if shard < one.group.shards else None
+        return opened.group.record(shard) if shard < opened.group.shards else None
     except CacheDamaged:
         return None
 
@@ -249,8 +249,8 @@ def _record(one: ViewSet | FeatureReader, shard: int) -> Record | None:
 def _is_alike(earlier: Mapping[str, Any], views_digest: str, ours: Mapping[str, Any]) -> bool:
     """Return whether a feature set over an earlier version's views holds what ours does: by teacher, layout and statistics."""
     decisive = ("method", "digest", "count", "pooled")
-    statistics = [{name: one["statistics"].get(name) for name in decisive} for one in (earlier, ours)]
-    others = [{name: value for name, value in one.items() if name not in ("views", "statistics")} for one in (earlier, ours)]
+    statistics = [{name: identity["statistics"].get(name) for name in decisive} for identity in (earlier, ours)]
+    others = [{name: value for name, value in identity.items() if name not in ("views", "statistics")} for identity in (earlier, ours)]
     return earlier.get("views") == views_digest and statistics[0] == statistics[1] and others[0] == others[1]
 
 

@@ -50,8 +50,8 @@ def index(options: IndexOptions, on_event: OnEvent = ignore_event) -> dict[str, 
     _say_version(store, dataset, on_event)
     counts = {"images": len(dataset), "labels": len(dataset.label_names)}
     turns = {"orientation": orientation, "images_with_orientation": dataset.oriented}
-    told = {"skipped": dataset.skipped, "left_out": dataset.left_out, **version_told(dataset)}
-    return {"dataset": dataset.key, **counts, **turns, **told}
+    counted = {"skipped": dataset.skipped, "left_out": dataset.left_out, **version_told(dataset)}
+    return {"dataset": dataset.key, **counts, **turns, **counted}
 
 
 def _recorded_orientation(store: FeatureStore, name: str) -> Orientation:
@@ -63,7 +63,7 @@ def _recorded_orientation(store: FeatureStore, name: str) -> Orientation:
 def _say_version(store: FeatureStore, dataset: ImageDataset, on_event: OnEvent) -> None:
     """Say which version it is, and what else its name means."""
     name, newest = dataset.name, newest_versions(versions_named(store.objects, dataset.name))
-    later = next((one for one in newest if dataset.digest in {version.digest for version in one.earlier}), None)
+    later = next((newer for newer in newest if dataset.digest in {version.digest for version in newer.earlier}), None)
     if later is not None:
         text = (
             f"{dataset.key} is version {dataset.version} of {name}, which stays as it is: {name} means {later.key}, version {later.version}"
@@ -74,7 +74,7 @@ def _say_version(store: FeatureStore, dataset: ImageDataset, on_event: OnEvent) 
         text = f"{dataset.key} is version {dataset.version} of {name}: {before.images:,} images as in version {dataset.version - 1}"
         text = f"{text}, {len(dataset) - before.images:,} behind them{removed}. {name} means this one from now on"
         on_event({"event": "note", "text": text})
-    others = [one.key for one in newest if one.key != dataset.key and one is not later]
+    others = [other.key for other in newest if other.key != dataset.key and other is not later]
     if others:
         text = f"{name} also names {', '.join(others)} of other images, which stay: say {dataset.key} for this one, or take another --name"
         on_event({"event": "warning", "text": text})

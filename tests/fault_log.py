@@ -1,6 +1,6 @@
 """Count the trials of a fault test and what came of each, for the table that `make test-faults` prints.
 
-A trial is detected (our own error), healed (the work was finished and is equal to an undisturbed run), right (the fault did not matter), or
+A trial is detected (our own error), recovered (the work was finished and equals an undisturbed run), right (the fault did not matter), or
 silent: wrong values without an error. A trial that ends in any other exception, a failed assertion included, is written down as silent
 before it is raised, so that the table cannot look better than the tests. A test that is one trial, or always the same number, is marked
 `@pytest.mark.fault(row, outcome, trials)` instead. Lines go to the file that EUPE_FAULT_LOG names, if it names one.
@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from types import TracebackType
 
-OUTCOMES = ("right", "detected", "healed", "silent", "lost", "circle")
+OUTCOMES = ("right", "detected", "recovered", "silent", "lost", "circle")
 
 
 class Trials:

@@ -66,8 +66,8 @@ def read_log(path: Path) -> dict[int, Counter[str]]:
 
 
 def print_table(sums: dict[int, Counter[str]], long: bool) -> None:
-    """A row a fault: trials (and how many are wanted), silent, lost, advice in a circle, detected, healed, right."""
-    heads = f"{'trials':>7} {'wanted':>7} {'silent':>7} {'lost':>5} {'circles':>7} {'detected':>9} {'healed':>7} {'right':>6}"
+    """A row a fault: trials (and how many are wanted), silent, lost, advice in a circle, detected, recovered, right."""
+    heads = f"{'trials':>7} {'wanted':>7} {'silent':>7} {'lost':>5} {'circles':>7} {'detected':>9} {'recovered':>9} {'right':>6}"
     print(f"{'#':>2}  {'fault':52} {heads}")
     for number, (name, *wanted) in FAULTS.items():
         found = sums.get(number, Counter())
@@ -78,10 +78,10 @@ def print_table(sums: dict[int, Counter[str]], long: bool) -> None:
             found["lost"],
             found["circle"],
             found["detected"],
-            found["healed"],
+            found["recovered"],
             found["right"],
         )
-        widths = (7, 7, 7, 5, 7, 9, 7, 6)
+        widths = (7, 7, 7, 5, 7, 9, 9, 6)
         print(f"{number:>2}  {name:52} " + " ".join(f"{count:>{width},}" for count, width in zip(counts, widths, strict=True)))
 
 

@@ -107,8 +107,8 @@ def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs
     views = ViewSet.create(dry.objects, dataset, options.views, options.images_per_shard)
     layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
     normalisation = Normalisation(dry, views, specs, options.statistics_batches, options.statistics_from, options.normalisation)
-    found = dry_summary(dry, views, layouts, normalisation)
-    known = {name: views.rows - rows for name, rows in found["rows_to_compute"].items()}
+    summary = dry_summary(dry, views, layouts, normalisation)
+    known = {name: views.rows - rows for name, rows in summary["rows_to_compute"].items()}
     if options.views.pixels is not None:
         of_views = EarlierSets.of(dry, views, [])
         known[f"pixels at {options.views.pixels.size_px} px"] = sum(map(of_views.known_view_rows, range(views.shards)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...storage.core.events import ignore_event
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
+from ...storage.images.hold_out import drawn_images
 from ...storage.views.view_set import ViewSet
 from ...student.data.prefetch import slot_bytes, slots_within
 from ...student.data.targets import STUDENT, CachedTargets, Memory
@@ -27,7 +28,7 @@ from ...teachers.encoders.build import try_sizes
 from ...teachers.encoders.tokens import SampledTokens, gather_tokens
 from ...teachers.encoders.training_settings import set_activation_checkpointing
 from ..training.data import Part, cached_targets, open_parts
-from ..training.hold_out import check_hold_out, trained_images
+from ..training.hold_out import check_hold_out
 from ..training.options import TrainOptions, check_teachers_given
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
 from ..training.versions import recorded_versions
@@ -73,7 +74,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
 
 def data_share(recipe: TrainRecipe, part: Part) -> dict[str, Any]:
     """Return what a run sees of a dataset, or of its subset: its share of the batches, and how often each image comes."""
-    drawn = trained_images(part, recipe.data.hold_out)
+    drawn = drawn_images(part.views.dataset, part.subset, recipe.data.hold_out)
     images = part.images if drawn is None else len(drawn)
     epochs = round(part.share * recipe.run.steps * recipe.run.batch_size / images, 2)
     of = {} if part.subset is None else {"subset": part.subset.key, "of_images": len(part.views.dataset)}

@@ -61,8 +61,8 @@ class AgreementOptions:
     """Only say by what protocol, and where the result would be kept."""
 
     def __post_init__(self) -> None:
-        if isinstance(given := getattr(self, "features"), str):  # noqa: B009  # which would be taken for a list of its letters
-            raise BadInput(f"features is a list of names, such as ({given!r},), got the one name {given!r}")
+        if isinstance(features := getattr(self, "features"), str):  # noqa: B009  # which would be taken for a list of its letters
+            raise BadInput(f"features is a list of names, such as ({features!r},), got the one name {features!r}")
         if self.images is not None and self.images < 2:
             raise BadInput(f"agreement is a mean over images, of 2 or more, got {self.images}")
         object.__setattr__(self, "features", tuple(self.features))
@@ -136,13 +136,16 @@ def _images_asked(options: AgreementOptions, store: FeatureStore, folder: Path) 
     share, learnt = recorded_share(folder), {dataset.digest for dataset in distilled_on(store, folder)}
     groups = [_given_sets(options, store, folder)] if options.features else _own_sets(store, folder)
     views = [next(iter(readers.values())).views for readers in groups]
-    own = all(one.dataset.digest in learnt for one in views)
+    own = all(view_set.dataset.digest in learnt for view_set in views)
     if options.held_out and not share:
         raise BadInput(f"--held-out: {folder} held no image out; {_ADVICE}")
     if own and not share and options.images is None:
-        raise BadInput(f"{folder} was trained on all images of {', '.join(one.dataset.key for one in views)}; {_ADVICE}")
+        raise BadInput(f"{folder} was trained on all images of {', '.join(view_set.dataset.key for view_set in views)}; {_ADVICE}")
     subsets = read_record(folder, "identities.json").get("subsets", {})
-    left_out = [store.subset(subsets[one.dataset.key]).left_out() if one.dataset.key in subsets else np.empty(0, np.int64) for one in views]
+    left_out = [
+        store.subset(subsets[view_set.dataset.key]).left_out() if view_set.dataset.key in subsets else np.empty(0, np.int64)
+        for view_set in views
+    ]
     sets = [TokenSet(readers, without) for readers, without in zip(groups, left_out, strict=True)]
     return _Asked(TokenSets(sets), share if own or options.held_out else 0.0, own)
 
@@ -155,25 +158,25 @@ _ADVICE = (
 
 def _given_sets(options: AgreementOptions, store: FeatureStore, folder: Path) -> dict[str, FeatureReader]:
     """Return the named feature sets by the run's name of their teacher; raises `BadInput`, and `CacheMismatch` for another teacher."""
-    targets, found = read_targets(folder), dict[str, FeatureReader]()
+    targets, readers = read_targets(folder), dict[str, FeatureReader]()
     for reader in map(store.features, options.features):
         differing = {name: differing_fields(reader.identity["teacher"], target["identity"]["teacher"]) for name, target in targets.items()}
         name = next((name for name, lines in differing.items() if not lines), None)
         if name is None:
-            nearest = min(differing, key=lambda one: len(differing[one]))
+            nearest = min(differing, key=lambda key: len(differing[key]))
             raise CacheMismatch(
                 f"{reader.key} was made by none of the teachers of {folder} ({', '.join(targets)}). It differs from {nearest}: "
                 f"{'; '.join(differing[nearest][:3])}"
             )
-        if name in found:
-            raise BadInput(f"two feature sets of teacher {name} were given, {found[name].key} and {reader.key}; measure them one by one")
+        if name in readers:
+            raise BadInput(f"two feature sets of teacher {name} were given, {readers[name].key} and {reader.key}; measure them one by one")
         if "pooled" in reader.identity["statistics"]:
             raise BadInput(f"{reader.key} was made by an evaluation and has no patch tokens; extract the images with `extract-features`")
-        found[name] = reader
-    if len({reader.views.key for reader in found.values()}) > 1:
-        listed = ", ".join(f"{reader.key} over {reader.views.key}" for reader in found.values())
+        readers[name] = reader
+    if len({reader.views.key for reader in readers.values()}) > 1:
+        listed = ", ".join(f"{reader.key} over {reader.views.key}" for reader in readers.values())
         raise CacheMismatch(f"these feature sets are over different views: {listed}; extract the teachers together")
-    return found
+    return readers
 
 
 def _own_sets(store: FeatureStore, folder: Path) -> list[dict[str, FeatureReader]]:
@@ -189,19 +192,19 @@ def _own_sets(store: FeatureStore, folder: Path) -> list[dict[str, FeatureReader
             group[name] = reader
     if not groups:
         raise BadInput(f"{store.url} holds no feature set that {folder} learnt from; give the --store that does, or --features KEY")
-    return [groups[key] for key in sorted(groups, key=lambda one: keys.index(one) if one in keys else len(keys))]
+    return [groups[key] for key in sorted(groups, key=lambda views_key: keys.index(views_key) if views_key in keys else len(keys))]
 
 
 def _keys_of(store: FeatureStore, target: Mapping[str, Any], views: Sequence[str]) -> list[str]:
     """Return the keys of a target's feature sets: as recorded, or for live targets those whose statistics normalised them."""
     if "features" in target:
-        return [str(one["features"]) for one in (target, *target.get("mixed_with", {}).values())]
-    found, digests = [], {store.view_set(key).digest for key in views if key in store.list_view_sets()}
+        return [str(entry["features"]) for entry in (target, *target.get("mixed_with", {}).values())]
+    learnt, digests = [], {store.view_set(key).digest for key in views if key in store.list_view_sets()}
     for key in store.list_features():
         identity = store.features_identity(key)
         alike = {"teacher": identity["teacher"], "statistics": identity["statistics"]["digest"]} == dict(target["identity"])
-        found += [key] if alike and identity["views"] in digests else []
-    return found
+        learnt += [key] if alike and identity["views"] in digests else []
+    return learnt
 
 
 def _restating(store: FeatureStore, folder: Path, name: str, reader: FeatureReader) -> _Restating | None:
@@ -240,23 +243,23 @@ def _rows(asked: _Asked, limit: int | None) -> list[Int64s]:
     if asked.own and asked.share:
         candidates.append(sets.sample(2 * len(candidates[0]), asked.share, held_out=False))
     if not all(sets.are_there(rows) for rows in candidates):
-        keys = ", ".join(reader.key for one in sets.sets for reader in one.readers.values())
+        keys = ", ".join(reader.key for token_set in sets.sets for reader in token_set.readers.values())
         raise BadInput(f"not all tokens of {keys} are there yet; run the same `extract-features` command again to its end")
-    found = [sets.with_tokens(rows) for rows in candidates]
-    least = min(map(len, found))
+    measurable = [sets.with_tokens(rows) for rows in candidates]
+    least = min(map(len, measurable))
     if least < 1:
         what = f"the hold-out of {asked.share:.3g} selects none" if asked.share else "none has tokens"
-        raise BadInput(f"no image of {', '.join(one.views.dataset.key for one in sets.sets)} can be measured: {what}")
-    return [rows[:least] for rows in found]
+        raise BadInput(f"no image of {', '.join(token_set.views.dataset.key for token_set in sets.sets)} can be measured: {what}")
+    return [rows[:least] for rows in measurable]
 
 
 def _protocol(options: AgreementOptions, asked: _Asked, folder: Path, size_px: int) -> dict[str, Any]:
     """Return what decides the figures, besides the model."""
-    datasets = [one.views.dataset for one in asked.sets.sets]
-    keys = [{name: reader.key for name, reader in one.readers.items()} for one in asked.sets.sets]
-    one = datasets[0].digest if len(datasets) == 1 else digest({"datasets": [dataset.digest for dataset in datasets]})
+    datasets = [token_set.views.dataset for token_set in asked.sets.sets]
+    keys = [{name: reader.key for name, reader in token_set.readers.items()} for token_set in asked.sets.sets]
+    data_digest = datasets[0].digest if len(datasets) == 1 else digest({"datasets": [dataset.digest for dataset in datasets]})
     images = {
-        "dataset": f"{' + '.join(dataset.name for dataset in datasets)}@{short(one)}", "digest": one,
+        "dataset": f"{' + '.join(dataset.name for dataset in datasets)}@{short(data_digest)}", "digest": data_digest,
         "images": sum(map(len, datasets)), "sample": options.images,
     }  # fmt: skip
     if asked.share:
@@ -271,17 +274,17 @@ def _protocol(options: AgreementOptions, asked: _Asked, folder: Path, size_px: i
 
 
 def _refuse_other_grids(grid: tuple[int, int], sets: TokenSets, folder: Path) -> None:
-    for one in sets.sets:
-        for reader in one.readers.values():
+    for token_set in sets.sets:
+        for reader in token_set.readers.values():
             if reader.layout.tokens_per_view is not None and reader.grid != grid:
                 raise BadInput(grid_mismatch(f"{folder} at its own size", grid, reader.grid))
 
 
 def _say_shared(asked: _Asked, store: FeatureStore, folder: Path, rows_N: Int64s, on_event: OnEvent) -> None:
     """Warn of measured images whose bytes the run was trained on under other names."""
-    (one,) = asked.sets.sets
-    digests = list(digests_of(one.views.dataset, np.sort(one.views.images_of(rows_N))))
-    learnt = (found for dataset, images in distilled_on(store, folder).items() for found in digests_of(dataset, images))
+    (token_set,) = asked.sets.sets
+    digests = list(digests_of(token_set.views.dataset, np.sort(token_set.views.images_of(rows_N))))
+    learnt = (learnt_digest for dataset, images in distilled_on(store, folder).items() for learnt_digest in digests_of(dataset, images))
     if shared := shared_indices(learnt, digests):
         text = f"{len(shared):,} of {len(digests):,} measured images were trained on, by their bytes; the figure measures memory as well"
         on_event({"event": "warning", "text": text})

@@ -47,14 +47,14 @@ class Evaluation:
 
     def load(self) -> Callable[..., Mapping[str, Any]]:
         """Import the function."""
-        found: Callable[..., Mapping[str, Any]] = getattr(import_module(f".{self.module}", __package__), self.function)
-        return found
+        function: Callable[..., Mapping[str, Any]] = getattr(import_module(f".{self.module}", __package__), self.function)
+        return function
 
     def load_options(self) -> type:
         """Import the dataclass of options."""
         assert self.options is not None
-        found: type = getattr(import_module(f".{self.module}", __package__), self.options)
-        return found
+        options: type = getattr(import_module(f".{self.module}", __package__), self.options)
+        return options
 
 
 _CLASSIFICATION = "image-classification", "Image classification"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
-from ...storage.images.hold_out import held_out_images
+from ...storage.images.hold_out import drawn_images
 from ...storage.store import FeatureStore
 from ...student.export.lineage import read_record, recorded_share
 from .labelled_features import Split, labels_as
@@ -54,13 +54,7 @@ def distilled_on(store: FeatureStore, run: Path) -> dict[ImageDataset, NDArray[n
     record, share = read_record(run, "identities.json"), recorded_share(run)
     datasets = [store.view_set(key).dataset for key in record.get("views", []) if key in store.list_view_sets()]
     subsets = {key: store.subset(name) for key, name in record.get("subsets", {}).items() if name in store.list_subsets()}
-    drawn: dict[ImageDataset, NDArray[np.int64] | None] = {
-        one: subsets[one.key].stays() if one.key in subsets else None for one in datasets
-    }
-    if not share:
-        return drawn
-    everything = {one: np.arange(len(one), dtype=np.int64) if images is None else images for one, images in drawn.items()}
-    return {one: np.setdiff1d(images, held_out_images(one, share)) for one, images in everything.items()}
+    return {dataset: drawn_images(dataset, subsets.get(dataset.key), share) for dataset in datasets}
 
 
 def check_overlap(

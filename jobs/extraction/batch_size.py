@@ -72,11 +72,11 @@ class SizedTeacher:
 
     def _tokens(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None) -> Tokens:
         """Return the tokens of one forward, kept or computed."""
-        found = None if self._kept is None else self._kept.take(forward_key(self._identity, pixels_BHWC, photometric_BP))
-        if found is None:
+        kept = None if self._kept is None else self._kept.take(forward_key(self._identity, pixels_BHWC, photometric_BP))
+        if kept is None:
             return self._forward(pixels_BHWC, photometric_BP)
         self.taken += len(pixels_BHWC)
-        cls, patch = (None if array is None else torch.from_numpy(array).to(self.teacher.device) for array in found)
+        cls, patch = (None if array is None else torch.from_numpy(array).to(self.teacher.device) for array in kept)
         assert patch is not None
         return Tokens(cls, patch)
 

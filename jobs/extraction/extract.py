@@ -52,12 +52,12 @@ class _Plan:
     @property
     def failed(self) -> dict[str, str]:
         """Images that failed in shards that are committed already."""
-        found: dict[str, str] = {}
+        failed: dict[str, str] = {}
         for reader in self.readers.values():
             for shard in reader.group.committed():
                 record = reader.group.record(shard)
-                found |= record.failed if record is not None else {}
-        return without_removed(found)
+                failed |= record.failed if record is not None else {}
+        return without_removed(failed)
 
 
 def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     if options.dry_run:
         return {**_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event), **options.told()}
     for spec in specs:
-        if (found := _own_file(spec)) is not None:
-            note_teacher_file(store.objects, spec.identity(), found)
+        if (teacher_file := _own_file(spec)) is not None:
+            note_teacher_file(store.objects, spec.identity(), teacher_file)
     chosen = {spec.name: request.device for spec, request in zip(specs, options.teachers, strict=True) if request.device is not None}
     at_once = options.teachers_at_once or len(specs)
     groups = [{spec.name: spec for spec in specs[start : start + at_once]} for start in range(0, len(specs), at_once)]
@@ -100,7 +100,7 @@ def _own_file(spec: TeacherSpec) -> TeacherFile | None:
 def _extract_group(store: FeatureStore, views: ViewSet, order: WorkOrder, options: ExtractOptions, on_event: OnEvent) -> dict[str, Any]:
     """Extract the teachers that are loaded at the same time, and return their summary."""
     started, specs = time.perf_counter(), {spec.name: spec for spec in order.teachers}
-    other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
+    other = {"other_weights": others} if (others := other_weights(store, views, specs, on_event)) else {}
     normalisation = _normalisation(store, views, specs, options)
     if not normalisation.missing:
         plan = _plan(store, views, specs, normalisation, options, on_event)
@@ -130,7 +130,7 @@ def _dry_run(
     store: FeatureStore, views: ViewSet, specs: dict[str, TeacherSpec], options: ExtractOptions, on_event: OnEvent
 ) -> dict[str, Any]:
     layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
-    other = {"other_weights": found} if (found := other_weights(store, views, specs, on_event)) else {}
+    other = {"other_weights": others} if (others := other_weights(store, views, specs, on_event)) else {}
     return other | dry_summary(store, views, layouts, _normalisation(store, views, specs, options))
 
 

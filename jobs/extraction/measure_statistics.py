@@ -80,11 +80,13 @@ class Normalisation:
     def _find(self, name: str) -> None:
         """Take what was frozen for a teacher on these views, else on those of an earlier version, without which no token is used again.
 
-        Without a number of batches, what the earlier default has measured comes first.
+        Without a number of batches, what the earlier default has measured serves where the sample of today was measured nowhere; so a set
+        that was begun goes on, whoever has asked for a number of batches since.
         """
-        for views_digest, rows in ((self.views.digest, self.views.rows), *earlier_views(self.views)):
-            own = self._sampling(self.batches, rows)
-            for sampling in [self._sampling(_PAPER_BATCHES), own] if self.batches is None else [own]:
+        versions = [(self.views.digest, self.views.rows), *earlier_views(self.views)]
+        for batches in (None, _PAPER_BATCHES) if self.batches is None else (self.batches,):
+            for views_digest, rows in versions:
+                sampling = self._sampling(batches, rows)
                 kept = self.store.kept_statistics(name, {**self._measured_on(name), "views": views_digest, "sample": sampling})
                 if kept is not None:
                     self.known[name] = kept

@@ -16,7 +16,7 @@ from ...teachers.registry.spec import TeacherSpec
 
 def other_weights(store: FeatureStore, views: ViewSet, specs: Mapping[str, TeacherSpec], on_event: OnEvent) -> dict[str, dict[str, str]]:
     """Return by teacher the sets of its name over these views by other weights or another source, with their sha256; warns of each."""
-    found: dict[str, dict[str, str]] = {}
+    other_keys: dict[str, dict[str, str]] = {}
     for key in store.list_features():
         spec = specs.get(key.partition("@")[0])
         if spec is None:
@@ -30,13 +30,13 @@ def other_weights(store: FeatureStore, views: ViewSet, specs: Mapping[str, Teach
             continue
         what = "weights" if recorded[0] == now[0] else "source"
         theirs, ours = (recorded[1], now[1]) if what == "weights" else (recorded[0], now[0])
-        found.setdefault(spec.name, {})[key] = str(theirs)
+        other_keys.setdefault(spec.name, {})[key] = str(theirs)
         by, file = ("other weights", "its weight file") if what == "weights" else ("another source", "its file")
         on_event(
             {"event": "warning", "text": f"{key} holds tokens of {spec.name} over the same views by {by}: sha256 {theirs} there, "
              f"{ours} now. If {spec.name} did not change, {file} did: fetch it again and prune the new set"}
         )  # fmt: skip
-    return found
+    return other_keys
 
 
 def _told(teacher: Mapping[str, Any]) -> tuple[str | None, str]:

@@ -2,9 +2,11 @@
 
 Teachers with the same input, and the views' own stored pixels, share one rendering; distortions come later, on the device. A source image
 is held only while its own views are cut, so that a shard of large photos needs the memory of one of them. An image that cannot be decoded
-leaves zeros behind and its id and reason in `failed`.
+leaves zeros behind and its id and reason in `failed`. Views whose statistics were measured were rendered before: what was kept of them
+(`keep_batch`) is taken again.
 """
 
+import json
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -15,6 +17,7 @@ from types import TracebackType
 
 import numpy as np
 
+from ...storage.features.kept_forwards import KeptForwards
 from ...storage.sources.decode import Pixels
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
@@ -69,9 +72,11 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
         threads: int = 1,
         fresh: FreshViews | None = None,
         start: int = 0,
+        kept: KeptForwards | None = None,
     ) -> None:
-        """Begin with the shard's row `start`, the first of an image."""
-        self._view_set, self._views, self._inputs, self._fresh = view_set, views, inputs, fresh
+        """Begin with the shard's row `start`, the first of an image; fresh views that are `kept` are not rendered again."""
+        self._view_set, self._shard, self._views, self._inputs, self._fresh = view_set, shard, views, inputs, fresh
+        self._kept = kept if fresh is not None else None
         self._first_row, rows = view_set.group.shard_span(shard)[0], len(views.crop)
         per_batch = max(1, views_per_batch // view_set.views_per_image) * view_set.views_per_image
         self._todo = iter([(start, min(per_batch, rows - start)) for start in range(start, rows, per_batch)])
@@ -105,7 +110,31 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
         }
         batch.pixels = rendered | stored
         recorded = self._views.part(batch.rows)
-        rows = self._first_row + np.arange(first, first + count)
-        fill_pixels(self._view_set, rows, recorded, list(batch.pixels.items()), drawn_now=fresh is not None, failed=batch.failed)
+        if self._kept is None or not _take_batch(self._kept, self._shard, batch, recorded):
+            rows = self._first_row + np.arange(first, first + count)
+            fill_pixels(self._view_set, rows, recorded, list(batch.pixels.items()), drawn_now=fresh is not None, failed=batch.failed)
         batch.seconds = time.perf_counter() - started
         return batch
+
+
+def keep_batch(kept: KeptForwards, shard: int, batch: RenderedBatch, views: Views) -> None:
+    """Keep the pixels of a batch of a shard's fresh `views`, their digests and what could not be decoded, until the shard is computed."""
+    failed = np.frombuffer(json.dumps(batch.failed).encode(), np.uint8)
+    kept.keep_arrays(_batch_key(shard, batch), [views.digest[batch.rows], failed, *batch.pixels.values()])
+
+
+def _take_batch(kept: KeptForwards, shard: int, batch: RenderedBatch, recorded: Views) -> bool:
+    """Fill a batch and the digests of its views with what was kept of them; return False where that is not there."""
+    arrays = kept.take_arrays(_batch_key(shard, batch))
+    if arrays is None:
+        return False
+    recorded.digest[:], failed = arrays[0], arrays[1]
+    for out, pixels in zip(batch.pixels.values(), arrays[2:], strict=True):
+        out[:] = pixels
+    batch.failed |= json.loads(failed.tobytes())
+    return True
+
+
+def _batch_key(shard: int, batch: RenderedBatch) -> str:
+    inputs = "+".join(f"{model_input.size_px}-{model_input.interpolation}" for model_input in batch.pixels)
+    return f"views-{shard}-{batch.first}-{batch.count}-{inputs}"

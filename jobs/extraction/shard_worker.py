@@ -36,7 +36,7 @@ from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from .batch_size import SizedTeacher
 from .canaries import check_canary
-from .rendering import FreshViews, RenderedBatch, RenderedShard
+from .rendering import FreshViews, RenderedBatch, RenderedShard, keep_batch
 from .stored_tokens import stored_tokens
 from .summary import ShardReport
 from .transfers import Arriving, StoredTokens, busy_seconds, compute
@@ -87,7 +87,7 @@ class ShardWorker:
         self.views: ViewSet = self.store.view_set(order.view_set)
         self.teachers: dict[str, SizedTeacher] = {}
         sweep_forwards()
-        kept = None if order.kept_run is None else KeptForwards(order.kept_run)
+        self._kept = kept = None if order.kept_run is None else KeptForwards(order.kept_run)
         for spec in order.teachers:
             teacher = load_teacher(spec, order.devices.get(spec.name, order.device))
             self.teachers[spec.name] = SizedTeacher(teacher, order.batch_size, kept)
@@ -114,19 +114,23 @@ class ShardWorker:
         """
         torch.set_num_threads(self.order.threads)
         inputs = {name: self._input(name) for name in names}
-        pixels = {one: np.empty((len(rows), one.size_px, one.size_px, 3), np.uint8) for one in inputs.values()}
+        pixels = {
+            model_input: np.empty((len(rows), model_input.size_px, model_input.size_px, 3), np.uint8) for model_input in inputs.values()
+        }
         photometric = np.empty((len(rows), PHOTOMETRIC_PARAMETERS), np.float32)
         good = []
         for n, row in enumerate(rows):
             self._stop_if_asked()
             view, drawn_now = self._view(row)
             photometric[n], failed = view.photometric[0], dict[str, str]()
-            outputs = [(one, out[n : n + 1]) for one, out in pixels.items()]
+            outputs = [(model_input, out[n : n + 1]) for model_input, out in pixels.items()]
             fill_pixels(self.views, np.array([row]), view, outputs, drawn_now=drawn_now, failed=failed)
             good += [] if failed else [n]
         if not good:
             return SampleMoments(0, {})
-        return SampleMoments(len(good), {name: self._moments(name, pixels[one][good], photometric[good]) for name, one in inputs.items()})
+        return SampleMoments(
+            len(good), {name: self._moments(name, pixels[model_input][good], photometric[good]) for name, model_input in inputs.items()}
+        )
 
     def _view(self, row: int) -> tuple[Views, bool]:
         """Return one view, and whether it is drawn now because its shard is not committed yet."""
@@ -152,7 +156,7 @@ class ShardWorker:
         return cls, patch
 
     def measure_shard(self, shard: int, names: list[str]) -> SampleMoments:
-        """Return moments of the named teachers' raw tokens over a whole shard, and keep the tokens for `do_shard` where the order says so.
+        """Return moments of the named teachers' raw tokens over a whole shard; keep tokens and pixels for `do_shard` if the order says so.
 
         The forwards are those of `do_shard`; moments are updated view by view, so that they do not depend on the batch's size.
         """
@@ -165,6 +169,8 @@ class ShardWorker:
             for batch in batches:
                 self._stop_if_asked()
                 good = self._decoded(batch, shard)
+                if self._kept is not None and fresh is not None:
+                    keep_batch(self._kept, shard, batch, views)
                 measured += len(good)
                 for name in names:
                     raw = self._kept_tokens(name, batch.pixels[self._input(name)], views.photometric[batch.rows])
@@ -193,7 +199,7 @@ class ShardWorker:
         names = list(names)
         views_per_batch = max((self.teachers[name].views for name in names), default=1)
         inputs = {self._input(name) for name in names}
-        return RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh, start)
+        return RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh, start, self._kept)
 
     def _input(self, name: str) -> Input:
         return self._spec(name).preprocessing.input
@@ -299,7 +305,7 @@ class ShardWorker:
 
     def _encode(self, targets: Mapping[str, _Target], batch: RenderedBatch, tokens: Mapping[str, Arriving], report: ShardReport) -> None:
         """Normalise and encode one batch's tokens into the shard's buffers; waits for the device here, so that its feeder need not."""
-        arrived = {name: one.wait() for name, one in tokens.items()}
+        arrived = {name: pending.wait() for name, pending in tokens.items()}
         report.add("forward", busy_seconds(list(tokens.values())))
         with report.timed("encode"):
             for name, target in targets.items():

@@ -98,10 +98,10 @@ def _repair_result(examiner: Examiner, key: str | None, dry_run: bool) -> dict[s
     return {
         **({"store": examiner.url} if key is None else {"key": key}),
         "damaged": damaged,
-        "repaired": sorted({finding.shard for finding in findings if finding.mended and finding.shard is not None}),
-        "rebuilt": {finding.where: finding.source for finding in findings if finding.mended},
+        "repaired": sorted({finding.shard for finding in findings if finding.repaired and finding.shard is not None}),
+        "rebuilt": {finding.where: finding.source for finding in findings if finding.repaired},
         "planned": [str(finding) for finding in findings] if dry_run else [],
-        "left": [] if dry_run else [str(finding) for finding in findings if not finding.mended and not finding.unfinished],
+        "left": [] if dry_run else [str(finding) for finding in findings if not finding.repaired and not finding.unfinished],
         "findings": [finding.as_json() for finding in findings],
         "dry_run": dry_run,
     }

@@ -40,23 +40,23 @@ def with_teachers(examiner: Examiner, resolve: Resolve, likeness: Likeness, dry_
             spec = specs.of(reader)
             if not dry_run:
                 _record_canary(examiner, where, reader, spec, likeness)
-            examiner.update_finding(finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
+            examiner.update_finding(finding, repaired=not dry_run, way_out=examiner.repair if dry_run else "")
         except EupeError as error:
-            examiner.update_finding(finding, mended=False, way_out=_give_teacher(examiner, reader, error))
+            examiner.update_finding(finding, repaired=False, way_out=_give_teacher(examiner, reader, error))
     for reader, to_extract in _by_set(examiner.to_extract):
         try:
             spec = specs.of(reader)
             repair_shard = _dry_run_repairer(reader) if dry_run else _repairer(examiner, reader, spec)
         except EupeError as error:
             for item in to_extract:
-                examiner.update_finding(item.finding, mended=False, way_out=_give_teacher(examiner, reader, error))
+                examiner.update_finding(item.finding, repaired=False, way_out=_give_teacher(examiner, reader, error))
             continue
         for done, item in enumerate(to_extract, start=1):
             try:
                 repair_shard(item.shard)
-                examiner.update_finding(item.finding, mended=not dry_run, way_out=examiner.repair if dry_run else "")
+                examiner.update_finding(item.finding, repaired=not dry_run, way_out=examiner.repair if dry_run else "")
             except EupeError as error:
-                examiner.update_finding(item.finding, mended=False, way_out=f"it cannot be now: {error}; then {examiner.repair}")
+                examiner.update_finding(item.finding, repaired=False, way_out=f"it cannot be now: {error}; then {examiner.repair}")
             on_event({"event": "progress", "stage": f"repair {reader.key}", "done": done, "total": len(to_extract), "unit": "shards"})
 
 

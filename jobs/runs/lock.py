@@ -25,7 +25,7 @@ def exclusive_run_folder(folder: Path, wait_s: float | None = None) -> Iterator[
     """Lock a run's folder, made if need be; raises `BadInput` when another process still trains there after `WAIT_S`."""
     make_folder(folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    held = FileLock(descriptor)
+    lock = FileLock(descriptor)
     try:
         deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
         while not _locked(descriptor):
@@ -34,7 +34,7 @@ def exclusive_run_folder(folder: Path, wait_s: float | None = None) -> Iterator[
             time.sleep(_POLL_S)
         yield
     finally:
-        held.release()
+        lock.release()
 
 
 def _locked(descriptor: int) -> bool:

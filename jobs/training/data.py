@@ -19,7 +19,7 @@ from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields, short
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
-from ...storage.images.hold_out import held_out_images
+from ...storage.images.hold_out import drawn_images, held_out_images
 from ...storage.images.subsets import ImageSubset
 from ...storage.store import FeatureStore
 from ...storage.views.photometric import MODES
@@ -50,8 +50,8 @@ class Part:
     def images(self) -> int:
         """How many images are drawn from, failed ones included and removed ones not."""
         dataset = self.views.dataset
-        stays = np.arange(len(dataset)) if self.subset is None else self.subset.stays()
-        return len(np.setdiff1d(stays, dataset.removed())) if dataset.removed_count else len(stays)
+        drawn = drawn_images(dataset, self.subset, 0.0)
+        return len(dataset) - dataset.removed_count if drawn is None else len(drawn)
 
     @property
     def views(self) -> ViewSet:
@@ -87,24 +87,24 @@ def with_subsets(store: FeatureStore, parts: Sequence[Part], wanted: Sequence[st
 
     Raises `BadInput` for a subset that is unknown, and for several of one dataset, `CacheMismatch` for one of a dataset that is not here.
     """
-    found = list(parts)
+    assigned = list(parts)
     for name in wanted:
         subsets = [store.subset(key) for key in store.subset_keys(name)]
-        fitting = [(n, one) for n, part in enumerate(parts) for one in subsets if one.dataset_digest == part.views.dataset.digest]
+        fitting = [(n, subset) for n, part in enumerate(parts) for subset in subsets if subset.dataset_digest == part.views.dataset.digest]
         if not fitting:
             here = ", ".join(part.views.dataset.key for part in parts)
-            of = ", ".join(f"{one.key} of dataset @{short(one.dataset_digest)}" for one in subsets)
-            older = [part.name for part in parts for one in subsets if _is_earlier(part, one)]
+            of = ", ".join(f"{subset.key} of dataset @{short(subset.dataset_digest)}" for subset in subsets)
+            older = [part.name for part in parts for subset in subsets if _is_earlier(part, subset)]
             newer = f"; that is an older version of {', '.join(older)}, whose new images it says nothing of" if older else ""
             way_out = ", or train on the older version by its key (--data NAME@DIGEST)" if older else ""
             raise CacheMismatch(
                 f"--subset {name} is not of what is trained on ({here}): {of}{newer}. Make one with `features curate`{way_out}"
             )
-        for n, one in fitting:
-            if (other := found[n].subset) is not None and other.key != one.key:
-                raise BadInput(f"{found[n].name} has two subsets, {other.key} and {one.key}; give one, by its whole key")
-            found[n] = replace(found[n], subset=one)
-    return found
+        for n, subset in fitting:
+            if (other := assigned[n].subset) is not None and other.key != subset.key:
+                raise BadInput(f"{assigned[n].name} has two subsets, {other.key} and {subset.key}; give one, by its whole key")
+            assigned[n] = replace(assigned[n], subset=subset)
+    return assigned
 
 
 def _is_earlier(part: Part, subset: ImageSubset) -> bool:

@@ -18,6 +18,7 @@ from ...storage.core.choices import TrainingEvaluation
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
+from ...storage.images.hold_out import drawn_images
 from ...storage.store import FeatureStore
 from ...storage.views.pixels import center_square
 from ...student.model.recipe import RunConfig
@@ -27,7 +28,6 @@ from ...student.training.learner import Learner
 from ..evaluation.labelled_features import Int64s, sample_images
 from ..evaluation.split_checks import check_overlap, digests_of, refuse_one_class
 from .data import Part
-from .hold_out import trained_images
 from .options import Watch
 from .watch_agreement import AgreementMeasure
 
@@ -89,7 +89,8 @@ class KnnMeasure:
     """kNN on a labelled dataset, in memory."""
 
     def __init__(self, watch: Watch, store: FeatureStore, first: Learner, parts: Sequence[Part], on_event: OnEvent) -> None:
-        trained_on = [(part.views.dataset, trained_images(part, first.recipe.data.hold_out)) for part in parts]
+        share = first.recipe.data.hold_out
+        trained_on = [(part.views.dataset, drawn_images(part.views.dataset, part.subset, share)) for part in parts]
         self._held_out = load_held_out(watch, store, first, trained_on, on_event)
 
     def measure(self, student: Student, learner: Learner) -> dict[str, Any]:
@@ -150,9 +151,9 @@ def _sampled(watch: Watch, dataset: ImageDataset, trained_on: Sequence[TrainedOn
         raise BadInput(f"{dataset.key} cannot be evaluated by kNN: it needs 20 images or more, each with a label; it has {len(dataset)}")
     refuse_one_class(dataset, [dataset.label_names[label] for label in sorted(set(labels.tolist()))])
     check_overlap(
-        (digest for one, images_drawn in trained_on for digest in digests_of(one, images_drawn)), digests,
+        (digest for trained, images_drawn in trained_on for digest in digests_of(trained, images_drawn)), digests,
         lambda place: dataset.row(int(images[place])).id,
-        where=f"{', '.join(one.key for one, _ in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
+        where=f"{', '.join(trained.key for trained, _ in trained_on)} is trained on, {dataset.key} evaluated", allowed=watch.allow_overlap,
         on_event=on_event,
     )  # fmt: skip
     return images[np.argsort(np.random.Generator(np.random.Philox(0)).random(len(images)), kind="stable")]

@@ -5,15 +5,17 @@ their ids and the recipe's `data.hold_out` (`storage.images.hold_out`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
+from ...storage.core.urls import is_url
 from ...storage.images.dataset import ImageDataset
 from ...storage.images.hold_out import RULE, Int64s, UInt64s, held_out_images, hold_out_ranks, share_of_rank
-from ...student.export.lineage import read_record, recorded_share
+from ...student.export.lineage import part_of, read_record, recorded_share
 from ...student.model.recipe import TrainRecipe
 from ..runs.run_source import local_run
 from .data import Part, excluded_images
@@ -38,7 +40,7 @@ def check_hold_out(share: float, parts: Sequence[Part], on_event: OnEvent, start
             last = share_of_rank(int(_ranks(dataset, images).max()))
             raise BadInput(f"{counts}, and none is left to train on; take a share below {last:.3g}")
         on_event({"event": "note", "text": f"{counts}, by their ids; they are never drawn"})
-    for start in filter(None, starts):
+    for start in dict.fromkeys(filter(None, starts)):
         _warn_of_start(start, share, on_event)
 
 
@@ -63,12 +65,22 @@ def _none_held_out(share: float, candidates: Mapping[ImageDataset, Int64s]) -> s
 
 
 def _warn_of_start(start: str, share: float, on_event: OnEvent) -> None:
-    """Warn where the weights that a run starts from come of a run that held out less; an imported model has no recipe."""
-    run = local_run(start)
-    before = recorded_share(run)
-    if read_record(run, "recipe.json") and before < share:
-        text = f"{start} was trained with data.hold_out = {before:.3g}, so it may have seen images that are held out here"
-        on_event({"event": "warning", "text": f"{text}; agreement on them then flatters this run. Give both stages one --hold-out"})
+    """Warn where the weights that a run starts from, or that those started from, come of a run that held out less.
+
+    An imported model and a random start have seen nothing that is recorded; runs further back are looked at on this machine alone.
+    """
+    run, looked_at = local_run(start), set[Path]()
+    while part_of(run) != "initial" and run not in looked_at and (record := read_record(run, "recipe.json")):
+        looked_at.add(run)
+        before = recorded_share(run)
+        if before < share:
+            text = f"{start} was trained with data.hold_out = {before:.3g}, so it may have seen images that are held out here"
+            on_event({"event": "warning", "text": f"{text}; agreement on them then flatters this run. Give all stages one --hold-out"})
+            return
+        start = str(record["recipe"]["student"].get("init_from", ""))
+        if not start or is_url(start):
+            return
+        run = Path(start)
 
 
 def hold_out_record(recipe: TrainRecipe, parts: Iterable[Part]) -> dict[str, Any]:
@@ -78,11 +90,3 @@ def hold_out_record(recipe: TrainRecipe, parts: Iterable[Part]) -> dict[str, Any
         return {}
     counts = {part.views.dataset.key: len(held_out_images(part.views.dataset, share)) for part in parts}
     return {"hold_out": {"rule": RULE, "images": counts}}
-
-
-def trained_images(part: Part, share: float) -> Int64s | None:
-    """Return the images that a run with this share may draw of a dataset, failed ones included; None for all."""
-    if not share and part.subset is None:
-        return None
-    stays = np.arange(len(part.views.dataset), dtype=np.int64) if part.subset is None else part.subset.stays()
-    return np.setdiff1d(stays, held_out_images(part.views.dataset, share))

@@ -35,8 +35,8 @@ class Watch:
         if self.evaluation == "knn" and not self.data:
             raise BadInput("--evaluate knn and --evaluate-data go together: kNN needs a labelled dataset that is not trained on")
         if self.evaluation == "agreement" and (self.data or self.allow_overlap):
-            given = "--evaluate-data" if self.data else "--allow-overlap"
-            raise BadInput(f"--evaluate agreement measures on the images that --hold-out holds out, without labels; leave {given} out")
+            option = "--evaluate-data" if self.data else "--allow-overlap"
+            raise BadInput(f"--evaluate agreement measures on the images that --hold-out holds out, without labels; leave {option} out")
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def begin_runs(
 def _datasets(parts: Sequence[Part]) -> dict[str, Any]:
     """Return digest, images and version of each dataset by key: a name may mean a newer version tomorrow."""
     datasets = [part.views.dataset for part in parts]
-    return {one.key: {"digest": one.digest, "images": len(one), "version": one.version} for one in datasets}
+    return {dataset.key: {"digest": dataset.digest, "images": len(dataset), "version": dataset.version} for dataset in datasets}
 
 
 def _subsets(parts: Sequence[Part]) -> dict[str, Any]:

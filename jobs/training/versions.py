@@ -23,14 +23,14 @@ _MAX_RECORD_BYTES = 64 << 20
 
 def recorded_versions(options: TrainOptions, store: FeatureStore, out: Path | str, on_event: OnEvent = ignore_event) -> dict[str, str]:
     """Return by name the key of the dataset that a name meant when the run in `out` began, where it means another one now."""
-    recorded, found = _recorded_datasets(store, out, options.students), dict[str, str]()
+    recorded, versions = _recorded_datasets(store, out, options.students), dict[str, str]()
     for name in options.datasets:
         keys = [key for key in recorded if key.partition("@")[0] == name]
         if len(keys) == 1 and keys[0] in store.list_datasets() and (now := _newest(store, name)) != keys[0]:
-            found[name] = keys[0]
+            versions[name] = keys[0]
             text = f"{name} is {keys[0]}, as this run was begun" + ("" if now is None else f"; {now} is newer: train on it in a new folder")
             on_event({"event": "note", "text": text})
-    return found
+    return versions
 
 
 def _newest(store: FeatureStore, name: str) -> str | None:

@@ -30,7 +30,7 @@ class AgreementMeasure:
         # Without the shard cache: a sample lies in nearly as many shards as it has images, whole ones would push the training's out.
         readers = [{name: rows_store.features(reader.key) for name, reader in part.readers.items()} for part in parts]
         left_out = [nothing if part.subset is None else part.subset.left_out() for part in parts]
-        self._sets = TokenSets([TokenSet(*one) for one in zip(readers, left_out, strict=True)])
+        self._sets = TokenSets([TokenSet(*pair) for pair in zip(readers, left_out, strict=True)])
         self._targets = self._sets.joined()[1]
         self._limit, self._share, self._on_event = watch.images, first.recipe.data.hold_out, on_event
         self._size_px = max(first.recipe.student.sizes_px)
@@ -70,8 +70,8 @@ class AgreementMeasure:
     def words(self, results: dict[str, Any]) -> str:
         """Return the figures in a line."""
         shown = [
-            f"{name.replace('_', ' of the ')} {found['held_out']['agreement']:.3f} held out, {found['trained']['agreement']:.3f} trained, "
-            f"gap {found['gap']['agreement']:+.3f}"
-            for name, found in results.items()
+            f"{name.replace('_', ' of the ')} {figures['held_out']['agreement']:.3f} held out, "
+            f"{figures['trained']['agreement']:.3f} trained, gap {figures['gap']['agreement']:+.3f}"
+            for name, figures in results.items()
         ]
         return f"{'; '.join(shown)} (mean cosine of class and patch tokens with the teachers)"

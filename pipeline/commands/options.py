@@ -116,10 +116,10 @@ def bytes_of(context: click.Context, option: click.Parameter, value: str | None)
     """Return the bytes of a size such as 200GB, 1.5 TB or 500MiB."""
     if value is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", value)
-    if found is None or found[2].upper() not in _UNITS or not float(found[1]):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS or not float(match[1]):
         raise click.BadParameter(f"{value!r} is not a size such as 200GB, 1.5TB or 500MiB", context, option)
-    return round(float(found[1]) * _UNITS[found[2].upper()])
+    return round(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def count_or_share(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
@@ -139,14 +139,14 @@ def share_held_out(context: click.Context, option: click.Parameter, value: str |
     """Return a share from 0 to below 1, which may be in percent; 1 is refused, because it may mean one percent or everything."""
     if value is None:
         return None
-    found = _number(value.removesuffix("%"))
-    found = found / 100 if found is not None and value.endswith("%") else found
-    if found is not None and 0 <= found < 1:
-        return found
+    share = _number(value.removesuffix("%"))
+    share = share / 100 if share is not None and value.endswith("%") else share
+    if share is not None and 0 <= share < 1:
+        return share
     why = "is not a share such as 1% or 0.01"
-    if found is not None and 1 <= found < 100 and not value.endswith("%"):
-        why = f"would hold out every image; a share is below 1: for {found:g} percent say {found:g}% or {found / 100:g}"
-    elif found is not None and found >= 1:
+    if share is not None and 1 <= share < 100 and not value.endswith("%"):
+        why = f"would hold out every image; a share is below 1: for {share:g} percent say {share:g}% or {share / 100:g}"
+    elif share is not None and share >= 1:
         why = "would hold out every image, and none would be left to train on; say 1% or 0.01"
     raise click.BadParameter(f"{value!r} {why}", context, option)
 

@@ -104,15 +104,20 @@ def _can_be_stored(facts: ScaleFacts, candidate: Candidate) -> bool:
 
 
 def _all_candidates(facts: ScaleFacts, views_per_image: int) -> list[Candidate]:
-    found = [Candidate(views) for views in _halved(views_per_image, 2)]
-    shared, least_views = _sampled_grid(facts), found[-1].views_per_image
+    candidates = [Candidate(views) for views in _halved(views_per_image, 2)]
+    shared, least_views = _sampled_grid(facts), candidates[-1].views_per_image
     if shared is None:
-        found += [Candidate(1), Candidate(1, codec="int4")]
+        candidates += [Candidate(1), Candidate(1, codec="int4")]
         coarse = _coarser_grid(facts)
-        return list(dict.fromkeys(found if coarse is None else [*found, Candidate(1, None, "int4", coarse)]))
+        return list(dict.fromkeys(candidates if coarse is None else [*candidates, Candidate(1, None, "int4", coarse)]))
     quarter = shared // 4
-    found += [Candidate(least_views, shared // 2), Candidate(least_views, quarter), Candidate(1, quarter), Candidate(1, quarter, "int4")]
-    return list(dict.fromkeys([*found, Candidate(1, max(1, shared // 16), "int4")]))
+    candidates += [
+        Candidate(least_views, shared // 2),
+        Candidate(least_views, quarter),
+        Candidate(1, quarter),
+        Candidate(1, quarter, "int4"),
+    ]
+    return list(dict.fromkeys([*candidates, Candidate(1, max(1, shared // 16), "int4")]))
 
 
 def _halved(most: int, least: int) -> Iterator[int]:
@@ -125,24 +130,24 @@ def _halved(most: int, least: int) -> Iterator[int]:
 
 def _sampled_grid(facts: ScaleFacts) -> int | None:
     """Return the tokens of the grid that student and teachers share, since only then some of them can be stored; None where they do not."""
-    teacher = min(facts.teachers, key=lambda one: one.cells)
+    teacher = min(facts.teachers, key=lambda teacher: teacher.cells)
     size = scaling.student_size_of(facts.student.patch_px, teacher.grid[0], teacher.size_px, facts.median_side_px)
     side = size // facts.student.patch_px
-    alike = all(one.grid == (side, side) for one in facts.teachers)
+    alike = all(teacher.grid == (side, side) for teacher in facts.teachers)
     return side * side if alike and 4 <= side * side <= MAX_CELLS else None
 
 
 def _coarser_grid(facts: ScaleFacts) -> tuple[int, int] | None:
     """Return half the coarsest teacher's grid, which every teacher's can be resampled to; None for one below 4×4."""
-    rows, columns = min((one.grid for one in facts.teachers), key=math.prod)
+    rows, columns = min((teacher.grid for teacher in facts.teachers), key=math.prod)
     return (rows // 2, columns // 2) if min(rows, columns) >= 4 else None
 
 
 def store_cost(facts: ScaleFacts, candidate: Candidate, images_per_shard: int = DEFAULT_IMAGES_PER_SHARD) -> Costs:
     """Return the bytes of the feature sets and views of a candidate, and the teachers' hours, None where a speed is not measured."""
-    row_bytes = {one.name: _layout(one, candidate).view_bytes for one in facts.teachers} | {"views": _ROW_BYTES}
-    known = all(one.images_per_s for one in facts.teachers)
-    seconds = {one.name: 1 / one.images_per_s if one.images_per_s else 0.0 for one in facts.teachers} | {"views": 0.0}
+    row_bytes = {teacher.name: _layout(teacher, candidate).view_bytes for teacher in facts.teachers} | {"views": _ROW_BYTES}
+    known = all(teacher.images_per_s for teacher in facts.teachers)
+    seconds = {teacher.name: 1 / teacher.images_per_s if teacher.images_per_s else 0.0 for teacher in facts.teachers} | {"views": 0.0}
     cost = extraction_cost(facts.images, candidate.views_per_image, images_per_shard, Measured(row_bytes, seconds, 1.0, 1.0), Prices())
     total = cost["cost"]["all"]
     return Costs(int(total["bytes"]), total["device_hours"] if known else None)
@@ -187,7 +192,7 @@ def _check_limits(facts: ScaleFacts, store_bytes: int | None, hours: float | Non
         raise BadInput(f"a budget of {store_bytes} bytes holds nothing; give more, such as 20GB")
     if hours is not None and not hours > 0:
         raise BadInput(f"{hours} hours hold nothing; give more, such as 6")
-    unmeasured = [one.name for one in facts.teachers if one.images_per_s is None]
+    unmeasured = [teacher.name for teacher in facts.teachers if teacher.images_per_s is None]
     if hours is not None and (unmeasured or rate is None):
         what = ", ".join([*unmeasured, *(["the student"] if rate is None else [])])
         raise BadInput(f"hours can only be kept where speeds were measured, and that of {what} was not")

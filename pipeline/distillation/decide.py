@@ -101,9 +101,9 @@ def stored_caching(store: FeatureStore, photos: ImageDataset, options: DistillOp
         if views.dataset.digest != photos.digest or not VIEW_KINDS[views.spec.kind].is_random:
             continue
         over = {key: identity for key, identity in sets if identity["views"] == views.digest}
-        found = [_set_of(request, over, photos, options) for request in options.teachers]
-        if None not in found and len({_storing(over[key]) for key in found if key is not None}) == 1:
-            keys = [key for key in found if key is not None]
+        set_keys = [_set_of(request, over, photos, options) for request in options.teachers]
+        if None not in set_keys and len({_storing(over[key]) for key in set_keys if key is not None}) == 1:
+            keys = [key for key in set_keys if key is not None]
             if best is None or views.views_per_image > best[0]:
                 best = views.views_per_image, _caching_of(options, store, keys)
     return None if best is None else best[1]
@@ -222,9 +222,11 @@ class _Rules:
         epochs = choice.length.samples / facts.images
         spec, reasons = ruled_views(facts, epochs=epochs, views_per_image=candidate.views_per_image if limited else None)
         names = [request.name for request in requests]
-        why_sizes = "; ".join(f"{name}: {sizes[one.name].removeprefix('ours: ')}" for name, one in zip(names, facts.teachers, strict=True))
+        why_sizes = "; ".join(
+            f"{name}: {sizes[teacher.name].removeprefix('ours: ')}" for name, teacher in zip(names, facts.teachers, strict=True)
+        )
         config = ExtractConfig(
-            teachers=tuple(names), teacher_sizes_px={name: one.size_px for name, one in zip(names, facts.teachers, strict=True)},
+            teachers=tuple(names), teacher_sizes_px={name: teacher.size_px for name, teacher in zip(names, facts.teachers, strict=True)},
             views_per_image=spec.views_per_image, seed=spec.seed, proxy_size_px=self._proxy_size(facts), codec=candidate.codec,
             tokens_per_view=candidate.tokens_per_view or 0, grid=candidate.grid or (),
             origins={"teacher_sizes_px": f"ours: {why_sizes}", "views_per_image": reasons["views.views_per_image"], "codec": why},
@@ -271,7 +273,7 @@ class _Rules:
         hours = None if left_hours is None else left_hours * self._share(stage)
         rate = trial.images_per_s
         if stage == 3:  # the teacher runs beside the student
-            rate = 1 / (1 / rate + sum(1 / one.images_per_s for one in facts.teachers if one.images_per_s))
+            rate = 1 / (1 / rate + sum(1 / teacher.images_per_s for teacher in facts.teachers if teacher.images_per_s))
         ruled = ruled_recipe(stage, facts, fits=trial.fits, images_per_s=rate, hours=hours, views=views, start=start)
         share, reason = held_out_share(self.photos)
         kept_best = ruled.with_value("run.keep_best", True, "ours: the best by agreement on held-out photos stays beside the last")

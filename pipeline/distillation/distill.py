@@ -178,7 +178,9 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
 
 def _request(options: DistillOptions) -> dict[str, Any]:
     """Return what of a request decides the students' targets: the folder answers to one such request."""
-    teachers = {one.name: {"size_px": one.size_px, "weights": one.weights and str(one.weights)} for one in options.teachers}
+    teachers = {
+        teacher.name: {"size_px": teacher.size_px, "weights": teacher.weights and str(teacher.weights)} for teacher in options.teachers
+    }
     asked = {
         "stages": options.stages,
         "proxy": options.proxy,
@@ -218,8 +220,8 @@ def _asked_stages(options: DistillOptions) -> tuple[tuple[int, ...], str]:
     if options.stages != "auto":
         return STAGES[options.stages], "asked for"
     if options.recipe is not None:
-        held = tuple(stages_of(read_document(options.recipe)[1]))
-        return held if held in STAGES.values() else STAGES["2"], f"as recipe {options.recipe} has them"
+        stages = tuple(stages_of(read_document(options.recipe)[1]))
+        return stages if stages in STAGES.values() else STAGES["2"], f"as recipe {options.recipe} has them"
     if len(options.teachers) == 1:
         return STAGES["2"], "ours: the tokens of one teacher teach the student directly"
     return STAGES["1,2,3"], "the paper's, since a proxy joins several teachers"
@@ -227,8 +229,8 @@ def _asked_stages(options: DistillOptions) -> tuple[tuple[int, ...], str]:
 
 def proxy_of(student: str) -> tuple[str | None, str]:
     """Return the architecture of the proxy for a student by rule, None where none is large enough, and the reason."""
-    found = ruled_proxy(student_facts(student), device_facts(choose_device("auto").value))
-    return found or (None, f"none of ours that this machine trains has 3.5 times the parameters of {student}")
+    proxy = ruled_proxy(student_facts(student), device_facts(choose_device("auto").value))
+    return proxy or (None, f"none of ours that this machine trains has 3.5 times the parameters of {student}")
 
 
 def _writable_store(options: DistillOptions) -> FeatureStore:

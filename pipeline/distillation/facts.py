@@ -144,7 +144,7 @@ class ScaleFacts:
 
     def target_specs(self, tokens_per_view: int | None = None) -> dict[str, TargetSpec]:
         """Return what each teacher's targets will look like, for a trial step."""
-        return {one.name: TargetSpec(one.class_width, one.width, one.grid, tokens_per_view) for one in self.teachers}
+        return {teacher.name: TargetSpec(teacher.class_width, teacher.width, teacher.grid, tokens_per_view) for teacher in self.teachers}
 
 
 def measure_facts(
@@ -160,13 +160,13 @@ def measure_facts(
         store.url, data, tuple(teachers), precision=precision, allow_random_weights=allow_random_weights, batch_size=batch_size
     )
     device = choose_device("auto").value
-    found = []
+    facts = []
     for request in teachers:
         spec = resolve_request(request, options)
         seconds = teacher_speed(spec, device, batch_size, speed_batches)[0] if speed_batches else None
-        found.append(teacher_facts(spec, seconds, is_proxy=(Path(request.name) / MODEL_FILE).is_file()))
+        facts.append(teacher_facts(spec, seconds, is_proxy=(Path(request.name) / MODEL_FILE).is_file()))
     side = median_side(dataset)
-    return ScaleFacts(len(dataset), side, bool(dataset.label_names), tuple(found), student_facts(student), device_facts(device))
+    return ScaleFacts(len(dataset), side, bool(dataset.label_names), tuple(facts), student_facts(student), device_facts(device))
 
 
 def teacher_facts(spec: TeacherSpec, seconds_per_view: float | None = None, *, is_proxy: bool = False) -> TeacherFacts:
@@ -231,10 +231,10 @@ def free_memory(root: Path = Path("/")) -> int:
     """
     meminfo = root / "proc" / "meminfo"
     lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    found = found or [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    available = available or [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
     for limit, used in _CONTAINER_FILES:
         numbers = [(root / name).read_text().strip() if (root / name).is_file() else "" for name in (limit, used)]
         if all(number.isdecimal() for number in numbers):  # "max": no limit
-            found.append(max(1, int(numbers[0]) - int(numbers[1])))
-    return min(found)
+            available.append(max(1, int(numbers[0]) - int(numbers[1])))
+    return min(available)

@@ -39,17 +39,17 @@ class DistillFolder:
 
         Where nothing was computed yet, what was decided for another request is forgotten: a corrected mistake needs no other folder.
         """
-        given = json.loads(json.dumps(request))
-        recorded = self._record.get("request", given)
-        different = [key for key in given if recorded.get(key) != given[key]]
+        asked = json.loads(json.dumps(request))
+        recorded = self._record.get("request", asked)
+        different = [key for key in asked if recorded.get(key) != asked[key]]
         if different and not self._has_work():
             self._record = {}
             for path in (self.out / "recipes").glob("*.toml") if write else ():
                 path.unlink()
         elif different:
-            lines = "; ".join(f"{key} was {recorded.get(key)!r}, now {given[key]!r}" for key in different)
+            lines = "; ".join(f"{key} was {recorded.get(key)!r}, now {asked[key]!r}" for key in different)
             raise BadInput(f"{self.out} holds a distillation of another request ({lines}); ask as before, or give another --out")
-        self._keep(write, format=FORMAT, request=given)
+        self._keep(write, format=FORMAT, request=asked)
 
     def _has_work(self) -> bool:
         return bool(self.steps) or any(self.out.glob("*/stage*/recipe.json")) or any(self.out.glob("proxy*/recipe.json"))

@@ -152,7 +152,10 @@ def make_plan(
 
 def _missing_rows(extraction: ExtractOptions, photos: ImageDataset, indexed: Collection[str]) -> int:
     """Return the views whose tokens the store lacks; of photos that a dry run has not indexed, those that an earlier version lacks too."""
-    versions = [(photos.key, len(photos)), *((f"{photos.name}@{short(one.digest)}", one.images) for one in reversed(photos.earlier))]
+    versions = [
+        (photos.key, len(photos)),
+        *((f"{photos.name}@{short(version.digest)}", version.images) for version in reversed(photos.earlier)),
+    ]
     data, images = next(((key, count) for key, count in versions if key in indexed), ("", 0))
     new = (len(photos) - images) * extraction.views.views_per_image
     if not data:

@@ -113,8 +113,8 @@ def run_length(
     return Length(wanted, batch, why, _why_batch(wanted * batch, batch, batch_size))
 
 
-def _why_batch(samples: int, batch: int, given: int | None) -> str:
-    if given is not None:
+def _why_batch(samples: int, batch: int, asked: int | None) -> str:
+    if asked is not None:
         return f"ours: {batch:,} were asked for"
     return f"ours: √(views / 40) of {samples:,} views, a power of two from {scaling.LEAST_BATCH} to {scaling.LARGEST_BATCH:,}"
 
@@ -209,7 +209,7 @@ def _what_auto_is(facts: ScaleFacts) -> str:
 
 
 def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, tuple[Any, str]]:
-    student, teacher = facts.student, min(facts.teachers, key=lambda one: one.cells)
+    student, teacher = facts.student, min(facts.teachers, key=lambda teacher: teacher.cells)
     size = scaling.student_size_of(student.patch_px, teacher.grid[0], teacher.size_px, facts.median_side_px)
     why = f"ours: the {teacher.grid[0]}×{teacher.grid[1]} grid of {teacher.name} in patches of {student.patch_px} px, at most its "
     why += f"{teacher.size_px} px and four times the photos' {facts.median_side_px} px"
@@ -223,7 +223,7 @@ def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, 
     if stage == 3:
         sizes = _sizes_around(size, student.patch_px, facts.median_side_px)
         values["student.sizes_px"] = (sizes, f"ours: three sizes around or from {size} px on, as the paper's 256, 384, 512; {why[6:]}")
-        shares = [one / size for one in sizes]
+        shares = [other / size for other in sizes]
         teacher_sizes = tuple(scaling.in_patches(share * teacher.size_px, teacher.stride_px) for share in shares)
         values["teacher.source"] = ("live", "ours: live, as in the paper")
         values["teacher.sizes_px"] = (
@@ -296,8 +296,10 @@ def _run_values(stage: int, facts: ScaleFacts, length: Length, fits: int | None)
 def _prefetch_megabytes(stage: int, facts: ScaleFacts, batch: int) -> int:
     """Return memory for two batches: pixels of the student, and tokens as int8, or pixels of live teachers."""
     largest: int = max(_student_values(stage, facts, Length(1, 1, "", ""))["student.sizes_px"][0])
-    tokens = sum(2 * (one.class_width or 0) + one.cells * (one.width + 2 * -(-one.width // 128)) for one in facts.teachers)
-    live = sum(3 * (2 * one.size_px) ** 2 for one in facts.teachers)
+    tokens = sum(
+        2 * (teacher.class_width or 0) + teacher.cells * (teacher.width + 2 * -(-teacher.width // 128)) for teacher in facts.teachers
+    )
+    live = sum(3 * (2 * teacher.size_px) ** 2 for teacher in facts.teachers)
     view = 3 * largest**2 + (live if stage == 3 else 2 * tokens if facts.device.kind == "cpu" else tokens) + 64
     return -(-2 * batch * view // (_MEGABYTES * 1_000_000)) * _MEGABYTES
 
@@ -312,8 +314,8 @@ def write_recipe(
     tables: dict[str, tuple[Mapping[str, Any], Mapping[str, str]]] = {}
     if extract:
         tables["extract"] = (extract, extract_reasons or {})
-    for stage, one in sorted(ruled.items()):
-        if stage != one.stage:
-            raise BadInput(f"the recipe of stage {one.stage} was given as that of stage {stage}")
-        tables[f"stage{stage}"] = (one.values, one.reasons)
+    for stage, recipe in sorted(ruled.items()):
+        if stage != recipe.stage:
+            raise BadInput(f"the recipe of stage {recipe.stage} was given as that of stage {stage}")
+        tables[f"stage{stage}"] = (recipe.values, recipe.reasons)
     save_recipe(path, tables, "Decided by rule (docs/recipes-by-rule.md): each value with its reason below.")

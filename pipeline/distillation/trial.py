@@ -55,8 +55,8 @@ def trial_step(
     """
     chosen = device_facts(choose_device(recipe.device).value) if device is None else device
     allow_tf32(chosen.kind)
-    one = replace(recipe, run=replace(recipe.run, batch_size=1, accumulate=1))
-    cost = student_cost(one, targets, ALONE)
+    single = replace(recipe, run=replace(recipe.run, batch_size=1, accumulate=1))
+    cost = student_cost(single, targets, ALONE)
     room = chosen.memory_bytes * _MEMORY_SHARE[chosen.kind] - cost["state_bytes"]
     bound = min(most or recipe.run.batch_size, _LARGEST_CPU if chosen.kind == "cpu" else 1 << 20)
     tried: dict[int, float] = {}
@@ -107,7 +107,7 @@ def _step_seconds(
         started = time.perf_counter()
         student.train()
         with autocast(device, precision):
-            predicted = student(pixels_BHWC, {name: one for name, one in targets.items() if isinstance(one, SampledTokens)})
+            predicted = student(pixels_BHWC, {name: target for name, target in targets.items() if isinstance(target, SampledTokens)})
         loss, _ = distillation_loss(predicted, targets, recipe.loss, recipe.teacher.weights)
         with attention_kernel(device):
             loss.backward()  # type: ignore[no-untyped-call]

@@ -48,17 +48,17 @@ class ExtractConfig:
         if len(self.grid) not in (0, 2):
             raise BadInput(f"extract.grid is [rows, columns], or [] for each teacher's own, got {list(self.grid)}")
 
-    def requests(self, given: tuple[TeacherRequest, ...] = ()) -> tuple[TeacherRequest, ...]:
-        """Return the teachers with their sizes and precision here; of those that were `given`, their weight files, devices and specs."""
-        by_name = {request.name: request for request in given}
+    def requests(self, known: tuple[TeacherRequest, ...] = ()) -> tuple[TeacherRequest, ...]:
+        """Return the teachers with their sizes and precision here; of those that are `known`, their weight files, devices and specs."""
+        by_name = {request.name: request for request in known}
         return tuple(self._request(by_name.get(name, TeacherRequest(name))) for name in self.teachers)
 
-    def _request(self, given: TeacherRequest) -> TeacherRequest:
-        size_px, spec = self.teacher_sizes_px.get(given.name), given.spec
+    def _request(self, request: TeacherRequest) -> TeacherRequest:
+        size_px, spec = self.teacher_sizes_px.get(request.name), request.spec
         if spec is not None:  # resolved before this recipe was known
             spec = replace(spec, precision=choose_precision(self.precision, choose_device("auto").value).value)
             spec = spec if size_px is None else spec.at_size(size_px)
-        return replace(given, size_px=size_px, spec=spec)
+        return replace(request, size_px=size_px, spec=spec)
 
     def options(
         self, store: str, data: str, teachers: tuple[TeacherRequest, ...], views: ViewSpec, *, workers: int | None = None,

@@ -69,10 +69,12 @@ def _dataset_row(store: FeatureStore, key: str) -> dict[str, Any]:
 def _version(store: FeatureStore, dataset: ImageDataset) -> dict[str, Any]:
     """Return which version a dataset is, what it continues and what continues it; {} of one that stands alone."""
     later = [
-        one.key for one in versions_named(store.objects, dataset.name) if dataset.digest in {version.digest for version in one.earlier}
+        newer.key
+        for newer in versions_named(store.objects, dataset.name)
+        if dataset.digest in {version.digest for version in newer.earlier}
     ]
-    told = version_told(dataset)
-    return {**(told or {"version": 1}), "continued_by": later} if later else told
+    versions = version_told(dataset)
+    return {**(versions or {"version": 1}), "continued_by": later} if later else versions
 
 
 def _views_row(store: FeatureStore, key: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def show_features(*, key: str, store: str, on_event: OnEvent = ignore_event, htm
         **({} if html is None else {"page": str(html)}),
         "key": reader.key,
         "dataset": reader.views.dataset.key,
-        **({"versions": told} if (told := _version(opened, reader.views.dataset)) else {}),
+        **({"versions": versions} if (versions := _version(opened, reader.views.dataset)) else {}),
         "views": reader.views.key,
         "photometric": reader.views.spec.photometric,
         "pixels": _pixels(reader.views),
@@ -227,8 +229,8 @@ def prune_features(*, key: str, store: str, dry_run: bool, on_event: OnEvent = i
     whole = _prunable(opened, key)
     shared = _shared_objects(opened, prune(opened, whole, dry_run=True))
     removed = prune(opened, whole, dry_run=dry_run, on_event=on_event)
-    told = {"shared_objects": shared, "note": "their bytes stay: sets over other versions of the dataset use them"} if shared else {}
-    return {"key": whole, "dry_run": dry_run, "objects": len(removed), **told}
+    note = {"shared_objects": shared, "note": "their bytes stay: sets over other versions of the dataset use them"} if shared else {}
+    return {"key": whole, "dry_run": dry_run, "objects": len(removed), **note}
 
 
 def _shared_objects(store: FeatureStore, keys: list[str]) -> int:

@@ -119,9 +119,9 @@ def line_chart(series: Sequence[Series], axes: Axes, *, shaded: bool = False) ->
     return framed(frame, axes, area + "".join(lines for lines, _ in drawn), "".join(dots for _, dots in drawn))
 
 
-def between(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> str:
+def between(upper: Sequence[tuple[float, float]], lower: Sequence[tuple[float, float]]) -> str:
     """Return the area between two curves of shares, in the third colour."""
-    outline = " ".join(f"{SPAN * x:.1f},{SPAN * (1 - y):.1f}" for x, y in [*one, *reversed(other)])
+    outline = " ".join(f"{SPAN * x:.1f},{SPAN * (1 - y):.1f}" for x, y in [*upper, *reversed(lower)])
     return f'<polygon class="between" points="{outline}"/>'
 
 

@@ -68,7 +68,7 @@ def data_of(record: Mapping[str, Any]) -> str:
 
 def headline(record: Mapping[str, Any]) -> Figure:
     """Return the figure that stands for a record: the known one, else its first number; of the official segmentation its best, as there."""
-    values = {name: one for name, one in leaves(record["results"]) if isinstance(one, int | float) and not isinstance(one, bool)}
+    values = {name: value for name, value in leaves(record["results"]) if isinstance(value, int | float) and not isinstance(value, bool)}
     row = EVALUATIONS.get(record["evaluation"])
     unit, form, keys = (row.unit, row.form, row.keys) if row else ("", ".4g", ())
     if row and record.get("protocol", {}).get("name") == "official":
@@ -120,8 +120,8 @@ def details(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[
     """Return each record as (title, every value of its results and its protocol)."""
     return [
         (
-            f"{title_of(one['evaluation'])}, {data_of(one)}".removesuffix(", "),
-            [(key, json.dumps(value)) for key, value in leaves({"results": one["results"], "protocol": one.get("protocol", {})})],
+            f"{title_of(record['evaluation'])}, {data_of(record)}".removesuffix(", "),
+            [(key, json.dumps(value)) for key, value in leaves({"results": record["results"], "protocol": record.get("protocol", {})})],
         )
-        for one in records
+        for record in records
     ]

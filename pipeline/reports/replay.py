@@ -42,7 +42,7 @@ def replay_step(*, folder: Path | str, device: Device | None = None, on_event: O
     """
     kept = _find(Path(folder))
     bundle = _read(kept)
-    specs = {str(one["name"]): _spec(one) for one in bundle["teachers"]}
+    specs = {str(teacher["name"]): _spec(teacher) for teacher in bundle["teachers"]}
     learner = _learner(kept, bundle, specs, choose_device(device or bundle["device"]))
     watch = _Watch(learner)
     threads = torch.get_num_threads()
@@ -58,7 +58,7 @@ def replay_step(*, folder: Path | str, device: Device | None = None, on_event: O
         "precision": learner.precision.value, "ranks": len(ranks), "images": sum(len(part.origin.images) for part in ranks),
         "loss": _number(terms.pop(("", ""))), "losses": _by_teacher(terms), "norm_of_the_gradient": _number(norm),
         "seen": {name: _number(float.fromhex(value)) for name, value in bundle["seen"].items()},
-        "equal": [as_hex(one) for one in sums] == [part.sums for part in ranks],
+        "equal": [as_hex(checksum) for checksum in sums] == [part.sums for part in ranks],
         "targets_not_finite": _targets_not_finite(ranks),
         "weights_not_finite": _weights_not_finite(learner.student)[:_MAX_NAMES],
         "first_module_not_finite": watch.module, "first_gradient_not_finite": watch.gradient,
@@ -66,13 +66,13 @@ def replay_step(*, folder: Path | str, device: Device | None = None, on_event: O
 
 
 def _find(folder: Path) -> Path:
-    found = folder if (folder / BUNDLE).is_file() else kept_step(folder)
-    if found is None:
+    bundle_folder = folder if (folder / BUNDLE).is_file() else kept_step(folder)
+    if bundle_folder is None:
         raise BadInput(
             f"{folder} holds no step that was not finite (no {BUNDLE}): give RUN/nonfinite/step-N of a run on this machine; such a step is "
             "kept when a training stops because its loss is not finite"
         )
-    return found
+    return bundle_folder
 
 
 def _read(kept: Path) -> dict[str, Any]:
@@ -85,9 +85,9 @@ def _read(kept: Path) -> dict[str, Any]:
     return bundle
 
 
-def _spec(one: Mapping[str, Any]) -> TargetSpec:
-    height, width = one["grid"]
-    return TargetSpec(one["cls_dim"], one["patch_dim"], (height, width), one["tokens"])
+def _spec(teacher: Mapping[str, Any]) -> TargetSpec:
+    height, width = teacher["grid"]
+    return TargetSpec(teacher["cls_dim"], teacher["patch_dim"], (height, width), teacher["tokens"])
 
 
 def _learner(kept: Path, bundle: Mapping[str, Any], specs: Mapping[str, TargetSpec], device: Choice) -> Learner:
@@ -130,13 +130,13 @@ class _Watch:
             parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def _forward_hook(self, name: str) -> Any:
-        def hook(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             for tensor in _tensors(output) if self.module is None else ():
                 bad = ~torch.isfinite(tensor)
                 if bad.any():
                     self.module = {
                         "module": name, "kind": type(module).__name__, "not_finite": int(bad.sum()), "of": tensor.numel(), **self.now,
-                        "input_is_finite": all(bool(torch.isfinite(one).all()) for one in _tensors(given)), "images": self._of(bad),
+                        "input_is_finite": all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(inputs)), "images": self._of(bad),
                     }  # fmt: skip
                     return
 
@@ -146,7 +146,7 @@ class _Watch:
         """Return the first images whose outputs are not finite, where an output has a row for each image."""
         if len(bad) != len(self.images):
             return []
-        return [image for image, one in zip(self.images, bad.flatten(1).any(1).tolist(), strict=True) if one][:_MAX_NAMES]
+        return [image for image, is_bad in zip(self.images, bad.flatten(1).any(1).tolist(), strict=True) if is_bad][:_MAX_NAMES]
 
     def _gradient_hook(self, name: str) -> Any:
         def hook(parameter: nn.Parameter) -> None:
@@ -173,14 +173,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _added(sums: Sequence[Sums]) -> dict[tuple[str, str], float]:
     """Return the sums over all ranks."""
-    return {key: sum(float(one[key]) for one in sums) for key in sums[0]}
+    return {key: sum(float(part[key]) for part in sums) for key in sums[0]}
 
 
 def _by_teacher(terms: Mapping[tuple[str, str], float]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    losses: dict[str, dict[str, Any]] = {}
     for (teacher, term), value in terms.items():
-        found.setdefault(teacher, {})[term] = _number(value)
-    return found
+        losses.setdefault(teacher, {})[term] = _number(value)
+    return losses
 
 
 def _number(value: float) -> float | str:
@@ -193,13 +193,13 @@ def _targets_not_finite(ranks: Sequence[RankPart]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for micro in (micro for part in ranks for micro in part.parts):
         for name, tokens in micro.targets.items():
-            counts[name] = counts.get(name, 0) + sum(int((~torch.isfinite(one)).sum()) for one in _tensors(tuple(tokens)))
+            counts[name] = counts.get(name, 0) + sum(int((~torch.isfinite(tensor)).sum()) for tensor in _tensors(tuple(tokens)))
     return {name: count for name, count in counts.items() if count}
 
 
 def _weights_not_finite(student: nn.Module) -> list[str]:
     return [
         checkpoint_name(student, name)
-        for name, one in student.state_dict().items()
-        if one.is_floating_point() and not torch.isfinite(one).all()
+        for name, weight in student.state_dict().items()
+        if weight.is_floating_point() and not torch.isfinite(weight).all()
     ]

@@ -183,7 +183,7 @@ def render(contents: Contents) -> str:
             ks=sorted({k for row in rows for k in row.official}),
             evaluations=evaluated,
             columns={name: title_of(name) for row in evaluated[:1] for name in row.figures},
-            evaluation_details=[(name, *one) for name, run in runs.items() for one in details(run.evaluations)],
+            evaluation_details=[(name, *detail) for name, run in runs.items() for detail in details(run.evaluations)],
             steps=results.get("steps", {}),
             feature_sets=results.get("feature_sets", {}),
             live=results.get("live", {}),

@@ -69,14 +69,16 @@ class RunRecord:
 
     def agreement_series(self) -> list[Series]:
         """Return agreement with the teachers over the steps, on held-out images and on trained ones; [] when it was never measured."""
-        sides = [(words, [(one["step"], one[AGREEMENT][side][AGREEMENT]) for one in self._agreements]) for side, words in _SIDES.items()]
+        sides = [
+            (words, [(record["step"], record[AGREEMENT][side][AGREEMENT]) for record in self._agreements]) for side, words in _SIDES.items()
+        ]
         return [Series(words, points) for words, points in sides if points]
 
     def agreement_by_teacher(self) -> list[Series]:
         """Return agreement on held-out images with each teacher, where there are several."""
         names = self._agreements[-1][AGREEMENT]["held_out"]["teachers"] if self._agreements else {}
         series = [
-            Series(name, [(one["step"], one[AGREEMENT]["held_out"]["teachers"][name][AGREEMENT]) for one in self._agreements])
+            Series(name, [(record["step"], record[AGREEMENT]["held_out"]["teachers"][name][AGREEMENT]) for record in self._agreements])
             for name in names
         ]
         return series if len(series) > 1 else []
@@ -88,7 +90,7 @@ class RunRecord:
 
     @property
     def _agreements(self) -> list[dict[str, Any]]:
-        return [one for one in self.evaluations if AGREEMENT in one]
+        return [record for record in self.evaluations if AGREEMENT in record]
 
     def mean(self, field: str) -> float | None:
         """Return a metric's mean over the run, without the first logged step (it pays for the start); None when never logged."""

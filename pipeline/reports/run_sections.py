@@ -109,7 +109,7 @@ def comparison(folders: Sequence[Path], runs: Mapping[str, RunFacts]) -> dict[st
     knn = [Series(f"{name}: {series.label}", series.points) for name, run in runs.items() for series in run.record.evaluation_series()[:1]]
     charts = [chart_with_legend(totals, Axes("Total loss of each run", y="total loss"))] if alike else []
     charts.append(chart_with_legend(knn, Axes("Evaluations of each run", y="evaluations while training", from_zero=False), ".1f"))
-    agreements = [Series(name, one.points) for name, run in runs.items() for one in run.record.agreement_series()[:1]]
+    agreements = [Series(name, series.points) for name, run in runs.items() for series in run.record.agreement_series()[:1]]
     charts.append(chart_with_legend(agreements, Axes("Held-out agreement of each run", y="agreement on held-out images", from_zero=False)))
     charts.append(chart_with_legend(rates, Axes("Rate of each run", y="images/s"), ",.0f"))
     differing = compare_runs(outs=folders, on_event=lambda event: None)["differing"]
@@ -138,7 +138,7 @@ def run_tiles(runs: Mapping[str, RunFacts]) -> list[tuple[str, str, str]]:
         first, last = series.points[0], series.points[-1]
         shown.append((f"{last[1]:.1f}", series.label, f"at step {last[0]:,}; {first[1]:.1f} at step {first[0]:,}"))
     if sides := record.agreement_series():
-        held_out, trained = (one.points[-1][1] for one in sides)
+        held_out, trained = (series.points[-1][1] for series in sides)
         against = f"{trained:.3f} on trained images, a gap of {trained - held_out:+.3f}"
         shown.append((f"{held_out:.3f}", "agreement with the teachers on held-out images", against))
     losses = [curve for curve in record.loss_series() if curve.points][:1]

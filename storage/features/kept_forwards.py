@@ -1,12 +1,13 @@
 """Raw tokens that the statistics needed, kept on this machine's disk until their shard is computed: no view passes a teacher twice.
 
     CACHE/forwards/<run>.lock           held by every process that works for the run; when nobody holds it, the run's files are leftovers
-    CACHE/forwards/<run>/<key>          xxh3 of the rest (16 bytes), then class and patch tokens as two .npy of fp32, not fsynced
+    CACHE/forwards/<run>/<key>          xxh3 of the rest (16 bytes), then arrays as .npy one after another, not fsynced
 
-The key is a checksum of all that a forward was given: teacher, pixels and distortions, hence the number of views and their order. What lies
-under it is what that forward would give again, bit for bit, on this machine; another composition of a batch, an image that changed in
-between or failed to decode has another key and is computed. So a lost or damaged file costs a forward and never changes a stored byte.
-At most half of the disk that was free when the run began here is used; what does not fit is computed again.
+The key of a forward (class and patch tokens, fp32) is a checksum of all that it was given: teacher, pixels and distortions, hence the
+number of views and their order. What lies under it is what that forward would give again, bit for bit, on this machine; another composition
+of a batch has another key and is computed. The pixels of a batch of views that are drawn now are kept beside (`rendering`): no image is
+decoded twice either. A lost or damaged file costs a forward or a decoding and never changes a stored byte. At most half of the disk that
+was free when the run began here is used; what does not fit is computed again.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import os
 import secrets
 import shutil
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +44,9 @@ def new_run() -> str:
 
 def forward_key(teacher: str, pixels_nHWC: NDArray[np.uint8], photometric_nP: NDArray[np.float32] | None) -> str:
     """The name of one forward: of the teacher (digest of its identity) over these views at once."""
-    given: list[NDArray[Any]] = [pixels_nHWC] if photometric_nP is None else [pixels_nHWC, photometric_nP]
-    shapes = ";".join(str(array.shape) for array in given)
-    return xxh3_128([f"{teacher};{shapes}".encode(), *(byte_view(np.ascontiguousarray(array)) for array in given)])
+    arrays: list[NDArray[Any]] = [pixels_nHWC] if photometric_nP is None else [pixels_nHWC, photometric_nP]
+    shapes = ";".join(str(array.shape) for array in arrays)
+    return xxh3_128([f"{teacher};{shapes}".encode(), *(byte_view(np.ascontiguousarray(array)) for array in arrays)])
 
 
 class KeptForwards:
@@ -60,13 +62,25 @@ class KeptForwards:
 
     def keep(self, key: str, tokens: RawTokens) -> None:
         """Write one forward's tokens, unless there is no room for them."""
-        size = tokens.patch.nbytes + (0 if tokens.cls is None else tokens.cls.nbytes)
+        self.keep_arrays(key, [np.empty((0, 0), np.float32) if tokens.cls is None else tokens.cls, tokens.patch])
+
+    def take(self, key: str) -> RawTokens | None:
+        """One forward's tokens, which are then no longer kept; None when they are not there, or not whole."""
+        arrays = self.take_arrays(key)
+        if arrays is None:
+            return None
+        cls, patch = arrays
+        return RawTokens(cls if cls.size else None, patch)
+
+    def keep_arrays(self, key: str, arrays: Sequence[NDArray[Any]]) -> None:
+        """Write some arrays under a name of the run's, unless there is no room for them."""
+        size = sum(array.nbytes for array in arrays)
         temporary = self.folder / f".{key}-{secrets.token_hex(4)}"
         try:
             self._full = self._full or shutil.disk_usage(self.folder).free - size < self._reserve
             if self._full:
                 return
-            content = _packed(tokens)
+            content = _packed(arrays)
             with temporary.open("wb") as file:
                 file.write(bytes.fromhex(xxh3_128([content])))
                 file.write(content)
@@ -76,8 +90,8 @@ class KeptForwards:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def take(self, key: str) -> RawTokens | None:
-        """One forward's tokens, which are then no longer kept; None when they are not there, or not whole."""
+    def take_arrays(self, key: str) -> list[NDArray[Any]] | None:
+        """Return the arrays under a name, which are then no longer kept; None when they are not there, or not whole."""
         path = self.folder / key
         try:
             content = path.read_bytes()
@@ -141,14 +155,15 @@ def _locked(path: Path) -> int:
         os.close(lock)
 
 
-def _packed(tokens: RawTokens) -> bytes:
+def _packed(arrays: Sequence[NDArray[Any]]) -> bytes:
     out = io.BytesIO()
-    for array in (np.empty((0, 0), np.float32) if tokens.cls is None else tokens.cls, tokens.patch):
+    for array in arrays:
         np.save(out, array, allow_pickle=False)
     return out.getvalue()
 
 
-def _unpacked(body: memoryview) -> RawTokens:
-    source = io.BytesIO(body)
-    cls, patch = (np.load(source) for _ in range(2))
-    return RawTokens(cls if cls.size else None, patch)
+def _unpacked(body: memoryview) -> list[NDArray[Any]]:
+    source, arrays = io.BytesIO(body), list[NDArray[Any]]()
+    while source.tell() < len(body):
+        arrays.append(np.load(source))
+    return arrays

@@ -103,8 +103,8 @@ def continued(newest: Sequence[ImageDataset], walk: Walk, allow_removed: bool) -
     Raise `BadInput` for images that were changed, and for removed ones unless they are allowed.
     """
     compared = [Comparison.of(dataset, walk) for dataset in newest]
-    related = [one for one in compared if one is not None and one.is_related]
-    related.sort(key=lambda one: one.gone + len(one.changed))  # stable: of several that fit the largest
+    related = [comparison for comparison in compared if comparison is not None and comparison.is_related]
+    related.sort(key=lambda comparison: comparison.gone + len(comparison.changed))  # stable: of several that fit the largest
     if not related:
         return None
     related[0].refuse_losses(allow_removed)
@@ -239,8 +239,8 @@ class Comparison:
             if mask.any():
                 rows = table.filter(pa.array(mask))
                 names = [self.dataset.label_names[label] if label >= 0 else None for label in rows.column("label").to_numpy().tolist()]
-                found = [-1 if name is None else labels.setdefault(name, len(labels)) for name in names]
-                yield rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(found, pa.int32()))
+                numbers = [-1 if name is None else labels.setdefault(name, len(labels)) for name in names]
+                yield rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(numbers, pa.int32()))
 
 
 class _Finder:
@@ -257,13 +257,13 @@ class _Finder:
         """Return the row of each id, −1 where there is none."""
         wanted = _hashes(ids)
         spots = np.searchsorted(self._sorted, wanted)
-        found = np.full(len(wanted), -1, np.int64)
+        positions = np.full(len(wanted), -1, np.int64)
         there = np.flatnonzero(self._sorted[np.minimum(spots, len(self._sorted) - 1)] == wanted)
-        found[there] = self._order[spots[there]]
-        for n, walked_id, image_id in zip(there.tolist(), self._ids(found[there]), ids.take(there).to_pylist(), strict=True):
+        positions[there] = self._order[spots[there]]
+        for n, walked_id, image_id in zip(there.tolist(), self._ids(positions[there]), ids.take(there).to_pylist(), strict=True):
             if walked_id != image_id:
-                found[n] = self._among_equal_hashes(int(spots[n]), str(image_id))
-        return found
+                positions[n] = self._among_equal_hashes(int(spots[n]), str(image_id))
+        return positions
 
     def _ids(self, rows: Int64s) -> list[str]:
         return [str(image_id) for image_id in take(self._rows.table(), rows).column("id").to_pylist()]

@@ -15,6 +15,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .dataset import ImageDataset
+from .subsets import ImageSubset
+
 RULE = "BLAKE2b of the id, 64 bits, key 'eupe hold-out 1'"
 """What a run records, so that no other rule ever passes for this one."""
 _KEY = b"eupe hold-out 1"
@@ -43,20 +46,28 @@ class Ranked(NamedTuple):
 
 def hold_out_ranks(ids: Sequence[str]) -> UInt64s:
     """Return the rank (N,) of each id."""
-    digests = b"".join(hashlib.blake2b(one.encode(), digest_size=_BITS // 8, key=_KEY).digest() for one in ids)
+    digests = b"".join(hashlib.blake2b(image_id.encode(), digest_size=_BITS // 8, key=_KEY).digest() for image_id in ids)
     return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 @lru_cache(maxsize=8)  # a run asks several times, and each takes a walk through all ids
 def held_out_images(dataset: Identified, share: float) -> Int64s:
     """Return the numbers of the images that a share in [0, 1) holds out, ascending and read-only; none for 0."""
-    found = [np.empty(0, np.int64)]
+    selected = [np.empty(0, np.int64)]
     for start in range(0, len(dataset) if share else 0, _AT_ONCE):
         ranks = hold_out_ranks(dataset.ids(start, min(start + _AT_ONCE, len(dataset))))
-        found.append(start + np.flatnonzero(ranks < _border(share)))
-    images = np.concatenate(found)
+        selected.append(start + np.flatnonzero(ranks < _border(share)))
+    images = np.concatenate(selected)
     images.setflags(write=False)
     return images
+
+
+def drawn_images(dataset: ImageDataset, subset: ImageSubset | None, share: float) -> Int64s | None:
+    """Return the images that a run may draw of a dataset, ascending, removed ones not and failed ones among them; None for all."""
+    if not share and subset is None:
+        return None
+    stays = np.arange(len(dataset), dtype=np.int64) if subset is None else subset.stays()
+    return np.setdiff1d(stays, np.union1d(dataset.removed(), held_out_images(dataset, share)))
 
 
 def lowest_ranked(dataset: Identified, count: int, share: float, *, held_out: bool, without: Int64s) -> Ranked:

@@ -54,13 +54,13 @@ def _walked(dataset: ImageDataset, source: str, dense_targets: bool, on_event: O
 
 
 def _compared(indexed_images: list[Image], walked_images: list[Image], in_order: bool = True) -> list[str]:
-    indexed, found = dict(indexed_images), dict(walked_images)
+    indexed, walked = dict(indexed_images), dict(walked_images)
     lines = [
         f"{image_id} was added" if image_id not in indexed else f"{image_id} has other bytes"
         for image_id, sha256 in walked_images
         if indexed.get(image_id) != sha256
     ]
-    lines += [f"{image_id} is gone" for image_id in indexed if image_id not in found]
+    lines += [f"{image_id} is gone" for image_id in indexed if image_id not in walked]
     return lines or (["the images are in another order"] if in_order else [])
 
 

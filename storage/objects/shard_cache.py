@@ -135,15 +135,15 @@ class CachedObjects:
     def _locked(self, name: str) -> Iterator[None]:
         """Hold a file lock for the block; the system releases it when the process ends in any way."""
         make_folder(self.folder)  # somebody may have emptied the cache
-        lock = self.folder / f"{_LOCK}{name[:2]}"
-        with translate_os_errors(lock, 0):
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        held = FileLock(descriptor)
+        path = self.folder / f"{_LOCK}{name[:2]}"
+        with translate_os_errors(path, 0):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = FileLock(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            held.release()
+            lock.release()
 
     def threads_for(self, size: int) -> int:
         """Return the number of threads that local copies are worth."""

@@ -95,7 +95,7 @@ class Samples:
         if len(photos) == 1:
             _, photo_middle, ending = split_name(photos[0])
             return middle in (photo_middle, f"{photo_middle}.{ending}".lstrip("."))  # `1.left.cls` or `1.left.png.cls`
-        members = list(dict.fromkeys(one.member for one in labels))
+        members = list(dict.fromkeys(label.member for label in labels))
         raise BadInput(
             f"{self._path}: {_list_members(photos)} and {_list_members(members)} are one sample, {key!r}, because a name is split at its "
             f"first dot, as WebDataset does: {len(photos):,} images, {len(members):,} labels, and nothing says which belongs to which. "

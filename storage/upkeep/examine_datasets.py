@@ -60,7 +60,7 @@ def _examine_file(
     known = ", ".join(dict.fromkeys(sources))
     data = examiner.check_file(kind, where, check, candidates, lambda: _advice_to_index(examiner, key, known), limit_bytes)
     if data is None and known and not examiner.images:
-        examiner.update_finding(examiner.findings[-1], mended=False, way_out=examiner.repair, source=f"{IMAGES} at {known}")
+        examiner.update_finding(examiner.findings[-1], repaired=False, way_out=examiner.repair, source=f"{IMAGES} at {known}")
     return data
 
 
@@ -145,10 +145,10 @@ def _examine_locations(examiner: Examiner, key: str) -> list[str]:
         text = f"{again}, where SOURCE is that place, notes it again (the file held {(content or b'')[:200]!r})"
         if examiner.may_write:
             set_aside(examiner.objects, where)
-            examiner.update_finding(finding, mended=True, source=f"nothing: it was set aside; {text}")
+            examiner.update_finding(finding, repaired=True, source=f"nothing: it was set aside; {text}")
         else:
             examiner.update_finding(
-                finding, mended=False, way_out=f"no reader can use it, and it is set aside when you {examiner.repair}; then {text}"
+                finding, repaired=False, way_out=f"no reader can use it, and it is set aside when you {examiner.repair}; then {text}"
             )
     return sources
 

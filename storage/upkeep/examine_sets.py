@@ -176,7 +176,7 @@ def _examine_canary(examiner: Examiner, reader: FeatureReader) -> None:
         examiner.canaries[where] = (reader, finding)
     elif examiner.check_file("canary", where, partial(parse_canary, where=where), [], lambda: examiner.repair, MAX_CANARY_BYTES) is None:
         finding = examiner.findings[-1]
-        examiner.update_finding(finding, mended=False, way_out=examiner.repair, source="its teacher")
+        examiner.update_finding(finding, repaired=False, way_out=examiner.repair, source="its teacher")
         examiner.canaries[where] = (reader, examiner.findings[-1])
 
 
@@ -196,6 +196,6 @@ def examine_strays(examiner: Examiner) -> None:
                 finding, text = examiner.findings[-1], "nothing in the store needs it, and the next extraction makes it anew"
                 if examiner.may_write:
                     set_aside(examiner.objects, where)
-                    examiner.update_finding(finding, mended=True, source=f"nothing: it was set aside; {text}")
+                    examiner.update_finding(finding, repaired=True, source=f"nothing: it was set aside; {text}")
                 else:
-                    examiner.update_finding(finding, mended=False, way_out=f"{text}, once it is set aside: {examiner.repair}")
+                    examiner.update_finding(finding, repaired=False, way_out=f"{text}, once it is set aside: {examiner.repair}")

@@ -65,8 +65,8 @@ class Examiner:
         self, kind: Kind, where: str, what: str, source: str, way_out: str = "", shard: int | None = None, *, unfinished: bool = False
     ) -> Finding:
         """Add a finding; one with a source and without a way out is repaired here, or will be by `repair`."""
-        mended = self.may_write and bool(source) and not way_out
-        finding = Finding(kind, where, what, source, "" if mended else way_out or self.repair, shard, mended, unfinished)
+        repaired = self.may_write and bool(source) and not way_out
+        finding = Finding(kind, where, what, source, "" if repaired else way_out or self.repair, shard, repaired, unfinished)
         self.findings.append(finding)
         return finding
 
@@ -98,15 +98,15 @@ class Examiner:
         self._failed_attempts += bool(data) and corrected is None
         return corrected
 
-    def write_repaired(self, group: ShardedGroup, healed: RepairedShard) -> None:
+    def write_repaired(self, group: ShardedGroup, repaired: RepairedShard) -> None:
         """Write a repaired shard, unless this examination only looks."""
         if self.may_write:
-            healed.write_to(group)
+            repaired.write_to(group)
 
-    def update_finding(self, finding: Finding, mended: bool, way_out: str = "", source: str | None = None) -> None:
+    def update_finding(self, finding: Finding, repaired: bool, way_out: str = "", source: str | None = None) -> None:
         """Replace a finding by its outcome."""
         position = next(n for n, other in enumerate(self.findings) if other is finding)
-        self.findings[position] = replace(finding, mended=mended, way_out=way_out, source=finding.source if source is None else source)
+        self.findings[position] = replace(finding, repaired=repaired, way_out=way_out, source=finding.source if source is None else source)
 
 
 def _is_valid(check: Check, data: bytes) -> bool:

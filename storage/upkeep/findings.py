@@ -18,10 +18,10 @@ class Finding:
     source: str
     """What it is made again from; "" where the store knows nothing."""
     way_out: str
-    """The command that helps, and what it needs; "" where it is mended."""
+    """The command that helps, and what it needs; "" where it is repaired."""
     shard: int | None = None
     """Of a record or an object of a shard."""
-    mended: bool = False
+    repaired: bool = False
     unfinished: bool = False
     """No damage that is known of: a writer that was killed leaves objects without a record, too."""
 
@@ -31,6 +31,6 @@ class Finding:
 
     def __str__(self) -> str:
         made = f" from {self.source}" if self.source else ""
-        if self.mended:
+        if self.repaired:
             return f"{self.kind} {self.where} {self.what}: made again{made}"
         return f"{self.kind} {self.where} {self.what}; {'can be made again' + made + ': ' if made else ''}{self.way_out}"

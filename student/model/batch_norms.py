@@ -23,14 +23,14 @@ _HOW = "each rank normalises each part of its batch by itself; running statistic
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
     """Return the running means and variances of a module's batch norms, in its own order."""
-    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._NormBase)]
-    return [found for one in norms for found in (one.running_mean, one.running_var) if found is not None]
+    norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._NormBase)]
+    return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var) if statistic is not None]
 
 
 def counters(module: nn.Module) -> list[Tensor]:
     """Return how many batches each batch norm has seen."""
-    norms = [one for one in module.modules() if isinstance(one, nn.modules.batchnorm._NormBase)]
-    return [one.num_batches_tracked for one in norms if one.num_batches_tracked is not None]
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._NormBase)]
+    return [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
 
 
 def average_over_ranks(module: nn.Module, ranks: Ranks) -> None:
@@ -38,21 +38,21 @@ def average_over_ranks(module: nn.Module, ranks: Ranks) -> None:
     statistics = running_statistics(module)
     if not statistics or ranks.count == 1:
         return
-    together = ranks.sum(torch.cat([one.flatten() for one in statistics])) / ranks.count
-    for one, mean in zip(statistics, torch.split(together, [one.numel() for one in statistics]), strict=True):
-        one.copy_(mean.view_as(one))
+    together = ranks.sum(torch.cat([statistic.flatten() for statistic in statistics])) / ranks.count
+    for statistic, mean in zip(statistics, torch.split(together, [statistic.numel() for statistic in statistics]), strict=True):
+        statistic.copy_(mean.view_as(statistic))
 
 
 class KeptStatistics:
     """The running statistics and counters as they were when this was made."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._kept = [(one, one.clone()) for one in (*running_statistics(module), *counters(module))]
+        self._kept = [(tensor, tensor.clone()) for tensor in (*running_statistics(module), *counters(module))]
 
     def put_back(self) -> None:
         """Undo what forward passes have done to them since."""
-        for one, before in self._kept:
-            one.copy_(before)
+        for tensor, before in self._kept:
+            tensor.copy_(before)
 
 
 @torch.no_grad()

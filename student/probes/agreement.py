@@ -111,8 +111,8 @@ def _aligned(student: Tokens | SampledTokens, target: Tokens | SampledTokens) ->
     if isinstance(student, SampledTokens) or isinstance(target, SampledTokens):
         assert isinstance(student, SampledTokens) and isinstance(target, SampledTokens)  # noqa: PT018  # `outputs` gathers them
         return student.patch_BTD.flatten(0, 1), target.patch_BTD.flatten(0, 1)
-    one, other = align_grids(student.patch_BHWD, target.patch_BHWD)
-    return one.flatten(0, 2), other.flatten(0, 2)
+    ours_BHWD, theirs_BHWD = align_grids(student.patch_BHWD, target.patch_BHWD)
+    return ours_BHWD.flatten(0, 2), theirs_BHWD.flatten(0, 2)
 
 
 def outputs(student: Student, pixels_BHWC: Tensor, targets: Targets) -> dict[str, tuple[Tokens | SampledTokens, Tokens | SampledTokens]]:
@@ -132,14 +132,14 @@ def summarize(agreements: Mapping[str, Agreement]) -> dict[str, Any]:
 
     `agreement` is the one figure that chooses the best checkpoint: the mean over teachers of the mean of their class and patch cosine.
     """
-    teachers = {name: one.figures() for name, one in agreements.items()}
+    teachers = {name: agreement.figures() for name, agreement in agreements.items()}
     means = {
-        f"{kind}_{figure}": _mean([found[kind][figure] for found in teachers.values() if kind in found])
+        f"{kind}_{figure}": _mean([figures[kind][figure] for figures in teachers.values() if kind in figures])
         for kind in ("cls", "patch")
         for figure in ("cosine", "cka")
-        if any(kind in found for found in teachers.values())
+        if any(kind in figures for figures in teachers.values())
     }
-    return {"agreement": _mean([found["agreement"] for found in teachers.values()]), **means, "teachers": teachers}
+    return {"agreement": _mean([figures["agreement"] for figures in teachers.values()]), **means, "teachers": teachers}
 
 
 def gap(trained: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict[str, float]:

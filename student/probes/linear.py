@@ -98,11 +98,11 @@ def _fit(axes: _Axes, labels_N: Tensor, classes: int, c: float, start: Probe | N
 
 def hold_out(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return indexes (fitted, validation) of `count` images, a keyed random tenth for validation; raises `BadInput` below ten."""
-    held = int(count * VALIDATION_SHARE)
-    if held < 1:
+    held_out = int(count * VALIDATION_SHARE)
+    if held_out < 1:
         raise BadInput(f"a linear probe holds out a tenth of its training images, and {count} are too few; give at least 10")
     order = torch.from_numpy(KeyedPermutation(count, seed, "linear validation", 0)(torch.arange(count).numpy()))
-    return order[held:].sort().values, order[:held].sort().values
+    return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 def sweep(

@@ -62,23 +62,27 @@ class TokenSets:
 
     def __init__(self, sets: Sequence[TokenSet]) -> None:
         self.sets = list(sets)
-        self._numbering = Numbering([one.views.rows for one in self.sets])
+        self._numbering = Numbering([token_set.views.rows for token_set in self.sets])
 
     def joined(self) -> tuple[ReadableViews, TargetSource]:
         """Return the views and stored tokens of all."""
         if len(self.sets) == 1:
             return self.sets[0].views, CachedTargets(self.sets[0].readers)
-        sources = {one.views.key: CachedTargets(one.readers) for one in self.sets}
-        return JoinedViews([one.views for one in self.sets]), JoinedTargets(sources, [one.views.rows for one in self.sets])
+        sources = {token_set.views.key: CachedTargets(token_set.readers) for token_set in self.sets}
+        return JoinedViews([token_set.views for token_set in self.sets]), JoinedTargets(
+            sources, [token_set.views.rows for token_set in self.sets]
+        )
 
     def sample(self, count: int, share: float, *, held_out: bool) -> Int64s:
         """Return the rows, by rising rank, of at most `count` images that a share holds out, or of images that it does not."""
-        ranked = [lowest_ranked(one.views.dataset, count, share, held_out=held_out, without=one.without) for one in self.sets]
-        rows = [
-            start + found.image_N * one.views.views_per_image
-            for start, one, found in zip(self._numbering.starts, self.sets, ranked, strict=False)
+        ranked = [
+            lowest_ranked(token_set.views.dataset, count, share, held_out=held_out, without=token_set.without) for token_set in self.sets
         ]
-        order = np.argsort(np.concatenate([found.rank_N for found in ranked]), kind="stable")[:count]
+        rows = [
+            start + images.image_N * token_set.views.views_per_image
+            for start, token_set, images in zip(self._numbering.starts, self.sets, ranked, strict=False)
+        ]
+        order = np.argsort(np.concatenate([images.rank_N for images in ranked]), kind="stable")[:count]
         return np.concatenate(rows)[order]
 
     def are_there(self, rows_N: Int64s) -> bool:

@@ -20,13 +20,13 @@ def place(line: Mapping[str, Any]) -> Place:
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     """Return (tag, value) of every number, nested keys joined by `/`; without `step`."""
-    found: list[tuple[str, float]] = []
+    tagged: list[tuple[str, float]] = []
     for key, value in line.items():
         if isinstance(value, Mapping):
-            found += numbers(value, f"{prefix}{key}/")
+            tagged += numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and key != "step":
-            found.append((f"{prefix}{key}", float(value)))
-    return found
+            tagged.append((f"{prefix}{key}", float(value)))
+    return tagged
 
 
 class GrowingLines:

@@ -130,15 +130,15 @@ class RunFolder:
         A sum's last bits depend on it, so a resumed run keeps it. Raises `CacheMismatch` for other teachers, and for a checkpoint whose
         adapters have numbers when nothing says what the numbers mean.
         """
-        given, recorded = sorted(names), self._recorded_order()
-        if recorded is None and len(given) > 1 and (newest := latest_checkpoint(self.checkpoints)) is not None:
+        asked, recorded = sorted(names), self._recorded_order()
+        if recorded is None and len(asked) > 1 and (newest := latest_checkpoint(self.checkpoints)) is not None:
             raise CacheMismatch(
-                f"{newest.folder} numbers its adapters, and the run does not say which number is which teacher ({', '.join(given)}); "
+                f"{newest.folder} numbers its adapters, and the run does not say which number is which teacher ({', '.join(asked)}); "
                 "train in a new folder. This one is left as it is"
             )
-        if recorded is not None and sorted(recorded) != given:
-            raise CacheMismatch(f"{self.out} holds a run that learns from other teachers: got {given}, wanted {sorted(recorded)}")
-        return recorded or given
+        if recorded is not None and sorted(recorded) != asked:
+            raise CacheMismatch(f"{self.out} holds a run that learns from other teachers: got {asked}, wanted {sorted(recorded)}")
+        return recorded or asked
 
     def _recorded_order(self) -> list[str] | None:
         """Return the order in the newest checkpoint; where that is older, in the metrics, else in the initial model; None without any."""

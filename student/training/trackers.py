@@ -168,12 +168,12 @@ def require_clients(names: Iterable[Tracker]) -> None:
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return (dotted key, value as JSON) of every value."""
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     for key, value in table.items():
-        found += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", json.dumps(value))]
-    return found
+        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", json.dumps(value))]
+    return pairs
 
 
 def allowed(name: str) -> str:
     """Return a name as MLflow takes it: each other character, such as the plus of a teacher's name, is its code (`_2b`)."""
-    return re.sub(r"[^\w\-./ ]", lambda found: f"_{ord(found[0]):x}", name, flags=re.ASCII)
+    return re.sub(r"[^\w\-./ ]", lambda match: f"_{ord(match[0]):x}", name, flags=re.ASCII)

@@ -74,8 +74,8 @@ def read_timm_student(folder: Path) -> tuple[Imported, Preprocessing, nn.Module,
 
 
 def _tokens(architecture: Options, prep: Preprocessing, model: Any, pixels_BCHW: Tensor) -> Tokens:
-    found: Tokens = around(model, architecture, prep)(pixels_BCHW)
-    return found
+    tokens: Tokens = around(model, architecture, prep)(pixels_BCHW)
+    return tokens
 
 
 def timm_usage(architecture: Options) -> str:

@@ -94,7 +94,7 @@ def _map_tokens(backbone: Any, source: str, pixels_BCHW: Tensor) -> Tokens:
 
 def build_timm_student(architecture: Options) -> Encoder:
     """Return the encoder of a canonical record, randomly initialised."""
-    found = _inspect(architecture["model"], architecture.get("options", {}).get("img_size"))
+    inspected = _inspect(architecture["model"], architecture.get("options", {}).get("img_size"))
     backbone: Any = create(architecture)
     published: Any = backbone.pretrained_cfg
     stride, size_px = architecture["stride_px"], architecture.get("options", {}).get("img_size", published["input_size"][-1])
@@ -103,7 +103,7 @@ def build_timm_student(architecture: Options) -> Encoder:
     prep = Preprocessing(size_px, mean=tuple(published["mean"]), std=tuple(published["std"]))
     if (hidden := getattr(getattr(backbone, "head", None), "pre_logits", None)) is not None and architecture["family"] != "map":
         hidden.requires_grad_(False)  # the layer before the classifier that there is not: nothing would train it
-    for name in found.idle:
+    for name in inspected.idle:
         backbone.get_parameter(name).requires_grad_(False)
     return around(backbone, architecture, prep)
 
@@ -123,22 +123,22 @@ def _kind_of(backbone: Any, architecture: Options) -> type[Encoder]:
     return ConvNextEncoder if isinstance(getattr(backbone.head, "norm", None), nn.LayerNorm) else OtherConvNextEncoder
 
 
-def timm_student(name: str, given: Mapping[str, Any]) -> Options:
+def timm_student(name: str, settings: Mapping[str, Any]) -> Options:
     """Return the canonical record of `timm:NAME`, or the given one when it is that; raise BadInput for what cannot be a student."""
     of_record = name == TIMM_STUDENT
-    model = str(given.get("model", "")) if of_record else name.removeprefix("timm:")
-    options = given.get("options", {}) if of_record else given
+    model = str(settings.get("model", "")) if of_record else name.removeprefix("timm:")
+    options = settings.get("options", {}) if of_record else settings
     if not of_record and set(options) - {"img_size"}:
         raise BadInput(
             f"the student {name} takes no options but img_size, of a model with a size of its own: its shape is timm's, layer scale "
-            f"included. --set student.options={{}}; got {dict(given)}"
+            f"included. --set student.options={{}}; got {dict(settings)}"
         )
-    found = dict(_inspect(model, options.get("img_size")).record)
-    if of_record and {"name": TIMM_STUDENT, **given} != found:
+    record = dict(_inspect(model, options.get("img_size")).record)
+    if of_record and {"name": TIMM_STUDENT, **settings} != record:
         raise BadInput(
-            f"timm {timm.__version__} knows {model!r} as {found}, the record says {dict(given)}: install the timm it was trained with"
+            f"timm {timm.__version__} knows {model!r} as {record}, the record says {dict(settings)}: install the timm it was trained with"
         )
-    return found
+    return record
 
 
 class Inspected(NamedTuple):
@@ -202,8 +202,8 @@ def _inspect_map(model: str, backbone: Any, size_px: int | None) -> Inspected:
 
 def constructor_takes(backbone: nn.Module) -> set[str]:
     """Return the names of a model's arguments, those that a subclass passes on included."""
-    constructors = [vars(one)["__init__"] for one in type(backbone).__mro__ if one is not nn.Module and "__init__" in vars(one)]
-    return {name for one in constructors for name in inspect.signature(one).parameters}
+    constructors = [vars(base)["__init__"] for base in type(backbone).__mro__ if base is not nn.Module and "__init__" in vars(base)]
+    return {name for base in constructors for name in inspect.signature(base).parameters}
 
 
 def _possible_strides(backbone: Any, side: int) -> dict[int, bool]:
@@ -297,10 +297,10 @@ def _create(model: str, options: Mapping[str, Any]) -> nn.Module:
         near = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:5]) or "see timm.list_models()"
         raise BadInput(f"timm has no model {model!r}; near: {near}") from error
     try:
-        found: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **timm_options(entry), **options)
+        module: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **timm_options(entry), **options)
     except _FAILURES as error:
         raise BadInput(f"timm cannot build {model!r}: {str(error) or repr(error)}") from error
-    return found
+    return module
 
 
 def timm_options(entry: Any) -> Options:

@@ -42,7 +42,7 @@ def set_activation_checkpointing(encoder: Encoder, enable: bool) -> None:
 
     One with batch norm would count each batch twice in its running statistics.
     """
-    if enable and any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in encoder.modules()):
+    if enable and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules()):
         raise BadInput(
             "a student with batch norm cannot recompute its activations, because each batch would count twice in its running statistics: "
             "--set run.recompute_activations=false"

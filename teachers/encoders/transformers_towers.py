@@ -47,23 +47,33 @@ class HfEncoder(FrozenEncoder):
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D') or None, patch (B, H, W, D)."""
+        return self._of_output(self._output(pixels_BCHW, grid), grid)
+
+    def _output(self, pixels_BCHW: Tensor, grid: tuple[int, int], **options: bool) -> Any:
         kind, backbone = self.architecture["model_type"], cast(Any, self.backbone)
         if kind == SAM3:
             _fit_positions(backbone, *pixels_BCHW.shape[-2:])
         if FAMILIES[kind].takes_patches:
-            output = backbone(**_patches(pixels_BCHW, grid))
-        else:
-            resample = {"interpolate_pos_encoding": True} if FAMILIES[kind].two_towers else {}
-            output = backbone(pixel_values=pixels_BCHW, **resample)
+            return backbone(**_patches(pixels_BCHW, grid), **options)
+        resample = {"interpolate_pos_encoding": True} if FAMILIES[kind].two_towers else {}
+        return backbone(pixel_values=pixels_BCHW, **resample, **options)
+
+    def _of_output(self, output: Any, grid: tuple[int, int]) -> Tokens:
         states: Tensor = output.last_hidden_state
-        if kind == "clip_vision_model":
+        if self.architecture["model_type"] == "clip_vision_model":
+            backbone = cast(Any, self.backbone)
             states = getattr(backbone, "vision_model", backbone).post_layernorm(states)
-        count = grid[0] * grid[1]
-        patch_BHWD = states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
+        patch_BHWD = _grid(states, grid)
         if self.cls == "none":
             return Tokens(None, patch_BHWD)
         pooled = {"attention pool": "pooler_output", "concatenated class tokens": "summary"}.get(self.cls)
         return Tokens(states[:, 0] if pooled is None else getattr(output, pooled), patch_BHWD)
+
+
+def _grid(states: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the patch tokens (B, H, W, D) at the end of a sequence."""
+    count = grid[0] * grid[1]
+    return states[:, states.shape[1] - count :].reshape(len(states), *grid, states.shape[-1])
 
 
 def _fit_positions(vit: Any, height_px: int, width_px: int) -> None:

@@ -74,11 +74,11 @@ def test_failures_that_pass_are_survived(s3: tuple[FaultyServer, RemoteObjects],
         assert objects.create("x", [b"0123456789"])
         server.fail("GET", *[fault] * times)
         assert objects.read("x") == b"0123456789"
-        trials.note("healed", 2)
+        trials.note("recovered", 2)
         if fault.status not in (409,):
             server.fail("HEAD", *[fault] * times)
             assert objects.size("x") == 10
-            trials.note("healed")
+            trials.note("recovered")
 
 
 @pytest.mark.parametrize("keep", [0, 1, 5, 4096, 99_999])
@@ -93,7 +93,7 @@ def test_a_body_that_is_cut_anywhere_is_read_again(s3: tuple[FaultyServer, Remot
         part = bytearray(50_000)
         objects.open("x").read_into([memoryview(part)], 7)
         assert part == data[7:50_007]
-        trials.note("healed", 2)
+        trials.note("recovered", 2)
 
 
 def test_a_bucket_that_is_not_there_is_said(s3: tuple[FaultyServer, RemoteObjects]) -> None:

@@ -67,7 +67,7 @@ def test_reading_under_random_faults_is_right_or_our_error(s3: tuple[FaultyServe
             with contextlib.suppress(StoreUnavailable):
                 found = made.features.read(np.array([row])).patch
             assert found is None or found.tobytes() == tokens(made.features, row // 8).patch[row % 8].tobytes()
-            trials.note("detected" if found is None else "healed")
+            trials.note("detected" if found is None else "recovered")
             server.faults.clear()
 
 
@@ -80,7 +80,7 @@ def test_a_stall_ends_and_bytes_one_at_a_time_are_enough(s3: tuple[FaultyServer,
             assert objects.create(f"x{fault.trickle}", [data])
             server.fail("GET", fault)
             assert objects.read(f"x{fault.trickle}") == data
-            trials.note("healed")
+            trials.note("recovered")
 
 
 def test_lost_replies_make_no_false_conflict_and_every_commit_is_listed_at_once(s3: tuple[FaultyServer, str], tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_lost_replies_make_no_false_conflict_and_every_commit_is_listed_at_once(
             ends = [0, 7]  # a row costs a request an array
             found = reader.read(8 * shard + np.array(ends)).patch
             assert found.tobytes() == tokens(local.features, shard).patch[ends].tobytes()
-            lost.note("healed")
+            lost.note("recovered")
             listed.note("right")
 
 

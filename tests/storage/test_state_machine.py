@@ -209,11 +209,11 @@ def test_no_prune_at_any_moment_takes_a_shard_from_a_reader(walks: int) -> None:
     with Trials(24) as trials:
         for walk in range(walks):
             trials.note(walk_once(np.random.default_rng(walk)))
-        assert trials.counts["healed"] > walks // 10
+        assert trials.counts["recovered"] > walks // 10
 
 
 def walk_once(random: np.random.Generator) -> str:
-    """'healed' when the set went and was complete again afterwards, else 'right'."""
+    """'recovered' when the set went and was complete again afterwards, else 'right'."""
     filesystem = fsspec.filesystem("memory")
     for name, data in template().items():
         filesystem.pipe_file(f"/walk/{name}", data)
@@ -237,7 +237,7 @@ def walk_once(random: np.random.Generator) -> str:
         with pytest.raises(EupeError):
             opened("memory://walk")
     filesystem.rm("/walk", recursive=True)
-    return "healed" if gone else "right"
+    return "recovered" if gone else "right"
 
 
 def prune_somehow(made: Made, leased: bool, gone: bool, removals: int, now: list[float]) -> bool:

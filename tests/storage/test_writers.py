@@ -102,7 +102,7 @@ def test_killed_writers_leave_whole_shards_or_none_and_the_work_can_be_finished(
             commit(uninterrupted, shard)
         assert same(everything(reopen(made)), everything(uninterrupted))
         assert published(made.folder) == published(uninterrupted.folder)
-        trials.note("healed", killed)
+        trials.note("recovered", killed)
 
 
 def published(folder: Path) -> dict[str, bytes]:
@@ -216,7 +216,7 @@ def test_a_full_disk_at_any_call_leaves_no_record_and_the_run_can_go_on(quick_di
                 commit(fresh, shard)
             assert committed_rows_are_right(fresh) == 2
             shutil.rmtree(quick_disk / "store")
-            trials.note("healed")
+            trials.note("recovered")
 
 
 def test_a_disk_that_fills_names_the_bytes_needed(tmp_path: Path) -> None:

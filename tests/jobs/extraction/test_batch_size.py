@@ -37,7 +37,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.fault(6, "healed")
+@pytest.mark.fault(6, "recovered")
 @pytest.mark.parametrize("error", ERRORS)
 def test_out_of_memory_halves_the_number_until_it_fits_and_the_tokens_are_the_same(teacher: Teacher, error: Exception) -> None:
     pixels = canary_images(11, 16)

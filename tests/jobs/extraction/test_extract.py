@@ -213,7 +213,7 @@ def test_unusable_requests_are_refused_before_any_work(photos: Any) -> None:
     assert store.list_features() == []
 
 
-@pytest.mark.fault(6, "healed")
+@pytest.mark.fault(6, "recovered")
 @pytest.mark.filterwarnings("default")
 def test_ray_workers_give_the_same_store_although_one_is_killed(photos: Any) -> None:
     store, options, root = photos
@@ -260,11 +260,11 @@ def test_however_often_workers_are_killed_every_view_is_stored_once(photos: Any,
             assert 48 - 2 * len(killed) <= summary["views_done"] <= 48  # what a worker committed with its last breath is found, not done
             for ours, theirs in zip(tokens(again, summary["features"]["teacher"]), wanted, strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=1e-4)
-            trials.note("healed", len(killed))
-    assert trials.counts["healed"] >= runs
+            trials.note("recovered", len(killed))
+    assert trials.counts["recovered"] >= runs
 
 
-@pytest.mark.fault(6, "healed")
+@pytest.mark.fault(6, "recovered")
 def test_a_killed_process_leaves_whole_shards_and_the_next_one_completes_them(photos: Any) -> None:
     store, options, _ = photos
     script = (

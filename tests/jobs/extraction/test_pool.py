@@ -51,7 +51,7 @@ def order(photos: Any) -> WorkOrder:
     return WorkOrder(store.url, views.key, (resolve_teacher(options.teachers[0].name),), "cpu", 1, 8)
 
 
-@pytest.mark.fault(6, "healed")
+@pytest.mark.fault(6, "recovered")
 def test_a_lost_node_costs_no_image_and_doubles_none(photos: Any) -> None:
     store, options, root = photos
     alone = FeatureStore.create(str(root / "alone"))

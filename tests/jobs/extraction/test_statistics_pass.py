@@ -19,10 +19,11 @@ from eupe_pipeline.pipeline.reports.catalog import verify_features
 from eupe_pipeline.storage.core.cache_home import HOME_VARIABLE
 from eupe_pipeline.storage.core.errors import Interrupted
 from eupe_pipeline.storage.features.kept_forwards import KeptForwards
+from eupe_pipeline.storage.images.dataset import ImageDataset
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.objects.objects import walk_keys
 from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views.view_spec import ViewSpec
+from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec
 from PIL import Image
 
 
@@ -81,6 +82,7 @@ def leftovers(home: Path) -> list[Path]:
         {"codec": "int8", "tokens_per_view": 2},
         {"normalisation": "phi-s", "images_per_shard": 5, "batch_size": 2},
         {"views": ViewSpec(views_per_image=1, seed=5, photometric="teacher_same"), "grid": (1, 1)},
+        {"views": ViewSpec(views_per_image=2, seed=5, pixels=StoredPixels(24))},
     ],
 )
 def test_a_set_smaller_than_the_sample_passes_the_teacher_once_and_is_the_same_to_the_byte(
@@ -194,6 +196,16 @@ def test_statistics_of_the_earlier_default_are_used_again_so_that_a_set_that_was
     assert other["statistics_views"] == {"teacher": 48}
 
 
+def test_a_set_that_was_begun_goes_on_whoever_has_measured_another_sample_since(photos: Any, forwards: Counter[str]) -> None:
+    store, options, _ = photos
+    begun = extract_features(options)["features"]
+    assert extract_features(replace(options, statistics_batches=500))["features"] != begun
+    store.features(begun["teacher"]).group.objects.remove(_record(store, begun["teacher"]))
+    forwards.clear()
+    assert extract_features(options)["features"] == begun
+    assert forwards == {"teacher": 16}
+
+
 def _record(store: FeatureStore, key: str) -> str:
     return next(name for name in walk_keys(store.objects, f"features/{key}/commits"))
 
@@ -294,12 +306,41 @@ def test_without_room_on_the_disk_everything_is_computed_and_the_same(
     assert content(before) == content(store)
 
 
+@pytest.mark.parametrize("lost", [0, 1, 3])
+def test_an_image_is_decoded_once_and_again_where_its_kept_pixels_are_lost(
+    photos: Any, home: Path, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    store, options, root = photos
+    decoded: Counter[int] = Counter()
+    read_image = ImageDataset.read_image
+
+    def counted(self: ImageDataset, number: int, *arguments: Any, **values: Any) -> Any:
+        decoded[number] += 1
+        return read_image(self, number, *arguments, **values)
+
+    def damage(event: dict[str, Any]) -> None:
+        if event["stage"] == "statistics" and event["done"] == event["total"]:
+            kept = sorted((home / "forwards").glob("*/views-*"))
+            assert len(kept) == 6
+            for path in kept[:lost]:
+                data = bytearray(path.read_bytes())
+                data[len(data) // 2] ^= 1
+                path.write_bytes(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageDataset, "read_image", counted)
+        extract_features(options, damage)
+    assert (len(decoded), sum(decoded.values())) == (24, 24 + 4 * lost)
+    before, _ = without_keeping(options, root, monkeypatch)
+    assert content(before) == content(store)
+
+
 def test_damaged_kept_tokens_are_computed_again(photos: Any, forwards: Counter[str], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, options, root = photos
 
     def damage(event: dict[str, Any]) -> None:
         if event["stage"] == "statistics" and event["done"] == event["total"]:
-            files = sorted(path for path in (home / "forwards").rglob("*") if path.parent.parent.name == "forwards")
+            files = sorted((home / "forwards").glob("*/" + "[0-9a-f]" * 32))
             assert len(files) == 6
             data = bytearray(files[0].read_bytes())
             data[-1] ^= 1

@@ -120,7 +120,7 @@ def test_an_upload_cut_at_any_request_leaves_whole_checkpoints_and_is_finished_l
             assert RunMirror(LocalObjects(there), home).push()
             last = whole(LocalObjects(there), tmp_path / f"{cut}" / "last")
             assert sorted(last) == ["checkpoints/step-0000006", "checkpoints/step-0000009"]
-            trials.note("healed")
+            trials.note("recovered")
 
 
 def test_a_fetch_that_was_cut_short_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +368,7 @@ def test_sigterm_leaves_the_checkpoint_here_within_seconds_says_what_is_not_up_a
         assert "Not yet" not in str(stopped.value)
         found = whole(open_objects(url), tmp_path / "seen")
         assert {f"checkpoints/{newest}", f"checkpoints/step-{stopped_at + 1:07d}"} <= set(found)
-        trials.note("healed")
+        trials.note("recovered")
 
 
 @pytest.mark.fault
@@ -393,4 +393,4 @@ def test_a_run_killed_at_random_never_shows_a_part_of_a_checkpoint(
                 shutil.rmtree(local_copy(url).parent)
             else:
                 newest = max(int(path.name[-7:]) for path in (local_copy(url) / "checkpoints").glob("step-*"))
-            trials.note("healed")
+            trials.note("recovered")

@@ -11,12 +11,14 @@ import pytest
 from eupe_pipeline.jobs.curation.curate import curate_features
 from eupe_pipeline.jobs.curation.options import CurateOptions
 from eupe_pipeline.jobs.estimates.extraction import PlanOptions, plan_extraction
+from eupe_pipeline.jobs.evaluation.split_checks import distilled_on
 from eupe_pipeline.jobs.training import launch
 from eupe_pipeline.jobs.training.data import open_parts, run_order
 from eupe_pipeline.jobs.training.options import TrainOptions
 from eupe_pipeline.jobs.training.versions import recorded_versions
 from eupe_pipeline.pipeline.reports.catalog import copy_feature_set, list_store, prune_features, show_features, verify_features
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
+from eupe_pipeline.storage.images.hold_out import held_out_images
 from eupe_pipeline.storage.images.subsets import ImageSubset
 from eupe_pipeline.student.model.recipe import DataConfig
 
@@ -140,6 +142,32 @@ def test_removed_photos_are_never_drawn(growing: Growing, data: dict[str, Any]) 
     assert sorted(drawn) == sorted(3 * [number for number in range(40) if number not in (3, 17, 38)])
     if data["order"] == "global" and len(data) == 1:
         run(growing, "run")
+
+
+def test_a_hold_out_counts_no_removed_photo_as_drawn(growing: Growing) -> None:
+    growing.extract()
+    names, share = growing.store.dataset("photos").ids(0, 40), 0.1
+    held = held_out_images(growing.store.dataset("photos"), share).tolist()
+    for number in range(30):
+        (growing.images / names[number]).unlink()
+    growing.index(allow_removed=True)
+    growing.extract()
+    kept = [number for number in range(30, 40) if number not in held]
+    assert 0 < len(kept) < 10
+    plan = train_command(
+        store=growing.store.url,
+        out=growing.root / "run",
+        features=["teacher"],
+        dry_run=True,
+        settings=[*SETTINGS, "views.photometric=none", f"data.hold_out={share}"],
+    )
+    (data,) = plan["data"].values()
+    assert (data["images"], data["held_out_images"]) == (len(kept), 10 - len(kept))
+    recipe = replace(RECIPE, data=DataConfig(hold_out=share), run=replace(RECIPE.run, steps=1))
+    train(recipe, growing.store, ["teacher"], data="photos", out=growing.root / "run")
+    (drawn,) = distilled_on(growing.store, growing.root / "run").values()
+    assert drawn is not None
+    assert drawn.tolist() == kept
 
 
 def test_ls_and_show_tell_the_versions_and_prune_what_stays(grown: tuple[Growing, str, str]) -> None:

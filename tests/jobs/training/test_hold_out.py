@@ -145,6 +145,9 @@ def test_a_start_that_has_seen_the_held_out_images_gives_a_warning(tiny_store: A
     assert not run("second", SHARE, "first")
     (said,) = run("third", 0.4, "first")
     assert "was trained with data.hold_out = 0.25" in said
+    (said,) = run("fourth", 0.4, "third")  # two stages back
+    assert f"{tmp_path / 'first'} was trained with data.hold_out = 0.25" in said
+    assert not run("random", 0.4, "first/initial")
 
 
 def test_a_share_that_selects_no_image_or_every_image_is_refused_with_numbers(tiny_store: Any, tmp_path: Path) -> None:

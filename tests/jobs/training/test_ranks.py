@@ -45,7 +45,7 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(out)]
 
 
-@pytest.mark.fault(6, "healed")
+@pytest.mark.fault(6, "recovered")
 def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_two_ranks_train_what_one_does(
     ray: Any, tiny_store: Any, tmp_path: Path, events: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +81,7 @@ def test_ranks_train_what_one_process_trains(ray: Any, tiny_store: Any, tmp_path
     assert train_on_workers(on_ranks(tiny_store, tmp_path / "run", recipe, workers=workers))["already"]
 
 
-@pytest.mark.fault(7, "healed")
+@pytest.mark.fault(7, "recovered")
 @pytest.mark.long
 def test_sigterm_stops_all_ranks_and_any_number_of_ranks_goes_on(ray: Any, tiny_store: Any, tmp_path: Path) -> None:
     def stop(event: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def test_int8_targets_stay_close_to_fp32_ones(tiny_store: Any, tmp_path: Path) -
         assert one == pytest.approx(other, abs=2e-3)
 
 
-@pytest.mark.fault(7, "healed")
+@pytest.mark.fault(7, "recovered")
 @pytest.mark.parametrize("stop", range(1, STEPS))
 def test_a_run_stopped_at_any_step_goes_on_bit_equal(tiny_store: Any, tmp_path: Path, stop: int) -> None:
     run(tiny_store, RECIPE, tmp_path / "whole")
@@ -126,7 +126,7 @@ def test_a_run_stopped_at_any_step_goes_on_bit_equal(tiny_store: Any, tmp_path: 
     assert weights[0] == weights[1]
 
 
-@pytest.mark.fault(13, "healed")
+@pytest.mark.fault(13, "recovered")
 def test_a_run_killed_between_checkpoints_repeats_only_the_steps_since(tiny_store: Any, tmp_path: Path) -> None:
     def die(event: dict[str, Any]) -> None:
         if event["event"] == "step" and event["step"] == 5:

@@ -210,7 +210,7 @@ def try_one(
         assert changed <= allowed, (name, damage.__name__)
     finally:
         whole.restore()
-    return "healed"
+    return "recovered"
 
 
 @pytest.mark.fault

@@ -417,6 +417,6 @@ def test_verify_and_repair_know_what_a_version_consists_of(store: FeatureStore, 
         file.write_bytes(b"x" + before[1:])
         assert len(examined(store, images=False)) == 1
         found = examined(store, images=True)  # of the first version the source has not all images any more: its newer one has its rows
-        assert [one.mended for one in found] == [True]
+        assert [one.repaired for one in found] == [True]
         assert file.read_bytes() == before
     assert examined(store, images=False) == []

@@ -78,8 +78,8 @@ def test_a_flipped_bit_is_found_and_undone(made: Made, bit: int) -> None:
     (one,) = found(made.store.url)
     assert (one.kind, one.where) == ("subset", f"subsets/{subset.key}/images.bits")
     assert path.read_bytes() == bytes(data)
-    (repaired,) = found(made.store.url, acting=True)
-    assert repaired.mended
+    (finding,) = found(made.store.url, acting=True)
+    assert finding.repaired
     assert path.read_bytes() == right
 
 

@@ -99,7 +99,7 @@ def test_a_disk_that_fills_at_any_block_leaves_nothing_and_names_the_bytes(tmp_p
             assert create_exclusively(tmp_path / "x", content)
             assert (tmp_path / "x").read_bytes() == content.data
             (tmp_path / "x").unlink()
-            trials.note("healed")
+            trials.note("recovered")
 
 
 def test_a_large_file_is_whole_before_its_fsync_and_durable_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

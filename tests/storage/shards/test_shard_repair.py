@@ -205,7 +205,7 @@ def test_a_kill_at_any_write_loses_no_row_and_the_next_repair_ends_it(
                 assert out.tobytes() == right[row]
             repair_damaged(reopen(made), tokens(made.features, 2, noise))
             assert verify(reopen(made).features) == []
-            trials.note("healed")
+            trials.note("recovered")
             for name, data in pristine.items():
                 (made.folder / name).write_bytes(data)
             if ended:

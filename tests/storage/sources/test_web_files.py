@@ -102,7 +102,7 @@ def test_what_may_pass_is_tried_again_by_index_and_by_readers(store: FeatureStor
             assert site.faults[file] == []
             site.faults = {} if file == "/" else {file: [answer] * 2}
             assert contents(dataset) == contents(wanted)
-            trials.note("healed")
+            trials.note("recovered")
 
 
 @pytest.mark.fault
@@ -216,7 +216,7 @@ def test_a_source_on_s3_has_the_same_patience(store: FeatureStore, bucket: tuple
         assert indexed(store, url)[0].digest == wanted.digest
         server.fail("GET", fault, fault)
         assert contents(wanted) == [picture(n) for n in (3, 4, 5, 2, 1)]
-        trials.note("healed", 2)
+        trials.note("recovered", 2)
         server.fail("GET", *[fault] * 2 * remote.TRIES)  # a reset connection is opened again once without a word
         with pytest.raises(StoreUnavailable, match=rf"s3://bucket/.*failed {remote.TRIES} times"):
             read_bytes(url, "cat/1.png", "file", 0, 0)

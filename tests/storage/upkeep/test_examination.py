@@ -90,9 +90,9 @@ def test_a_repair_that_is_killed_at_any_write_leaves_what_was_whole_and_is_finis
             monkeypatch.setattr(LocalObjects, "replace", real)
             now = contents(made.folder)
             assert {name for name, data in pristine.items() if now.get(name) != data} <= set(damaged)
-            assert [one for one in repaired(made.store.url) if not one.mended and not one.unfinished] == []
+            assert [one for one in repaired(made.store.url) if not one.repaired and not one.unfinished] == []
             assert contents(made.folder) == pristine
-            trials.note("healed")
+            trials.note("recovered")
             if ended:
                 break
         assert ended
@@ -106,7 +106,7 @@ def test_an_index_written_by_another_version_of_arrow_is_named_anew(copied: Call
     index.unlink()
     real = pq.write_table
     monkeypatch.setattr(pq, "write_table", lambda table, where, **options: real(table, where, **options, compression="gzip"))
-    assert [(one.kind, one.mended) for one in repaired(made.store.url) if not one.unfinished] == [("index", True)]
+    assert [(one.kind, one.repaired) for one in repaired(made.store.url) if not one.unfinished] == [("index", True)]
     assert index.read_bytes() != before
     assert same(everything(reopen(made)), right)
     assert verified(made.store.url) == []
@@ -120,7 +120,7 @@ def test_images_that_changed_do_not_become_the_index(copied: Callable[[], Made],
     (tmp_path / "own/images/class0/0000.png").write_bytes((tmp_path / "own/images/class1/0001.png").read_bytes())
     before = contents(made.folder)
     (lost,) = [one for one in repaired(made.store.url) if not one.unfinished]
-    assert (lost.kind, lost.mended) == ("index", False)
+    assert (lost.kind, lost.repaired) == ("index", False)
     assert "not as they were" in lost.way_out
     assert contents(made.folder) == before
 
@@ -138,7 +138,7 @@ def test_a_record_that_a_compaction_would_bring_back_is_found(copied: Callable[[
     right, mark = everything(reopen(made)), made.folder / f"features/{made.features.key}/discarded/000003"
     mark.unlink()
     assert [(one.kind, one.where.rpartition("/")[2]) for one in verified(made.store.url)] == [("ledger", "000003")]
-    assert all(one.mended or one.unfinished for one in repaired(made.store.url))
+    assert all(one.repaired or one.unfinished for one in repaired(made.store.url))
     assert mark.exists()
     assert reopen(made).features.group.compact() == 1
     assert same(everything(reopen(made)), right)
@@ -178,7 +178,7 @@ def test_on_s3_metadata_records_and_shards_are_put_over_the_damaged_ones(pristin
     for name in (f"{views}/flip/c.1.0", f"{features}/patch/c.4.0.0.0", f"{features}/identity.json"):
         objects.replace(name, wanted[name][:-1] + bytes([wanted[name][-1] ^ 1]))
     assert {one.kind for one in verified(url)} == {"marker", "identity", "index", "metadata", "record", "shard"}
-    assert all(one.mended or one.unfinished for one in repaired(url))
+    assert all(one.repaired or one.unfinished for one in repaired(url))
     assert {name: objects.read(name) for name in wanted} == wanted
     assert verified(url) == []
 

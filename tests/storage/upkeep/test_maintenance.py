@@ -56,7 +56,7 @@ def test_damaged_stores_are_repaired_and_only_the_damaged_shards_touched(pristin
                 assert record is not None
                 fresh.features.repair_shard(shard, tokens(fresh.features, shard), {}, record.digest)
             assert contents(made.folder) == before
-            trials.note("healed")
+            trials.note("recovered")
     assert same(everything(reopen(made)), right)
 
 
