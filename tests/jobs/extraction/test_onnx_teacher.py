@@ -1,4 +1,4 @@
-"""A teacher in an ONNX file end to end: extracted by Ray, trained from, and found again by repair, fidelity and live targets."""
+"""A teacher in an ONNX file end to end: extracted, by Ray as well, trained from, and found again by repair, fidelity and live targets."""
 
 import json
 import shutil
@@ -40,12 +40,13 @@ def extract(store: FeatureStore, name: str, *more: str, workers: int = 0) -> int
     return main([*command, "--shard-images", "8", "--statistics-batches", "2", "--workers", str(workers), *more])
 
 
-def test_a_graph_is_extracted_by_ray_trained_from_and_faithful(
-    photos: Any, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_a_graph_is_extracted_here_or_by_ray_trained_from_and_faithful(
+    photos: Any, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, workers: int
 ) -> None:
     store, _, tmp_path = photos
     monkeypatch.chdir(exported.parent)
-    assert extract(store, "net.onnx", "--precision", "auto", workers=1) == 0, capsys.readouterr().err
+    assert extract(store, "net.onnx", "--precision", "auto", workers=workers) == 0, capsys.readouterr().err
     key = result(capsys)["features"]["my-graph"]
     reader = store.features(key)
     assert reader.complete
