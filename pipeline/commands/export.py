@@ -95,7 +95,7 @@ def benchmark() -> None:
     JSON,
 )
 def latency(as_json: bool, folder: Path, threads: int, warmup: int, calls: int, runtimes: tuple[str, ...]) -> None:
-    """Time one picture in each runtime of an export: eager, torch.compile, and what is installed for the formats in DIR."""
+    """Time one picture in each runtime of an export. Eager, torch.compile, and what is installed for the formats in DIR."""
     from ...student.export.latency import LatencyOptions
     from ...student.export.latency import latency as measure
 

@@ -215,6 +215,8 @@ class ShardedGroup:
         By as many threads as pay for so many bytes from where they lie, or by at most `threads`.
         """
         targets = {name: out[name] for name in names}
+        if not targets:
+            return
         for name, array in targets.items():
             check_out(self.specs[name], array, len(rows))
         flat = {name: flat_bytes(array) for name, array in targets.items()}

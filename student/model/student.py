@@ -134,7 +134,8 @@ def refuse_losses(recipe: TrainRecipe, grids: Mapping[str, Sequence[tuple[int, i
         own = encoder.grid(size_px, size_px)
         who = f"{recipe.student.architecture} at {size_px} px, which has a grid of {own[0]}×{own[1]}"
         for name, spec in specs.items():
-            if loss.relation and (spec.tokens or max(math.prod(map(max, own, grid)) for grid in grids[name])) < 2:
+            of_teacher = grids[split_target(name)[0]]  # its layers lie on its grid
+            if loss.relation and (spec.tokens or max(math.prod(map(max, own, grid)) for grid in of_teacher)) < 2:
                 raise BadInput(f"loss.relation compares two tokens of an image, and of teacher {name} and {who}, there is one; set it to 0")
             if loss.shift and spec.tokens is not None:
                 raise BadInput(

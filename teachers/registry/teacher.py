@@ -78,7 +78,8 @@ class Teacher(nn.Module):
         """
         if self._images is None:
             self.encoder.compile(dynamic=False)
-            self._encoder_with_layers = torch.compile(self.encoder.with_layers, dynamic=False)
+            if self.encoder.depth:
+                self._encoder_with_layers = torch.compile(self.encoder.with_layers, dynamic=False)
         self._images = images
 
     @property

@@ -60,6 +60,8 @@ def unextracted(store: FeatureStore, url: str) -> FeatureStore:
     return copy
 
 
+# A signal may come between an `open` and its `with`: the file is closed when it is collected, with a warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("times", [4, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_an_extraction_ended_by_sigterm_at_any_moment_is_finished_by_the_same_command(photos: Any, times: int) -> None:
     store, options, root = photos

@@ -116,6 +116,25 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_and_only_weighted_layers_are_
     assert source.specs["teacher/1"] == TargetSpec(None, 48, (4, 4))
 
 
+def test_losses_by_name_are_of_layers_as_well_and_their_class_term_is_the_teacher_s_alone(
+    kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eupe_pipeline.student.data.targets import LiveTargets
+
+    made = LiveTargets.__init__
+    monkeypatch.setattr(LiveTargets, "__init__", lambda self, *values, **named: made(self, *values, **named, forward_batch=1))
+    recipe = replace(weighted(b1=0.25), loss=LossConfig(cls="angle", relation=0.5, shift=1.0))
+    run(kept, "layered", tmp_path / "cached", recipe)
+    run(kept, "layered", tmp_path / "live", replace(recipe, teacher=replace(recipe.teacher, source="live")), proxy=kept[2])
+    assert terms(tmp_path / "cached") == terms(tmp_path / "live")
+    for line in read_metrics(tmp_path / "cached"):
+        of_teacher, of_layer = line["losses"]["teacher"], line["losses"]["teacher/1"]
+        assert (set(of_teacher), set(of_layer)) == ({"cls", "patch", "relation"}, {"patch", "relation"})
+        total = of_teacher["cls"] + of_teacher["patch"] + 0.5 * of_teacher["relation"]
+        total += 0.25 * (of_layer["patch"] + 0.5 * of_layer["relation"])
+        assert line["loss"] == pytest.approx(total, rel=1e-6)
+
+
 def test_each_layer_has_an_adapter_of_its_own_on_the_student_s_final_tokens(kept: Any, tmp_path: Path) -> None:
     store, keys, _ = kept
     run(kept, "layered", tmp_path / "run", weighted(b1=1.0, b3=1.0))

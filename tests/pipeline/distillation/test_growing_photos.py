@@ -17,13 +17,13 @@ BACKBONE = Path("model") / "backbone.safetensors"
 def views_of_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many views each forward of an extraction in this process had, statistics included, canaries not."""
     seen: list[int] = []
-    forward = SizedTeacher.__call__
+    forward = SizedTeacher._forward
 
     def counted(teacher: SizedTeacher, pixels: Any, *more: Any) -> Any:
         seen.append(len(pixels))
         return forward(teacher, pixels, *more)
 
-    monkeypatch.setattr(SizedTeacher, "__call__", counted)
+    monkeypatch.setattr(SizedTeacher, "_forward", counted)
     return seen
 
 
