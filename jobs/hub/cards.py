@@ -14,7 +14,8 @@ from huggingface_hub.repocard_data import DatasetCardData, ModelCardData
 from ...storage.features.features import FeatureReader
 from ...student.export.lineage import collect_terms, read_record, read_targets
 from ...student.export.model_card import PIPELINE_TAG, hub_models, licence_fields
-from ...teachers.registry.table import Terms, sentence, terms_of
+from ...teachers.registry.table import Terms, sentence
+from ..runs.licences import terms_of_set
 
 _SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7),
           ("10M<n<100M", 10**8), ("100M<n<1B", 10**9), ("1B<n<10B", 10**10))  # fmt: skip
@@ -44,7 +45,7 @@ def run_card(run: Path) -> str:
 def features_card(reader: FeatureReader) -> str:
     """Return the README of a feature set's repository: metadata between `---` lines, then Markdown."""
     teacher, views = reader.identity["teacher"], reader.views
-    terms = {reader.name: terms_of(reader.name)}
+    terms = terms_of_set(reader)
     data = DatasetCardData(**licence_fields(terms), tags=["image-features", "knowledge-distillation"], size_categories=_size(reader.rows))
     facts = {
         "Teacher": f"{reader.name}, weights sha256 {teacher.get('weights_sha256', 'not recorded')}",
