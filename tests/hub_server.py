@@ -57,6 +57,8 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
+    """Bytes of files, as they were asked for."""
     failing: int = 0
     """So many of the next uploads of large files fail with status 500."""
 
@@ -214,11 +216,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers |= {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{etag}"'}
         span = self.headers.get("Range")
         if span is None:
+            self.hub.sent += len(data) if self.command == "GET" else 0
             return 200, data, headers
         first, _, last = span.removeprefix("bytes=").partition("-")
         start, end = int(first), min(len(data), int(last) + 1 if last else len(data))
         if start >= len(data):
             return 416, b"", headers | {"Content-Range": f"bytes */{len(data)}"}
+        self.hub.sent += end - start
         return 206, data[start:end], headers | {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
 
     def _preupload(self, repository: Repository) -> tuple[int, bytes, dict[str, str]]:

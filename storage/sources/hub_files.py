@@ -8,6 +8,7 @@ never stands in a URL. What the hub refuses (401, 403, 404) is not asked again.
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import fsspec
@@ -48,7 +49,7 @@ class HubFiles(RemoteFiles):
 
     def __init__(self, url: str) -> None:
         check_pinned(url)
-        super().__init__(fsspec.filesystem("hf", endpoint=os.environ.get("HF_ENDPOINT") or None, skip_instance_cache=True), url)
+        super().__init__(_filesystem(os.environ.get("HF_ENDPOINT", ""), hash(os.environ.get("HF_TOKEN"))), url)
 
     def _call(self, verb: str, path: str, call: Callable[[], Result]) -> Result:
         return super()._call(verb, path, lambda: self._refused_at_once(path, call))
@@ -70,6 +71,10 @@ class HubFiles(RemoteFiles):
                 ) from error
             raise
 
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return the bytes [start, end), or all, and ask for no more: fsspec's files read megabytes ahead."""
+        return self._call("read", path, lambda: bytes(self._filesystem.cat_file(path, start=start, end=end, cache_type="none")))
+
     def exists(self, path: str) -> bool:
         """Return whether there is such a file or folder; raise `StoreUnavailable` where the hub refuses to say."""
         try:
@@ -77,6 +82,12 @@ class HubFiles(RemoteFiles):
         except FileNotFoundError:
             return False
         return True
+
+
+@lru_cache(maxsize=4)
+def _filesystem(endpoint: str, token: int) -> Any:
+    """Return the hub's file system, one for an endpoint and a token's hash. It knows what it has listed: a commit stays as it is."""
+    return fsspec.filesystem("hf", endpoint=endpoint or None, skip_instance_cache=True)
 
 
 def _status_of(error: BaseException | None) -> int | None:
