@@ -40,8 +40,12 @@ LONGEST = (
     "storage/test_s3.py",
     "student/export/test_usage_examples.py",
     "pipeline/commands/test_ways_out.py",
+    "pipeline/distillation/test_distill_page.py",
+    "student/export/test_edge_onnx.py",
+    "jobs/runs/test_upload_thread.py",
 )
 settings.register_profile("side by side", deadline=None)  # another process may hold the core for longer than an example takes
+settings.register_profile("quick", deadline=None, max_examples=40)
 settings.load_profile("side by side")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are shared by several processes: threads of one would only take them from another
     torch.set_num_threads(1)
@@ -121,6 +125,12 @@ def extract(store: FeatureStore, teacher: Teacher, views: ViewSet, name: str, co
         normalised = statistics.normalize_cls(cls_nD[first:last]), statistics.normalize_patch(patch_nHWD[first:last])
         reader.commit_shard(shard, reader.encode(*normalised), bad, record.digest)
     return reader
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try fewer examples where the long tests are left out; those that say their own number keep it."""
+    if config.getoption("markexpr") == "not long":
+        settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

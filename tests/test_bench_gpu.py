@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,6 +21,7 @@ def test_every_line_of_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     assert set(json.loads(out.read_text())["figures"]) == set(lines)
 
 
+@pytest.mark.long
 def test_without_a_gpu_it_says_what_is_missing(tmp_path: Path) -> None:
     code = "import torch; torch.cuda.is_available = lambda: False; from benchmarks.bench_gpu import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)

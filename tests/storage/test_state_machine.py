@@ -180,7 +180,7 @@ def test_memory_behaves_like_a_dict(examples: int) -> None:
     run("memory://machine", examples)
 
 
-@pytest.mark.parametrize(("examples", "steps"), [(6, 6), pytest.param(100, 8, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(("examples", "steps"), [(4, 6), pytest.param(100, 8, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 @pytest.mark.usefixtures("server")
 def test_s3_behaves_like_a_dict(examples: int, steps: int) -> None:
     run("s3://bucket/machine", examples, steps)

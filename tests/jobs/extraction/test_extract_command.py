@@ -45,7 +45,7 @@ def test_two_drivers_started_on_one_plan_both_succeed_and_every_image_is_there_o
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_scheduler_that_stops_the_command_finds_whole_shards_after_a_moment(photos: Any, workers: int) -> None:
     store, options, _ = photos
     child = subprocess.Popen(arguments(store, options, workers), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -95,6 +95,7 @@ class TestActors:
             list(workers.run([("measure", ([0], ["teacher"]))]))
         workers.stop()
 
+    @pytest.mark.long
     def test_more_workers_than_there_is_room_for_hold_up_nothing(self, ray: Any, order: WorkOrder) -> None:
         workers = RayActors(ray, order, 4)
         results = dict(workers.run([("measure", ([row], ["teacher"])) for row in range(6)]))
@@ -102,6 +103,7 @@ class TestActors:
         assert workers.retries == 0
         workers.stop()
 
+    @pytest.mark.long
     def test_without_a_count_the_cluster_s_room_is_taken(self, ray: Any, order: WorkOrder) -> None:
         workers = RayActors(ray, order, None)
         results = workers.run([("measure", ([row], ["teacher"])) for row in range(6)])

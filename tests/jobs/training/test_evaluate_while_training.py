@@ -89,6 +89,7 @@ def train_on_rank(ranks: Ranks, url: str, out: Path, watch: Watch | None) -> Non
     train(recipe, FeatureStore.open(url), ["tiny-teacher"], data="photos", out=out, ranks=ranks, watch=watch)
 
 
+@pytest.mark.long
 def test_sharded_students_are_evaluated_whole_and_train_as_before(tiny_store: Any, tmp_path: Path) -> None:
     for name, watch in (("plain", None), ("watched", WATCH)):
         on_ranks(2, tmp_path, train_on_rank, tiny_store.store.url, tmp_path / name, watch)

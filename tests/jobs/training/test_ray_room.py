@@ -33,6 +33,7 @@ def hold(ray: Any, cpus: int) -> Any:
     return holder
 
 
+@pytest.mark.long
 def test_workers_and_ranks_without_room_say_what_they_ask_for_and_give_up(
     photos: Any, tiny_store: Any, tmp_path: Any, short_waits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

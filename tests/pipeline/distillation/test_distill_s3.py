@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.jobs.conftest import bucket as bucket  # a fixture
 
 from ...storage.faulty_s3 import FaultyServer
 from .conftest import Command
 
 
+@pytest.mark.long
 def test_a_store_in_a_bucket_serves_a_distillation(
     photos: Path, teacher_run: Path, recipe: Path, tmp_path: Path, command: Command, bucket: FaultyServer
 ) -> None:

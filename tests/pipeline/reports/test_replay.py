@@ -181,6 +181,7 @@ def diverge(ranks: Ranks, store: str, out: Path) -> None:
         run(FeatureStore.open(store), out, ranks=ranks)
 
 
+@pytest.mark.long
 def test_two_ranks_keep_their_parts_and_are_computed_one_after_another(tiny_store: Any, out: Path, tmp_path: Path) -> None:
     on_ranks(2, tmp_path, diverge, tiny_store.store.url, out)
     assert {path.name for path in (out / STEP_3).glob("rank-*")} == {"rank-0.safetensors", "rank-1.safetensors"}

@@ -135,7 +135,7 @@ def test_graphs_of_a_student_lie_side_by_side_and_each_is_timed(vit: tuple[Path,
 
 
 @pytest.mark.parametrize("architecture", [
-    pytest.param({"name": "convnext-mini", "layer_scale": 1e-6}, id="convnext"),
+    pytest.param({"name": "convnext-mini", "layer_scale": 1e-6}, id="convnext", marks=pytest.mark.long),
     pytest.param(PLAIN, id="vit without", marks=pytest.mark.long),
 ])  # fmt: skip
 def test_a_convnext_with_tiny_scales_and_a_vit_without_registers_and_scales_go_out_in_both_precisions(
@@ -149,6 +149,7 @@ def test_a_convnext_with_tiny_scales_and_a_vit_without_registers_and_scales_go_o
             assert difference_by_scale(opened(tmp_path / "out" / folder / "student.onnx"), run, (1, 3, side, side)) <= limit
 
 
+@pytest.mark.long
 def test_the_best_weights_of_a_run_are_those_that_are_asked_for(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"name": "vit-mini", "depth": 1}, 32)
     best = make_run(run / "best", {"name": "vit-mini", "depth": 1}, 32)
@@ -231,6 +232,7 @@ def test_choices_that_no_format_takes_are_refused_before_anything_is_done(
         ExportOptions(Path("run"), Path("out"), formats, **options)
 
 
+@pytest.mark.long
 def test_other_formats_of_the_same_call_are_written_as_ever(vit: tuple[Path, Path], tmp_path: Path) -> None:
     written = export(ExportOptions(vit[0], tmp_path, ("timm", "onnx"), target="edge"))["written"]
     assert [Path(one["folder"]).name for one in written.values()] == ["timm", "onnx-edge"]

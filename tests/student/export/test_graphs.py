@@ -13,7 +13,7 @@ from eupe_pipeline.student.export.runtimes import eager_runner, import_optional,
 from ...teachers.checkpoints.test_official import randomised
 
 
-@pytest.mark.parametrize("architecture", ["vit-mini", "convnext-mini"])
+@pytest.mark.parametrize("architecture", ["vit-mini", pytest.param("convnext-mini", marks=pytest.mark.long)])
 def test_an_onnx_graph_takes_any_batch_and_any_sides(architecture: str, tmp_path: Path) -> None:
     encoder = randomised(architecture)
     facts = write_onnx(encoder, 4 * encoder.stride_px, tmp_path / "student.onnx")

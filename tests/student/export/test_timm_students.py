@@ -75,7 +75,7 @@ def test_it_goes_out_as_timms_and_comes_back_with_its_running_statistics(tmp_pat
     assert all(torch.equal(value, again.encoder.state_dict()[key]) for key, value in first.encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_convnext"])
+@pytest.mark.parametrize("name", ["timm:test_vit", pytest.param("timm:test_convnext", marks=pytest.mark.long)])
 def test_one_that_was_built_for_another_size_than_its_pictures_comes_back_as_it_was_built(name: str, tmp_path: Path) -> None:
     """timm would make a position embedding of the pictures' size, and no trained one fits it."""
     need_exports(tmp_path, name, 64, "timm")

@@ -88,7 +88,7 @@ def with_other_constants(run: Path) -> Path:
 
 
 @pytest.mark.parametrize(("form", "family"), [
-    ("timm", "vit-mini"), ("timm", "convnext-mini"), ("transformers", "vit-mini"), ("onnx", "vit-mini"),
+    ("timm", "vit-mini"), pytest.param("timm", "convnext-mini", marks=pytest.mark.long), ("transformers", "vit-mini"), ("onnx", "vit-mini"),
     pytest.param("transformers", "convnext-mini", marks=pytest.mark.long), pytest.param("onnx", "convnext-mini", marks=pytest.mark.long),
     pytest.param("executorch", "vit-mini", marks=needs_executorch),
 ])  # fmt: skip
@@ -101,7 +101,7 @@ def test_an_example_computes_the_students_tokens_from_the_recorded_preprocessing
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("form", ["timm", "transformers", "onnx"])
+@pytest.mark.parametrize("form", ["timm", *(pytest.param(form, marks=pytest.mark.long) for form in ("transformers", "onnx"))])
 @pytest.mark.filterwarnings("ignore")
 def test_an_example_of_a_student_without_registers_and_scales_is_right_as_well(form: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"name": "vit-mini", "registers": 0, "layer_scale": None, "qkv_bias": False, "patch_px": 14}, 56)

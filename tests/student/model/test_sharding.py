@@ -78,7 +78,11 @@ def test_two_ranks_train_what_one_process_trains(tmp_path: Path, way: str, optim
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [pytest.param("fsdp", "alone", marks=pytest.mark.long), pytest.param("alone", "fsdp", marks=pytest.mark.long), ("ddp", "fsdp")],
+    [
+        pytest.param("fsdp", "alone", marks=pytest.mark.long),
+        pytest.param("alone", "fsdp", marks=pytest.mark.long),
+        pytest.param("ddp", "fsdp", marks=pytest.mark.long),
+    ],
 )
 def test_a_checkpoint_goes_on_in_another_way(tmp_path: Path, before: str, after: str) -> None:
     train(ALONE, "ddp", "lamb", 0, STEPS, tmp_path / "whole")
