@@ -50,7 +50,7 @@ def index(options: IndexOptions, on_event: OnEvent = ignore_event) -> dict[str, 
     _say_version(store, dataset, on_event)
     counts = {"images": len(dataset), "labels": len(dataset.label_names)}
     turns = {"orientation": orientation, "images_with_orientation": dataset.oriented}
-    counted = {"skipped": dataset.skipped, "left_out": dataset.left_out, **version_told(dataset)}
+    counted = {"skipped": dataset.skipped, "left_out": dataset.left_out, **version_fields(dataset)}
     return {"dataset": dataset.key, **counts, **turns, **counted}
 
 
@@ -80,7 +80,7 @@ def _say_version(store: FeatureStore, dataset: ImageDataset, on_event: OnEvent) 
         on_event({"event": "warning", "text": text})
 
 
-def version_told(dataset: ImageDataset) -> dict[str, Any]:
+def version_fields(dataset: ImageDataset) -> dict[str, Any]:
     """Return a dataset's version, the keys of those before it, and how many images are removed; {} of one that continues none."""
     if not dataset.earlier:
         return {}

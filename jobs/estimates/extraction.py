@@ -36,7 +36,7 @@ from ..extraction.dry_run import dry_summary
 from ..extraction.extract import extraction_terms, layout_of, resolve_request
 from ..extraction.measure_statistics import Normalisation
 from ..extraction.options import ExtractOptions
-from ..runs.licences import flat, say_terms, told
+from ..runs.licences import report_terms, terms_by_name, terms_field
 from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need
 
 _PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
@@ -72,9 +72,9 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
     store = FeatureStore.open(options.store)
     images = len(store.dataset(options.data))
     specs = {spec.name: spec for spec in (resolve_request(request, options) for request in options.teachers)}
-    terms = flat(extraction_terms(store.objects, options, list(specs.values())))
+    terms = terms_by_name(extraction_terms(store.objects, options, list(specs.values())))
     refuse_terms(options.require_licence, terms)
-    say_terms(terms, on_event)
+    report_terms(terms, on_event)
     device = choose_device("auto")
     layouts = {name: layout_of(spec, options) for name, spec in specs.items()}  # what cannot be stored is refused before any measurement
     speeds = {
@@ -107,8 +107,8 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
         "at the paper's scale": extraction_cost(PAPER_IMAGES, views, shard, measured, plan.prices),
         "reading": reading_need(measured),
         "break_even": break_even(images, views, plan.epochs_of_a_run, measured, plan.prices),
-        **options.told(),
-        **told(terms),
+        **options.result_fields(),
+        **terms_field(terms),
     }
 
 

@@ -29,7 +29,7 @@ from ...teachers.encoders.build import try_sizes
 from ...teachers.encoders.tokens import SampledTokens, gather_tokens
 from ...teachers.encoders.training_settings import set_activation_checkpointing
 from ...teachers.registry.licences import refuse_stray, refuse_terms
-from ..runs.licences import told
+from ..runs.licences import terms_field
 from ..training.data import Part, cached_targets, open_parts
 from ..training.hold_out import check_hold_out
 from ..training.layers import trained_layers
@@ -81,7 +81,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
         "batch": batch_cost(recipe, readers, ranks),
         "reading": reading_cost(recipe, parts),
         **({"losses": losses} if (losses := described(recipe.loss)) else {}),
-        **told(terms),
+        **terms_field(terms),
     }
 
 

@@ -31,7 +31,7 @@ from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.table import Terms
 from ...teachers.runtime.devices import choose_device, choose_precision
-from ..runs.licences import flat, note_unsaid, say_terms, terms_of_request, told
+from ..runs.licences import record_unlisted_terms, report_terms, terms_by_name, terms_field, terms_of_request
 from ..runs.reading_leases import EXTRACTION, leases
 from .dry_run import dry_summary
 from .measure_statistics import Normalisation
@@ -80,13 +80,17 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
         raise BadInput(f"each teacher can be named once in an extraction, got {', '.join(spec.name for spec in specs)}")
     _ = [layout_of(spec, options) for spec in specs]  # refused before any work
     terms = extraction_terms(store.objects, options, specs)
-    refuse_terms(options.require_licence, flat(terms))
+    refuse_terms(options.require_licence, terms_by_name(terms))
     for text in filter(None, map(size_warning, specs)):
         on_event({"event": "warning", "text": text})
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
     if options.dry_run:
-        return {**_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event), **options.told(), **told(flat(terms))}
-    note_unsaid(store.objects, terms, specs, on_event)
+        return {
+            **_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event),
+            **options.result_fields(),
+            **terms_field(terms_by_name(terms)),
+        }
+    record_unlisted_terms(store.objects, terms, specs, on_event)
     for spec in specs:
         if (teacher_file := _own_file(spec)) is not None:
             note_teacher_file(store.objects, spec.identity(), teacher_file)
@@ -96,8 +100,8 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     orders = [replace(work_order(store, views, group, options, chosen), layers=layers_of(group, options)) for group in groups]
     return {
         **combined([_extract_group(store, views, order, options, terms, on_event) for order in orders]),
-        **options.told(),
-        **told(flat(terms)),
+        **options.result_fields(),
+        **terms_field(terms_by_name(terms)),
     }
 
 
@@ -120,7 +124,7 @@ def _extract_group(
         plan = _plan(store, views, specs, normalisation, options, on_event)
         if not plan.missing:
             return {**_summary(plan, [], 0, 0, time.perf_counter() - started), **other, "statistics_views": {}}
-    say_terms(flat({name: terms[name] for name in specs}), on_event)
+    report_terms(terms_by_name({name: terms[name] for name in specs}), on_event)
     count, measured = worker_count(order, options), normalisation.missing
     kept = new_run() if measured and normalisation.whole else None
     try:

@@ -100,7 +100,7 @@ class ExtractOptions:
             raise BadInput(f"these must be at least 1, and the GPUs of a worker above 0: {', '.join(bad) or self.num_gpus}")
         check_declared(self.require_licence, self.terms)
 
-    def told(self) -> dict[str, Any]:
+    def result_fields(self) -> dict[str, Any]:
         """Return {"view_values": …}, the origin of each value of the views, for the summary; {} without a recipe."""
         return {} if self.view_values is None else {"view_values": self.view_values}
 

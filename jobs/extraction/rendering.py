@@ -75,7 +75,13 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
         kept: KeptForwards | None = None,
     ) -> None:
         """Begin with the shard's row `start`, the first of an image; fresh views that are `kept` are not rendered again."""
-        self._view_set, self._shard, self._views, self._inputs, self._fresh = view_set, shard, views, inputs, fresh
+        self._view_set, self._shard, self._views, self._inputs, self._fresh = (
+            view_set,
+            shard,
+            views,
+            sorted(inputs),
+            fresh,
+        )  # one order: it names what is kept
         self._kept = kept if fresh is not None else None
         self._first_row, rows = view_set.group.shard_span(shard)[0], len(views.crop)
         per_batch = max(1, views_per_batch // view_set.views_per_image) * view_set.views_per_image

@@ -73,11 +73,11 @@ def terms_of_request(
     by_shown = {shown.get(absolute_name(name), name): text for name, text in declared.items()}
     for (name, weights), spec in zip(asked, specs, strict=True):
         notes = [terms_from_record(note) for note in noted_terms(objects, spec.identity())]
-        known = flat({spec.name: _together(spec.name, [terms_of_teacher(name, spec, weights), *notes])})
+        known = terms_by_name({spec.name: _together(spec.name, [terms_of_teacher(name, spec, weights), *notes])})
         declared_here, here = with_declared(known, by_shown)
         by_teacher[spec.name] = {without(above, spec.name): row for above, row in declared_here.items()}
         used |= here
-    refuse_stray(by_shown, used, flat(by_teacher))
+    refuse_stray(by_shown, used, terms_by_name(by_teacher))
     return by_teacher
 
 
@@ -89,12 +89,12 @@ def _together(teacher: str, several: Sequence[TermsByName]) -> dict[str, Terms]:
     return known
 
 
-def flat(by_teacher: Mapping[str, TermsByName]) -> dict[str, Terms]:
+def terms_by_name(by_teacher: Mapping[str, TermsByName]) -> dict[str, Terms]:
     """Return the terms of several teachers by who they bind for."""
     return merged(*({through(above, name): row for above, row in terms.items()} for name, terms in by_teacher.items()))
 
 
-def note_unsaid(objects: Objects, by_teacher: Mapping[str, TermsByName], specs: Iterable[TeacherSpec], on_event: OnEvent) -> None:
+def record_unlisted_terms(objects: Objects, by_teacher: Mapping[str, TermsByName], specs: Iterable[TeacherSpec], on_event: OnEvent) -> None:
     """Note in the store what the teachers' names do not say; a store that cannot be written gives a warning."""
     for spec in specs:
         terms = by_teacher[spec.name]
@@ -114,10 +114,10 @@ def terms_of_set(reader: FeatureReader, live: Iterable[Path] = ()) -> dict[str, 
     if teacher.get("weights_sha256") == RANDOM_WEIGHTS:
         return {}
     if notes := [terms_from_record(note) for note in reader.teacher_terms()]:
-        return flat({name: _together(name, notes)})
+        return terms_by_name({name: _together(name, notes)})
     for run in live:
         if (run / BACKBONE_FILE).is_file() and file_sha256(run / BACKBONE_FILE) == teacher.get("weights_sha256"):
-            return flat({name: terms_of_run(run, name)})
+            return terms_by_name({name: terms_of_run(run, name)})
     return {name: terms_of_recorded(name, teacher)}
 
 
@@ -129,13 +129,13 @@ def terms_of_start(start: str, proxy: Path | None = None) -> dict[str, Terms]:
     return terms_of_run(run, proxy=proxy) if (run / MODEL_FILE).is_file() else {}
 
 
-def say_terms(terms: TermsByName, on_event: OnEvent) -> None:
+def report_terms(terms: TermsByName, on_event: OnEvent) -> None:
     """Report who binds the student to what, a note each."""
     for number, (name, row) in enumerate(terms.items(), start=1):
         text = f"licence of {sentence(name, row)}"  # an extraction's events all have a stage and a count
         on_event({"event": "note", "stage": "licences", "done": number, "total": len(terms), "text": text})
 
 
-def told(terms: TermsByName) -> dict[str, Any]:
+def terms_field(terms: TermsByName) -> dict[str, Any]:
     """Return {"terms": …} for a result."""
     return {"terms": as_record(terms)}

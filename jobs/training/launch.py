@@ -9,7 +9,7 @@ from ...student.training.trackers import require_clients
 from .fill_missing import fill_missing
 from .options import TrainOptions, check_teachers_given
 from .ranks import train_on_workers
-from .start_checks import say_training_terms
+from .start_checks import report_training_terms
 from .train import student_runs, train_in_process
 from .versions import recorded_versions
 
@@ -25,7 +25,7 @@ def train(options: TrainOptions, on_event: OnEvent = ignore_event) -> dict[str, 
     if options.address is None:  # ranks of a cluster have an environment of their own
         require_clients(options.track)
     starts = [recipe.student.init_from for recipe, _ in student_runs(options.recipe, options.students, Path()).values()]
-    say_training_terms(options, starts, on_event)
+    report_training_terms(options, starts, on_event)
     if options.on_miss == "compute":
         store = options.open_store()
         versions = recorded_versions(options, store, options.out)

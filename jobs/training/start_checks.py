@@ -25,7 +25,7 @@ from ...teachers.registry.table import Terms, terms_of
 from ...teachers.registry.teacher import Teacher
 from ..extraction.canaries import check_canary
 from ..extraction.measure_statistics import sample_rows
-from ..runs.licences import flat, say_terms, terms_of_set, terms_of_start, terms_of_teacher
+from ..runs.licences import report_terms, terms_by_name, terms_of_set, terms_of_start, terms_of_teacher
 from ..runs.run_source import local_run
 from .data import features_over
 from .options import TrainOptions
@@ -79,7 +79,7 @@ def _live_grids(teacher: Mapping[str, Any], sizes_px: Sequence[int]) -> list[tup
     return [(rows * size_px // own_px, columns * size_px // own_px) for size_px in sizes_px or (own_px,)]
 
 
-def say_training_terms(options: TrainOptions, starts: Iterable[str], on_event: OnEvent) -> None:
+def report_training_terms(options: TrainOptions, starts: Iterable[str], on_event: OnEvent) -> None:
     """Report the terms that bind a run, before it opens anything else; raises `BadInput` where they do not allow what they have to.
 
     What cannot be opened is not said here: the run itself says what is wrong. Sets that are still to be made count by their teachers.
@@ -96,7 +96,7 @@ def say_training_terms(options: TrainOptions, starts: Iterable[str], on_event: O
     terms, used = training_terms(options, readers, starts, _terms_of_absent(options, absent))
     refuse_stray(options.terms, used, terms)
     refuse_terms(options.require_licence, terms)
-    say_terms(terms, on_event)
+    report_terms(terms, on_event)
 
 
 def _terms_of_absent(options: TrainOptions, absent: Iterable[str]) -> dict[str, Terms]:
@@ -107,7 +107,7 @@ def _terms_of_absent(options: TrainOptions, absent: Iterable[str]) -> dict[str, 
         name = feature.partition("@")[0]
         terms = terms_of_teacher(request_of[feature]) if feature in request_of else {name: terms_of(name)}
         by_set[name] = {name if above == request_of.get(feature) else above: row for above, row in terms.items()}
-    return flat(by_set)
+    return terms_by_name(by_set)
 
 
 def training_terms(

@@ -48,7 +48,7 @@ from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import Choice, allow_tf32, choose_device, choose_devices, choose_precision
 from ..repair.recorded_teacher import recorded_teacher
-from ..runs.licences import told
+from ..runs.licences import terms_field
 from ..runs.lock import exclusive_run_folder
 from ..runs.reading_leases import leases
 from ..runs.run_source import fetch_once, local_run
@@ -127,7 +127,7 @@ def train_in_process(
                         learners, source, joined_views(parts), order, on_event=report, stop_asked=stop_asked, after_step=after_step
                     ).train()
                 summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
-    all_terms = told(merged(*terms.values()))
+    all_terms = terms_field(merged(*terms.values()))
     if len(runs) == 1:
         return {**next(iter(summaries.values())), **all_terms}
     return {"students": {name: summaries[name] for name in runs}, "already": not open_runs, **all_terms}

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...jobs.export_run import ExportOptions, export_run
 from ...jobs.extraction.options import TeacherRequest
-from ...jobs.runs.licences import flat, say_terms, terms_of_request, told
+from ...jobs.runs.licences import report_terms, terms_by_name, terms_field, terms_of_request
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256, short
@@ -174,7 +174,7 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
             **make_plan(options, recipes, folder, photos, _datasets_of(options)),
             "stages": {"value": list(stages), "origin": folder.kept["why_stages"]},
             "decisions": decisions_of(recipes, folder),
-            **told(terms),
+            **terms_field(terms),
         }
         check_room(plan)
         check_limits(plan, options)
@@ -188,9 +188,9 @@ def _say_terms(options: DistillOptions, on_event: OnEvent) -> dict[str, Terms]:
     asked = [(request.name, request.weights) for request in options.teachers]
     with contextlib.ExitStack() as resources:
         store = _existing_store(options) or resources.enter_context(_dry_store(options))
-        terms = flat(terms_of_request(store.objects, asked, specs, options.terms))
+        terms = terms_by_name(terms_of_request(store.objects, asked, specs, options.terms))
     refuse_terms(options.require_licence, terms)
-    say_terms(terms, on_event)
+    report_terms(terms, on_event)
     return terms
 
 

@@ -23,7 +23,7 @@ from ...storage.features.layers import patch_array
 from ...storage.features.statistics import STD_FLOOR, Statistics
 from ...storage.images.dataset import ImageDataset
 from ...storage.images.growth import versions_named
-from ...storage.index import version_told
+from ...storage.index import version_fields
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.store import FeatureStore
 from ...storage.upkeep.copying import copy_features
@@ -77,7 +77,7 @@ def _version(store: FeatureStore, dataset: ImageDataset) -> dict[str, Any]:
         for newer in versions_named(store.objects, dataset.name)
         if dataset.digest in {version.digest for version in newer.earlier}
     ]
-    versions = version_told(dataset)
+    versions = version_fields(dataset)
     return {**(versions or {"version": 1}), "continued_by": later} if later else versions
 
 
