@@ -17,6 +17,7 @@ from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, as_size, size_hw
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
 from ...student.model.recipe import TrainRecipe
@@ -74,9 +75,10 @@ def target_grids(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> d
     return {name: _live_grids(reader.identity["teacher"], recipe.teacher.sizes_px) for name, reader in readers.items()}
 
 
-def _live_grids(teacher: Mapping[str, Any], sizes_px: Sequence[int]) -> list[tuple[int, int]]:
-    (rows, columns), own_px = teacher["grid"], int(teacher["preprocessing"]["size_px"])
-    return [(rows * size_px // own_px, columns * size_px // own_px) for size_px in sizes_px or (own_px,)]
+def _live_grids(teacher: Mapping[str, Any], sizes_px: Sequence[SizePx]) -> list[tuple[int, int]]:
+    (rows, columns), own = teacher["grid"], as_size(teacher["preprocessing"]["size_px"])
+    own_height, own_width = size_hw(own)
+    return [(rows * height // own_height, columns * width // own_width) for height, width in map(size_hw, sizes_px or (own,))]
 
 
 def report_training_terms(options: TrainOptions, starts: Iterable[str], on_event: OnEvent) -> None:

@@ -22,6 +22,7 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import is_url, require_utf8
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import area_px, size_hw
 from ...student.data.class_spaces import class_spaces
 from ...student.data.prefetch import prefetch_of
 from ...student.data.targets import LiveTargets, TargetSource, target_statistics
@@ -280,7 +281,7 @@ def _learner(
     if recipe.student.init_from:
         load_model(student, local_run(recipe.student.init_from), statistics)
     elif ranks.first and not folder.initial.exists():
-        save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
+        save_model(student, folder.initial, size_px=max(recipe.student.sizes_px, key=area_px), targets=statistics)
     precision = folder.choices().get("precision") or choose_precision(recipe.precision, device.value)
     return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks, spaces=spaces)
 
@@ -294,9 +295,9 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
     """Build the student with random weights that depend on the recipe's seed alone."""
     torch.manual_seed(step_seed(recipe.seed, -1))
     encoder = build_encoder(architecture_of(recipe))
-    encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px))
+    encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px, key=area_px))
     for size_px in recipe.student.sizes_px:
-        encoder.grid(size_px, size_px)  # raises BadInput off the stride
+        encoder.grid(*size_hw(size_px))  # raises BadInput off the stride
     if recipe.student.initial_weights == "timm":
         scale_init_with_depth(encoder)
     set_rope_rescale_draws(encoder, recipe.student.rope_draws)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.sources.decode import Pixels, decode_image
+from ...storage.views.input_size import SizePx
 from ...storage.views.pixels import center_square
 from ...storage.views.view_spec import Input
 
@@ -44,8 +45,8 @@ class Encoders:
     """Encoders by name or run folder, each at `size_px` or at its own size in `sizes`; None: the encoder's native size."""
 
     names: Sequence[str]
-    size_px: int | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    size_px: SizePx | None = None
+    sizes: Mapping[str, SizePx] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     labels: Sequence[str] = ()
 

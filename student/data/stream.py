@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ...storage.views.input_size import SizePx, area_px, size_hw
 from ...storage.views.pixels import ReadableViews, fill_pixels
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
 from ...teachers.encoders.photometric import pixels_seen_by
@@ -33,7 +34,7 @@ class Plan(NamedTuple):
     indices: BatchIndices
     renderings: Sequence[Rendering]
 
-    def size_px(self, key: str) -> int:
+    def size_px(self, key: str) -> SizePx:
         """Return input size of the student or of one live teacher in this step."""
         return next(rendering.size_px for rendering in self.renderings if rendering.key == key)
 
@@ -71,7 +72,7 @@ class _Slot:
     def tensors(self, renderings: Sequence[Rendering]) -> Memory:
         tensors = dict(self.fixed)
         for key, size_px, _ in renderings:
-            shape = (self.batch_size, size_px, size_px, 3)
+            shape = (self.batch_size, *size_hw(size_px), 3)
             tensors[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
         return tensors
 
@@ -91,7 +92,7 @@ class Stream:
         student_rendering: Callable[[int], Rendering],
         *,
         batch_size: int,
-        largest_px: Mapping[str, int],
+        largest_px: Mapping[str, SizePx],
         slots: int = 5,
         threads: int = 2,
         pin: bool = False,
@@ -104,10 +105,10 @@ class Stream:
         self.batch_size = stop - start
         self._slots = [self._allocate(largest_px) for _ in range(slots)]
 
-    def _allocate(self, largest_px: Mapping[str, int]) -> _Slot:
+    def _allocate(self, largest_px: Mapping[str, SizePx]) -> _Slot:
         fixed = self.source.allocate(self.batch_size)
         fixed["photometric"] = torch.zeros(self.batch_size, PHOTOMETRIC_PARAMETERS)
-        sizes = {key: 3 * self.batch_size * side**2 for key, side in largest_px.items()}
+        sizes = {key: 3 * self.batch_size * area_px(size) for key, size in largest_px.items()}
         pixels = {key: torch.empty(count, dtype=torch.uint8, pin_memory=self.pin) for key, count in sizes.items()}
         return _Slot(self.batch_size, {name: tensor.pin_memory() if self.pin else tensor for name, tensor in fixed.items()}, pixels)
 

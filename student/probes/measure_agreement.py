@@ -18,6 +18,7 @@ import torch
 from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.images.hold_out import Int64s, lowest_ranked
+from ...storage.views.input_size import SizePx
 from ...storage.views.pixels import ReadableViews
 from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
@@ -123,7 +124,7 @@ def frozen_copy(student: Student, width: int, targets: TargetSource, device: str
 class Measurement:
     """How rows are measured."""
 
-    size_px: int
+    size_px: SizePx
     """The student's input."""
     device: str
     precision: str

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import Event
 from ...storage.features.layers import split_target
+from ...storage.views.input_size import area_px
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.runtime.devices import Choice, attention_kernel, autocast
 from ..data.targets import Targets
@@ -262,7 +263,7 @@ class Learner:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the model, its average, the best one and the summary: the run is finished; collective."""
-        size_px = max(self.recipe.student.sizes_px)
+        size_px = max(self.recipe.student.sizes_px, key=area_px)
         for student, folder in ((self.student, self.folder.model), (self.average, self.folder.average)):
             if student is not None:
                 save_model(student, folder, size_px=size_px, targets=self.statistics, ranks=self.ranks)

@@ -23,6 +23,7 @@ from torch import Tensor
 from ...storage.core.errors import BadInput, Interrupted, StoreUnavailable
 from ...storage.core.events import Event, OnEvent, ignore_event
 from ...storage.core.stop_signals import call_on_stop
+from ...storage.views.input_size import size_json
 from ...storage.views.pixels import ReadableViews, origin_of_pixels
 from ...storage.views.view_spec import Input
 from ..data.following import POLL_S, FollowedOrder
@@ -251,7 +252,7 @@ class Trainer:
         """Append a line of metrics for each learner and report it."""
         rate = self.clock.steps / max(self.clock.seconds, 1e-9)
         shared = {
-            "sizes_px": {rendering.key: rendering.size_px for rendering in batch.plan.renderings},
+            "sizes_px": {rendering.key: size_json(rendering.size_px) for rendering in batch.plan.renderings},
             "epoch": self.order.epoch_of(done * self.recipe.run.batch_size),
             "images_per_s": rate * self.recipe.run.batch_size,
             "wait_share": self.clock.wait_share,
