@@ -1,6 +1,7 @@
 """One token for each image of a feature set, normalised alike for several sets: images are compared by these.
 
-The normalised class token of an image's first view (k = 0); of a teacher without class tokens the mean of its normalised patch tokens.
+The normalised class token of an image's first view (k = 0); of a teacher without class tokens the mean of its normalised patch
+tokens, without those in the padding of letterboxed views.
 Sets that keep the teacher's own values (pooled ones, of evaluations) are normalised here by the moments of these very tokens: in the raw
 space every two images of most teachers are alike. Held as they are stored (fp16, or fp32), and brought to unit length in blocks, so that
 60,000 images of 1,280 channels take 154 MB. Axes: N images, D channels.
@@ -17,6 +18,7 @@ from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields
 from ...storage.features.features import FeatureReader
+from ...storage.features.sampling import Positions
 from ...storage.features.statistics import Moments
 
 Float32s = NDArray[np.float32]
@@ -138,9 +140,24 @@ def _tokens_of(reader: FeatureReader) -> int:
 def _read(reader: FeatureReader, rows: Int64s) -> NDArray[np.floating]:
     if reader.cls_dim is not None:
         return reader.read_cls(rows)
-    tokens = reader.decode(reader.read(rows))
-    mean: Float32s = tokens.reshape(len(rows), -1, reader.patch_dim).mean(axis=1)
-    return mean
+    stored = reader.read(rows)
+    tokens = reader.decode(stored).reshape(len(rows), -1, reader.patch_dim)
+    taught_nN = _taught(reader, rows, stored.position)
+    if taught_nN is None:
+        mean: Float32s = tokens.mean(axis=1)
+        return mean
+    weighted: Float32s = np.einsum("ntd,nt->nd", tokens, taught_nN.astype(np.float32)) / np.maximum(taught_nN.sum(axis=1), 1)[:, None]
+    return weighted
+
+
+def _taught(reader: FeatureReader, rows: Int64s, position_nT: Positions | None) -> NDArray[np.bool_] | None:
+    """Return which stored tokens of letterboxed views see any of the image; None for views without padding."""
+    if reader.views.spec.letterbox is None:
+        return None
+    cells = reader.views.spec.taught_cells(reader.views.read(rows).crop, reader.input_px, reader.grid)
+    assert cells is not None
+    flat_nN = cells.reshape(len(rows), -1)
+    return flat_nN if position_nT is None else np.take_along_axis(flat_nN, position_nT.astype(np.int64), axis=1)
 
 
 def _moments(values_ND: NDArray[np.floating]) -> tuple[Float32s, Float32s]:

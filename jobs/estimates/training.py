@@ -35,7 +35,7 @@ from ..training.data import Part, cached_targets, open_parts
 from ..training.hold_out import check_hold_out
 from ..training.layers import trained_layers
 from ..training.options import TrainOptions, check_teachers_given
-from ..training.start_checks import refuse_followed_angle, target_grids, training_terms
+from ..training.start_checks import refuse_followed_angle, refuse_other_aspects, target_grids, training_terms
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
 from ..training.versions import recorded_versions
 
@@ -66,6 +66,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
         if recipe.teacher.source == "cached":
             refuse_unequal_grids(student_recipe, specs)
         refuse_losses(student_recipe, target_grids(recipe, readers), specs)
+        refuse_other_aspects(student_recipe, parts[0].views.spec, readers)
         try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
     every_reader = [reader for part in parts for reader in part.readers.values()]
     terms, used = training_terms(options, every_reader, [student_recipe.student.init_from for student_recipe, _ in runs.values()])

@@ -59,7 +59,7 @@ from .evaluate_while_training import watching
 from .hold_out import check_hold_out, hold_out_record
 from .layers import say_unread, trained_layers
 from .options import TrainOptions
-from .start_checks import check_pixels, check_teachers, refuse_followed_angle, target_grids, training_terms
+from .start_checks import check_pixels, check_teachers, refuse_followed_angle, refuse_other_aspects, target_grids, training_terms
 from .versions import recorded_versions
 
 
@@ -111,6 +111,7 @@ def train_in_process(
             for student_recipe, folder in runs.values():
                 refuse_unequal_grids(student_recipe, source.specs)
                 refuse_losses(student_recipe, grids, source.specs)
+                refuse_other_aspects(student_recipe, parts[0].views.spec, parts[0].readers)
                 if not folder.has_steps():  # a run that goes on has its views in its identities
                     refuse_other_views(student_recipe, parts)
                     try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)

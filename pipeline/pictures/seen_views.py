@@ -6,6 +6,7 @@ The same functions as in extraction, so that a picture shows what a token is of.
 import numpy as np
 
 from ...storage.sources.decode import Pixels
+from ...storage.views.input_size import SizePx
 from ...storage.views.photometric import MODES
 from ...storage.views.pixels import view_pixels
 from ...storage.views.view_set import ViewSet
@@ -13,8 +14,8 @@ from ...storage.views.view_spec import Input
 from ...teachers.encoders.photometric import pixels_seen_by
 
 
-def as_teacher_saw(views: ViewSet, row: int, size_px: int) -> Pixels:
-    """Return one view (size_px, size_px, 3).
+def as_teacher_saw(views: ViewSet, row: int, size_px: SizePx) -> Pixels:
+    """Return one view (height, width, 3).
 
     Raises BadInput for a row outside or not committed, CacheMismatch for an image that is gone or decodes to other pixels than recorded.
     """
@@ -25,6 +26,6 @@ def as_teacher_saw(views: ViewSet, row: int, size_px: int) -> Pixels:
         return seen
     import torch
 
-    batch = torch.from_numpy(pixels), torch.from_numpy(views.read(rows).photometric)
+    batch = torch.from_numpy(pixels), torch.from_numpy(views.spec.distortions(views.read(rows), size_px))
     seen = pixels_seen_by("teacher", views.spec.photometric, *batch)[0].numpy()
     return seen

@@ -142,6 +142,10 @@ class JoinedTargets:
         """Return those of the sources, which are alike."""
         return self._first.largest_px()
 
+    def inputs_px(self, step: int) -> Mapping[str, SizePx]:
+        """Return those of the sources, which are alike."""
+        return self._first.inputs_px(step)
+
     def allocate(self, batch_size: int) -> Memory:
         """Allocate memory that fits every dataset's rows."""
         return self._first.allocate(batch_size)

@@ -64,6 +64,9 @@ class TargetSource(Protocol):
     def largest_px(self) -> Mapping[str, SizePx]:
         """Return the largest input, over all steps, of each model that needs pixels."""
 
+    def inputs_px(self, step: int) -> Mapping[str, SizePx]:
+        """Return each teacher's input size in a step: of a cached teacher that of its tokens."""
+
     def allocate(self, batch_size: int) -> Memory:
         """Allocate host memory for one batch, by name."""
 
@@ -98,6 +101,10 @@ class CachedTargets:
     def largest_px(self) -> Mapping[str, SizePx]:
         """Return none."""
         return {}
+
+    def inputs_px(self, step: int) -> Mapping[str, SizePx]:
+        """Return the sizes at which the tokens were made, the same in every step."""
+        return {name: reader.input_px for name, reader in self.readers.items()}
 
     def allocate(self, batch_size: int) -> Memory:
         """Allocate memory in the stored types: `<teacher>/cls`, `<teacher>/patch`, `<teacher>/scale`, `<teacher>/position`.
@@ -186,6 +193,10 @@ class LiveTargets:
         return [
             Rendering(name, self.size_px(name, step), teacher.spec.preprocessing.interpolation) for name, teacher in self.teachers.items()
         ]
+
+    def inputs_px(self, step: int) -> Mapping[str, SizePx]:
+        """Return the sizes that are drawn for a step, or each teacher's own."""
+        return {name: self.size_px(name, step) for name in self.teachers}
 
     def largest_px(self) -> Mapping[str, SizePx]:
         """Return each teacher's own size, or the largest of those that are drawn."""

@@ -25,7 +25,7 @@ from ...teachers.encoders.build import build_encoder
 from ...teachers.runtime.devices import autocast
 from ..data.joined import JoinedTargets, JoinedViews, Numbering
 from ..data.order import FixedRows
-from ..data.stream import Batch, Stream, apply_photometric
+from ..data.stream import Batch, Stream, apply_photometric, by_target, places_of
 from ..data.targets import STUDENT, CachedTargets, Rendering, Targets, TargetSource
 from ..model.ranks import ALONE, Ranks
 from ..model.sharding import full_tensor
@@ -144,8 +144,9 @@ class Measurement:
                 targets = self.restate(source.resolve(tensors))
                 with autocast(self.device, self.precision):
                     made = outputs(student, tensors[f"pixels/{STUDENT}"], targets)
+                places = by_target(places_of(tensors), made)
                 for name, (predicted, features) in made.items():
-                    agreements[name].update(predicted, features, targets[name])
+                    agreements[name].update(predicted, features, targets[name], places.get(name))
             done += len(batch.plan.indices.row_B)
             self.on_done(done)
         return summarize(agreements)

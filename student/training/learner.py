@@ -22,6 +22,7 @@ from ...storage.features.layers import split_target
 from ...storage.views.input_size import area_px
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.runtime.devices import Choice, attention_kernel, autocast
+from ..data.stream import NOWHERE, by_target
 from ..data.targets import Targets
 from ..model.batch_norms import KeptStatistics, average_over_ranks, follow
 from ..model.draws import draw_shift, dropped_teachers, step_seed
@@ -143,11 +144,13 @@ class Learner:
         if self.ranks.first:
             self.metrics = Metrics(self.folder.out, self.steps_done)
 
-    def forward_backward(self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool) -> None:
+    def forward_backward(
+        self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool, places: Mapping[str, Tensor] = NOWHERE
+    ) -> None:
         """Accumulate the gradient of one micro-batch.
 
         `pixels_BHWC` is uint8, `share` its share of this rank's batch; `last` marks the step's last micro-batch, whose backward pass
-        synchronises the ranks.
+        synchronises the ranks; `places` says where letterboxed images lie, by model (`data.stream.places_of`).
         """
         torch.manual_seed(step_seed(self.recipe.seed, step))
         self.student.train()
@@ -165,8 +168,9 @@ class Learner:
         absent = dropped_teachers(self.recipe.seed, step, teachers, config.drop_probability)
         dropped = {name for name in ordered if split_target(name)[0] in absent}  # a teacher goes with its layers
         loss, terms = distillation_loss(
-            predicted, ordered, self.recipe.loss, config.target_weights(ordered), dropped, shift=shift, spaces=self.spaces
-        )
+            predicted, ordered, self.recipe.loss, config.target_weights(ordered), dropped, shift=shift, spaces=self.spaces,
+            places=by_target(places, ordered),
+        )  # fmt: skip
         with attention_kernel(self.device.value):
             (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks
         values = {("", ""): loss, **{(name, term): value for name, by_name in terms.items() for term, value in by_name.items()}}

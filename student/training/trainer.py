@@ -29,7 +29,7 @@ from ...storage.views.view_spec import Input
 from ..data.following import POLL_S, FollowedOrder
 from ..data.order import BatchOrder
 from ..data.prefetch import largest_inputs, prefetch_of
-from ..data.stream import Batch, Stream, apply_photometric
+from ..data.stream import Batch, Stream, apply_photometric, places_of
 from ..data.targets import STUDENT, Rendering, Targets, TargetSource
 from ..model.draws import choose_size
 from ..model.recipe import TrainRecipe
@@ -185,7 +185,8 @@ class Trainer:
         for part in self._micro_batches(batch):
             for learner in learners:
                 pixels_BHWC, targets = to_device(learner.device.value, part.pixels_BHWC, part.targets)
-                learner.forward_backward(step, pixels_BHWC, targets, part.share, part.last)
+                places = {name: place_B4.to(learner.device.value) for name, place_B4 in part.places.items()}
+                learner.forward_backward(step, pixels_BHWC, targets, part.share, part.last, places)
         for learner in learners:
             learner.optimizer_step(step, lambda: ", ".join(self._image_ids(batch)[:8]))
         return learners
@@ -198,7 +199,7 @@ class Trainer:
             with torch.no_grad():
                 targets = self.source.resolve(seen)
             share = (stop - start) / self.recipe.run.batch_size
-            yield MicroBatch(seen[f"pixels/{STUDENT}"], targets, share, stop == self.stream.batch_size)
+            yield MicroBatch(seen[f"pixels/{STUDENT}"], targets, share, stop == self.stream.batch_size, places_of(seen))
 
     def _spans(self) -> list[tuple[int, int]]:
         """Return [start, stop) of each micro-batch in this rank's batch."""
