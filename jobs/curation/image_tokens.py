@@ -18,7 +18,6 @@ from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.events import OnEvent
 from ...storage.core.identity import differing_fields
 from ...storage.features.features import FeatureReader
-from ...storage.features.sampling import Positions
 from ...storage.features.statistics import Moments
 
 Float32s = NDArray[np.float32]
@@ -141,23 +140,13 @@ def _read(reader: FeatureReader, rows: Int64s) -> NDArray[np.floating]:
     if reader.cls_dim is not None:
         return reader.read_cls(rows)
     stored = reader.read(rows)
-    tokens = reader.decode(stored).reshape(len(rows), -1, reader.patch_dim)
-    taught_nN = _taught(reader, rows, stored.position)
+    tokens_nND = reader.decode(stored).reshape(len(rows), -1, reader.patch_dim)
+    taught_nN = reader.taught(rows, stored.position)
     if taught_nN is None:
-        mean: Float32s = tokens.mean(axis=1)
+        mean: Float32s = tokens_nND.mean(axis=1)
         return mean
-    weighted: Float32s = np.einsum("ntd,nt->nd", tokens, taught_nN.astype(np.float32)) / np.maximum(taught_nN.sum(axis=1), 1)[:, None]
-    return weighted
-
-
-def _taught(reader: FeatureReader, rows: Int64s, position_nT: Positions | None) -> NDArray[np.bool_] | None:
-    """Return which stored tokens of letterboxed views see any of the image; None for views without padding."""
-    if reader.views.spec.letterbox is None:
-        return None
-    cells = reader.views.spec.taught_cells(reader.views.read(rows).crop, reader.input_px, reader.grid)
-    assert cells is not None
-    flat_nN = cells.reshape(len(rows), -1)
-    return flat_nN if position_nT is None else np.take_along_axis(flat_nN, position_nT.astype(np.int64), axis=1)
+    of_taught: Float32s = (tokens_nND * taught_nN[..., None]).sum(axis=1) / np.maximum(taught_nN.sum(axis=1), 1).astype(np.float32)[:, None]
+    return of_taught
 
 
 def _moments(values_ND: NDArray[np.floating]) -> tuple[Float32s, Float32s]:

@@ -106,6 +106,15 @@ class FeatureReader:
         """Size of the input at which the teacher made the tokens."""
         return as_size(self.identity["teacher"]["preprocessing"]["size_px"])
 
+    def taught(self, rows: NDArray[np.int64], position: Positions | None = None) -> NDArray[np.bool_] | None:
+        """Return which tokens (n, H · W), or (n, T) of a sampled set, see any of a letterboxed image; None where nothing is padded."""
+        if self.views.spec.letterbox is None:
+            return None
+        cells = self.views.spec.taught_cells(self.views.read(rows).crop, self.input_px, self.grid)
+        assert cells is not None
+        flat = cells.reshape(len(rows), -1)
+        return flat if position is None else np.take_along_axis(flat, position.astype(np.int64), axis=1)
+
     @classmethod
     def create(cls, objects: Objects, name: str, views: ViewSet, identity: dict[str, Any], statistics: Statistics) -> "FeatureReader":
         """Open the feature set of this identity, creating it when the store does not have it yet."""
