@@ -125,11 +125,11 @@ def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
 
 
 def read_preprocessing(pretrained_cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
-    """Return how timm's record of a model says that its pixels are made; raise `BadInput` for other inputs than square RGB pictures."""
+    """Return how timm's record of a model says that its pixels are made; raise `BadInput` for inputs that are not RGB."""
     channels, height, width = (int(side) for side in pretrained_cfg["input_size"])
-    if channels != 3 or height != width:
-        raise BadInput(f"the model in {folder} takes inputs of {channels}×{height}×{width}; a student takes square RGB pictures")
-    return Preprocessing(width, pretrained_cfg["interpolation"], tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"]))
+    if channels != 3:
+        raise BadInput(f"the model in {folder} takes inputs of {channels}×{height}×{width}; a student takes RGB pictures")
+    return Preprocessing((height, width), pretrained_cfg["interpolation"], tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"]))
 
 
 def _linear(name: str, tensor: Tensor) -> Tensor:

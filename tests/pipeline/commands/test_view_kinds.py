@@ -1,5 +1,7 @@
 """Letterboxed views at an input that is not square, by the commands alone, with a teacher of the demo: from photos to an export."""
 
+import contextlib
+import io
 import json
 import shlex
 from pathlib import Path
@@ -27,62 +29,77 @@ SETTINGS = (
 )
 
 
-def command(line: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    status = main(shlex.split(line))
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+def command(line: str) -> dict[str, Any]:
+    """Run a command and return the JSON that it ends with."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(shlex.split(line))
+    assert status == 0, err.getvalue()
+    found: dict[str, Any] = json.loads(out.getvalue().splitlines()[-1])
     return found
 
 
 class Made:
     """A folder with photos, a store and one feature set over letterboxed views."""
 
-    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, root: Path) -> None:
         self.root, self.store = root, root / "store"
         random = np.random.default_rng(0)
         for n, (height, width) in enumerate([(40, 90), (90, 40), (64, 96), (50, 50)] * 3):
             coarse = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8))
             (root / "photos" / f"class{n % 2}").mkdir(parents=True, exist_ok=True)
             coarse.resize((width, height), Image.Resampling.BICUBIC).save(root / "photos" / f"class{n % 2}" / f"{n:02d}.png")
-        command(f"index {root}/photos --store {self.store} --name photos --json", capsys)
+        command(f"index {root}/photos --store {self.store} --name photos --json")
         self.extract = (
             f"extract-features --store {self.store} --data photos --teacher {TEACHER} --teacher-size {TEACHER}=64x96 --codec fp32 "
             "--view-kind letterbox --pad-position center --pad-rgb 114,114,114 --photometric teacher_same --views 2 --pixels 32x48 "
             "--shard-images 6 --workers 0 --allow-random-weights --json"
         )
         self.train = f"train --stage 2 --recipe demo --store {self.store} --data photos --features {TEACHER} {SETTINGS} --json"
-        command(self.extract, capsys)
+        command(self.extract)
 
     @property
     def reader(self) -> FeatureReader:
         return FeatureStore.open(str(self.store)).features(TEACHER)
 
-    def losses(self, out: str) -> list[float]:
-        return [line["loss"] for line in read_metrics(self.root / out)]
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """With a student that was trained on the cached tokens, in `cached`."""
+    made = Made(tmp_path_factory.mktemp("letterbox"))
+    command(f"{made.train} --out {made.root}/cached")
+    return made
 
 
-def test_from_photos_to_an_exported_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = Made(tmp_path, capsys)
+def test_the_demos_teacher_gives_cached_what_it_gives_live(made: Made, tmp_path: Path) -> None:
     spec, reader = made.reader.views.spec, made.reader
     assert (spec.letterbox, reader.grid, reader.input_px) == (Letterbox("center", (114, 114, 114)), (2, 3), (64, 96))
-    assert command(made.extract.replace("--json", "--dry-run --json"), capsys)["shards_missing"] == 0
-    command(f"{made.train} --out {tmp_path}/cached", capsys)
-    command(f"{made.train} --out {tmp_path}/live --set 'teacher.source=\"live\"' --teacher {TEACHER}", capsys)
-    assert made.losses("live") == pytest.approx(made.losses("cached"), abs=1e-4)  # the forwards' batches differ
-    assert json.loads((tmp_path / "cached" / "model" / "model.json").read_text())["size_px"] == [32, 48]
-    for form in ("onnx", "timm"):
-        exported = command(f"export {tmp_path}/cached --format {form} --out {tmp_path}/{form} --json", capsys)
-        assert exported
-    assert "32×48 px" in next((tmp_path / "onnx").rglob("README.md")).read_text()
-    assert main(shlex.split(f"export {tmp_path}/cached --format transformers --out {tmp_path}/hf --json")) == 2
-    assert "takes square inputs alone, got 32x48 px" in capsys.readouterr().err
-    knn = f"evaluate knn {tmp_path}/cached --store {made.store} --train photos --test photos --allow-overlap --json"
-    assert command(knn, capsys)["protocol"]["train"]["view"]["size_px"] == [32, 48]
-    command(f"report --store {made.store} --features {TEACHER} --out {tmp_path}/page.html --json", capsys)
-    seen = as_teacher_saw(reader.views, 0, shown_size(reader, 90))
+    assert command(made.extract.replace("--json", "--dry-run --json"))["shards_missing"] == 0
+    command(f"{made.train} --out {tmp_path}/live --set 'teacher.source=\"live\"' --teacher {TEACHER}")
+    live = [line["loss"] for line in read_metrics(tmp_path / "live")]
+    assert live == pytest.approx([line["loss"] for line in read_metrics(made.root / "cached")], abs=1e-4)  # the forwards' batches differ
+    assert json.loads((made.root / "cached" / "model" / "model.json").read_text())["size_px"] == [32, 48]
+
+
+def test_a_view_is_shown_as_the_teacher_saw_it(made: Made, tmp_path: Path) -> None:
+    seen = as_teacher_saw(made.reader.views, 0, shown_size(made.reader, 90))
     assert seen.shape == (60, 90, 3)
     assert (seen[:5] == 114).all()  # 40 × 90 px leave padding above and below
+    command(f"report --store {made.store} --features {TEACHER} --out {tmp_path}/page.html --json")
+    assert (tmp_path / "page.html").is_file()
+
+
+@pytest.mark.long
+def test_the_student_is_exported_and_evaluated_at_its_own_height_and_width(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form in ("onnx", "timm"):
+        command(f"export {made.root}/cached --format {form} --out {tmp_path}/{form} --json")
+    assert "32×48 px" in next((tmp_path / "onnx").rglob("README.md")).read_text()
+    assert main(shlex.split(f"export {made.root}/cached --format transformers --out {tmp_path}/hf --json")) == 2
+    assert "takes square inputs alone, got 32x48 px" in capsys.readouterr().err
+    knn = f"evaluate knn {made.root}/cached --store {made.store} --train photos --test photos --allow-overlap --json"
+    assert command(knn)["size_px"] == [32, 48]
 
 
 def test_a_size_that_is_no_size_and_padding_of_other_kinds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +114,10 @@ def test_a_size_that_is_no_size_and_padding_of_other_kinds_are_refused(tmp_path:
     ):
         assert main(shlex.split(f"{begin} {words}")) == 2
         assert says in " ".join(capsys.readouterr().err.split())
-    assert main(shlex.split(f"distill {tmp_path} --teacher {TEACHER} --teacher-size {TEACHER}=64x96 --out {tmp_path}/out")) == 2
+    assert (
+        main(shlex.split(f"distill {tmp_path} --student vit-mini --teacher {TEACHER} --teacher-size {TEACHER}=64x96 --out {tmp_path}/out"))
+        == 2
+    )
     assert "takes square inputs alone, got 64x96 px" in capsys.readouterr().err
 
 
