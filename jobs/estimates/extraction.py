@@ -24,6 +24,7 @@ from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import walk_keys
 from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, area_px, size_hw, size_text
 from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
 from ...teachers.registry.licences import refuse_terms
@@ -51,7 +52,7 @@ class PlanOptions:
     extraction: ExtractOptions
     student: str | Mapping[str, Any] = "eupe_vitt16"
     """Architecture that will be trained: a name, or a mapping of a name and the options to change."""
-    student_size_px: int = 256
+    student_size_px: SizePx = 256
     student_images_per_s: float | None = None
     """None: measured here."""
     epochs_of_a_run: float = 100.0
@@ -81,7 +82,7 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
         name: teacher_speed(spec, device.value, options.batch_size, plan.batches, layouts[name].layers) for name, spec in specs.items()
     }
     pixels = options.views.pixels  # read and stored like one more teacher's tokens, at no device time
-    stored = {} if pixels is None else {f"pixels at {pixels.size_px} px": 3 * pixels.size_px**2}
+    stored = {} if pixels is None else {f"pixels at {size_text(pixels.size_px)} px": 3 * area_px(pixels.size_px)}
     measured = Measured(
         {name: layout.view_bytes for name, layout in layouts.items()} | stored,
         {name: seconds for name, (seconds, _) in speeds.items()} | dict.fromkeys(stored, 0.0),
@@ -126,15 +127,14 @@ def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs
     known = {name: views.rows - rows for name, rows in summary["rows_to_compute"].items()}
     if options.views.pixels is not None:
         of_views = EarlierSets.of(dry, views, [])
-        known[f"pixels at {options.views.pixels.size_px} px"] = sum(map(of_views.known_view_rows, range(views.shards)))
+        known[f"pixels at {size_text(options.views.pixels.size_px)} px"] = sum(map(of_views.known_view_rows, range(views.shards)))
     return known
 
 
 def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batches: int, layers: tuple[int, ...] = ()) -> tuple[float, int]:
     """Return (device seconds of one view, views in a batch): the median of a few forwards after one that warms up."""
     teacher = SizedTeacher(load_teacher(spec, device), batch_size, layers=layers)
-    side = spec.preprocessing.size_px
-    pixels = np.random.default_rng(0).integers(0, 256, (teacher.views, side, side, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (teacher.views, *spec.preprocessing.input.shape), np.uint8)
     seconds = []
     for _ in range(batches + 1):
         started = time.perf_counter()
@@ -147,7 +147,7 @@ def student_speed(plan: PlanOptions, device: str) -> float:
     """Return images a second of the student's forward and backward, without adapters and optimiser: an upper bound of what it will read."""
     student = build_encoder(plan.student).to(device)
     batch = _STUDENT_BATCH.get(device, 4)
-    pixels = torch.randn(batch, 3, plan.student_size_px, plan.student_size_px, device=device)
+    pixels = torch.randn(batch, 3, *size_hw(plan.student_size_px), device=device)
     seconds = []
     for _ in range(plan.batches + 1):
         started = time.perf_counter()
