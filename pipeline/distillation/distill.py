@@ -42,6 +42,7 @@ from .decide import decided_recipes, decisions_of
 from .facts import device_facts, student_facts
 from .figures import TOKENS, agreement_figures, check_test, knn_figures, live_comparison, set_sizes
 from .folder import DistillFolder
+from .layers import check_layers
 from .options import STAGES, DistillOptions
 from .plan import check_limits, check_room, make_plan
 from .recipes import DistillRecipes
@@ -170,6 +171,7 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
         folder.at_version(photos.key, earlier, write=not options.dry_run)
         stages = chosen_stages(options, folder)
         recipes = decided_recipes(options, folder, store, photos, stages, on_event)
+        check_layers(recipes, options.teachers, on_event)
         plan = {
             **make_plan(options, recipes, folder, photos, _datasets_of(options)),
             "stages": {"value": list(stages), "origin": folder.kept["why_stages"]},
@@ -204,6 +206,8 @@ def _request(options: DistillOptions) -> dict[str, Any]:
         "proxy": options.proxy,
         "recipe": options.recipe,
         "name": options.dataset,
+        "layers": list(options.layers) or None,  # as the record of a folder from before there were any reads
+        "layer_weights": dict(options.layer_weights) or None,
     }
     return {"teachers": teachers, **asked, "budget_bytes": options.budget_bytes, "hours": options.hours}
 

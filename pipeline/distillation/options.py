@@ -9,7 +9,9 @@ from ...jobs.extraction.options import TeacherRequest
 from ...storage.core.choices import DISTILL_STAGES, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute, is_url, require_utf8
+from ...storage.features.layers import checked_layers
 from ...student.export.formats import FORMATS
+from ...student.model.recipe import TeacherConfig
 from ...teachers.registry.licences import check_declared
 from ...teachers.registry.resolve import absolute_name
 
@@ -58,6 +60,10 @@ class DistillOptions:
     """Refuse, before anything is computed, unless the terms of every teacher allow this use."""
     terms: Mapping[str, str] = field(default_factory=dict)
     """Licences of teachers whose terms are not known, by teacher, as the user declares them."""
+    layers: tuple[int, ...] = ()
+    """Blocks of each teacher, counted from 1, whose patch tokens are cached beside the final ones; (): the recipe's, or none."""
+    layer_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of a cached layer's patch loss, by its block, or by TEACHER/BLOCK, for what learns from the teachers; others count nothing."""
 
     def __post_init__(self) -> None:
         for name in ("teachers", "students", "exports"):
@@ -82,6 +88,8 @@ class DistillOptions:
         if self.recipe is not None and (self.budget_bytes is not None or self.hours is not None):
             raise BadInput("--budget and --hours choose values by rule, and --recipe states them; give one of the two")
         check_declared(self.require_licence, self.terms)
+        object.__setattr__(self, "layers", checked_layers(self.layers))
+        TeacherConfig(layers=self.layer_weights)  # raises for what is no weight of a block
         require_utf8("--out", str(self.out), "TensorBoard's writer")
         object.__setattr__(self, "out", Path(absolute(str(self.out))))
         object.__setattr__(self, "store", absolute(self.store or str(self.folder.parent / "store")))

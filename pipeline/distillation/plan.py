@@ -21,6 +21,8 @@ from ...storage.features.layout import FeatureLayout
 from ...storage.images.dataset import ImageDataset
 from ...student.model.recipe import StudentConfig
 from ...teachers.encoders.build import facts
+from ...teachers.registry.layers import stored_layers
+from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device
 from ..console.progress import duration
 from ..recipes.load import ResolvedRecipe
@@ -83,8 +85,12 @@ class Rates:
         request = next(request for request in self._options.teachers if request.name == name)
         return self._measured(
             teacher_rate_name(name, request.size_px),
-            lambda: teacher_speed(resolve_request(request, self._options), self.device, _SPEED_VIEWS[self.device], 1)[0],
+            lambda: self._teacher_seconds(resolve_request(request, self._options)),
         )  # fmt: skip
+
+    def _teacher_seconds(self, spec: TeacherSpec) -> float:
+        layers = stored_layers(spec, self._options.layers)
+        return teacher_speed(spec, self.device, _SPEED_VIEWS[self.device], 1, layers)[0]
 
     def student(self, student: StudentConfig) -> float:
         """Return seconds of one image of a student's step, at its largest input."""
