@@ -23,7 +23,7 @@ from ..encoders.timm_students import around, constructor_takes, timm_options
 from ..encoders.tokens import Tokens
 from ..runtime.timm_import import import_timm
 from .official import PREFIX, Imported
-from .timm_folder import read_preprocessing
+from .timm_folder import in_one_file, read_preprocessing
 
 import_timm()
 
@@ -64,7 +64,8 @@ def read_timm_student(folder: Path) -> tuple[Imported, Preprocessing, nn.Module,
         config = json.loads((folder / "config.json").read_text())
         architecture = canonical(config[RECORD])
         prep = read_preprocessing(config["pretrained_cfg"], folder)
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        with in_one_file(folder) as whole:
+            model = timm.create_model(f"local-dir:{whole}", pretrained=True, num_classes=0).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, BadInput):
             raise
