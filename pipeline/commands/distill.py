@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, DistillStages, LicenceUse
+from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, GRAPH_EXPORTS, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput
 from .export import FormatName
 from .group import cli, run
@@ -41,8 +41,8 @@ class FormatOrNone(FormatName):
     click.option("--proxy", default=None, metavar="NAME", help="Architecture of stage 1's proxy; default: by rule."),
     click.option("--budget", "budget_bytes", default=None, callback=bytes_of, metavar="SIZE", help="Most that tokens may take, as 200GB."),
     click.option("--hours", type=click.FloatRange(0, min_open=True), default=None, help="Most time for extraction and training."),
-    click.option("--export", "exports", multiple=True, type=FormatOrNone(EXPORT_FORMATS),
-                 help="Format, or none; repeatable; default: timm, else onnx."),
+    click.option("--export", "exports", multiple=True, type=FormatOrNone((*EXPORT_FORMATS, *GRAPH_EXPORTS)),
+                 help="Format, a graph for devices among them, or none; repeatable; default: timm, else onnx."),
     click.option("--store", default=None, callback=store_url, metavar="URL",
                  help="Feature store; default: `store` beside OUT, for later calls too."),
     click.option("--name", default=None, help="What the dataset is called; default: as the photos' folder."),

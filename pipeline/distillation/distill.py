@@ -28,7 +28,7 @@ from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import open_objects
 from ...storage.store import FeatureStore
 from ...student.export.export import refuse_architecture
-from ...student.export.formats import FORMATS
+from ...student.export.formats import FORMATS, named
 from ...student.probes.evaluation_records import FOLDER as EVALUATIONS
 from ...teachers.encoders.build import canonical
 from ...teachers.registry.licences import refuse_terms
@@ -101,10 +101,11 @@ class Prepared:
         """Write the student's model of its last stage in each format; one that was written from it and its evaluations stays."""
         run, out, written = chosen_model(stages[max(stages)]), self.folder.export(student), dict[str, str]()
         proxy = self.folder.proxy() if self.recipes.proxy is not None else None
-        for form in default_formats(student) if self.options.exports is None else self.options.exports:
-            if not is_exported(out / form, run):
-                export_run(ExportOptions(run, out, (form,), proxy=proxy), on_event)
-            written[form] = str(out / form)
+        for name in default_formats(student) if self.options.exports is None else self.options.exports:
+            form, graph = named(name)
+            if not is_exported(out / name, run):
+                export_run(ExportOptions(run, out, (form,), proxy=proxy, target=graph.target, precision=graph.precision), on_event)
+            written[name] = str(out / name)
         return written
 
     def _facts(self, store: FeatureStore, knn: Mapping[str, Any], agreement: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -156,7 +157,7 @@ def distill(options: DistillOptions, on_event: OnEvent = ignore_event) -> dict[s
 def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepared:
     """Index the photos, decide everything and return it with the plan; raises BadInput for what cannot work."""
     for student in options.students:
-        refuse_architecture(canonical(student), options.exports or ())
+        refuse_architecture(canonical(student), [named(name)[0] for name in options.exports or ()])
     options = replace(options, teachers=tuple(map(resolved_request, options.teachers)))
     folder = DistillFolder(options.folder)
     with contextlib.ExitStack() as resources:

@@ -10,7 +10,7 @@ from ...storage.core.choices import DISTILL_STAGES, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute, is_url, require_utf8
 from ...storage.features.layers import checked_layers
-from ...student.export.formats import FORMATS
+from ...student.export.formats import named as export_named
 from ...student.model.recipe import TeacherConfig
 from ...teachers.registry.licences import check_declared
 from ...teachers.registry.resolve import absolute_name
@@ -41,7 +41,7 @@ class DistillOptions:
     hours: float | None = None
     """Most hours of extraction and training together; None: no limit."""
     exports: tuple[str, ...] | None = None
-    """Formats; None: timm where the student is one of its shapes, else onnx; (): none."""
+    """Formats, or `onnx-edge`, `onnx-edge-fp16`, `coreml-fp16`; None: timm where the student is one of its shapes, else onnx; (): none."""
     store: str | None = None
     """Feature store; None: `store` beside `out`, which later calls share."""
     name: str | None = None
@@ -76,8 +76,7 @@ class DistillOptions:
         if self.stages not in DISTILL_STAGES:
             raise unknown_name("stages", self.stages, DISTILL_STAGES)
         for name in self.exports or ():
-            if name not in FORMATS:
-                raise unknown_name("export format", name, FORMATS)
+            _ = export_named(name)
         limits = {"--budget": self.budget_bytes, "--hours": self.hours}
         if bad := [f"{name} {value:g}" for name, value in limits.items() if value is not None and not value > 0]:
             raise BadInput(f"a limit is above 0, got {', '.join(bad)}; leave it out for no limit")
