@@ -16,6 +16,7 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from concurrent.futures import as_completed
 from itertools import zip_longest
 from pathlib import Path
@@ -105,6 +106,12 @@ def read_answers(answers: Path) -> dict[str, dict[str, Any]]:
     return {one["model"]: one for one in map(json.loads, lines)}
 
 
+def asked_of_families(found: Collection[str]) -> tuple[int, int]:
+    """Return how many families there are, and how many models of each were asked, or all that it has."""
+    every, seen = Counter(map(family_of, all_names())), Counter(map(family_of, found))
+    return len(every), min((seen[family] for family, count in every.items() if seen[family] < count), default=max(every.values()))
+
+
 def reason_of(answer: dict[str, Any]) -> str:
     """Return the kind of a refusal."""
     if "crashed" in answer:
@@ -124,8 +131,9 @@ def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
     classes = Counter(one["cls"] for one in accepted.values())
     beside = sum("record" in one for name, one in found.items() if name not in having)
     share = len(accepted) / max(1, len(having))
+    families, first = asked_of_families(found)
     details = {
-        "timm": timm.__version__, "names": asked, "asked": len(found), "features_only": len(having), "accepted": len(accepted),
+        "timm": timm.__version__, "families": families, "asked of every family": first, "names": asked, "asked": len(found), "features_only": len(having), "accepted": len(accepted),
         "accepted without features_only": beside, "kinds": dict(kinds), "class tokens": dict(classes), "reasons": dict(reasons),
         "refused": {name: one.get("refused", one.get("crashed")) for name, one in sorted(refused.items())},
     }  # fmt: skip
@@ -137,7 +145,8 @@ def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
     table = "\n".join(["| reason | models | such as |", "|---|---|---|", *rows])
     text = [
         "# Backbones of timm as students",
-        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far, in a random order. "
+        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far, {first} of every family "
+        f"(a file of timm is one, of {families}) that has so many, the small ones first. "
         f"{len(having)} of them have `features_only`;\n{len(accepted)} of those ({100 * share:.1f} %) are accepted as "
         f"`--student timm:NAME`, and {beside} without it are as well. The others are refused before a run's folder\nis made, "
         "each with its own words in [bench-students.json](bench-students.json):",

@@ -79,6 +79,18 @@ def _tokens(architecture: Options, prep: Preprocessing, model: Any, pixels_BCHW:
     return tokens
 
 
+def _mean_usage(features: str, source: str) -> str:
+    """Return those lines for a model without a head, whose class token is the mean of its map."""
+    if source in ("NCHW", "NHWC"):
+        lines = f"{features}\n    patch = features{'.permute(0, 2, 3, 1)' if source == 'NCHW' else ''}"
+    else:
+        maps = (
+            f'model.forward_intermediates(pixels, indices=1, norm={source == "normed tokens"}, output_fmt="NCHW", intermediates_only=True)'
+        )
+        lines = f"maps = {maps}\n    patch = maps[-1].permute(0, 2, 3, 1)"
+    return f"{lines}\n    cls = patch.mean(dim=(1, 2))"
+
+
 def timm_usage(architecture: Options) -> str:
     """Return the lines of a usage example that make `cls` and `patch` of `model` and `pixels`, indented by four."""
     cls, source = architecture["cls"], architecture.get("map", architecture["family"])
@@ -92,6 +104,8 @@ def timm_usage(architecture: Options) -> str:
     if source == "convnext":
         return f"{features}\n    cls, patch = features.mean(dim=(2, 3)), features.permute(0, 2, 3, 1)"
     head = "model.forward_head(features, pre_logits=True)"
+    if cls == "mean of patch tokens":
+        return _mean_usage(features, source)
     if source in ("NCHW", "NHWC"):
         return f"{features}\n    cls, patch = {head}, features{'.permute(0, 2, 3, 1)' if source == 'NCHW' else ''}"
     intermediates = f'model.forward_intermediates(pixels, indices=1, norm={source == "normed tokens"}, output_fmt="NCHW")'
