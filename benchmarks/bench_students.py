@@ -133,7 +133,8 @@ def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
     share = len(accepted) / max(1, len(having))
     families, first = asked_of_families(found)
     details = {
-        "timm": timm.__version__, "families": families, "asked of every family": first, "names": asked, "asked": len(found), "features_only": len(having), "accepted": len(accepted),
+        "timm": timm.__version__, "families": families, "asked of every family": first, "names": asked,
+        "asked": len(found), "features_only": len(having), "accepted": len(accepted),
         "accepted without features_only": beside, "kinds": dict(kinds), "class tokens": dict(classes), "reasons": dict(reasons),
         "refused": {name: one.get("refused", one.get("crashed")) for name, one in sorted(refused.items())},
     }  # fmt: skip
@@ -145,7 +146,7 @@ def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
     table = "\n".join(["| reason | models | such as |", "|---|---|---|", *rows])
     text = [
         "# Backbones of timm as students",
-        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far, {first} of every family "
+        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far,\n{first} of every family "
         f"(a file of timm is one, of {families}) that has so many, the small ones first. "
         f"{len(having)} of them have `features_only`;\n{len(accepted)} of those ({100 * share:.1f} %) are accepted as "
         f"`--student timm:NAME`, and {beside} without it are as well. The others are refused before a run's folder\nis made, "
