@@ -146,7 +146,8 @@ def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
     table = "\n".join(["| reason | models | such as |", "|---|---|---|", *rows])
     text = [
         "# Backbones of timm as students",
-        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far,\n{first} of every family "
+        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far,\n"
+        f"{first} of every family "
         f"(a file of timm is one, of {families}) that has so many, the small ones first. "
         f"{len(having)} of them have `features_only`;\n{len(accepted)} of those ({100 * share:.1f} %) are accepted as "
         f"`--student timm:NAME`, and {beside} without it are as well. The others are refused before a run's folder\nis made, "

@@ -105,7 +105,7 @@ def timm_usage(architecture: Options) -> str:
         return f"{features}\n    cls, patch = features.mean(dim=(2, 3)), features.permute(0, 2, 3, 1)"
     head = "model.forward_head(features, pre_logits=True)"
     if cls == "mean of patch tokens":
-        return _mean_usage(features, source)
+        return _mean_usage(features, str(source))
     if source in ("NCHW", "NHWC"):
         return f"{features}\n    cls, patch = {head}, features{'.permute(0, 2, 3, 1)' if source == 'NCHW' else ''}"
     intermediates = f'model.forward_intermediates(pixels, indices=1, norm={source == "normed tokens"}, output_fmt="NCHW")'

@@ -191,6 +191,7 @@ def test_that_mean_is_the_one_of_its_own_features_and_its_usage_example_gives_it
         said: dict[str, Any] = {"model": encoder.backbone, "pixels": picture}
         exec(timm_usage(encoder.architecture).replace("\n    ", "\n"), said)
     assert torch.equal(found.patch_BHWD, features)
-    assert torch.equal(found.cls_BD, features.mean(dim=(1, 2)))  # type: ignore[arg-type]
+    assert found.cls_BD is not None
+    assert torch.equal(found.cls_BD, features.mean(dim=(1, 2)))
     assert torch.equal(said["cls"], found.cls_BD)
     assert torch.equal(said["patch"], found.patch_BHWD)
