@@ -2,8 +2,9 @@
 
 Every name of timm is asked for `features_only`; of those that have it, the share that `timm:NAME` accepts is the figure. A name costs two
 builds and a few passes on the meta device, one to three seconds of one core: all of them some forty minutes on two. Each answer is
-appended to a file as soon as it is there, in an order that has nothing to do with the names, so that an unfinished run is a fair sample;
-run again, it asks what is missing.
+appended to a file as soon as it is there: first a model of every family (a file of timm is one), then a second of every family that has
+one, and so on, those that are called small before those that are called large. An unfinished run so knows all families; run again, it asks
+what is missing.
 
     python -m benchmarks.bench_students [--jobs 2] [--folder runs/bench-students] [--only-report]
 """
@@ -14,8 +15,10 @@ import hashlib
 import json
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from concurrent.futures import as_completed
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from .workers import workers
 FIGURE = "students.accepted/features_only"
 TARGETS = {FIGURE: (">=", 0.9)}
 RESULTS = Path("docs/results")
+SMALL = re.compile(r"test|atto|femto|pico|nano|micro|tiny|mini|small|_x?xs|_ti_|_s_|_s$|_[smab]0|_050|18|26t|_5m|b0")
+LARGE = re.compile(r"large|huge|giant|gigantic|enormous|_so\d|_xl|_[lgh]_|_[lgh]$|_\db|_[567]b|269|200|152|_\d{3}m|x3|x4")
 REASONS = {  # the first whose pattern is found in a refusal
     "its stride is not whole, or varies with the size": "its stride is not whole|by the stride that it states",
     "it has no feature map, or no head that pools it": "gives no feature map|gives no class token|does not say how many pixels",
@@ -70,19 +75,41 @@ def has_features_only(name: str) -> bool:
 
 
 def all_names() -> list[str]:
-    """Return timm's architectures in a fixed order that has nothing to do with their names."""
+    """Return timm's architectures: the n-th of every family before the next of any, in a family the small first, else at random."""
     from eupe_pipeline.teachers.runtime.timm_import import import_timm
 
     import_timm()
     import timm
 
-    return sorted(timm.list_models(), key=lambda name: hashlib.sha256(name.encode()).digest())
+    families: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(timm.list_models(), key=lambda name: (size_by_name(name), hashlib.sha256(name.encode()).digest())):
+        families[family_of(name)].append(name)
+    turns = zip_longest(*(families[family] for family in sorted(families)))
+    return [name for turn in turns for name in turn if name is not None]
+
+
+def family_of(name: str) -> str:
+    """Return the file of timm that a model is in."""
+    import timm
+
+    return str(timm.model_entrypoint(name).__module__).rpartition(".")[2]
+
+
+def size_by_name(name: str) -> int:
+    """Return 0 of a model whose name says that it is small, 2 of one that is large, 1 of the others."""
+    return 0 if SMALL.search(name) else 2 if LARGE.search(name) else 1
 
 
 def read_answers(answers: Path) -> dict[str, dict[str, Any]]:
     """Return the answers by model."""
     lines = answers.read_text().splitlines() if answers.is_file() else []
     return {one["model"]: one for one in map(json.loads, lines)}
+
+
+def asked_of_families(found: Collection[str]) -> tuple[int, int]:
+    """Return how many families there are, and how many models of each were asked, or all that it has."""
+    every, seen = Counter(map(family_of, all_names())), Counter(map(family_of, found))
+    return len(every), min((seen[family] for family, count in every.items() if seen[family] < count), default=max(every.values()))
 
 
 def reason_of(answer: dict[str, Any]) -> str:
@@ -104,8 +131,10 @@ def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
     classes = Counter(one["cls"] for one in accepted.values())
     beside = sum("record" in one for name, one in found.items() if name not in having)
     share = len(accepted) / max(1, len(having))
+    families, first = asked_of_families(found)
     details = {
-        "timm": timm.__version__, "names": asked, "asked": len(found), "features_only": len(having), "accepted": len(accepted),
+        "timm": timm.__version__, "families": families, "asked of every family": first, "names": asked,
+        "asked": len(found), "features_only": len(having), "accepted": len(accepted),
         "accepted without features_only": beside, "kinds": dict(kinds), "class tokens": dict(classes), "reasons": dict(reasons),
         "refused": {name: one.get("refused", one.get("crashed")) for name, one in sorted(refused.items())},
     }  # fmt: skip
@@ -117,7 +146,9 @@ def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
     table = "\n".join(["| reason | models | such as |", "|---|---|---|", *rows])
     text = [
         "# Backbones of timm as students",
-        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far, in a random order. "
+        f"`make bench-students` asks timm {timm.__version__} about its architectures: {len(found)} of {asked} so far,\n"
+        f"{first} of every family "
+        f"(a file of timm is one, of {families}) that has so many, the small ones first. "
         f"{len(having)} of them have `features_only`;\n{len(accepted)} of those ({100 * share:.1f} %) are accepted as "
         f"`--student timm:NAME`, and {beside} without it are as well. The others are refused before a run's folder\nis made, "
         "each with its own words in [bench-students.json](bench-students.json):",

@@ -14,12 +14,13 @@ from typing import Any
 
 from ...storage.core.cache_home import evaluations_folder
 from ...storage.core.errors import BadInput, unknown_name
-from ...storage.core.identity import digest, file_sha256, short
+from ...storage.core.identity import digest, short
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, size_hw
 from ...student.export.formats import FORMATS
 from ...teachers.checkpoints.published import Published, load_encoder, read_published
+from ...teachers.checkpoints.sharded import is_index, weights_in, weights_sha256
 from ...teachers.encoders.build import cls_width, facts
 from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.registry.onnx_file import names_onnx_file
@@ -100,22 +101,28 @@ def _published(path: Path, size_px: SizePx | None, out: Path | None) -> Model:
             f"{path} is an export for {export_format}, which is not evaluated here; give the run, or its export as timm or transformers"
         )
     source = path / record["files"][0] if read_from == "file" else path
-    if source.is_file() and source.suffix not in _CHECKPOINTS:
-        raise BadInput(f"{source} is no checkpoint: expected {' or '.join(_CHECKPOINTS)}, or a folder")
+    if source.is_file() and source.suffix not in _CHECKPOINTS and not is_index(source):
+        raise BadInput(f"{source} is no checkpoint: expected {' or '.join(_CHECKPOINTS)}, the index of several, or a folder")
     published = read_published(source)
     prep = Preprocessing.from_dict(record["preprocessing"]) if read_from == "file" else published.preprocessing
-    file = source if source.is_file() else next(iter(sorted(source.glob("*.safetensors"))), source / "model.safetensors")
+    file = source if source.is_file() else _weights_of(source)
     spec = _spec_of(published, prep, path, file)
     spec = spec if size_px is None else spec.at_size(size_px)
     folder = path if path.is_dir() else _default_folder(spec.name, spec.identity())
     return Model(str(path), spec, out or folder, lambda device: _loaded(published, spec, device))
 
 
+def _weights_of(folder: Path) -> Path:
+    """Return the index of a folder's weights, else its first file of them."""
+    whole = weights_in(folder)
+    return whole if is_index(whole) else next(iter(sorted(folder.glob("*.safetensors"))), whole)
+
+
 def _spec_of(published: Published, prep: Preprocessing, path: Path, file: Path) -> TeacherSpec:
     width, stride_px, cls = facts(published.architecture)
     height, width_px = size_hw(prep.size_px)
     grid, cls_dim = (height // stride_px, width_px // stride_px), cls_width(published.architecture)
-    return TeacherSpec(path.resolve().stem, published.architecture, file, file_sha256(file), prep, cls, cls_dim, width, grid)
+    return TeacherSpec(path.resolve().stem, published.architecture, file, weights_sha256(file), prep, cls, cls_dim, width, grid)
 
 
 def _loaded(published: Published, spec: TeacherSpec, device: str) -> Teacher:

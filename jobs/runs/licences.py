@@ -16,6 +16,7 @@ from ...storage.features.teacher_terms import note_terms, noted_terms
 from ...storage.objects.objects import Objects
 from ...student.export.lineage import part_of, run_title, terms_above
 from ...teachers.checkpoints.hub import HUB_PREFIX
+from ...teachers.registry.known_weights import known_by_digest
 from ...teachers.registry.licences import (
     TermsByName,
     as_record,
@@ -36,12 +37,15 @@ from .run_source import local_run
 def terms_of_teacher(name: str, spec: TeacherSpec | None = None, weights: Path | None = None) -> dict[str, Terms]:
     """Return the terms of a teacher as it is asked for: by its name or its run's folder, with the `weights` that were given for it.
 
-    Weights of a named teacher are the published ones where the weights folder or the hub's repository of the row has them.
+    Weights of a named teacher are the published ones where the weights folder or the hub's repository of the row has them, and where their
+    sha256 is that of a published file.
     """
     run = Path(name) if (Path(name) / MODEL_FILE).is_file() else None
     shown = spec.name if spec is not None else name if run is None else run_title(run)
     if spec is not None and spec.weights_sha256 == RANDOM_WEIGHTS:
         return {}
+    if run is None and spec is not None and (known := known_by_digest(spec.weights_sha256)) is not None:
+        return {shown: known.terms}
     if run is not None:
         of_file = UNKNOWN._replace(source="the file that was given with --weights")
         return terms_of_run(run, shown) if weights is None else {shown: of_file}

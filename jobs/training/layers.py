@@ -13,7 +13,11 @@ from ...student.model.recipe import TeacherConfig
 
 def trained_layers(config: TeacherConfig, readers: Mapping[str, FeatureReader]) -> dict[str, tuple[int, ...]]:
     """Return the layers that are learnt, by teacher; raises `BadInput` for a weight of a teacher or layer that no feature set has."""
-    stored = {name: reader.layout.layers for name, reader in readers.items()}
+    return weighted_layers(config, {name: reader.layout.layers for name, reader in readers.items()})
+
+
+def weighted_layers(config: TeacherConfig, stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return as `trained_layers`, of layers that are stored, or will be, by teacher."""
     for key in config.layers:
         teacher, _, layer = key.rpartition("/")
         if teacher and teacher not in stored:

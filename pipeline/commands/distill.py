@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, DistillStages, LicenceUse
+from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, GRAPH_EXPORTS, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput
 from ...storage.views.input_size import SizePx
 from .export import FormatName
 from .group import cli, run
-from .options import JSON, LICENCES, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
+from .options import JSON, LAYER_WEIGHTS, LAYERS, LICENCES, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
 
 NO_EXPORT = "none"
 
@@ -38,11 +38,12 @@ class FormatOrNone(FormatName):
     click.option("--test", default=None, metavar="PHOTOS", help="Labelled images that nothing is learnt from, for kNN: a folder a class."),
     click.option("--stages", type=click.Choice(DISTILL_STAGES), default="auto", show_default=True,
                  help="auto: 2 with one teacher, 1,2,3 with several."),
+    LAYERS, LAYER_WEIGHTS,
     click.option("--proxy", default=None, metavar="NAME", help="Architecture of stage 1's proxy; default: by rule."),
     click.option("--budget", "budget_bytes", default=None, callback=bytes_of, metavar="SIZE", help="Most that tokens may take, as 200GB."),
     click.option("--hours", type=click.FloatRange(0, min_open=True), default=None, help="Most time for extraction and training."),
-    click.option("--export", "exports", multiple=True, type=FormatOrNone(EXPORT_FORMATS),
-                 help="Format, or none; repeatable; default: timm, else onnx."),
+    click.option("--export", "exports", multiple=True, type=FormatOrNone((*EXPORT_FORMATS, *GRAPH_EXPORTS)),
+                 help="Format, a graph for devices among them, or none; repeatable; default: timm, else onnx."),
     click.option("--store", default=None, callback=store_url, metavar="URL",
                  help="Feature store; default: `store` beside OUT, for later calls too."),
     click.option("--name", default=None, help="What the dataset is called; default: as the photos' folder."),
@@ -56,8 +57,8 @@ class FormatOrNone(FormatName):
 )  # fmt: skip
 def distill(
     as_json: bool, photos: str, teachers: tuple[str, ...], teacher_sizes: dict[str, SizePx], weights: dict[str, str],
-    students: tuple[str, ...], out: Path | str, test: str | None, stages: DistillStages, proxy: str | None,
-    budget_bytes: int | None, hours: float | None,
+    students: tuple[str, ...], out: Path | str, test: str | None, stages: DistillStages, layers: tuple[int, ...],
+    weight_of_layer: dict[str, float], proxy: str | None, budget_bytes: int | None, hours: float | None,
     exports: tuple[str, ...], store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None,
     allow_overlap: bool, require_licence: LicenceUse | None, terms: dict[str, str], yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
@@ -78,7 +79,7 @@ def distill(
         photos=photos, out=out, teachers=teacher_requests(teachers, teacher_sizes, weights), students=students, test=test, stages=stages,
         proxy=proxy, budget_bytes=budget_bytes, hours=hours, exports=() if NO_EXPORT in exports else exports or None, store=store,
         name=name, recipe=recipe, allow_overlap=allow_overlap, workers=workers, address=address, dry_run=dry_run,
-        require_licence=require_licence, terms=terms,
+        require_licence=require_licence, terms=terms, layers=layers, layer_weights=weight_of_layer,
     )  # fmt: skip
     with reporter(as_json=as_json) as on_event:
         prepared = prepare(request, on_event)

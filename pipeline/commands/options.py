@@ -269,6 +269,20 @@ DATA = click.option("--data", required=True, help="Dataset, by name or name@dige
 STAGE = click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several.")
 
 
+LAYERS = click.option("--layers", default=None, metavar="N,N", callback=layer_list,
+                      help="Store these blocks' patch tokens too, counted from 1; the last block's are stored in any case.")  # fmt: skip
+
+
+LAYER_WEIGHTS = click.option(
+    "--layer-weight",
+    "weight_of_layer",
+    multiple=True,
+    metavar="[TEACHER/]BLOCK=WEIGHT",
+    callback=layer_weights,
+    help="Learn from a stored layer too, its patch loss so weighted; repeatable. Default: recipe's, none.",
+)
+
+
 TEACHERS = (
     click.option(
         "--teacher",
@@ -293,13 +307,7 @@ TEACHERS = (
     click.option("--codec", type=click.Choice(CODECS), default="int8", show_default=True),
     click.option("--tokens-per-view", type=click.IntRange(1), default=None, metavar="T", help="Keep T random patch tokens; default: all."),
     click.option("--grid", default=None, metavar="HxW", callback=grid_of, help="Store a larger teacher's grid resampled, as 16x16."),
-    click.option(
-        "--layers",
-        default=None,
-        metavar="N,N",
-        callback=layer_list,
-        help="Store these blocks' patch tokens too, counted from 1; the last block's are stored in any case.",
-    ),
+    LAYERS,
     click.option("--shard-images", "images_per_shard", type=click.IntRange(1), default=128, show_default=True, help="Images of one shard."),
     click.option("--batch-size", default="32", show_default=True, callback=count_or_auto, help="Views in one forward, or auto."),
     click.option("--constants", type=click.Choice(CONSTANTS), default="own", show_default=True, help="Mean and std of the input."),

@@ -20,7 +20,7 @@ from ...storage.core.choices import (
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from .group import cli, run
-from .options import DRY_RUN, FOLDER, JSON, LICENCES, RANDOM, SETTINGS, STORE, folder_or_url, layer_weights, options, share_held_out
+from .options import DRY_RUN, FOLDER, JSON, LAYER_WEIGHTS, LICENCES, RANDOM, SETTINGS, STORE, folder_or_url, options, share_held_out
 
 if TYPE_CHECKING:
     from ...jobs.training.options import Watch
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     click.option("--proxy", default=None, callback=folder_or_url, metavar="RUN|URL", help="Stage 3: the proxy's run, used live."),
     click.option("--targets", type=click.Choice(TARGET_SOURCES), default=None, help="Read targets or compute them; default: recipe's."),
     click.option("--teacher", "live_teachers", multiple=True, help="Live targets: the teacher of each --features; repeatable."),
-    click.option("--layer-weight", "weight_of_layer", multiple=True, metavar="[TEACHER/]BLOCK=WEIGHT", callback=layer_weights,
-                 help="Learn from a stored layer too, its patch loss so weighted; repeatable. Default: recipe's, none."),
+    LAYER_WEIGHTS,
     click.option("--student", "students", multiple=True, metavar="NAME", help="Architecture; several train in one pass, to OUT/NAME."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Ranks through Ray Train; 0: this process."),
     click.option("--address", default=None, help="Ray cluster for --workers; default: one is started on this machine."),

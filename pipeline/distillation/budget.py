@@ -9,7 +9,7 @@ fp16 is never chosen: int8 keeps the cosine at 0.99997 for half of the bytes. By
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ...jobs.estimates.cost_model import Measured, Prices, extraction_cost
@@ -156,7 +156,8 @@ def store_cost(facts: ScaleFacts, candidate: Candidate, images_per_shard: int = 
 def _layout(teacher: TeacherFacts, candidate: Candidate) -> FeatureLayout:
     grid = candidate.grid or teacher.grid
     resampled_from = None if grid == teacher.grid else teacher.grid
-    return FeatureLayout(teacher.class_width, teacher.width, grid, candidate.codec, candidate.tokens_per_view, resampled_from)
+    layout = FeatureLayout(teacher.class_width, teacher.width, grid, candidate.codec, candidate.tokens_per_view, resampled_from)
+    return replace(layout, layers=teacher.layers)
 
 
 def choose_within_budget(

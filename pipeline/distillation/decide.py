@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ...jobs.extraction.extract import resolve_request
 from ...jobs.extraction.options import ExtractOptions, TeacherRequest
+from ...jobs.training.layers import weighted_layers
 from ...storage.core.choices import Codec
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
@@ -21,6 +22,8 @@ from ...storage.images.dataset import ImageDataset
 from ...storage.images.hold_out import held_out_images
 from ...storage.store import FeatureStore
 from ...storage.views.view_spec import VIEW_KINDS, ViewSpec
+from ...student.model.recipe import TeacherConfig
+from ...teachers.registry.layers import stored_layers
 from ...teachers.runtime.devices import choose_device
 from ..recipes.extraction import ExtractConfig
 from ..recipes.typed_tables import leaves
@@ -42,6 +45,7 @@ _HOURS_OF_STAGE = {  # shares of the hours that are left beside the teachers' pa
 }
 _HELD_OUT, _MOST_HELD_OUT, _HELD_OUT_IMAGES = 0.01, 0.1, 20
 _SPEED_VIEWS = {"cpu": 8, "cuda": 32}
+_ASKED = "ours: asked for"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,9 @@ class Caching:
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "Caching":
         """Return what `recorded` gave."""
-        values = {**record["extract"], "teachers": tuple(record["extract"]["teachers"]), "grid": tuple(record["extract"]["grid"])}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record["extract"].items()
+        }  # fmt: skip
         return cls(ExtractConfig(**values), ViewSpec.from_identity(record["views"]), record["view_reasons"])
 
     def table(self) -> dict[str, Any]:
@@ -78,7 +84,7 @@ def decided_recipes(
     """
     names = [*options.students, *(["proxy"] if 1 in stages else [])]
     if options.recipe is not None:
-        return read_recipes(dict.fromkeys(names, options.recipe), stages, options.teachers)
+        return read_recipes(dict.fromkeys(names, options.recipe), stages, options.teachers, options.layers, options.layer_weights)
     missing = [name for name in names if not folder.recipe_file(name).is_file()]
     with tempfile.TemporaryDirectory(prefix="eupe-distill-") as elsewhere:
 
@@ -102,7 +108,7 @@ def stored_caching(store: FeatureStore, photos: ImageDataset, options: DistillOp
             continue
         over = {key: identity for key, identity in sets if identity["views"] == views.digest}
         set_keys = [_set_of(request, over, photos, options) for request in options.teachers]
-        if None not in set_keys and len({_storing(over[key]) for key in set_keys if key is not None}) == 1:
+        if None not in set_keys and len({_storing(over[key], options.layers) for key in set_keys if key is not None}) == 1:
             keys = [key for key in set_keys if key is not None]
             if best is None or views.views_per_image > best[0]:
                 best = views.views_per_image, _caching_of(options, store, keys)
@@ -117,16 +123,19 @@ def _set_of(request: TeacherRequest, over: Mapping[str, Mapping[str, Any]], phot
         borrowed = "from_views" in identity["statistics"] and not photos.earlier  # which no number of batches names
         if borrowed or not isinstance(size, int) or (request.size_px is not None and size != request.size_px):
             continue
+        if options.layers and tuple(identity["layout"].get("layers", ())) != stored_layers(wanted, options.layers):
+            continue
         with contextlib.suppress(BadInput):  # a size that this teacher does not have
             if wanted.at_size(size).identity() == identity["teacher"]:
                 return key
     return None
 
 
-def _storing(identity: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what sets that one extraction made share."""
+def _storing(identity: Mapping[str, Any], layers: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return what sets that one extraction made share: of layers that are asked for, each teacher has those that it can give."""
     layout, sample = identity["layout"], identity["statistics"]
     return (
+        layers or tuple(layout.get("layers", ())),
         layout["codec"],
         layout.get("tokens_per_view"),
         tuple(layout["grid"]) if "resampled_from" in layout else (),
@@ -143,7 +152,8 @@ def _caching_of(options: DistillOptions, store: FeatureStore, keys: Sequence[str
     config = ExtractConfig(
         teachers=tuple(names), teacher_sizes_px=dict(zip(names, sizes, strict=True)), views_per_image=views.views_per_image,
         seed=views.spec.seed, codec=cast(Codec, layout.codec), tokens_per_view=layout.tokens_per_view or 0,
-        grid=() if layout.resampled_from is None else layout.grid, images_per_shard=views.images_per_shard,
+        grid=() if layout.resampled_from is None else layout.grid, layers=options.layers or layout.layers,
+        images_per_shard=views.images_per_shard,
         statistics_batches=readers[0].identity["statistics"].get("batches", 0), origins={"codec": why, "views_per_image": why},
     )  # fmt: skip
     stated = [key for key, _ in leaves(views.spec.identity())]
@@ -191,8 +201,10 @@ class _Rules:
         stored = Caching.of_record(kept) if kept is not None else stored_caching(self.store, self.photos, self.options)
         requests = self.options.teachers if stored is None else stored.extract.requests(self.options.teachers)
         facts = measure_facts(
-            self.store, self.photos.key, requests, student, speed_batches=1, batch_size=_SPEED_VIEWS[self.device]
+            self.store, self.photos.key, requests, student, speed_batches=1, batch_size=_SPEED_VIEWS[self.device],
+            layers=self.options.layers if stored is None else stored.extract.layers,
         )  # fmt: skip
+        _ = weighted_layers(TeacherConfig(layers=self.options.layer_weights), {one.name: one.layers for one in facts.teachers})
         sizes: dict[str, str] = {}
         if stored is None:
             facts, sizes = ruled_sizes(facts, [request.name for request in requests if request.size_px is not None])
@@ -205,7 +217,7 @@ class _Rules:
                 self.on_event({"event": "note", "text": f"tokens are taken {text}"})
             return facts, stored, hours
         trained = self._as_target(facts, student)
-        trial = self._trial(ruled_recipe(2, trained), trained, None)
+        trial = self._trial(self._weighted(ruled_recipe(2, trained), trained), trained, None)
         everything = facts if trained is facts else dataclasses.replace(facts, teachers=(*facts.teachers, *trained.teachers))
         choice = choose_within_budget(
             everything, store_bytes=self.options.budget_bytes, hours=hours, student_images_per_s=trial.images_per_s,
@@ -228,8 +240,9 @@ class _Rules:
         config = ExtractConfig(
             teachers=tuple(names), teacher_sizes_px={name: teacher.size_px for name, teacher in zip(names, facts.teachers, strict=True)},
             views_per_image=spec.views_per_image, seed=spec.seed, proxy_size_px=self._proxy_size(facts), codec=candidate.codec,
-            tokens_per_view=candidate.tokens_per_view or 0, grid=candidate.grid or (),
-            origins={"teacher_sizes_px": f"ours: {why_sizes}", "views_per_image": reasons["views.views_per_image"], "codec": why},
+            tokens_per_view=candidate.tokens_per_view or 0, grid=candidate.grid or (), layers=self.options.layers,
+            origins={"teacher_sizes_px": f"ours: {why_sizes}", "views_per_image": reasons["views.views_per_image"], "codec": why,
+                     **({"layers": _ASKED} if self.options.layers else {})},
         )  # fmt: skip
         return Caching(config, spec, reasons)
 
@@ -257,7 +270,7 @@ class _Rules:
         ruled = ruled_recipe(1, of_proxy)
         rate = self.rates.get(student_rate_name(ruled.recipe().student))
         if rate is None:
-            rate = 1 / self._trial(ruled, of_proxy, None).images_per_s
+            rate = 1 / self._trial(self._weighted(ruled, of_proxy), of_proxy, None).images_per_s
         return dataclasses.replace(own, teachers=(dataclasses.replace(proxy, images_per_s=1 / (rate * FORWARD_SHARE)),))
 
     def _proxy_size(self, facts: ScaleFacts) -> int:
@@ -269,15 +282,21 @@ class _Rules:
 
     def _ruled(self, stage: int, facts: ScaleFacts, caching: Caching, left_hours: float | None, start: Ruled | None = None) -> Ruled:
         views = (caching.views, caching.view_reasons)
-        trial = self._trial(ruled_recipe(stage, facts, views=views, start=start), facts, caching.extract.tokens_per_view or None)
+        tried = self._weighted(ruled_recipe(stage, facts, views=views, start=start), facts)
+        trial = self._trial(tried, facts, caching.extract.tokens_per_view or None)
         hours = None if left_hours is None else left_hours * self._share(stage)
         rate = trial.images_per_s
         if stage == 3:  # the teacher runs beside the student
             rate = 1 / (1 / rate + sum(1 / teacher.images_per_s for teacher in facts.teachers if teacher.images_per_s))
-        ruled = ruled_recipe(stage, facts, fits=trial.fits, images_per_s=rate, hours=hours, views=views, start=start)
+        ruled = self._weighted(ruled_recipe(stage, facts, fits=trial.fits, images_per_s=rate, hours=hours, views=views, start=start), facts)
         share, reason = held_out_share(self.photos)
         kept_best = ruled.with_value("run.keep_best", True, "ours: the best by agreement on held-out photos stays beside the last")
         return kept_best.with_value("data.hold_out", share, reason) if share else ruled
+
+    def _weighted(self, ruled: Ruled, facts: ScaleFacts) -> Ruled:
+        """Return the recipe with the weights of layers that were asked for, where the teachers' own tokens are learnt."""
+        weights = self.options.layer_weights
+        return ruled.with_value("teacher.layers", dict(weights), _ASKED) if weights and any(one.layers for one in facts.teachers) else ruled
 
     def _share(self, stage: int) -> float:
         share = _HOURS_OF_STAGE[self.stages][stage]
@@ -286,7 +305,7 @@ class _Rules:
     def _trial(self, ruled: Ruled, facts: ScaleFacts, tokens_per_view: int | None) -> Trial:
         """Take a trial step and keep its rate for the plan."""
         recipe = ruled.recipe()
-        trial = trial_step(recipe, facts.target_specs(tokens_per_view), device=facts.device)
+        trial = trial_step(recipe, facts.target_specs(tokens_per_view, recipe.teacher), device=facts.device)
         self.rates[student_rate_name(recipe.student)] = 1 / trial.images_per_s
         return trial
 

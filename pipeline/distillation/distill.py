@@ -29,7 +29,7 @@ from ...storage.objects.objects import open_objects
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, as_size, size_hw
 from ...student.export.export import refuse_architecture
-from ...student.export.formats import FORMATS
+from ...student.export.formats import FORMATS, named
 from ...student.probes.evaluation_records import FOLDER as EVALUATIONS
 from ...teachers.encoders.build import canonical
 from ...teachers.registry.licences import refuse_terms
@@ -43,6 +43,7 @@ from .decide import decided_recipes, decisions_of
 from .facts import device_facts, student_facts
 from .figures import TOKENS, agreement_figures, check_test, knn_figures, live_comparison, set_sizes
 from .folder import DistillFolder
+from .layers import check_layers
 from .options import STAGES, DistillOptions
 from .plan import check_limits, check_room, make_plan
 from .recipes import DistillRecipes
@@ -101,10 +102,11 @@ class Prepared:
         """Write the student's model of its last stage in each format; one that was written from it and its evaluations stays."""
         run, out, written = chosen_model(stages[max(stages)]), self.folder.export(student), dict[str, str]()
         proxy = self.folder.proxy() if self.recipes.proxy is not None else None
-        for form in default_formats(student) if self.options.exports is None else self.options.exports:
-            if not is_exported(out / form, run):
-                export_run(ExportOptions(run, out, (form,), proxy=proxy), on_event)
-            written[form] = str(out / form)
+        for name in default_formats(student) if self.options.exports is None else self.options.exports:
+            form, graph = named(name)
+            if not is_exported(out / name, run):
+                export_run(ExportOptions(run, out, (form,), proxy=proxy, target=graph.target, precision=graph.precision), on_event)
+            written[name] = str(out / name)
         return written
 
     def _facts(self, store: FeatureStore, knn: Mapping[str, Any], agreement: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -156,7 +158,7 @@ def distill(options: DistillOptions, on_event: OnEvent = ignore_event) -> dict[s
 def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepared:
     """Index the photos, decide everything and return it with the plan; raises BadInput for what cannot work."""
     for student in options.students:
-        refuse_architecture(canonical(student), options.exports or ())
+        refuse_architecture(canonical(student), [named(name)[0] for name in options.exports or ()])
     options = replace(options, teachers=tuple(map(resolved_request, options.teachers)))
     folder = DistillFolder(options.folder)
     with contextlib.ExitStack() as resources:
@@ -171,6 +173,7 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
         folder.at_version(photos.key, earlier, write=not options.dry_run)
         stages = chosen_stages(options, folder)
         recipes = decided_recipes(options, folder, store, photos, stages, on_event)
+        check_layers(recipes, options.teachers, on_event)
         plan = {
             **make_plan(options, recipes, folder, photos, _datasets_of(options)),
             "stages": {"value": list(stages), "origin": folder.kept["why_stages"]},
@@ -205,6 +208,8 @@ def _request(options: DistillOptions) -> dict[str, Any]:
         "proxy": options.proxy,
         "recipe": options.recipe,
         "name": options.dataset,
+        "layers": list(options.layers) or None,  # as the record of a folder from before there were any reads
+        "layer_weights": dict(options.layer_weights) or None,
     }
     return {"teachers": teachers, **asked, "budget_bytes": options.budget_bytes, "hours": options.hours}
 

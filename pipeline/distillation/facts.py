@@ -20,13 +20,16 @@ from ...jobs.extraction.extract import resolve_request
 from ...jobs.extraction.options import ExtractOptions, TeacherRequest
 from ...storage.core.choices import Precision
 from ...storage.core.errors import BadInput
+from ...storage.features.layers import layer_target
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import square_side
+from ...student.model.recipe import TeacherConfig
 from ...student.model.student import TargetSpec, count_parameters
 from ...teachers.checkpoints.sharded import is_index, weight_files
 from ...teachers.encoders.build import build_encoder, canonical
 from ...teachers.encoders.build import facts as shape_of
+from ...teachers.registry.layers import stored_layers
 from ...teachers.registry.resolve import MODEL_FILE
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device, choose_precision
@@ -62,6 +65,8 @@ class TeacherFacts:
     """Views a second on this device; None: not measured."""
     is_proxy: bool = False
     """A finished run of one's own, such as stage 1 makes, in the place of a published model."""
+    layers: tuple[int, ...] = ()
+    """Blocks whose tokens are stored beside the final ones."""
 
     def __post_init__(self) -> None:
         _check(self.width >= 1, f"the width of {self.name}", self.width, "at least 1")
@@ -143,18 +148,23 @@ class ScaleFacts:
         _check(self.median_side_px >= 1, "the photos' median side", self.median_side_px, "at least 1 px")
         _check(bool(self.teachers), "the teachers", self.teachers, "at least one")
 
-    def target_specs(self, tokens_per_view: int | None = None) -> dict[str, TargetSpec]:
-        """Return what each teacher's targets will look like, for a trial step."""
-        return {teacher.name: TargetSpec(teacher.class_width, teacher.width, teacher.grid, tokens_per_view) for teacher in self.teachers}
+    def target_specs(self, tokens_per_view: int | None = None, config: TeacherConfig | None = None) -> dict[str, TargetSpec]:
+        """Return what each teacher's targets will look like, for a trial step, and those of the layers that `config` gives a weight."""
+        specs = {teacher.name: TargetSpec(teacher.class_width, teacher.width, teacher.grid, tokens_per_view) for teacher in self.teachers}
+        for teacher in self.teachers:
+            learnt = [layer for layer in teacher.layers if config is not None and config.layer_weight(teacher.name, layer) > 0]
+            grid = TargetSpec(None, teacher.width, teacher.grid, tokens_per_view)
+            specs |= {layer_target(teacher.name, layer): grid for layer in learnt}
+        return specs
 
 
 def measure_facts(
     store: FeatureStore, data: str, teachers: Sequence[TeacherRequest], student: str | Mapping[str, Any], *, precision: Precision = "auto",
-    allow_random_weights: bool = False, speed_batches: int = 0, batch_size: int | None = 32,
+    allow_random_weights: bool = False, speed_batches: int = 0, batch_size: int | None = 32, layers: tuple[int, ...] = (),
 ) -> ScaleFacts:  # fmt: skip
     """Return the facts of a dataset of the store, teachers and a student on this machine; raises BadInput as their commands do.
 
-    `speed_batches` forwards of each teacher measure its speed; 0: none.
+    `speed_batches` forwards of each teacher measure its speed; 0: none. `layers` are blocks that are stored of each teacher.
     """
     dataset = store.dataset(data)
     options = ExtractOptions(
@@ -164,8 +174,9 @@ def measure_facts(
     facts = []
     for request in teachers:
         spec = resolve_request(request, options)
-        seconds = teacher_speed(spec, device, batch_size, speed_batches)[0] if speed_batches else None
-        facts.append(teacher_facts(spec, seconds, is_proxy=(Path(request.name) / MODEL_FILE).is_file()))
+        stored = stored_layers(spec, layers)
+        seconds = teacher_speed(spec, device, batch_size, speed_batches, stored)[0] if speed_batches else None
+        facts.append(replace(teacher_facts(spec, seconds, is_proxy=(Path(request.name) / MODEL_FILE).is_file()), layers=stored))
     side = median_side(dataset)
     return ScaleFacts(len(dataset), side, bool(dataset.label_names), tuple(facts), student_facts(student), device_facts(device))
 

@@ -9,8 +9,10 @@ from ...jobs.extraction.options import TeacherRequest
 from ...storage.core.choices import DISTILL_STAGES, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute, is_url, require_utf8
+from ...storage.features.layers import checked_layers
 from ...storage.views.input_size import square_side
-from ...student.export.formats import FORMATS
+from ...student.export.formats import named as export_named
+from ...student.model.recipe import TeacherConfig
 from ...teachers.registry.licences import check_declared
 from ...teachers.registry.resolve import absolute_name
 
@@ -40,7 +42,7 @@ class DistillOptions:
     hours: float | None = None
     """Most hours of extraction and training together; None: no limit."""
     exports: tuple[str, ...] | None = None
-    """Formats; None: timm where the student is one of its shapes, else onnx; (): none."""
+    """Formats, or `onnx-edge`, `onnx-edge-fp16`, `coreml-fp16`; None: timm where the student is one of its shapes, else onnx; (): none."""
     store: str | None = None
     """Feature store; None: `store` beside `out`, which later calls share."""
     name: str | None = None
@@ -59,6 +61,10 @@ class DistillOptions:
     """Refuse, before anything is computed, unless the terms of every teacher allow this use."""
     terms: Mapping[str, str] = field(default_factory=dict)
     """Licences of teachers whose terms are not known, by teacher, as the user declares them."""
+    layers: tuple[int, ...] = ()
+    """Blocks of each teacher, counted from 1, whose patch tokens are cached beside the final ones; (): the recipe's, or none."""
+    layer_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weight of a cached layer's patch loss, by its block, or by TEACHER/BLOCK, for what learns from the teachers; others count nothing."""
 
     def __post_init__(self) -> None:
         for name in ("teachers", "students", "exports"):
@@ -73,8 +79,7 @@ class DistillOptions:
         if self.stages not in DISTILL_STAGES:
             raise unknown_name("stages", self.stages, DISTILL_STAGES)
         for name in self.exports or ():
-            if name not in FORMATS:
-                raise unknown_name("export format", name, FORMATS)
+            _ = export_named(name)
         limits = {"--budget": self.budget_bytes, "--hours": self.hours}
         if bad := [f"{name} {value:g}" for name, value in limits.items() if value is not None and not value > 0]:
             raise BadInput(f"a limit is above 0, got {', '.join(bad)}; leave it out for no limit")
@@ -85,6 +90,8 @@ class DistillOptions:
         if self.recipe is not None and (self.budget_bytes is not None or self.hours is not None):
             raise BadInput("--budget and --hours choose values by rule, and --recipe states them; give one of the two")
         check_declared(self.require_licence, self.terms)
+        object.__setattr__(self, "layers", checked_layers(self.layers))
+        TeacherConfig(layers=self.layer_weights)  # raises for what is no weight of a block
         require_utf8("--out", str(self.out), "TensorBoard's writer")
         object.__setattr__(self, "out", Path(absolute(str(self.out))))
         object.__setattr__(self, "store", absolute(self.store or str(self.folder.parent / "store")))

@@ -22,6 +22,8 @@ from ...storage.images.dataset import ImageDataset
 from ...storage.views.input_size import SizePx, area_px, size_text
 from ...student.model.recipe import StudentConfig
 from ...teachers.encoders.build import facts
+from ...teachers.registry.layers import stored_layers
+from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device
 from ..console.progress import duration
 from ..recipes.load import ResolvedRecipe
@@ -84,8 +86,12 @@ class Rates:
         request = next(request for request in self._options.teachers if request.name == name)
         return self._measured(
             teacher_rate_name(name, request.size_px),
-            lambda: teacher_speed(resolve_request(request, self._options), self.device, _SPEED_VIEWS[self.device], 1)[0],
+            lambda: self._teacher_seconds(resolve_request(request, self._options)),
         )  # fmt: skip
+
+    def _teacher_seconds(self, spec: TeacherSpec) -> float:
+        layers = stored_layers(spec, self._options.layers)
+        return teacher_speed(spec, self.device, _SPEED_VIEWS[self.device], 1, layers)[0]
 
     def student(self, student: StudentConfig) -> float:
         """Return seconds of one image of a student's step, at its largest input."""

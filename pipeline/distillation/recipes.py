@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ...jobs.extraction.options import TeacherRequest
 from ...storage.core.errors import BadInput
 from ...storage.views.view_spec import ViewSpec
 from ..recipes.extraction import ExtractConfig
 from ..recipes.load import ResolvedRecipe, load_recipe, read_document, stages_of
+from ..recipes.training import layer_settings
 from ..recipes.typed_tables import build
 
 
@@ -27,14 +29,24 @@ class DistillRecipes:
 
 
 def read_recipes(
-    files: Mapping[str, str], stages: tuple[int, ...], teachers: tuple[TeacherRequest, ...]
+    files: Mapping[str, str], stages: tuple[int, ...], teachers: tuple[TeacherRequest, ...], layers: tuple[int, ...] = (),
+    layer_weights: Mapping[str, float] = MappingProxyType({}),
 ) -> DistillRecipes:  # fmt: skip
-    """Return the recipes of `files`, by student and of "proxy" where stage 1 is among the stages; raises BadInput for what they lack."""
+    """Return the recipes of `files`, by student and of "proxy" where stage 1 is among the stages; raises BadInput for what they lack.
+
+    `layers` and `layer_weights` are laid over those of the files; the weights where the teachers' own tokens are learnt.
+    """
     students = {name: source for name, source in files.items() if name != "proxy"}
     first = next(iter(students.values()))
     extract = extract_config(first, teachers)
-    loaded = {name: {stage: _student_stage(source, stage, name) for stage in stages if stage != 1} for name, source in students.items()}
-    proxy = load_recipe(files["proxy"], stage=1) if 1 in stages else None
+    extract = replace(extract, layers=layers or extract.layers)
+    of_layers = layer_settings(layer_weights)
+    of_student = [] if 1 in stages else of_layers
+    loaded = {
+        name: {stage: _student_stage(source, stage, name, of_student) for stage in stages if stage != 1}
+        for name, source in students.items()
+    }
+    proxy = load_recipe(files["proxy"], stage=1, settings=of_layers) if 1 in stages else None
     recipes = [resolved for by_stage in loaded.values() for resolved in by_stage.values()] + ([proxy] if proxy else [])
     drawn = ViewSpec(views_per_image=extract.views_per_image, seed=extract.seed)
     specs = [resolved.recipe.views.spec(drawn) for resolved in recipes]
@@ -43,10 +55,10 @@ def read_recipes(
     return DistillRecipes(extract, specs[0], proxy, loaded, files)
 
 
-def _student_stage(source: str, stage: int, student: str) -> ResolvedRecipe:
-    recipe = load_recipe(source, stage=stage)
+def _student_stage(source: str, stage: int, student: str, settings: list[str]) -> ResolvedRecipe:
+    recipe = load_recipe(source, stage=stage, settings=settings)
     named = recipe.recipe.student.architecture == student
-    return recipe if named else load_recipe(source, stage=stage, settings=[f"student.architecture={student}"])
+    return recipe if named else load_recipe(source, stage=stage, settings=[*settings, f"student.architecture={student}"])
 
 
 def extract_config(source: str, teachers: tuple[TeacherRequest, ...]) -> ExtractConfig:

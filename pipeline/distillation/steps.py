@@ -94,6 +94,8 @@ class Distillation:
             address=self.options.address if self.options.ranks else None, require_licence=self.options.require_licence,
         )  # fmt: skip
         extra += [] if stage == 1 else ["--student", name]
+        if self.options.recipe is not None and (stage == 1 or recipes.proxy is None):  # by rule they stand in the recipe's file
+            extra += [word for layer, weight in self.options.layer_weights.items() for word in ("--layer-weight", f"{layer}={weight!r}")]
         extra += [] if watch is None else ["--evaluate", "agreement", "--every", str(every), "--evaluate-images", str(_MEASURED_IMAGES)]
         extra += [word for model in live for word in ("--proxy" if proxy is not None else "--teacher", model)]
         self.commands.append(shlex.join(equivalent_command(recipes.files[name], stage, self.store.url, self.data, keys, out, *extra)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from ...jobs.extraction.options import ExtractOptions, TeacherRequest
 from ...storage.core.choices import Codec, Precision
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.features.layers import checked_layers
 from ...storage.views.input_size import SizePx
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.runtime.devices import choose_device, choose_precision
@@ -33,6 +34,8 @@ class ExtractConfig:
     """Patch tokens of a view that are kept, at recorded random positions; 0: all."""
     grid: tuple[int, ...] = ()
     """Rows and columns of the stored tokens; empty: each teacher's own."""
+    layers: tuple[int, ...] = ()
+    """Blocks of each teacher, counted from 1, whose patch tokens are stored too; what they weigh says `[stageN.teacher.layers]`."""
     images_per_shard: int = 128
     """Images of one unit of work."""
     statistics_batches: int = 0
@@ -48,6 +51,7 @@ class ExtractConfig:
             raise unknown_name("teacher in extract.teacher_sizes_px", stray[0], self.teachers)
         if len(self.grid) not in (0, 2):
             raise BadInput(f"extract.grid is [rows, columns], or [] for each teacher's own, got {list(self.grid)}")
+        object.__setattr__(self, "layers", checked_layers(self.layers))
 
     def requests(self, known: tuple[TeacherRequest, ...] = ()) -> tuple[TeacherRequest, ...]:
         """Return the teachers with their sizes and precision here; of those that are `known`, their weight files, devices and specs."""
@@ -65,11 +69,15 @@ class ExtractConfig:
         self, store: str, data: str, teachers: tuple[TeacherRequest, ...], views: ViewSpec, *, workers: int | None = None,
         address: str | None = None,
     ) -> ExtractOptions:  # fmt: skip
-        """Return the request of an extraction of `teachers` over `views` of a dataset; of centre views all tokens are kept."""
+        """Return the request of an extraction of `teachers` over `views` of a dataset.
+
+        Of centre views, which nothing learns from, all tokens are kept and no layers; a proxy, which is none of `self.teachers`, has none.
+        """
         sampled = views.kind != "center" and self.tokens_per_view
+        of_teachers = views.kind != "center" and all(request.name in self.teachers for request in teachers)
         return ExtractOptions(
             store=store, data=data, teachers=teachers, views=views, images_per_shard=self.images_per_shard, codec=self.codec,
             tokens_per_view=self.tokens_per_view if sampled else None,
-            grid=(self.grid[0], self.grid[1]) if self.grid else None, precision=self.precision,
+            grid=(self.grid[0], self.grid[1]) if self.grid else None, precision=self.precision, layers=self.layers if of_teachers else (),
             statistics_batches=self.statistics_batches or None, batch_size=self.batch_size, workers=workers, address=address,
         )  # fmt: skip

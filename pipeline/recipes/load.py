@@ -22,7 +22,7 @@ from .typed_tables import build, leaves
 
 FOLDER = Path(__file__).parent
 Table = dict[str, Any]
-USER_TABLES = ("student.options", "teacher.weights", "data.shares")  # mappings whose keys are the user's own
+USER_TABLES = ("student.options", "teacher.weights", "teacher.layers", "data.shares")  # mappings whose keys are the user's own
 
 
 @dataclasses.dataclass(frozen=True)

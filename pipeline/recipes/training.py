@@ -25,9 +25,13 @@ def training_recipe(
     source = [f"teacher.source={targets}"] if targets else []
     student = [f"student.architecture={students[0]}"] if len(students) == 1 else []
     held_out = [] if hold_out is None else [f"data.hold_out={float(hold_out)!r}"]
-    layers = [f"teacher.layers.{json.dumps(layer)}={float(weight)!r}" for layer, weight in layer_weights.items()]
-    overlaid = [*settings, *source, *student, *shares, *held_out, *layers]
+    overlaid = [*settings, *source, *student, *shares, *held_out, *layer_settings(layer_weights)]
     return load_recipe(recipe or f"eupe-stage{stage}", stage=stage, settings=overlaid), dataset
+
+
+def layer_settings(layer_weights: Mapping[str, float]) -> list[str]:
+    """Return the settings of a recipe that weights by block, or by TEACHER/BLOCK, are."""
+    return [f"teacher.layers.{json.dumps(layer)}={float(weight)!r}" for layer, weight in layer_weights.items()]
 
 
 def data_setting(data: Sequence[str]) -> tuple[str, list[str]]:

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import torch
 
-from ...storage.core.choices import GRAPH_PRECISIONS, GRAPH_TARGETS
-from ...storage.core.errors import BadInput
+from ...storage.core.choices import GRAPH_EXPORTS, GRAPH_PRECISIONS, GRAPH_TARGETS
+from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import file_sha256
 from ...storage.core.plugins import Table
 from ...storage.views.input_size import as_size, size_hw
@@ -311,6 +311,17 @@ def row_of(form: str, choice: GraphChoice = GraphChoice()) -> ExportFormat:  # n
     row = FORMATS[form]
     taken = choice.of(row.takes)
     return row if row.chosen is None or not taken.asked() else row.chosen(taken)
+
+
+def named(name: str) -> tuple[str, GraphChoice]:
+    """Return format and choice of an export by its folder's name, such as "timm" or "onnx-edge-fp16"; raises `BadInput` for no such."""
+    if name in FORMATS:
+        return name, GraphChoice()
+    forms = [form for form in FORMATS if name.startswith(f"{form}-")]
+    graphs = {choice.folder(form): (form, choice) for form in forms for choice in choices_of(form)}
+    if name not in graphs:
+        raise unknown_name("export format", name, [*FORMATS, *GRAPH_EXPORTS])
+    return graphs[name]
 
 
 def choices_of(form: str) -> list[GraphChoice]:

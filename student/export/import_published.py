@@ -15,32 +15,49 @@ from ...storage.core.identity import file_sha256, json_bytes
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import write_atomically
 from ...storage.views.input_size import SizePx, size_hw, size_json
+from ...teachers.checkpoints.promised_hash import check_promise
 from ...teachers.checkpoints.published import load_encoder, read_published
+from ...teachers.checkpoints.sharded import weight_files
+from ...teachers.registry.known_weights import known_by_digest
+from ...teachers.registry.licences import as_record
 from ..model.student import Student, count_parameters
 from ..training.run_folder import save_model
 
 
-def import_weights(source: Path, out: Path, size_px: SizePx | None = None) -> dict[str, Any]:
-    """Write the run folder `out` from a .pth or .safetensors file, or a timm or transformers folder; return what was read.
+def _files(source: Path) -> list[Path]:
+    """Return the files that are read: the one, an index with those that it names, or all weights and records of a folder."""
+    if source.is_file():
+        return list(dict.fromkeys([source, *weight_files(source)]))
+    return sorted(path for path in source.iterdir() if path.suffix in (".safetensors", ".json"))
 
-    Raises BadInput when the source is none of these, when `out` is not empty, and for a size off the stride.
+
+def import_weights(source: Path, out: Path, size_px: SizePx | None = None) -> dict[str, Any]:
+    """Write the run folder `out` from a checkpoint (.pth, .safetensors, the index of several), or a timm or transformers folder.
+
+    Returns what was read; a file that is known by its sha256 is named, and its terms are recorded.
+    Raises BadInput when the source is none of these, when `out` is not empty, for a size off the stride, and for a file whose name promises
+    another sha256 than it has.
     """
     if not source.exists():
-        raise BadInput(f"{source} does not exist; give a .pth or .safetensors file, or a folder with a config.json")
+        raise BadInput(f"{source} does not exist; give a .pth or .safetensors file, the index of several, or a folder with a config.json")
     if out.exists() and any(out.iterdir()):
         raise BadInput(f"{out} is not empty; give an empty or a new folder")
     require_utf8("--out", str(out), "safetensors")
+    sha256 = {path: file_sha256(path) for path in _files(source)}
+    for path, digest in sha256.items():
+        check_promise(path, digest)
     published = read_published(source)
     encoder = load_encoder(published.architecture, published.tensors)
     encoder.preprocessing = published.preprocessing
     side = size_px or published.preprocessing.size_px
     encoder.grid(*size_hw(side))  # raises BadInput off the stride
-    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.suffix in (".safetensors", ".json"))
+    known = [found for digest in sha256.values() if (found := known_by_digest(digest)) is not None]
     origin = {
         "source": source.name,
-        "sha256": {path.name: file_sha256(path) for path in files},
+        "sha256": {path.name: digest for path, digest in sha256.items()},
         "layout": published.layout,
-        "notes": published.notes,
+        "notes": [*published.notes, *(f"by its sha256 it is {one.model}: {one.terms.licence}" for one in known)],
+        **({"terms": as_record({one.model: one.terms for one in known})} if known else {}),
     }
     save_model(Student(encoder, 1, {}), out / "model", size_px=side, targets={})
     write_atomically(out / "imported.json", json_bytes(origin, indent=1))

@@ -22,7 +22,7 @@ from ...teachers.encoders.architectures import ARCHITECTURES, Options
 from ...teachers.encoders.build import canonical
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.preprocessing import Preprocessing
-from ...teachers.registry.licences import terms_from_record, terms_of_recorded, through
+from ...teachers.registry.licences import merged, terms_from_record, terms_of_recorded, through
 from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE, resolve_teacher
 from ...teachers.registry.table import OFFICIAL_EUPE, UNKNOWN, Terms
 from ..probes.evaluation_records import list_records
@@ -146,7 +146,9 @@ def terms_above(run: Path, proxy: Path | None = None) -> dict[str, Terms]:
     if part_of(run) == "initial":
         return {}
     if origin := read_record(run, "imported.json"):
-        return {f"imported: {origin['source']}": OFFICIAL_EUPE if origin["layout"] == "eupe" else UNKNOWN}
+        by_layout = OFFICIAL_EUPE if origin["layout"] == "eupe" else UNKNOWN  # DINOv3's own files have that layout, too
+        terms = merged(*({"it": row} for row in terms_from_record(origin.get("terms", {})).values())).get("it", by_layout)
+        return {f"imported: {origin['source']}": terms}
     recorded, targets = read_record(run, "recipe.json").get("terms"), read_targets(run)
     collected = _terms_of_start(run, proxy) if recorded is None else terms_from_record(recorded)
     for name, target in targets.items():

@@ -89,11 +89,12 @@ def _mean_of_taught(loss_BN: Tensor, taught_BN: Tensor) -> Tensor:
 
 
 def relation_loss(student_BND: Tensor, teacher_BND: Tensor, taught_BN: Tensor | None = None) -> Tensor:
-    """Return the mean squared difference of the cosines between each two different tokens of an image (DINOv3's Gram anchoring).
+    """Return the mean squared difference of the cosines between each two different tokens of an image.
 
-    A token's cosine with itself says nothing and is left out, so that a sample of the tokens gives an unbiased estimate of the mean over
-    all. The widths may differ; `taught_BN` says which tokens count, None: all. Raises `BadInput` for other numbers of tokens, and for a
-    single one.
+    DINOv3's Gram anchoring, `‖XₛXₛᵀ − XₜXₜᵀ‖²` (Frobenius) of tokens of length 1, over the N·(N − 1) pairs. Ours are this mean in the place
+    of the sum, and the teacher in the place of an earlier checkpoint; negative cosines count, as in the paper's formula. A token's
+    cosine with itself says nothing and is left out, so that a sample of the tokens gives an unbiased estimate of the mean over all. The
+    widths may differ; `taught_BN` says which tokens count, None: all. Raises `BadInput` for other numbers of tokens, and for a single one.
     """
     if student_BND.shape[:2] != teacher_BND.shape[:2] or student_BND.shape[1] < 2:
         shapes = f"{tuple(student_BND.shape)} against {tuple(teacher_BND.shape)}"
@@ -113,8 +114,9 @@ def _cosines(tokens_BND: Tensor) -> Tensor:
 
 
 def angle_loss(student_BD: Tensor, teacher_BD: Tensor, dispersion: float) -> Tensor:
-    """Return the mean squared angle between class tokens over the teacher's dispersion (C-RADIOv4's balanced summary loss).
+    """Return the mean squared angle between class tokens over the teacher's dispersion.
 
+    After C-RADIOv4's balanced summary loss, which divides by the angular dispersion of each teacher; that both are squares is ours.
     A student that knows only a teacher's mean direction has 1 with each teacher, however narrow the cone of its tokens is; with `1 − cos`
     the widest cone would count most. Raises `BadInput` when the shapes differ.
     """
@@ -137,7 +139,10 @@ def angular_dispersion(tokens_nD: Tensor, weight_n: Tensor) -> float:
 
 
 def shift_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, shift: Shift, config: LossConfig) -> Tensor:
-    """Return `L_patch` where a shifted student and an unshifted teacher see the same pixels (C-RADIOv4's shift-equivariant loss)."""
+    """Return `L_patch` where a shifted student and an unshifted teacher see the same pixels.
+
+    After C-RADIOv4's shift-equivariant loss, in which student and teachers are each shifted; that the student alone is, is ours.
+    """
     return patch_loss(*overlap(student_BHWD, teacher_BHWD, shift), config)
 
 
@@ -150,9 +155,9 @@ class LossRow(NamedTuple):
 
 
 LOSSES: dict[NamedLoss, LossRow] = {
-    "relation": LossRow("loss.relation", relation_loss, "Gram anchoring of DINOv3 (arXiv 2508.10104)"),
-    "angle": LossRow("loss.cls", angle_loss, "the balanced summary loss of C-RADIOv4 (arXiv 2601.17237)"),
-    "shift": LossRow("loss.shift", shift_loss, "the shift-equivariant loss of C-RADIOv4 (arXiv 2601.17237)"),
+    "relation": LossRow("loss.relation", relation_loss, "after Gram anchoring of DINOv3 (arXiv 2508.10104)"),
+    "angle": LossRow("loss.cls", angle_loss, "after the balanced summary loss of C-RADIOv4 (arXiv 2601.17237)"),
+    "shift": LossRow("loss.shift", shift_loss, "after the shift-equivariant loss of C-RADIOv4 (arXiv 2601.17237)"),
 }
 
 

@@ -8,6 +8,7 @@ does not know is an error. Conversion is deterministic: the same source gives a 
 """
 
 import argparse
+import hashlib
 import io
 import json
 import re
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import file_sha256
+from .promised_hash import check_promise
 from .weights import save_weights
 
 Shards = Mapping[str, bytes]
@@ -59,8 +61,13 @@ def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 def convert_checkpoint(source: Path, out: Path, rename: Callable[[str], str] = str) -> None:
-    """Convert a `.pth`/`.pt` state dict to safetensors at `out`, renaming each key; raise `BadInput` for unsafe files."""
-    state = read_checkpoint(_read(source), str(source))
+    """Convert a `.pth`/`.pt` state dict to safetensors at `out`, renaming each key; raise `BadInput` for unsafe files.
+
+    So for a file whose name promises another sha256 (`promised_hash`).
+    """
+    data = _read(source)
+    check_promise(source, hashlib.sha256(data).hexdigest())
+    state = read_checkpoint(data, str(source))
     save_weights({rename(name): tensor for name, tensor in state.items()}, out)
 
 

@@ -1,4 +1,4 @@
-"""Import a published student of any layout: official EUPE (.pth, .safetensors), a timm folder, a transformers folder.
+"""Import a published student of any layout: official EUPE (.pth, .safetensors, an index), a timm folder, a transformers folder.
 
 The layout is recognised by the files, never by a name. Names and shapes must all fit. For timm and transformers their own library loads the
 weights first, and our encoder must then give its outputs on a test picture, so that a difference in how the model is built is found. The
@@ -22,7 +22,8 @@ from ..encoders.preprocessing import Preprocessing
 from ..encoders.tokens import Tokens
 from .convert import read_checkpoint
 from .official import Imported, Tensors, from_official
-from .weights import read_weights
+from .sharded import is_index, weights_in
+from .weights import check_format, read_weights
 
 TOLERANCE = 1e-4
 
@@ -40,16 +41,20 @@ class Published(NamedTuple):
 
 
 def read_published(source: Path) -> Published:
-    """Read a checkpoint file or a model folder; raise `BadInput` for an unknown layout or tensors that do not fit."""
-    if source.is_file():
-        imported, prep = from_official(_read_file(source)), Preprocessing(NATIVE_SIZE_PX)
+    """Read a checkpoint, the index of several, or a model folder; raise `BadInput` for an unknown layout or tensors that do not fit."""
+    config = source / "config.json"
+    file = source if source.is_file() or config.is_file() else weights_in(source)
+    if file.is_file():
+        imported, prep = from_official(_read_file(file)), Preprocessing(NATIVE_SIZE_PX)
         load_encoder(imported.architecture, imported.tensors)
         return Published("eupe", imported.architecture, imported.tensors, prep, imported.notes)
-    config = source / "config.json"
     if not config.is_file():
         raise BadInput(
-            f"{source} is neither a checkpoint file nor a folder with a config.json; expected a .pth or .safetensors, or a folder"
+            f"{source} is neither a checkpoint file nor a folder with a config.json; expected a .pth, a .safetensors, the index of "
+            "several, or a folder"
         )
+    if is_index(weights := weights_in(source)):
+        check_format(weights)  # by our own rules first: the libraries pass over what the index does not say
     if '"model_type"' in config.read_text():
         from .transformers_folder import read_transformers, transformers_tokens
 
@@ -74,7 +79,7 @@ def load_encoder(architecture: Options, tensors: Tensors) -> Encoder:
 
 
 def _read_file(source: Path) -> Tensors:
-    if source.suffix == ".safetensors":
+    if source.suffix == ".safetensors" or is_index(source):
         return read_weights(source)
     return read_checkpoint(source.read_bytes(), str(source))
 

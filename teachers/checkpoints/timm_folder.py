@@ -8,8 +8,11 @@ tokens by average and leaves the rotary rescale off unless told otherwise: both 
 timm's own builder, so another value is refused. Reading asks timm to build the model and then looks at the module that it built.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from ..encoders.preprocessing import Preprocessing
 from ..encoders.tokens import Tokens
 from ..runtime.timm_import import import_timm
 from .official import PREFIX, Imported, with_unit_scales
+from .sharded import is_index, weights_in
+from .weights import read_weights, save_weights
 
 import_timm()
 
@@ -103,13 +108,27 @@ def timm_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
     return Tokens(features[:, 0], features[:, eva.num_prefix_tokens :].unflatten(1, grid))
 
 
+@contextlib.contextmanager
+def in_one_file(folder: Path) -> Iterator[Path]:
+    """Yield a folder whose weights are in one file, which is all that timm reads: this one, or a temporary one of an index's files."""
+    weights = weights_in(folder)
+    if not is_index(weights):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="eupe-weights-") as whole:
+        save_weights(read_weights(weights), Path(whole) / "model.safetensors")
+        shutil.copy(folder / "config.json", whole)
+        yield Path(whole)
+
+
 def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
     """Return our architecture and tensors of a timm folder, its preprocessing and timm's model; raise `BadInput` for other models."""
     try:
         config = json.loads((folder / "config.json").read_text())
         model_args = config.get("model_args") or {}
         prep = read_preprocessing(config["pretrained_cfg"], folder)
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        with in_one_file(folder) as whole:
+            model = timm.create_model(f"local-dir:{whole}", pretrained=True, num_classes=0).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, BadInput):
             raise

@@ -24,7 +24,7 @@ from ..encoders.timm_students import around, constructor_takes, timm_options
 from ..encoders.tokens import Tokens
 from ..runtime.timm_import import import_timm
 from .official import PREFIX, Imported
-from .timm_folder import read_preprocessing
+from .timm_folder import in_one_file, read_preprocessing
 
 import_timm()
 
@@ -65,7 +65,8 @@ def read_timm_student(folder: Path) -> tuple[Imported, Preprocessing, nn.Module,
         config = json.loads((folder / "config.json").read_text())
         architecture = canonical(config[RECORD])
         prep = read_preprocessing(config["pretrained_cfg"], folder)
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        with in_one_file(folder) as whole:
+            model = timm.create_model(f"local-dir:{whole}", pretrained=True, num_classes=0).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, BadInput):
             raise
@@ -77,6 +78,18 @@ def read_timm_student(folder: Path) -> tuple[Imported, Preprocessing, nn.Module,
 def _tokens(architecture: Options, prep: Preprocessing, model: Any, pixels_BCHW: Tensor) -> Tokens:
     tokens: Tokens = around(model, architecture, prep)(pixels_BCHW)
     return tokens
+
+
+def _mean_usage(features: str, source: str) -> str:
+    """Return those lines for a model without a head, whose class token is the mean of its map."""
+    if source in ("NCHW", "NHWC"):
+        lines = f"{features}\n    patch = features{'.permute(0, 2, 3, 1)' if source == 'NCHW' else ''}"
+    else:
+        maps = (
+            f'model.forward_intermediates(pixels, indices=1, norm={source == "normed tokens"}, output_fmt="NCHW", intermediates_only=True)'
+        )
+        lines = f"maps = {maps}\n    patch = maps[-1].permute(0, 2, 3, 1)"
+    return f"{lines}\n    cls = patch.mean(dim=(1, 2))"
 
 
 def timm_usage(architecture: Options) -> str:
@@ -92,6 +105,8 @@ def timm_usage(architecture: Options) -> str:
     if source == "convnext":
         return f"{features}\n    cls, patch = features.mean(dim=(2, 3)), features.permute(0, 2, 3, 1)"
     head = "model.forward_head(features, pre_logits=True)"
+    if cls == "mean of patch tokens":
+        return _mean_usage(features, str(source))
     if source in ("NCHW", "NHWC"):
         return f"{features}\n    cls, patch = {head}, features{'.permute(0, 2, 3, 1)' if source == 'NCHW' else ''}"
     intermediates = f'model.forward_intermediates(pixels, indices=1, norm={source == "normed tokens"}, output_fmt="NCHW")'

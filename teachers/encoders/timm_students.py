@@ -9,13 +9,15 @@ say how its features lie on the picture. Three kinds of model:
   none, and further prefix tokens (registers, the distillation token of a DeiT) are left out.
 - A ConvNeXt: tokens as of EUPE's ConvNeXts, by its own norm, of whatever kind; where it norms the map before pooling, cls is the mean.
 - Any other: its last feature map is the patch tokens (`map` says where it comes from), and its head's features before the classifier are
-  the class token, which may be of another width (`cls_width`). "class token" stands where the head takes the model's own.
+  the class token, which may be of another width (`cls_width`). "class token" stands where the head takes the model's own. An encoder
+  that was made without a head (`qwen3_vit_88m_enc`) has the mean of its patch tokens.
 
 The record of a run holds what was found of the model, and is compared when it is read: another timm with another model of that name is an
 error. A model is refused where its grid is no whole number of strides, or has other strides at other sizes.
 """
 
 import inspect
+import itertools
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -73,11 +75,11 @@ class TimmMapEncoder(Encoder):
 
     def tokens(self, pixels_BCHW: Tensor, grid: tuple[int, int]) -> Tokens:
         """Return cls (B, D'), patch (B, H, W, D)."""
-        return _map_tokens(self.backbone, self.architecture["map"], pixels_BCHW)
+        return _map_tokens(self.backbone, self.architecture["map"], pixels_BCHW, pools=self.cls != _MEAN_OF_NORMED)
 
 
-def _map_tokens(backbone: Any, source: str, pixels_BCHW: Tensor) -> Tokens:
-    """Return class and patch tokens of any backbone; `source` is where its map comes from.
+def _map_tokens(backbone: Any, source: str, pixels_BCHW: Tensor, *, pools: bool) -> Tokens:
+    """Return class and patch tokens of any backbone; `source` is where its map comes from, `pools` whether it has a head that pools them.
 
     "NCHW" and "NHWC": the features are a map. "tokens" and "normed tokens": they are a sequence, and timm's `forward_intermediates` knows
     how it lies on the grid, which for windowed models is not row by row.
@@ -89,7 +91,7 @@ def _map_tokens(backbone: Any, source: str, pixels_BCHW: Tensor) -> Tokens:
         normed = source == "normed tokens"
         features, maps = backbone.forward_intermediates(pixels_BCHW, indices=1, norm=normed, output_fmt="NCHW")
         patch_BHWD = maps[-1].permute(0, 2, 3, 1)
-    return Tokens(backbone.forward_head(features, pre_logits=True), patch_BHWD)
+    return Tokens(backbone.forward_head(features, pre_logits=True) if pools else patch_BHWD.mean(dim=(1, 2)), patch_BHWD)
 
 
 def build_timm_student(architecture: Options) -> Encoder:
@@ -212,25 +214,37 @@ def _possible_strides(backbone: Any, side: int) -> dict[int, bool]:
     stated = [int(infos[-1]["reduction"])] if infos and infos[-1].get("reduction") else []
     try:
         with torch.no_grad():
-            rows = _first_tokens(backbone, side)[1].patch_BHWD.shape[1]
+            rows = _first_tokens(backbone, side).tokens.patch_BHWD.shape[1]
     except _FAILURES:
         rows = 0
     seen = [side // rows] if rows and side % rows == 0 else []
     return {**dict.fromkeys(stated, True), **{stride: stride in stated for stride in seen}}
 
 
-def _first_tokens(backbone: Any, side: int) -> tuple[str, Tokens]:
-    """Return where a model's map comes from and its tokens of two pictures; raise what timm raises when none of the ways is open."""
+class _First(NamedTuple):
+    """How a model's tokens are had, and those of two pictures."""
+
+    source: str
+    pools: bool
+    tokens: Tokens
+
+
+def _first_tokens(backbone: Any, side: int) -> _First:
+    """Return the first way to a model's tokens that is open; raise what timm raises when none is."""
     pixels_BCHW = torch.zeros(2, 3, side, side)
     with torch.no_grad():
         features = backbone.forward_features(pixels_BCHW)
-    if isinstance(features, Tensor) and features.ndim == 4:
-        layout = str(getattr(backbone, "output_fmt", "NCHW"))
-        return layout, _map_tokens(backbone, layout, pixels_BCHW)
-    try:
-        return "normed tokens", _map_tokens(backbone, "normed tokens", pixels_BCHW)
-    except _FAILURES:  # some models cannot norm what lies before their head
-        return "tokens", _map_tokens(backbone, "tokens", pixels_BCHW)
+    is_map = isinstance(features, Tensor) and features.ndim == 4
+    # some models cannot norm what lies before their head, and those that are encoders alone have none
+    sources = (str(getattr(backbone, "output_fmt", "NCHW")),) if is_map else ("normed tokens", "tokens")
+    failed = None
+    for pools, source in itertools.product((True, False), sources):
+        try:
+            return _First(source, pools, _map_tokens(backbone, source, pixels_BCHW, pools=pools))
+        except _FAILURES as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
 
 
 def _inspected_at(model: str, backbone: Any, options: Options, side: int, stride: int, is_stated: bool) -> Inspected:
@@ -238,7 +252,7 @@ def _inspected_at(model: str, backbone: Any, options: Options, side: int, stride
     if side % stride:
         raise BadInput(f"timm:{model} has a stride of {stride} px, which does not divide img_size = {side}")
     try:
-        source, (cls_BD, patch_BHWD) = _first_tokens(backbone, side)
+        source, pools, (cls_BD, patch_BHWD) = _first_tokens(backbone, side)
     except _FAILURES as error:
         raise BadInput(
             f"timm:{model} gives no feature map at {side} px: timm {timm.__version__} says {str(error) or repr(error)}"
@@ -252,16 +266,17 @@ def _inspected_at(model: str, backbone: Any, options: Options, side: int, stride
         )
     try:
         with torch.no_grad():
-            oblong_BHWD = _map_tokens(backbone, source, torch.zeros(2, 3, side, 2 * side)).patch_BHWD
+            oblong_BHWD = _map_tokens(backbone, source, torch.zeros(2, 3, side, 2 * side), pools=pools).patch_BHWD
     except _FAILURES as error:  # it takes its own size alone, or squares, or multiples of its windows: `try_size` asks for a run's sizes
         if not is_stated:
             raise BadInput(f"timm:{model} takes {side} px alone, and its grid there is not by the stride that it states") from error
     else:
         _need_grid(model, oblong_BHWD, (side, 2 * side), stride)
     own = isinstance(getattr(backbone, "cls_token", None), nn.Parameter) and getattr(backbone, "global_pool", "") == "token"
+    of_head = "class token" if own else HEAD_FEATURES
     record: Options = {
-        "name": TIMM_STUDENT, "model": model, "family": "map", "map": source, "cls": "class token" if own else HEAD_FEATURES,
-        "width": patch_BHWD.shape[-1], "stride_px": stride,
+        "name": TIMM_STUDENT, "model": model, "family": "map", "map": source,
+        "cls": of_head if pools else _MEAN_OF_NORMED, "width": patch_BHWD.shape[-1], "stride_px": stride,
     }  # fmt: skip
     if cls_BD.shape[1] != record["width"]:
         record["cls_width"] = cls_BD.shape[1]

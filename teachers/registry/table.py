@@ -98,6 +98,16 @@ def _radio_row(size: str, width: int, depth: int, heads: int) -> TeacherDefiniti
     return _published_row(f"radiov2.5-{size}", architecture, _RADIO, source, _RADIO_TERMS)
 
 
+def _radio_g_row() -> TeacherDefinition:
+    """Return RADIOv2.5-g: one class token and four registers; trained at up to 1,792 px in patches of 14, so 128 rows of positions."""
+    architecture = published_vit("radio-dinov2", 1536, 40, 24, patch_px=14, side=128, gated=4096)
+    source = (
+        "the safetensors files of https://huggingface.co/nvidia/RADIO-g , or radio_v2.5-g of nvidia/RADIO (.pth.tar) through "
+        "`eupe-pipeline convert-weights`"
+    )
+    return _published_row("radiov2.5-g", architecture, Preprocessing(896, mean=CLIP_MEAN, std=CLIP_STD), source, _RADIO_TERMS)
+
+
 def _dune_row(size: str, size_px: int, width: int, heads: int) -> TeacherDefinition:
     architecture = published_vit("dune", width, 12, heads, patch_px=14, side=size_px // 14)
     source = f"dune_vit{size}14_{size_px}.pth of https://github.com/naver/dune, through `eupe-pipeline convert-weights`"
@@ -157,6 +167,7 @@ ROWS: dict[str, TeacherDefinition] = {
     "radiov2.5-b": _radio_row("b", 768, 12, 12),
     "radiov2.5-l": _radio_row("l", 1024, 24, 16),
     "radiov2.5-h": _radio_row("h", 1280, 32, 16),
+    "radiov2.5-g": _radio_g_row(),
     "dune-b-448": _dune_row("base", 448, 768, 12),
     "dune-b-336": _dune_row("base", 336, 768, 12),
     "dune-s-448": _dune_row("small", 448, 384, 6),

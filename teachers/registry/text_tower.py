@@ -3,6 +3,8 @@
     transformers    config.json (clip, siglip)    model.safetensors           tokenizer.json …
     open_clip       open_clip_config.json         open_clip_model.safetensors  tokenizer.json
 
+Weights may be in several files with an index (`checkpoints.sharded`).
+
 transformers builds its own towers, strictly loaded. open_clip is not a dependency: its standard tower (causal attention, the end token's
 position, a projection) is written out here and loaded strictly; a config that asks for more (another pooling, a tower of Hugging Face's) is
 refused. Texts are lower-cased, as every one of these models was trained. The image half keeps its last projection in the same files, so the
@@ -23,7 +25,8 @@ from torch.nn import functional
 
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import file_sha256
-from ..checkpoints.weights import read_weights
+from ..checkpoints.sharded import weights_in, weights_sha256
+from ..checkpoints.weights import check_format, read_weights
 from ..runtime import torchvision_guard
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -86,7 +89,7 @@ _FAMILIES = {"clip": ("CLIPTextModelWithProjection", "text_embeds"), "siglip": (
 
 
 def _identity(weights: Path, tokenizer: Path) -> dict[str, Any]:
-    return {"weights_sha256": file_sha256(weights), "tokenizer_sha256": file_sha256(tokenizer)}
+    return {"weights_sha256": weights_sha256(weights), "tokenizer_sha256": file_sha256(tokenizer)}
 
 
 def _transformers(folder: Path, kind: str) -> TextTower:
@@ -96,7 +99,8 @@ def _transformers(folder: Path, kind: str) -> TextTower:
     transformers.logging.set_verbosity_error()  # what it would warn of is an error below
     transformers.logging.disable_progress_bar()
     name, output = _FAMILIES[kind]
-    weights, tokens_file = folder / "model.safetensors", folder / "tokenizer.json"
+    weights, tokens_file = weights_in(folder), folder / "tokenizer.json"
+    check_format(weights)
     try:
         model, loading = getattr(transformers, name).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -164,7 +168,7 @@ class _Block(nn.Module):
 
 
 def _open_clip(folder: Path) -> TextTower:
-    weights, tokens_file = folder / "open_clip_model.safetensors", folder / "tokenizer.json"
+    weights, tokens_file = weights_in(folder, "open_clip_model"), folder / "tokenizer.json"
     config = _read_json(folder / OPEN_CLIP_CONFIG)
     try:
         model_config = config["model_cfg"]

@@ -10,10 +10,12 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from eupe_pipeline.storage.features.codec import Encoded
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, TokenRows, features_identity
 from eupe_pipeline.storage.features.phis import hadamard
 from eupe_pipeline.storage.features.sampling import take_positions
@@ -89,13 +91,25 @@ def tokens(features: FeatureReader, shard: int, noise: float = 0.0) -> TokenRows
     return features.encode(cls if features.cls_dim else None, patch if positions is None else take_positions(patch, positions), positions)
 
 
+def raw_layers(features: FeatureReader, shard: int) -> dict[int, NDArray[np.float32]]:
+    """The patch tokens of a shard's layers, before some are sampled: the final ones with their channels turned round, times the block."""
+    _, patch = raw_tokens(features, shard)
+    return {layer: np.flip(patch, axis=-1) * np.float32(layer) for layer in features.layout.layers}
+
+
+def layers(features: FeatureReader, shard: int) -> Mapping[int, Encoded]:
+    """The stored form of a shard's layers, at the places of its final tokens."""
+    positions, whole = features.draw_positions(shard), raw_layers(features, shard)
+    return features.encode_layers(whole if positions is None else {n: take_positions(one, positions) for n, one in whole.items()})
+
+
 def commit(made: Made, shard: int, noise: float = 0.0) -> Record:
     """Commit one shard of views and features, as an extraction does."""
     if made.views.read_shard(shard) is None:
         made.views.commit_shard(shard, drawn_with_digests(made.views, shard), {})
     record = made.views.group.record(shard)
     assert record is not None
-    return made.features.commit_shard(shard, tokens(made.features, shard, noise), {}, record.digest)
+    return made.features.commit_shard(shard, tokens(made.features, shard, noise), {}, record.digest, layers(made.features, shard))
 
 
 def plan(root: Path, *, images: int = 20, codec: str = "int8", cls_dim: int | None = CLS_DIM, name: str = "made-up") -> Made:
@@ -116,13 +130,18 @@ def with_features(
     tokens_per_view: int | None = None,
     resampled_from: tuple[int, int] | None = None,
     phis: bool = False,
+    blocks: tuple[int, ...] = (),
 ) -> Made:
-    """The same store with another, empty feature set; with PHI-S its matrices are as exact on any machine as Hadamard's are."""
+    """The same store with another, empty feature set; with PHI-S its matrices are as exact on any machine as Hadamard's are.
+
+    The statistics of each of its layers, `blocks`, are their own.
+    """
     values = np.linspace(0.5, 1.5, PATCH_DIM, dtype=np.float32)
     cls_values = None if cls_dim is None else np.linspace(0.5, 1.5, cls_dim, dtype=np.float32)
     matrices = [np.float32(0.5) * hadamard(dim).astype(np.float32) for dim in (CLS_DIM, PATCH_DIM)] if phis else []
-    statistics = Statistics(cls_values, cls_values, values, values, 8, *matrices)
-    layout = FeatureLayout(cls_dim, PATCH_DIM, GRID, codec, tokens_per_view, resampled_from)
+    of_blocks = {block: Statistics(None, None, values * np.float32(block), values, 8) for block in blocks}
+    statistics = Statistics(cls_values, cls_values, values, values, 8, *matrices, layers=of_blocks)
+    layout = FeatureLayout(cls_dim, PATCH_DIM, GRID, codec, tokens_per_view, resampled_from, blocks)
     identity = features_identity({"architecture": "made up", "weights_sha256": "0" * 64}, made.views, statistics, {}, layout)
     return made._replace(features=FeatureReader.create(made.store.objects, name, made.views, identity, statistics))
 

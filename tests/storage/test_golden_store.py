@@ -18,7 +18,7 @@ from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import StoredPixels, ViewSpec
 from numpy.typing import NDArray
 
-from .made_up_store import CLS_DIM, Made, commit, drawn_with_digests, files, raw_tokens, tokens, with_features
+from .made_up_store import CLS_DIM, Made, commit, drawn_with_digests, files, raw_layers, raw_tokens, tokens, with_features
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_store"
 DISTORTED = ViewSpec(views_per_image=2, seed=7, photometric="teacher_same")
@@ -28,6 +28,8 @@ LESS = {"less-int4": ("int4", None, (4, 3)), "less-int8": ("int8", 4, (4, 3)), "
 """Sets that store less than the teacher's grid: codec, tokens a view, grid that was resampled."""
 OTHERS = ("compacted", "no-cls", "phi-s")
 """An int8 set whose records are in a ledger, one of a teacher without class tokens, an fp16 one normalised by PHI-S."""
+LAYERED = {"layers": (None, (4, 11)), "layers-sampled": (4, (8,))}
+"""int8 sets with intermediate layers: tokens a view, blocks."""
 
 
 def made_up_pixels(views: ViewSet, shard: int) -> NDArray[np.uint8]:
@@ -60,6 +62,10 @@ def write(folder: Path) -> Made:
         for shard in range(views.shards):
             commit(made, shard)
     made = write_others(made)
+    for name, (tokens_per_view, blocks) in LAYERED.items():
+        made = with_features(made, "int8", name=name, tokens_per_view=tokens_per_view, blocks=blocks)
+        for shard in range(views.shards):
+            commit(made, shard)
     distorted = ViewSet.create(store.objects, dataset, DISTORTED, images_per_shard=2)
     for shard in range(distorted.shards):
         distorted.commit_shard(shard, drawn_with_digests(distorted, shard), {})
@@ -91,7 +97,7 @@ def frozen_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_todays_reader_reads_the_golden_store() -> None:
     store = FeatureStore.open(str(GOLDEN / "written"))
-    assert [key.split("@")[0] for key in store.list_features()] == sorted([*CODECS, *LESS, *OTHERS])
+    assert sorted(key.split("@")[0] for key in store.list_features()) == sorted([*CODECS, *LESS, *OTHERS, *LAYERED])
     for codec in CODECS:
         features = store.features(codec)
         assert features.complete
@@ -139,6 +145,22 @@ def test_todays_reader_reads_the_golden_sets_that_store_less(name: str) -> None:
         np.testing.assert_array_equal(found.position, np.concatenate([features.draw_positions(shard) for shard in range(2)]))
         wanted = take_positions(wanted, found.position)
     np.testing.assert_allclose(features.decode(found), wanted, atol={"fp32": 0, "int8": 3e-2, "int4": 0.25}[codec])
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_todays_reader_reads_the_golden_sets_with_layers(name: str) -> None:
+    tokens_per_view, blocks = LAYERED[name]
+    features, rows = FeatureStore.open(str(GOLDEN / "written")).features(name), np.arange(6)
+    assert (features.layout.tokens_per_view, features.layout.layers, features.complete) == (tokens_per_view, blocks, True)
+    final, found = features.read(rows), features.read_layers(rows, blocks)
+    wanted = {0: np.concatenate([raw_tokens(features, shard)[1] for shard in range(2)])}
+    wanted |= {block: np.concatenate([raw_layers(features, shard)[block] for shard in range(2)]) for block in blocks}
+    for block, values in wanted.items():
+        decoded = features.decode(final) if block == 0 else features.decode_layer(found[block])
+        kept = values if final.position is None else take_positions(values, final.position)
+        np.testing.assert_allclose(decoded, kept, atol=3e-2 * max(1, block))
+    for block in blocks:
+        np.testing.assert_array_equal(features.statistics.layers[block].patch_mean, block * np.linspace(0.5, 1.5, 64, dtype=np.float32))
 
 
 @pytest.mark.usefixtures("frozen_decoder")

@@ -26,6 +26,7 @@ RECIPE = {  # parameters and grid at the native size
     "radiov2.5-b": (98_251_776, 48),
     "radiov2.5-l": (319_930_368, 48),
     "radiov2.5-h": (651_724_800, 48),
+    "radiov2.5-g": (1_159_546_880, 64),
     "dune-b-448": (86_317_056, 32),
     "dune-b-336": (85_972_992, 24),
     "dune-s-448": (21_924_864, 32),

@@ -153,6 +153,7 @@ class TestDune:
         ({"encoder.head.weight": torch.ones(1)}, r"1 unexpected \(head\.weight\)"),
         ({"encoder.norm.bias": None}, r"1 missing \(norm\.bias\)"),
         ({"encoder.pos_embed": torch.ones(1, 26, WIDTH)}, r"1 of another shape \(pos_embed\)"),
+        ({"norm.bias": torch.ones(WIDTH)}, r"two tensors for one place"),
         ({"encoder.register_tokens": None}, r"is not a published DUNE: it lacks register_tokens; its first names: encoder\."),
     ])  # fmt: skip
     def test_what_does_not_fit_is_named(self, tmp_path: Path, change: dict[str, Tensor | None], says: str) -> None:

@@ -166,3 +166,33 @@ def test_records_of_vits_and_convnexts_are_as_they_were() -> None:
         "name": "timm-student", "model": "test_convnext", "family": "convnext", "cls": "normed mean of patch tokens", "width": 64,
         "stride_px": 32,
     }  # fmt: skip
+
+
+HEADLESS = "timm:qwen3_vit_88m_enc"
+
+
+def test_an_encoder_without_a_head_has_the_mean_of_its_patch_tokens_as_class_token() -> None:
+    record = canonical(HEADLESS)
+    assert (record["map"], record["cls"], record["width"], record["stride_px"]) == ("NHWC", "mean of patch tokens", 768, 16)
+    assert "cls_width" not in record
+    with torch.device("meta"):
+        found = build_encoder(record)(torch.zeros(2, 3, 64, 96))
+    assert found.cls_BD is not None
+    assert (found.cls_BD.shape, found.patch_BHWD.shape) == ((2, 768), (2, 4, 6, 768))
+
+
+@pytest.mark.long
+def test_that_mean_is_the_one_of_its_own_features_and_its_usage_example_gives_it() -> None:
+    from eupe_pipeline.teachers.checkpoints.timm_student_folder import timm_usage
+
+    encoder = build_encoder(HEADLESS).eval()
+    with torch.no_grad():
+        found, picture = encoder(pixels(64)), pixels(64)
+        features: Any = encoder.backbone.forward_features(picture)  # type: ignore[operator]
+        said: dict[str, Any] = {"model": encoder.backbone, "pixels": picture}
+        exec(timm_usage(encoder.architecture).replace("\n    ", "\n"), said)
+    assert torch.equal(found.patch_BHWD, features)
+    assert found.cls_BD is not None
+    assert torch.equal(found.cls_BD, features.mean(dim=(1, 2)))
+    assert torch.equal(said["cls"], found.cls_BD)
+    assert torch.equal(said["patch"], found.patch_BHWD)

@@ -1,6 +1,7 @@
 """Text towers: what transformers computes, the same weights under open_clip's names, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import pytest
 import torch
 import transformers
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.teachers.checkpoints.sharded import weight_files, weights_sha256
+from eupe_pipeline.teachers.checkpoints.weights import read_weights
 from eupe_pipeline.teachers.registry.text_tower import load_text_tower
 
+from ..checkpoints.test_sharded import split
 from ..tiny_clip import CONTEXT, write_clip, write_open_clip, write_siglip
 
 TEXTS = ["a photo of a red thing.", "Blue", "a drawing of a green thing . . . . . . ."]
@@ -77,3 +81,27 @@ def test_what_is_no_standard_tower_or_not_whole_is_refused(clip: tuple[Path, Any
     path.write_text(json.dumps(config))
     with pytest.raises(BadInput, match=r"not open_clip's standard one \(hf_model_name\)"):
         load_text_tower(tmp_path / "open_clip")
+
+
+@pytest.mark.parametrize("layout", ["transformers", "open_clip"])
+def test_a_tower_in_several_files_is_the_tower_in_one(clip: tuple[Path, Any], tmp_path: Path, layout: str) -> None:
+    folder, model = clip
+    stem = "model" if layout == "transformers" else "open_clip_model"
+    if layout == "transformers":
+        shutil.copytree(folder, tmp_path / "tower")
+    else:
+        write_open_clip(tmp_path / "tower", model)
+    whole = load_text_tower(tmp_path / "tower")
+    file = tmp_path / "tower" / f"{stem}.safetensors"
+    tensors = read_weights(file)
+    file.unlink()
+    index = split(tensors, tmp_path / "tower", stem=stem)
+    parts = load_text_tower(tmp_path / "tower")
+    assert torch.equal(parts.embed(TEXTS), whole.embed(TEXTS))
+    assert parts.image_projection is not None
+    assert whole.image_projection is not None
+    assert torch.equal(parts.image_projection, whole.image_projection)
+    assert parts.identity["weights_sha256"] == weights_sha256(index)
+    weight_files(index)[1].unlink()
+    with pytest.raises(BadInput, match="are not beside it"):
+        load_text_tower(tmp_path / "tower")
