@@ -50,9 +50,10 @@ $(BENCH)/.installed: $(STAMP)
 	$(BENCH)/bin/python -m pip uninstall --quiet --yes xxhash  # mosaicml-streaming's is older and half as fast: our reader takes .venv's
 	@touch $@
 
-bench-store: $(BENCH)/.installed ## the store against raw system calls, against its peers, on S3, at 1.7e9 images
+bench-store: $(BENCH)/.installed ## the store against raw system calls, against its peers, in Parquet, on S3, at 1.7e9 images
 	$(BENCH)/bin/python -m benchmarks.bench_store
 	$(BENCH)/bin/python -m benchmarks.bench_codec
+	$(BENCH)/bin/python -m benchmarks.bench_parquet
 	$(BENCH)/bin/python -m benchmarks.bench_s3
 	$(BENCH)/bin/python -m benchmarks.bench_scale
 

@@ -10,8 +10,8 @@ from .core.identity import short
 from .images.dataset import ImageDataset
 from .images.growth import newest_versions, versions_named
 from .images.indexing import build_index
+from .images.locations import canonical_source
 from .images.verify_source import verify_source
-from .sources.locations import canonical_source
 from .store import FeatureStore
 
 

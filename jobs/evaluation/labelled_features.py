@@ -24,8 +24,8 @@ from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
 from ...storage.images.indexing import build_index
+from ...storage.images.locations import canonical_source
 from ...storage.objects.atomic_files import make_folder
-from ...storage.sources.locations import canonical_source
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, as_size, size_json
 from ...storage.views.photometric import MODES

@@ -37,8 +37,8 @@ from ..core.selection import only_ids
 from ..objects.content_addressed import parsing, read_identity_file
 from ..objects.objects import LocalObjects, Objects
 from ..sources.decode import BadImage, Pixels, decode_image, image_size_hw
-from ..sources.locations import other_locations
 from ..sources.sources import read_bytes
+from .locations import other_locations
 from .versions import REMOVED, REMOVED_BITS, Earlier, check_removed_bits, earlier_versions, removed_file
 
 ROW_GROUP = 16_384

@@ -21,9 +21,9 @@ from ..core.choices import Orientation
 from ..core.errors import BadInput, CacheDamaged
 from ..objects.content_addressed import is_key
 from ..objects.objects import Objects
-from ..sources.locations import canonical_source
 from .dataset import ImageDataset
 from .index_rows import IndexRows, take
+from .locations import canonical_source
 from .versions import Earlier, describe_removed, without_earlier
 
 Int64s = NDArray[np.int64]

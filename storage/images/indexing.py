@@ -30,13 +30,13 @@ from ..objects.content_addressed import MARKER, check_name
 from ..objects.objects import Objects
 from ..sources.decode import BadImage, image_header
 from ..sources.image_kinds import IMAGE_ENDINGS, ending_of, targets_among
-from ..sources.locations import canonical_source
 from ..sources.source_items import ClassNames, LeftOut, Skipped, SourceImage, TarEnd, printable
 from ..sources.sources import list_files, open_source, walk
 from .dataset import ImageDataset, ImageRow
 from .growth import FinalRows, Walk, continued, keys_named, newest_versions, versions_named
 from .index_rows import IndexRows
 from .left_out import LeftOutCounts
+from .locations import canonical_source
 from .publishing import TARGETS, digests_of_rows, publish
 
 MAX_BAD_SHARE = 0.001

@@ -18,11 +18,11 @@ from ..core.identity import short
 from ..objects.content_addressed import MAX_IDENTITY_BYTES, parsing
 from ..objects.damaged_files import read_and_check, read_or_flaw, replace_verified
 from ..objects.objects import Objects
-from ..sources.locations import add_location
 from .dataset import PART_IMAGES, ROW_GROUP, dataset_digest, pack_description, parse_description, part_name
 from .growth import FinalRows
 from .index_rows import IndexRows, rows_of
 from .left_out import LeftOutCounts
+from .locations import add_location
 from .versions import REMOVED_BITS, check_removed_bits, removed_bits
 
 TARGETS = "targets of dense tasks (.seg.png, .depth.png and so on) beside their image; --dense-targets takes them as images"

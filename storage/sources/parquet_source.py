@@ -1,9 +1,7 @@
 """Images in Parquet files: raw bytes, or the Hugging Face struct {bytes, path}, one image a row.
 
-Parquet cannot read a single row: a row group is read and decompressed as a whole (some hold a hundred images, some a thousand). The most
-recent ones are cached, so that images in order cost one read of their group (80 ms an image became 2 in groups of 40 MB); images in random
-order cost a group each, for which stored pixels (`extract-features --pixels`) or small groups help. A file's footer, which lists all
-groups, is read once. Groups above a gigabyte are decoded in pieces, because Arrow cannot hold 2 GB of a struct in one.
+A file is walked in batches of rows, straight from its pages: nothing is read ahead, so that a file of any size is indexed in the memory of
+a batch. How one image is read again: `parquet_rows`.
 
 Of a label column integers are class numbers whatever type holds them (1, 1.0, a decimal, a dictionary's entry), text is a name. Null, NaN
 and −1 mean no label. A column that Hugging Face's `datasets` declares a ClassLabel holds indices into the class names in the file's
@@ -12,27 +10,20 @@ metadata. Columns of lists, structs, maps or dates are refused, because it is un
 
 import json
 import math
-from bisect import bisect_right
 from collections.abc import Iterator
 from decimal import Decimal
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
 from ..core.errors import BadInput, EupeError
-from ..core.lru_cache import LruCache
+from .parquet_rows import NoImageColumn, image_bytes, image_column, rows_of_a_batch, stream_bytes
 from .sample_labels import MINUS_ONE, UnusableLabel, label_text
 from .source_items import ClassNames, LeftOut, Skipped, SourceImage, SourceItem
 
-IMAGE_COLUMNS = ("image", "img", "jpg", "png", "jpeg", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
-_KEPT_BYTES = 512 << 20
-_KEPT_FOOTERS = 64
-_BATCH_ROWS, _BATCH_BYTES = 256, 64 << 20
-_MAX_UNSPLIT_BYTES = 1 << 30  # of a row group that is decoded in one piece
 _TABLES = "tables without images beside a tar of the same name (img2dataset writes them)"
 _NO_BYTES = "no image bytes"
 _ONLY_A_PATH = "only the path of an image, not its bytes; write the table with the images in it"
@@ -41,7 +32,6 @@ _PLAIN = (
     *(kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal, kinds.is_null),
     *(kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_binary, kinds.is_large_binary),
 )
-Column = Any  # pa.ChunkedArray, whose stubs want an element type
 
 
 class ParquetLabels:
@@ -111,30 +101,6 @@ def _declared_class_names(schema: pa.Schema, column: str, where: str) -> list[An
     return names
 
 
-class NoImageColumn(BadInput):
-    """A table has no column of images."""
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if kinds.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return any(is_one(kind) for is_one in (kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view, kinds.is_fixed_size_binary))
-
-
-def image_column(schema: pa.Schema, path: str) -> str:
-    """Return the image column of a Parquet file; raise `NoImageColumn` with the columns, or the type of the one without bytes."""
-    candidates = [name for name in IMAGE_COLUMNS if name in schema.names]
-    usable = [name for name in candidates if _holds_bytes(schema.field(name).type)]
-    if usable:
-        return usable[0]
-    if candidates:
-        raise NoImageColumn(
-            f"{path}: its column {candidates[0]} is of type {schema.field(candidates[0]).type}, not the bytes of an image "
-            "(binary, or Hugging Face's struct of bytes and path); write the table with the images in it"
-        )
-    raise NoImageColumn(f"{path} has no column of images ({', '.join(IMAGE_COLUMNS)}); it has {', '.join(schema.names)}")
-
-
 def walk_parquet(filesystem: Any, full: str, path: str, is_source: bool = False) -> Iterator[SourceItem]:
     """Yield the images of a Parquet file in order, with their labels; a table of a tar's captions is counted and left out.
 
@@ -142,13 +108,20 @@ def walk_parquet(filesystem: Any, full: str, path: str, is_source: bool = False)
     """
     with filesystem.open(full, "rb") as file:
         try:
-            yield from _rows(pq.ParquetFile(file), path)
+            parquet = pq.ParquetFile(file, pre_buffer=False)  # which would read the whole file ahead, and hold it
+            if buffer_size := stream_bytes(parquet.metadata):
+                parquet = pq.ParquetFile(file, metadata=parquet.metadata, pre_buffer=False, buffer_size=buffer_size)
+            yield from _rows(parquet, path)
         except NoImageColumn:
             if is_source or not filesystem.exists(f"{full[: -len('.parquet')]}.tar"):
                 raise
             yield LeftOut(path, _TABLES, plain=True)
         except EupeError:
             raise
+        except pa.ArrowNotImplementedError as error:
+            raise BadInput(
+                f"{path} has rows that are too large together ({error}); write it with row groups below a gigabyte and images below 100 MB"
+            ) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{path} is not a readable Parquet file ({error})") from error
 
@@ -161,14 +134,14 @@ def _rows(parquet: pq.ParquetFile, path: str) -> Iterator[SourceItem]:
     if labels is not None and labels.class_names is not None:
         yield ClassNames(path, labels.class_names)
     columns, row = [image] + ([column] if column else []), 0
-    for batch in parquet.iter_batches(batch_size=_batch_rows(parquet.metadata), columns=columns):
+    for batch in parquet.iter_batches(batch_size=rows_of_a_batch(parquet.metadata, image), columns=columns):
         for cells in batch.to_pylist():
             yield from _sample(cells[image], cells.get(column) if column else None, labels, path, row)
             row += 1
 
 
 def _sample(cell: Any, value: Any, labels: ParquetLabels | None, path: str, row: int) -> Iterator[SourceImage | Skipped | LeftOut]:
-    name, data = f"{path}/{row}", _image_bytes(cell)
+    name, data = f"{path}/{row}", image_bytes(cell)
     if data is None:
         yield Skipped(name, _ONLY_A_PATH if isinstance(cell, dict) and cell.get("path") else _NO_BYTES)
         return
@@ -176,55 +149,3 @@ def _sample(cell: Any, value: Any, labels: ParquetLabels | None, path: str, row:
     if why is not None:
         yield LeftOut(name, why)
     yield SourceImage(name, path, "parquet", row, data, label)
-
-
-def _batch_rows(footer: pq.FileMetaData) -> int:
-    """Return how many rows to decode at a time: few where they are large, because Arrow cannot hold 2 GB of a struct."""
-    groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
-    largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(largest, 1)))
-
-
-def _image_bytes(cell: Any) -> bytes | None:
-    value = cell.get("bytes") if isinstance(cell, dict) else cell
-    return value if isinstance(value, bytes) else None
-
-
-class _Footer(NamedTuple):
-    """A file's row groups: the first row of each, and the column with the images."""
-
-    metadata: pq.FileMetaData
-    starts: list[int]
-    column: str
-
-
-# What was read last: a file of ten thousand row groups has a footer of megabytes, and a row group is read for one of its images.
-_FOOTERS: LruCache[tuple[Any, ...], _Footer] = LruCache(_KEPT_FOOTERS)
-_GROUPS: LruCache[tuple[Any, ...], Column] = LruCache(_KEPT_BYTES, lambda column: column.nbytes)
-
-
-def _read_footer(filesystem: Any, full: str) -> _Footer:
-    with filesystem.open(full, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-        return _Footer(parquet.metadata, [0, *accumulate(counts)], image_column(parquet.schema_arrow, full))
-
-
-def _read_group(filesystem: Any, full: str, footer: _Footer, group: int) -> Column:
-    with filesystem.open(full, "rb") as file:
-        parquet = pq.ParquetFile(file, metadata=footer.metadata)
-        if footer.metadata.row_group(group).total_byte_size <= _MAX_UNSPLIT_BYTES:
-            return parquet.read_row_group(group, columns=[footer.column]).column(0)
-        batches = parquet.iter_batches(batch_size=_batch_rows(footer.metadata), row_groups=[group], columns=[footer.column])
-        return pa.chunked_array([batch.column(0) for batch in batches])
-
-
-def parquet_row(filesystem: Any, full: str, row: int) -> bytes:
-    """Return the bytes of one row's image; raise OSError when there is no such row. Cached unverified: readers check the sha256."""
-    key = (type(filesystem).__name__, full, filesystem.ukey(full))  # a file that was edited has another one
-    footer = _FOOTERS.get_or_make(key, lambda: _read_footer(filesystem, full))
-    if not 0 <= row < footer.starts[-1]:
-        raise OSError(f"{full} has no row {row}")
-    group = bisect_right(footer.starts, row) - 1
-    column = _GROUPS.get_or_make((*key, group), lambda: _read_group(filesystem, full, footer, group))
-    return _image_bytes(column[row - footer.starts[group]].as_py()) or b""

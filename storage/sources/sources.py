@@ -6,7 +6,9 @@ by its ending where that is an image's; everything else is counted by its ending
 offset. `source_contract` tests any source.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -31,8 +33,9 @@ from .image_kinds import (
     unsupported_ending,
     unsupported_signature,
 )
-from .parquet_source import parquet_row, walk_parquet
-from .remote_files import RemoteFiles
+from .parquet_rows import parquet_row
+from .parquet_source import walk_parquet
+from .remote_files import RemoteFiles, S3Files
 from .source_items import LeftOut, Skipped, SourceImage, SourceItem, bad_name, hidden_file, is_hidden, other_file, printable
 from .tar_source import walk_tar
 from .web_files import WebFiles, is_web
@@ -44,8 +47,19 @@ def _filesystem_of(url: str) -> tuple[Any, str]:
         return WebFiles(url), url.rstrip("/")
     if is_hub(url):
         return HubFiles(url), url.removeprefix("hf://").rstrip("/")
+    if url.startswith("/"):
+        return _local_filesystem(url)
     filesystem, root = open_filesystem(url)
-    return (filesystem if isinstance(filesystem, LocalFileSystem) else RemoteFiles(filesystem, url)), root.rstrip("/")
+    if isinstance(filesystem, LocalFileSystem):
+        return filesystem, root.rstrip("/")
+    return (S3Files if url.startswith("s3:") else RemoteFiles)(filesystem, url), root.rstrip("/")
+
+
+@lru_cache(maxsize=64)
+def _local_filesystem(path: str) -> tuple[Any, str]:
+    """Return what fsspec says of an absolute path; it takes as long as reading an image."""
+    filesystem, root = open_filesystem(path)
+    return filesystem, root.rstrip("/")
 
 
 def open_source(url: str) -> tuple[Any, str]:
@@ -214,14 +228,25 @@ CONTAINERS: dict[str, Container] = {row.name: row for row in _ROWS}
 def read_bytes(url: str, path: str, container: str, offset: int, length: int) -> bytes:
     """Return the bytes of one indexed image; raise OSError when it is not there any more, `StoreUnavailable` when no server answers."""
     filesystem, root = _filesystem_of(url)
-    names = (path, unquote(path)) if is_web(url) else (path,)
-    full = root if _source_name(root) in names and _is_file(filesystem, root) else f"{root}/{path}"
-    try:
-        return _read_container(filesystem, full, container, offset, length)
-    except FileNotFoundError:
-        if not is_web(url) or unquote(path) == path:
-            raise
-    return _read_container(filesystem, f"{root}/{unquote(path)}", container, offset, length)  # indexes of before hold encoded names
+    *others, last = _places(filesystem, root, path)
+    for place in others:
+        with contextlib.suppress(FileNotFoundError):
+            return _read_container(filesystem, place, container, offset, length)
+    return _read_container(filesystem, last, container, offset, length)
+
+
+def _places(filesystem: Any, root: str, path: str) -> list[str]:
+    """Return where an indexed file may lie, the likeliest place first: in the source, or it is the source."""
+    if not is_web(root):
+        inside = f"{root}/{path}"
+        if root.rpartition("/")[2] != path:
+            return [inside]
+        if isinstance(filesystem, S3Files):  # where looking is a request, and so is not finding it
+            return [root, inside]
+        return [root if _is_file(filesystem, root) else inside]
+    names = [path, unquote(path)] if unquote(path) != path else [path]  # indexes of before hold encoded names
+    places = [f"{root}/{name}" for name in names]
+    return [root, *places[1:]] if _source_name(root) in names and _is_file(filesystem, root) else places
 
 
 def _read_container(filesystem: Any, full: str, container: str, offset: int, length: int) -> bytes:

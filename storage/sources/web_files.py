@@ -100,6 +100,15 @@ class WebFiles(RemoteFiles):
 
         return self._ask("read", path, (first, last), part)
 
+    def version(self, path: str) -> tuple[str, int]:
+        """Return the address, and the length, or −1 where the file can only be read as a whole."""
+        probe = self._probe(path)
+        return self.ukey(path), probe.size if probe.has_ranges and probe.size is not None else -1
+
+    def open_version(self, path: str, size: int, ukey: str, span: tuple[int, int] | None = None) -> IO[bytes]:
+        """Open the file by ranges, or a temporary copy."""
+        return self.open(path) if size < 0 else super().open_version(path, size, ukey, span)
+
     def open(self, path: str, mode: str = "rb") -> IO[bytes]:
         """Open the file by ranges, or a temporary copy from a server without ranges or without lengths."""
         probe = self._probe(path)

@@ -17,10 +17,10 @@ from ..core.events import OnEvent, ignore_event
 from ..features.features import FeatureReader
 from ..features.teacher_files import note_teacher_file
 from ..features.teacher_terms import note_terms
+from ..images.locations import add_location
 from ..objects.objects import Objects, walk_keys
 from ..shards.commit import record_key
 from ..shards.shards import ShardedGroup
-from ..sources.locations import add_location
 from ..store import FeatureStore, canary_key
 
 _MAX_PENDING = 4

@@ -18,11 +18,11 @@ from ..core.identity import short
 from ..images.dataset import PART_IMAGES, ImageDataset, parse_description, part_name
 from ..images.growth import versions_named
 from ..images.indexing import restore_index
+from ..images.locations import MAX_LOCATION_BYTES, parse_location
 from ..images.publishing import part_bytes
 from ..images.versions import REMOVED_BITS, check_removed_bits, removed_file
 from ..objects.content_addressed import MAX_IDENTITY_BYTES
 from ..objects.damaged_files import Check, read_or_flaw, set_aside
-from ..sources.locations import MAX_LOCATION_BYTES, parse_location
 from .examiner import Examiner
 from .findings import Kind
 

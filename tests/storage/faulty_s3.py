@@ -34,11 +34,13 @@ class Fault:
 
 @dataclass
 class FaultyServer:
-    """The proxy's address, the faults to come (by method; None lets one request through), and the requests seen."""
+    """The proxy's address, the faults to come (by method; None lets one request through), the requests seen, and what was sent."""
 
     url: str
     faults: list[tuple[str, Fault | None]] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
+    """Bytes of all bodies."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, method: str, *faults: Fault | None) -> None:
@@ -98,6 +100,7 @@ def _handler(server: FaultyServer, port: int) -> type[BaseHTTPRequestHandler]:
             for name, value in headers.items():
                 if name.lower() not in ("transfer-encoding", "connection", "date", "server", "content-length"):
                     self.send_header(name, value)
+            server.sent += 0 if self.command == "HEAD" else len(data)
             length = headers.get("Content-Length", headers.get("content-length")) if self.command == "HEAD" else None
             self.send_header("Content-Length", length or str(len(data)))
             self.end_headers()

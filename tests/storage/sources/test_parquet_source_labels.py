@@ -13,7 +13,7 @@ from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.lru_cache import LruCache
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.images.verify_source import verify_source
-from eupe_pipeline.storage.sources import parquet_source
+from eupe_pipeline.storage.sources import parquet_rows
 from eupe_pipeline.storage.store import FeatureStore
 
 from ...fault_log import Trials
@@ -199,14 +199,13 @@ def test_images_are_bytes_whatever_holds_them_and_a_path_is_none(store: FeatureS
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("whole_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("batch_bytes", [64 << 20, 300])
 def test_a_footer_is_read_once_and_large_groups_in_pieces(
-    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_bytes: int
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_bytes: int
 ) -> None:
-    monkeypatch.setattr(parquet_source, "_FOOTERS", LruCache[Any, Any](64))
-    monkeypatch.setattr(parquet_source, "_GROUPS", LruCache[Any, Any](1, lambda column: column.nbytes))
-    monkeypatch.setattr(parquet_source, "_MAX_UNSPLIT_BYTES", whole_bytes)
-    monkeypatch.setattr(parquet_source, "_BATCH_BYTES", 300)
+    monkeypatch.setattr(parquet_rows, "_FOOTERS", LruCache[Any, Any](64))
+    monkeypatch.setattr(parquet_rows, "_GROUPS", LruCache[Any, Any](1, lambda column: column.nbytes))
+    monkeypatch.setattr(parquet_rows, "_BATCH_BYTES", batch_bytes)
     pq.write_table(table(list(range(40))), source(tmp_path / "a") / "a.parquet", row_group_size=3)
     footers: list[bool] = []
     real = pq.ParquetFile.__init__

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from eupe_pipeline.storage.core.identity import canonical_json, digest
 from eupe_pipeline.storage.images.indexing import build_index
-from eupe_pipeline.storage.sources.locations import canonical_source
+from eupe_pipeline.storage.images.locations import canonical_source
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..damaged_tars import pack, picture
