@@ -19,6 +19,10 @@ Orientation = Literal["stored", "upright"]
 """Images as stored, or rotated and mirrored as their EXIF orientation asks for."""
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 
+JpegDecoder = Literal["pillow", "simplejpeg"]
+"""What decodes JPEGs; Pillow decodes everything else."""
+JPEG_DECODERS: tuple[JpegDecoder, ...] = get_args(JpegDecoder)
+
 Container = Literal["file", "tar", "parquet"]
 """What holds an image: a file of its own, or a tar or Parquet file with many of them."""
 CONTAINERS: tuple[Container, ...] = get_args(Container)
