@@ -24,6 +24,7 @@ from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import walk_keys
 from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import area_px, size_text
 from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
 from ...teachers.registry.licences import refuse_terms
@@ -81,7 +82,7 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
         name: teacher_speed(spec, device.value, options.batch_size, plan.batches, layouts[name].layers) for name, spec in specs.items()
     }
     pixels = options.views.pixels  # read and stored like one more teacher's tokens, at no device time
-    stored = {} if pixels is None else {f"pixels at {pixels.size_px} px": 3 * pixels.size_px**2}
+    stored = {} if pixels is None else {f"pixels at {size_text(pixels.size_px)} px": 3 * area_px(pixels.size_px)}
     measured = Measured(
         {name: layout.view_bytes for name, layout in layouts.items()} | stored,
         {name: seconds for name, (seconds, _) in speeds.items()} | dict.fromkeys(stored, 0.0),
@@ -126,7 +127,7 @@ def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs
     known = {name: views.rows - rows for name, rows in summary["rows_to_compute"].items()}
     if options.views.pixels is not None:
         of_views = EarlierSets.of(dry, views, [])
-        known[f"pixels at {options.views.pixels.size_px} px"] = sum(map(of_views.known_view_rows, range(views.shards)))
+        known[f"pixels at {size_text(options.views.pixels.size_px)} px"] = sum(map(of_views.known_view_rows, range(views.shards)))
     return known
 
 

@@ -18,6 +18,7 @@ from ...storage.core.events import ignore_event
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
 from ...storage.images.hold_out import drawn_images
+from ...storage.views.input_size import area_px
 from ...storage.views.view_set import ViewSet
 from ...student.data.prefetch import slot_bytes, slots_within
 from ...student.data.targets import STUDENT, CachedTargets, Memory
@@ -183,7 +184,7 @@ def _image_bytes(views: ViewSet, recipe: TrainRecipe) -> float:
     """Return the bytes behind one view's pixels: the stored ones where they serve the student's only size, else a sample's mean image."""
     stored = views.spec.pixels
     if stored is not None and recipe.student.sizes_px == (stored.size_px,) and recipe.teacher.source == "cached":
-        return 3 * stored.size_px**2
+        return 3 * area_px(stored.size_px)
     dataset = views.dataset
     sampled = range(0, len(dataset), max(1, len(dataset) // _SAMPLED_IMAGES))
     return sum(dataset.row(index).length for index in sampled) / len(sampled)

@@ -19,9 +19,10 @@ import numpy as np
 
 from ...storage.features.kept_forwards import KeptForwards
 from ...storage.sources.decode import Pixels
+from ...storage.views.input_size import size_text
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
-from ...storage.views.view_spec import Input, StoredPixels, Views
+from ...storage.views.view_spec import Input, StoredPixels, Views, in_order
 
 
 @dataclass
@@ -30,7 +31,7 @@ class RenderedBatch:
 
     first: int
     count: int
-    pixels: dict[Input, Pixels]  # (count, size, size, 3) uint8 by size and interpolation
+    pixels: dict[Input, Pixels]  # (count, height, width, 3) uint8 by size and interpolation
     failed: dict[str, str]  # image id → reason
     seconds: float
 
@@ -42,7 +43,7 @@ class RenderedBatch:
 
 @dataclass
 class FreshViews:
-    """A shard's views that are drawn now and not committed yet; `pixels` (rows, R, R, 3) of them where the spec stores pixels."""
+    """A shard's views that are drawn now and not committed yet; `pixels` (rows, height, width, 3) of them where the spec stores pixels."""
 
     stored: StoredPixels | None
     pixels: Pixels | None
@@ -51,7 +52,7 @@ class FreshViews:
     def of(cls, views: ViewSet, rows: int) -> "FreshViews":
         """Allocate the pixels of a shard of so many rows."""
         stored = views.spec.pixels
-        return cls(stored, None if stored is None else np.zeros((rows, stored.size_px, stored.size_px, 3), np.uint8))
+        return cls(stored, None if stored is None else np.zeros((rows, *stored.input.shape), np.uint8))
 
 
 class RenderedShard(AbstractContextManager["RenderedShard"]):
@@ -79,7 +80,7 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
             view_set,
             shard,
             views,
-            sorted(inputs),
+            in_order(inputs),
             fresh,
         )  # one order: it names what is kept
         self._kept = kept if fresh is not None else None
@@ -110,9 +111,7 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
         batch = RenderedBatch(first, count, {}, {}, 0.0)
         stored = {} if fresh is None or fresh.stored is None or fresh.pixels is None else {fresh.stored.input: fresh.pixels[batch.rows]}
         rendered = {
-            model_input: np.zeros((count, model_input.size_px, model_input.size_px, 3), np.uint8)
-            for model_input in self._inputs
-            if model_input not in stored
+            model_input: np.zeros((count, *model_input.shape), np.uint8) for model_input in self._inputs if model_input not in stored
         }
         batch.pixels = rendered | stored
         recorded = self._views.part(batch.rows)
@@ -142,5 +141,5 @@ def _take_batch(kept: KeptForwards, shard: int, batch: RenderedBatch, recorded: 
 
 
 def _batch_key(shard: int, batch: RenderedBatch) -> str:
-    inputs = "+".join(f"{model_input.size_px}-{model_input.interpolation}" for model_input in batch.pixels)
+    inputs = "+".join(f"{size_text(model_input.size_px)}-{model_input.interpolation}" for model_input in batch.pixels)
     return f"views-{shard}-{batch.first}-{batch.count}-{inputs}"

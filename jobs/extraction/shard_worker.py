@@ -127,9 +127,7 @@ class ShardWorker:
         """
         torch.set_num_threads(self.order.threads)
         inputs = {name: self._input(name) for name in names}
-        pixels = {
-            model_input: np.empty((len(rows), model_input.size_px, model_input.size_px, 3), np.uint8) for model_input in inputs.values()
-        }
+        pixels = {model_input: np.empty((len(rows), *model_input.shape), np.uint8) for model_input in inputs.values()}
         photometric = np.empty((len(rows), PHOTOMETRIC_PARAMETERS), np.float32)
         good = []
         for n, row in enumerate(rows):

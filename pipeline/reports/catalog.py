@@ -31,6 +31,7 @@ from ...storage.upkeep.examination import examine
 from ...storage.upkeep.examiner import Examiner
 from ...storage.upkeep.findings import Finding
 from ...storage.upkeep.maintenance import checked_part, prune
+from ...storage.views.input_size import size_text
 from ...storage.views.view_set import ViewSet
 
 _NAMED_CHANNELS = 16
@@ -122,7 +123,7 @@ def _subset_row(store: FeatureStore, key: str) -> dict[str, Any]:
 def _pixels(views: ViewSet) -> str | None:
     """Return what pixels a set of views stores, in words."""
     stored = views.spec.pixels
-    return None if stored is None else f"{stored.size_px} px, {stored.interpolation}, raw uint8"
+    return None if stored is None else f"{size_text(stored.size_px)} px, {stored.interpolation}, raw uint8"
 
 
 def show_features(*, key: str, store: str, on_event: OnEvent = ignore_event, html: Path | None = None) -> dict[str, Any]:

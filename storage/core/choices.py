@@ -9,8 +9,12 @@ from typing import Literal, get_args
 Codec = Literal["fp32", "fp16", "int8", "int4"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
 
-ViewKind = Literal["random_resized_crop", "center"]
+ViewKind = Literal["random_resized_crop", "center", "whole", "letterbox"]
 VIEW_KINDS: tuple[ViewKind, ...] = get_args(ViewKind)
+
+PadPosition = Literal["end", "center"]
+"""Where a letterboxed view's padding is: right or bottom, or on both sides of the image."""
+PAD_POSITIONS: tuple[PadPosition, ...] = get_args(PadPosition)
 
 PhotometricMode = Literal["none", "teacher_same", "student_only"]
 PHOTOMETRIC_MODES: tuple[PhotometricMode, ...] = get_args(PhotometricMode)

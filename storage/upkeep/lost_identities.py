@@ -18,6 +18,7 @@ from ..images.dataset import ImageDataset
 from ..objects.content_addressed import MAX_IDENTITY_BYTES, pack_identity
 from ..objects.damaged_files import read_or_flaw
 from ..objects.objects import Objects
+from ..views.input_size import as_size
 from ..views.view_set import views_identity
 from ..views.view_spec import VIEW_KINDS, StoredPixels, ViewSpec
 
@@ -59,7 +60,7 @@ def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageData
     crop, pixels = _array(objects, f"views/{key}/crop"), _array(objects, f"views/{key}/pixels")
     try:
         rows, shard_rows = crop["shape"][0], crop["chunk_grid"]["configuration"]["chunk_shape"][0]
-        stored = StoredPixels(pixels["shape"][1]) if pixels else None
+        stored = StoredPixels(as_size(pixels["shape"][1:3])) if pixels else None
     except (KeyError, TypeError, IndexError, ValueError):
         return None
     for dataset in (read for known in datasets for read in dict.fromkeys((known, known.read_as("stored")))):  # evaluations read as stored

@@ -59,8 +59,7 @@ def _drawn(views: ViewSet, shard: int) -> dict[str, NDArray[Any]]:
         "pixel_digest": drawn.digest,
     }
     if views.spec.pixels is not None:
-        side = views.spec.pixels.size_px
-        arrays[PIXELS] = np.zeros((len(drawn.crop), side, side, 3), np.uint8)
+        arrays[PIXELS] = np.zeros((len(drawn.crop), *views.spec.pixels.input.shape), np.uint8)
     return arrays
 
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from ..core.errors import CacheMismatch
 from ..images.dataset import ImageRow
 from ..sources.decode import BadImage, Pixels
-from .view_spec import Input, Views, ViewSpec, cut, draw, pixel_digest, render, resize
+from .input_size import size_text
+from .view_spec import Input, Views, ViewSpec, cut, draw, fit, in_order, pixel_digest, render
 
 Int64s = NDArray[np.int64]
 Output = tuple[Input, Pixels]
-"""An input and the memory (n, size, size, 3) for it."""
+"""An input and the memory (n, height, width, 3) for it."""
 
 
 class ReadableImages(Protocol):
@@ -86,16 +87,16 @@ def origin_of_pixels(views: ReadableViews, inputs: Collection[Input]) -> str:
     stored = views.spec.pixels
     if stored is None:
         return "the images"
-    stored_pixels = f"the pixels stored with the views ({stored.size_px} px, {stored.interpolation})"
-    others = sorted({wanted for wanted in inputs if not are_stored(views, [wanted])})
+    stored_pixels = f"the pixels stored with the views ({size_text(stored.size_px)} px, {stored.interpolation})"
+    others = in_order(wanted for wanted in inputs if not are_stored(views, [wanted]))
     if not others:
         return stored_pixels
-    return f"the images; {stored_pixels} do not serve {', '.join(f'{size} px {kind}' for size, kind in others)}"
+    return f"the images; {stored_pixels} do not serve {', '.join(wanted.text for wanted in others)}"
 
 
 def view_pixels(views: ReadableViews, rows: Int64s, wanted: Input) -> Pixels:
-    """Return the committed views of some rows at one input, (n, size, size, 3) uint8; raise as `fill_pixels` does."""
-    out = np.empty((len(rows), wanted.size_px, wanted.size_px, 3), np.uint8)
+    """Return the committed views of some rows at one input, (n, height, width, 3) uint8; raise as `fill_pixels` does."""
+    out = np.empty((len(rows), *wanted.shape), np.uint8)
     fill_pixels(views, rows, views.read(rows), [(wanted, out)])
     return out
 
@@ -132,6 +133,7 @@ def _cut_from_image(
     views: ReadableViews, image: int, positions: Iterable[int], recorded: Views, outputs: Sequence[Output], drawn_now: bool
 ) -> None:
     source: Pixels | None = None
+    letterbox = views.spec.letterbox
     for n in positions:
         if not drawn_now and not recorded.digest[n].any():
             raise BadImage(views.failure(image))
@@ -142,8 +144,8 @@ def _cut_from_image(
             recorded.digest[n] = np.frombuffer(digest, np.uint8)
         elif digest != recorded.digest[n].tobytes():
             raise _differing_pixels(views, image)
-        for (size_px, interpolation), out in outputs:
-            out[n] = resize(crop, bool(recorded.flip[n]), size_px, interpolation)
+        for wanted, out in outputs:
+            out[n] = fit(crop, bool(recorded.flip[n]), wanted, letterbox)
 
 
 def _differing_pixels(views: ReadableViews, image: int) -> CacheMismatch:
@@ -170,7 +172,8 @@ def _read_stored(views: ReadableViews, rows: Int64s, recorded: Views, outputs: S
 
 
 def center_square(image: Pixels, wanted: Input, crop_fraction: float = 1.0) -> Pixels:
-    """Return the central square of an image that no view is recorded of, (size, size, 3) uint8."""
-    spec = ViewSpec(kind="center", crop_fraction=crop_fraction)
+    """Return the centre of an image that no view is recorded of, (height, width, 3) uint8: a square, or of the input's aspect ratio."""
+    height, width, _ = wanted.shape
+    spec = ViewSpec(kind="center", crop_fraction=crop_fraction, crop_ratio=width / height)
     crop = draw(spec, [""], np.array([image.shape[:2]], np.int32)).crop[0]
     return render(image, crop, False, wanted.size_px, wanted.interpolation)

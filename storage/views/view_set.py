@@ -3,7 +3,7 @@
     views/<dataset>@<digest>/
       identity.json  zarr.json
       crop/ flip/ photometric/ pixel_digest/     one row a view: row = image index × K + k
-      pixels/                                    the rendered views (rows, R, R, 3), where the spec asks for them
+      pixels/                                    the rendered views (rows, height, width, 3), where the spec asks for them
       commits/000412.json                        also names the images that could not be decoded
 
 The first extraction of a shard draws its views, computes the digests of the crops' pixels and commits both; later ones read them and check
@@ -29,6 +29,7 @@ from ..shards.commit import Record
 from ..shards.shards import ShardedGroup
 from ..shards.zarr_format import ArraySpec, group_metadata
 from ..sources.decode import Pixels, decoder_identity, orientation_of
+from .input_size import as_size, size_hw
 from .photometric import COLUMNS, UNITS
 from .view_spec import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, empty_views
 
@@ -77,18 +78,19 @@ def _specs(identity: Mapping[str, Any]) -> list[ArraySpec]:
         for name, width, dtype, axis, attributes in arrays
     ]
     stored = identity["views"].get("pixels")
-    return specs if stored is None else [*specs, _pixels_spec(rows, shard_rows, stored)]
+    return specs if stored is None else [*specs, _pixels_spec(rows, shard_rows, identity["views"])]
 
 
-def _pixels_spec(rows: int, shard_rows: int, stored: Mapping[str, Any]) -> ArraySpec:
-    side, axes = stored["size_px"], ("view", "y", "x", "colour")
+def _pixels_spec(rows: int, shard_rows: int, views: Mapping[str, Any]) -> ArraySpec:
+    stored, axes = views["pixels"], ("view", "y", "x", "colour")
+    padding = f", padded to the input ({views['pad_position']}, {views['pad_rgb']})" if "pad_rgb" in views else ""
     described = {
         "long_name": "pixels of the view",
         "units": "sRGB levels from 0 to 255",
         "colours": ["red", "green", "blue"],
-        "method": f"crop, antialiased {stored['interpolation']} resize, flip; never distorted",
+        "method": f"crop, antialiased {stored['interpolation']} resize, flip{padding}; never distorted",
     }
-    return ArraySpec(PIXELS, (rows, side, side, 3), np.dtype(np.uint8), shard_rows, 1, axes, described)
+    return ArraySpec(PIXELS, (rows, *size_hw(as_size(stored["size_px"])), 3), np.dtype(np.uint8), shard_rows, 1, axes, described)
 
 
 class ViewSet:
@@ -193,14 +195,14 @@ class ViewSet:
         self.group.prefetch(rows, self.group.specs)
 
     def read_pixels(self, which: NDArray[Any] | Sequence[int], out: Pixels | None = None) -> Pixels:
-        """Return stored pixels (n, R, R, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
+        """Return stored pixels (n, height, width, 3) of any rows in their order, into `out` when given: rendered, mirrored, undistorted.
 
         Raise `BadInput` where the views store none, `CacheDamaged` for damage and for rows of failed images.
         """
         if self.spec.pixels is None:
             raise BadInput(f"views/{self.key} store no pixels; extract-features --pixels PX makes views that do")
-        rows, side = only_rows(which, self.rows, f"views/{self.key}"), self.spec.pixels.size_px
-        target = np.empty((len(rows), side, side, 3), np.uint8) if out is None else out
+        rows = only_rows(which, self.rows, f"views/{self.key}")
+        target = np.empty((len(rows), *self.spec.pixels.input.shape), np.uint8) if out is None else out
         self.group.read(rows, [PIXELS], {PIXELS: target})
         return target
 

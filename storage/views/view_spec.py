@@ -2,14 +2,14 @@
 
 A view is drawn once, from a counter-based generator (Philox) keyed by (seed, image id, k), so that any subset drawn in any order on any
 machine gives the same values; it is then stored, and teachers and students read it. Only the generator's raw 64-bit stream is used, which
-numpy keeps stable across versions. Resizing is Pillow's antialiased filter on uint8, followed by the flip. Axes: n views; crop = (top,
-left, height, width) in source pixels.
+numpy keeps stable across versions. Resizing is Pillow's antialiased filter on uint8, followed by the flip, and for letterboxed views by
+the padding, which is why that is never mirrored. Axes: n views; crop = (top, left, height, width) in source pixels.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ from ..core import choices
 from ..core.errors import BadInput, unknown_name
 from ..sources.decode import Pixels
 from . import photometric
+from .input_size import SizePx, as_size, size_hw, size_json, size_text
+from .letterbox import IMAGENET_MEAN_RGB, Letterbox
 from .photometric import Distortion
 
 PHOTOMETRIC_PARAMETERS = photometric.STORED_COLUMNS
@@ -33,29 +35,50 @@ DIGEST_BYTES = 16
 Box = tuple[int, int, int, int]  # top, left, height, width
 _LARGEST_STORED_PX = 4096
 _CROP_TRIES = 10
+_LEFT_OUT = (("crop_ratio", 1.0),)  # of identities: what views had before it could be chosen
 _FLIP_WORD = 4 * _CROP_TRIES
 _RAW_WORDS = _FLIP_WORD + 1 + photometric.WORDS
 
 
 class Input(NamedTuple):
-    """The pixels that a model takes of a view: the side of the square, and how it is resized."""
+    """The pixels that a model takes of a view: the side of the square or (height, width), and how it is resized."""
 
-    size_px: int
+    size_px: SizePx
     interpolation: str = "bicubic"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (height, width, 3): of one view's pixels."""
+        return (*size_hw(self.size_px), 3)
+
+    @property
+    def text(self) -> str:
+        """Return size and interpolation in words, for messages."""
+        return f"{size_text(self.size_px)} px {self.interpolation}"
+
+
+def in_order(inputs: Iterable[Input]) -> list[Input]:
+    """Return different inputs in one order, by height and width."""
+    return sorted(set(inputs), key=lambda wanted: (size_hw(wanted.size_px), wanted.interpolation))
 
 
 @dataclass(frozen=True)
 class StoredPixels:
     """The rendered, undistorted views themselves, kept as raw uint8 beside their crops at one size, so that training needs no images."""
 
-    size_px: int
+    size_px: SizePx
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", self.interpolation, INTERPOLATIONS)
-        if type(self.size_px) is not int or not 1 <= self.size_px <= _LARGEST_STORED_PX:
+        object.__setattr__(self, "size_px", as_size(self.size_px, "stored pixels"))
+        if max(size_hw(self.size_px)) > _LARGEST_STORED_PX:
             raise BadInput(f"stored pixels have a side between 1 and {_LARGEST_STORED_PX:,} px, got {self.size_px!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """Return size and interpolation as JSON-able data."""
+        return {"size_px": size_json(self.size_px), "interpolation": self.interpolation}
 
     @property
     def input(self) -> Input:
@@ -77,6 +100,9 @@ class ViewSpec:
     photometric: str = "none"  # who sees the distortion: nobody, teacher_same, student_only
     distortion: Distortion = field(default_factory=Distortion)
     pixels: StoredPixels | None = None
+    crop_ratio: float = 1.0  # width over height, for kind "center": that of the input, so that nothing is stretched
+    pad_position: choices.PadPosition = "end"  # for kind "letterbox": right or bottom, or "center"
+    pad_rgb: tuple[int, int, int] = IMAGENET_MEAN_RGB  # of 256 levels each, for kind "letterbox"
 
     def __post_init__(self) -> None:
         if self.kind not in VIEW_KINDS:
@@ -88,20 +114,39 @@ class ViewSpec:
             raise BadInput(f"{kind.called} are never distorted: photometric must be none, got {self.photometric}")
         if not kind.is_random and self.views_per_image != 1:
             raise BadInput(f"{kind.called} are all alike: views_per_image must be 1, got {self.views_per_image}")
+        if kind.is_random and self.views_per_image != 1 and self._are_alike:
+            raise BadInput(
+                f"{kind.called} without flips or distortions are all alike: views_per_image must be 1, got {self.views_per_image}; "
+                "give flip_probability or photometric as well"
+            )
         if not 1 <= self.views_per_image <= 1024:
             raise BadInput(f"views_per_image must be between 1 and 1024, got {self.views_per_image}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
             raise BadInput(f"scale must lie in (0, 1] and ratio be positive, both ascending, got {self.scale}, {self.ratio}")
         if not 0 <= self.flip_probability <= 1 or not 0 < self.crop_fraction <= 1:
             raise BadInput("flip_probability must lie in [0, 1] and crop_fraction in (0, 1]")
+        if not 1 / 64 <= self.crop_ratio <= 64:
+            raise BadInput(f"crop_ratio, width over height, must lie in [1/64, 64], got {self.crop_ratio}")
+        Letterbox(self.pad_position, self.pad_rgb)  # raises BadInput
+
+    @property
+    def _are_alike(self) -> bool:
+        """Whether each view of an image is the same, though it has a seed."""
+        same_crop = VIEW_KINDS[self.kind].crop is _whole_image
+        return same_crop and self.flip_probability in (0, 1) and not photometric.MODES[self.photometric].distorts
+
+    @property
+    def letterbox(self) -> Letterbox | None:
+        """How a view is padded to an input's aspect ratio; None where it is stretched to it."""
+        return Letterbox(self.pad_position, self.pad_rgb) if VIEW_KINDS[self.kind].is_padded else None
 
     def identity(self) -> dict[str, Any]:
         """Return the values that decide the views: those of their kind."""
-        return self._drawing() | ({} if self.pixels is None else {"pixels": asdict(self.pixels)})
+        return self._drawing() | ({} if self.pixels is None else {"pixels": self.pixels.identity()})
 
     def _drawing(self) -> dict[str, Any]:
         names = ("kind", "views_per_image", *VIEW_KINDS[self.kind].fields)
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names if (name, getattr(self, name)) not in _LEFT_OUT}
         drawn = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return {**drawn, "distortion": self.distortion.identity()} if photometric.MODES[self.photometric].distorts else drawn
 
@@ -147,8 +192,14 @@ def _uniforms(seed: int, image_id: str, k: int) -> list[float]:
 
 
 def _center_crop(spec: ViewSpec, height: int, width: int, uniforms: Sequence[float]) -> Box:
-    side = max(1, round(spec.crop_fraction * min(height, width)))
-    return (height - side) // 2, (width - side) // 2, side, side
+    whole_h = min(height, width / spec.crop_ratio)
+    crop_h = min(height, max(1, round(spec.crop_fraction * whole_h)))
+    crop_w = min(width, max(1, round(spec.crop_fraction * whole_h * spec.crop_ratio)))
+    return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
+
+
+def _whole_image(spec: ViewSpec, height: int, width: int, uniforms: Sequence[float]) -> Box:
+    return 0, 0, height, width
 
 
 def _fallback_crop(height: int, width: int, ratio: tuple[float, float]) -> Box:
@@ -184,6 +235,8 @@ class ViewKind(NamedTuple):
     """A box inside an image of a height and a width; a random one from the first `4 × _CROP_TRIES` of a view's values in [0, 1)."""
     fields: tuple[str, ...]
     """What decides the views beside their kind and number: fields of `ViewSpec`, in the order of the identity."""
+    is_padded: bool = False
+    """Whether a view keeps its aspect ratio and is padded to an input, instead of being stretched to it."""
 
     @property
     def is_random(self) -> bool:
@@ -193,7 +246,15 @@ class ViewKind(NamedTuple):
 
 _ROWS = (
     ViewKind("random_resized_crop", "random views", _random_crop, ("seed", "scale", "ratio", "flip_probability", "photometric")),
-    ViewKind("center", "centre views", _center_crop, ("crop_fraction",)),
+    ViewKind("center", "centre views", _center_crop, ("crop_fraction", "crop_ratio")),
+    ViewKind("whole", "views of the whole image", _whole_image, ("seed", "flip_probability", "photometric")),
+    ViewKind(
+        "letterbox",
+        "letterboxed views",
+        _whole_image,
+        ("seed", "flip_probability", "photometric", "pad_position", "pad_rgb"),
+        is_padded=True,
+    ),
 )
 VIEW_KINDS: dict[str, ViewKind] = {row.name: row for row in _ROWS}
 
@@ -232,16 +293,37 @@ def pixel_digest(crop_pixels: Pixels) -> bytes:
     return hasher.digest()
 
 
-def resize(crop_pixels: Pixels, flip: bool, size_px: int, interpolation: str = "bicubic") -> Pixels:
-    """Return the crop as (size_px, size_px, 3) uint8, antialiased, then mirrored when `flip`."""
+def resize(crop_pixels: Pixels, flip: bool, size_px: SizePx, interpolation: str = "bicubic") -> Pixels:
+    """Return the crop stretched to an input, (height, width, 3) uint8, antialiased, then mirrored when `flip`."""
     if interpolation not in INTERPOLATIONS:
         raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
-    picture = Image.fromarray(np.ascontiguousarray(crop_pixels)).resize((size_px, size_px), INTERPOLATIONS[interpolation])
+    picture = Image.fromarray(np.ascontiguousarray(crop_pixels)).resize(size_hw(size_px)[::-1], INTERPOLATIONS[interpolation])
     if flip:  # by Pillow: numpy copies a mirrored view three bytes at a time, in ten times as long
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(picture)
 
 
-def render(image: Pixels, crop: NDArray[np.int32], flip: bool, size_px: int, interpolation: str = "bicubic") -> Pixels:
-    """Return one view at a model's input size: crop, antialiased resize, flip → (size_px, size_px, 3) uint8."""
-    return resize(cut(image, crop), flip, size_px, interpolation)
+def fit(crop_pixels: Pixels, flip: bool, wanted: Input, letterbox: Letterbox | None = None) -> Pixels:
+    """Return the crop at an input, (height, width, 3) uint8: stretched to it, or inside of it with padding of the exact colour around.
+
+    Padding stays where it is when the crop is mirrored: a model whose images lie at the top left never sees one at the top right.
+    """
+    if letterbox is None:
+        return resize(crop_pixels, flip, wanted.size_px, wanted.interpolation)
+    top, left, height, width = letterbox.content((crop_pixels.shape[0], crop_pixels.shape[1]), wanted.size_px)
+    padded = np.empty(wanted.shape, np.uint8)
+    padded[:] = letterbox.rgb
+    padded[top : top + height, left : left + width] = resize(crop_pixels, flip, (height, width), wanted.interpolation)
+    return padded
+
+
+def render(
+    image: Pixels,
+    crop: NDArray[np.int32],
+    flip: bool,
+    size_px: SizePx,
+    interpolation: str = "bicubic",
+    letterbox: Letterbox | None = None,
+) -> Pixels:
+    """Return one view at a model's input: crop, antialiased resize, flip, padding where there is any → (height, width, 3) uint8."""
+    return fit(cut(image, crop), flip, Input(size_px, interpolation), letterbox)

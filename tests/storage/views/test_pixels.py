@@ -8,6 +8,7 @@ from eupe_pipeline.storage.core.errors import CacheMismatch
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.sources.decode import BadImage, Pixels
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views.input_size import SizePx
 from eupe_pipeline.storage.views.pixels import are_stored, center_square, fill_pixels, origin_of_pixels, view_pixels
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import Input, StoredPixels, ViewSpec, cut, pixel_digest, render, resize
@@ -35,14 +36,14 @@ def views(tiny_store: Any, tmp_path_factory: pytest.TempPathFactory) -> ViewSet:
     return views
 
 
-def expected(views: ViewSet, rows: NDArray[np.int64], size_px: int) -> Pixels:
+def expected(views: ViewSet, rows: NDArray[np.int64], size_px: SizePx) -> Pixels:
     drawn = views.read(rows)
     images = [views.dataset.read_image(row // 2) for row in rows.tolist()]
     return np.stack([render(image, drawn.crop[n], bool(drawn.flip[n]), size_px) for n, image in enumerate(images)])
 
 
 def memory(count: int, *inputs: Input) -> list[tuple[Input, Pixels]]:
-    return [(one, np.zeros((count, one.size_px, one.size_px, 3), np.uint8)) for one in inputs]
+    return [(one, np.zeros((count, *one.shape), np.uint8)) for one in inputs]
 
 
 def test_stored_pixels_fill_every_output_of_their_input_without_an_image(views: ViewSet, monkeypatch: pytest.MonkeyPatch) -> None:
