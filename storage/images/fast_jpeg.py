@@ -21,6 +21,7 @@ _COLOURS = ("Gray", "YCbCr", "RGB")
 _TURNED_BY = (b"Exif\0", b"http://ns.adobe.com/xap/")  # the only places where a JPEG can say its orientation
 
 
+@cache
 def is_installed() -> bool:
     """Return whether the library is there, without importing it."""
     return importlib.util.find_spec(LIBRARY) is not None
@@ -37,9 +38,9 @@ def _library() -> Any:
     return simplejpeg
 
 
-def described() -> dict[str, Any]:
+def described() -> dict[str, str]:
     """Return library, version and mode, for the identity of views; raise `BadInput` where it is not installed."""
-    return {"library": LIBRARY, "version": _library().__version__, "mode": "accurate DCT, smooth upsampling"}
+    return {"library": LIBRARY, "version": str(_library().__version__), "mode": "accurate DCT, smooth upsampling"}
 
 
 def decode_jpeg(data: bytes, orientation: Orientation) -> Pixels | None:
