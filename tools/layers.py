@@ -62,7 +62,7 @@ HOMES = {
     "wandb": ("student/training/trackers",),
     "mlflow": ("student/training/trackers",),
     "trackio": ("student/training/trackers",),
-    "torch": ("pipeline/", "jobs/", "student/", "teachers/"),
+    "torch": ("pipeline/", "jobs/", "student/", "teachers/", "storage/views/torch_resize"),  # there inside functions alone
     "pickle": (),
     "cloudpickle": (),
     "dill": (),

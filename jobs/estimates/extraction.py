@@ -25,6 +25,7 @@ from ...storage.objects.objects import walk_keys
 from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, area_px, size_hw, size_text
+from ...storage.views.renderer_choice import choose_renderer
 from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
 from ...teachers.registry.licences import refuse_terms
@@ -119,7 +120,8 @@ def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs
     if not dataset.earlier:
         return {}
     dry = FeatureStore(DryRunObjects(store.objects))
-    views = ViewSet.create(dry.objects, dataset, options.views, options.images_per_shard)
+    renderer = choose_renderer(dry.objects, dataset, options.views, options.images_per_shard, options.renderer)
+    views = ViewSet.create(dry.objects, dataset, options.views, options.images_per_shard, renderer)
     layouts = {name: layout_of(spec, options) for name, spec in specs.items()}
     layers = {name: layout.layers for name, layout in layouts.items() if layout.layers}
     normalisation = Normalisation(dry, views, specs, options.statistics_batches, options.statistics_from, options.normalisation, layers)

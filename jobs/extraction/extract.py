@@ -22,6 +22,7 @@ from ...storage.images.versions import REMOVED
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import Objects
 from ...storage.store import FeatureStore
+from ...storage.views.renderer_choice import choose_renderer
 from ...storage.views.view_set import ViewSet
 from ...teachers.registry.layers import stored_layers
 from ...teachers.registry.licences import TermsByName, refuse_terms
@@ -83,7 +84,8 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
     refuse_terms(options.require_licence, terms_by_name(terms))
     for text in filter(None, map(size_warning, specs)):
         on_event({"event": "warning", "text": text})
-    views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard)
+    renderer = choose_renderer(store.objects, dataset, options.views, options.images_per_shard, options.renderer, on_event)
+    views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard, renderer)
     if options.dry_run:
         return {
             **_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event),

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ...storage.core.choices import NORMALISATIONS, Codec, Constants, LicenceUse, Normalisation, Precision
+from ...storage.core.choices import NORMALISATIONS, RENDERERS, Codec, Constants, LicenceUse, Normalisation, Precision, RendererName
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.features.layers import checked_layers
 from ...storage.views.input_size import SizePx
@@ -83,6 +83,8 @@ class ExtractOptions:
     """Licences of teachers whose terms are not known, by teacher, as the user declares them."""
     view_values: Mapping[str, Mapping[str, object]] | None = None
     """Where each value of `views` comes from, for the summary of an extraction by a recipe."""
+    renderer: RendererName = "auto"
+    """What decodes and resizes new views; auto: what the store's own views have, else the fast one."""
     layers: tuple[int, ...] = ()
     """Blocks of each teacher, counted from 1, whose patch tokens are stored beside the final ones."""
 
@@ -91,6 +93,8 @@ class ExtractOptions:
         bad = [f"{what} {value}" for what, value in counts.items() if value is not None and value < 1]
         if self.normalisation not in NORMALISATIONS:
             raise unknown_name("normalisation", self.normalisation, NORMALISATIONS)
+        if self.renderer not in RENDERERS:
+            raise unknown_name("renderer", self.renderer, RENDERERS)
         for name, kind in (("teachers", TeacherRequest), ("statistics_from", str)):
             value = getattr(self, name)
             wrong = [value] if isinstance(value, str) else [item for item in value if not isinstance(item, kind)]

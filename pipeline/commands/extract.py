@@ -12,11 +12,13 @@ from ...storage.core.choices import (
     ORIENTATIONS,
     PAD_POSITIONS,
     PHOTOMETRIC_MODES,
+    RENDERERS,
     VIEW_KINDS,
     Normalisation,
     Orientation,
     PadPosition,
     PhotometricMode,
+    RendererName,
     ViewKind,
 )
 from ...storage.core.events import OnEvent
@@ -90,6 +92,8 @@ def colour(context: click.Context, option: click.Parameter, value: str | None) -
     click.option("--num-gpus", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="GPUs of one worker."),
     click.option("--teacher-device", "teacher_devices", multiple=True, metavar="TEACHER=cuda:1", callback=pairs, help="Of a worker's."),
     click.option("--compile", is_flag=True, help="Teachers through torch.compile; a canary says whether tokens are the same."),
+    click.option("--renderer", type=click.Choice(RENDERERS), default="auto", show_default=True,
+                 help="What decodes and resizes new views; auto: as the store's own views, else fast."),
     click.option("--teachers-at-once", type=click.IntRange(1), default=None, help="Loaded at the same time; default: all."),
     click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
     BAD_SHARE, DRY_RUN, JSON,
@@ -98,7 +102,7 @@ def extract_features(
     as_json: bool, photometric: PhotometricMode | None, view_kind: ViewKind | None, pad_position: PadPosition | None,
     pad_rgb: tuple[int, int, int] | None, seed: int | None, statistics_batches: int | None,
     normalisation: Normalisation, statistics_from: tuple[str, ...], workers: int | None, num_gpus: float, teacher_devices: dict[str, str],
-    compile: bool, teachers_at_once: int | None, address: str | None, max_bad_share: float, dry_run: bool,
+    compile: bool, renderer: RendererName, teachers_at_once: int | None, address: str | None, max_bad_share: float, dry_run: bool,
     **values: Unpack[ExtractionValues],
 ) -> None:  # fmt: skip
     """Run teachers once and keep their tokens. Run again, it does only what is missing."""
@@ -110,8 +114,8 @@ def extract_features(
                              pad_position=pad_position, pad_rgb=pad_rgb)  # fmt: skip
         options = replace(
             request, statistics_batches=statistics_batches, normalisation=normalisation, statistics_from=statistics_from, workers=workers,
-            num_gpus=num_gpus, compile=compile, teachers_at_once=teachers_at_once, address=address, max_bad_share=max_bad_share,
-            dry_run=dry_run,
+            num_gpus=num_gpus, compile=compile, renderer=renderer, teachers_at_once=teachers_at_once, address=address,
+            max_bad_share=max_bad_share, dry_run=dry_run,
         )  # fmt: skip
         return extract(options, on_event)
 

@@ -23,6 +23,14 @@ Orientation = Literal["stored", "upright"]
 """Images as stored, or rotated and mirrored as their EXIF orientation asks for."""
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 
+JpegDecoder = Literal["pillow", "simplejpeg"]
+"""What decodes JPEGs; Pillow decodes everything else."""
+JPEG_DECODERS: tuple[JpegDecoder, ...] = get_args(JpegDecoder)
+
+RendererName = Literal["auto", "fast", "pillow"]
+"""What decodes and resizes new views; auto: what the store's own views have, else the fast one."""
+RENDERERS: tuple[RendererName, ...] = get_args(RendererName)
+
 Container = Literal["file", "tar", "parquet"]
 """What holds an image: a file of its own, or a tar or Parquet file with many of them."""
 CONTAINERS: tuple[Container, ...] = get_args(Container)

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..core.choices import Orientation
+from ..core.choices import JpegDecoder, Orientation
 from ..core.errors import BadInput, CacheDamaged, CacheMismatch, StoreUnavailable
 from ..core.forks import ForkSafeLock
 from ..core.identity import canonical_json, digest, short
@@ -38,6 +38,7 @@ from ..objects.content_addressed import parsing, read_identity_file
 from ..objects.objects import LocalObjects, Objects
 from ..sources.decode import BadImage, Pixels, decode_image, image_size_hw
 from ..sources.sources import read_bytes
+from .fast_jpeg import decode_jpeg
 from .locations import other_locations
 from .versions import REMOVED, REMOVED_BITS, Earlier, check_removed_bits, earlier_versions, removed_file
 
@@ -155,6 +156,7 @@ class ImageDataset:
             self.removed_count: int = described["removed"]["images"] if "removed" in described else 0
         self._described = described
         self.orientation = self.indexed  # how images are decoded; see `read_as`
+        self.jpeg_decoder: JpegDecoder = "pillow"  # as well
         self._lock = ForkSafeLock()  # a Parquet file is read by one thread at a time
         self._parts: LruCache[int, pq.ParquetFile] = LruCache(_KEPT_PARTS)
         self._groups: LruCache[int, pa.Table] = LruCache(_KEPT_GROUPS)
@@ -185,12 +187,17 @@ class ImageDataset:
     def __repr__(self) -> str:
         return f"ImageDataset({self.key!r}, {self._count} images, {len(self.label_names)} labels)"
 
-    def read_as(self, orientation: Orientation) -> "ImageDataset":
-        """Return the dataset with images decoded stored or upright whatever the index says; itself where that changes nothing."""
-        if orientation == self.orientation or not self.oriented:
+    def read_as(self, orientation: Orientation, jpeg_decoder: JpegDecoder | None = None) -> "ImageDataset":
+        """Return the dataset with images decoded stored or upright whatever the index says, JPEGs by a decoder (None: as they were).
+
+        It is the dataset itself where that changes nothing.
+        """
+        decoder = jpeg_decoder or self.jpeg_decoder
+        orientation = orientation if self.oriented else self.orientation
+        if (orientation, decoder) == (self.orientation, self.jpeg_decoder):
             return self
         other = copy.copy(self)
-        other.orientation = orientation
+        other.orientation, other.jpeg_decoder = orientation, decoder
         return other
 
     @property
@@ -334,5 +341,10 @@ class ImageDataset:
         return data
 
     def read_image(self, index: int) -> Pixels:
-        """Return one image as (height, width, 3) uint8 RGB, oriented as the dataset says; raise `CacheMismatch` or `BadImage`."""
-        return decode_image(self.read_image_bytes(index), where=self._where(index), orientation=self.orientation)
+        """Return one image as (height, width, 3) uint8 RGB, oriented as the dataset says; raise `CacheMismatch` or `BadImage`.
+
+        Raise `BadInput` where the decoder that was chosen for JPEGs is not installed.
+        """
+        data = self.read_image_bytes(index)
+        fast = decode_jpeg(data, self.orientation) if self.jpeg_decoder == "simplejpeg" else None
+        return decode_image(data, where=self._where(index), orientation=self.orientation) if fast is None else fast

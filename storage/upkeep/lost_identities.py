@@ -19,6 +19,7 @@ from ..objects.content_addressed import MAX_IDENTITY_BYTES, pack_identity
 from ..objects.damaged_files import read_or_flaw
 from ..objects.objects import Objects
 from ..views.input_size import as_size
+from ..views.renderers import PILLOW, fast
 from ..views.view_set import views_identity
 from ..views.view_spec import VIEW_KINDS, StoredPixels, ViewSpec
 
@@ -63,14 +64,16 @@ def lost_views_identity(objects: Objects, key: str, datasets: Iterable[ImageData
         stored = StoredPixels(as_size(pixels["shape"][1:3])) if pixels else None
     except (KeyError, TypeError, IndexError, ValueError):
         return None
+    renderers = (fast(), PILLOW)
     for dataset in (read for known in datasets for read in dict.fromkeys((known, known.read_as("stored")))):  # evaluations read as stored
         views_per_image, rest = divmod(rows, len(dataset))
         if rest or not views_per_image or shard_rows % views_per_image:
             continue
         for spec in _specs(views_per_image, stored):
-            identity = views_identity(dataset, spec, shard_rows // views_per_image)
-            if short(digest(identity)) == key.rpartition("@")[2]:
-                return pack_identity("views", identity)
+            for renderer in renderers:
+                identity = views_identity(dataset, spec, shard_rows // views_per_image, renderer)
+                if short(digest(identity)) == key.rpartition("@")[2]:
+                    return pack_identity("views", identity)
     return None
 
 

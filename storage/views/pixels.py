@@ -20,6 +20,7 @@ from ..core.errors import CacheMismatch
 from ..images.dataset import ImageRow
 from ..sources.decode import BadImage, Pixels
 from .input_size import size_text
+from .renderers import Renderer
 from .view_spec import Input, Views, ViewSpec, cut, draw, fit, in_order, pixel_digest, render
 
 Int64s = NDArray[np.int64]
@@ -72,6 +73,9 @@ class ReadableViews(Protocol):
     def prefetch(self, rows: Int64s) -> None:
         """Announce rows that will be read soon."""
 
+    def renderer_of(self, image: int) -> Renderer:
+        """Return what renders the views of an image."""
+
     def failure(self, image: int) -> str:
         """Return why an image could not be decoded when its views were committed."""
 
@@ -113,8 +117,9 @@ def fill_pixels(
     """Fill each output with the pixels of some rows, whose views are `recorded`; without outputs only compare digests.
 
     Views that are `drawn_now` have no digests yet: they are written into `recorded.digest`. Raise `CacheMismatch` for an image that gives
-    other pixels than were recorded, and `BadImage` for one that cannot be decoded, or could not when its views were committed; with
-    `failed` such an image is noted there (id → reason) instead, and its rows of the outputs are not written.
+    other pixels than were recorded, or views that cannot be rendered here as theirs are, and `BadImage` for one that cannot be decoded, or
+    could not when its views were committed; with `failed` such an image is noted there (id → reason) instead, and its rows of the outputs
+    are not written.
     """
     if not drawn_now and are_stored(views, [wanted for wanted, _ in outputs]):
         _read_stored(views, rows, recorded, [out for _, out in outputs], failed)
@@ -133,7 +138,8 @@ def _cut_from_image(
     views: ReadableViews, image: int, positions: Iterable[int], recorded: Views, outputs: Sequence[Output], drawn_now: bool
 ) -> None:
     source: Pixels | None = None
-    letterbox = views.spec.letterbox
+    letterbox, renderer = views.spec.letterbox, views.renderer_of(image)
+    renderer.require(views.key)
     for n in positions:
         if not drawn_now and not recorded.digest[n].any():
             raise BadImage(views.failure(image))
@@ -145,14 +151,15 @@ def _cut_from_image(
         elif digest != recorded.digest[n].tobytes():
             raise _differing_pixels(views, image)
         for wanted, out in outputs:
-            out[n] = fit(crop, bool(recorded.flip[n]), wanted, letterbox)
+            fit(crop, bool(recorded.flip[n]), wanted, letterbox, renderer, out[n])
 
 
 def _differing_pixels(views: ReadableViews, image: int) -> CacheMismatch:
+    renderer = views.renderer_of(image)
     return CacheMismatch(
         f"image {views.dataset.row(image).id} of {views.dataset.key} decodes to other pixels than those of its recorded view (pixel digest "
-        f"differs, {views.key}): another version of the image library? This is Pillow {PIL.__version__}; install the version that "
-        "identity.json of the views names, or extract again with other views (--seed)"
+        f"differs, {views.key}): another version of the image library? This is Pillow {PIL.__version__}, and the views have "
+        f"{renderer.text}; install the versions that identity.json of the views names, or extract again with other views (--seed)"
     )
 
 

@@ -31,6 +31,7 @@ from ..shards.zarr_format import ArraySpec, group_metadata
 from ..sources.decode import Pixels, decoder_identity, orientation_of
 from .input_size import as_size, size_hw
 from .photometric import COLUMNS, UNITS
+from .renderers import PILLOW, Renderer, identity_parts
 from .view_spec import DIGEST_BYTES, PHOTOMETRIC_PARAMETERS, Views, ViewSpec, draw, empty_views
 
 DEFAULT_IMAGES_PER_SHARD = 128
@@ -38,17 +39,19 @@ PIXELS = "pixels"
 _KEPT_SHARDS = 256
 
 
-def views_identity(dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> dict[str, Any]:
-    """Return everything that decides a view set."""
+def views_identity(dataset: ImageDataset, spec: ViewSpec, images_per_shard: int, renderer: Renderer = PILLOW) -> dict[str, Any]:
+    """Return everything that decides a view set; of Pillow's renderer it says nothing, as identities of before."""
     if not 1 <= images_per_shard <= 1 << 20:
         raise BadInput(f"images per shard must be between 1 and {1 << 20:,}, got {images_per_shard}")
+    parts = identity_parts(renderer)
     return {
         "format": 1,
         "dataset": dataset.digest,
         "images": len(dataset),
         "views": spec.identity(),
-        "decoder": decoder_identity(dataset.orientation),
+        "decoder": {**decoder_identity(dataset.orientation), **parts.in_decoder},
         "images_per_shard": images_per_shard,
+        **parts.beside,
     }
 
 
@@ -105,16 +108,20 @@ class ViewSet:
             specs = _specs(identity)
             if (identity["dataset"], identity["images"]) != (dataset.digest, len(dataset)):
                 raise ValueError("it names another dataset")
-            self.dataset = dataset.read_as(orientation_of(identity["decoder"]))  # evaluations read an upright dataset as stored
+            self.renderer = Renderer.of(identity)
+            # evaluations read an upright dataset as stored
+            self.dataset = dataset.read_as(orientation_of(identity["decoder"]), self.renderer.jpeg_decoder)
         check_metadata(objects, f"views/{key}", views_metadata(identity))
         self.group = ShardedGroup(objects, f"views/{key}", self.digest, specs)
         self.rows, self.shards = self.group.rows, self.group.shards
         self._kept: LruCache[int, Views] = LruCache(_KEPT_SHARDS)
 
     @classmethod
-    def create(cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int) -> "ViewSet":
+    def create(
+        cls, objects: Objects, dataset: ImageDataset, spec: ViewSpec, images_per_shard: int, renderer: Renderer = PILLOW
+    ) -> "ViewSet":
         """Open the view set of this identity, creating it when the store does not have it, also under another name of the same images."""
-        identity = views_identity(dataset, spec, images_per_shard)
+        identity = views_identity(dataset, spec, images_per_shard, renderer)
         suffix = f"@{short(digest(identity))}"
         own = f"{dataset.name}{suffix}"
         others = [name for name in objects.names("views") if is_key(name) and name.endswith(suffix)]
@@ -213,6 +220,10 @@ class ViewSet:
     def images_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the image of each row."""
         return rows // self.views_per_image
+
+    def renderer_of(self, image: int) -> Renderer:
+        """Return what renders the views of an image."""
+        return self.renderer
 
     def failure(self, image: int) -> str:
         """Return why an image could not be decoded when its views were committed."""

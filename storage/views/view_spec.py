@@ -2,8 +2,8 @@
 
 A view is drawn once, from a counter-based generator (Philox) keyed by (seed, image id, k), so that any subset drawn in any order on any
 machine gives the same values; it is then stored, and teachers and students read it. Only the generator's raw 64-bit stream is used, which
-numpy keeps stable across versions. Resizing is Pillow's antialiased filter on uint8, followed by the flip, and for letterboxed views by
-the padding, which is why that is never mirrored. Axes: n views; crop = (top, left, height, width) in source pixels.
+numpy keeps stable across versions. Resizing is an antialiased filter on uint8 (`renderers`), followed by the flip, and for letterboxed
+views by the padding, which is why that is never mirrored. Axes: n views; crop = (top, left, height, width) in source pixels.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..core import choices
 from ..core.errors import BadInput, unknown_name
@@ -24,13 +23,10 @@ from . import photometric
 from .input_size import SizePx, as_size, size_hw, size_json, size_text
 from .letterbox import IMAGENET_MEAN_RGB, Letterbox, cells_with_content
 from .photometric import Distortion
+from .renderers import INTERPOLATIONS as INTERPOLATIONS
+from .renderers import PILLOW, Renderer
 
 PHOTOMETRIC_PARAMETERS = photometric.STORED_COLUMNS
-INTERPOLATIONS: dict[str, Image.Resampling] = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "nearest": Image.Resampling.NEAREST,
-}
 DIGEST_BYTES = 16
 Box = tuple[int, int, int, int]  # top, left, height, width
 _LARGEST_STORED_PX = 4096
@@ -315,28 +311,32 @@ def pixel_digest(crop_pixels: Pixels) -> bytes:
     return hasher.digest()
 
 
-def resize(crop_pixels: Pixels, flip: bool, size_px: SizePx, interpolation: str = "bicubic") -> Pixels:
+def resize(crop_pixels: Pixels, flip: bool, size_px: SizePx, interpolation: str = "bicubic", renderer: Renderer = PILLOW) -> Pixels:
     """Return the crop stretched to an input, (height, width, 3) uint8, antialiased, then mirrored when `flip`."""
-    if interpolation not in INTERPOLATIONS:
-        raise unknown_name("interpolation", interpolation, INTERPOLATIONS)
-    picture = Image.fromarray(np.ascontiguousarray(crop_pixels)).resize(size_hw(size_px)[::-1], INTERPOLATIONS[interpolation])
-    if flip:  # by Pillow: numpy copies a mirrored view three bytes at a time, in ten times as long
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(picture)
+    return fit(crop_pixels, flip, Input(size_px, interpolation), renderer=renderer)
 
 
-def fit(crop_pixels: Pixels, flip: bool, wanted: Input, letterbox: Letterbox | None = None) -> Pixels:
+def fit(
+    crop_pixels: Pixels,
+    flip: bool,
+    wanted: Input,
+    letterbox: Letterbox | None = None,
+    renderer: Renderer = PILLOW,
+    out: Pixels | None = None,
+) -> Pixels:
     """Return the crop at an input, (height, width, 3) uint8: stretched to it, or inside of it with padding of the exact colour around.
 
-    Padding stays where it is when the crop is mirrored: a model whose images lie at the top left never sees one at the top right.
+    It is written into `out` where that is given. Padding stays where it is when the crop is mirrored: a model whose images lie at the top
+    left never sees one at the top right.
     """
-    if letterbox is None:
-        return resize(crop_pixels, flip, wanted.size_px, wanted.interpolation)
-    top, left, height, width = letterbox.content((crop_pixels.shape[0], crop_pixels.shape[1]), wanted.size_px)
-    padded = np.empty(wanted.shape, np.uint8)
-    padded[:] = letterbox.rgb
-    padded[top : top + height, left : left + width] = resize(crop_pixels, flip, (height, width), wanted.interpolation)
-    return padded
+    view = np.empty(wanted.shape, np.uint8) if out is None else out
+    content = view
+    if letterbox is not None:
+        top, left, height, width = letterbox.content((crop_pixels.shape[0], crop_pixels.shape[1]), wanted.size_px)
+        view[:] = letterbox.rgb
+        content = view[top : top + height, left : left + width]
+    renderer.resize_into(content, crop_pixels, flip, wanted.interpolation)
+    return view
 
 
 def render(
@@ -346,6 +346,7 @@ def render(
     size_px: SizePx,
     interpolation: str = "bicubic",
     letterbox: Letterbox | None = None,
+    renderer: Renderer = PILLOW,
 ) -> Pixels:
     """Return one view at a model's input: crop, antialiased resize, flip, padding where there is any → (height, width, 3) uint8."""
-    return fit(cut(image, crop), flip, Input(size_px, interpolation), letterbox)
+    return fit(cut(image, crop), flip, Input(size_px, interpolation), letterbox, renderer)

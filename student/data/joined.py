@@ -17,6 +17,7 @@ from torch import Tensor
 from ...storage.images.dataset import ImageDataset, ImageRow
 from ...storage.sources.decode import Pixels
 from ...storage.views.input_size import SizePx
+from ...storage.views.renderers import Renderer
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import Views, empty_views
 from ..model.student import TargetSpec
@@ -91,6 +92,11 @@ class JoinedViews:
         for part, here, local in self.numbering.split(rows):
             images[here] = self.dataset.numbering.starts[part] + self.parts[part].images_of(local)
         return images
+
+    def renderer_of(self, image: int) -> Renderer:
+        """Return what renders the views of an image: datasets may differ in it."""
+        part, local = self.dataset.numbering.locate(image)
+        return self.parts[part].renderer_of(local)
 
     def failure(self, image: int) -> str:
         """Return why an image failed, as `ViewSet.failure`."""

@@ -85,7 +85,8 @@ def own(tiny_store: Any, tmp_path: Path) -> Extracted:
 def seen_by_teacher(reader: FeatureReader, row: int, px: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A view's pixels (1, px, px, 3) without and with its distortion."""
     views = reader.views.read(np.array([row]))
-    clean = torch.from_numpy(render(reader.views.dataset.read_image(row // 2), views.crop[0], bool(views.flip[0]), px).copy())[None]
+    image = reader.views.dataset.read_image(row // 2)
+    clean = torch.from_numpy(render(image, views.crop[0], bool(views.flip[0]), px, renderer=reader.views.renderer))[None]
     return clean, apply_photometric(clean, torch.from_numpy(views.photometric))
 
 

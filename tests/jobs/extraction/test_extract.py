@@ -41,7 +41,8 @@ def test_the_store_holds_exactly_what_the_teacher_says_about_each_recorded_view(
     cls, patch = tokens(store, reader.key)
     for row in (0, 1, 17, 47):
         views = reader.views.read(np.array([row]))
-        pixels = render(reader.views.dataset.read_image(row // 2), views.crop[0], bool(views.flip[0]), 16)
+        image = reader.views.dataset.read_image(row // 2)
+        pixels = render(image, views.crop[0], bool(views.flip[0]), 16, renderer=reader.views.renderer)
         live = teacher(torch.from_numpy(pixels.copy())[None])
         np.testing.assert_allclose(reader.statistics.denormalize_cls(cls[row : row + 1]), live.cls_BD, atol=1e-4)
         np.testing.assert_allclose(reader.statistics.denormalize_patch(patch[row : row + 1]), live.patch_BHWD, atol=1e-4)

@@ -43,7 +43,7 @@ def test_the_pages_example_is_extracted_by_ray_trained_from_and_faithful(
     assert reader.complete
     row, views = 5, reader.views.read(np.array([5]))
     image = reader.views.dataset.read_image(row // reader.views.views_per_image)
-    pixels = render(image, views.crop[0], bool(views.flip[0]), 64, "bicubic")
+    pixels = render(image, views.crop[0], bool(views.flip[0]), 64, "bicubic", renderer=reader.views.renderer)
     expected = load_teacher(resolve_teacher(name))(torch.from_numpy(np.array(pixels))[None])
     np.testing.assert_allclose(
         reader.decode(reader.read([row]))[0], reader.statistics.normalize_patch(expected.patch_BHWD.numpy())[0], rtol=0, atol=2e-5

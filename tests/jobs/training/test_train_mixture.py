@@ -66,7 +66,7 @@ def test_each_batch_is_all_of_one_dataset_with_its_own_pixels_and_tokens(mixed: 
         assert np.array_equal(batch.tensors["teacher/patch"].numpy(), reader.read(local).patch)
         for n, row in enumerate(local.tolist()):
             image = part.views.dataset.read_image(row // part.views.views_per_image)
-            expected = render(image, recorded.crop[n], bool(recorded.flip[n]), 16)
+            expected = render(image, recorded.crop[n], bool(recorded.flip[n]), 16, renderer=part.views.renderer)
             assert np.array_equal(batch.tensors["pixels/student"][n].numpy(), expected)
         of_few += part.name == "few"
     assert 4 <= of_few <= 18

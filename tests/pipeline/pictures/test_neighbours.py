@@ -65,7 +65,7 @@ def test_without_a_choice_there_is_a_query_of_each_label(tiny_store: Any) -> Non
 def test_a_picture_is_the_recorded_crop(tiny_store: Any) -> None:
     reader = tiny_store.features()
     views = reader.views.read(np.array([6]))
-    expected = render(reader.views.dataset.read_image(3), views.crop[0], bool(views.flip[0]), 64)
+    expected = render(reader.views.dataset.read_image(3), views.crop[0], bool(views.flip[0]), 64, renderer=reader.views.renderer)
     found = seen(reader, 3, 0.25, 64)
     assert (found.image == expected).all()
     row = reader.views.dataset.row(3)

@@ -52,7 +52,9 @@ def test_a_shown_view_is_the_recorded_crop_as_the_teacher_saw_it(tiny_store: Any
     views = reader.views.read(np.array([2 * index]))
     crop = views.crop[0]
     assert first.views[0].image is not None
-    expected = resize(cut(reader.views.dataset.read_image(index), crop), bool(views.flip[0]), int(max(crop[2:])))
+    expected = resize(
+        cut(reader.views.dataset.read_image(index), crop), bool(views.flip[0]), int(max(crop[2:])), renderer=reader.views.renderer
+    )
     assert (first.views[0].image == expected).all()
     top, left, height, width = first.views[0].crop
     assert (round(top * first.height), round(left * first.width)) == (crop[0], crop[1])
