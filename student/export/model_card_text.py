@@ -10,6 +10,7 @@ from typing import Any
 
 from ...teachers.registry.table import Terms, sentence
 from ..edge.choice import GraphChoice
+from ..heads.documents import heads_text
 from ..model.student import count_parameters
 from .formats import row_of
 from .lineage import PARTS, Trained, read_record, read_targets
@@ -40,6 +41,7 @@ def card_text(
             f"In: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
             f" divided by {list(prep.std)}."
         ),
+        **({"Heads": heads_text(trained.heads, prep.size_px)} if trained.heads else {}),
         "Use": f"    python usage.py PICTURE\n\n```python\n{usage}```",
         "This file against the trained student": _table(facts),
         "Licence": _licence(terms) if trained.part != "initial" else "Random weights: no teacher has shaped them.",
