@@ -79,7 +79,7 @@ def train(photos: Path, student_name: str, teacher_name: str, px: int, epochs: i
             cosines = [functional.cosine_similarity(*pair, dim=-1).mean() for pair in zip(predicted, (cls, patch), strict=True)]
             loss = 2 - cosines[0] - cosines[1]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
     return {"teacher_s": of_teacher, "student_s": time.perf_counter() - started - of_teacher}

@@ -2,6 +2,7 @@
 
     FOLDER/evaluations/<evaluation>-<digest12>.partial.json           the measurements so far
     FOLDER/evaluations/<evaluation>-<digest12>.partial.safetensors    the head (`student.probes.head_training`)
+    FOLDER/evaluations/<evaluation>-<digest12>.head.safetensors       the trained head (`student.heads.kept`)
 
 Both partial files go when the result is there. A measurement is made every `evaluate_every` steps and at the end; the official segmentation
 loop reports the best of them, so they are all kept.
@@ -11,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ...storage.images.dense_pairs import Pair, pairs_digest, picture_digests
 from ...storage.sources.decode import Pixels
 from ...storage.views.input_size import SizePx
 from ...student.data.order import KeyedPermutation
+from ...student.heads.kept import KeptHead, head_path, keep_head
 from ...student.model.draws import bits64, step_seed
 from ...student.probes.dense_head import DenseHead, HeadRecipe
 from ...student.probes.dense_tokens import patch_tokens, stacked, training_mode
@@ -77,6 +79,8 @@ class HeadOptions(DenseOptions):
     seed: int = 0
     allow_overlap: bool = False
     """Validation pictures that are also trained on are a warning instead of an error."""
+    keep_head: bool = True
+    """Keep the head of the last step beside its record, so that `export --head` can take it along."""
 
     def __post_init__(self) -> None:
         if self.protocol not in HEAD_PROTOCOLS:
@@ -119,16 +123,24 @@ class DenseEvaluation:
     """Of what the sides of an input are made a multiple."""
     best: str | None = None
     """A figure of which the highest of all measurements is given too."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the kept head needs beside its tensors."""
+    input: Mapping[str, Any] = field(default_factory=dict)
+    """How a measurement makes the encoder's input of a picture."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes."""
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors of the kept head that are not trained."""
 
     def batch(self, seed: int, step: int) -> Batch:
         """Return pixels (B, H, W, 3) of a step's drawn views, the size of each picture in them, and their targets."""
 
         def draw_view(numbered: tuple[int, int]) -> tuple[Pixels, NDArray[Any]]:
             index, number = numbered
-            return self.draw(self.pairs["train"][number], _generator(seed, step, index))
+            return self.draw(self.pairs["train"][number], drawing_generator(seed, step, index))
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            views = list(pool.map(draw_view, enumerate(_pictures_of_step(step, self.recipe.batch_size, len(self.pairs["train"]), seed))))
+            views = list(pool.map(draw_view, enumerate(pictures_of_step(step, self.recipe.batch_size, len(self.pairs["train"]), seed))))
         pixels, sizes = stacked([picture for picture, _ in views], self.size_hw)
         targets = np.full(pixels.shape[:3], self.fill, views[0][1].dtype)
         for index, (_, target) in enumerate(views):
@@ -174,17 +186,28 @@ def run_dense(
 
     def compute() -> dict[str, Any]:
         teacher = model.load(choose_device(options.device).value)
-        results = _train_and_measure(evaluation, teacher, head_file, progress, options, on_event)
+        head, measured = _train_and_measure(evaluation, teacher, head_file, progress, options, on_event)
+        results = {**differences(evaluation.recipe, options), "test_images_in_train": in_both, **measured}
+        if options.keep_head:
+            protocol = {**full_protocol, "model": model.identity}
+            keep_head(head_path(path), _kept(evaluation, head, model, protocol, results), on_event)
         for file in (progress, head_file):
             file.unlink(missing_ok=True)
-        return {**differences(evaluation.recipe, options), "test_images_in_train": in_both, **results}
+        return results
 
-    return evaluated(evaluation.name, model, full_protocol, compute, on_event)
+    return evaluated(evaluation.name, model, full_protocol, compute, on_event, keeps_head=options.keep_head)
+
+
+def _kept(evaluation: DenseEvaluation, head: DenseHead, model: Model, protocol: dict[str, Any], results: dict[str, Any]) -> KeptHead:
+    """Return the head as it is kept; dropout has no tensors, and nothing to do in a prediction."""
+    settings = {"width": model.spec.patch_dim, "outputs": evaluation.outputs, **evaluation.settings}
+    tensors = {**head.state_dict(), **evaluation.constants}
+    return KeptHead(evaluation.name, model.identity, protocol, settings, evaluation.input, evaluation.labels, results, tensors)
 
 
 def _train_and_measure(
     evaluation: DenseEvaluation, teacher: Teacher, head_file: Path, progress: Path, options: HeadOptions, on_event: OnEvent
-) -> dict[str, Any]:
+) -> tuple[DenseHead, dict[str, Any]]:
     torch.manual_seed(step_seed(options.seed, -1))
     head = DenseHead(teacher.spec.patch_dim, evaluation.outputs, evaluation.dropout).to(teacher.device)
     training = HeadTraining(
@@ -202,7 +225,7 @@ def _train_and_measure(
             write_partial(progress, lambda: to_strict_json(by_step, evaluation.name), on_event)
             on_event({"event": "evaluation", "step": stop, evaluation.name: by_step[str(stop)]})
     best = {} if evaluation.best is None else {f"best_{evaluation.best}": max(measured[evaluation.best] for measured in by_step.values())}
-    return {**by_step[str(evaluation.recipe.steps)], **best, "by_step": by_step}
+    return head, {**by_step[str(evaluation.recipe.steps)], **best, "by_step": by_step}
 
 
 def differences(recipe: HeadRecipe, options: HeadOptions) -> dict[str, list[str]]:
@@ -223,13 +246,13 @@ def refuse_other_size(pair: Pair, target: NDArray[Any], picture: Pixels) -> None
         raise BadInput(f"{pair.target} has {target.shape} pixels and its picture {picture.shape[:2]}; both must be of one size")
 
 
-def _pictures_of_step(step: int, batch_size: int, count: int, seed: int) -> list[int]:
+def pictures_of_step(step: int, batch_size: int, count: int, seed: int) -> list[int]:
     """Return which training pictures a step sees: epochs of keyed permutations, nothing dropped."""
     positions = range(step * batch_size, (step + 1) * batch_size)
     return [int(KeyedPermutation(count, seed, "dense", position // count)(np.array([position % count]))[0]) for position in positions]
 
 
-def _generator(seed: int, step: int, index: int) -> np.random.Generator:
+def drawing_generator(seed: int, step: int, index: int) -> np.random.Generator:
     """Return the random generator that draws the view of one picture of a step."""
     return np.random.Generator(np.random.Philox(bits64(seed, "dense view", step, index)))
 

@@ -22,6 +22,7 @@ from ...student.probes.depth import (
     BINS,
     DepthView,
     Metres,
+    bin_depths,
     depth_metrics,
     predicted_depth,
     training_depth_loss,
@@ -70,9 +71,17 @@ def evaluate_depth(options: DepthOptions, on_event: OnEvent = ignore_event) -> d
         draw=lambda pair, generator: training_view(*_read(pair, per_metre), view, generator),
         loss_of=lambda logits_BKHW, depth_BHW, step: training_depth_loss(logits_BKHW, depth_BHW[:, None], view, step),
         measure=lambda teacher, head: _measure(teacher, head, pairs["val"], per_metre, view, options.official, on_event),
-        encoder_trains=lambda step: options.official, padding_px=lambda teacher: padding_px(teacher.encoder, options.official),
+        encoder_trains=lambda step: options.official, input=_input(options), constants={"values_K": bin_depths(BINS, view)},
+        padding_px=lambda teacher: padding_px(teacher.encoder, options.official),
     )  # fmt: skip
     return run_dense(evaluation, model, protocol, options, on_event)
+
+
+def _input(options: DepthOptions) -> dict[str, Any]:
+    rule = "the whole picture at its own size, its sides padded by zeros on both ends to a multiple of the stride"
+    less = ", of a ConvNeXt to a multiple of 4" if options.official else ""
+    mirror = "averaged with the mirrored picture's depth, upsampled to the picture bilinearly"
+    return {"size_px": None, "rule": f"{rule}{less}; {mirror}"}
 
 
 def _read(pair: Pair, per_metre: float) -> tuple[Pixels, Metres]:

@@ -17,6 +17,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, size_json, size_text
+from ...student.heads.kept import head_path
 from ...student.probes.evaluation_records import find_record, record_path, write_record
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
@@ -55,14 +56,19 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 def evaluated(
-    evaluation: str, model: Model | CachedModel, protocol: dict[str, Any], compute: Callable[[], dict[str, Any]], on_event: OnEvent
-) -> dict[str, Any]:
+    evaluation: str, model: Model | CachedModel, protocol: dict[str, Any], compute: Callable[[], dict[str, Any]], on_event: OnEvent,
+    *, keeps_head: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Return the results of a protocol: from its record when there is one, else computed and recorded.
 
-    Returns the results with `model`, `seconds`, `record` (the file) and `already`.
+    Returns the results with `model`, `seconds`, `record` (the file) and `already`. With `keeps_head` a record alone is not enough: without
+    its head the evaluation is made again; `compute` then writes the head before the record is written. The result has its file as `head`.
     """
     full_protocol = {**protocol, "model": model.identity}
-    record = find_record(model.folder, evaluation, full_protocol)
+    record, path = find_record(model.folder, evaluation, full_protocol), record_path(model.folder, evaluation, full_protocol)
+    if keeps_head and record is not None and not head_path(path).is_file():
+        on_event({"event": "note", "text": f"{path} has no head beside it, so it is evaluated again to keep one (--no-keep-head does not)"})
+        record = None
     already = record is not None
     if record is None:
         on_event({"event": evaluation, "model": model.name})
@@ -74,8 +80,8 @@ def evaluated(
         except StoreUnavailable as error:
             on_event({"event": "warning", "text": f"the result is not kept, only shown: {error}; --out names another folder"})
             return {"model": model.name, **results, "seconds": round(seconds, 3), "record": None, "already": False}
-    where = str(record_path(model.folder, evaluation, full_protocol))
-    return {"model": model.name, **record["results"], "seconds": record["seconds"], "record": where, "already": already}
+    head = {"head": str(head_path(path))} if head_path(path).is_file() else {}
+    return {"model": model.name, **record["results"], "seconds": record["seconds"], "record": str(path), **head, "already": already}
 
 
 def splits_of(options: ClassifiedOptions, on_event: OnEvent) -> tuple[Model | CachedModel, Split, Split]:

@@ -1,6 +1,7 @@
 """The linear probe of a model or of cached tokens over two labelled datasets; see `student.probes.linear`.
 
-    FOLDER/evaluations/linear-<digest12>.partial.json      the sweep so far: a stopped probe goes on at its next value
+    FOLDER/evaluations/linear-<digest12>.partial.json         the sweep so far: a stopped probe goes on at its next value
+    FOLDER/evaluations/linear-<digest12>.head.safetensors     the probe (`student.heads.kept`)
 
 Class tokens are probed; a teacher without any is probed on its mean patch tokens, and the result says so.
 """
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
+from ...student.heads.kept import KeptHead, head_path, keep_head
 from ...student.probes.evaluation_records import PARTIAL, record_path, to_strict_json, write_partial
-from ...student.probes.linear import POWERS, VALIDATION_SHARE, fit, sweep
+from ...student.probes.linear import POWERS, VALIDATION_SHARE, Probe, fit, sweep
 from ...teachers.runtime.devices import choose_device
 from .knn import evaluated, images_in_both, splits_of
 from .labelled_features import ClassifiedOptions, LabelledSplit, read_upright, warn_upright
+from .models import CachedModel, Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class LinearOptions(ClassifiedOptions):
     """Of the tenth of the training images on which the probe's strength is chosen."""
     powers: tuple[float, ...] = POWERS
     """Exponents of 10 that are tried for C, the inverse of the weight decay."""
+    keep_head: bool = True
+    """Keep the probe beside its record, so that `export --head` can take it along."""
 
 
 def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
@@ -52,11 +57,32 @@ def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) ->
     def compute() -> dict[str, Any]:
         names, device = train.dataset.label_names, choose_device(options.device).value
         bank, queries = (_tensors(split.features(names, on_event), feature, device) for split in (train, test))
-        result = _probe(bank, queries, len(names), powers, seed, partial, on_event)
+        probe, result = _probe(bank, queries, len(names), powers, seed, partial, on_event)
         counts = {"train_images": len(bank[1]), "test_images": len(queries[1]), "test_images_in_train": in_both, "classes": len(names)}
-        return {**counts, **upright, "feature": feature, **result}
+        results = {**counts, **upright, "feature": feature, **result}
+        if options.keep_head:
+            head = _head(probe, feature, model, {**protocol, "model": model.identity}, names, results, options)
+            keep_head(head_path(record_path(model.folder, "linear", head.protocol)), head, on_event)
+        partial.unlink(missing_ok=True)
+        return results
 
-    return evaluated("linear", model, protocol, compute, on_event)
+    return evaluated("linear", model, protocol, compute, on_event, keeps_head=options.keep_head)
+
+
+def _head(
+    probe: Probe, feature: str, model: Model | CachedModel, protocol: dict[str, Any], names: list[str], results: dict[str, Any],
+    options: LinearOptions,
+) -> KeptHead:  # fmt: skip
+    """Return the probe as it is kept: in float64, with the classes' names in their order."""
+    outputs, width = probe.weight_KD.shape
+    prep = model.identity["preprocessing"]
+    cached = {"features": [protocol[split]["features"] for split in ("train", "test")]} if isinstance(model, CachedModel) else {}
+    share = "" if options.crop_fraction == 1 else f" of {options.crop_fraction:g} of the shorter side"
+    rule = f"the central square{share}, resized to {prep['size_px']} px ({prep['interpolation']})"
+    described = {"size_px": prep["size_px"], "crop_fraction": options.crop_fraction, **cached, "rule": rule}
+    tensors = {"linear.weight": probe.weight_KD, "linear.bias": probe.bias_K}
+    settings = {"feature": feature, "width": width, "outputs": outputs}
+    return KeptHead("linear", model.identity, protocol, settings, described, tuple(names), results, tensors)
 
 
 Labelled = tuple[Tensor, Tensor]
@@ -72,7 +98,7 @@ def _tensors(split: LabelledSplit, feature: str, device: str) -> Labelled:
 
 def _probe(
     bank: Labelled, queries: Labelled, classes: int, powers: Sequence[float], seed: int, partial: Path, on_event: OnEvent
-) -> dict[str, Any]:
+) -> tuple[Probe, dict[str, Any]]:
     def keep(accuracies: dict[str, float]) -> None:
         write_partial(partial, lambda: to_strict_json(accuracies, "linear probe"), on_event)
         on_event({"event": "progress", "stage": "linear probe", "done": len(accuracies), "total": len(powers), "unit": "fits"})
@@ -86,5 +112,4 @@ def _probe(
         "c": 10.0**chosen.power,
         "validation_by_power": chosen.accuracies,
     }
-    partial.unlink(missing_ok=True)
-    return results
+    return probe, results

@@ -19,7 +19,7 @@ class Evaluation:
     """A row of the table."""
 
     module: str
-    """File of this folder, without `.py`."""
+    """File of this folder, without `.py`; `.WING.FILE` for one of another wing."""
     function: str
     """What it is run by: (options, on_event) → results, kept beside the model where the module keeps them."""
     title: str
@@ -93,6 +93,13 @@ EVALUATIONS: dict[str, Evaluation] = {
             "depth-estimation", "Depth estimation", "linear head",
             {"rmse": ("rmse", "RMSE (m)"), "abs_rel": ("abs_rel", "absolute relative error"),
              "delta1": ("delta1", "share within a factor of 1.25")},
+        ),
+    ),
+    "detection": Evaluation(
+        ".detection.detection", "evaluate_detection", "detection, AP", "%", ".1f", ("ap",),
+        hub=HubTask(
+            "object-detection", "Object detection", "LW-DETR's detector",
+            {"ap": ("mean_average_precision", "AP (%)"), "ap50": ("ap50", "AP at IoU 0.5 (%)"), "ap75": ("ap75", "AP at IoU 0.75 (%)")},
         ),
     ),
     "correspondence": Evaluation(

@@ -79,8 +79,18 @@ def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = igno
         loss_of=lambda logits_BKHW, masks_BHW, step: segmentation_loss(logits_BKHW, masks_BHW, options.protocol),
         measure=lambda teacher, head: _measure(teacher, head, pairs["val"], masks, view, on_event),
         encoder_trains=lambda step: options.official and step < options.evaluate_every,
+        input=_input(view), labels=tuple(str(number + masks.zero_is_ignored) for number in range(masks.classes)),
     )  # fmt: skip
     return run_dense(evaluation, model, protocol, options, on_event)
+
+
+def _input(view: SegmentationView) -> dict[str, Any]:
+    size, stride = view.size_px, view.stride_px
+    rule = (
+        f"the shorter side resized to {size} px (bilinear), windows of {size} px every {stride} px, each window's logits upsampled to it "
+        "bilinearly and averaged where windows overlap, then upsampled to the picture"
+    )
+    return {"size_px": size, "stride_px": stride, "rule": rule}
 
 
 def _read(pair: Pair, masks: MaskClasses) -> tuple[Pixels, Mask]:

@@ -136,6 +136,10 @@ class ClassifiedValues(TypedDict):
     dry_run: bool
 
 
+KEEP_HEAD = click.option("--keep-head/--no-keep-head", default=True, show_default=True,
+                         help="Keep the trained head beside the result, for `export --head`.")  # fmt: skip
+
+
 @evaluate.command()
 @click.argument("model")
 @options(*CLASSIFIED)
@@ -149,12 +153,12 @@ def knn(as_json: bool, **values: Unpack[ClassifiedValues]) -> None:
 
 @evaluate.command()
 @click.argument("model")
-@options(*CLASSIFIED, SEED)
-def linear(as_json: bool, seed: int, **values: Unpack[ClassifiedValues]) -> None:
+@options(*CLASSIFIED, SEED, KEEP_HEAD)
+def linear(as_json: bool, seed: int, keep_head: bool, **values: Unpack[ClassifiedValues]) -> None:
     """Fit a linear probe on MODEL's class tokens. L-BFGS; its strength is chosen on a tenth of the training images."""
     from ...jobs.evaluation.linear import LinearOptions, evaluate_linear
 
-    request = LinearOptions(seed=seed, **values)
+    request = LinearOptions(seed=seed, keep_head=keep_head, **values)
     run(lambda on_event: evaluate_linear(request, on_event), as_json)
 
 
@@ -172,7 +176,7 @@ HEAD = (
     click.option("--batch-size", type=click.IntRange(2), default=None, help="Pictures of a step; default: 16, the official."),
     DENSE_SIDE,
     click.option("--evaluate-every", type=click.IntRange(1), default=5000, show_default=True, help="Steps between measurements."),
-    OVERLAP, SEED, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    OVERLAP, SEED, KEEP_HEAD, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
 )  # fmt: skip
 
 
@@ -197,6 +201,7 @@ class HeadValues(DenseValues):
     evaluate_every: int
     allow_overlap: bool
     seed: int
+    keep_head: bool
 
 
 @evaluate.command()
@@ -233,6 +238,32 @@ def depth(as_json: bool, nyu_crops: bool | None, per_metre: float, **values: Unp
 
     request = DepthOptions(nyu_crops=nyu_crops, per_metre=per_metre, **values)
     run(lambda on_event: evaluate_depth(request, on_event), as_json)
+
+
+@evaluate.command()
+@click.argument("model")
+@options(
+    DENSE_DATA,
+    click.option("--finetune", is_flag=True, help="Train a copy of the encoder as well; default: it stays frozen."),
+    click.option("--steps", type=click.IntRange(2), default=None, help="Of the detector's training; default: 20,000."),
+    click.option("--batch-size", type=click.IntRange(1), default=None, help="Pictures of a step; default: 16."),
+    click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=None, help="Its highest; default: 0.0002."),
+    DENSE_SIDE, OVERLAP, SEED, KEEP_HEAD,
+    click.option("--check", is_flag=True, help="Only read and check the data."),
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+)  # fmt: skip
+def detection(
+    as_json: bool, finetune: bool, steps: int | None, batch_size: int | None, learning_rate: float | None, allow_overlap: bool, seed: int,
+    keep_head: bool, check: bool, **values: Unpack[DenseValues],
+) -> None:  # fmt: skip
+    """Train a detector on patch tokens, measure AP. COCO's layout; LW-DETR's detector of transformers."""
+    from ...jobs.detection.detection import DetectionOptions, evaluate_detection
+
+    request = DetectionOptions(
+        finetune=finetune, steps=steps, batch_size=batch_size, learning_rate=learning_rate, allow_overlap=allow_overlap, seed=seed,
+        keep_head=keep_head, check=check, **values,
+    )  # fmt: skip
+    run(lambda on_event: evaluate_detection(request, on_event), as_json)
 
 
 @evaluate.command()

@@ -41,16 +41,19 @@ class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 
                  help="ONNX for inputs of any size, or of one shape and opset 18 for edge devices."),
     click.option("--precision", type=click.Choice(GRAPH_PRECISIONS), default="fp32", show_default=True, help="Numbers of an edge graph."),
     click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at once of an edge graph."),
+    click.option("--head", "heads", multiple=True, metavar="[NAME=]HEAD",
+                 help="A head that an evaluation of RUN kept (linear, segmentation, …, a file) goes along; repeatable."),
     JSON,
 )  # fmt: skip
 def export(
     as_json: bool, run_folder: Path | str, formats: tuple[ExportFormat, ...], out: Path, size_px: SizePx | None, adapters: bool,
     store: str | None, proxy: Path | str | None, evaluations: tuple[Path, ...], target: GraphTarget, precision: GraphPrecision, batch: int,
+    heads: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
     from ...jobs.export_run import ExportOptions, export_run
 
-    request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations, target, precision, batch)
+    request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations, target, precision, batch, heads)
     run(lambda on_event: export_run(request, on_event), as_json)
 
 

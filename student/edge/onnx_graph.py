@@ -5,6 +5,7 @@ Limit: the weights are in the file, which protobuf ends at 2 GB.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ IR_VERSION = 8
 """The file format's version; runtimes refuse a newer one than they know."""
 
 
-def write_graph(folded: fx.GraphModule, example: Tensor, path: Path, *, half: bool) -> dict[str, int]:
-    """Write `pixels` → `cls`, `patch` and return the operators; raises BadInput for one that is not on the list, before writing."""
+def write_graph(
+    folded: fx.GraphModule, example: Tensor, path: Path, *, half: bool, outputs: Sequence[str] = ("cls", "patch")
+) -> dict[str, int]:
+    """Write `pixels` → `outputs` and return the operators; raises BadInput for one that is not on the list, before writing."""
     import onnx
 
-    model = _model(folded, example)
+    model = _model(folded, example, outputs)
     if half:
         model = to_half(model)
     counts = count_operators(model)
@@ -39,16 +42,17 @@ def write_graph(folded: fx.GraphModule, example: Tensor, path: Path, *, half: bo
     return counts
 
 
-def _model(folded: fx.GraphModule, example: Tensor) -> Any:
+def _model(folded: fx.GraphModule, example: Tensor, outputs: Sequence[str]) -> Any:
     """Return the fp32 ModelProto."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
-            folded, (example,), dynamo=True, opset_version=OPSET, verbose=False, input_names=["pixels"], output_names=["cls", "patch"],
+            folded, (example,), dynamo=True, opset_version=OPSET, verbose=False, input_names=["pixels"],
         )  # fmt: skip
     assert program is not None
+    name_outputs(program.model, outputs)
     ClearMetadataAndDocStringPass()(program.model)
     DeduplicateInitializersPass(size_limit=2**31)(program.model)  # each block's rotary tables are the same numbers
     program.model.ir_version = IR_VERSION
@@ -59,6 +63,20 @@ def _model(folded: fx.GraphModule, example: Tensor) -> Any:
     del model.opset_import[:]
     model.opset_import.extend([_opset(OPSET)])
     return model
+
+
+def name_outputs(model: Any, names: Sequence[str]) -> None:
+    """Name the outputs of an onnx_ir model; a value inside that the exporter called the same gets another name.
+
+    The exporter renames outputs itself, without looking: a layer's value may be called `linear`, and then no runtime loads the graph.
+    """
+    outputs = list(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in names:
+                value.name = f"inner_{value.name}"
+    for output, name in zip(outputs, names, strict=True):
+        output.name = name
 
 
 def _opset(version: int) -> Any:

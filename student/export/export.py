@@ -4,6 +4,7 @@
       the model            see `formats`; FORMAT is `onnx-edge`, `onnx-edge-fp16` for those graphs
       README.md            the model card: origin, terms, evaluations, recipe
       usage.py             ten lines that run it
+      heads.json           with --head: outputs, classes, figures of each head
       export.json          what was exported and how far it is from the trained student
       SHA256SUMS           of every other file
       adapters/            with --adapters: from the student's tokens to its teachers' spaces
@@ -13,14 +14,16 @@ cannot be checked is not made. Only the official hub's six shapes go out as `eup
 takes seconds to minutes.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from ...storage.core.choices import GraphPrecision, GraphTarget
 from ...storage.core.errors import BadInput, unknown_name
@@ -29,14 +32,18 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
-from ...storage.views.input_size import SizePx
+from ...storage.views.input_size import SizePx, square_side
+from ...teachers.checkpoints.published import load_encoder
 from ...teachers.encoders.architectures import Options
 from ...teachers.registry.table import Terms
 from ..edge.choice import GraphChoice
+from ..heads.chosen import NamedHead, choose_heads, finetuned_encoder
+from ..heads.documents import FILE as HEADS_FILE
+from ..heads.documents import headed_usage, heads_record
 from .adapter_chain import write_chain
 from .formats import FORMATS, row_of, usage_example
 from .hub_task import HubTask
-from .lineage import Trained, collect_terms, evaluations_of_weights, hub_name, open_trained, run_title
+from .lineage import Trained, collect_terms, evaluations_of_weights, folders_of_models, hub_name, open_trained, run_title
 from .model_card import model_card
 
 
@@ -66,6 +73,8 @@ class ExportOptions:
     """Numbers of such a graph."""
     batch: int = 1
     """Pictures that such a graph takes at once."""
+    heads: tuple[str, ...] = ()
+    """Kept heads of this student that go along, each `HEAD` or `NAME=HEAD` (`heads.chosen`)."""
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -82,6 +91,9 @@ class ExportOptions:
                 raise BadInput(f"--{name} is of the formats {able}; of {', '.join(self.formats)} none takes it")
         for form in self.formats:
             row_of(form, self.graph)
+            if self.heads and not FORMATS[form].heads:
+                able = ", ".join(name for name in FORMATS if FORMATS[name].heads)
+                raise BadInput(f"{form} holds the student alone; heads go along in {able}: export {form} without --head")
 
     @property
     def graph(self) -> GraphChoice:
@@ -97,6 +109,9 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapp
     run, out, proxy = Path(options.run), options.out, None if options.proxy is None else Path(options.proxy)
     require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
+    trained = with_heads(trained, choose_heads(options.heads, folders_of_models(run), trained.weights_sha256))
+    if trained.heads:
+        square_side(trained.preprocessing.size_px, "an export with heads")
     _refuse_unexportable(trained, options.formats)
     terms = collect_terms(run, proxy)
     evaluations = [*evaluations_of_weights(trained), *(_read_evaluation(path) for path in options.evaluations)]
@@ -112,6 +127,16 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapp
             _write_documents(trained, form, files, facts, terms, evaluations, tasks, folder, choice)
         written[form] = {"folder": str(out / choice.folder(form)), "files": files, **facts}
     return {"run": str(run), "student": trained.name, "written": written}
+
+
+def with_heads(trained: Trained, heads: tuple[NamedHead, ...]) -> Trained:
+    """Return a student with the heads that go along; one that was finetuned with its head has that head's encoder."""
+    tensors = finetuned_encoder(heads)
+    if tensors is None:
+        return replace(trained, heads=heads)
+    encoder = load_encoder(trained.architecture, tensors)
+    encoder.preprocessing = trained.preprocessing
+    return replace(trained, heads=heads, encoder=encoder, weights_sha256=hashlib.sha256(save(tensors)).hexdigest())
 
 
 def refuse_architecture(architecture: Options, formats: Sequence[str]) -> None:
@@ -148,11 +173,16 @@ def _write_documents(
 ) -> None:  # fmt: skip
     """Write everything in a format's folder that is not the model."""
     prep, name = trained.preprocessing.identity(), trained.name
-    usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep, choice=choice)
+    if trained.heads:
+        usage = headed_usage(form, trained.heads, file=files[0], preprocessing=prep, batch=choice.batch)
+        (folder / HEADS_FILE).write_text(json.dumps(heads_record(trained.heads), indent=1, ensure_ascii=False))
+    else:
+        usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep, choice=choice)
     record = {
         "format": form, "student": name, "run": run_title(trained.run), "architecture": trained.architecture, "preprocessing": prep,
         "files": list(files), "weights_sha256": trained.weights_sha256, "facts": facts, "torch": torch.__version__,
         **{name: getattr(choice, name) for name in FORMATS[form].takes},
+        **({"heads": {one.name: one.file.name for one in trained.heads}} if trained.heads else {}),
     }  # fmt: skip
     (folder / "usage.py").write_text(usage)
     (folder / "export.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))

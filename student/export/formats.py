@@ -63,6 +63,8 @@ class ExportFormat:
     """What `benchmark latency` times: runtime → (file in the folder, how it is opened with a number of threads)."""
     takes: tuple[str, ...] = ()
     """Fields of `GraphChoice` that it can be asked for."""
+    heads: bool = False
+    """Whether it takes heads along (`heads.documents` has a usage example for it)."""
     chosen: Callable[[GraphChoice], "ExportFormat"] | None = None
     """Its row for a choice that is not the default; raises `BadInput` for one that it has not. None where it takes none."""
 
@@ -90,10 +92,21 @@ def _timm(trained: Trained, folder: Path) -> Written:
 
 
 def _transformers(trained: Trained, folder: Path) -> Written:
+    if trained.heads:
+        return _headed_transformers(trained, folder)
     from ...teachers.checkpoints.transformers_folder import write_transformers
 
     write_transformers(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, folder)
     return ["model.safetensors", "config.json", "preprocessor_config.json"], _read_back(trained, folder)
+
+
+def _headed_transformers(trained: Trained, folder: Path) -> Written:
+    """Write student and heads as one folder with code of its own, and compare what `AutoModel` computes from it."""
+    from ..heads.automodel import run_folder, write_headed
+    from .graphs import compare_folder
+
+    files = write_headed(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, trained.heads, folder)
+    return files, compare_folder(trained.encoder, trained.heads, lambda pixels_BCHW: run_folder(folder, pixels_BCHW))
 
 
 def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:
@@ -106,13 +119,14 @@ def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:
 def _onnx(trained: Trained, folder: Path) -> Written:
     from .graphs import write_onnx
 
-    return ["student.onnx"], write_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx")
+    return ["student.onnx"], write_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx", trained.heads)
 
 
 def _onnx_edge(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
     from .graphs import write_edge_onnx
 
-    return ["student.onnx"], write_edge_onnx(trained.encoder, trained.preprocessing.size_px, folder / "student.onnx", choice)
+    path, size_px = folder / "student.onnx", trained.preprocessing.size_px
+    return ["student.onnx"], write_edge_onnx(trained.encoder, size_px, path, choice, trained.heads)
 
 
 def _chosen_onnx(choice: GraphChoice) -> ExportFormat:
@@ -142,7 +156,9 @@ def _executorch(trained: Trained, folder: Path) -> Written:
 
     files = {False: "student-fp32.pte", True: "student-int8.pte"}
     size_px = trained.preprocessing.size_px
-    facts = {file: write_executorch(trained.encoder, size_px, folder / file, int8=int8) for int8, file in files.items()}
+    facts = {
+        file: write_executorch(trained.encoder, size_px, folder / file, int8=int8, heads=trained.heads) for int8, file in files.items()
+    }
     return list(files.values()), {"input": "1x3x{}x{}".format(*size_hw(size_px)), **facts}
 
 
@@ -277,15 +293,15 @@ ROWS: dict[str, ExportFormat] = {
     ),
     "timm": ExportFormat("a folder that timm loads", _timm, _of_published, _TIMM, (*_OURS, TIMM_STUDENT), evaluated_from="folder"),
     "transformers": ExportFormat(
-        "a folder that transformers loads", _transformers, _of_published, _TRANSFORMERS, _OURS, evaluated_from="folder"
+        "a folder that transformers loads", _transformers, _of_published, _TRANSFORMERS, _OURS, evaluated_from="folder", heads=True
     ),
     "onnx": ExportFormat(
         "an ONNX graph", _onnx, lambda folder: onnx_runner(folder / "student.onnx"), _ONNX, tolerance=1e-3, extra="export",
-        runtimes={"onnxruntime": ("student.onnx", onnx_runner)}, takes=("target", "precision", "batch"), chosen=_chosen_onnx,
+        runtimes={"onnxruntime": ("student.onnx", onnx_runner)}, takes=("target", "precision", "batch"), chosen=_chosen_onnx, heads=True,
     ),
     "executorch": ExportFormat(
         "ExecuTorch programs for XNNPACK", _executorch, lambda folder: executorch_runner(folder / "student-fp32.pte"), _EXECUTORCH,
-        tolerance=1e-3, extra="executorch",
+        tolerance=1e-3, extra="executorch", heads=True,
         runtimes={
             "executorch fp32": ("student-fp32.pte", executorch_runner),
             "executorch int8": ("student-int8.pte", executorch_runner),

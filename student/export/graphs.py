@@ -8,7 +8,7 @@ and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,31 @@ from ..edge.coreml import check_structure, write_coreml
 from ..edge.fold import fold_constants, largest_value
 from ..edge.half import LARGEST
 from ..edge.litert import count_operations, write_litert
-from ..edge.onnx_graph import write_graph
+from ..edge.onnx_graph import name_outputs, write_graph
 from ..edge.operators import OPSET as EDGE_OPSET
 from ..edge.quiet import quiet
+from ..heads.chosen import NamedHead
 from .runtimes import (
+    TOKENS,
     CannotRunHere,
     ExportWrapper,
+    OutputRunner,
     Runner,
     coreml_runner,
     eager_runner,
+    executorch_outputs,
     executorch_runner,
     import_optional,
     litert_runner,
+    onnx_outputs,
     onnx_runner,
+    output_names,
 )
 
 MAX_DIFFERENCE = 1e-3
 """Largest absolute difference of an fp32 graph's tokens that is put down to another order of adding."""
+HEADS_LIMIT = 1e-3
+"""The same for the outputs of heads, as a share of their root mean square."""
 SCALED_LIMIT = 1e-4
 """Largest difference of an fp32 edge graph's tokens, as a share of their root mean square."""
 HALF_LIMIT = 0.05
@@ -52,7 +60,7 @@ LONGEST_SIDE_TOKENS = 256
 CANARIES = 8
 
 
-def write_onnx(encoder: Encoder, size_px: SizePx, path: Path) -> dict[str, Any]:
+def write_onnx(encoder: Encoder, size_px: SizePx, path: Path, heads: Sequence[NamedHead] = ()) -> dict[str, Any]:
     """Write the graph and return its facts; raises BadInput without onnx or when its tokens are not the encoder's.
 
     Some of timm's models cannot be traced with open sides, or are right at one size alone: their graph has the sides fixed.
@@ -61,33 +69,81 @@ def write_onnx(encoder: Encoder, size_px: SizePx, path: Path) -> dict[str, Any]:
         import_optional(library)
     stride = encoder.stride_px
     if encoder.architecture["name"] != TIMM_STUDENT:
-        return _write_open_onnx(encoder, size_px, path)
+        return _write_open_onnx(encoder, size_px, path, heads)
     try:
         with torch.no_grad():
             encoder(torch.zeros(1, 3, 3 * stride, 5 * stride))
-        return _write_open_onnx(encoder, size_px, path)
+        return _write_open_onnx(encoder, size_px, path, heads)
     except Exception as error:  # noqa: BLE001 - torch's exporter raises what each operator happens to
         why = str(error).strip().split("\n")[0][:200] or type(error).__name__
-    opset = _trace(encoder, path, (2, *size_hw(size_px)), {"pixels": {0: _open_batch()}})
+    refuse_other_sizes(heads, size_px)
+    opset = _trace(encoder, path, (2, *size_hw(size_px)), {"pixels": {0: _open_batch()}}, heads)
     differences = _differences(encoder, path, [(1, *size_hw(size_px)), (3, *size_hw(size_px))])
-    return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch", "sides": f"{size_text(size_px)} px alone: {why}"}
+    facts = _of_heads(encoder, heads, onnx_outputs(path, output_names(heads)), [_pixels(encoder, 3, *size_hw(size_px))], HEADS_LIMIT)
+    return {
+        "opset": opset,
+        "max_abs_difference": differences,
+        "dynamic": "batch",
+        "sides": f"{size_text(size_px)} px alone: {why}",
+        **facts,
+    }
 
 
-def _write_open_onnx(encoder: Encoder, size_px: SizePx, path: Path) -> dict[str, Any]:
+def _write_open_onnx(encoder: Encoder, size_px: SizePx, path: Path, heads: Sequence[NamedHead]) -> dict[str, Any]:
     stride = encoder.stride_px  # the image is traced with sides 4 and 6: a 1, or equal sides, would become constants
-    opset = _trace(encoder, path, (2, 4 * stride, 6 * stride), _dynamic_shapes(stride))
-    differences = _differences(encoder, path, [(1, *size_hw(size_px)), (2, 3 * stride, 5 * stride)])
-    return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch, height and width"}
+    opset = _trace(encoder, path, (2, 4 * stride, 6 * stride), _dynamic_shapes(stride), heads)
+    shapes = [(1, *size_hw(size_px)), (2, 3 * stride, 5 * stride)]
+    differences = _differences(encoder, path, shapes)
+    pixels = [_pixels(encoder, *shape) for shape in shapes]
+    facts = _of_heads(encoder, heads, onnx_outputs(path, output_names(heads)), pixels, HEADS_LIMIT)
+    return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch, height and width", **facts}
 
 
-def write_edge_onnx(encoder: Encoder, size_px: SizePx, path: Path, choice: GraphChoice) -> dict[str, Any]:
+def refuse_other_sizes(heads: Sequence[NamedHead], size_px: SizePx) -> None:
+    """Raise `BadInput` for a graph of one size with a head that was measured at another: its figure would not be this graph's."""
+    for one in heads:
+        if one.size_px not in (None, size_px):
+            taken = size_text(size_px)
+            raise BadInput(
+                f"the head {one.name} was measured at {one.size_px} px and this graph takes {taken} px alone, where it is another head; "
+                f"export with --size {one.size_px}, or evaluate {one.kept.kind} with --size {taken}"
+            )
+
+
+def _of_heads(encoder: Encoder, heads: Sequence[NamedHead], run: OutputRunner, batches: Sequence[Tensor], limit: float) -> dict[str, Any]:
+    """Return {"heads": each output's largest difference over the root mean square of what the heads give eagerly}; {} without heads.
+
+    Raises `BadInput` above the limit.
+    """
+    if not heads:
+        return {}
+    eager, names, worst = ExportWrapper(encoder, heads), output_names(heads)[len(TOKENS) :], dict[str, float]()
+    for pixels_BCHW in batches:
+        with torch.no_grad():
+            wanted = eager(pixels_BCHW)[len(TOKENS) :]
+        for name, computed, right in zip(names, run(pixels_BCHW)[len(TOKENS) :], wanted, strict=True):
+            same_shape = computed.shape == right.shape
+            quotient = (computed - right).abs().max() / right.square().mean().sqrt() if same_shape else torch.tensor(torch.inf)
+            worst[name] = max(worst.get(name, 0.0), float(quotient.nan_to_num(torch.inf)))
+    if over := [f"{name} by {difference:.2g}" for name, difference in worst.items() if not difference <= limit]:
+        raise BadInput(f"the exported graph's heads give other outputs than the trained ones: {', '.join(over)} of their root mean square, "
+                       f"at most {limit:g} is allowed")  # fmt: skip
+    return {"heads": {"difference by scale": worst, "limit of the difference": limit}}
+
+
+def write_edge_onnx(encoder: Encoder, size_px: SizePx, path: Path, choice: GraphChoice, heads: Sequence[NamedHead] = ()) -> dict[str, Any]:
     """Write a graph of one shape and return its facts; raises BadInput for operators or values that devices have not, or other tokens."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(library)
-    folded, pixels_BCHW, facts = _prepared(encoder, size_px, choice)
-    operators = write_graph(folded, pixels_BCHW, path, half=choice.precision == "fp16")
+    refuse_other_sizes(heads, size_px)
+    folded, pixels_BCHW, facts = _prepared(encoder, size_px, choice, heads)
+    names, half = output_names(heads), choice.precision == "fp16"
+    operators = write_graph(folded, pixels_BCHW, path, half=half, outputs=names)
     opened = {"onnxruntime": onnx_runner(path), "onnxruntime, not optimised": onnx_runner(path, optimised=False)}
-    return {"target": choice.target, "opset": EDGE_OPSET, **facts, **_compared(encoder, opened, choice, size_px), "operators": operators}
+    compared = _compared(encoder, opened, choice, size_px)
+    batches = _batches(encoder, choice.batch, size_px)
+    compared |= _of_heads(encoder, heads, onnx_outputs(path, names), batches, HALF_LIMIT if half else HEADS_LIMIT)
+    return {"target": choice.target, "opset": EDGE_OPSET, **facts, **compared, "operators": operators}
 
 
 def write_coreml_package(encoder: Encoder, size_px: SizePx, path: Path, choice: GraphChoice) -> dict[str, Any]:
@@ -114,10 +170,12 @@ def write_litert_program(encoder: Encoder, size_px: SizePx, path: Path, choice: 
     return {**facts, **_compared(encoder, {"LiteRT": litert_runner(path)}, choice, size_px), "operations": count_operations(path)}
 
 
-def _prepared(encoder: Encoder, size_px: SizePx, choice: GraphChoice) -> tuple[torch.fx.GraphModule, Tensor, dict[str, Any]]:
+def _prepared(
+    encoder: Encoder, size_px: SizePx, choice: GraphChoice, heads: Sequence[NamedHead] = ()
+) -> tuple[torch.fx.GraphModule, Tensor, dict[str, Any]]:
     """Return (student of one shape, pixels of that shape, facts); raises BadInput where fp16 is asked for and cannot hold its values."""
     batches = _batches(encoder, choice.batch, size_px)
-    folded = fold_student(encoder, batches[0])
+    folded = fold_student(encoder, batches[0], heads)
     facts: dict[str, Any] = {"input": "x".join(map(str, batches[0].shape)), "precision": choice.precision}
     if choice.precision == "fp16":
         size, where = max(largest_value(folded, pixels_BCHW) for pixels_BCHW in batches)
@@ -134,16 +192,27 @@ def _compared(encoder: Encoder, runners: Mapping[str, Runner], choice: GraphChoi
     return {"difference by scale": differences, "limit of the difference": limit}
 
 
-def fold_student(encoder: Encoder, pixels_BCHW: Tensor) -> torch.fx.GraphModule:
+def fold_student(encoder: Encoder, pixels_BCHW: Tensor, heads: Sequence[NamedHead] = ()) -> torch.fx.GraphModule:
     """Return the student traced at one shape; raises BadInput for a student that has no tokens there, or that torch cannot trace."""
     try:
         eager_runner(encoder)(pixels_BCHW)
-        return fold_constants(ExportWrapper(encoder), pixels_BCHW)
+        return fold_constants(ExportWrapper(encoder, heads), pixels_BCHW)
     except Exception as error:  # models and torch's tracer raise what each operator happens to
         shape, why = "×".join(map(str, pixels_BCHW.shape)), str(error).strip().split("\n")[0][:300] or type(error).__name__
         raise BadInput(
             f"this student cannot be traced at {shape}: {why}; choose another --size, or the size that it was trained at"
         ) from error
+
+
+def compare_folder(encoder: Encoder, heads: Sequence[NamedHead], run: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Return how far the outputs by name of another library are from the encoder's and the heads'; raises `BadInput` above the limits."""
+    names, pixels_BCHW = output_names(heads), _pixels(encoder, 2, 4 * encoder.stride_px, 6 * encoder.stride_px)
+    found = run(pixels_BCHW)
+    worst = max_difference(Tokens(found["cls"], found["patch"]), eager_runner(encoder)(pixels_BCHW))
+    if not worst <= MAX_DIFFERENCE:
+        raise BadInput(f"the exported folder gives other tokens than the student: up to {worst:.2g}")
+    facts = _of_heads(encoder, heads, lambda _: [found[name] for name in names], [pixels_BCHW], HEADS_LIMIT)
+    return {"max_abs_difference": worst, **facts}
 
 
 def _batches(encoder: Encoder, batch: int, size_px: SizePx) -> list[Tensor]:
@@ -173,22 +242,22 @@ def scaled_difference(encoder: Encoder, run: Runner, batch: int, size_px: SizePx
     return worst
 
 
-def _trace(encoder: Encoder, path: Path, example: tuple[int, int, int], dynamic_shapes: dict[str, Any]) -> int:
+def _trace(encoder: Encoder, path: Path, example: tuple[int, int, int], dynamic_shapes: dict[str, Any], heads: Sequence[NamedHead]) -> int:
     """Write the graph of an example (batch, height, width) and return its opset."""
     batch, height, width = example
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         program = torch.onnx.export(
-            ExportWrapper(encoder),
+            ExportWrapper(encoder, heads),
             (torch.zeros(batch, 3, height, width),),
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
             dynamic_shapes=dynamic_shapes,
             input_names=["pixels"],
-            output_names=["cls", "patch"],
         )
         assert program is not None
+        name_outputs(program.model, output_names(heads))
         program.save(str(path))
     return int(program.model.opset_imports[""] or 0)
 
@@ -210,15 +279,16 @@ def _dynamic_shapes(stride_px: int) -> dict[str, Any]:
     return {"pixels": {0: _open_batch(), 2: rows, 3: columns}}
 
 
-def write_executorch(encoder: Encoder, size_px: SizePx, path: Path, *, int8: bool) -> dict[str, Any]:
+def write_executorch(encoder: Encoder, size_px: SizePx, path: Path, *, int8: bool, heads: Sequence[NamedHead] = ()) -> dict[str, Any]:
     """Write the program and return its facts; raises BadInput without executorch or when an fp32 program's tokens differ."""
     lower: Any = import_optional("executorch.exir").to_edge_transform_and_lower
     partition: Any = import_optional("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    refuse_other_sizes(heads, size_px)
     example = (_pixels(encoder, 1, *size_hw(size_px)),)
     partitioners = [partition.XnnpackPartitioner()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao and executorch warn of their own deprecations
-        program = torch.export.export(ExportWrapper(encoder), example)
+        program = torch.export.export(ExportWrapper(encoder, heads), example)
         if int8:
             program = torch.export.export(_quantised(program, example), example)
             partitioners.insert(0, partition.XnnpackDynamicallyQuantizedPartitioner())
@@ -226,7 +296,8 @@ def write_executorch(encoder: Encoder, size_px: SizePx, path: Path, *, int8: boo
     run = executorch_runner(path)
     if int8:
         return {"quantisation": "weights int8 per channel, activations int8 per call", **_agreement(encoder, run, size_px)}
-    return {"max_abs_difference": _check_close(encoder, run, 1, *size_hw(size_px))}
+    facts = _of_heads(encoder, heads, executorch_outputs(path), _batches(encoder, 1, size_px), HEADS_LIMIT)
+    return {"max_abs_difference": _check_close(encoder, run, 1, *size_hw(size_px)), **facts}
 
 
 def _quantised(program: torch.export.ExportedProgram, example: tuple[Tensor, ...]) -> nn.Module:

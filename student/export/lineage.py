@@ -25,6 +25,7 @@ from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.registry.licences import merged, terms_from_record, terms_of_recorded, through
 from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE, resolve_teacher
 from ...teachers.registry.table import OFFICIAL_EUPE, UNKNOWN, Terms
+from ..heads.chosen import NamedHead
 from ..probes.evaluation_records import list_records
 
 RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # what a run knows of its models
@@ -50,6 +51,8 @@ class Trained:
     """Its name in the official hub, None for a shape that the hub has not."""
     part: str | None = None
     """Which of PARTS of its run it is; None for the run's own model."""
+    heads: tuple[NamedHead, ...] = ()
+    """What an export takes along."""
 
     @property
     def name(self) -> str:
@@ -103,6 +106,12 @@ def run_title(run: Path) -> str:
     """Return a run's name for people: its folder's, and for a part of a run both."""
     part = part_of(run)
     return run.resolve().name if part is None else f"{records_folder(run).resolve().name}/{part}"
+
+
+def folders_of_models(run: Path) -> list[Path]:
+    """Return the folder of a model and those of its run's other models: where evaluations of the same weights may lie."""
+    around = records_folder(run)
+    return [run, *(folder for folder in (around, *(around / part for part in PARTS)) if folder.absolute() != run.absolute())]
 
 
 def read_record(run: Path, name: str) -> dict[str, Any]:

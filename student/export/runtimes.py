@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
+from ..heads.chosen import NamedHead, modules_of
 from .exportable import exportable_copy
 
 Runner = Callable[[Tensor], Tokens]
+OutputRunner = Callable[[Tensor], Sequence[Tensor]]
 EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch",
           "openvino": "openvino", "coremltools": "coreml", "litert_torch": "litert", "ai_edge_litert": "litert"}  # fmt: skip
 
@@ -31,17 +33,29 @@ class CannotRunHere(BadInput):
 
 
 class ExportWrapper(nn.Module):
-    """Float pixels (B, 3, h, w) → (cls (B, D), patch (B, H, W, D))."""
+    """Float pixels (B, 3, h, w) → (cls (B, D), patch (B, H, W, D)), and then the outputs of the heads."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, heads: Sequence[NamedHead] = ()) -> None:
         super().__init__()
         self.encoder = exportable_copy(encoder)
+        self.heads = modules_of(heads) if heads else None
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class and patch tokens; a student always has a class token."""
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return class and patch tokens, and the heads' outputs; a student always has a class token."""
+        return self._encode(pixels) if self.heads is None else self.heads(self._encode, pixels)
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         cls_BD, patch_BHWD = self.encoder(pixels)
         assert cls_BD is not None
         return cls_BD, patch_BHWD
+
+
+TOKENS = ("cls", "patch")
+
+
+def output_names(heads: Sequence[NamedHead]) -> tuple[str, ...]:
+    """Return the names of a graph's outputs in their order."""
+    return (*TOKENS, *(output for one in heads for output in one.outputs))
 
 
 def import_optional(module: str) -> ModuleType:
@@ -74,7 +88,8 @@ def compiled_runner(encoder: Encoder) -> Runner:
 
     def run(pixels_BCHW: Tensor) -> Tokens:
         with torch.no_grad():
-            return Tokens(*model(pixels_BCHW))
+            cls_BD, patch_BHWD = model(pixels_BCHW)
+            return Tokens(cls_BD, patch_BHWD)
 
     return run
 
@@ -84,6 +99,12 @@ def onnx_runner(path: Path, threads: int = 1, *, optimised: bool = True) -> Runn
 
     `optimised=False` runs the graph as it is written, without the rewrites that onnxruntime makes when it loads one.
     """
+    outputs = onnx_outputs(path, TOKENS, threads, optimised=optimised)
+    return lambda pixels_BCHW: Tokens(*outputs(pixels_BCHW))
+
+
+def onnx_outputs(path: Path, names: Sequence[str], threads: int = 1, *, optimised: bool = True) -> OutputRunner:
+    """Return what gives some outputs of an ONNX file, by their names, as `onnx_runner` runs it."""
     onnxruntime: Any = import_optional("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -92,10 +113,9 @@ def onnx_runner(path: Path, threads: int = 1, *, optimised: bool = True) -> Runn
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     wanted = session.get_inputs()[0].shape
 
-    def run(pixels_BCHW: Tensor) -> Tokens:
+    def run(pixels_BCHW: Tensor) -> list[Tensor]:
         _need_shape(path, wanted, pixels_BCHW)
-        cls_BD, patch_BHWD = session.run(["cls", "patch"], {"pixels": pixels_BCHW.numpy()})
-        return Tokens(torch.from_numpy(cls_BD), torch.from_numpy(patch_BHWD))
+        return [torch.from_numpy(output) for output in session.run(list(names), {"pixels": pixels_BCHW.numpy()})]
 
     return run
 
@@ -155,14 +175,19 @@ def _need_shape(path: Path, wanted: Sequence[object], pixels_BCHW: Tensor) -> No
 
 def executorch_runner(path: Path, threads: int = 1) -> Runner:
     """Return a runner of a `.pte` in ExecuTorch's Python runtime, for its own shape; its thread pool is the process's."""
+    outputs = executorch_outputs(path, threads)
+    return lambda pixels_BCHW: Tokens(*outputs(pixels_BCHW)[: len(TOKENS)])
+
+
+def executorch_outputs(path: Path, threads: int = 1) -> OutputRunner:
+    """Return what gives all outputs of a `.pte`, as `executorch_runner` runs it."""
     runtime: Any = import_optional("executorch.runtime")
     bindings: Any = import_optional("executorch.extension.pybindings.portable_lib")
     bindings._unsafe_reset_threadpool(threads)  # the only way to set it; unsafe while a method runs, none does here
     program = runtime.Runtime.get().load_program(str(path))
     method = program.load_method("forward")
 
-    def run(pixels_BCHW: Tensor) -> Tokens:
-        cls_BD, patch_BHWD = method.execute([pixels_BCHW.contiguous()])
-        return Tokens(cls_BD.clone(), patch_BHWD.clone())  # the next call writes over its memory
+    def run(pixels_BCHW: Tensor) -> list[Tensor]:
+        return [output.clone() for output in method.execute([pixels_BCHW.contiguous()])]  # the next call writes over its memory
 
     return run

@@ -98,7 +98,7 @@ def build_optimizer(head: nn.Module, recipe: HeadRecipe) -> torch.optim.Optimize
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, recipe: HeadRecipe, step: int) -> None:
-    """Set the optimiser's learning rate and first beta for a step."""
+    """Set the optimiser's learning rate and first beta for a step; a group of parameters may have its share of the rate."""
     rate, beta1 = recipe.at(step)
     for group in optimizer.param_groups:
-        group["lr"], group["betas"] = rate, (beta1, group["betas"][1])
+        group["lr"], group["betas"] = rate * group.get("rate_share", 1.0), (beta1, group["betas"][1])

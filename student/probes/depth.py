@@ -46,8 +46,13 @@ class DepthView:
 def depth_from_bins(logits_BKHW: Tensor, view: DepthView) -> Tensor:
     """Return metres (B, 1, H, W): the mean of the bins' depths, weighted by relu(logit) + 0.1."""
     weights = functional.relu(logits_BKHW) + 0.1
-    values = torch.linspace(view.min_m, view.max_m, logits_BKHW.shape[1], device=logits_BKHW.device)
+    values = bin_depths(logits_BKHW.shape[1], view).to(logits_BKHW.device)
     return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), values)[:, None]
+
+
+def bin_depths(bins: int, view: DepthView) -> Tensor:
+    """Return the metres that the bins stand for (K,)."""
+    return torch.linspace(view.min_m, view.max_m, bins)
 
 
 def log_loss(predicted_m: Tensor, truth_m: Tensor, step: int) -> Tensor:

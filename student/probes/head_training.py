@@ -1,4 +1,4 @@
-"""Training of a dense head on a frozen encoder: bit-equal resume, progress with rate and time left.
+"""Training of a head on a frozen encoder: bit-equal resume, progress with rate and time left.
 
     FILE.safetensors     the head, its optimiser's state, and the number of finished steps; replaced atomically
 
@@ -16,29 +16,30 @@ from typing import Generic, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput, CacheDamaged
 from ...storage.core.events import OnEvent
 from ..model.draws import step_seed
-from .dense_head import DenseHead, HeadRecipe, build_optimizer, set_schedule
+from .dense_head import HeadRecipe, build_optimizer, set_schedule
 from .evaluation_records import write_partial
 
+Head = TypeVar("Head", bound=nn.Module)
 Batch = TypeVar("Batch")
 KEEP_EVERY = 500
 _LOG_EVERY = 20
 
 
-class HeadTraining(Generic[Batch]):
+class HeadTraining(Generic[Head, Batch]):
     """A head with its optimiser; `done` counts finished steps. `loss_of(head, batch, step)` is the mean loss of a batch."""
 
     def __init__(
-        self, head: DenseHead, recipe: HeadRecipe, file: Path, *, seed: int, make_batch: Callable[[int], Batch],
-        loss_of: Callable[[DenseHead, Batch, int], Tensor], on_event: OnEvent,
+        self, head: Head, recipe: HeadRecipe, file: Path, *, seed: int, make_batch: Callable[[int], Batch],
+        loss_of: Callable[[Head, Batch, int], Tensor], on_event: OnEvent, optimizer: torch.optim.Optimizer | None = None,
     ) -> None:  # fmt: skip
         self.head, self.recipe, self.file, self.seed = head, recipe, file, seed
         self.make_batch, self.loss_of, self.on_event = make_batch, loss_of, on_event
-        self.optimizer, self.done, self.last_loss = build_optimizer(head, recipe), 0, float("nan")
+        self.optimizer, self.done, self.last_loss = optimizer or build_optimizer(head, recipe), 0, float("nan")
         if file.is_file():
             self._restore()
 

@@ -88,6 +88,12 @@ def write_transformers(tensors: Mapping[str, Tensor], architecture: Options, pre
     model = kind(transformers_config(options, side))
     model.load_state_dict(to_transformers(tensors, options), strict=True)
     model.save_pretrained(folder)
+    write_processor(preprocessing, folder)
+
+
+def write_processor(preprocessing: Preprocessing, folder: Path) -> None:
+    """Write preprocessor_config.json: the whole picture as a square."""
+    side = square_side(preprocessing.size_px, "a transformers folder")
     processor = {
         "image_processor_type": "DINOv3ViTImageProcessor", "do_resize": True, "size": {"height": side, "width": side},
         "resample": _RESAMPLE[preprocessing.interpolation], "do_rescale": True, "rescale_factor": 1 / preprocessing.pixel_scale,
@@ -107,6 +113,8 @@ def transformers_tokens(model: nn.Module, pixels_BCHW: Tensor) -> Tokens:
 
 def read_transformers(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
     """Return our architecture and tensors of a transformers folder, its preprocessing and the model; raise `BadInput` for other models."""
+    if '"auto_map"' in (folder / "config.json").read_text():  # transformers would ask on the terminal whether to run it
+        raise BadInput(f"{folder} brings code of its own (an export with heads does), which is not run here; export without --head")
     try:
         model, info = transformers.AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True, use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

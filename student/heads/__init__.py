@@ -1,0 +1,1 @@
+"""Heads that evaluations train and exports take along: as files, as modules, as outputs of a graph."""
