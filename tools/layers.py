@@ -34,7 +34,7 @@ WINGS = {
         "ray_session",
         "ray_folders",
     ),
-    "student": ("export", "edge", "training", "probes", "data", "model"),
+    "student": ("export", "training", "probes", "data", "quantised", "edge", "model"),
     "teachers": ("registry", "checkpoints", "encoders", "runtime"),
     "storage": ("upkeep", "index", "earlier_sets", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
 }
