@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 
 from ...storage.core.errors import BadInput
+from .quiet import quiet
 
 EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "quantise",
           "openvino": "openvino", "coremltools": "coreml", "litert_torch": "litert", "ai_edge_litert": "litert"}  # fmt: skip
@@ -17,7 +18,8 @@ def import_optional(module: str) -> ModuleType:
     """Import a module of an optional library; raises CannotRunHere that names the extra when the library is not installed."""
     library = module.split(".")[0]
     try:
-        return importlib.import_module(module)
+        with quiet():  # some warn of their own code when they are imported
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in EXTRAS:
             raise

@@ -20,9 +20,8 @@ DESCRIBED = "int8 convolutions and linear layers: weights per output channel, ac
 
 
 def require_torchao() -> None:
-    """Raise `CannotRunHere` where torchao is not installed; what it prints when it is imported stays away from the terminal."""
-    with quiet():
-        import_optional("torchao.quantization.pt2e.quantize_pt2e")
+    """Raise `CannotRunHere` where torchao is not installed."""
+    import_optional("torchao.quantization.pt2e.quantize_pt2e")
 
 
 def prepare(traced: fx.GraphModule, kind: str) -> fx.GraphModule:
