@@ -2,9 +2,9 @@
 
 CIFAR-10, EfficientNet-Lite0 at 128 px as teacher, the demonstration's student (ViT-T, 64 px). One student is trained (1,000 steps) and goes
 on for the last phase twice, with the same steps, batches and learning rate: plain, and aware of int8 in each step. Both are exported;
-ranges of the plain one are measured on 256 of its own views, those of the aware one are what it saw. kNN by our protocol (k = 10, cosine) on
-the class token and the mean patch token. The standard error of a difference is that over 25 groups of test images, which both graphs
-classify. Latency is processor time a picture, in rounds that take turns.
+ranges of the plain one are measured on 256 of its own views, those of the aware one are what it saw. kNN by our protocol (k = 10,
+cosine) on the class token and the mean patch token. The standard error of a difference is that over 25 groups of test images, which both
+graphs classify. Latency is processor time a picture, in rounds that take turns.
 
 Runs and exports stay in --folder, each figure in its figures.json: run again, it does what is missing. A runtime that is not installed is
 left out. About an hour of one core.
@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,26 +160,32 @@ def table(figures: dict[str, Any]) -> str:
 
 
 _BY_HAND = "\n## What it says\n"
+_TEXT = """# What int8 costs a student
+
+kNN accuracy (our protocol: k = 10, cosine) in percent on {test_images:,} of CIFAR-10's test photos, with {images:,} training photos to
+compare with. The student is the demonstration's (ViT-T, {size_px} px), taught by EfficientNet-Lite0 for {steps:,} steps of {batch_size}
+views; `plain` and `aware` go on from it for {last_steps} steps of the same batches, `aware` with int8 in each of them. Lost: points below
+the plain fp32 graph in ONNX Runtime, with the standard error over {groups} groups of test images. Processor time of one picture on one
+thread, as a share of the plain fp32 graph's in the same runtime. Goal: at most {goal} points lost.
+
+{table}
+
+{machine}, `make bench-quantised`.
+"""
 
 
 def write(figures: dict[str, Any], bench: Bench, out: Path) -> None:
     """Write the table above what people wrote of it, and the figures beside it."""
-    here, scale = machine(), bench.scale
+    here = machine()
     by_hand = out.read_text().partition(_BY_HAND)[2] if out.is_file() else ""
-    out.write_text(f"""# What int8 costs a student
-
-kNN accuracy (our protocol: k = 10, cosine) in percent on {scale.test_images:,} of CIFAR-10's test photos, {scale.images:,} training photos to compare with. The student is the
-demonstration's (ViT-T, {SIZE_PX} px), taught by EfficientNet-Lite0 for {scale.steps:,} steps of {scale.batch_size} views; `plain` and `aware` go on from it for {bench.last_steps} steps of the same
-batches, `aware` with int8 in each of them. Lost: points below the plain fp32 graph in ONNX Runtime, with the standard error over {GROUPS} groups of test
-images. Processor time of one picture on one thread, as a share of the plain fp32 graph's in the same runtime. Goal: at most {GOAL_POINTS} points lost.
-
-{table(figures)}
-
-{here["cpu"]}, {here["cores"]} cores, Python {here["python"]}, torch {torch.__version__}, `make bench-quantised`.
-{_BY_HAND}{by_hand}""")
-    out.with_name("bench-quantised.json").write_text(
-        json.dumps({"machine": here, "goal_points": GOAL_POINTS, "figures": figures}, indent=1) + "\n"
-    )
+    described = f"{here['cpu']}, {here['cores']} cores, Python {here['python']}, torch {torch.__version__}"
+    text = _TEXT.format(
+        **asdict(bench.scale), size_px=SIZE_PX, last_steps=bench.last_steps, groups=GROUPS, goal=GOAL_POINTS, table=table(figures),
+        machine=described,
+    )  # fmt: skip
+    out.write_text(f"{text}{_BY_HAND}{by_hand}" if by_hand else text)
+    record = {"machine": here, "goal_points": GOAL_POINTS, "figures": figures}
+    out.with_name("bench-quantised.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:
