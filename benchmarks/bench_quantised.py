@@ -6,7 +6,7 @@ ranges of the plain one are measured on 256 of its own views, those of the aware
 cosine) on the class token and the mean patch token. The standard error of a difference is that over 25 groups of test images, which both
 graphs classify. Latency is processor time a picture, in rounds that take turns.
 
-Runs and exports stay in --folder, each figure in its figures.json: run again, it does what is missing. A runtime that is not installed is
+Runs and exports stay in --folder, each figure in a file there: run again, it does what is missing. A runtime that is not installed is
 left out. About an hour of one core.
 
     python -m benchmarks.bench_quantised [--steps 1000 --last-steps 200 --images 10000 --test-images 5000 --folder runs/bench-quantised]
@@ -33,9 +33,12 @@ from torch import Tensor
 
 from .figures import machine
 from .quantised_knn import program
-from .study import SIZE_PX, TEACHER, Scale, Study
+from .study import SIZE_PX, STUDENT, TEACHER, Scale, Study
 
-DEMO_STUDENT = StudentConfig("eupe_vitt16", {"layer_scale": 1.0}, (SIZE_PX,))
+STUDENTS = {
+    "vitt": (StudentConfig("eupe_vitt16", {"layer_scale": 1.0}, (SIZE_PX,)), "the demonstration's (ViT-T"),
+    "small": (STUDENT, "the study's (a ViT of width 96 and depth 4"),
+}
 GROUPS = 25
 GOAL_POINTS = 0.5
 MEASURED, AWARE, DYNAMIC = "int8, measured ranges", "int8, aware last phase", "int8, dynamic (linear layers)"
@@ -55,19 +58,20 @@ Runner = Callable[[Tensor], Tokens]
 class Bench:
     """A store, three runs and their exports in one folder."""
 
-    def __init__(self, folder: Path, scale: Scale, last_steps: int, student: StudentConfig) -> None:
-        self.study, self.scale, self.last_steps, self.student = Study(folder, scale), scale, last_steps, student
+    def __init__(self, folder: Path, scale: Scale, last_steps: int, name: str) -> None:
+        self.study, self.scale, self.last_steps, self.name = Study(folder, scale), scale, last_steps, name
         self.folder, self.store = folder, self.study.store
 
     def train(self) -> dict[str, Path]:
         """Return the runs by name, trained unless they are."""
-        features, base = self.study._extract(TEACHER, 0, 2, codec="int8"), self.study._recipe(0, self.student)
-        start = self.study._train(base, features, "vitt")
+        student = STUDENTS[self.name][0]
+        features, base = self.study._extract(TEACHER, 0, 2, codec="int8"), self.study._recipe(0, student)
+        start = self.study._train(base, features, self.name)
         run = replace(base.run, steps=self.last_steps, checkpoint_every=self.last_steps)
         optimizer = OptimizerConfig(learning_rate=2e-4, beta2=0.95, weight_decay=0.02)
-        plain = replace(base, student=replace(self.student, init_from=start), run=run, optimizer=optimizer)
+        plain = replace(base, student=replace(student, init_from=start), run=run, optimizer=optimizer)
         recipes = {"plain": plain, "aware": replace(plain, quantise=QuantiseConfig(self.last_steps))}
-        return {name: Path(self.study._train(recipe, features, name)) for name, recipe in recipes.items()}
+        return {name: Path(self.study._train(recipe, features, f"{self.name}-{name}")) for name, recipe in recipes.items()}
 
     def export(self, run: Path) -> Path:
         """Return the folder of a run's exports, made unless they are there."""
@@ -119,7 +123,7 @@ def processor_ms(runners: dict[str, Runner], rounds: int = 60) -> dict[str, floa
 
 def measure(bench: Bench, runs: dict[str, Path]) -> dict[str, Any]:
     """Return and keep the figures of each row by its name."""
-    kept = bench.folder / "figures.json"
+    kept = bench.folder / f"figures-{bench.name}.json"
     figures: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     runners: dict[str, Runner] = {}
     for run, runtime, what, folder, file in ROWS:
@@ -163,7 +167,7 @@ _BY_HAND = "\n## What it says\n"
 _TEXT = """# What int8 costs a student
 
 kNN accuracy (our protocol: k = 10, cosine) in percent on {test_images:,} of CIFAR-10's test photos, with {images:,} training photos to
-compare with. The student is the demonstration's (ViT-T, {size_px} px), taught by EfficientNet-Lite0 for {steps:,} steps of {batch_size}
+compare with. The student is {student}, {size_px} px), taught by EfficientNet-Lite0 for {steps:,} steps of {batch_size}
 views; `plain` and `aware` go on from it for {last_steps} steps of the same batches, `aware` with int8 in each of them. Lost: points below
 the plain fp32 graph in ONNX Runtime, with the standard error over {groups} groups of test images. Processor time of one picture on one
 thread, as a share of the plain fp32 graph's in the same runtime. Goal: at most {goal} points lost.
@@ -180,7 +184,7 @@ def write(figures: dict[str, Any], bench: Bench, out: Path) -> None:
     by_hand = out.read_text().partition(_BY_HAND)[2] if out.is_file() else ""
     described = f"{here['cpu']}, {here['cores']} cores, Python {here['python']}, torch {torch.__version__}"
     text = _TEXT.format(
-        **asdict(bench.scale), size_px=SIZE_PX, last_steps=bench.last_steps, groups=GROUPS, goal=GOAL_POINTS, table=table(figures),
+        **asdict(bench.scale), student=STUDENTS[bench.name][1], size_px=SIZE_PX, last_steps=bench.last_steps, groups=GROUPS, goal=GOAL_POINTS, table=table(figures),
         machine=described,
     )  # fmt: skip
     out.write_text(f"{text}{_BY_HAND}{by_hand}" if by_hand else text)
@@ -194,13 +198,12 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=5_000)
     parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--last-steps", type=int, default=200)
-    parser.add_argument("--student", choices=("demo", "tiny"), default="demo", help="tiny: of the study, for a trial")
+    parser.add_argument("--student", choices=STUDENTS, default="vitt")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-quantised"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/quantised.md"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    student = DEMO_STUDENT if given.student == "demo" else StudentConfig("vit-mini", {"layer_scale": 1.0}, (SIZE_PX,))
-    bench = Bench(given.folder, Scale(given.images, given.test_images, given.steps), given.last_steps, student)
+    bench = Bench(given.folder, Scale(given.images, given.test_images, given.steps), given.last_steps, given.student)
     write(measure(bench, bench.train()), bench, given.out)
     print(given.out.read_text())
 

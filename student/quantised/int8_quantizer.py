@@ -37,6 +37,8 @@ class SimulatedInt8(FakeQuantize):  # type: ignore[misc]  # torchao has no types
         if self.is_per_channel:
             observer.reset_min_max_vals()
         observer(values.detach())
+        if not bool(torch.isfinite(observer.min_val).all() & torch.isfinite(observer.max_val).all()):
+            return values  # torchao fails an assertion here; the loss shows it, and the step is refused with its images
         scale, zero_point = observer.calculate_qparams()
         if self.is_per_channel:
             return torch.fake_quantize_per_channel_affine(

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from eupe_pipeline.jobs.export_run import ExportOptions, export_run
+from eupe_pipeline.jobs.ray_session import ray_session
+from eupe_pipeline.jobs.training.options import TrainOptions
+from eupe_pipeline.jobs.training.ranks import train_on_workers
 from eupe_pipeline.jobs.training.train import initial_student
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged, CacheMismatch, Interrupted
 from eupe_pipeline.student.model.recipe import QuantiseConfig, TrainRecipe, decisive
@@ -161,3 +164,21 @@ def test_an_aware_run_is_exported_by_the_ranges_that_it_saw(runs: tuple[Path, Pa
     written = export_run(ExportOptions(runs[0], tmp_path, ("onnx",), target="edge", precision="int8"))["written"]["onnx"]
     assert written["ranges"] == "of the run's last phase"
     assert min(written["cosine of the tokens"].values()) > 0.98
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # Ray Train's own
+def test_two_ranks_share_their_ranges_and_go_on_as_two(tiny_store: Any, tmp_path: Path) -> None:
+    recipe = replace(AWARE, student=replace(AWARE.student, sizes_px=(24,)))
+    with ray_session(None, 2):
+        summary = train_on_workers(TrainOptions(recipe, tiny_store.store.url, ("tiny-teacher",), tmp_path / "two", "photos", workers=2))
+    assert summary["ranks"] == 2
+    run(tiny_store, recipe, tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-3)
+    of_two, of_one = (read_int8_ranges(tmp_path / name / "model") for name in ("two", "one"))
+    assert of_two is not None
+    assert of_one is not None
+    for name in of_one:
+        assert of_two[name].tolist() == pytest.approx(of_one[name].tolist(), abs=0.4)  # the mean of two halves' extremes
+    with pytest.raises(CacheMismatch, match="ranks"):
+        run(tiny_store, recipe, tmp_path / "two")
