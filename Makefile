@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-day bench-gpu gpu-wheels gpu-check study clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-quantised bench-day bench-gpu gpu-wheels gpu-check study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -94,6 +94,9 @@ bench-rules: venv ## recipes by rule against eight tuned ones on three sets (res
 
 bench-students: venv ## which of timm's backbones are accepted as students (forty minutes on two cores, resumable): docs/results/students.md
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.bench_students
+
+bench-quantised: venv ## kNN of fp32, of int8 by measured ranges and of an int8-aware last phase (an hour, resumable): docs/results/quantised.md
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(BIN)/python -m benchmarks.bench_quantised
 
 # lightly-train pins much; it goes into an environment of its own on top of .venv, with our torch.
 DAY := .venv-day

@@ -29,9 +29,9 @@ class Program(Teacher):
         return Tokens(torch.cat([one.cls_BD for one in singles if one.cls_BD is not None]), torch.cat([one.patch_BHWD for one in singles]))
 
 
-def program(teacher: Teacher, path: Path) -> Program:
+def program(teacher: Teacher, run: Callable[[Tensor], Tokens]) -> Program:
     found = Program(teacher.spec, teacher.encoder)
-    found.run = executorch_runner(path)
+    found.run = run
     return found
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     store, teacher = FeatureStore.open(given.store), load_teacher(resolve_teacher(given.run))
     models: dict[str, Teacher] = {"trained student, eager fp32": teacher}
-    models |= {path.name: program(teacher, path) for path in sorted((given.export / "executorch").glob("*.pte"))}
+    models |= {path.name: program(teacher, executorch_runner(path)) for path in sorted((given.export / "executorch").glob("*.pte"))}
     bank, queries = store.dataset(given.train), store.dataset(given.test)
     chosen = sample_images(bank, given.train_images, "train"), sample_images(queries, given.test_images, "test")
     labels = bank.labels()[chosen[0]], labels_as(queries, bank.label_names)[chosen[1]]

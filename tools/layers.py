@@ -35,7 +35,7 @@ WINGS = {
         "ray_session",
         "ray_folders",
     ),
-    "student": ("export", "edge", "heads", "training", "probes", "data", "model"),
+    "student": ("export", "heads", "training", "probes", "data", "quantised", "edge", "model"),
     "teachers": ("registry", "checkpoints", "encoders", "runtime"),
     "storage": ("upkeep", "index", "earlier_sets", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
 }

@@ -32,6 +32,7 @@ from ...student.model.losses import ClassSpace
 from ...student.model.ranks import ALONE, Ranks
 from ...student.model.recipe import LEGACY_VALUES, TrainRecipe
 from ...student.model.student import Student, TargetSpec, refuse_losses, refuse_unequal_grids
+from ...student.quantised.aware import aware_identity
 from ...student.training.learner import Learner
 from ...student.training.run_folder import RunFolder, load_model, save_model
 from ...student.training.trackers import require_clients
@@ -116,6 +117,7 @@ def train_in_process(
                     refuse_other_views(student_recipe, parts)
                     try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
                 batch_norm_identity(architecture_of(student_recipe), student_recipe.run, ranks)  # raises BadInput for parts of one image
+                aware_identity(architecture_of(student_recipe), student_recipe, ranks)  # raises BadInput for what cannot be int8
             if ranks.first:
                 resources.enter_context(exclusive_run_folder(run_folder))
             summaries = begin_runs(runs, source, parts, options.origins, terms, device, ranks, on_event)
@@ -208,6 +210,7 @@ def begin_runs(
             identities = {"targets": source.identities(), "views": views, "init_from": _initial_identity(recipe)}
             identities |= _subsets(parts) | hold_out_record(recipe, parts)
             identities |= batch_norm_identity(architecture_of(recipe), recipe.run, ranks)
+            identities |= aware_identity(architecture_of(recipe), recipe, ranks)
             known = folder.choices() if folder.has_steps() else now
             folder.begin(recipe, origins, identities, now, _datasets(parts), as_record(terms[name]))
             _say_kept(now, known, on_event)

@@ -32,28 +32,47 @@ class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 
     click.option("--out", type=FOLDER, required=True, help="Gets one folder a format."),
     input_size("the run's own"),
     click.option("--adapters", is_flag=True, help="Also the adapters, with the statistics that --store holds (zero-shot)."),
-    click.option("--store", default=None, callback=store_url, metavar="URL", help="Feature store of the training; with --adapters."),
+    click.option("--store", default=None, callback=store_url, metavar="URL",
+                 help="Feature store of the training; with --adapters, and for int8."),
     click.option("--proxy", callback=folder_or_url, default=None, metavar="RUN|URL",
                  help="The proxy's run: its teachers' terms go into the card, its adapters into the chain."),
     click.option("--evaluation", "evaluations", multiple=True, type=FILE,
                  help="Another JSON result for the model card, beside those in RUN's evaluations; repeatable."),
     click.option("--target", type=click.Choice(GRAPH_TARGETS), default="open", show_default=True,
                  help="ONNX for inputs of any size, or of one shape and opset 18 for edge devices."),
-    click.option("--precision", type=click.Choice(GRAPH_PRECISIONS), default="fp32", show_default=True, help="Numbers of an edge graph."),
+    click.option("--precision", type=click.Choice(GRAPH_PRECISIONS), default="fp32", show_default=True,
+                 help="Numbers of an edge graph; int8 also of ExecuTorch."),
     click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at once of an edge graph."),
     click.option("--head", "heads", multiple=True, metavar="[NAME=]HEAD",
                  help="A head that an evaluation of RUN kept (linear, segmentation, …, a file) goes along; repeatable."),
+    click.option("--calibrate", type=PATH, default=None, help="int8: pictures to measure ranges on, instead of views in --store."),
+    click.option("--calibration-views", type=click.IntRange(1), default=256, show_default=True, help="int8: how many are measured."),
     JSON,
 )  # fmt: skip
 def export(
     as_json: bool, run_folder: Path | str, formats: tuple[ExportFormat, ...], out: Path, size_px: SizePx | None, adapters: bool,
     store: str | None, proxy: Path | str | None, evaluations: tuple[Path, ...], target: GraphTarget, precision: GraphPrecision, batch: int,
-    heads: tuple[str, ...],
+    heads: tuple[str, ...], calibrate: Path | None, calibration_views: int,
 ) -> None:  # fmt: skip
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
     from ...jobs.export_run import ExportOptions, export_run
 
-    request = ExportOptions(run_folder, out, formats, size_px, adapters, store, proxy, evaluations, target, precision, batch, heads)
+    request = ExportOptions(
+        run_folder,
+        out,
+        formats,
+        size_px,
+        adapters,
+        store,
+        proxy,
+        evaluations,
+        target,
+        precision,
+        batch,
+        heads,
+        calibrate,
+        calibration_views,
+    )
     run(lambda on_event: export_run(request, on_event), as_json)
 
 

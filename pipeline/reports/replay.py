@@ -99,6 +99,8 @@ def _learner(kept: Path, bundle: Mapping[str, Any], specs: Mapping[str, TargetSp
     precision, spaces = Choice(bundle["precision"], "as the run had it"), read_spaces(kept, student.teacher_names)
     learner = Learner(recipe, student, folder, device=device, precision=precision, statistics={}, spaces=spaces)
     restore(Checkpoint(kept, bundle["step"], {"format": FORMAT}), learner.student, learner.optimizer)
+    learner.steps_done = int(bundle["step"])
+    learner.load_int8_ranges(kept)
     return learner
 
 

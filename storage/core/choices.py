@@ -88,7 +88,7 @@ GraphTarget = Literal["open", "edge"]
 """What an exported graph is for: inputs of any size, or devices that want one shape and older operators."""
 GRAPH_TARGETS: tuple[GraphTarget, ...] = get_args(GraphTarget)
 
-GraphPrecision = Literal["fp32", "fp16"]
+GraphPrecision = Literal["fp32", "fp16", "int8"]
 GRAPH_PRECISIONS: tuple[GraphPrecision, ...] = get_args(GraphPrecision)
 
 GRAPH_EXPORTS = ("onnx-edge", "onnx-edge-fp16", "coreml-fp16")

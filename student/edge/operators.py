@@ -19,6 +19,8 @@ ALLOWED = frozenset({
     # layers
     "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "InstanceNormalization",
     "LayerNormalization", "MatMul", "MaxPool", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Resize",
+    # int8
+    "DequantizeLinear", "QuantizeLinear",
     # moves of data
     "Cast", "Concat", "Constant", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth",
     "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",

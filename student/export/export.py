@@ -35,15 +35,19 @@ from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, square_side
 from ...teachers.checkpoints.published import load_encoder
 from ...teachers.encoders.architectures import Options
+from ...teachers.registry.canary import IMAGES as CANARIES
+from ...teachers.registry.canary import canary_images
 from ...teachers.registry.table import Terms
 from ..edge.choice import GraphChoice
 from ..heads.chosen import NamedHead, choose_heads, finetuned_encoder
 from ..heads.documents import FILE as HEADS_FILE
 from ..heads.documents import headed_usage, heads_record
+from ..quantised.sample import Sample, sample_of_folder, sample_of_views
+from ..quantised.scheme import require_torchao
 from .adapter_chain import write_chain
 from .formats import FORMATS, row_of, usage_example
 from .hub_task import HubTask
-from .lineage import Trained, collect_terms, evaluations_of_weights, folders_of_models, hub_name, open_trained, run_title
+from .lineage import Trained, collect_terms, evaluations_of_weights, folders_of_models, hub_name, open_trained, read_record, run_title
 from .model_card import model_card
 
 
@@ -62,7 +66,7 @@ class ExportOptions:
     adapters: bool = False
     """Also the adapters with their statistics."""
     store: str | None = None
-    """URL of the feature store that holds those statistics."""
+    """URL of the feature store that holds those statistics, and the views that int8 ranges are measured on."""
     proxy: Path | str | None = None
     """The run of stage 1, when the student was taught by a proxy."""
     evaluations: tuple[Path, ...] = field(default=())
@@ -75,6 +79,10 @@ class ExportOptions:
     """Pictures that such a graph takes at once."""
     heads: tuple[str, ...] = ()
     """Kept heads of this student that go along, each `HEAD` or `NAME=HEAD` (`heads.chosen`)."""
+    calibrate: Path | None = None
+    """int8: pictures that ranges are measured on, a folder or an archive, instead of the views in `store` that the run was trained on."""
+    calibration_views: int = 256
+    """int8: how many views or pictures are measured."""
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -83,8 +91,15 @@ class ExportOptions:
             _ = FORMATS[name]  # a plug-in that is broken is said before anything is done
         if not self.formats:
             raise BadInput(f"an export needs a format: {', '.join(FORMATS)}")
-        if self.adapters != (self.store is not None):
-            raise BadInput("--adapters and --store go together: the store holds the statistics that undo the adapters' normalisation")
+        if self.adapters != (self.store is not None) and not (self.store is not None and self.precision == "int8"):
+            raise BadInput(
+                "--adapters and --store go together: the store holds the statistics that undo the adapters' normalisation"
+                " (--precision int8 takes --store alone, for its views)"
+            )
+        if self.precision != "int8" and (self.calibrate is not None or self.calibration_views != 256):
+            raise BadInput("--calibrate and --calibration-views are of --precision int8, whose ranges are measured on pictures")
+        if self.calibration_views < 1:
+            raise BadInput(f"calibration_views is a number of pictures, at least 1; got {self.calibration_views}")
         for name in self.graph.asked():
             if not any(name in FORMATS[form].takes for form in self.formats):
                 able = ", ".join(form for form in FORMATS if name in FORMATS[form].takes)
@@ -94,6 +109,8 @@ class ExportOptions:
             if self.heads and not FORMATS[form].heads:
                 able = ", ".join(name for name in FORMATS if FORMATS[name].heads)
                 raise BadInput(f"{form} holds the student alone; heads go along in {able}: export {form} without --head")
+            if self.heads and self.graph.of(FORMATS[form].takes).precision == "int8":
+                raise BadInput(f"an int8 {form} graph holds the student alone; export it without --head, or the heads with fp32 or fp16")
 
     @property
     def graph(self) -> GraphChoice:
@@ -113,6 +130,9 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapp
     if trained.heads:
         square_side(trained.preprocessing.size_px, "an export with heads")
     _refuse_unexportable(trained, options.formats)
+    if any(options.graph.of(FORMATS[form].takes).precision == "int8" for form in options.formats):
+        trained = replace(trained, sample=_int8_sample(trained, options))
+        on_event({"event": "note", "text": _said_of(trained)})
     terms = collect_terms(run, proxy)
     evaluations = [*evaluations_of_weights(trained), *(_read_evaluation(path) for path in options.evaluations)]
     written: dict[str, Any] = {}
@@ -137,6 +157,31 @@ def with_heads(trained: Trained, heads: tuple[NamedHead, ...]) -> Trained:
     encoder = load_encoder(trained.architecture, tensors)
     encoder.preprocessing = trained.preprocessing
     return replace(trained, heads=heads, encoder=encoder, weights_sha256=hashlib.sha256(save(tensors)).hexdigest())
+
+
+def _int8_sample(trained: Trained, options: ExportOptions) -> Sample:
+    """Return the pictures that an int8 student is measured and compared on; raises BadInput where nothing says which."""
+    require_torchao()
+    wanted, count = trained.preprocessing.input, options.calibration_views
+    if options.calibrate is not None:
+        return sample_of_folder(options.calibrate, count, wanted)
+    if options.store is not None:
+        return sample_of_views(options.store, read_record(trained.run, "identities.json").get("views", []), count, wanted)
+    if trained.int8_ranges is None:
+        raise BadInput(
+            "--precision int8 measures ranges of activations on pictures, and none were named: give --store URL, the store of the run's "
+            "training, for the views that it was trained on, or --calibrate FOLDER with pictures as the student will see them"
+        )
+    canaries = torch.from_numpy(canary_images(CANARIES, wanted.size_px))
+    return Sample(canaries[:0], canaries, "canary pictures (no --store or --calibrate was given)")
+
+
+def _said_of(trained: Trained) -> str:
+    """Return in words where int8 ranges come from."""
+    assert trained.sample is not None
+    measured, source = len(trained.sample.measured_BHWC), trained.sample.source
+    ranges = f"measured on {measured} {source}" if trained.int8_ranges is None else "those that the run's last phase saw"
+    return f"int8 ranges: {ranges}; compared on {len(trained.sample.compared_BHWC)} others"
 
 
 def refuse_architecture(architecture: Options, formats: Sequence[str]) -> None:

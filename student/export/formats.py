@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from ...storage.core.choices import GRAPH_EXPORTS, GRAPH_PRECISIONS, GRAPH_TARGETS
+from ...storage.core.choices import GRAPH_EXPORTS, GRAPH_PRECISIONS, GRAPH_TARGETS, GraphPrecision
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import file_sha256
 from ...storage.core.plugins import Table
@@ -129,22 +129,32 @@ def _onnx_edge(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
     return ["student.onnx"], write_edge_onnx(trained.encoder, size_px, path, choice, trained.heads)
 
 
+def _onnx_int8(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
+    from .graphs import write_int8_onnx
+
+    return ["student.onnx"], write_int8_onnx(trained, folder / "student.onnx", choice)
+
+
 def _chosen_onnx(choice: GraphChoice) -> ExportFormat:
     """Return the row of an ONNX graph of one shape."""
     if choice.target != "edge":
         raise BadInput(f"an open ONNX graph takes any batch and is fp32; with --target edge it is written for {_words(choice)}")
-    half = choice.precision == "fp16"
-    runtime = f"edge{' fp16' if half else ''}"
+    other = choice.precision if choice.precision != "fp32" else None
+    runtime = f"edge{f' {other}' if other else ''}"
     return replace(
         ROWS["onnx"],
-        title=f"an ONNX graph of one shape for edge devices{', in fp16' if half else ''}",
-        write=partial(_onnx_edge, choice),
-        tolerance=0.1 if half else 1e-3,
+        title=f"an ONNX graph of one shape for edge devices{f', in {other}' if other else ''}",
+        write=partial(_onnx_int8 if other == "int8" else _onnx_edge, choice),
+        tolerance=TOLERANCES[choice.precision],
         runtimes={
             f"onnxruntime {runtime}": ("student.onnx", onnx_runner),
             f"openvino {runtime}": ("student.onnx", openvino_runner),
         },
     )
+
+
+TOLERANCES: dict[GraphPrecision, float] = {"fp32": 1e-3, "fp16": 0.1, "int8": 1.0}
+"""Of tokens of a graph of one shape; int8 is held to a cosine instead (`quantised.agreement`)."""
 
 
 def _words(choice: GraphChoice) -> str:
@@ -162,6 +172,24 @@ def _executorch(trained: Trained, folder: Path) -> Written:
     return list(files.values()), {"input": "1x3x{}x{}".format(*size_hw(size_px)), **facts}
 
 
+def _executorch_int8(trained: Trained, folder: Path) -> Written:
+    from .graphs import write_int8_executorch
+
+    return ["student-int8-static.pte"], write_int8_executorch(trained, folder / "student-int8-static.pte")
+
+
+def _chosen_executorch(choice: GraphChoice) -> ExportFormat:
+    """Return the row of a program in int8 by fixed ranges."""
+    if choice.precision != "int8":
+        raise BadInput(f"ExecuTorch programs for XNNPACK are fp32 and int8, got --precision {choice.precision}")
+    file = "student-int8-static.pte"
+    return replace(
+        ROWS["executorch"], title="an ExecuTorch program for XNNPACK, in int8 by fixed ranges", write=_executorch_int8,
+        read=lambda folder: executorch_runner(folder / file), tolerance=TOLERANCES["int8"],
+        runtimes={"executorch int8 static": (file, executorch_runner)},
+    )  # fmt: skip
+
+
 def _coreml(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
     from .graphs import write_coreml_package
 
@@ -172,6 +200,8 @@ def _coreml(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
 
 def _chosen_coreml(choice: GraphChoice) -> ExportFormat:
     """Return the row of a Core ML package of some pictures at once, or in fp16."""
+    if choice.precision == "int8":
+        raise BadInput("a Core ML package is fp32 or fp16 here; --precision int8 is of onnx (with --target edge) and executorch")
     half = choice.precision == "fp16"
     return replace(
         ROWS["coreml"], title=f"a Core ML package{', in fp16' if half else ''}", write=partial(_coreml, choice),
@@ -306,6 +336,7 @@ ROWS: dict[str, ExportFormat] = {
             "executorch fp32": ("student-fp32.pte", executorch_runner),
             "executorch int8": ("student-int8.pte", executorch_runner),
         },
+        takes=("precision",), chosen=_chosen_executorch,
     ),
     "coreml": ExportFormat(
         "a Core ML package", partial(_coreml, GraphChoice()), lambda folder: coreml_runner(folder / "student.mlpackage"), _COREML,

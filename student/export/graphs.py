@@ -5,10 +5,11 @@ at; for edge devices of one shape (`student.edge`), checked by the scale of the 
 PT2E: weights per output channel, activations per call from their own range.
 This dynamic kind needs no calibration images, so an export stays a function of the weights; its price is a pass over each activation,
 and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers, which hold 93 % or more of every student's weights).
+`--precision int8` is the static kind, for both (`student.quantised`): by ranges that pictures or a training have given, checked by cosines.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ from ..edge.onnx_graph import name_outputs, write_graph
 from ..edge.operators import OPSET as EDGE_OPSET
 from ..edge.quiet import quiet
 from ..heads.chosen import NamedHead
+from ..quantised.agreement import compare_int8, in_batches
+from ..quantised.plain_weights import with_plain_weights
+from ..quantised.scheme import DESCRIBED, quantise, require_torchao
+from .lineage import Trained
 from .runtimes import (
     TOKENS,
     CannotRunHere,
@@ -144,6 +149,46 @@ def write_edge_onnx(encoder: Encoder, size_px: SizePx, path: Path, choice: Graph
     batches = _batches(encoder, choice.batch, size_px)
     compared |= _of_heads(encoder, heads, onnx_outputs(path, names), batches, HALF_LIMIT if half else HEADS_LIMIT)
     return {"target": choice.target, "opset": EDGE_OPSET, **facts, **compared, "operators": operators}
+
+
+def write_int8_onnx(trained: Trained, path: Path, choice: GraphChoice) -> dict[str, Any]:
+    """Write an int8 graph of one shape and return its facts; raises BadInput without torchao, and where its tokens turn elsewhere."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        import_optional(library)
+    int8, pixels_BCHW, facts = _int8_student(trained, choice.batch)
+    with quiet():
+        operators = write_graph(with_plain_weights(int8), pixels_BCHW, path, half=False)
+    compared = compare_int8(eager_runner(trained.encoder), onnx_runner(path), _compared_batches(trained, choice.batch))
+    return {"target": choice.target, "opset": EDGE_OPSET, **facts, **compared, "operators": operators}
+
+
+def write_int8_executorch(trained: Trained, path: Path) -> dict[str, Any]:
+    """Write an int8 program for one image and return its facts; raises BadInput as `write_int8_onnx` does."""
+    lower: Any = import_optional("executorch.exir").to_edge_transform_and_lower
+    partition: Any = import_optional("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    int8, pixels_BCHW, facts = _int8_student(trained, 1)
+    with quiet():
+        program = lower(torch.export.export(int8, (pixels_BCHW,)), partitioner=[partition.XnnpackPartitioner()])
+        path.write_bytes(program.to_executorch().buffer)
+    return {**facts, **compare_int8(eager_runner(trained.encoder), executorch_runner(path), _compared_batches(trained, 1))}
+
+
+def _int8_student(trained: Trained, batch: int) -> tuple[torch.fx.GraphModule, Tensor, dict[str, Any]]:
+    """Return (int8 graph of one shape, pixels of that shape, facts)."""
+    require_torchao()
+    sample, encoder = trained.sample, trained.encoder
+    assert sample is not None  # `export` has drawn it
+    pixels_BCHW = _batches(encoder, batch, trained.preprocessing.size_px)[0]
+    measured = in_batches(encoder.preprocessing, sample.measured_BHWC, batch)
+    int8 = quantise(fold_student(encoder, pixels_BCHW), measured, trained.int8_ranges, str(trained.run))
+    ranges = f"measured on {len(sample.measured_BHWC)} {sample.source}" if trained.int8_ranges is None else "of the run's last phase"
+    facts = {"input": "x".join(map(str, pixels_BCHW.shape)), "precision": "int8", "quantisation": DESCRIBED, "ranges": ranges}
+    return int8, pixels_BCHW, {**facts, "compared on": f"{len(sample.compared_BHWC)} other {sample.source}"}
+
+
+def _compared_batches(trained: Trained, batch: int) -> Iterable[Tensor]:
+    assert trained.sample is not None
+    return in_batches(trained.encoder.preprocessing, trained.sample.compared_BHWC, batch)
 
 
 def write_coreml_package(encoder: Encoder, size_px: SizePx, path: Path, choice: GraphChoice) -> dict[str, Any]:

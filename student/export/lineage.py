@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.identity import file_sha256
 from ...storage.views.input_size import SizePx
@@ -27,6 +29,8 @@ from ...teachers.registry.resolve import BACKBONE_FILE, MODEL_FILE, resolve_teac
 from ...teachers.registry.table import OFFICIAL_EUPE, UNKNOWN, Terms
 from ..heads.chosen import NamedHead
 from ..probes.evaluation_records import list_records
+from ..quantised.sample import Sample
+from ..training.checkpoint import read_int8_ranges
 
 RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # what a run knows of its models
 PARTS = {
@@ -53,6 +57,10 @@ class Trained:
     """Which of PARTS of its run it is; None for the run's own model."""
     heads: tuple[NamedHead, ...] = ()
     """What an export takes along."""
+    int8_ranges: Mapping[str, Tensor] | None = None
+    """What the last phase of its training saw, where that knew of int8."""
+    sample: Sample | None = None
+    """Pictures that an int8 graph is made and compared with; only where one is asked for."""
 
     @property
     def name(self) -> str:
@@ -77,7 +85,8 @@ def open_trained(run: Path, size_px: SizePx | None = None) -> Trained:
     spec = resolve_teacher(str(run), size_px=size_px)
     encoder = load_encoder(spec.architecture, read_weights(spec.weights_path))
     encoder.preprocessing = spec.preprocessing
-    return Trained(run, spec.architecture, encoder, spec.preprocessing, spec.weights_sha256, hub_name(spec.architecture), part_of(run))
+    return Trained(run, spec.architecture, encoder, spec.preprocessing, spec.weights_sha256, hub_name(spec.architecture), part_of(run),
+                   int8_ranges=read_int8_ranges(run / MODEL_FILE.parent))  # fmt: skip
 
 
 def _what_instead(run: Path) -> str:

@@ -6,11 +6,9 @@ a dynamic batch and dynamic sides; an ExecuTorch program is planned ahead of tim
 executorch are not dependencies of the package: a missing one is an error that names the extra which brings it.
 """
 
-import importlib
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,17 +17,17 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
+from ..edge.optional_libraries import EXTRAS, CannotRunHere, import_optional
 from ..heads.chosen import NamedHead, modules_of
 from .exportable import exportable_copy
 
+__all__ = [
+    "EXTRAS", "CannotRunHere", "ExportWrapper", "Runner", "compiled_runner", "coreml_runner", "eager_runner", "executorch_runner",
+    "import_optional", "litert_runner", "onnx_runner", "openvino_runner",
+]  # fmt: skip
+
 Runner = Callable[[Tensor], Tokens]
 OutputRunner = Callable[[Tensor], Sequence[Tensor]]
-EXTRAS = {"onnx": "export", "onnxruntime": "export", "onnxscript": "export", "executorch": "executorch", "torchao": "executorch",
-          "openvino": "openvino", "coremltools": "coreml", "litert_torch": "litert", "ai_edge_litert": "litert"}  # fmt: skip
-
-
-class CannotRunHere(BadInput):
-    """The library or the system that a runtime needs is not here."""
 
 
 class ExportWrapper(nn.Module):
@@ -56,19 +54,6 @@ TOKENS = ("cls", "patch")
 def output_names(heads: Sequence[NamedHead]) -> tuple[str, ...]:
     """Return the names of a graph's outputs in their order."""
     return (*TOKENS, *(output for one in heads for output in one.outputs))
-
-
-def import_optional(module: str) -> ModuleType:
-    """Import a module of an optional library; raises CannotRunHere that names the extra when the library is not installed."""
-    library = module.split(".")[0]
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in EXTRAS:
-            raise
-        raise CannotRunHere(
-            f"{error.name} is not installed, and {library} needs it here; run: pip install 'eupe-pipeline[{EXTRAS[library]}]'"
-        ) from error
 
 
 def eager_runner(encoder: Encoder) -> Runner:

@@ -7,8 +7,8 @@ number does not go on with it. The moving average of the weights takes the runni
 diverges puts them back, as its checkpoint is of the step before. A student without batch norm has no part in any of this.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from ...storage.core.errors import BadInput
 from ...teachers.encoders.build import build_encoder
 from .ranks import Ranks
 from .recipe import RunConfig
+
+
+class Keeps(Protocol):
+    """Has a state that forward passes change."""
+
+    def keep(self) -> Callable[[], None]:
+        """Return what puts the state of now back."""
+
 
 _HOW = "each rank normalises each part of its batch by itself; running statistics are averaged over ranks after each step"
 
@@ -44,15 +52,18 @@ def average_over_ranks(module: nn.Module, ranks: Ranks) -> None:
 
 
 class KeptStatistics:
-    """The running statistics and counters as they were when this was made."""
+    """The running statistics and counters as they were when this was made; `others` that forward passes change are put back as well."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, others: Keeps | None = None) -> None:
         self._kept = [(tensor, tensor.clone()) for tensor in (*running_statistics(module), *counters(module))]
+        self._put_others_back = None if others is None else others.keep()
 
     def put_back(self) -> None:
         """Undo what forward passes have done to them since."""
         for tensor, before in self._kept:
             tensor.copy_(before)
+        if self._put_others_back is not None:
+            self._put_others_back()
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ LEGACY_VALUES = {  # how runs were trained before these keys existed; a record l
 
 ADDED_VALUES: dict[str, Any] = {
     "data.hold_out": 0.0, "teacher.layers": {}, "loss.cls": "cosine", "loss.relation": 0.0, "loss.shift": 0.0,
+    "quantise.steps": 0, "quantise.bits": 8,
 }  # fmt: skip
 """Of keys that came later, what every run of before did; a record leaves such a value out."""
 
@@ -294,6 +295,20 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class QuantiseConfig:
+    """`[quantise]`: a last phase in which the encoder computes as its int8 graph will (ours; `student.quantised.aware`)."""
+
+    steps: int = 0
+    """The run's last steps that are trained so; 0 for none."""
+    bits: int = 8
+    """Of weights and activations: 8 alone, which both runtimes have static kernels for."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.steps <= 2**40, "quantise.steps", self.steps, "0 (none) to run.steps")
+        _check(self.bits == 8, "quantise.bits", self.bits, "8: ONNX Runtime and ExecuTorch have static kernels for int8 alone")
+
+
+@dataclass(frozen=True)
 class TrainRecipe:
     """One training run, wholly described."""
 
@@ -323,12 +338,22 @@ class TrainRecipe:
     """Images and their order."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """Which views the targets are of."""
+    quantise: QuantiseConfig = field(default_factory=QuantiseConfig)
+    """The last phase that knows of int8."""
 
     def __post_init__(self) -> None:
         _check(self.stage in (1, 2, 3), "stage", self.stage, "1, 2 or 3")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 − 1")
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("device", self.device, DEVICES)
+        _check(self.quantise.steps <= self.run.steps, "quantise.steps", self.quantise.steps, f"at most run.steps = {self.run.steps}")
+        for key, on in {"compile": self.compile, "run.recompute_activations": self.run.recompute_activations}.items():
+            _check(not (self.quantise.steps and on), key, on, "false, as quantise.steps computes with a graph that torch.export traced")
+
+    @property
+    def first_aware_step(self) -> int:
+        """Return the first step that knows of int8, `run.steps` where none does."""
+        return self.run.steps - self.quantise.steps
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested plain data (tuples as lists), fit for JSON and for comparing."""
@@ -369,7 +394,9 @@ def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
     left_out = LEGACY_VALUES | ADDED_VALUES
     for dotted in (*OPERATIONAL, *left_out):
         table, key = dotted.split(".")
-        if key in kept[table] and kept[table][key] == left_out.get(dotted, kept[table][key]):
+        if key in kept.get(table, {}) and kept[table][key] == left_out.get(dotted, kept[table][key]):
             del kept[table][key]
+    if not kept.get("quantise"):  # a table that runs of before have not
+        kept.pop("quantise", None)
     kept["teacher"]["names"] = sorted(kept["teacher"].get("names", ()))
     return kept

@@ -8,7 +8,7 @@ student's final tokens: any encoder has those, and nothing but them is shipped. 
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -93,12 +93,15 @@ class Student(nn.Module):
     def __init__(self, encoder: Encoder, width: int, teachers: Mapping[str, TargetSpec]) -> None:
         super().__init__()
         self.encoder = encoder
+        self.aware: Callable[[Tensor], Tokens] | None = None
+        """What gives the encoder's tokens in its stead, with its parameters: in the last phase that knows of int8."""
         self.teacher_names = list(teachers)
         self.adapters = nn.ModuleList([TeacherHeads(encoder.width, width, spec, encoder.cls_width) for spec in teachers.values()])
 
     def forward(self, pixels_BHWC: Tensor, sampled: Mapping[str, SampledTokens] = NO_SAMPLED_TOKENS) -> dict[str, Tokens | SampledTokens]:
         """Map uint8 pixels (B, H, W, C) of any valid size to predicted tokens by teacher; those in `sampled` at its positions alone."""
-        tokens: Tokens = self.encoder(self.encoder.preprocessing.apply(pixels_BHWC))
+        encoder = self.encoder if self.aware is None else self.aware
+        tokens: Tokens = encoder(self.encoder.preprocessing.apply(pixels_BHWC))
         heads_of = dict(zip(self.teacher_names, self.adapters, strict=True))
         return {name: heads(gather_tokens(tokens, sampled[name]) if name in sampled else tokens) for name, heads in heads_of.items()}
 

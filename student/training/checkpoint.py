@@ -4,6 +4,7 @@
         model.safetensors       the student: backbone and adapters, each adapter under its teacher's name
         optimizer.safetensors   `<parameter>/<state name>`, parameters named as in the model
         average.safetensors     the moving average of the weights, where there is one
+        int8-ranges.safetensors the ranges of the last phase, where it knows of int8
         checkpoint.json         step, recipe, teachers, feature identities, versions, score (what makes one the best)
 
 Tensors are full, whatever the number of ranks and however they share a student. A checkpoint is written to a temporary folder and renamed,
@@ -34,6 +35,7 @@ from ..model.versions import code_digest, versions
 from .metrics import read_metrics
 
 _PREFIX = "step-"
+INT8_RANGES = "int8-ranges"
 FORMAT = 2
 _MAX_NAMES = 5
 _NUMBERED = 1  # the format in which adapters and parameters had numbers
@@ -119,13 +121,24 @@ def checkpoint_score(folder: Path) -> dict[str, Any]:
     return score
 
 
-def load_best(folder: Path, model: nn.Module) -> None:
-    """Load the best checkpoint's weights strictly, when there is one; raises `CacheDamaged`."""
+def load_best(folder: Path, model: nn.Module) -> dict[str, Tensor] | None:
+    """Load the best checkpoint's weights strictly, when there is one, and return its int8 ranges; raises `CacheDamaged`."""
     best = best_checkpoint(folder)
-    if best is not None:
-        layout = _read_metadata(best)["format"]
-        with _load_errors(best):
-            _load_model(model, load_file(best / "model.safetensors"), layout)
+    if best is None:
+        return None
+    layout = _read_metadata(best)["format"]
+    with _load_errors(best):
+        _load_model(model, load_file(best / "model.safetensors"), layout)
+    return read_int8_ranges(best)
+
+
+def read_int8_ranges(folder: Path) -> dict[str, Tensor] | None:
+    """Return the ranges in a checkpoint's or a model's folder, None without any; raises `CacheDamaged`."""
+    path = folder / f"{INT8_RANGES}.safetensors"
+    if not path.is_file():
+        return None
+    with _load_errors(folder):
+        return load_file(path)
 
 
 def save_checkpoint(
@@ -138,6 +151,7 @@ def save_checkpoint(
     *,
     keep_best: bool = False,
     average: nn.Module | None = None,
+    int8_ranges: dict[str, Tensor] | None = None,
     ranks: Ranks = ALONE,
 ) -> Path:
     """Write `step-NNNNNNN`, then remove all but the newest `keep` and, if asked, the best; return its folder.
@@ -148,6 +162,8 @@ def save_checkpoint(
     files = state_tensors(model, optimizer)
     if average is not None:
         files["average"] = _model_tensors(average)
+    if int8_ranges is not None:
+        files[INT8_RANGES] = int8_ranges
     if ranks.first:
         needed_bytes = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
         with translate_os_errors(final, needed_bytes), replace_folder(final) as temporary:

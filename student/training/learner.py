@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...storage.core.errors import BadInput, EupeError
+from ...storage.core.errors import BadInput, CacheDamaged, EupeError
 from ...storage.core.events import Event
 from ...storage.features.layers import split_target
 from ...storage.views.input_size import area_px
@@ -38,11 +38,13 @@ from ..model.recipe import TrainRecipe
 from ..model.schedule import learning_rate
 from ..model.sharding import clip_gradient_norm, parallelize, set_gradient_sync
 from ..model.student import Student
+from ..quantised.aware import AwareEncoder
 from .checkpoint import (
     best_checkpoint,
     checkpoint_score,
     latest_checkpoint,
     load_best,
+    read_int8_ranges,
     remove_leftovers,
     restore,
     save_checkpoint,
@@ -128,6 +130,8 @@ class Learner:
         self._kept_statistics = KeptStatistics(student)
         self.reads_later = reads_later(device.value)
         self._unread: _Step | None = None
+        self.aware = AwareEncoder(student.encoder, recipe.student.sizes_px) if recipe.quantise.steps else None
+        """The encoder as its int8 graph computes, for the last phase."""
 
     def _copy_for_average(self) -> Student | None:
         """Return a copy of the student for the moving average, None without one; raises `BadInput` with FSDP."""
@@ -159,6 +163,7 @@ class Learner:
                 raise BadInput(f"{checkpoint.folder} is past the {self.recipe.run.steps} steps of this recipe")
             restore(checkpoint, self.student, self.optimizer, self.average)
             self.steps_done = checkpoint.step
+            self.load_int8_ranges(checkpoint.folder)
             score = checkpoint_score(checkpoint.folder)
             self.smoothed_loss, self.evaluation = score.get("loss", 0.0), score.get("evaluation")
             self.evaluated_by = score.get("evaluated_by", self.evaluated_by)
@@ -171,6 +176,18 @@ class Learner:
         if self.ranks.first:
             self.metrics = Metrics(self.folder.out, self.steps_done)
 
+    def load_int8_ranges(self, folder: Path) -> None:
+        """Go on with the ranges in a checkpoint's folder, where its last step knew of int8; raises `CacheDamaged` without any."""
+        if self.aware is None or self.steps_done <= self.recipe.first_aware_step:
+            return
+        if (ranges := read_int8_ranges(folder)) is None:
+            raise CacheDamaged(f"{folder} lacks the int8 ranges of its last phase; move it away to go on from the checkpoint before")
+        self.aware.load(ranges, str(folder))
+
+    def int8_ranges(self) -> dict[str, Tensor] | None:
+        """Return the ranges after the finished steps, None before the phase that has them."""
+        return None if self.aware is None or self.steps_done <= self.recipe.first_aware_step else self.aware.state()
+
     def forward_backward(
         self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool, places: Mapping[str, Tensor] = NOWHERE
     ) -> None:
@@ -181,8 +198,10 @@ class Learner:
         """
         torch.manual_seed(step_seed(self.recipe.seed, step))
         self.student.train()
+        aware = self.aware if step >= self.recipe.first_aware_step else None
+        self.student.aware = aware
         if not self._sums:
-            self._kept_statistics = KeptStatistics(self.student)
+            self._kept_statistics = KeptStatistics(self.student, aware)
         set_gradient_sync(self._parallel_student, last)
         shift = self._shift(step, pixels_BHWC, targets)
         if shift != NO_SHIFT:
@@ -256,6 +275,8 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         average_over_ranks(self.student, self.ranks)
+        if self.student.aware is not None and self.aware is not None:
+            self.aware.average_over_ranks(self.ranks)
         if self.average is not None:
             follow_statistics(self.average, self.student, self.recipe.student.ema, refused)
 
@@ -343,7 +364,8 @@ class Learner:
         return save_checkpoint(
             self.folder.checkpoints, self.steps_done, self.student, self.optimizer,
             {"recipe": self.recipe.to_dict(), "score": score, "teachers": self.student.teacher_names, **metadata},
-            self.recipe.run.keep_checkpoints, keep_best=self.recipe.run.keep_best, average=self.average, ranks=self.ranks,
+            self.recipe.run.keep_checkpoints, keep_best=self.recipe.run.keep_best, average=self.average,
+            int8_ranges=self.int8_ranges(), ranks=self.ranks,
         )  # fmt: skip
 
     def best(self) -> Event:
@@ -353,13 +375,13 @@ class Learner:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the model, its average, the best one and the summary: the run is finished; collective."""
-        size_px = max(self.recipe.student.sizes_px, key=area_px)
+        size_px, ranges = max(self.recipe.student.sizes_px, key=area_px), self.int8_ranges()
         for student, folder in ((self.student, self.folder.model), (self.average, self.folder.average)):
             if student is not None:
-                save_model(student, folder, size_px=size_px, targets=self.statistics, ranks=self.ranks)
+                save_model(student, folder, size_px=size_px, targets=self.statistics, ranks=self.ranks, int8_ranges=ranges)
         if self.recipe.run.keep_best and not self.ranks.any(not self.best(), self.device.value):  # all ranks see it, so all load it
-            load_best(self.folder.checkpoints, self.student)
-            save_model(self.student, self.folder.best, size_px=size_px, targets=self.statistics, ranks=self.ranks)
+            ranges = load_best(self.folder.checkpoints, self.student)
+            save_model(self.student, self.folder.best, size_px=size_px, targets=self.statistics, ranks=self.ranks, int8_ranges=ranges)
         if self.ranks.first:
             self.folder.finish(summary)
         self.ranks.barrier()

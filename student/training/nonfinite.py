@@ -4,6 +4,7 @@
         bundle.json             recipe, teachers, device, precision, what was seen; written last
         spaces.safetensors      the teachers' own spaces of class tokens, where the recipe compares these by angles
         model.safetensors       the student before the step         optimizer.safetensors   its optimiser
+        int8-ranges.safetensors ranges before the step, where the run's last phase knows of int8 and had begun
         rank-0.safetensors      a rank's micro-batches: the student's pixels, the targets (and where letterboxed images lie); ids
                                 of its images, rows of its views
 
@@ -33,7 +34,7 @@ from ..data.targets import Targets
 from ..model.losses import ClassSpace
 from ..model.student import TargetSpec
 from ..model.versions import code_digest, versions
-from .checkpoint import save_tensors, state_tensors
+from .checkpoint import INT8_RANGES, save_tensors, state_tensors
 from .learner import Learner, Sums
 
 BUNDLE, SPACES = "bundle.json", "spaces"
@@ -140,6 +141,7 @@ def _write(final: Path, learner: Learner, own: dict[str, Tensor], origin: Origin
     """Write a bundle and return its bytes over all ranks; raises on every rank when one could not write. Collective."""
     ranks, device = learner.ranks, learner.device.value
     files = state_tensors(learner.student, learner.optimizer) | _space_tensors(learner)
+    files |= {} if (int8_ranges := learner.int8_ranges()) is None else {INT8_RANGES: int8_ranges}
     total = int(ranks.sum(torch.tensor(_bytes(own), device=device))) + sum(map(_bytes, files.values()))
     work = final.with_name(f"{TEMPORARY_PREFIX}{final.name}")
     if ranks.first:

@@ -7,7 +7,7 @@
       metrics.jsonl        one line a logged step          tensorboard/   the same as events
       checkpoints/step-NNNNNNN/
       initial/model/       the untrained student, when it started from random weights
-      model/               model.json  backbone.safetensors  adapters.json  adapters.safetensors
+      model/               model.json  backbone.safetensors  adapters.json  adapters.safetensors  int8-ranges.safetensors of an aware run
       average/model/       the same of the weights' moving average, where the recipe asks for one
       best/model/          the same of the best checkpoint, where the recipe keeps it
       nonfinite/           the first step whose loss was not finite, to be computed again      tracking/   runs' ids in trackers
@@ -41,7 +41,7 @@ from ..model.recipe import TrainRecipe, decisive
 from ..model.sharding import full_cpu_tensors
 from ..model.student import Student, TargetSpec, target_order
 from ..model.view_config import ViewsConfig
-from .checkpoint import latest_checkpoint, list_checkpoints
+from .checkpoint import INT8_RANGES, latest_checkpoint, list_checkpoints
 from .metrics import Metrics, read_metrics
 
 __all__ = ["Metrics", "RunFolder", "adapter_record", "load_model", "read_adapters", "read_metrics", "save_model"]
@@ -166,7 +166,10 @@ class RunFolder:
         _write_json(self.out / "summary.json", dict(summary))
 
 
-def save_model(student: Student, folder: Path, *, size_px: SizePx, targets: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+def save_model(
+    student: Student, folder: Path, *, size_px: SizePx, targets: Mapping[str, Any], ranks: Ranks = ALONE,
+    int8_ranges: dict[str, Tensor] | None = None,
+) -> None:  # fmt: skip
     """Write a `model/` folder: the encoder, its adapters, and what the adapters were trained for; replaces an older one.
 
     Collective: every rank calls this and the first writes. Raises `StoreUnavailable` with the bytes needed.
@@ -183,6 +186,8 @@ def save_model(student: Student, folder: Path, *, size_px: SizePx, targets: Mapp
     with translate_os_errors(folder, needed_bytes), replace_folder(folder) as temporary:
         safetensors.torch.save_file(backbone, temporary / "backbone.safetensors")
         safetensors.torch.save_file(adapters, temporary / "adapters.safetensors")
+        if int8_ranges is not None:
+            safetensors.torch.save_file(int8_ranges, temporary / f"{INT8_RANGES}.safetensors")
         (temporary / "model.json").write_text(json.dumps(record, indent=1, sort_keys=True))
         (temporary / "adapters.json").write_text(json.dumps(adapter_record(student, targets), indent=1, sort_keys=True))
 

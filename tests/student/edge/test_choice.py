@@ -32,8 +32,9 @@ def test_a_format_gets_what_it_takes() -> None:
     assert GraphChoice("edge", "fp16", 2).of(()) == GraphChoice()
 
 
-def test_an_onnx_graph_is_open_or_for_edge_devices_in_two_precisions() -> None:
-    assert choices_of("onnx") == [GraphChoice(), GraphChoice("edge"), GraphChoice("edge", "fp16")]
+def test_an_onnx_graph_is_open_or_for_edge_devices_in_three_precisions() -> None:
+    assert choices_of("onnx") == [GraphChoice(), GraphChoice("edge"), GraphChoice("edge", "fp16"), GraphChoice("edge", "int8")]
+    assert choices_of("executorch") == [GraphChoice(), GraphChoice(precision="int8")]
     assert choices_of("timm") == [GraphChoice()]
     assert row_of("timm", GraphChoice("edge")) is FORMATS["timm"]
     for wrong in (GraphChoice(precision="fp16"), GraphChoice(batch=2)):
