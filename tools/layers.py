@@ -37,7 +37,20 @@ WINGS = {
     ),
     "student": ("export", "heads", "training", "probes", "data", "quantised", "edge", "model"),
     "teachers": ("registry", "checkpoints", "encoders", "runtime"),
-    "storage": ("upkeep", "index", "earlier_sets", "store", "features", "views", "images", "sources", "shards", "objects", "core"),
+    "storage": (
+        "upkeep",
+        "index",
+        "earlier_sets",
+        "store",
+        "features",
+        "views",
+        "annotations",
+        "images",
+        "sources",
+        "shards",
+        "objects",
+        "core",
+    ),
 }
 MAX_WING_FILES, MAX_FILE_LINES = 14, 400
 

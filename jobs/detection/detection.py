@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...storage.annotations.coco import CocoSplit, check_together, coco_digest, pictures_of, read_coco
+from ...storage.annotations.dense_pairs import read_picture
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.images.coco import CocoSplit, check_together, coco_digest, pictures_of, read_coco
-from ...storage.images.dense_pairs import read_picture
 from ...storage.views.input_size import square_side
 from ...student.heads.detection import (
     DETECTION_RECIPE,

@@ -1,7 +1,7 @@
 """Semantic correspondence of a model on SPair-71k's layout, without training; see `student.probes.correspondence`.
 
 Two protocols: `paper` (EUPE, appendix C.5) takes 100 pairs of each category, at 448 px for patches of 14 px and else 512; `ours` takes all
-pairs at 512 px. Which 100 pairs they are the paper does not say: here those that `storage.images.spair` draws.
+pairs at 512 px. Which 100 pairs they are the paper does not say: here those that `storage.annotations.spair` draws.
 
 Each picture goes through the model once, in the order in which pairs need it; the token maps of the last pictures are kept. There is no
 state to resume: a run takes one forward a picture (1,800 in the test split) and a product a pair.
@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from ...storage.annotations.dense_pairs import read_picture
+from ...storage.annotations.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
 from ...storage.core.choices import PAIR_PROTOCOLS, PairProtocol, PairSplit
 from ...storage.core.errors import unknown_name
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.lru_cache import LruCache
-from ...storage.images.dense_pairs import read_picture
-from ...storage.images.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
 from ...storage.views.input_size import square_side
 from ...student.probes.correspondence import ALPHA, Points, correct_keypoints, match_keypoints, summarize_pck
 from ...student.probes.dense_tokens import patch_tokens, stacked

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...storage.annotations.dense_pairs import Pair, pairs_digest, picture_digests
 from ...storage.core.choices import HEAD_PROTOCOLS, Device, HeadProtocol
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.events import OnEvent
-from ...storage.images.dense_pairs import Pair, pairs_digest, picture_digests
 from ...storage.sources.decode import Pixels
 from ...storage.views.input_size import SizePx
 from ...student.data.order import KeyedPermutation

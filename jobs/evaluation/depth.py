@@ -1,7 +1,7 @@
 """Monocular depth of a model by a linear head over bins: NYUv2's layout, or any folder of pictures and depth.
 
-See `student.probes.depth` for the protocol and `storage.images.dense_pairs` for the layouts. NYU's white frame and Eigen's crop are applied
-to pictures that are listed in NYU's files, and to others when asked for. By the official protocol the encoder is in training mode while the
+See `student.probes.depth` for the protocol, `storage.annotations.dense_pairs` for the layouts. NYU's white frame and Eigen's crop are for
+pictures that are listed in NYU's files, and for others when asked for. By the official protocol the encoder is in training mode while the
 head learns and a ConvNeXt's input is padded to a multiple of 4 (`dense_tokens`); by ours neither.
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ...storage.annotations.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, is_nyu, read_depth, read_picture
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.images.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, is_nyu, read_depth, read_picture
 from ...storage.sources.decode import Pixels
 from ...storage.views.input_size import size_hw
 from ...student.probes.dense_head import NYU_RECIPE, DenseHead, HeadRecipe

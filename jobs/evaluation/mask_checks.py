@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...storage.annotations.dense_pairs import ADE20K_CLASSES, MaskValues, Pair, is_ade20k, mask_values, read_classes
 from ...storage.core.choices import MASK_DATASETS, MaskDataset
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.events import OnEvent
-from ...storage.images.dense_pairs import ADE20K_CLASSES, MaskValues, Pair, is_ade20k, mask_values, read_classes
 from ...student.probes.segmentation import Mask, to_classes
 
 READ_THREADS = 2

@@ -1,7 +1,7 @@
 """Semantic segmentation of a model by a linear head: ADE20k's layout, or any folder of pictures and masks.
 
-See `student.probes.segmentation` for the two protocols, `storage.images.dense_pairs` for the layouts. Every mask is read before the first
-step (`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not after
+See `student.probes.segmentation` for the two protocols, `storage.annotations.dense_pairs` for the layouts. Each mask is read before the
+first step (`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not after
 hours. By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval
 mode there and never back.
 """
@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from ...storage.annotations.dense_pairs import Pair, read_picture, segmentation_pairs
 from ...storage.core.choices import MaskDataset
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.images.dense_pairs import Pair, read_picture, segmentation_pairs
 from ...storage.sources.decode import Pixels
 from ...storage.views.input_size import square_side
 from ...student.probes.dense_head import ADE20K_RECIPE, DenseHead, HeadRecipe

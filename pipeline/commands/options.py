@@ -226,13 +226,8 @@ def input_size(default: str) -> Callable[[Command], Command]:
 
 
 FOLDER = AbsolutePath(file_okay=False, path_type=Path)
-
-
 FILE = AbsolutePath(dir_okay=False, path_type=Path)
-
-
 PATH = AbsolutePath(path_type=Path)
-
 
 STORE = click.option(
     "--store", required=True, callback=store_url, metavar="URL", help="Feature store: a folder or an fsspec URL such as s3://…."
@@ -242,36 +237,26 @@ STORE = click.option(
 JSON_HELP = "Print events and the result as JSON lines on stdout."
 JSON = click.option("--json", "as_json", is_flag=True, help=JSON_HELP)
 
-
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-
 
 BAD_SHARE = click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.001, show_default=True,
                          help="Stop when more than this share of the images cannot be read.")  # fmt: skip
 
-
 RANDOM = click.option("--allow-random-weights", is_flag=True, help="For trials: a teacher without weights gets random ones, and says so.")
 
-
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Overlay one recipe value (TOML syntax); repeatable.")
-
 
 TEACHER = click.option("--teacher", default=None,
                        help="The teacher that made the set, its run's folder or its FILE; default: by the set's name.")  # fmt: skip
 
-
 WEIGHTS_FILE = click.option("--weights", type=PATH, default=None, help="Its weight file; default: the weights folder.")
-
 
 DATA = click.option("--data", required=True, help="Dataset, by name or name@digest.")
 
-
 STAGE = click.option("--stage", type=click.IntRange(1, 3), default=None, help="One stage of a recipe that holds several.")
-
 
 LAYERS = click.option("--layers", default=None, metavar="N,N", callback=layer_list,
                       help="Store these blocks' patch tokens too, counted from 1; the last block's are stored in any case.")  # fmt: skip
-
 
 LAYER_WEIGHTS = click.option(
     "--layer-weight",
@@ -351,38 +336,28 @@ class ExtractionValues(TypedDict):
 PIXELS = click.option("--pixels", "pixels_px", type=InputSize(4096), default=None, metavar="PX",
                       help="Store the views' pixels too, at the student's size, as 256 or 384x512: training needs no images.")  # fmt: skip
 
-
 ANY_STORE = click.option(
     "--store", default=None, callback=store_url, metavar="URL", help="Feature store; default: one below $EUPE_PIPELINE_HOME."
 )
 
-
 RESULTS = click.option("--out", type=FOLDER, default=None, help="Folder that keeps the result; default: MODEL's own.")
 
-
 TEST_IMAGES = click.option("--test-images", type=click.IntRange(1), default=None, help="Take a random sample of this many; default: all.")
-
 
 FORWARD = click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True, help="Images in one forward.")
 
 
 INPUT_SIZE = input_size("the model's")
 
-
 OVERLAP = click.option("--allow-overlap", is_flag=True, help="Test on images that are learnt from as well; say it instead of refusing.")
-
 
 DEVICE = click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 
-
 SEED = click.option("--seed", type=int, default=0, show_default=True)
-
 
 EVALUATED_WEIGHTS = click.option("--weights", type=PATH, default=None, help="A named teacher's weight file.")
 
-
 IMAGES = click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=PATH)
-
 
 PNG = click.option("--out", type=FILE, required=True, callback=png_file, metavar="FILE.png", help="Where it goes.")
 

@@ -1,13 +1,11 @@
 """The formats that a student is exported in: one row for each, with how it is written, read back, run, timed and used.
 
-To add a format is to add its name to `storage.core.choices.EXPORT_FORMATS` and its row here. An installed package adds rows by entry points
-of the group `eupe_pipeline.exports` (`storage.core.plugins`), whose object is an `ExportFormat`. A writer leaves its files in a folder and
-runs what it wrote, or loads it with the library that it is for, before it returns: an export that cannot be checked is not made.
+To add a format is to add its name to `storage.core.choices.EXPORT_FORMATS` and its row here; an installed package adds rows by entry points
+(`eupe_pipeline.exports`, an `ExportFormat`). A writer runs what it wrote, or loads it with the library that it is for, before it returns.
 
 The usage examples are ten-line programs; tests run each of them and compare its tokens with the student's. Each takes the path of a
 picture, turns it upright as `index` does, resizes the whole of it to the student's size and prints the shapes of class and patch tokens.
-They need the format's own library, torch or numpy, and Pillow; never this package. The official hub's code is on no package index, so that
-example takes the path of a clone.
+They need the format's own library, torch or numpy, and Pillow; that of the official hub takes the path of a clone.
 """
 
 from collections.abc import Callable, Mapping
@@ -125,8 +123,8 @@ def _onnx(trained: Trained, folder: Path) -> Written:
 def _onnx_edge(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
     from .graphs import write_edge_onnx
 
-    path, size_px = folder / "student.onnx", trained.preprocessing.size_px
-    return ["student.onnx"], write_edge_onnx(trained.encoder, size_px, path, choice, trained.heads)
+    size_px = trained.preprocessing.size_px
+    return ["student.onnx"], write_edge_onnx(trained.encoder, size_px, folder / "student.onnx", choice, trained.heads)
 
 
 def _onnx_int8(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
@@ -166,9 +164,8 @@ def _executorch(trained: Trained, folder: Path) -> Written:
 
     files = {False: "student-fp32.pte", True: "student-int8.pte"}
     size_px = trained.preprocessing.size_px
-    facts = {
-        file: write_executorch(trained.encoder, size_px, folder / file, int8=int8, heads=trained.heads) for int8, file in files.items()
-    }
+    write = partial(write_executorch, trained.encoder, size_px, heads=trained.heads)
+    facts = {file: write(folder / file, int8=int8) for int8, file in files.items()}
     return list(files.values()), {"input": "1x3x{}x{}".format(*size_hw(size_px)), **facts}
 
 
@@ -386,13 +383,11 @@ def usage_example(
     choice: GraphChoice = GraphChoice(),  # noqa: B008 - frozen
 ) -> str:  # fmt: skip
     """Return the program for a format's folder; `name` is the official hub's, `file` the weights beside it."""
-    family = architecture["name"]
     height, width = size_hw(as_size(preprocessing["size_px"]))
     return Template(row_of(form, choice).usage).substitute(
         name=name, file=file, width=width, height=height, resample=preprocessing["interpolation"].upper(),
         mean=preprocessing["mean"], std=preprocessing["std"], tokens=_timm_tokens(architecture),
-        batch=f".repeat({choice.batch}, 0)" if choice.batch > 1 else "",
-        prefix=1 + architecture["registers"] if family == "vit" else 1,
+        batch=f".repeat({choice.batch}, 0)" if choice.batch > 1 else "", prefix=1 + architecture.get("registers", 0),
     )  # fmt: skip
 
 

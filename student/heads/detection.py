@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ...storage.annotations.coco import CocoPicture, CocoSplit
 from ...storage.core.errors import BadInput
-from ...storage.images.coco import CocoPicture, CocoSplit
 from ...storage.sources.decode import Pixels
 from ...teachers.encoders.encoder import Encoder
 from ..probes.dense_head import HeadRecipe

@@ -1,8 +1,7 @@
 """The training recipe as frozen, typed data: every value that decides a run, with its range checked where it is made.
 
 Nothing here reads files; the TOML loader fills these classes from tables of the same names. `OPERATIONAL` lists the values that change how
-a run is carried out but not what it computes: a resumed run may change them, any other difference is an error. Defaults marked "ours" are
-not in the paper. What belongs in a recipe but has no field here does not exist: unknown keys are errors.
+a run is carried out but not what it computes: a resumed run may change them. Defaults marked "ours" are not in the paper.
 """
 
 import dataclasses
@@ -184,8 +183,8 @@ class LossConfig:
     """Deviation of the random shift of the student's window over the view, in the smallest shift that all grids have; 0 for none."""
 
     def __post_init__(self) -> None:
-        _check(self.patch_cosine >= 0, "loss.patch_cosine", self.patch_cosine, "≥ 0")
-        _check(self.patch_smooth_l1 >= 0, "loss.patch_smooth_l1", self.patch_smooth_l1, "≥ 0")
+        for key, weight in {"loss.patch_cosine": self.patch_cosine, "loss.patch_smooth_l1": self.patch_smooth_l1}.items():
+            _check(weight >= 0, key, weight, "≥ 0")
         _check(self.smooth_l1_beta > 0, "loss.smooth_l1_beta", self.smooth_l1_beta, "> 0")
         _check_choice("loss of class tokens", self.cls, CLASS_LOSSES)
         _check(0 <= self.relation <= 1000, "loss.relation", self.relation, "0 to 1,000")
@@ -194,7 +193,7 @@ class LossConfig:
     def named(self) -> list[NamedLoss]:
         """Return which of the losses by name are on."""
         on: dict[NamedLoss, bool] = {"relation": self.relation > 0, "angle": self.cls == "angle", "shift": self.shift > 0}
-        return [name for name, is_on in on.items() if is_on]
+        return [name for name in on if on[name]]
 
 
 @dataclass(frozen=True)
@@ -396,7 +395,6 @@ def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
         table, key = dotted.split(".")
         if key in kept.get(table, {}) and kept[table][key] == left_out.get(dotted, kept[table][key]):
             del kept[table][key]
-    if not kept.get("quantise"):  # a table that runs of before have not
-        kept.pop("quantise", None)
+    kept = {key: value for key, value in kept.items() if key != "quantise" or value}  # a table that runs of before have not
     kept["teacher"]["names"] = sorted(kept["teacher"].get("names", ()))
     return kept

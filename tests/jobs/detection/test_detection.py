@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.jobs.detection.detection import DetectionOptions, evaluate_detection
+from eupe_pipeline.storage.annotations.coco import CocoSplit, read_coco
+from eupe_pipeline.storage.annotations.dense_pairs import read_picture
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.images.coco import CocoSplit, read_coco
-from eupe_pipeline.storage.images.dense_pairs import read_picture
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.lineage import open_trained
 from eupe_pipeline.student.export.runtimes import onnx_outputs

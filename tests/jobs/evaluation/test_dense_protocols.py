@@ -10,8 +10,8 @@ import torch
 from eupe_pipeline.jobs.evaluation.correspondence import CorrespondenceOptions, evaluate_correspondence
 from eupe_pipeline.jobs.evaluation.depth import evaluate_depth
 from eupe_pipeline.jobs.evaluation.segmentation import evaluate_segmentation
+from eupe_pipeline.storage.annotations.spair import keypoint_pairs, sample_pairs
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.images.spair import keypoint_pairs, sample_pairs
 from eupe_pipeline.student.probes.dense_tokens import padding_px, patch_tokens, training_mode
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.encoders.encoder import Encoder

@@ -14,8 +14,8 @@ from eupe_pipeline.jobs.evaluation.depth import DepthOptions, evaluate_depth
 from eupe_pipeline.jobs.evaluation.linear import LinearOptions, evaluate_linear
 from eupe_pipeline.jobs.evaluation.mask_checks import MaskClasses
 from eupe_pipeline.jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
+from eupe_pipeline.storage.annotations.dense_pairs import depth_pairs, read_depth, read_picture, segmentation_pairs
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch
-from eupe_pipeline.storage.images.dense_pairs import depth_pairs, read_depth, read_picture, segmentation_pairs
 from eupe_pipeline.storage.sources.decode import Pixels
 from eupe_pipeline.storage.views.pixels import center_square
 from eupe_pipeline.storage.views.view_spec import Input

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eupe_pipeline.storage.annotations.dense_pairs import depth_pairs, pairs_digest, read_classes, read_depth, segmentation_pairs
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.images.dense_pairs import depth_pairs, pairs_digest, read_classes, read_depth, segmentation_pairs
 from eupe_pipeline.storage.sources.decode import BadImage
 from numpy.typing import NDArray
 from PIL import Image

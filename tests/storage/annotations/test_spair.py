@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eupe_pipeline.storage.annotations.spair import keypoint_pairs, pairs_digest
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.images.spair import keypoint_pairs, pairs_digest
 
 
 def annotate(root: Path, name: str, **changed: Any) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eupe_pipeline.storage.annotations.coco import check_together, coco_digest, pictures_of, read_coco
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.images.coco import check_together, coco_digest, pictures_of, read_coco
 from PIL import Image
 
 
