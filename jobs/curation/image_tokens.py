@@ -139,14 +139,7 @@ def _tokens_of(reader: FeatureReader) -> int:
 def _read(reader: FeatureReader, rows: Int64s) -> NDArray[np.floating]:
     if reader.cls_dim is not None:
         return reader.read_cls(rows)
-    stored = reader.read(rows)
-    tokens_nND = reader.decode(stored).reshape(len(rows), -1, reader.patch_dim)
-    taught_nN = reader.taught(rows, stored.position)
-    if taught_nN is None:
-        mean: Float32s = tokens_nND.mean(axis=1)
-        return mean
-    of_taught: Float32s = (tokens_nND * taught_nN[..., None]).sum(axis=1) / np.maximum(taught_nN.sum(axis=1), 1).astype(np.float32)[:, None]
-    return of_taught
+    return reader.mean_patch(rows, reader.read(rows))
 
 
 def _moments(values_ND: NDArray[np.floating]) -> tuple[Float32s, Float32s]:

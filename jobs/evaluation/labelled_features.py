@@ -275,12 +275,16 @@ def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = i
     rows, statistics = images * reader.views.views_per_image, reader.statistics
 
     def chunk(start: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
-        tokens = reader.read(rows[start : start + _READ_ROWS])
+        chunk_rows = rows[start : start + _READ_ROWS]
+        tokens = reader.read(chunk_rows)
+        cls_nD = None if tokens.cls is None else statistics.denormalize_cls(tokens.cls.astype(np.float32))
+        if reader.views.spec.letterbox is not None:
+            return cls_nD, statistics.denormalize_patch(reader.mean_patch(chunk_rows, tokens))
         scale = None if tokens.scale is None else torch.from_numpy(tokens.scale)
         # The mean commutes with the de-normalisation, which is affine and the same for every token. Of a sampled set it is the mean of
         # the stored tokens: see `knn.mean_patch_name`.
         mean_nD = statistics.denormalize_patch(mean_patch(torch.from_numpy(tokens.patch), scale, reader.codec).numpy())
-        return None if tokens.cls is None else statistics.denormalize_cls(tokens.cls.astype(np.float32)), mean_nD
+        return cls_nD, mean_nD
 
     chunks, starts = [], range(0, len(rows), _READ_ROWS)
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read") as pool:

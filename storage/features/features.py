@@ -115,6 +115,17 @@ class FeatureReader:
         flat = cells.reshape(len(rows), -1)
         return flat if position is None else np.take_along_axis(flat, position.astype(np.int64), axis=1)
 
+    def mean_patch(self, rows: NDArray[np.int64], stored: TokenRows) -> NDArray[np.float32]:
+        """Return the mean of each view's normalised patch tokens (n, D), without those in the padding of letterboxed views."""
+        tokens_nND = self.decode(stored).reshape(len(rows), -1, self.patch_dim)
+        taught_nN = self.taught(rows, stored.position)
+        if taught_nN is None:
+            mean: NDArray[np.float32] = tokens_nND.mean(axis=1)
+            return mean
+        counts_n1 = np.maximum(taught_nN.sum(axis=1, keepdims=True), 1).astype(np.float32)
+        of_taught: NDArray[np.float32] = (tokens_nND * taught_nN[..., None]).sum(axis=1) / counts_n1
+        return of_taught
+
     @classmethod
     def create(cls, objects: Objects, name: str, views: ViewSet, identity: dict[str, Any], statistics: Statistics) -> "FeatureReader":
         """Open the feature set of this identity, creating it when the store does not have it yet."""

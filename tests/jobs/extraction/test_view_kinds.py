@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.jobs.estimates.training import plan_training
+from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, embed_images, read_embeddings
+from eupe_pipeline.jobs.evaluation.models import open_model
+from eupe_pipeline.jobs.evaluation.pooled_features import pooled_features
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions, fidelity, repair_features
@@ -203,3 +206,29 @@ def test_sampled_tokens_of_a_letterbox_train_and_those_in_its_padding_teach_noth
     found = made.losses(tmp_path / "run", recipe)
     assert np.isfinite(found).all()
     assert found[-1] != found[0]
+
+
+def test_means_of_patch_tokens_leave_padding_out(tiny_store: Any, tmp_path: Path) -> None:
+    """For evaluations of cached tokens, and for curation of teachers without class tokens."""
+    reader = make(tmp_path, tiny_store, "center", "oblong", "none").reader
+    images, (_, patch) = np.array([0, 5, 11]), tokens(reader_store(tmp_path), reader.key)
+    taught = reader.views.spec.taught_cells(reader.views.read(2 * images).crop, (16, 32), reader.grid)
+    assert taught is not None
+    expected = np.stack([patch[2 * image][cells].mean(axis=0) for image, cells in zip(images.tolist(), taught, strict=True)])
+    np.testing.assert_allclose(reader.mean_patch(2 * images, reader.read(2 * images)), expected, atol=1e-5)
+    found = read_embeddings(reader, images)
+    np.testing.assert_allclose(found.mean_patch_ND, reader.statistics.denormalize_patch(expected), atol=1e-4)
+
+
+def reader_store(root: Path) -> FeatureStore:
+    return FeatureStore.open(str(root / "store"))
+
+
+def test_an_evaluation_at_an_oblong_input_sees_the_same_centre_whether_features_are_kept_or_not(tiny_store: Any, tmp_path: Path) -> None:
+    shutil.copytree(tiny_store.store.url.removeprefix("file://"), tmp_path / "store")
+    store = FeatureStore.open(str(tmp_path / "store"))
+    dataset, model = store.dataset("photos"), open_model(str(tiny_store.teacher_run), (16, 32))
+    more: dict[str, Any] = {"device": "cpu", "crop_fraction": 1.0, "batch_size": 8, "on_event": lambda event: None}
+    kept = read_embeddings(pooled_features(store, dataset, model, **more), np.arange(6))
+    fresh = embed_images(model.load("cpu"), dataset, np.arange(6), EvaluationSize(batch_size=8))
+    np.testing.assert_allclose(kept.mean_patch_ND, fresh.mean_patch_ND, atol=1e-4)
