@@ -84,7 +84,7 @@ def export(
     JSON,
 )
 def import_weights(as_json: bool, source: Path, out: Path, size_px: SizePx | None) -> None:
-    """Take in a published student. SOURCE is an official EUPE .pth or .safetensors, a timm or a transformers folder."""
+    """Take in a published student. SOURCE is an official EUPE .pth, .safetensors or index of several, a timm or a transformers folder."""
     from ...student.export.import_published import import_weights as import_published
 
     run(lambda on_event: import_published(source, out, size_px), as_json)
