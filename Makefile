@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-quantised bench-day bench-gpu gpu-wheels gpu-check study clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,10 @@ study: venv ## what codecs, views and stages do to students (half an hour on two
 
 bench-extract: venv ## extraction against a bare forward loop, and what five kills cost: docs/results/bench-extract.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract
+
+bench-pixels: $(BENCH)/.installed ## decoders and resizers side by side, views a core, streams of pixels against peers: docs/results/bench-rendering.json
+	OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.bench_rendering
+	OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.bench_pixel_streams
 
 bench-curate: venv ## near duplicates and balance of 60,000 images: docs/results/bench-curate.json
 	$(BIN)/python -m benchmarks.bench_curate

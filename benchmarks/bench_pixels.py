@@ -1,16 +1,20 @@
 """How a view set should store its rendered pixels: bytes and decode rate of raw and lossless forms, beside the images that they replace.
 
-Random views of real photos are rendered once; each form stores and gives back every one of them, bit by bit. `store` is the form chosen,
+Random views of real photos are rendered once; each form stores and gives back every one of them, bit by bit, but for `yuv420` (colour at
+half resolution, half of the bytes), whose error is stated. `store` is the form chosen,
 read through `ViewSet.read_pixels` with its checks; `images` is what a training step does without it: read, decode, digest, crop, resize.
-All on one thread, warm; rounds are interleaved and medians count. The cold figure follows from bytes and a disk's rate.
+All on one thread, warm; rounds are interleaved and medians count. `from_disk` is what the disk that was measured allows, or the decoder
+where that is slower.
 
     python -m benchmarks.bench_pixels scikit-image=256 imagenet=256 cifar=64       (folders of images or tars = side in px)
 """
 
 import argparse
 import io
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -30,6 +34,7 @@ from PIL import Image
 from .figures import interleave, medians, report
 
 ROWS = 256
+LOSSY = ("yuv420",)
 
 
 class Form(NamedTuple):
@@ -64,6 +69,42 @@ def _zstd(side: int, level: int, difference: bool) -> Form:
     return Form(encode, decode)
 
 
+def _yuv420(side: int) -> Form:
+    """Keep brightness whole and colour at half resolution, as JPEG does; Pillow converts and enlarges."""
+    half, whole = side // 2, side * side
+
+    def encode(pixels: Pixels) -> bytes:
+        planes = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
+        colour = (planes[..., 1:].reshape(half, 2, half, 2, 2).astype(np.uint16).sum((1, 3)) + 2) // 4
+        return bytes(planes[..., 0].tobytes() + colour.astype(np.uint8).transpose(2, 0, 1).tobytes())
+
+    def decode(data: bytes) -> Pixels:
+        flat = np.frombuffer(data, np.uint8)
+        light = Image.fromarray(flat[:whole].reshape(side, side))
+        small = flat[whole:].reshape(2, half, half)
+        colours = [Image.fromarray(plane).resize((side, side), Image.Resampling.BILINEAR) for plane in small]
+        return np.asarray(Image.merge("YCbCr", (light, *colours)).convert("RGB"))
+
+    return Form(encode, decode)
+
+
+def disk_bytes_per_s(folder: Path, size: int = 1 << 28) -> float:
+    """Return what reading a file that is not in memory gives, in large blocks; the median of three."""
+    path, block, rates = folder / "block", bytearray(1 << 20), []
+    path.write_bytes(np.random.default_rng(0).bytes(size))
+    for _ in range(3):
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        while os.readv(file, [block]):
+            pass
+        rates.append(size / (time.perf_counter() - start))
+        os.close(file)
+    path.unlink()
+    return float(np.median(rates))
+
+
 def forms(side: int) -> dict[str, Form]:
     """Return the forms that could be stored."""
     return {
@@ -73,6 +114,7 @@ def forms(side: int) -> dict[str, Form]:
         "webp_small": _file("WEBP", lossless=True, method=4, quality=50),
         "zstd": _zstd(side, 3, False),
         "difference_zstd": _zstd(side, 1, True),
+        "yuv420": _yuv420(side),
     }
 
 
@@ -101,7 +143,8 @@ def measure(source: str, side: int, rounds: int) -> dict[str, dict[str, float]]:
         known = forms(side)
         encoded = {name: [form.encode(pixels) for pixels in whole] for name, form in known.items()}
         for name, form in known.items():
-            assert all(np.array_equal(form.decode(data), pixels) for data, pixels in zip(encoded[name], whole, strict=True)), name
+            if name not in LOSSY:
+                assert all(np.array_equal(form.decode(data), pixels) for data, pixels in zip(encoded[name], whole, strict=True)), name
         contestants: dict[str, Callable[[int], object]] = {name: partial(_decode_all, form, encoded[name]) for name, form in known.items()}
         contestants["store"] = lambda _: views.read_pixels(rows, whole)
         unstored = ViewSet(views.group.objects, views.key, views.dataset, views.identity)
@@ -109,6 +152,7 @@ def measure(source: str, side: int, rounds: int) -> dict[str, dict[str, float]]:
         contestants["images"] = lambda _: view_pixels(unstored, rows, Input(side))
         seconds = medians(interleave(contestants, rounds))
         raw_bytes = whole[0].nbytes
+        disk = disk_bytes_per_s(folder)
         sizes = {name: float(np.mean([len(data) for data in found])) for name, found in encoded.items()}
         sizes |= {"store": views.stored_bytes() / views.rows, "images": _image_bytes(views)}
         return {
@@ -116,11 +160,22 @@ def measure(source: str, side: int, rounds: int) -> dict[str, dict[str, float]]:
                 "bytes/raw": sizes[name] / raw_bytes,
                 "views/s": len(rows) / seconds[name],
                 "rate/images": seconds["images"] / seconds[name],
+                "from_disk_views/s": min(len(rows) / seconds[name], disk / sizes[name]),
+                **_error(known, encoded, whole, name),
             }
             for name in contestants
         }
     finally:
         shutil.rmtree(folder)
+
+
+def _error(known: dict[str, Form], encoded: dict[str, list[bytes]], whole: Pixels, name: str) -> dict[str, float]:
+    """Return how far a lossy form's pixels are from those that went in, in levels; {} of the others."""
+    if name not in LOSSY:
+        return {}
+    found = np.stack([known[name].decode(data) for data in encoded[name]])
+    gap = np.abs(found.astype(np.int16) - whole)
+    return {"largest_levels": float(gap.max()), "mean_levels": float(gap.mean()), "share_over_2": float((gap > 2).mean())}
 
 
 def _decode_all(form: Form, encoded: list[bytes], number: int) -> None:

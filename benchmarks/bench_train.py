@@ -159,7 +159,7 @@ def bench_stream(
     def render(rows: np.ndarray[tuple[int], np.dtype[np.int64]], start: int) -> None:
         for place, row in enumerate(rows.tolist(), start):
             crop = cut(dataset.read_image(row // views.views_per_image), all_views.crop[row])
-            pixels[place] = resize(crop, bool(all_views.flip[row]), SIZE_PX)
+            pixels[place] = resize(crop, bool(all_views.flip[row]), SIZE_PX, renderer=views.renderer)
 
     def shared(work: Callable[[np.ndarray[tuple[int], np.dtype[np.int64]], int], None]) -> Callable[[int], None]:
         def run(number: int) -> None:

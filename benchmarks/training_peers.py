@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from eupe_pipeline.storage.features.features import FeatureReader
-from eupe_pipeline.storage.sources.decode import decode_image
+from eupe_pipeline.storage.images.fast_jpeg import decode_jpeg
+from eupe_pipeline.storage.views.renderers import fast
 from eupe_pipeline.storage.views.view_spec import cut, resize
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
@@ -65,9 +66,10 @@ class PackedDataset(Dataset[dict[str, torch.Tensor]]):
             stop = start + int(np.prod(shape)) * dtype.itemsize
             found[name] = torch.from_numpy(flat[start:stop].view(dtype).reshape(shape))
             start = stop
-        image = decode_image(flat[start : start + int(head["jpeg_bytes"])].tobytes(), where="a sample")
-        pixels = resize(cut(image, head["crop"]), bool(head["flip"]), self.size_px)
-        return {**found, "pixels": torch.from_numpy(np.array(pixels))}
+        image = decode_jpeg(flat[start : start + int(head["jpeg_bytes"])].tobytes(), "stored")
+        assert image is not None
+        pixels = resize(cut(image, head["crop"]), bool(head["flip"]), self.size_px, renderer=fast())
+        return {**found, "pixels": torch.from_numpy(pixels)}
 
 
 def written(folder: Path, reader: FeatureReader) -> tuple[Packed, list[str]]:

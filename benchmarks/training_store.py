@@ -16,6 +16,7 @@ from eupe_pipeline.storage.features.statistics import Statistics
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.pixels import fill_pixels
+from eupe_pipeline.storage.views.renderers import fast
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import ViewSpec, cut, resize
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ def make_store(folder: Path, images: int, grid: tuple[int, int], dim: int) -> Fe
     make_images(folder / "images", images)
     store = FeatureStore.create(str(folder / "store"))
     dataset = build_index(store.objects, str(folder / "images"), "bench")
-    views = ViewSet.create(store.objects, dataset, ViewSpec(views_per_image=VIEWS), SHARD_IMAGES)
+    views = ViewSet.create(store.objects, dataset, ViewSpec(views_per_image=VIEWS), SHARD_IMAGES, fast())
     statistics = unit_statistics(dim)
     identity = features_identity({"architecture": "none"}, views, statistics, {}, FeatureLayout(dim, dim, grid, "int8"))
     reader = FeatureReader.create(store.objects, "bench", views, identity, statistics)
@@ -111,6 +112,6 @@ class PlainDataset(Dataset[dict[str, torch.Tensor]]):
         row = self.rows[place : place + 1]
         tokens, views = self._reader.read(row), self._reader.views.read(row)
         crop = cut(self._reader.views.dataset.read_image(int(row[0]) // VIEWS), views.crop[0])
-        pixels = resize(crop, bool(views.flip[0]), self.size_px).copy()
+        pixels = resize(crop, bool(views.flip[0]), self.size_px, renderer=self._reader.views.renderer)
         arrays = {"pixels": pixels, "cls": tokens.cls, "patch": tokens.patch, "scale": tokens.scale}
         return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}

@@ -1,8 +1,8 @@
 """Semantic segmentation of a model by a linear head: ADE20k's layout, or any folder of pictures and masks.
 
 See `student.probes.segmentation` for the two protocols, `storage.annotations.dense_pairs` for the layouts. Each mask is read before the
-first step (`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not after
-hours. By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval
+first step (`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not
+after hours. By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval
 mode there and never back.
 """
 

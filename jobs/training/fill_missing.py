@@ -69,10 +69,10 @@ def _fill_dataset(
     older = {name: reader for name in absent if (reader := _of_earlier_version(store, name, dataset, stated)) is not None}
     models |= older
     if views := next((reader.views for reader in present.values()), None):
-        options = replace(options, views=views.spec, images_per_shard=views.images_per_shard)
+        options = replace(options, views=views.spec, images_per_shard=views.images_per_shard, renderer=views.renderer.name)
     elif older:  # as it was, so that only what is new is computed
         views = next(iter(older.values())).views
-        options = replace(options, views=views.spec, images_per_shard=views.images_per_shard)
+        options = replace(options, views=views.spec, images_per_shard=views.images_per_shard, renderer=views.renderer.name)
     elif models:
         spec = next(iter(models.values())).views.spec
         options = replace(options, views=replace(spec, views_per_image=options.views.views_per_image))

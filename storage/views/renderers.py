@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.choices import JpegDecoder
+from ..core.choices import JpegDecoder, RendererName
 from ..core.errors import CacheMismatch, unknown_name
 from ..images import fast_jpeg
 from . import torch_resize
@@ -59,6 +59,11 @@ class Renderer:
     def jpeg_decoder(self) -> JpegDecoder:
         """Which decoder a dataset is to be read by."""
         return "simplejpeg" if self.jpeg is not None and self.jpeg["library"] == fast_jpeg.LIBRARY else "pillow"
+
+    @property
+    def name(self) -> RendererName:
+        """Return what asks for it on this machine; auto for that of another version, which only a store's views can name."""
+        return "pillow" if self == PILLOW else "fast" if self == fast() else "auto"
 
     @property
     def text(self) -> str:

@@ -281,6 +281,7 @@ def test_what_begins_anew_is_rendered_fast_and_what_goes_on_as_it_was(empty: tup
 def test_a_set_of_another_version_that_gives_the_same_pixels_goes_on(empty: tuple[FeatureStore, ImageDataset]) -> None:
     store, dataset = empty
     of_before = Renderer(fast().jpeg, {**(fast().resizer or {}), "version": "2.99.0"})
+    assert [one.name for one in (PILLOW, fast(), of_before)] == ["pillow", "fast", "auto"]
     views = committed(store, dataset, of_before)
     assert chosen(store, dataset)[0] == of_before
     assert ViewSet.create(store.objects, dataset, SPEC, 4, of_before).key == views.key
