@@ -26,6 +26,7 @@ from .images.subsets import ImageSubset
 from .images.versions import Earlier, earlier_versions
 from .objects.content_addressed import MARKER, MAX_IDENTITY_BYTES, is_key, parsing, read_identity
 from .objects.damaged_files import read_or_flaw
+from .objects.held_shards import HeldObjects
 from .objects.objects import Objects, open_objects
 from .objects.remote import RemoteObjects
 from .objects.shard_cache import DEFAULT_LIMIT_BYTES, CachedObjects
@@ -46,11 +47,12 @@ class FeatureStore:
     def open(cls, url: str | Path, *, shard_cache: Path | None = None, shard_cache_bytes: int = DEFAULT_LIMIT_BYTES) -> "FeatureStore":
         """Open an existing store; raise `BadInput` when there is none at `url`.
 
-        With a `shard_cache` folder, whole shards of a remote store are downloaded and kept there, up to `shard_cache_bytes`.
+        With a `shard_cache` folder, whole shards of a remote store are downloaded and kept there, up to `shard_cache_bytes`. Without
+        one, those of a reader that goes through them in order are held in memory for as long as it needs them (`held_shards`).
         """
         objects = open_objects(str(url))
-        if shard_cache is not None and isinstance(objects, RemoteObjects):
-            objects = CachedObjects(objects, shard_cache, shard_cache_bytes)
+        if isinstance(objects, RemoteObjects):
+            objects = HeldObjects(objects.url) if shard_cache is None else CachedObjects(objects, shard_cache, shard_cache_bytes)
         flaw = marker_flaw(objects)
         if flaw:
             raise _not_a_store_error(objects, f"its {MARKER} {flaw}")

@@ -6,6 +6,7 @@ the object there: so "not created" may mean an earlier try of our own, and calle
 like a hang. Permanent errors (absence, permission, a failed check) are not retried. Listings never come from a cache.
 """
 
+import contextlib
 import errno
 import random
 import time
@@ -22,12 +23,12 @@ from ..core.urls import refuse_endpoint, refuse_secrets
 from .atomic_files import Content, translate_os_errors
 from .read_ahead import Fetchers
 from .read_threads import MAX_THREADS
-from .s3_copy import MOST_BYTES, copy_exclusively
 from .s3_download import S3Downloader, s3_downloader
 
 TRIES = 6
 _MIN_WAIT_S, _MAX_WAIT_S = 0.1, 10.0
 _LEAST_COPIED_BYTES = 8 << 20  # a copy within S3 is three requests, a put one
+_MOST_COPIED_BYTES = 5 << 30  # of one copied part
 _MAX_RETRY_AFTER_S = 60.0  # that a server may ask for
 _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 _PERMANENT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOSYS, errno.EPERM}
@@ -97,11 +98,14 @@ def retry(what: str, call: Callable[[], Result], tries: int = TRIES) -> Result:
     raise AssertionError("unreachable")
 
 
-class _RemoteObject:
+class RemoteObject:
+    """An object that is read by ranged GETs."""
+
     def __init__(self, objects: "RemoteObjects", key: str, size: int) -> None:
         self._objects, self._key, self.size = objects, key, size
 
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """Fill the buffers by one request."""
         length = sum(len(buffer) for buffer in buffers)
         data = self._objects.read_range(self._key, offset, length)
         start = 0
@@ -206,6 +210,18 @@ class RemoteObjects:
 
         return self._call("read", key, attempt)
 
+    def read_whole(self, key: str, allocate: Callable[[int], memoryview]) -> None:
+        """Read an object by one GET into memory that is allocated when its size is known."""
+
+        def attempt() -> None:
+            if self._downloader is not None:
+                self._downloader.read_into(self._path(key), allocate)
+            else:
+                data = self._filesystem.cat_file(self._path(key))
+                allocate(len(data))[:] = data
+
+        self._call("read", key, attempt)
+
     def read_range(self, key: str, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset` by one ranged GET; raise `CacheDamaged` when the object ends before."""
         if not length:
@@ -216,9 +232,9 @@ class RemoteObjects:
             raise CacheDamaged(f"{key} gave {len(data):,} bytes at {offset:,}, its record describes {length:,}")
         return data
 
-    def open(self, key: str, xxh3_128: str | None = None) -> _RemoteObject:
+    def open(self, key: str, xxh3_128: str | None = None) -> "RemoteObject":
         """Open for ranged GETs, after one HEAD."""
-        return _RemoteObject(self, key, self._call("find", key, lambda: int(self._filesystem.size(self._path(key)))))
+        return RemoteObject(self, key, self._call("find", key, lambda: int(self._filesystem.size(self._path(key)))))
 
     def size(self, key: str) -> int | None:
         """Return the length in bytes by one HEAD, None when there is no such object."""
@@ -250,7 +266,7 @@ class RemoteObjects:
 
     def duplicate(self, existing: str, key: str, data: bytes) -> bool:
         """Have S3 copy a large object within itself; put anything else."""
-        if not self.url.startswith("s3:") or not _LEAST_COPIED_BYTES <= len(data) <= MOST_BYTES:
+        if not self.url.startswith("s3:") or not _LEAST_COPIED_BYTES <= len(data) <= _MOST_COPIED_BYTES:
             return self.create(key, [data])
         try:
             self._call("copy", key, lambda: copy_exclusively(self._filesystem, self._path(existing), self._path(key)))
@@ -275,6 +291,21 @@ class RemoteObjects:
             self._call("remove", key, lambda: self._filesystem.rm_file(self._path(key)))
         except FileNotFoundError:
             return
+
+
+def copy_exclusively(filesystem: Any, existing: str, path: str) -> None:
+    """Copy `bucket/key` to another one on an s3fs file system; raise FileExistsError when that exists, FileNotFoundError, OSError."""
+    (from_bucket, _, from_key), (bucket, _, key) = existing.partition("/"), path.partition("/")
+    target = {"Bucket": bucket, "Key": key}
+    target["UploadId"] = filesystem.call_s3("create_multipart_upload", **target)["UploadId"]
+    try:
+        copied = filesystem.call_s3("upload_part_copy", **target, PartNumber=1, CopySource={"Bucket": from_bucket, "Key": from_key})
+        parts = {"Parts": [{"PartNumber": 1, "ETag": copied["CopyPartResult"]["ETag"]}]}
+        filesystem.call_s3("complete_multipart_upload", **target, MultipartUpload=parts, IfNoneMatch="*")
+    except BaseException:
+        with contextlib.suppress(Exception):  # unfinished uploads cost storage; a lifecycle rule removes what stays
+            filesystem.call_s3("abort_multipart_upload", **target)
+        raise
 
 
 def check_limit(key: str, size: int, limit_bytes: int | None) -> None:

@@ -56,9 +56,30 @@ class S3Downloader:
     ) -> Iterator[memoryview]:
         """Yield the bytes of `bucket/key` in order, or those of `span`; each piece is overwritten by the next.
 
-        `accept` may refuse an object by its size. Raise FileNotFoundError, PermissionError, `VersionGone` when the object has another
-        ETag than the one given, and OSError when the body ends early.
+        `accept` may refuse an object by its size. Raise as `_reply`, and OSError when the body ends early.
         """
+        reply = self._reply(path, span, etag)
+        missing = int(reply["ContentLength"])
+        with reply["Body"] as body:
+            accept(missing)
+            memory = memoryview(bytearray(min(missing, _PIECE_BYTES)))
+            while count := body.readinto(memory):
+                missing -= count
+                yield memory[:count]
+        _refuse_short(missing)
+
+    def read_into(self, path: str, allocate: Callable[[int], memoryview]) -> None:
+        """Read `bucket/key` into memory that is allocated when its size is known; raise as `pieces`."""
+        reply = self._reply(path)
+        missing = int(reply["ContentLength"])
+        memory = allocate(missing)
+        with reply["Body"] as body:
+            while missing and (count := body.readinto(memory[len(memory) - missing :][:_PIECE_BYTES])):
+                missing -= count
+        _refuse_short(missing)
+
+    def _reply(self, path: str, span: tuple[int, int] | None = None, etag: str = "") -> Any:
+        """Return S3's reply to a GET; raise FileNotFoundError, PermissionError, and `VersionGone` for an object with another ETag."""
         from botocore.exceptions import ClientError
         from s3fs.errors import translate_boto_error
 
@@ -73,15 +94,12 @@ class S3Downloader:
         if etag and reply["ETag"] != etag:  # of a server that does not know the condition
             reply["Body"].close()
             raise VersionGone(f"{path} is another object by now")
-        missing = int(reply["ContentLength"])
-        with reply["Body"] as body:
-            accept(missing)
-            memory = memoryview(bytearray(min(missing, _PIECE_BYTES)))
-            while count := body.readinto(memory):
-                missing -= count
-                yield memory[:count]
-        if missing:
-            raise OSError(f"the body ended {missing:,} bytes early")
+        return reply
+
+
+def _refuse_short(missing: int) -> None:
+    if missing:
+        raise OSError(f"the body ended {missing:,} bytes early")
 
 
 _downloaders: dict[int, S3Downloader] = {}

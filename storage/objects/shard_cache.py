@@ -24,13 +24,12 @@ from ..core.errors import CacheDamaged, StoreUnavailable
 from ..core.forks import FileLock
 from .atomic_files import TEMPORARY_PREFIX, Content, make_folder, sweep, translate_os_errors
 from .objects import FileReplaced, LocalObjects, OpenObject
-from .read_ahead import Fetchers
+from .read_ahead import CONNECTIONS, Fetchers
 from .remote import RemoteObjects
 
 DEFAULT_LIMIT_BYTES = 100 << 30
 _LOCK = ".lock-"
 _LOG = logging.getLogger(__name__)
-CONNECTIONS = 8  # S3 gives one some 50 to 100 MB/s
 
 
 def _boot_time() -> float:

@@ -6,7 +6,7 @@
 
 A ledger is written, exclusively like everything else, when every shard of its span is committed; then the JSON records of the span are
 removed. A JSON record takes precedence over the ledger's, so a repaired shard is committed as any other. Each record carries its own
-digest, which is checked when it is read; a record costs one read, and records are not all held in memory.
+digest, which is checked when it is read; a record costs one read, in an object store a 64th of one, and records are not all held in memory.
 """
 
 import io
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..core.errors import CacheDamaged
+from ..core.forks import ForkSafeLock
 from ..core.lru_cache import LruCache
 from ..objects.content_addressed import parsing
 from ..objects.objects import Objects, OpenObject
@@ -28,6 +29,7 @@ from .commit import MAX_RECORD_BYTES, parse_record, record_key, shard_number
 LEDGER_SHARDS = 65_536
 _THREADS, _BLOCK = 16, 256
 _KEPT_LEDGERS = 64  # 2 MB each
+_BLOCK_SHARDS, _BLOCK_BYTES, _KEPT_BLOCKS = 64, 4 << 20, 16  # of records that are read at once from an object store
 MAX_INDEX_BYTES = 64 << 20
 _FIELDS: dict[str, pa.DataType] = {"offset": pa.int64(), "length": pa.int64(), "bytes": pa.int64(), "failed": pa.int64()}
 SCHEMA = pa.schema(_FIELDS)
@@ -40,6 +42,15 @@ class _Ledger(NamedTuple):
     lengths: NDArray[np.int64]
     sizes: NDArray[np.int64]
     failed: NDArray[np.int64]
+
+
+_Block = dict[int, bytes]  # records by shard
+
+
+def _read(ledger: _Ledger, offset: int, length: int) -> bytes:
+    out = bytearray(length)
+    ledger.records.read_into([memoryview(out)], offset)
+    return bytes(out)
 
 
 def _map_in_blocks(pool: ThreadPoolExecutor, work: Callable[[int], Result], shards: Sequence[int]) -> Iterator[tuple[int, Result]]:
@@ -56,6 +67,9 @@ class Ledgers:
         self._objects, self._prefix, self._shards = objects, prefix, shards
         self._kept: LruCache[int, _Ledger] = LruCache(_KEPT_LEDGERS)
         self._known: set[int] | None = None
+        self._blocks: LruCache[tuple[int, int], _Block] = LruCache(_KEPT_BLOCKS)
+        self._not_in_ledgers: set[int] | None = None
+        self._lock = ForkSafeLock()
 
     def key(self, number: int) -> str:
         """Return the key of a ledger."""
@@ -88,12 +102,49 @@ class Ledgers:
         known = self._known if self._known is not None else self.numbers()
         if number not in known and number not in self.numbers():  # another process may have compacted since
             return None
+        if (listed := self.listed_record(shard)) is not None:
+            return listed
         if self._objects.size(f"{self._prefix}/discarded/{shard:06d}") is not None:
             return None
         opened, row = self.opened(number), shard - self.span(number)[0]
-        out = bytearray(int(opened.lengths[row]))
-        opened.records.read_into([memoryview(out)], int(opened.offsets[row]))
-        return bytes(out)
+        return _read(opened, int(opened.offsets[row]), int(opened.lengths[row]))
+
+    def listed_record(self, shard: int) -> bytes | None:
+        """Return a shard's record out of a block of them, where that takes no request of its own; None where another way must be taken.
+
+        Of an object store, once some record came out of a ledger: two listings say which shards have another record, and one request
+        brings those of 64 shards. A record that is replaced later is not noticed, as none is that was read before.
+        """
+        number = shard // LEDGER_SHARDS
+        if self._objects.fetchers is None or self._known is None or number not in self._known:
+            return None
+        if shard in self._listed():
+            return None
+        block = (shard - self.span(number)[0]) // _BLOCK_SHARDS
+        return self._blocks.get_or_make((number, block), lambda: self._read_block(number, block)).get(shard)
+
+    def _listed(self) -> set[int]:
+        """Return the shards whose record is not the ledger's, as they were listed once."""
+        with self._lock:
+            if self._not_in_ledgers is None:
+                named = {shard_number(name) for name in self._objects.names(f"{self._prefix}/commits")}
+                self._not_in_ledgers = {*(other for other in named if other is not None), *self.discarded()}
+            return self._not_in_ledgers
+
+    def _read_block(self, number: int, block: int) -> "_Block":
+        """Return the records of 64 shards, or none where they do not lie together."""
+        opened, first = self.opened(number), block * _BLOCK_SHARDS
+        offsets, lengths = opened.offsets[first : first + _BLOCK_SHARDS], opened.lengths[first : first + _BLOCK_SHARDS]
+        start, end = int(offsets.min()), int((offsets + lengths).max())
+        if end - start > _BLOCK_BYTES:
+            return {}
+        data, shards = _read(opened, start, end - start), range(self.span(number)[0] + first, self.span(number)[1])
+        places = zip(shards, (offsets - start).tolist(), lengths.tolist(), strict=False)
+        return {shard: data[offset : offset + length] for shard, offset, length in places}
+
+    def forget_listing(self) -> None:
+        """List again which shards have a record beside the ledger's, after one was written or removed here."""
+        self._not_in_ledgers = None
 
     def totals(self) -> tuple[int, list[int]]:
         """Return the bytes of all compacted shards, and the shards that have failed images."""
@@ -119,7 +170,8 @@ class Ledgers:
     def forget(self, number: int) -> None:
         """Drop a ledger from memory, so that its next use reads it again."""
         self._kept.pop(number)
-        self._known = None
+        self._known = self._not_in_ledgers = None
+        self._blocks = LruCache(_KEPT_BLOCKS)
 
     def opened(self, number: int) -> _Ledger:
         """Return an open ledger, cached; raise `CacheDamaged`."""
@@ -163,7 +215,8 @@ class Ledgers:
                     failed.append(len(record.failed))
                     on_shard(shard)
                 self.publish(number, records, sizes, failed)
-            self._known = None
+            self._known = self._not_in_ledgers = None
+            self._blocks = LruCache(_KEPT_BLOCKS)
             listed = {shard_number(name) for name in self._objects.names(f"{self._prefix}/commits")}
             discarded = {int(name) for name in self._objects.names(f"{self._prefix}/discarded") if name.isdecimal()}
             to_remove = listed - discarded

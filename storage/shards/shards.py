@@ -20,9 +20,10 @@ from ..core.checksums import xxh3_128
 from ..core.errors import CacheDamaged, StoreUnavailable
 from ..core.forks import ForkSafeLock
 from ..core.lru_cache import LruCache
+from ..objects.held_shards import HeldObjects
 from ..objects.objects import Objects, OpenObject
 from ..objects.read_ahead import ReadAhead
-from ..objects.read_threads import run_parallel
+from ..objects.read_threads import run_parallel, threads_for_files
 from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_number
 from .existing_objects import accept_existing
 from .ledger import LEDGER_SHARDS, Ledgers
@@ -31,6 +32,7 @@ from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index
 
 _KEPT_RECORDS = 4096
 _RECORDS_AT_ONCE, _BLOCK = 16, 1024
+_DENSE = 4  # a shard is fetched whole into memory for this part of its rows
 _KEPT_CHUNKS = 1 << 21  # offsets and checksums of open shards, 12 bytes each an array
 
 
@@ -58,6 +60,8 @@ class ShardedGroup:
         self._open: LruCache[int, dict[str, OpenArray]] = LruCache(max(1, _KEPT_CHUNKS // self.shard_rows))
         fetchers, shard_bytes = objects.fetchers, sum(spec.row_bytes for spec in specs) * self.shard_rows
         self._read_ahead = ReadAhead(self._fetch, fetchers, self.shards, shard_bytes) if fetchers else None
+        self._holder = objects if isinstance(objects, HeldObjects) else None
+        self._next_row = -1  # of a reader that goes on in order
 
     def shard_span(self, shard: int) -> tuple[int, int]:
         """Return the rows [first, last) of a shard."""
@@ -82,17 +86,18 @@ class ShardedGroup:
         known = self._records.get(shard)
         if known is not None:
             return known
-        key = f"{self.prefix}/{record_key(shard)}"
-        try:
-            data = self.objects.read(key, MAX_RECORD_BYTES)
-        except FileNotFoundError:
-            compacted = self.ledgers.record(shard)
-            if compacted is None:
-                return None
-            data = compacted
+        data = self.ledgers.listed_record(shard) or self._read_record(shard)
+        if data is None:
+            return None
         record = self.parse(shard, data)
         self._records.put(shard, record)
         return record
+
+    def _read_record(self, shard: int) -> bytes | None:
+        try:
+            return self.objects.read(f"{self.prefix}/{record_key(shard)}", MAX_RECORD_BYTES)
+        except FileNotFoundError:
+            return self.ledgers.record(shard)
 
     def parse(self, shard: int, data: bytes) -> Record:
         """Return a shard's record from its bytes; raise `CacheDamaged` when it is altered, another shard's or another set's."""
@@ -127,6 +132,7 @@ class ShardedGroup:
 
         `present` says which rows exist, in all arrays alike or by array.
         """
+        self.ledgers.forget_listing()
         complete = replace(record, objects=self._publish_arrays(record.shard, arrays, present))
         if self.objects.create(f"{self.prefix}/{record_key(record.shard)}", [complete.to_bytes()]):
             return complete
@@ -153,8 +159,11 @@ class ShardedGroup:
             return ObjectRecord.of(key, built.size, built.hashes())
         return accept_existing(spec, shard, built, self.objects.read(where), where)
 
-    def _open_shard(self, shard: int, names: Iterable[str]) -> dict[str, OpenArray]:
-        """Return the open objects of the named arrays only: reading views does not fetch pixels, nor class tokens patch tokens."""
+    def _open_shard(self, shard: int, names: Iterable[str], whole: bool = False) -> dict[str, OpenArray]:
+        """Return the open objects of the named arrays only: reading views does not fetch pixels, nor class tokens patch tokens.
+
+        `whole` says that all of them will be read.
+        """
         known = self._open.get(shard) or {}
         if known and known.keys() >= set(names):
             return known
@@ -164,16 +173,18 @@ class ShardedGroup:
                 f"shard {shard} of {self.prefix} is not committed; run the same `extract-features` command again to complete it"
             )
         self._check_opened(record)
-        opened = {name: self._open_array(self.specs[name], record) for name in names if name not in known}
+        opened = {name: self._open_array(self.specs[name], record, whole) for name in names if name not in known}
         with self._lock:  # another thread may have opened other arrays of it
             opened = {**opened, **(self._open.get(shard) or {})}
             self._open.put(shard, opened)
         return opened
 
-    def _open_array(self, spec: ArraySpec, record: Record) -> OpenArray:
+    def _open_array(self, spec: ArraySpec, record: Record, whole: bool = False) -> OpenArray:
         entry = record.objects[spec.name]
         where = f"shard {record.shard} of {self.prefix} ({spec.key(record.shard)})"
         try:
+            if whole:
+                self._hold(record.shard, [spec.name])
             file = self.objects.open(f"{self.prefix}/{spec.key(record.shard)}", entry.xxh3_128)
         except FileNotFoundError as error:
             raise CacheDamaged(f"{where} is missing although it was committed; run `eupe-pipeline features verify`") from error
@@ -191,15 +202,38 @@ class ShardedGroup:
         offsets = memoryview(index[:, 0].astype(np.uint64))  # type: ignore[arg-type]  # numpy's stubs do not say that arrays are buffers
         return OpenArray(spec, file, offsets, memoryview(entry.chunk_hashes()), where)  # type: ignore[arg-type]
 
+    def _hold(self, shard: int, names: Iterable[str]) -> None:
+        """Have whole objects of a shard in memory, where this store holds any."""
+        record = self.record(shard)
+        if self._holder is not None and record is not None:
+            for name in names:
+                self._holder.hold(f"{self.prefix}/{self.specs[name].key(shard)}", record.objects[name].xxh3_128)
+
+    def _drop(self, shard: int, names: Iterable[str]) -> None:
+        """Drop objects of a shard that a reader in order is done with, so that their memory serves the next ones."""
+        record = self._records.get(shard)
+        if self._holder is not None and record is not None:
+            for name in names:
+                self._holder.drop(f"{self.prefix}/{self.specs[name].key(shard)}", record.objects[name].xxh3_128)
+
     def prefetch(self, rows: NDArray[np.int64], names: Iterable[str]) -> None:
-        """Announce rows that will be read soon; with a shard cache their shards are downloaded in the background."""
-        if self._read_ahead is not None:
-            self._read_ahead.prefetch(np.unique(rows // self.shard_rows).tolist(), tuple(names))
+        """Announce rows that will be read soon; with a shard cache their shards are downloaded in the background.
+
+        Into memory as many as there is room for, and those alone of which a good part will be read.
+        """
+        if self._read_ahead is None:
+            return
+        shards, counts = np.unique(rows // self.shard_rows, return_counts=True)
+        if self._holder is not None:
+            shards = shards[counts * _DENSE >= self.shard_rows][: self._read_ahead.depth]
+        self._read_ahead.prefetch(shards.tolist(), tuple(names))
 
     def _fetch(self, shard: int, names: Iterable[str]) -> None:
         """Open a shard that will be read soon, and keep its local copies from being evicted."""
-        for array in self._open_shard(shard, names).values():
+        opened = self._open_shard(shard, names, whole=True)
+        for array in opened.values():
             array.file.touch()
+        self._hold(shard, names)
 
     def read(
         self,
@@ -221,14 +255,27 @@ class ShardedGroup:
             check_out(self.specs[name], array, len(rows))
         flat = {name: flat_bytes(array) for name, array in targets.items()}
         order = np.argsort(rows, kind="stable")
-        if self._read_ahead is not None:
-            for shard in np.unique(rows // self.shard_rows).tolist():
-                self._read_ahead.note_read(shard, tuple(flat))
-        parts = min(threads or self.objects.threads_for(sum(map(len, flat.values()))), len(rows)) or 1
-        run_parallel(partial(self._read_part, rows, part, arrays, check) for part, arrays in self._parts(rows, order, flat, parts))
+        size, whole = sum(map(len, flat.values())), self._note_read(rows, tuple(flat))
+        parts = min(threads or (threads_for_files(size) if whole else self.objects.threads_for(size)), len(rows)) or 1
+        run_parallel(partial(self._read_part, rows, part, arrays, check, whole) for part, arrays in self._parts(rows, order, flat, parts))
         for name, array in targets.items():
             if self.specs[name].chunk_rows > 1:
                 refuse_fill_values(name, array, self.prefix)
+
+    def _note_read(self, rows: NDArray[np.int64], names: Sequence[str]) -> bool:
+        """Have the shards fetched that a reader in order will need; return whether its own are to be fetched whole into memory."""
+        if self._read_ahead is None or not len(rows):
+            return False
+        whole = False
+        if self._holder is not None:
+            goes_on, self._next_row = rows[0] == self._next_row, int(rows[-1]) + 1
+            whole = bool((np.diff(rows) == 1).all()) and (goes_on or len(rows) * _DENSE >= self.shard_rows)
+            if not (whole and goes_on):
+                return whole
+            self._drop(int(rows[0]) // self.shard_rows - 1, names)
+        for shard in np.unique(rows // self.shard_rows).tolist():
+            self._read_ahead.note_read(shard, names)
+        return whole
 
     def _parts(
         self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: dict[str, memoryview], parts: int
@@ -249,12 +296,16 @@ class ShardedGroup:
             for shard_numbers in np.array_split(np.arange(len(shards)), min(parts, len(shards))):
                 yield np.concatenate([shards[n] for n in shard_numbers]), shared
 
-    def _read_part(self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: Mapping[str, memoryview], check: bool) -> None:
-        """Read the rows at the output rows `order`, which is sorted by row."""
+    def _read_part(
+        self, rows: NDArray[np.int64], order: NDArray[np.int64], flat: Mapping[str, memoryview], check: bool, whole: bool
+    ) -> None:
+        """Read the rows at the output rows `order`, which is sorted by row; their shards `whole` into memory."""
         for shard, slots in group_by_shard(rows, order, self.shard_rows):
             if self._read_ahead is not None:
                 self._read_ahead.wait_for(shard)
-            opened = self._open_shard(shard, flat)
+            opened = self._open_shard(shard, flat, whole)
+            if whole:
+                self._hold(shard, flat)
             for name, memory in flat.items():
                 retry_with_fresh_copy(opened[name].file, partial(read_rows, opened[name], slots, memory, check))
 
@@ -289,6 +340,7 @@ class ShardedGroup:
     def forget(self, shard: int) -> None:
         """Drop a shard from the caches and close its files, so that the next access reads the store."""
         self._records.pop(shard)
+        self.ledgers.forget_listing()
         for array in (self._open.pop(shard) or {}).values():
             array.file.close()
 

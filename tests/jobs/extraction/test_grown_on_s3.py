@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eupe_pipeline.storage.objects import remote
-from eupe_pipeline.storage.objects.remote import RemoteObjects
-from eupe_pipeline.storage.objects.s3_copy import copy_exclusively
+from eupe_pipeline.storage.objects.remote import RemoteObjects, copy_exclusively
 
 from ...storage.faulty_s3 import FaultyServer
 from ..growing import Growing
