@@ -2,8 +2,8 @@
 
 See `student.probes.segmentation` for the two protocols, `storage.annotations.dense_pairs` for the layouts. Each mask is read before the
 first step (`mask_checks`), so that a value that is no class, masks of one class and a split without labels are refused by name and not
-after hours. By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into eval
-mode there and never back.
+after hours. By the official protocol the encoder is in training mode until the first measurement, because the official loop puts it into
+eval mode there and never back.
 """
 
 from dataclasses import asdict, dataclass, field, replace
