@@ -7,11 +7,13 @@ DEMO := runs/demo
 BENCH := .venv-bench
 # Processes that run the tests side by side.
 WORKERS ?= 2
+# The Python of the machine that `make gpu-wheels` is for.
+GPU_PYTHON ?= 3.12
 
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-gpu study clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-day bench-gpu gpu-wheels gpu-check study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -96,8 +98,28 @@ bench-rules: venv ## recipes by rule against eight tuned ones on three sets (res
 bench-students: venv ## which of timm's backbones are accepted as students (forty minutes on two cores, resumable): docs/results/students.md
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.bench_students
 
+# lightly-train pins much; it goes into an environment of its own on top of .venv, with our torch.
+DAY := .venv-day
+$(DAY)/.installed: $(STAMP)
+	test -x $(DAY)/bin/python || $(BIN)/python -m venv $(DAY)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$($(DAY)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	grep -E '^(torch|torchvision|timm|numpy|pillow|transformers|huggingface-hub)==' constraints.txt > $(DAY)/constraints.txt
+	$(DAY)/bin/python -m pip install --quiet --disable-pip-version-check -c $(DAY)/constraints.txt -e '.[day]' \
+	  || echo "bench-day: lightly-train could not be installed; the plain loop and the ideal remain"
+	@touch $@
+
+bench-day: $(DAY)/.installed ## photos to three students, everything counted, against lightly-train and a plain loop: docs/results/bench-day.json
+	$(DAY)/bin/python -m benchmarks.bench_day
+
 bench-gpu: venv ## on a CUDA machine: extraction at full size, stage 2 from cached targets: docs/results/bench-gpu.json
 	$(BIN)/python -m benchmarks.bench_gpu
 
+# On a machine without network the wheels are made beforehand (`make gpu-wheels`) and PYTHON is one that has torch; no .venv is made.
+gpu-wheels: ## the wheels that such a machine lacks, for its Python: .wheels (make gpu-wheels GPU_PYTHON=3.12)
+	$(PYTHON) tools/gpu_wheels.py --python $(GPU_PYTHON)
+
+gpu-check: ## on a CUDA machine, in under ten minutes: equivalence tests, figures, trace: docs/results/gpu-check.{json,md}
+	$(PYTHON) -m benchmarks.gpu_check $(if $(wildcard .wheels/*.whl),--wheels .wheels)
+
 clean: ## remove what the targets above made, except runs/
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DAY) .wheels build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

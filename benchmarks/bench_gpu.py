@@ -144,6 +144,8 @@ def bench_extraction(folder: Path, name: str, size: Size, device: str, peak: flo
     views = size.shards * size.shard_images
     make_photos(folder / "photos", views * (size.rounds + 1), size.photo_hw)  # a round of warm-up; no photo twice
     extraction = Extraction(folder, spec, size, device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     loop = bare(extraction.teacher, min(extraction.batch, views), views, device)
     seconds = interleave({"extract": extraction.next_shards, "bare": loop}, size.rounds)
     rate, bare_rate = (views / float(np.median(seconds[which])) for which in ("extract", "bare"))
@@ -154,6 +156,8 @@ def bench_extraction(folder: Path, name: str, size: Size, device: str, peak: flo
         f"gpu.extract_{label}/peak": rate * count / peak,
         f"gpu.extract_{label}/bare_forward": rate / bare_rate,
     }
+    if device == "cuda":
+        figures[f"gpu.extract_{label}.peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     spent = {
         phase: sum(one.seconds.get(phase, 0.0) for one in extraction.reports) for phase in ("decode", "wait", "forward", "encode", "write")
     }

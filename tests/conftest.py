@@ -32,6 +32,7 @@ TEACHER_PX = 16
 # Files of half a minute and more. Started first, they end while the many small ones still keep the other process busy.
 LONGEST = (
     "test_end_to_end.py",
+    "test_gpu_check.py",
     "jobs/training/test_ranks.py",
     "storage/test_s3_faults.py",
     "jobs/extraction/test_pool.py",
@@ -125,6 +126,20 @@ def extract(store: FeatureStore, teacher: Teacher, views: ViewSet, name: str, co
         normalised = statistics.normalize_cls(cls_nD[first:last]), statistics.normalize_patch(patch_nHWD[first:last])
         reader.commit_shard(shard, reader.encode(*normalised), bad, record.digest)
     return reader
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `-m gpu` run on a CPU as well, to see that its lines run."""
+    parser.addoption("--device", choices=["cuda", "cpu"], default=None, help="Where tests marked `gpu` run; without: on CUDA where it is.")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Return the device of a test marked `gpu`."""
+    chosen = request.config.getoption("--device")
+    if chosen is None and not torch.cuda.is_available():
+        pytest.skip("no CUDA device; --device cpu runs the same lines here")
+    return str(chosen or "cuda")
 
 
 def pytest_configure(config: pytest.Config) -> None:

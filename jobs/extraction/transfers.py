@@ -9,12 +9,13 @@ work at once. `Arriving.device_s` is the device's own time, which the host's clo
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ...teachers.runtime.copy_streams import copy_stream
 
 
 class StoredTokens(NamedTuple):
@@ -53,17 +54,11 @@ class Arriving:
         return self._seconds if self._computed is None else self._computed[0].elapsed_time(self._computed[1]) / 1000
 
 
-@cache
-def _stream(device: torch.device, direction: str) -> torch.cuda.Stream:
-    """Return the CUDA stream of a device and direction, one a process: a device copies both ways at once."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
 def to_device(pixels: Tensor, device: torch.device) -> Tensor:
     """Copy pixels to the device for the next forward; on CUDA they cross while the device computes, and the forward waits for them."""
     if device.type != "cuda":
         return pixels.to(device)
-    stream, computing = _stream(device, "in"), torch.cuda.current_stream(device)
+    stream, computing = copy_stream(device, "in"), torch.cuda.current_stream(device)
     with torch.cuda.stream(stream):
         moved = pixels.pin_memory().to(device, non_blocking=True)  # a pageable copy would wait for the device
     computing.wait_stream(stream)
@@ -78,7 +73,7 @@ def compute(work: Callable[[], StoredTokens], device: torch.device) -> Arriving:
         tokens = work()
         host = tokens.moved(Tensor.cpu)
         return Arriving(host, device, time.perf_counter() - started)
-    computing, back = torch.cuda.current_stream(device), _stream(device, "out")
+    computing, back = torch.cuda.current_stream(device), copy_stream(device, "out")
     begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begun.record(computing)
     tokens = work()

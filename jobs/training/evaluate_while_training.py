@@ -62,6 +62,7 @@ def watching(watch: Watch | None, store: FeatureStore, first: Learner, parts: Se
         if done % watch.every and done != steps:
             return
         for learner in learners:
+            learner.read()  # what has diverged is not evaluated
             students = {name: learner.student, f"{name}_average": learner.average}
             measured = {key: row.measure(student, learner) for key, student in students.items() if student is not None}
             results = {key: figures for key, figures in measured.items() if figures}

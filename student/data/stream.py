@@ -21,6 +21,7 @@ import torch
 from ...storage.views.pixels import ReadableViews, fill_pixels
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
 from ...teachers.encoders.photometric import pixels_seen_by
+from ...teachers.runtime.copy_streams import copy_stream
 from ..model.ranks import ALONE, Ranks
 from .order import BatchIndices, BatchOrder
 from .targets import STUDENT, Memory, Rendering, TargetSource
@@ -44,10 +45,26 @@ class Batch:
 
     plan: Plan
     tensors: Memory
+    copied: torch.cuda.Event | None = None
+    """Of the last copy to a CUDA device: this memory must not be filled again before."""
 
-    def to(self, device: str) -> Memory:
-        """Copy the tensors to a device; asynchronous from pinned memory."""
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
+    def to(self, device: str, *, keep: bool = False) -> Memory:
+        """Return the tensors on a device; on CUDA they cross on a stream of their own, and what is computed there next waits for them.
+
+        On a CPU they are this batch's own memory, which is filled again, unless `keep` asks for a copy.
+        """
+        where = torch.device(device)
+        if where.type != "cuda":
+            return {name: tensor.to(where, copy=keep) for name, tensor in self.tensors.items()}
+        stream, computing = copy_stream(where, "in"), torch.cuda.current_stream(where)
+        with torch.cuda.stream(stream):
+            moved = {name: tensor.to(where, non_blocking=True) for name, tensor in self.tensors.items()}
+            self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.copied.record(stream)
+        computing.wait_event(self.copied)
+        for tensor in moved.values():
+            tensor.record_stream(computing)  # else its memory would be taken for the next batch while this one is read
+        return moved
 
 
 def apply_photometric(mode: str, tensors: Memory) -> Memory:
@@ -121,7 +138,7 @@ class Stream:
 
         Steps whose data are not in the store yet are not begun ahead of time.
         """
-        free = deque(self._slots)
+        free: deque[tuple[_Slot, torch.cuda.Event | None]] = deque((slot, None) for slot in self._slots)
         pending: deque[tuple[_Slot, Batch, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="stream")
         for near in range(first, min(first + self._reach, last)):
@@ -130,8 +147,8 @@ class Stream:
             step = first
             while True:
                 while free and step < last and (not pending or self.order.ready(step, self.global_batch)):
-                    slot = free.popleft()
-                    pending.append((slot, *self._submit(pool, slot, step)))
+                    slot, copied = free.popleft()
+                    pending.append((slot, *self._submit(pool, slot, step, copied)))
                     if step + self._reach < last:
                         self._expect(step + self._reach)
                     step += 1
@@ -141,9 +158,7 @@ class Stream:
                 for part in parts:
                     part.result()
                 yield batch
-                if self.pin:
-                    torch.cuda.current_stream().synchronize()  # copies out of this memory must end before it is filled again
-                free.append(slot)
+                free.append((slot, batch.copied))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -154,15 +169,19 @@ class Stream:
             self.source.prefetch(rows_B)
             self.views.prefetch(rows_B)
 
-    def _submit(self, pool: ThreadPoolExecutor, slot: _Slot, step: int) -> tuple[Batch, list[Future[None]]]:
+    def _submit(
+        self, pool: ThreadPoolExecutor, slot: _Slot, step: int, copied: torch.cuda.Event | None
+    ) -> tuple[Batch, list[Future[None]]]:
         plan = self.plan(step)
         batch = Batch(plan, slot.tensors(plan.renderings))
         edges = np.linspace(0, self.batch_size, self.threads + 1).astype(int).tolist()
         spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
-        return batch, [pool.submit(self._fill, batch, start, stop) for start, stop in spans]
+        return batch, [pool.submit(self._fill, batch, start, stop, copied) for start, stop in spans]
 
-    def _fill(self, batch: Batch, start: int, stop: int) -> None:
-        """Build rows [start, stop) of a batch."""
+    def _fill(self, batch: Batch, start: int, stop: int, copied: torch.cuda.Event | None) -> None:
+        """Build rows [start, stop) of a batch, once the one before in this memory is on the device: readers wait, not the training."""
+        if copied is not None:
+            copied.synchronize()
         indices = batch.plan.indices
         rows_b = indices.row_B[start:stop]
         self.source.fill(rows_b, batch.tensors, start)

@@ -57,12 +57,23 @@ class KeptStatistics:
 
 @torch.no_grad()
 def follow(average: nn.Module, student: nn.Module, decay: float) -> None:
-    """Move the average of the weights, and of the running statistics, one step towards the student's; counters are copied."""
+    """Move the average of the weights one step towards the student's."""
     torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
-    if statistics := running_statistics(average):
-        torch._foreach_lerp_(statistics, running_statistics(student), 1 - decay)
-        for ours, theirs in zip(counters(average), counters(student), strict=True):
-            ours.copy_(theirs)
+
+
+@torch.no_grad()
+def follow_statistics(average: nn.Module, student: nn.Module, decay: float, refused: Tensor | None = None) -> None:
+    """Move the average's running statistics one step towards the student's and copy the counters; where `refused` is 1, leave them."""
+    ours = running_statistics(average)
+    if not ours:
+        return
+    kept = () if refused is None else tuple((tensor, tensor.clone()) for tensor in (*ours, *counters(average)))
+    torch._foreach_lerp_(ours, running_statistics(student), 1 - decay)
+    for counter, theirs in zip(counters(average), counters(student), strict=True):
+        counter.copy_(theirs)
+    for tensor, before in kept:
+        assert refused is not None
+        tensor.copy_(torch.where(refused != 0, before, tensor))
 
 
 def batch_norm_identity(architecture: Mapping[str, Any], run: RunConfig, ranks: Ranks) -> dict[str, Any]:

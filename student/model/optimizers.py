@@ -17,7 +17,9 @@ from .recipe import OptimizerConfig
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB; `lr`, `betas`, `eps` and `weight_decay` by parameter group."""
+    """LAMB; `lr`, `betas`, `eps` and `weight_decay` by parameter group. It knows `found_inf`, as torch's fused optimisers do."""
+
+    found_inf: Tensor | None = None
 
     def __init__(self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
@@ -46,11 +48,21 @@ class Lamb(torch.optim.Optimizer):
         state["step"] += 1
         count, (beta1, beta2) = int(state["step"]), group["betas"]
         mean, square = state["exp_avg"], state["exp_avg_sq"]
+        refused = None if self.found_inf is None else self.found_inf != 0
+        before = [tensor.clone() for tensor in (parameter, mean, square)] if refused is not None else []
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         denominator = (square / (1 - beta2**count)).sqrt_().add_(group["eps"])
         update = (mean / (1 - beta1**count)).div_(denominator).add_(parameter, alpha=group["weight_decay"])
         parameter.sub_(update.mul_(_trust_ratio(parameter, update) * group["lr"]))
+        if refused is not None:
+            for tensor, old in zip((parameter, mean, square), before, strict=True):
+                tensor.copy_(torch.where(refused, old, tensor))
+
+    def take_back_a_step(self) -> None:
+        """Count the last step, which `found_inf` made void on the device, as not taken; the counters are the host's."""
+        for state in self.state.values():
+            state["step"] -= 1
 
 
 def _trust_ratio(parameter: Tensor, update: Tensor) -> Tensor:
@@ -99,6 +111,19 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     if config.name not in BUILDERS:
         raise unknown_name("optimizer", config.name, BUILDERS)
     return BUILDERS[config.name](parameter_groups(module, config.weight_decay, config.decayed), config)
+
+
+def guard_next_step(optimizer: torch.optim.Optimizer, refused: Tensor) -> None:
+    """Have the next step change neither weights nor state where `refused`, a scalar on the device, is 1; the host need not know it."""
+    optimizer.found_inf = refused  # type: ignore[attr-defined]  # as `torch.amp.GradScaler` gives it
+
+
+def take_back_guarded_step(optimizer: torch.optim.Optimizer, *, is_first: bool) -> None:
+    """Undo what is left of a step that turned out to be refused: the host's counters, and after the first one the zeros of a new state."""
+    if is_first:
+        optimizer.state.clear()
+    elif isinstance(optimizer, Lamb):
+        optimizer.take_back_a_step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...storage.core.errors import BadInput
+from ...teachers.runtime.copy_streams import HostValues
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,25 @@ class Ranks:
         """Return whether the flag is set on at least one rank; collective."""
         return flag if self.count == 1 else bool(self.sum(torch.tensor([float(flag)], device=device)).item())
 
+    def any_later(self, flag: bool, device: str) -> "AnyLater":
+        """Ask the same without waiting for the answer; collective."""
+        return AnyLater(self.sum(torch.full((1,), float(flag), device=device)))
+
     def barrier(self) -> None:
         """Wait until all ranks are here; collective."""
         if self.count > 1:
             dist.barrier()
+
+
+class AnyLater:
+    """Whether a flag is set on at least one rank, once the device knows."""
+
+    def __init__(self, count: Tensor) -> None:
+        self._count = HostValues(count)
+
+    def wait(self) -> bool:
+        """Return the answer, the same on every rank."""
+        return self._count.wait()[0] > 0
 
 
 ALONE = Ranks()

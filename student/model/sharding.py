@@ -29,7 +29,12 @@ def parallelize(student: Student, mode: str, ranks: Ranks) -> nn.Module:
         return student
     if mode == "ddp":
         return DistributedDataParallel(student, broadcast_buffers=False)
-    mesh = init_device_mesh(next(student.parameters()).device.type, (ranks.count,))
+    return shard(student, ranks.count)
+
+
+def shard(student: Student, ranks: int) -> Student:
+    """Share a student's weights out among all ranks of the process group, in place: each block's are gathered when it runs."""
+    mesh = init_device_mesh(next(student.parameters()).device.type, (ranks,))
     for module in (*residual_blocks(student.encoder), *student.adapters):
         fully_shard(module, mesh=mesh)
     fully_shard(student, mesh=mesh)

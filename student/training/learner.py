@@ -4,12 +4,15 @@ The trainer calls `forward_backward` for each micro-batch of a step and then `op
 computes exactly what it would compute alone, because torch's generators are seeded anew from (seed, step) before each forward pass. All
 micro-batches of a step and all ranks use the same seed: what the model draws once a forward pass (the RoPE rescale) then does not depend on
 how a batch is divided. Price: with drop-path, samples at the same row of different micro-batches leave out the same branches.
-A loss or gradient that is not finite stops the run before the weights change, naming the images.
+A loss or gradient that is not finite stops the run before the weights change, naming the images. On CUDA the device itself leaves the
+weights as they are, and the host looks at the loss a step later (`reads_later`), so that the device never waits for it.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,14 @@ from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import Event
 from ...storage.features.layers import split_target
 from ...teachers.encoders.tokens import SampledTokens, Tokens
+from ...teachers.runtime.copy_streams import HostValues
 from ...teachers.runtime.devices import Choice, attention_kernel, autocast
 from ..data.targets import Targets
-from ..model.batch_norms import KeptStatistics, average_over_ranks, follow
+from ..model.batch_norms import KeptStatistics, average_over_ranks, follow, follow_statistics
 from ..model.draws import draw_shift, dropped_teachers, step_seed
 from ..model.grids import NO_SHIFT, Shift, most_shifted, shift_pixels, smallest_shift
 from ..model.losses import NO_SPACES, ClassSpace, distillation_loss
-from ..model.optimizers import build_optimizer, set_learning_rate
+from ..model.optimizers import build_optimizer, guard_next_step, set_learning_rate, take_back_guarded_step
 from ..model.ranks import ALONE, Ranks
 from ..model.recipe import TrainRecipe
 from ..model.schedule import learning_rate
@@ -46,12 +50,33 @@ from .metrics import Metrics, read_metrics
 from .run_folder import RunFolder, save_model
 
 Sums = dict[tuple[str, str], Tensor]
-"""Loss ("", "") and unweighted terms by (teacher, term)."""
+"""Loss `LOSS` and unweighted terms by (teacher, term)."""
+LOSS = ("", "")
 _SMOOTHED_STEPS = 100  # the loss is averaged evenly over the first steps, with a decay of 1 − 1/100 after them
 
 
 class TrainingDiverged(EupeError, ArithmeticError):
     """Loss or gradient are not finite; the text names the step and the images."""
+
+
+def reads_later(device: str) -> bool:
+    """Return whether the host looks at a step's loss only after it has queued the next one: where a device has a queue."""
+    return torch.device(device).type == "cuda"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step whose loss and norm of the gradient, over all ranks, the host has not looked at yet."""
+
+    number: int
+    image_ids: Callable[[], str]
+    own_sums: Sums
+    statistics: KeptStatistics
+    """Running statistics of batch norms as they were before it."""
+    values: HostValues
+    """The sums in the order of `own_sums`, and the norm."""
+    refused: Tensor
+    """1 on the device where one of both is not finite, else 0."""
 
 
 class Learner:
@@ -93,12 +118,14 @@ class Learner:
         self.evaluated_by = "knn"
         """Name of the evaluation that `evaluation` is of."""
         self._sums: Sums = {}
-        self._last: Sums = {}
+        self._last: dict[tuple[str, str], float] = {}
         self.own_sums: Sums = {}
-        """Of the step that `optimizer_step` was called for, this rank's part."""
+        """Of the step that was refused, this rank's part."""
         self.refused: dict[str, float] = {}
         """What was not finite, or beside it: loss and norm of the gradient over all ranks."""
         self._kept_statistics = KeptStatistics(student)
+        self.reads_later = reads_later(device.value)
+        self._unread: _Step | None = None
 
     def _copy_for_average(self) -> Student | None:
         """Return a copy of the student for the moving average, None without one; raises `BadInput` with FSDP."""
@@ -168,7 +195,7 @@ class Learner:
         )
         with attention_kernel(self.device.value):
             (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks
-        values = {("", ""): loss, **{(name, term): value for name, by_name in terms.items() for term, value in by_name.items()}}
+        values = {LOSS: loss, **{(name, term): value for name, by_name in terms.items() for term, value in by_name.items()}}
         for key, value in values.items():
             weighted = value.detach().double() * share
             self._sums[key] = self._sums[key] + weighted if key in self._sums else weighted
@@ -192,21 +219,77 @@ class Learner:
         return shift_pixels(pixels_BHWC, (shift[0] * (height // rows), shift[1] * (width // columns)))
 
     def optimizer_step(self, step: int, image_ids: Callable[[], str]) -> None:
-        """Update the weights with the accumulated gradient; raises `TrainingDiverged` before they change if it is not finite."""
+        """Update the weights with the accumulated gradient; raises `TrainingDiverged` before they change if it is not finite.
+
+        Where the host reads later, what is raised here is the step before's.
+        """
+        taken = self._taken(step, image_ids)
+        if self.reads_later:
+            self.read()
+            guard_next_step(self.optimizer, taken.refused)
+            self._update(step, taken.refused)
+            self._unread = taken
+        else:
+            losses = self._finite_losses(taken)
+            self._update(step)
+            self._count(step, losses)
+        self.steps_done = step + 1
+
+    def _taken(self, step: int, image_ids: Callable[[], str]) -> _Step:
+        """Clip the gradient and add the sums over all ranks: the end of a step's forward and backward passes."""
+        norm = clip_gradient_norm(self.parameters, self.recipe.optimizer.clip_norm or math.inf)
+        own_sums = self.take_sums()
+        summed = self.ranks.sum(torch.stack(list(own_sums.values())))
+        finite = torch.isfinite(summed[list(own_sums).index(LOSS)]) & torch.isfinite(norm)
+        values = HostValues(torch.cat([summed, norm.to(summed.dtype).reshape(1)]))
+        return _Step(step, image_ids, own_sums, self._kept_statistics, values, (~finite).float())
+
+    def _update(self, step: int, refused: Tensor | None = None) -> None:
+        """Change the weights and what follows from them; `refused` on the device makes it void."""
         config = self.recipe.optimizer
-        norm = clip_gradient_norm(self.parameters, config.clip_norm or math.inf)
-        self.own_sums = self.take_sums()
-        self._sums = dict(zip(self.own_sums, self.ranks.sum(torch.stack(list(self.own_sums.values()))), strict=True))
-        self._refuse_non_finite(step, {"loss": float(self._sums["", ""]), "norm of the gradient": float(norm)}, image_ids)
         set_learning_rate(self.optimizer, learning_rate(step, self.recipe.run.steps, config))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         average_over_ranks(self.student, self.ranks)
         if self.average is not None:
+            follow_statistics(self.average, self.student, self.recipe.student.ema, refused)
+
+    def read(self) -> None:
+        """Look at the loss of the step that was taken last, if that is still to be done; raises `TrainingDiverged` as if none had been."""
+        taken, self._unread = self._unread, None
+        if taken is not None:
+            self._count(taken.number, self._finite_losses(taken))
+
+    def settle(self) -> None:
+        """Make the state that of the finished steps, where another learner's step stops the run; a step that diverged as well is undone."""
+        if self._sums:  # a forward pass has moved running statistics, and no step followed
+            self._kept_statistics.put_back()
+            self._sums = {}
+        with contextlib.suppress(TrainingDiverged):
+            self.read()
+
+    def _count(self, step: int, losses: dict[tuple[str, str], float]) -> None:
+        """Let the average and the smoothed loss follow an update whose loss is known to be finite."""
+        if self.average is not None:
             follow(self.average, self.student, self.recipe.student.ema)
-        self.smoothed_loss += (float(self._sums["", ""]) - self.smoothed_loss) / min(step + 1, _SMOOTHED_STEPS)
-        self._last, self._sums = self._sums, {}
-        self.steps_done = step + 1
+        self.smoothed_loss += (losses[LOSS] - self.smoothed_loss) / min(step + 1, _SMOOTHED_STEPS)
+        self._last = losses
+
+    def _finite_losses(self, taken: _Step) -> dict[tuple[str, str], float]:
+        """Return loss and terms of a step over all ranks; raises `TrainingDiverged`, and goes back before it, where it is not finite."""
+        *sums, norm = taken.values.wait()
+        losses = dict(zip(taken.own_sums, sums, strict=True))
+        values = {"loss": losses[LOSS], "norm of the gradient": norm}
+        try:
+            self._refuse_non_finite(taken.number, values, taken.image_ids)
+        except TrainingDiverged:
+            self.refused, self.own_sums, self._sums = values, taken.own_sums, {}
+            taken.statistics.put_back()
+            if self.steps_done > taken.number:
+                take_back_guarded_step(self.optimizer, is_first=taken.number == 0)
+                self.steps_done = taken.number
+            raise
+        return losses
 
     def take_sums(self) -> Sums:
         """Return this rank's sums over the micro-batches since they were last taken, and begin new ones."""
@@ -217,8 +300,6 @@ class Learner:
         """Raise `TrainingDiverged` that names the value, the step and the images."""
         for name, value in values.items():
             if not math.isfinite(value):
-                self.refused = dict(values)
-                self._kept_statistics.put_back()
                 kept = f" and the state after step {step} is kept: the same command tries this step again" if step else ""
                 raise TrainingDiverged(
                     f"the {name} is {value} at step {step + 1}; the weights were not changed{kept}. Images of this batch: "
@@ -227,12 +308,16 @@ class Learner:
                 )
 
     def losses(self) -> Event:
-        """Return `loss` and `losses` (unweighted terms by teacher) of the last step, over all ranks, and its `learning_rate`."""
+        """Return `loss` and `losses` (unweighted terms by teacher) of the last step, over all ranks, and its `learning_rate`.
+
+        Raises as `read`.
+        """
+        self.read()
         terms: dict[str, dict[str, float]] = {}
         for (name, term), value in self._last.items():
             if name:
-                terms.setdefault(name, {})[term] = float(value)
-        return {"loss": float(self._last["", ""]), "losses": terms, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+                terms.setdefault(name, {})[term] = value
+        return {"loss": self._last[LOSS], "losses": terms, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def log(self, line: Event) -> None:
         """Append one line of metrics."""
@@ -246,7 +331,8 @@ class Learner:
             self.metrics.close()
 
     def save(self, metadata: Mapping[str, Any]) -> Path:
-        """Write a checkpoint of the finished steps and return its folder; collective."""
+        """Write a checkpoint of the finished steps and return its folder; collective. Raises as `read`."""
+        self.read()
         by = {} if self.evaluation is None else {"evaluated_by": self.evaluated_by}
         score = {"loss": self.smoothed_loss, "evaluation": self.evaluation, **by}
         return save_checkpoint(

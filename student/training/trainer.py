@@ -5,16 +5,18 @@ generators all follow from the step's number, so a run that is stopped anywhere 
 signal finishes the current step, writes a checkpoint and raises `Interrupted`; a step that diverges leaves a checkpoint of the step
 before, and all that it was computed from (`nonfinite`).
 Images are read and targets made once for all students; a student whose checkpoint is ahead of the others' waits until they have caught
-up. Price: one synchronisation with the device a step, to look at the loss.
+up. On CUDA the host is a step ahead of the device and waits for it only where it logs, evaluates or saves: losses, the stop flags of
+several ranks and the copies to the device are looked at a step later.
 """
 
 import contextlib
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +30,21 @@ from ...storage.views.view_spec import Input
 from ..data.following import POLL_S, FollowedOrder
 from ..data.order import BatchOrder
 from ..data.prefetch import largest_inputs, prefetch_of
-from ..data.stream import Batch, Stream, apply_photometric
-from ..data.targets import STUDENT, Rendering, Targets, TargetSource
+from ..data.stream import Batch, Plan, Stream, apply_photometric
+from ..data.targets import STUDENT, Memory, Rendering, Targets, TargetSource
 from ..model.draws import choose_size
+from ..model.ranks import AnyLater
 from ..model.recipe import TrainRecipe
 from ..model.student import count_parameters
 from .learner import Learner, TrainingDiverged
 from .nonfinite import MicroBatch, Origin, keep_step
+
+
+class _Sent(NamedTuple):
+    """One step's plan and its tensors on the device."""
+
+    plan: Plan
+    tensors: Memory
 
 
 @dataclass
@@ -86,6 +96,9 @@ class Trainer:
         self.views, self.dataset = views, views.dataset
         self.clock = Clock()
         self._stop = threading.Event()
+        self._sent: deque[_Sent] = deque(maxlen=2)
+        """The batches of the steps whose losses may not have been looked at yet, on the device."""
+        self._stop_flag: AnyLater | None = None
 
     def _student_rendering(self, step: int) -> Rendering:
         """Return the student's input in a step: its size is drawn."""
@@ -145,28 +158,33 @@ class Trainer:
         batches = self.stream.batches(first, steps)
         with contextlib.closing(batches):  # type: ignore[type-var]
             for step in range(first, steps):
-                asked = time.perf_counter()
-                self._wait_for_targets(step, steps)
-                batch = next(batches)
-                self.clock.waited += time.perf_counter() - asked
-                learners = self._step_or_save(batch)
-                self.clock.steps += 1
-                done = step + 1
-                self._call_after_step(learners, done)
-                if done % self.recipe.run.log_every == 0 or done == steps:
-                    self._log(learners, batch, done, steps)
-                self._save_if_due(learners, done, steps)
+                with self._keeping_what_diverges():
+                    asked = time.perf_counter()
+                    self._wait_for_targets(step, steps)
+                    batch = next(batches)
+                    self.clock.waited += time.perf_counter() - asked
+                    learners = self.step(batch)
+                    self.clock.steps += 1
+                    done = step + 1
+                    self._call_after_step(learners, done)
+                    if done % self.recipe.run.log_every == 0 or done == steps:
+                        self._log(learners, batch, done, steps)
+                    self._save_if_due(learners, done, steps)
 
-    def _step_or_save(self, batch: Batch) -> list[Learner]:
-        """Take one step; where it diverges, keep it and checkpoints of the step before, and raise `TrainingDiverged`."""
+    @contextlib.contextmanager
+    def _keeping_what_diverges(self) -> Iterator[None]:
+        """Where a step diverges, keep it and checkpoints of the step before, and raise `TrainingDiverged`."""
         try:
-            return self.step(batch)
+            yield
         except TrainingDiverged as diverged:
-            refused = next(learner for learner in self.learners if learner.steps_done == batch.plan.step)
-            origin = Origin(self._image_ids(batch), batch.plan.indices.row_B.tolist())
-            kept = keep_step(refused, self._micro_batches(batch), origin, self.source.specs, self.source.identities())
+            refused = next(learner for learner in self.learners if learner.refused)
+            for learner in self.learners:
+                learner.settle()
+            sent = next(sent for sent in self._sent if sent.plan.step == refused.steps_done)
+            origin = Origin(self._image_ids(sent.plan), sent.plan.indices.row_B.tolist())
+            kept = keep_step(refused, self._micro_batches(sent), origin, self.source.specs, self.source.identities())
             try:
-                self._save([learner for learner in self.learners if learner.steps_done], batch.plan.step)
+                self._save([learner for learner in self.learners if learner.steps_done], refused.steps_done)
             except StoreUnavailable as error:
                 kept = f"{kept}. No checkpoint of the step before could be written: {error}"
             raise TrainingDiverged(f"{diverged}. {kept}") from diverged
@@ -181,19 +199,21 @@ class Trainer:
         """Take one optimiser step with every learner that has not taken it yet; return those."""
         step = batch.plan.step
         learners = [learner for learner in self.learners if learner.steps_done == step]
-        for part in self._micro_batches(batch):
+        sent = _Sent(batch.plan, batch.to(self.device, keep=self.learners[0].reads_later))
+        self._sent.append(sent)
+        for part in self._micro_batches(sent):
             for learner in learners:
                 pixels_BHWC, targets = to_device(learner.device.value, part.pixels_BHWC, part.targets)
                 learner.forward_backward(step, pixels_BHWC, targets, part.share, part.last)
         for learner in learners:
-            learner.optimizer_step(step, lambda: ", ".join(self._image_ids(batch)[:8]))
+            learner.optimizer_step(step, lambda: ", ".join(self._image_ids(batch.plan)[:8]))
         return learners
 
-    def _micro_batches(self, batch: Batch) -> Iterator[MicroBatch]:
+    def _micro_batches(self, sent: _Sent) -> Iterator[MicroBatch]:
         """Yield the micro-batches of this rank's batch."""
-        tensors = batch.to(self.device)
         for start, stop in self._spans():
-            seen = apply_photometric(self.views.spec.photometric, {name: tensor[start:stop] for name, tensor in tensors.items()})
+            part = {name: tensor[start:stop] for name, tensor in sent.tensors.items()}
+            seen = apply_photometric(self.views.spec.photometric, part)
             with torch.no_grad():
                 targets = self.source.resolve(seen)
             share = (stop - start) / self.recipe.run.batch_size
@@ -206,13 +226,13 @@ class Trainer:
         edges = np.linspace(0, size, parts + 1).astype(int).tolist()
         return list(itertools.pairwise(edges))
 
-    def _image_ids(self, batch: Batch) -> list[str]:
-        """Return the ids of a batch's images."""
-        return [self.dataset.row(image).id for image in batch.plan.indices.image_B.tolist()]
+    def _image_ids(self, plan: Plan) -> list[str]:
+        """Return the ids of a step's images."""
+        return [self.dataset.row(image).id for image in plan.indices.image_B.tolist()]
 
     def _save_if_due(self, learners: Sequence[Learner], done: int, steps: int) -> None:
         """Save the checkpoints that are due after `done` steps; raises `Interrupted` when a signal has come."""
-        stopping = self._stop_requested() and done < steps
+        stopping = self._stop_requested_lately() and done < steps
         if stopping or done == steps or done % self.recipe.run.checkpoint_every == 0:
             self._save(learners, done)
         if stopping:
@@ -236,6 +256,13 @@ class Trainer:
     def _stop_requested(self) -> bool:
         """Return whether any rank was asked to stop; collective."""
         return self.ranks.any(self._stop.is_set() or self.stop_asked(), self.device)
+
+    def _stop_requested_lately(self) -> bool:
+        """Return the same; where several ranks would wait for their devices to answer, what was so a step ago. Collective."""
+        if self.ranks.count == 1 or not self.learners[0].reads_later:
+            return self._stop_requested()
+        asked, self._stop_flag = self._stop_flag, self.ranks.any_later(self._stop.is_set() or self.stop_asked(), self.device)
+        return asked is not None and asked.wait()
 
     def _save(self, learners: Sequence[Learner], done: int) -> None:
         """Save a checkpoint of each learner; collective."""

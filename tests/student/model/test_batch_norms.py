@@ -11,7 +11,7 @@ from eupe_pipeline.student.model.batch_norms import (
     average_over_ranks,
     batch_norm_identity,
     counters,
-    follow,
+    follow_statistics,
     running_statistics,
 )
 from eupe_pipeline.student.model.ranks import ALONE, Ranks
@@ -31,7 +31,7 @@ def test_the_moving_average_follows_running_statistics_at_its_own_decay() -> Non
     average.load_state_dict(student.state_dict())
     start = [one.clone() for one in running_statistics(average)]
     student(torch.randn(8, 3, 9, 9))
-    follow(average, student, 0.75)
+    follow_statistics(average, student, 0.75)
     for before, ours, theirs in zip(start, running_statistics(average), running_statistics(student), strict=True):
         assert not torch.equal(before, theirs)
         torch.testing.assert_close(ours, 0.75 * before + 0.25 * theirs)
