@@ -27,6 +27,7 @@ from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader, features_identity
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views.input_size import size_hw
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.teachers.registry.canary import canary_images
@@ -84,7 +85,7 @@ def operations(spec: TeacherSpec) -> float:
         teacher = load_teacher(spec, "meta")
         side = spec.preprocessing.size_px
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            teacher.encoder(torch.empty(1, 3, side, side))
+            teacher.encoder(torch.empty(1, 3, *size_hw(side)))
     return float(counter.get_total_flops())
 
 

@@ -1,6 +1,7 @@
 """One token for each image of a feature set, normalised alike for several sets: images are compared by these.
 
-The normalised class token of an image's first view (k = 0); of a teacher without class tokens the mean of its normalised patch tokens.
+The normalised class token of an image's first view (k = 0); of a teacher without class tokens the mean of its normalised patch
+tokens, without those in the padding of letterboxed views.
 Sets that keep the teacher's own values (pooled ones, of evaluations) are normalised here by the moments of these very tokens: in the raw
 space every two images of most teachers are alike. Held as they are stored (fp16, or fp32), and brought to unit length in blocks, so that
 60,000 images of 1,280 channels take 154 MB. Axes: N images, D channels.
@@ -138,9 +139,7 @@ def _tokens_of(reader: FeatureReader) -> int:
 def _read(reader: FeatureReader, rows: Int64s) -> NDArray[np.floating]:
     if reader.cls_dim is not None:
         return reader.read_cls(rows)
-    tokens = reader.decode(reader.read(rows))
-    mean: Float32s = tokens.reshape(len(rows), -1, reader.patch_dim).mean(axis=1)
-    return mean
+    return reader.mean_patch(rows, reader.read(rows))
 
 
 def _moments(values_ND: NDArray[np.floating]) -> tuple[Float32s, Float32s]:

@@ -24,7 +24,7 @@ from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import walk_keys
 from ...storage.objects.probes import probe
 from ...storage.store import FeatureStore
-from ...storage.views.input_size import area_px, size_text
+from ...storage.views.input_size import SizePx, area_px, size_hw, size_text
 from ...storage.views.renderer_choice import choose_renderer
 from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
@@ -53,7 +53,7 @@ class PlanOptions:
     extraction: ExtractOptions
     student: str | Mapping[str, Any] = "eupe_vitt16"
     """Architecture that will be trained: a name, or a mapping of a name and the options to change."""
-    student_size_px: int = 256
+    student_size_px: SizePx = 256
     student_images_per_s: float | None = None
     """None: measured here."""
     epochs_of_a_run: float = 100.0
@@ -136,8 +136,7 @@ def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs
 def teacher_speed(spec: TeacherSpec, device: str, batch_size: int | None, batches: int, layers: tuple[int, ...] = ()) -> tuple[float, int]:
     """Return (device seconds of one view, views in a batch): the median of a few forwards after one that warms up."""
     teacher = SizedTeacher(load_teacher(spec, device), batch_size, layers=layers)
-    side = spec.preprocessing.size_px
-    pixels = np.random.default_rng(0).integers(0, 256, (teacher.views, side, side, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (teacher.views, *spec.preprocessing.input.shape), np.uint8)
     seconds = []
     for _ in range(batches + 1):
         started = time.perf_counter()
@@ -150,7 +149,7 @@ def student_speed(plan: PlanOptions, device: str) -> float:
     """Return images a second of the student's forward and backward, without adapters and optimiser: an upper bound of what it will read."""
     student = build_encoder(plan.student).to(device)
     batch = _STUDENT_BATCH.get(device, 4)
-    pixels = torch.randn(batch, 3, plan.student_size_px, plan.student_size_px, device=device)
+    pixels = torch.randn(batch, 3, *size_hw(plan.student_size_px), device=device)
     seconds = []
     for _ in range(plan.batches + 1):
         started = time.perf_counter()

@@ -18,7 +18,7 @@ from ...storage.core.events import ignore_event
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
 from ...storage.images.hold_out import drawn_images
-from ...storage.views.input_size import area_px
+from ...storage.views.input_size import SizePx, area_px, as_size, size_hw
 from ...storage.views.view_set import ViewSet
 from ...student.data.prefetch import slot_bytes, slots_within
 from ...student.data.targets import STUDENT, CachedTargets, Memory
@@ -35,7 +35,7 @@ from ..training.data import Part, cached_targets, open_parts
 from ..training.hold_out import check_hold_out
 from ..training.layers import trained_layers
 from ..training.options import TrainOptions, check_teachers_given
-from ..training.start_checks import refuse_followed_angle, target_grids, training_terms
+from ..training.start_checks import refuse_followed_angle, refuse_other_aspects, target_grids, training_terms
 from ..training.train import architecture_of, initial_student, refuse_other_views, student_runs
 from ..training.versions import recorded_versions
 
@@ -66,6 +66,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
         if recipe.teacher.source == "cached":
             refuse_unequal_grids(student_recipe, specs)
         refuse_losses(student_recipe, target_grids(recipe, readers), specs)
+        refuse_other_aspects(student_recipe, parts[0].views.spec, readers)
         try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
     every_reader = [reader for part in parts for reader in part.readers.values()]
     terms, used = training_terms(options, every_reader, [student_recipe.student.init_from for student_recipe, _ in runs.values()])
@@ -119,7 +120,7 @@ def student_cost(recipe: TrainRecipe, specs: Mapping[str, TargetSpec], ranks: Ra
 
 def kept_bytes(student: Student, recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> int:
     """Return the bytes that autograd keeps of one image at the largest input size, without weights; the student is on the meta device."""
-    size_px = max(recipe.student.sizes_px)
+    size_px = max(recipe.student.sizes_px, key=area_px)
     weights = {parameter.untyped_storage()._cdata for parameter in student.parameters()}
     kept: list[Tensor] = []  # kept alive, or a storage's address may be given away
 
@@ -129,7 +130,7 @@ def kept_bytes(student: Student, recipe: TrainRecipe, specs: Mapping[str, Target
 
     set_activation_checkpointing(student.encoder, recipe.run.recompute_activations)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        tokens = student.encoder(torch.empty(1, 3, size_px, size_px, device="meta"))
+        tokens = student.encoder(torch.empty(1, 3, *size_hw(size_px), device="meta"))
         for heads, spec in zip(student.adapters, specs.values(), strict=True):
             positions = None if spec.tokens is None else torch.empty(1, spec.tokens, dtype=torch.int64, device="meta")
             heads(tokens if positions is None else gather_tokens(tokens, SampledTokens(None, positions, positions, spec.grid)))
@@ -158,11 +159,12 @@ def _memory_of_one(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) ->
     return CachedTargets(readers, layers).allocate(1) if recipe.teacher.source == "cached" else {}
 
 
-def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, int]:
+def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, SizePx]:
     """Return the largest input in px by model, of teachers that are not loaded: a live one's own size is in its feature set's identity."""
     live = readers if recipe.teacher.source == "live" else {}
-    size_of = {name: int(reader.identity["teacher"]["preprocessing"]["size_px"]) for name, reader in live.items()}
-    return {STUDENT: max(recipe.student.sizes_px), **{name: max(recipe.teacher.sizes_px, default=side) for name, side in size_of.items()}}
+    size_of = {name: as_size(reader.identity["teacher"]["preprocessing"]["size_px"]) for name, reader in live.items()}
+    largest = {name: max(recipe.teacher.sizes_px, key=area_px, default=size) for name, size in size_of.items()}
+    return {STUDENT: max(recipe.student.sizes_px, key=area_px), **largest}
 
 
 def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:

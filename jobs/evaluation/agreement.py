@@ -23,6 +23,7 @@ from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import Statistics
 from ...storage.images.hold_out import RULE, Int64s
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, as_size, size_hw, size_json
 from ...student.export.lineage import read_record, read_targets, recorded_share
 from ...student.probes.agreement import Targets, gap
 from ...student.probes.measure_agreement import BATCH, Measurement, TokenSet, TokenSets, warn_of_few
@@ -87,7 +88,7 @@ def evaluate_agreement(options: AgreementOptions, on_event: OnEvent = ignore_eve
     model, folder, store = _open_run(options), Path(options.model), FeatureStore.open(options.store)
     asked = _images_asked(options, store, folder)
     restating = {name: _restating(store, folder, name, reader) for name, reader in asked.sets.sets[0].readers.items()}
-    size_px = int(model.identity["preprocessing"]["size_px"])
+    size_px = as_size(model.identity["preprocessing"]["size_px"])
     rows = _rows(asked, options.images)
     protocol = _protocol(options, asked, folder, size_px)
     if options.dry_run:
@@ -99,7 +100,7 @@ def evaluate_agreement(options: AgreementOptions, on_event: OnEvent = ignore_eve
     def compute() -> dict[str, Any]:
         device = choose_device(options.device).value
         student = load_student(folder).to(device)
-        _refuse_other_grids(student.encoder.grid(size_px, size_px), asked.sets, folder)
+        _refuse_other_grids(student.encoder.grid(*size_hw(size_px)), asked.sets, folder)
 
         def restate(targets: Targets) -> Targets:
             return {name: _restated(tokens, restating[name]) for name, tokens in targets.items()}
@@ -253,7 +254,7 @@ def _rows(asked: _Asked, limit: int | None) -> list[Int64s]:
     return [rows[:least] for rows in measurable]
 
 
-def _protocol(options: AgreementOptions, asked: _Asked, folder: Path, size_px: int) -> dict[str, Any]:
+def _protocol(options: AgreementOptions, asked: _Asked, folder: Path, size_px: SizePx) -> dict[str, Any]:
     """Return what decides the figures, besides the model."""
     datasets = [token_set.views.dataset for token_set in asked.sets.sets]
     keys = [{name: reader.key for name, reader in token_set.readers.items()} for token_set in asked.sets.sets]
@@ -267,7 +268,7 @@ def _protocol(options: AgreementOptions, asked: _Asked, folder: Path, size_px: i
     elif asked.own:
         images |= {"trained_on": True}
     return {
-        "test": images, "features": keys[0] if len(keys) == 1 else keys, "view": {"number": 0, "size_px": size_px},
+        "test": images, "features": keys[0] if len(keys) == 1 else keys, "view": {"number": 0, "size_px": size_json(size_px)},
         "adapters_sha256": file_sha256(folder / "model" / "adapters.safetensors"),
         "targets": "stored tokens, normalised as in training", "cka": "linear, centred, not debiased",
     }  # fmt: skip

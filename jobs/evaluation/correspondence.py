@@ -22,6 +22,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.lru_cache import LruCache
 from ...storage.images.dense_pairs import read_picture
 from ...storage.images.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
+from ...storage.views.input_size import square_side
 from ...student.probes.correspondence import ALPHA, Points, correct_keypoints, match_keypoints, summarize_pck
 from ...student.probes.dense_tokens import patch_tokens, stacked
 from ...teachers.registry.teacher import Teacher
@@ -60,7 +61,8 @@ def evaluate_correspondence(options: CorrespondenceOptions, on_event: OnEvent = 
     data, split = options.data, options.split
     model, paper = open_dense_model(options), options.protocol == "paper"
     own_side_px = _PAPER_SIDES_PX.get(model.spec.stride_px, SIDE_PX) if paper else SIDE_PX
-    side_px, limit = options.size_px or own_side_px, options.pairs_per_category or (PAPER_PAIRS if paper else None)
+    asked_px = None if options.size_px is None else square_side(options.size_px, "correspondence")
+    side_px, limit = asked_px or own_side_px, options.pairs_per_category or (PAPER_PAIRS if paper else None)
     pairs = keypoint_pairs(data, split)
     pairs = pairs if limit is None else sample_pairs(pairs, limit)
     differs = [f"side_px is {side_px}"] * (side_px != own_side_px) + [f"pairs_per_category is {limit}"] * (limit != PAPER_PAIRS)

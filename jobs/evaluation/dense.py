@@ -25,6 +25,7 @@ from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.events import OnEvent
 from ...storage.images.dense_pairs import Pair, pairs_digest, picture_digests
 from ...storage.sources.decode import Pixels
+from ...storage.views.input_size import SizePx
 from ...student.data.order import KeyedPermutation
 from ...student.model.draws import bits64, step_seed
 from ...student.probes.dense_head import DenseHead, HeadRecipe
@@ -50,7 +51,7 @@ class DenseOptions:
     """A run's folder, an exported folder, a checkpoint file or a teacher; tokens in a store have other crops."""
     data: Path
     """The dataset's folder, in its published layout."""
-    size_px: int | None = None
+    size_px: SizePx | None = None
     """Input size; None: the protocol's."""
     device: Device = "auto"
     weights: Path | None = None

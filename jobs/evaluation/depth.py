@@ -15,6 +15,7 @@ from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, is_nyu, read_depth, read_picture
 from ...storage.sources.decode import Pixels
+from ...storage.views.input_size import size_hw
 from ...student.probes.dense_head import NYU_RECIPE, DenseHead, HeadRecipe
 from ...student.probes.dense_tokens import padding_px, patch_tokens, stacked
 from ...student.probes.depth import (
@@ -55,7 +56,7 @@ def evaluate_depth(options: DepthOptions, on_event: OnEvent = ignore_event) -> d
     crops = is_nyu(data) if options.nyu_crops is None else options.nyu_crops
     view, recipe = replace(options.view, nyu_crops=crops), options.recipe(options.head)
     if options.size_px is not None:
-        view = replace(view, crop_hw=(options.size_px, options.size_px))
+        view = replace(view, crop_hw=size_hw(options.size_px))
     model = open_dense_model(options)
     pairs = {split: depth_pairs(data, split) for split in ("train", "val")}
     _refuse_no_depth(pairs, per_metre, view)

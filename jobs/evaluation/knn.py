@@ -16,6 +16,7 @@ from ...storage.core.errors import CacheMismatch, StoreUnavailable
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, size_json, size_text
 from ...student.probes.evaluation_records import find_record, record_path, write_record
 from ...student.probes.knn import OFFICIAL_KS, OFFICIAL_TEMPERATURE, PAPER_K, PAPER_SIZE_PX, Embeddings
 from ...student.probes.knn import knn as nearest_neighbours
@@ -140,14 +141,19 @@ def evaluate_knn(options: KnnOptions, on_event: OnEvent = ignore_event) -> dict[
             results[mean_patch_name(*readers)] = results.pop("mean_patch")
             results = {"train": readers[0].key, "test": readers[1].key, **results}
         remarks = upright or differences(test.size_px)
-        return {"size_px": test.size_px, **remarks, "test_images_in_train": in_both, **(ours_alone(results) if upright else results)}
+        return {
+            "size_px": size_json(test.size_px),
+            **remarks,
+            "test_images_in_train": in_both,
+            **(ours_alone(results) if upright else results),
+        }
 
     return evaluated("knn", model, protocol, compute, on_event)
 
 
-def differences(size_px: int) -> dict[str, Any]:
+def differences(size_px: SizePx) -> dict[str, Any]:
     """Return in what a run's images differ from those of the paper, which classifies at 224 px; {} when they do not."""
-    text = f"the input is {size_px} px, the paper's {PAPER_SIZE_PX}; --size {PAPER_SIZE_PX} measures as it does"
+    text = f"the input is {size_text(size_px)} px, the paper's {PAPER_SIZE_PX}; --size {PAPER_SIZE_PX} measures as it does"
     return {"differs_from_paper": [text]} if size_px != PAPER_SIZE_PX else {}
 
 
@@ -164,7 +170,7 @@ def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: E
     images_of = sample_images(bank, size.train_images, "train"), sample_images(queries, size.test_images, "test")
     embeddings = [embed_images(teacher, dataset, images, size) for dataset, images in zip((bank, queries), images_of, strict=True)]
     result = compare(embeddings[0], bank.labels()[images_of[0]], embeddings[1], labels_as(queries, bank.label_names)[images_of[1]])
-    size_px = teacher.spec.preprocessing.size_px
+    size_px = size_json(teacher.spec.preprocessing.size_px)
     return {"model": model, "size_px": size_px, **result, "seconds": time.perf_counter() - started}
 
 

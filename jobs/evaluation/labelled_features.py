@@ -27,6 +27,7 @@ from ...storage.images.indexing import build_index
 from ...storage.objects.atomic_files import make_folder
 from ...storage.sources.locations import canonical_source
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, as_size, size_json
 from ...storage.views.photometric import MODES
 from ...storage.views.pixels import center_square
 from ...student.data.decode_tokens import mean_patch
@@ -50,7 +51,7 @@ class EvaluatedImages:
 
     test_images: int | None = None
     """A random sample of this many; None: all."""
-    size_px: int | None = None
+    size_px: SizePx | None = None
     """Input size; None: the model's own."""
     crop_fraction: float = 1.0
     """Share of the shorter side that the centre crop keeps (0.875 is the official resize 256 → crop 224)."""
@@ -130,7 +131,12 @@ class Split:
             reader = self.model.over(self.dataset.digest)
             return {**images, "features": reader.key, "features_digest": reader.digest}
         prep = self.model.spec.preprocessing
-        view = {"crop": "center", "fraction": self.size.crop_fraction, "size_px": prep.size_px, "interpolation": prep.interpolation}
+        view = {
+            "crop": "center",
+            "fraction": self.size.crop_fraction,
+            "size_px": size_json(prep.size_px),
+            "interpolation": prep.interpolation,
+        }
         return {**images, "view": view}
 
     @property
@@ -139,10 +145,9 @@ class Split:
         return self.model.over(self.dataset.digest).views.dataset if isinstance(self.model, CachedModel) else self.dataset
 
     @property
-    def size_px(self) -> int:
-        """Side of the model's input."""
-        size_px: int = self.model.identity["preprocessing"]["size_px"]
-        return size_px
+    def size_px(self) -> SizePx:
+        """Size of the model's input."""
+        return as_size(self.model.identity["preprocessing"]["size_px"])
 
     @property
     def images(self) -> Int64s:
@@ -270,12 +275,16 @@ def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = i
     rows, statistics = images * reader.views.views_per_image, reader.statistics
 
     def chunk(start: int) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
-        tokens = reader.read(rows[start : start + _READ_ROWS])
+        chunk_rows = rows[start : start + _READ_ROWS]
+        tokens = reader.read(chunk_rows)
+        cls_nD = None if tokens.cls is None else statistics.denormalize_cls(tokens.cls.astype(np.float32))
+        if reader.views.spec.letterbox is not None:
+            return cls_nD, statistics.denormalize_patch(reader.mean_patch(chunk_rows, tokens))
         scale = None if tokens.scale is None else torch.from_numpy(tokens.scale)
         # The mean commutes with the de-normalisation, which is affine and the same for every token. Of a sampled set it is the mean of
         # the stored tokens: see `knn.mean_patch_name`.
         mean_nD = statistics.denormalize_patch(mean_patch(torch.from_numpy(tokens.patch), scale, reader.codec).numpy())
-        return None if tokens.cls is None else statistics.denormalize_cls(tokens.cls.astype(np.float32)), mean_nD
+        return cls_nD, mean_nD
 
     chunks, starts = [], range(0, len(rows), _READ_ROWS)
     with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="read") as pool:

@@ -17,6 +17,7 @@ from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import digest, file_sha256, short
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, size_hw
 from ...student.export.formats import FORMATS
 from ...teachers.checkpoints.published import Published, load_encoder, read_published
 from ...teachers.encoders.build import cls_width, facts
@@ -62,7 +63,7 @@ class CachedModel:
 
 
 def open_evaluated(
-    name: str, store: FeatureStore | None, *, size_px: int | None = None, weights: Path | None = None, out: Path | None = None
+    name: str, store: FeatureStore | None, *, size_px: SizePx | None = None, weights: Path | None = None, out: Path | None = None
 ) -> Model | CachedModel:
     """Open the model or the cached tokens that `name` stands for; raises `BadInput` that lists what it could have been.
 
@@ -78,7 +79,7 @@ def open_evaluated(
     raise unknown_name(f"run, exported folder, checkpoint or teacher{location}", name, [*known, *TEACHERS])
 
 
-def open_model(name: str, size_px: int | None = None, weights: Path | None = None, out: Path | None = None) -> Model:
+def open_model(name: str, size_px: SizePx | None = None, weights: Path | None = None, out: Path | None = None) -> Model:
     """Open a run, an exported folder, a checkpoint file or a named teacher; raises `BadInput` when it is none of these."""
     path = Path(name)
     if (path / MODEL_FILE).is_file() or not path.exists() or (path.is_file() and names_onnx_file(name)):
@@ -90,7 +91,7 @@ def open_model(name: str, size_px: int | None = None, weights: Path | None = Non
     return _published(path, size_px, out)
 
 
-def _published(path: Path, size_px: int | None, out: Path | None) -> Model:
+def _published(path: Path, size_px: SizePx | None, out: Path | None) -> Model:
     record: dict[str, Any] = json.loads((path / "export.json").read_text()) if (path / "export.json").is_file() else {}
     export_format = str(record.get("format"))
     read_from = FORMATS[export_format].evaluated_from if export_format in FORMATS else "folder"
@@ -112,8 +113,9 @@ def _published(path: Path, size_px: int | None, out: Path | None) -> Model:
 
 def _spec_of(published: Published, prep: Preprocessing, path: Path, file: Path) -> TeacherSpec:
     width, stride_px, cls = facts(published.architecture)
-    side, cls_dim = prep.size_px // stride_px, cls_width(published.architecture)
-    return TeacherSpec(path.resolve().stem, published.architecture, file, file_sha256(file), prep, cls, cls_dim, width, (side, side))
+    height, width_px = size_hw(prep.size_px)
+    grid, cls_dim = (height // stride_px, width_px // stride_px), cls_width(published.architecture)
+    return TeacherSpec(path.resolve().stem, published.architecture, file, file_sha256(file), prep, cls, cls_dim, width, grid)
 
 
 def _loaded(published: Published, spec: TeacherSpec, device: str) -> Teacher:

@@ -21,8 +21,8 @@ from ...storage.images.dataset import ImageDataset
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.probes import check_writable
 from ...storage.store import FeatureStore
+from ...storage.views.pixels import center_views
 from ...storage.views.view_set import ViewSet
-from ...storage.views.view_spec import ViewSpec
 from ...teachers.registry.teacher import Teacher
 from ..extraction.rendering import FreshViews, RenderedShard
 from .models import Model
@@ -59,7 +59,8 @@ def pooled_features(
 
 
 def _open_set(store: FeatureStore, dataset: ImageDataset, model: Model, crop_fraction: float) -> FeatureReader:
-    views = ViewSet.create(store.objects, dataset, ViewSpec(kind="center", crop_fraction=crop_fraction), IMAGES_PER_SHARD)
+    spec = center_views(model.spec.preprocessing.input, crop_fraction)
+    views = ViewSet.create(store.objects, dataset, spec, IMAGES_PER_SHARD)
     return _create(store, views, model)
 
 

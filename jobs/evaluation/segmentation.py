@@ -16,6 +16,7 @@ from ...storage.core.choices import MaskDataset
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.images.dense_pairs import Pair, read_picture, segmentation_pairs
 from ...storage.sources.decode import Pixels
+from ...storage.views.input_size import square_side
 from ...student.probes.dense_head import ADE20K_RECIPE, DenseHead, HeadRecipe
 from ...student.probes.dense_tokens import patch_tokens, stacked
 from ...student.probes.segmentation import (
@@ -61,7 +62,9 @@ class SegmentationOptions(HeadOptions):
 def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return mIoU, pixel accuracy and IoU by class in percent on the validation split, and the `best_miou` of all measurements."""
     data, view = options.data, options.view
-    view = view if options.size_px is None else replace(view, size_px=options.size_px, stride_px=options.size_px * 2 // 3)
+    if options.size_px is not None:
+        side = square_side(options.size_px, "segmentation, whose windows are square,")
+        view = replace(view, size_px=side, stride_px=side * 2 // 3)
     model, recipe = open_dense_model(options), options.recipe(options.head)
     pairs = {split: segmentation_pairs(data, split) for split in ("train", "val")}
     masks = check_masks(data, pairs, options.classes, options.zero_is_ignored, options.ignore, options.dataset, on_event)

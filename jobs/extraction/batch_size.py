@@ -142,8 +142,8 @@ class SizedTeacher:
         return views // 2
 
     def _seconds_per_view(self, views: int) -> float:
-        side = self.teacher.spec.preprocessing.size_px
-        pixels = np.random.default_rng(views).integers(0, 256, (views, side, side, 3), np.uint8)
+        shape = self.teacher.spec.preprocessing.input.shape
+        pixels = np.random.default_rng(views).integers(0, 256, (views, *shape), np.uint8)
         started = time.perf_counter()
         self._forward(pixels).final.patch_BHWD.cpu()
         return (time.perf_counter() - started) / views

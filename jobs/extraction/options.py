@@ -9,6 +9,7 @@ from typing import Any
 from ...storage.core.choices import NORMALISATIONS, RENDERERS, Codec, Constants, LicenceUse, Normalisation, Precision, RendererName
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.features.layers import checked_layers
+from ...storage.views.input_size import SizePx
 from ...storage.views.view_set import DEFAULT_IMAGES_PER_SHARD
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.registry.licences import check_declared
@@ -22,7 +23,7 @@ class TeacherRequest:
     name: str
     weights: Path | None = None
     """Weight file; None: the weights folder."""
-    size_px: int | None = None
+    size_px: SizePx | None = None
     """Input size; None: its own."""
     device: str | None = None
     """Its device among those of its worker: cpu, cuda:0, cuda:1; None: chosen."""
@@ -110,7 +111,7 @@ class ExtractOptions:
 
 
 def teacher_requests(
-    teachers: Sequence[str], sizes: Mapping[str, int] = MappingProxyType({}), weights: Mapping[str, Path | str] = MappingProxyType({}),
+    teachers: Sequence[str], sizes: Mapping[str, SizePx] = MappingProxyType({}), weights: Mapping[str, Path | str] = MappingProxyType({}),
     devices: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[TeacherRequest, ...]:  # fmt: skip
     """Return the teachers with the sizes, weight files and devices that are given by name; raises BadInput for a name of none of them."""

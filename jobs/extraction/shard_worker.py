@@ -32,7 +32,7 @@ from ...storage.store import FeatureStore
 from ...storage.views.photometric import MODES
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
-from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS, Input, Views
+from ...storage.views.view_spec import Input, Views, empty_views
 from ...teachers.encoders.tokens import LayerTokens
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
@@ -128,12 +128,11 @@ class ShardWorker:
         torch.set_num_threads(self.order.threads)
         inputs = {name: self._input(name) for name in names}
         pixels = {model_input: np.empty((len(rows), *model_input.shape), np.uint8) for model_input in inputs.values()}
-        photometric = np.empty((len(rows), PHOTOMETRIC_PARAMETERS), np.float32)
-        good = []
+        sampled, good = empty_views(len(rows)), []
         for n, row in enumerate(rows):
             self._stop_if_asked()
             view, drawn_now = self._view(row)
-            photometric[n], failed = view.photometric[0], dict[str, str]()
+            sampled.crop[n], sampled.photometric[n], failed = view.crop[0], view.photometric[0], dict[str, str]()
             outputs = [(model_input, out[n : n + 1]) for model_input, out in pixels.items()]
             fill_pixels(self.views, np.array([row]), view, outputs, drawn_now=drawn_now, failed=failed)
             good += [] if failed else [n]
@@ -142,8 +141,8 @@ class ShardWorker:
         sums = self._new_sums(names)
         for name, model_input in inputs.items():
             with self._turn:
-                arriving = self._forward(name, pixels[model_input][good], photometric[good], _all_of)
-            _add(sums, name, arriving.wait())
+                arriving = self._forward(name, pixels[model_input][good], sampled.chosen(good), _all_of)
+            _add(sums, name, arriving.wait(), self._taught(name, sampled.chosen(good)))
         return SampleMoments(len(good), sums)
 
     def _view(self, row: int) -> tuple[Views, bool]:
@@ -173,10 +172,12 @@ class ShardWorker:
                 if self._kept is not None and fresh is not None:
                     keep_batch(self._kept, shard, batch, views)
                 measured += len(good)
+                of_batch = views.part(batch.rows)
                 for name in names:
-                    raw = self._kept_tokens(name, batch.pixels[self._input(name)], views.photometric[batch.rows])
+                    raw, taught = self._kept_tokens(name, batch.pixels[self._input(name)], of_batch), self._taught(name, of_batch)
                     for view in good:
-                        _add(sums, name, raw.moved(itemgetter(slice(view, view + 1))))
+                        window = slice(view, view + 1)
+                        _add(sums, name, raw.moved(itemgetter(window)), None if taught is None else taught[window])
         return SampleMoments(measured, sums if measured else {})
 
     def _new_sums(self, names: Iterable[str]) -> dict[str, Sums]:
@@ -194,11 +195,15 @@ class ShardWorker:
         images = [first_image + (batch.first + view) // views_per_image for view in range(batch.count)]
         return [view for view, image in enumerate(images) if self.views.dataset.row(image).id not in batch.failed]
 
-    def _kept_tokens(self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32]) -> StoredTokens:
+    def _kept_tokens(self, name: str, pixels_BHWC: Pixels, views: Views) -> StoredTokens:
         """Compute a batch's raw tokens, and keep each forward."""
-        raw = self._forward(name, pixels_BHWC, photometric_BP, _all_of).wait()
-        self.teachers[name].keep(self.teachers[name].views, pixels_BHWC, self._seen(photometric_BP), raw)
+        raw = self._forward(name, pixels_BHWC, views, _all_of).wait()
+        self.teachers[name].keep(self.teachers[name].views, pixels_BHWC, self._seen(name, views), raw)
         return raw
+
+    def _taught(self, name: str, views: Views) -> NDArray[np.bool_] | None:
+        """Return which of a teacher's tokens (n, H, W) see any of the image: statistics are of those; None for all."""
+        return self.views.spec.taught_cells(views.crop, self._input(name).size_px, self._spec(name).grid)
 
     def _rendered(self, shard: int, views: Views, fresh: FreshViews | None, names: Iterable[str], start: int = 0) -> RenderedShard:
         """Return a shard's batches for some teachers: the same whether their tokens are measured or stored."""
@@ -213,16 +218,15 @@ class ShardWorker:
     def _spec(self, name: str) -> TeacherSpec:
         return self.teachers[name].teacher.spec
 
-    def _forward(
-        self, name: str, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32], share: Callable[[LayerTokens], StoredTokens]
-    ) -> Arriving:
+    def _forward(self, name: str, pixels_BHWC: Pixels, views: Views, share: Callable[[LayerTokens], StoredTokens]) -> Arriving:
         """Start the forward of one teacher, and return the `share` of its raw fp32 tokens on its way to the host."""
-        teacher, seen_BP = self.teachers[name], self._seen(photometric_BP)
+        teacher, seen_BP = self.teachers[name], self._seen(name, views)
         return compute(lambda: share(teacher.with_layers(pixels_BHWC, seen_BP)), teacher.teacher.device)
 
-    def _seen(self, photometric_BP: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Return the distortions that teachers see, None when they see none."""
-        return photometric_BP if MODES[self.views.spec.photometric].seen_by_teacher else None
+    def _seen(self, name: str, views: Views) -> NDArray[np.float32] | None:
+        """Return the distortions that a teacher sees, None when teachers see none."""
+        spec = self.views.spec
+        return spec.distortions(views, self._input(name).size_px) if MODES[spec.photometric].seen_by_teacher else None
 
     def do_shard(self, shard: int, feature_keys: Mapping[str, str]) -> ShardReport:
         """Compute and commit one shard of the given feature sets (teacher → key); committed ones are left out.
@@ -287,7 +291,7 @@ class ShardWorker:
                 report.add("decode", batch.seconds)
                 seen = {name: batch.pixels[self._input(name)] for name in targets}
                 tokens = {
-                    name: self._forward(name, pixels, views.photometric[batch.rows], partial(targets[name].share, batch=batch))
+                    name: self._forward(name, pixels, views.part(batch.rows), partial(targets[name].share, batch=batch))
                     for name, pixels in seen.items()
                 }
                 _finish(encoding)
@@ -362,14 +366,14 @@ def _all_of(tokens: LayerTokens) -> StoredTokens:
     return StoredTokens(*tokens.final, tokens.layers)
 
 
-def _add(sums: Mapping[str, Sums], name: str, tokens: StoredTokens) -> None:
-    """Add a teacher's tokens of some views to its sums, and to those of its layers."""
-    cls, patch = sums[name]
-    patch.update(tokens.patch.numpy())
+def _add(sums: Mapping[str, Sums], name: str, tokens: StoredTokens, taught: NDArray[np.bool_] | None) -> None:
+    """Add a teacher's tokens of some views to its sums, and to those of its layers; of patch tokens those that are `taught` (None: all)."""
+    (cls, patch), which = sums[name], ... if taught is None else taught
+    patch.update(tokens.patch.numpy()[which])
     if cls is not None and tokens.cls_BD is not None:
         cls.update(tokens.cls_BD.numpy())
     for layer, values in tokens.layers.items():
-        sums[layer_target(name, layer)][1].update(values.numpy())
+        sums[layer_target(name, layer)][1].update(values.numpy()[which])
 
 
 def _finish(encoding: Future[None] | None) -> None:

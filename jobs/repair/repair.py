@@ -155,11 +155,12 @@ def _fresh(
     reader: FeatureReader, teacher: Teacher, rows: NDArray[np.int64], position_nT: Positions | None, layers: tuple[int, ...] = ()
 ) -> StoredTokens:
     """Compute raw class and patch tokens over the recorded views; resampled and sampled as the stored ones are."""
-    photometric_nP = reader.views.read(rows).photometric
+    views, wanted = reader.views.read(rows), teacher.spec.preprocessing.input
+    distortions_nP = reader.views.spec.distortions(views, wanted.size_px)
     parts = []
     for n in range(len(rows)):
-        pixels = view_pixels(reader.views, rows[n : n + 1], teacher.spec.preprocessing.input)
-        parameters_BP = torch.from_numpy(photometric_nP[n : n + 1])
+        pixels = view_pixels(reader.views, rows[n : n + 1], wanted)
+        parameters_BP = torch.from_numpy(distortions_nP[n : n + 1])
         seen = pixels_seen_by("teacher", reader.views.spec.photometric, torch.from_numpy(pixels), parameters_BP)
         positions = None if position_nT is None else position_nT[n : n + 1]
         tokens, of_layers = teacher.with_layers(seen, layers) if layers else (teacher(seen), {})

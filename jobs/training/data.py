@@ -7,7 +7,7 @@ differ between datasets (one adapter cannot map to two normalisations; `extract-
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -224,6 +224,7 @@ def _decisive(reader: FeatureReader) -> dict[str, Any]:
         "statistics of layers": reader.statistics.described().get("layers"),
         "photometric": spec.photometric,
         "distortion": distortion,
+        "padding": None if spec.letterbox is None else asdict(spec.letterbox),
     }
 
 

@@ -7,6 +7,7 @@ teachers' weights are: of each set, through a proxy, and of what a student start
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,8 +18,10 @@ from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, as_size, size_hw, size_text
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
+from ...storage.views.view_spec import ViewSpec
 from ...student.model.recipe import TrainRecipe
 from ...teachers.registry.licences import TermsByName, merged, refuse_stray, refuse_terms, terms_from_record, with_declared
 from ...teachers.registry.table import Terms, terms_of
@@ -67,6 +70,24 @@ def refuse_followed_angle(recipe: TrainRecipe, *, complete: bool) -> None:
         )
 
 
+def refuse_other_aspects(recipe: TrainRecipe, views: ViewSpec, readers: Mapping[str, FeatureReader]) -> None:
+    """Raise `BadInput` for letterboxed views whose student and teachers take inputs of several aspect ratios.
+
+    The image would lie at another place in each, and no token of one would see what a token of the other sees.
+    """
+    if views.letterbox is None:
+        return
+    live = recipe.teacher.sizes_px if recipe.teacher.source == "live" else ()
+    sizes = {f"the student at {size_text(size)}": size for size in recipe.student.sizes_px}
+    sizes |= {f"{name} at {size_text(size)}": size for name, reader in readers.items() for size in live or (reader.input_px,)}
+    if len({Fraction(*size_hw(size)) for size in sizes.values()}) > 1:
+        raise BadInput(
+            f"letterboxed views need one aspect ratio for the student and all teachers, since padding lies elsewhere in another, got "
+            f"{', '.join(f'{who} px' for who in sizes)}; choose student.sizes_px so, or extract at that ratio with --teacher-size, or take "
+            "--view-kind whole, which stretches"
+        )
+
+
 def target_grids(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, list[tuple[int, int]]]:
     """Return the grids that each teacher's targets may have: the stored one, or those of a live teacher at each of its sizes."""
     if recipe.teacher.source == "cached":
@@ -74,9 +95,10 @@ def target_grids(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> d
     return {name: _live_grids(reader.identity["teacher"], recipe.teacher.sizes_px) for name, reader in readers.items()}
 
 
-def _live_grids(teacher: Mapping[str, Any], sizes_px: Sequence[int]) -> list[tuple[int, int]]:
-    (rows, columns), own_px = teacher["grid"], int(teacher["preprocessing"]["size_px"])
-    return [(rows * size_px // own_px, columns * size_px // own_px) for size_px in sizes_px or (own_px,)]
+def _live_grids(teacher: Mapping[str, Any], sizes_px: Sequence[SizePx]) -> list[tuple[int, int]]:
+    (rows, columns), own = teacher["grid"], as_size(teacher["preprocessing"]["size_px"])
+    own_height, own_width = size_hw(own)
+    return [(rows * height // own_height, columns * width // own_width) for height, width in map(size_hw, sizes_px or (own,))]
 
 
 def report_training_terms(options: TrainOptions, starts: Iterable[str], on_event: OnEvent) -> None:

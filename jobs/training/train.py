@@ -22,6 +22,7 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import is_url, require_utf8
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import area_px, size_hw
 from ...student.data.class_spaces import class_spaces
 from ...student.data.prefetch import prefetch_of
 from ...student.data.targets import LiveTargets, TargetSource, target_statistics
@@ -58,7 +59,7 @@ from .evaluate_while_training import watching
 from .hold_out import check_hold_out, hold_out_record
 from .layers import say_unread, trained_layers
 from .options import TrainOptions
-from .start_checks import check_pixels, check_teachers, refuse_followed_angle, target_grids, training_terms
+from .start_checks import check_pixels, check_teachers, refuse_followed_angle, refuse_other_aspects, target_grids, training_terms
 from .versions import recorded_versions
 
 
@@ -110,6 +111,7 @@ def train_in_process(
             for student_recipe, folder in runs.values():
                 refuse_unequal_grids(student_recipe, source.specs)
                 refuse_losses(student_recipe, grids, source.specs)
+                refuse_other_aspects(student_recipe, parts[0].views.spec, parts[0].readers)
                 if not folder.has_steps():  # a run that goes on has its views in its identities
                     refuse_other_views(student_recipe, parts)
                     try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
@@ -280,7 +282,7 @@ def _learner(
     if recipe.student.init_from:
         load_model(student, local_run(recipe.student.init_from), statistics)
     elif ranks.first and not folder.initial.exists():
-        save_model(student, folder.initial, size_px=max(recipe.student.sizes_px), targets=statistics)
+        save_model(student, folder.initial, size_px=max(recipe.student.sizes_px, key=area_px), targets=statistics)
     precision = folder.choices().get("precision") or choose_precision(recipe.precision, device.value)
     return Learner(recipe, student, folder, device=device, precision=precision, statistics=statistics, ranks=ranks, spaces=spaces)
 
@@ -294,9 +296,9 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
     """Build the student with random weights that depend on the recipe's seed alone."""
     torch.manual_seed(step_seed(recipe.seed, -1))
     encoder = build_encoder(architecture_of(recipe))
-    encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px))
+    encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px, key=area_px))
     for size_px in recipe.student.sizes_px:
-        encoder.grid(size_px, size_px)  # raises BadInput off the stride
+        encoder.grid(*size_hw(size_px))  # raises BadInput off the stride
     if recipe.student.initial_weights == "timm":
         scale_init_with_depth(encoder)
     set_rope_rescale_draws(encoder, recipe.student.rope_draws)

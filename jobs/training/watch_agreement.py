@@ -15,6 +15,7 @@ from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.hold_out import Int64s
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import area_px
 from ...student.model.student import Student, refuse_unequal_grids
 from ...student.probes.measure_agreement import BATCH, Measurement, TokenSet, TokenSets, frozen_copy, warn_of_few
 from ...student.training.learner import Learner
@@ -33,7 +34,7 @@ class AgreementMeasure:
         self._sets = TokenSets([TokenSet(*pair) for pair in zip(readers, left_out, strict=True)])
         self._targets = self._sets.joined()[1]
         self._limit, self._share, self._on_event = watch.images, first.recipe.data.hold_out, on_event
-        self._size_px = max(first.recipe.student.sizes_px)
+        self._size_px = max(first.recipe.student.sizes_px, key=area_px)
         self._rows: tuple[Int64s, Int64s] | None = None
         largest = replace(first.recipe, student=replace(first.recipe.student, sizes_px=(self._size_px,)))
         refuse_unequal_grids(largest, self._targets.specs)  # of sampled tokens; live targets are of any grid, stored ones are not

@@ -8,6 +8,7 @@ import click
 
 from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import SizePx
 from .export import FormatName
 from .group import cli, run
 from .options import JSON, LICENCES, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
@@ -54,7 +55,7 @@ class FormatOrNone(FormatName):
     click.option("--dry-run", is_flag=True, help="Decide, measure and say the plan; write nothing."), JSON,
 )  # fmt: skip
 def distill(
-    as_json: bool, photos: str, teachers: tuple[str, ...], teacher_sizes: dict[str, int], weights: dict[str, str],
+    as_json: bool, photos: str, teachers: tuple[str, ...], teacher_sizes: dict[str, SizePx], weights: dict[str, str],
     students: tuple[str, ...], out: Path | str, test: str | None, stages: DistillStages, proxy: str | None,
     budget_bytes: int | None, hours: float | None,
     exports: tuple[str, ...], store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None,

@@ -19,6 +19,7 @@ from ...storage.core.choices import (
     PairProtocol,
     PairSplit,
 )
+from ...storage.views.input_size import SizePx
 from .group import CheckedCommand, CheckedGroup, cli, run
 from .options import (
     ANY_STORE,
@@ -125,7 +126,7 @@ class ClassifiedValues(TypedDict):
     test_set: str | None
     train_images: int | None
     test_images: int | None
-    size_px: int | None
+    size_px: SizePx | None
     crop_fraction: float
     batch_size: int
     allow_overlap: bool
@@ -180,7 +181,7 @@ class DenseValues(TypedDict):
 
     model: str
     data: Path
-    size_px: int | None
+    size_px: SizePx | None
     device: Device
     weights: Path | None
     out: Path | None
@@ -294,7 +295,7 @@ def agreement(
 )  # fmt: skip
 def zero_shot(
     as_json: bool, model: str, store: str | None, test_set: str, text: Path, classes: Path | None, teacher: str | None, proxy: Path | None,
-    test_images: int | None, size_px: int | None, crop_fraction: float, batch_size: int, device: Device, weights: Path | None,
+    test_images: int | None, size_px: SizePx | None, crop_fraction: float, batch_size: int, device: Device, weights: Path | None,
     out: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Classify by descriptions of the classes. In a text tower's space, which a student reaches through its adapters."""

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ...storage.core.choices import EXPORT_FORMATS, GRAPH_PRECISIONS, GRAPH_TARGETS, ExportFormat, GraphPrecision, GraphTarget
+from ...storage.views.input_size import SizePx
 from .group import cli, run
 from .options import FILE, FOLDER, JSON, PATH, folder_or_url, input_size, options, store_url
 
@@ -43,7 +44,7 @@ class FormatName(click.Choice):  # type: ignore[type-arg] # generic since click 
     JSON,
 )  # fmt: skip
 def export(
-    as_json: bool, run_folder: Path | str, formats: tuple[ExportFormat, ...], out: Path, size_px: int | None, adapters: bool,
+    as_json: bool, run_folder: Path | str, formats: tuple[ExportFormat, ...], out: Path, size_px: SizePx | None, adapters: bool,
     store: str | None, proxy: Path | str | None, evaluations: tuple[Path, ...], target: GraphTarget, precision: GraphPrecision, batch: int,
 ) -> None:  # fmt: skip
     """Write a student in formats that people deploy. Each with a model card, checksums and a usage example."""
@@ -60,7 +61,7 @@ def export(
     input_size("the checkpoint's own"),
     JSON,
 )
-def import_weights(as_json: bool, source: Path, out: Path, size_px: int | None) -> None:
+def import_weights(as_json: bool, source: Path, out: Path, size_px: SizePx | None) -> None:
     """Take in a published student. SOURCE is an official EUPE .pth or .safetensors, a timm or a transformers folder."""
     from ...student.export.import_published import import_weights as import_published
 

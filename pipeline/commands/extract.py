@@ -10,11 +10,13 @@ import click
 from ...storage.core.choices import (
     NORMALISATIONS,
     ORIENTATIONS,
+    PAD_POSITIONS,
     PHOTOMETRIC_MODES,
     RENDERERS,
     VIEW_KINDS,
     Normalisation,
     Orientation,
+    PadPosition,
     PhotometricMode,
     RendererName,
     ViewKind,
@@ -59,13 +61,28 @@ def index(
     run(lambda on_event: index_source(options, on_event), as_json)
 
 
+def colour(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int, int] | None:
+    """Return R,G,B as three levels from 0 to 255."""
+    if value is None:
+        return None
+    words = [word.strip() for word in value.split(",")]
+    if len(words) != 3 or not all(word.isascii() and word.isdigit() and int(word) <= 255 for word in words):
+        raise click.BadParameter(f"{value!r} is not R,G,B, such as 114,114,114", context, option)
+    red, green, blue = map(int, words)
+    return red, green, blue
+
+
 @cli.command("extract-features")
 @options(
     STORE, DATA, *TEACHERS, PIXELS, *LICENCES,
     click.option("--photometric", type=click.Choice(PHOTOMETRIC_MODES), default=None,
                  help="Who sees colour jitter, blur, solarisation: nobody, both, the student; default: the recipe's, or none."),
     click.option("--view-kind", type=click.Choice(VIEW_KINDS), default=None,
-                 help="Default: the recipe's, or random_resized_crop."),
+                 help="Default: the recipe's, or random_resized_crop; whole images are stretched to the input, letterboxed ones padded."),
+    click.option("--pad-position", type=click.Choice(PAD_POSITIONS), default=None,
+                 help="Of a letterbox's padding: right or bottom (end), or both sides; default: the recipe's, or end."),
+    click.option("--pad-rgb", metavar="R,G,B", default=None, callback=colour,
+                 help="Its colour, three levels from 0 to 255; default: the recipe's, or 124,116,104."),
     click.option("--seed", type=int, default=None, help="Seed of the views; default: the recipe's, or 0."),
     click.option("--statistics-batches", type=click.IntRange(1), default=None,
                  help="Of 32 views, for mean and std; default: all of up to 8,000 views, which pass the teacher once, 3 % of more."),
@@ -82,7 +99,8 @@ def index(
     BAD_SHARE, DRY_RUN, JSON,
 )  # fmt: skip
 def extract_features(
-    as_json: bool, photometric: PhotometricMode | None, view_kind: ViewKind | None, seed: int | None, statistics_batches: int | None,
+    as_json: bool, photometric: PhotometricMode | None, view_kind: ViewKind | None, pad_position: PadPosition | None,
+    pad_rgb: tuple[int, int, int] | None, seed: int | None, statistics_batches: int | None,
     normalisation: Normalisation, statistics_from: tuple[str, ...], workers: int | None, num_gpus: float, teacher_devices: dict[str, str],
     compile: bool, renderer: RendererName, teachers_at_once: int | None, address: str | None, max_bad_share: float, dry_run: bool,
     **values: Unpack[ExtractionValues],
@@ -92,7 +110,8 @@ def extract_features(
     def work(on_event: OnEvent) -> Mapping[str, Any]:
         from ...jobs.extraction.extract import extract_features as extract
 
-        request = extraction(values, on_event, devices=teacher_devices, kind=view_kind, seed=seed, photometric=photometric)
+        request = extraction(values, on_event, devices=teacher_devices, kind=view_kind, seed=seed, photometric=photometric,
+                             pad_position=pad_position, pad_rgb=pad_rgb)  # fmt: skip
         options = replace(
             request, statistics_batches=statistics_batches, normalisation=normalisation, statistics_from=statistics_from, workers=workers,
             num_gpus=num_gpus, compile=compile, renderer=renderer, teachers_at_once=teachers_at_once, address=address,
@@ -105,7 +124,8 @@ def extract_features(
 
 def extraction(
     values: ExtractionValues, on_event: OnEvent, *, devices: Mapping[str, str] = MappingProxyType({}), kind: ViewKind | None = None,
-    seed: int | None = None, photometric: PhotometricMode | None = None,
+    seed: int | None = None, photometric: PhotometricMode | None = None, pad_position: PadPosition | None = None,
+    pad_rgb: tuple[int, int, int] | None = None,
 ) -> "ExtractOptions":  # fmt: skip
     """Return the extraction that the shared options describe, over a recipe's views, overridden by the options for views."""
     from ...jobs.extraction.options import ExtractOptions, teacher_requests
@@ -114,7 +134,7 @@ def extraction(
     teachers = teacher_requests(values["teachers"], values["teacher_sizes"], values["weights"], devices)
     spec, value_origins = chosen_views(
         values["recipe"], values["stage"], on_event, kind=kind, views_per_image=values["views"], seed=seed, photometric=photometric,
-        pixels_px=values["pixels_px"],
+        pixels_px=values["pixels_px"], pad_position=pad_position, pad_rgb=pad_rgb,
     )  # fmt: skip
     return ExtractOptions(
         store=values["store"], data=values["data"], teachers=teachers, views=spec, precision=values["precision"], codec=values["codec"],

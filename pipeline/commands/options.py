@@ -3,6 +3,7 @@
 A group of options has a TypedDict of what click makes of it, so that mypy compares them with the fields of the request that they fill.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, Literal, TypedDict, TypeVar
 import click
 
 from ...storage.core.choices import CODECS, CONSTANTS, DEVICES, LICENCE_USES, PRECISIONS, Codec, Constants, LicenceUse, Precision
+from ...storage.core.errors import BadInput
 from ...storage.core.urls import absolute
+from ...storage.views.input_size import SizePx, as_size, parse_size, size_hw
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,14 +35,33 @@ def pairs(context: click.Context, option: click.Parameter, values: Sequence[str]
     return {name: value for name, _, value in split}
 
 
-def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, int]:
-    """Return repeated NAME=PIXELS words as a dict."""
-    words = pairs(context, option, values)
-    bad = [f"{name}={value}" for name, value in words.items() if not value.isdecimal() or not 1 <= int(value) <= LARGEST_PX]
-    if bad:
-        metavar = option.make_metavar(context)
-        raise click.BadParameter(f"{bad[0]!r} is not {metavar} with 1 to {LARGEST_PX:,} px", context, option)
-    return {name: int(value) for name, value in words.items()}
+class InputSize(click.ParamType[Any]):
+    """The side of a square in pixels, or HEIGHTxWIDTH."""
+
+    name = "size"
+
+    def __init__(self, largest_px: int) -> None:
+        self.largest_px = largest_px
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SizePx:
+        """Return the size; fail as click's own types do."""
+        with contextlib.suppress(BadInput):
+            size = parse_size(value) if isinstance(value, str) else as_size(value)
+            if max(size_hw(size)) <= self.largest_px:
+                return size
+        self.fail(f"{value!r} is neither a side of 1 to {self.largest_px:,} px nor HEIGHTxWIDTH, such as 384x512", param, ctx)
+
+
+def sizes(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, SizePx]:
+    """Return repeated NAME=PIXELS words as a dict; PIXELS is a side, or HEIGHTxWIDTH."""
+    kind, found = InputSize(LARGEST_PX), dict[str, SizePx]()
+    for name, text in pairs(context, option, values).items():
+        try:
+            found[name] = kind.convert(text, option, context)
+        except click.BadParameter as error:
+            wanted = f"{option.make_metavar(context)} with 1 to {LARGEST_PX:,} px"
+            raise click.BadParameter(f"{f'{name}={text}'!r} is not {wanted}, or HEIGHTxWIDTH", context, option) from error
+    return found
 
 
 def patch_cell(context: click.Context, option: click.Parameter, value: str) -> tuple[int, int]:
@@ -198,9 +220,9 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
 
 
 def input_size(default: str) -> Callable[[Command], Command]:
-    """Return the option --size, an input's side in pixels; `default` says what it is without."""
-    return click.option("--size", "size_px", type=click.IntRange(1, LARGEST_PX), default=None, metavar="PX",
-                        help=f"Input size; default: {default}.")  # fmt: skip
+    """Return the option --size, an input's side in pixels or HEIGHTxWIDTH; `default` says what it is without."""
+    return click.option("--size", "size_px", type=InputSize(LARGEST_PX), default=None, metavar="PX",
+                        help=f"Input size, as 256 or 384x512; default: {default}.")  # fmt: skip
 
 
 FOLDER = AbsolutePath(file_okay=False, path_type=Path)
@@ -255,7 +277,14 @@ TEACHERS = (
         required=True,
         help="Teacher's name, a run's folder, FILE.onnx, or FILE.py:FUNCTION, whose code is run here and by the workers; repeatable.",
     ),
-    click.option("--teacher-size", "teacher_sizes", multiple=True, metavar="TEACHER=PX", callback=sizes, help="Input size; default: own."),
+    click.option(
+        "--teacher-size",
+        "teacher_sizes",
+        multiple=True,
+        metavar="TEACHER=PX",
+        callback=sizes,
+        help="Input size, as 256 or 384x512; default: own.",
+    ),
     click.option("--weights", multiple=True, metavar="TEACHER=PATH", callback=pairs, help="Weight file; default: the weights folder."),
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="auto: by device."),
     click.option("--recipe", default=None, help="Recipe's name or TOML file whose views are drawn; default: a crop and a flip."),
@@ -292,7 +321,7 @@ class ExtractionValues(TypedDict):
     store: str
     data: str
     teachers: tuple[str, ...]
-    teacher_sizes: dict[str, int]
+    teacher_sizes: dict[str, SizePx]
     weights: dict[str, str]
     precision: Precision
     recipe: str | None
@@ -306,13 +335,13 @@ class ExtractionValues(TypedDict):
     batch_size: int | None
     constants: Constants
     allow_random_weights: bool
-    pixels_px: int | None
+    pixels_px: SizePx | None
     require_licence: LicenceUse | None
     terms: dict[str, str]
 
 
-PIXELS = click.option("--pixels", "pixels_px", type=click.IntRange(1, 4096), default=None, metavar="PX",
-                      help="Store the views' pixels too, at the student's size: training needs no images.")  # fmt: skip
+PIXELS = click.option("--pixels", "pixels_px", type=InputSize(4096), default=None, metavar="PX",
+                      help="Store the views' pixels too, at the student's size, as 256 or 384x512: training needs no images.")  # fmt: skip
 
 
 ANY_STORE = click.option(
@@ -362,6 +391,6 @@ class ModelsValues(TypedDict):
     """The values of MODELS."""
 
     models: tuple[str, ...]
-    size_px: int | None
-    model_sizes: dict[str, int]
+    size_px: SizePx | None
+    model_sizes: dict[str, SizePx]
     weights: dict[str, str]

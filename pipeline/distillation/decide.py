@@ -115,7 +115,7 @@ def _set_of(request: TeacherRequest, over: Mapping[str, Mapping[str, Any]], phot
     for key, identity in over.items():
         size = identity["teacher"].get("preprocessing", {}).get("size_px")
         borrowed = "from_views" in identity["statistics"] and not photos.earlier  # which no number of batches names
-        if borrowed or (request.size_px is not None and size != request.size_px):
+        if borrowed or not isinstance(size, int) or (request.size_px is not None and size != request.size_px):
             continue
         with contextlib.suppress(BadInput):  # a size that this teacher does not have
             if wanted.at_size(size).identity() == identity["teacher"]:

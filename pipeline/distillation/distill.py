@@ -27,6 +27,7 @@ from ...storage.objects.content_addressed import MARKER
 from ...storage.objects.dry_run_objects import DryRunObjects
 from ...storage.objects.objects import open_objects
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, as_size, size_hw
 from ...student.export.export import refuse_architecture
 from ...student.export.formats import FORMATS
 from ...student.probes.evaluation_records import FOLDER as EVALUATIONS
@@ -283,14 +284,14 @@ def resolved_request(request: TeacherRequest) -> TeacherRequest:
     return replace(request, spec=spec)
 
 
-def picture_sizes(teachers: Sequence[TeacherRequest], runs: Sequence[Path]) -> dict[str, int]:
+def picture_sizes(teachers: Sequence[TeacherRequest], runs: Sequence[Path]) -> dict[str, SizePx]:
     """Return the input size of each model in the pictures, by name or run: its own, doubled while its grid is too coarse to see."""
-    sizes: dict[str, int] = {}
+    sizes: dict[str, SizePx] = {}
     for request in (*teachers, *(TeacherRequest(str(run)) for run in runs)):
         spec = request.spec or resolve_teacher(request.name)
         with contextlib.suppress(BadInput):  # an encoder of one size keeps it
             while min(spec.grid) < _VISIBLE_GRID:
-                spec = spec.at_size(2 * spec.preprocessing.size_px)
+                spec = spec.at_size(as_size([2 * side for side in size_hw(spec.preprocessing.size_px)]))
         sizes[request.name] = spec.preprocessing.size_px
     return sizes
 

@@ -22,6 +22,7 @@ from ...storage.core.choices import Precision
 from ...storage.core.errors import BadInput
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import square_side
 from ...student.model.student import TargetSpec, count_parameters
 from ...teachers.checkpoints.sharded import is_index, weight_files
 from ...teachers.encoders.build import build_encoder, canonical
@@ -171,8 +172,9 @@ def measure_facts(
 
 def teacher_facts(spec: TeacherSpec, seconds_per_view: float | None = None, *, is_proxy: bool = False) -> TeacherFacts:
     """Return the facts of a resolved teacher."""
+    side = square_side(spec.preprocessing.size_px, f"distill of {spec.name}")
     return TeacherFacts(
-        spec.name, spec.patch_dim, spec.cls_dim, spec.grid, spec.preprocessing.size_px, stored_parameters(spec.weights_path),
+        spec.name, spec.patch_dim, spec.cls_dim, spec.grid, side, stored_parameters(spec.weights_path),
         None if seconds_per_view is None else 1 / seconds_per_view, is_proxy,
     )  # fmt: skip
 

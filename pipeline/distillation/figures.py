@@ -18,6 +18,7 @@ from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, area_px
 from ...storage.views.view_spec import ViewSpec
 from ...student.export.lineage import recorded_share
 from ...teachers.registry.resolve import load_teacher, resolve_teacher
@@ -51,7 +52,7 @@ def knn_figures(
     figures: dict[str, Any] = {}
     for student, stages in runs.items():
         label = "" if len(runs) == 1 else f"{student}: "
-        size_px = max(recipes.students[student][2].recipe.student.sizes_px)
+        size_px = max(recipes.students[student][2].recipe.student.sizes_px, key=area_px)
         models = {"random": stages[2] / "initial", **{f"stage{stage}": chosen_model(run) for stage, run in stages.items()}}
         for name, run in models.items():
             if (run / "model" / "model.json").is_file():
@@ -65,7 +66,7 @@ def knn_figures(
     return figures
 
 
-def _knn(work: Distillation, model: str, test: str, size_px: int, on_event: OnEvent) -> dict[str, Any]:
+def _knn(work: Distillation, model: str, test: str, size_px: SizePx, on_event: OnEvent) -> dict[str, Any]:
     options = KnnOptions(
         model=model, store=work.store.url, train_set=work.data, test_set=test, size_px=size_px, train_images=MOST_NEIGHBOURS,
         test_images=MOST_TESTED, allow_overlap=work.options.allow_overlap,

@@ -19,6 +19,7 @@ from ...storage.core.identity import short
 from ...storage.core.urls import is_url
 from ...storage.features.layout import FeatureLayout
 from ...storage.images.dataset import ImageDataset
+from ...storage.views.input_size import SizePx, area_px, size_text
 from ...student.model.recipe import StudentConfig
 from ...teachers.encoders.build import facts
 from ...teachers.runtime.devices import choose_device
@@ -58,16 +59,16 @@ def trainings_of(recipes: DistillRecipes, folder: DistillFolder) -> list[Trainin
     ]
 
 
-def teacher_rate_name(name: str, size_px: int | None) -> str:
+def teacher_rate_name(name: str, size_px: SizePx | None) -> str:
     """Return under what name the seconds of a teacher's view are recorded."""
-    return f"teacher {name} at {size_px or 'its own'} px"
+    return f"teacher {name} at {size_text(size_px) if size_px else 'its own'} px"
 
 
 def student_rate_name(student: StudentConfig) -> str:
     """Return under what name the seconds of an image of a student's step are recorded."""
     shape = {key: value for key, value in student.options.items() if key != "layer_scale"}
     changed = f" {json.dumps(shape, sort_keys=True)}" if shape else ""
-    return f"student {student.architecture}{changed} at {max(student.sizes_px)} px"
+    return f"student {student.architecture}{changed} at {size_text(max(student.sizes_px, key=area_px))} px"
 
 
 class Rates:
@@ -88,7 +89,7 @@ class Rates:
 
     def student(self, student: StudentConfig) -> float:
         """Return seconds of one image of a student's step, at its largest input."""
-        options = PlanOptions(self._options, {**student.options, "name": student.architecture}, max(student.sizes_px))
+        options = PlanOptions(self._options, {**student.options, "name": student.architecture}, max(student.sizes_px, key=area_px))
         return self._measured(student_rate_name(student), lambda: 1 / student_speed(options, self.device))
 
     def _measured(self, what: str, measure: Any) -> float:

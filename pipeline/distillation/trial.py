@@ -17,6 +17,7 @@ from ...jobs.estimates.training import student_cost
 from ...jobs.extraction.batch_size import is_out_of_memory
 from ...jobs.training.train import initial_student
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import area_px, size_hw, size_text
 from ...student.model.losses import distillation_loss
 from ...student.model.optimizers import build_optimizer
 from ...student.model.ranks import ALONE
@@ -86,8 +87,9 @@ def trial_step(
                 break
             views *= 2
     if not tried:
+        largest = size_text(max(recipe.student.sizes_px, key=area_px))
         raise BadInput(
-            f"not even {min(_FIRST[chosen.kind], bound)} views of {recipe.student.architecture} at {max(recipe.student.sizes_px)} px fit: "
+            f"not even {min(_FIRST[chosen.kind], bound)} views of {recipe.student.architecture} at {largest} px fit: "
             f"{why}; choose a smaller --student, or smaller photos' sizes by student.sizes_px"
         )
     fits = max(tried)
@@ -98,8 +100,8 @@ def _step_seconds(
     student: Student, optimizer: torch.optim.Optimizer, recipe: TrainRecipe, specs: Mapping[str, TargetSpec], views: int, device: str
 ) -> float:
     """Return the seconds of the faster of two steps; before them goes one that chooses kernels and maps memory."""
-    size_px = max(recipe.student.sizes_px)
-    pixels_BHWC = torch.randint(0, 256, (views, size_px, size_px, 3), dtype=torch.uint8, device=device)
+    size_px = max(recipe.student.sizes_px, key=area_px)
+    pixels_BHWC = torch.randint(0, 256, (views, *size_hw(size_px), 3), dtype=torch.uint8, device=device)
     targets = {name: _random_targets(spec, views, device) for name, spec in specs.items()}
     precision = choose_precision(recipe.precision, device).value
     seconds = []

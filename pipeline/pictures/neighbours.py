@@ -17,7 +17,7 @@ from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
 from ...storage.sources.decode import Pixels
-from .seen_views import as_teacher_saw
+from .seen_views import as_teacher_saw, shown_size
 
 BLOCK = 16_384
 PICTURE_PX = 128
@@ -113,7 +113,7 @@ def seen(reader: FeatureReader, image: int, distance: float, size_px: int = PICT
     """Return one image as the teacher saw its view 0; raises CacheMismatch when its source is gone or was changed."""
     dataset, row = reader.views.dataset, reader.views.dataset.row(image)
     label = dataset.label_names[row.label] if row.label >= 0 else ""
-    return Seen(row.id, label, as_teacher_saw(reader.views, image * reader.views.views_per_image, size_px), distance)
+    return Seen(row.id, label, as_teacher_saw(reader.views, image * reader.views.views_per_image, shown_size(reader, size_px)), distance)
 
 
 def galleries(reader: FeatureReader, queries: Int64s, k: int, on_event: OnEvent) -> list[Gallery]:

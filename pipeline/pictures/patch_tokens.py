@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.sources.decode import Pixels, decode_image
+from ...storage.views.input_size import SizePx, square_side
 from ...storage.views.pixels import center_square
 from ...storage.views.view_spec import Input
 
@@ -44,8 +45,8 @@ class Encoders:
     """Encoders by name or run folder, each at `size_px` or at its own size in `sizes`; None: the encoder's native size."""
 
     names: Sequence[str]
-    size_px: int | None = None
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    size_px: SizePx | None = None
+    sizes: Mapping[str, SizePx] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     labels: Sequence[str] = ()
 
@@ -93,6 +94,7 @@ def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent)
         on_event({"event": "progress", "stage": "patch tokens", "done": done, "total": len(labelled), "unit": "models"})
         weights = Path(encoders.weights[name]) if name in encoders.weights else None
         spec = resolve_teacher(name, weights=weights, size_px=encoders.sizes.get(name, encoders.size_px))
+        square_side(spec.preprocessing.size_px, f"a picture of the tokens of {label}, beside photos that are cut square,")
         teacher = load_teacher(spec, choose_device("auto").value)
         parts = []
         for start in range(0, len(photos), _BATCH):

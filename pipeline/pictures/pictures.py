@@ -10,6 +10,7 @@ from typing import Any
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx
 from .neighbours import example_queries, galleries, query_images
 from .patch_tokens import Encoders, patch_tokens, read_photos
 from .pca import pictures
@@ -22,7 +23,7 @@ def _columns(tokens: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def draw_pca(
-    *, images: Sequence[Path], models: Sequence[str], size_px: int | None, model_sizes: Mapping[str, int], weights: Mapping[str, str],
+    *, images: Sequence[Path], models: Sequence[str], size_px: SizePx | None, model_sizes: Mapping[str, SizePx], weights: Mapping[str, str],
     foreground: bool, out: Path, on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
     """Write patch tokens as colours, a photo a row and an encoder a column; returns the picture's path and each encoder's grid."""
@@ -34,7 +35,7 @@ def draw_pca(
 
 
 def draw_similarity(
-    *, images: Sequence[Path], models: Sequence[str], size_px: int | None, model_sizes: Mapping[str, int], weights: Mapping[str, str],
+    *, images: Sequence[Path], models: Sequence[str], size_px: SizePx | None, model_sizes: Mapping[str, SizePx], weights: Mapping[str, str],
     patch: tuple[int, int], out: Path, on_event: OnEvent = ignore_event,
 ) -> dict[str, Any]:  # fmt: skip
     """Write cosine similarity with one patch (row, column of the first encoder's grid), a photo a row and an encoder a column."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ...storage.core.errors import BadInput
 from ...storage.objects.atomic_files import write_atomically
@@ -70,7 +70,9 @@ def enlarged(cell: Cell, cell_px: int) -> Image.Image:
     """Return the cell's picture at `cell_px` a side, its marked box outlined."""
     small = max(cell.image.shape[:2]) <= cell_px // 2
     method = Image.Resampling.NEAREST if cell.tokens or small else Image.Resampling.LANCZOS
-    image = Image.fromarray(np.ascontiguousarray(cell.image)).resize((cell_px, cell_px), method)
+    image = Image.fromarray(np.ascontiguousarray(cell.image))
+    square = cell.image.shape[0] == cell.image.shape[1]
+    image = image.resize((cell_px, cell_px), method) if square else ImageOps.pad(image, (cell_px, cell_px), method, color="white")
     if cell.box is not None:
         top, left, height, width = (round(share * cell_px) for share in cell.box)
         pen = ImageDraw.Draw(image)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from ...jobs.extraction.options import ExtractOptions, TeacherRequest
 from ...storage.core.choices import Codec, Precision
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.views.input_size import SizePx
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.runtime.devices import choose_device, choose_precision
 
@@ -16,8 +17,8 @@ class ExtractConfig:
 
     teachers: tuple[str, ...]
     """Names of the teachers."""
-    teacher_sizes_px: Mapping[str, int] = field(default_factory=dict)
-    """Input size by teacher; a teacher that is not named has its own."""
+    teacher_sizes_px: Mapping[str, SizePx] = field(default_factory=dict)
+    """Input size by teacher, the side of a square or [height, width]; a teacher that is not named has its own."""
     views_per_image: int = 1
     """Recorded random views of each training photo."""
     proxy_size_px: int = 256

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.views.input_size import SizePx, as_size
 
 Built = TypeVar("Built")
 
@@ -71,6 +72,8 @@ def convert(value: object, kind: Any, *, where: str, key: str, root: type) -> An
     if origin is not None and issubclass_safely(origin, Mapping) and isinstance(value, Mapping):
         refuse_split_names(value, inner[1], where, key)
         return {name: convert(item, inner[1], where=where, key=f"{key}.{name}", root=root) for name, item in value.items()}
+    if kind == SizePx:
+        return as_size(value, key)
     if origin in (typing.Union, types.UnionType):
         return convert(value, without_none(kind), where=where, key=key, root=root)
     if origin is typing.Literal and value in inner:
@@ -109,6 +112,8 @@ def describe(kind: Any) -> str:
     """Return an annotation as a reader of TOML understands it."""
     if typing.get_origin(kind) is tuple:
         return f"a list, each of it {describe(typing.get_args(kind)[0])}"
+    if kind == SizePx:
+        return "a whole number or [height, width]"
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(kind))
     if dataclasses.is_dataclass(kind):

@@ -21,7 +21,7 @@ from ...storage.sources.decode import Pixels
 from ..pictures.neighbours import example_images, images_with_tokens
 from ..pictures.patch_tokens import SHOWN_PX
 from ..pictures.pca import colours
-from ..pictures.seen_views import as_teacher_saw
+from ..pictures.seen_views import as_teacher_saw, shown_size
 
 SAMPLE_VIEWS = 256
 BLOCK_VIEWS = 16
@@ -91,6 +91,8 @@ def figures(reader: FeatureReader, rows: NDArray[np.int64], on_event: OnEvent) -
     for start in range(0, len(rows), BLOCK_VIEWS):
         stored = reader.read(rows[start : start + BLOCK_VIEWS])
         patch_ND = reader.decode(stored).reshape(-1, reader.patch_dim)
+        taught = reader.taught(rows[start : start + BLOCK_VIEWS], stored.position)
+        patch_ND = patch_ND if taught is None else patch_ND[taught.reshape(-1)]
         normalised = {"patch": patch_ND} | ({} if stored.cls is None else {"cls": stored.cls.astype(np.float32)})
         for kind, tokens_ND in normalised.items():
             teacher_tokens_ND = statistics.denormalize_patch(tokens_ND) if kind == "patch" else statistics.denormalize_cls(tokens_ND)
@@ -141,7 +143,9 @@ def photo_and_views(
 ) -> tuple[Pixels | None, Sequence[Pixels | None]]:
     """Return the image and its views as the teacher saw them, or None for each and one note when it is gone or decodes to other pixels."""
     try:
-        seen = [as_teacher_saw(reader.views, row, crop_px(crop)) for row, crop in zip(rows.tolist(), crops, strict=True)]
+        seen = [
+            as_teacher_saw(reader.views, row, shown_size(reader, crop_px(crop))) for row, crop in zip(rows.tolist(), crops, strict=True)
+        ]
         return reader.views.dataset.read_image(image), seen
     except CacheMismatch as error:
         if not notes:

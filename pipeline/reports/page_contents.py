@@ -17,6 +17,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
 from ...storage.sources.decode import BadImage
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx
 from ..pictures.neighbours import Gallery, example_images, example_queries, galleries, images_with_tokens, query_images
 from ..pictures.patch_tokens import Encoders, Photo, patch_tokens, read_photos
 from ..pictures.pca import pictures
@@ -36,8 +37,8 @@ class PictureChoice:
 
     images: Sequence[Path] = ()
     models: Sequence[str] = ()
-    size_px: int | None = None
-    model_sizes: Mapping[str, int] = field(default_factory=dict)
+    size_px: SizePx | None = None
+    model_sizes: Mapping[str, SizePx] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     foreground: bool = False
     queries: Sequence[str] = ()

@@ -111,7 +111,8 @@ def _compute(learner: Learner, step: int, part: RankPart, watch: "_Watch", rank:
         watch.images = part.origin.images[first : first + len(micro.pixels_BHWC)]
         first += len(micro.pixels_BHWC)
         pixels_BHWC, targets = to_device(learner.device.value, micro.pixels_BHWC, micro.targets)
-        learner.forward_backward(step, pixels_BHWC, targets, micro.share, micro.last)
+        places = {model: place_B4.to(learner.device.value) for model, place_B4 in micro.places.items()}
+        learner.forward_backward(step, pixels_BHWC, targets, micro.share, micro.last, places)
     return learner.take_sums()
 
 

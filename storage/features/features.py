@@ -28,6 +28,7 @@ from ..shards.rows import check_out
 from ..shards.shard_repair import readable_record, repair_shard
 from ..shards.shards import ShardedGroup
 from ..shards.zarr_format import ArraySpec, group_metadata, parse_small_array, small_array, small_key
+from ..views.input_size import SizePx, as_size
 from ..views.view_set import ViewSet
 from .codec import Encoded, decode, encode
 from .layers import layer_of_array, patch_array
@@ -99,6 +100,31 @@ class FeatureReader:
 
     def __repr__(self) -> str:
         return f"FeatureReader({self.key!r}, {self.rows} rows, {self.codec}, grid {self.grid[0]}×{self.grid[1]})"
+
+    @property
+    def input_px(self) -> SizePx:
+        """Size of the input at which the teacher made the tokens."""
+        return as_size(self.identity["teacher"]["preprocessing"]["size_px"])
+
+    def taught(self, rows: NDArray[np.int64], position: Positions | None = None) -> NDArray[np.bool_] | None:
+        """Return which tokens (n, H · W), or (n, T) of a sampled set, see any of a letterboxed image; None where nothing is padded."""
+        if self.views.spec.letterbox is None:
+            return None
+        cells = self.views.spec.taught_cells(self.views.read(rows).crop, self.input_px, self.grid)
+        assert cells is not None
+        flat = cells.reshape(len(rows), -1)
+        return flat if position is None else np.take_along_axis(flat, position.astype(np.int64), axis=1)
+
+    def mean_patch(self, rows: NDArray[np.int64], stored: TokenRows) -> NDArray[np.float32]:
+        """Return the mean of each view's normalised patch tokens (n, D), without those in the padding of letterboxed views."""
+        tokens_nND = self.decode(stored).reshape(len(rows), -1, self.patch_dim)
+        taught_nN = self.taught(rows, stored.position)
+        if taught_nN is None:
+            mean: NDArray[np.float32] = tokens_nND.mean(axis=1)
+            return mean
+        counts_n1 = np.maximum(taught_nN.sum(axis=1, keepdims=True), 1).astype(np.float32)
+        of_taught: NDArray[np.float32] = (tokens_nND * taught_nN[..., None]).sum(axis=1) / counts_n1
+        return of_taught
 
     @classmethod
     def create(cls, objects: Objects, name: str, views: ViewSet, identity: dict[str, Any], statistics: Statistics) -> "FeatureReader":

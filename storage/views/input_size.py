@@ -36,6 +36,13 @@ def size_hw(size: SizePx) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
+def square_side(size: SizePx, what: str) -> int:
+    """Return the side of a square; raise `BadInput` saying that `what` takes squares alone."""
+    if not isinstance(size, int):
+        raise BadInput(f"{what} takes square inputs alone, got {size_text(size)} px; choose a size of one number")
+    return size
+
+
 def area_px(size: SizePx) -> int:
     """Return the number of pixels."""
     height, width = size_hw(size)

@@ -50,7 +50,7 @@ class Letterbox:
         top, left, height, width = self.contents(np.array([crop_hw], np.int64), size)[0].tolist()
         return Content(top, left, height, width)
 
-    def contents(self, crops_hw: Int64s, size: SizePx) -> Int64s:
+    def contents(self, crops_hw: NDArray[np.integer], size: SizePx) -> Int64s:
         """Return (n, 4) top, left, height, width in the input of crops of heights and widths (n, 2)."""
         wanted_hw = np.array(size_hw(size), np.int64)
         crops_hw = np.asarray(crops_hw, np.int64)
@@ -60,6 +60,11 @@ class Letterbox:
         content_hw = np.minimum(np.maximum(1, (2 * crops_hw * reach + longer) // (2 * longer)), wanted_hw)
         before = (wanted_hw - content_hw) // 2 if self.position == "center" else np.zeros_like(content_hw)
         return np.concatenate([before, content_hw], axis=1)
+
+    def shares(self, crops_hw: NDArray[np.integer], size: SizePx) -> NDArray[np.float64]:
+        """Return (n, 4) top, left, bottom, right of crops in an input, as shares of its height and width."""
+        content, sides = self.contents(crops_hw, size), np.array(size_hw(size), np.float64)
+        return np.concatenate([content[:, :2] / sides, (content[:, :2] + content[:, 2:]) / sides], axis=1)
 
 
 def cells_with_content(contents: Int64s, size: SizePx, grid: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -178,9 +178,13 @@ def _read_stored(views: ReadableViews, rows: Int64s, recorded: Views, outputs: S
         out[good] = first[good]
 
 
+def center_views(wanted: Input, crop_fraction: float = 1.0) -> ViewSpec:
+    """Return centre views of an input's aspect ratio, so that nothing is stretched."""
+    height, width, _ = wanted.shape
+    return ViewSpec(kind="center", crop_fraction=crop_fraction, crop_ratio=width / height)
+
+
 def center_square(image: Pixels, wanted: Input, crop_fraction: float = 1.0) -> Pixels:
     """Return the centre of an image that no view is recorded of, (height, width, 3) uint8: a square, or of the input's aspect ratio."""
-    height, width, _ = wanted.shape
-    spec = ViewSpec(kind="center", crop_fraction=crop_fraction, crop_ratio=width / height)
-    crop = draw(spec, [""], np.array([image.shape[:2]], np.int32)).crop[0]
+    crop = draw(center_views(wanted, crop_fraction), [""], np.array([image.shape[:2]], np.int32)).crop[0]
     return render(image, crop, False, wanted.size_px, wanted.interpolation)

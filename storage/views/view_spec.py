@@ -21,7 +21,7 @@ from ..core.errors import BadInput, unknown_name
 from ..sources.decode import Pixels
 from . import photometric
 from .input_size import SizePx, as_size, size_hw, size_json, size_text
-from .letterbox import IMAGENET_MEAN_RGB, Letterbox
+from .letterbox import IMAGENET_MEAN_RGB, Letterbox, cells_with_content
 from .photometric import Distortion
 from .renderers import INTERPOLATIONS as INTERPOLATIONS
 from .renderers import PILLOW, Renderer
@@ -136,6 +136,23 @@ class ViewSpec:
         """How a view is padded to an input's aspect ratio; None where it is stretched to it."""
         return Letterbox(self.pad_position, self.pad_rgb) if VIEW_KINDS[self.kind].is_padded else None
 
+    def taught_cells(self, crop: NDArray[np.int32], size: SizePx, grid: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """Return which tokens (n, H, W) of some views see any of the image at an input; None where all do: nothing is padded."""
+        if self.letterbox is None:
+            return None
+        rows, columns = cells_with_content(self.letterbox.contents(crop[:, 2:], size), size, grid)
+        return rows[:, :, None] & columns[:, None, :]
+
+    def distortions(self, views: "Views", size: SizePx) -> NDArray[np.float32]:
+        """Return what `teachers.encoders.photometric` takes for an input: a view's parameters, and of a letterboxed one where its image is.
+
+        (n, 8), or (n, 12): distortions are of the image, and padding keeps its colour.
+        """
+        if self.letterbox is None:
+            return views.photometric
+        shares = self.letterbox.shares(views.crop[:, 2:], size).astype(np.float32)
+        return np.concatenate([views.photometric, shares], axis=1)
+
     def identity(self) -> dict[str, Any]:
         """Return the values that decide the views: those of their kind."""
         return self._drawing() | ({} if self.pixels is None else {"pixels": self.pixels.identity()})
@@ -168,6 +185,11 @@ class Views(NamedTuple):
     def part(self, rows: slice) -> "Views":
         """Return some neighbouring views, in the same memory."""
         return Views(self.crop[rows], self.flip[rows], self.photometric[rows], self.digest[rows])
+
+    def chosen(self, rows: Sequence[int]) -> "Views":
+        """Return some views, in memory of their own."""
+        which = list(rows)
+        return Views(self.crop[which], self.flip[which], self.photometric[which], self.digest[which])
 
 
 def empty_views(count: int) -> Views:

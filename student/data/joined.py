@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...storage.images.dataset import ImageDataset, ImageRow
 from ...storage.sources.decode import Pixels
+from ...storage.views.input_size import SizePx
 from ...storage.views.renderers import Renderer
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import Views, empty_views
@@ -143,9 +144,13 @@ class JoinedTargets:
         """Return those of the sources, which are alike."""
         return self._first.renderings(step)
 
-    def largest_px(self) -> Mapping[str, int]:
+    def largest_px(self) -> Mapping[str, SizePx]:
         """Return those of the sources, which are alike."""
         return self._first.largest_px()
+
+    def inputs_px(self, step: int) -> Mapping[str, SizePx]:
+        """Return those of the sources, which are alike."""
+        return self._first.inputs_px(step)
 
     def allocate(self, batch_size: int) -> Memory:
         """Allocate memory that fits every dataset's rows."""

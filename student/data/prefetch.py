@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import SizePx, area_px
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
 from ..model.ranks import Ranks
 from ..model.recipe import TrainRecipe
@@ -57,16 +58,16 @@ def slots_within(megabytes: int, slot_bytes: int) -> Prefetch:
     return Prefetch(min(MOST_SLOTS, limit_bytes // slot_bytes), slot_bytes, limit_bytes)
 
 
-def slot_bytes(batch_size: int, targets_of_one: Memory, largest_px: Mapping[str, int]) -> int:
+def slot_bytes(batch_size: int, targets_of_one: Memory, largest_px: Mapping[str, SizePx]) -> int:
     """Return the bytes of one slot, from the memory of one view's targets and the largest input of each model whose pixels it holds."""
     targets = sum(tensor.nbytes for tensor in targets_of_one.values())
-    pixels = sum(3 * side**2 for side in largest_px.values())
+    pixels = sum(3 * area_px(size) for size in largest_px.values())
     return batch_size * (targets + pixels + 4 * PHOTOMETRIC_PARAMETERS)
 
 
-def largest_inputs(recipe: TrainRecipe, source: TargetSource) -> dict[str, int]:
+def largest_inputs(recipe: TrainRecipe, source: TargetSource) -> dict[str, SizePx]:
     """Return the largest input in px of each model whose pixels a batch holds: the student and live teachers."""
-    return {STUDENT: max(recipe.student.sizes_px), **source.largest_px()}
+    return {STUDENT: max(recipe.student.sizes_px, key=area_px), **source.largest_px()}
 
 
 def prefetch_of(recipe: TrainRecipe, source: TargetSource, ranks: Ranks) -> Prefetch:

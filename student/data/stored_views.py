@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from ...storage.core.errors import BadInput
 from ...storage.features.features import FeatureReader
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, as_size
 from ...storage.views.pixels import view_pixels
 from ...storage.views.view_spec import Input
 
@@ -37,9 +38,9 @@ class StoredViews(Dataset[Sample]):
     """
 
     def __init__(
-        self, store_url: str | Path, features: Sequence[str] | str, size_px: int | None = None, interpolation: str = "bicubic"
+        self, store_url: str | Path, features: Sequence[str] | str, size_px: SizePx | None = None, interpolation: str = "bicubic"
     ) -> None:
-        self.store_url, self.size_px, self.interpolation = str(store_url), size_px, interpolation
+        self.store_url, self.size_px, self.interpolation = str(store_url), None if size_px is None else as_size(size_px), interpolation
         store = FeatureStore.open(store_url)
         self.keys = [store.features(name).key for name in ([features] if isinstance(features, str) else features)]
         self._readers: tuple[int, dict[str, FeatureReader]] = (-1, {})

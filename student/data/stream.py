@@ -10,21 +10,29 @@ so starting at any step resumes exactly.
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ...storage.features.layers import split_target
+from ...storage.views.input_size import SizePx, area_px, size_hw
 from ...storage.views.pixels import ReadableViews, fill_pixels
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
 from ...teachers.encoders.photometric import pixels_seen_by
 from ...teachers.runtime.copy_streams import copy_stream
+from ..model.losses import Places
 from ..model.ranks import ALONE, Ranks
 from .order import BatchIndices, BatchOrder
 from .targets import STUDENT, Memory, Rendering, TargetSource
+
+PLACE = "place"
+NOWHERE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Plan(NamedTuple):
@@ -34,14 +42,18 @@ class Plan(NamedTuple):
     indices: BatchIndices
     renderings: Sequence[Rendering]
 
-    def size_px(self, key: str) -> int:
+    def size_px(self, key: str) -> SizePx:
         """Return input size of the student or of one live teacher in this step."""
         return next(rendering.size_px for rendering in self.renderings if rendering.key == key)
 
 
 @dataclass
 class Batch:
-    """One step's tensors by name: `pixels/student`, `pixels/<teacher>`, and the target source's own; `photometric` (B, 8)."""
+    """One step's tensors by name: `pixels/student`, `pixels/<teacher>`, and the target source's own; `photometric` (B, 8).
+
+    Of letterboxed views also `place/student` and `place/<teacher>` (B, 4), of cached teachers too: top, left, bottom, right of the image as
+    shares of the input.
+    """
 
     plan: Plan
     tensors: Memory
@@ -73,8 +85,20 @@ def apply_photometric(mode: str, tensors: Memory) -> Memory:
     for name, pixels in tensors.items():
         kind, _, key = name.partition("/")
         if kind == "pixels":
-            seen[name] = pixels_seen_by("student" if key == STUDENT else "teacher", mode, pixels, tensors["photometric"])
+            place = tensors.get(f"{PLACE}/{key}")
+            parameters = tensors["photometric"] if place is None else torch.cat([tensors["photometric"], place.float()], dim=1)
+            seen[name] = pixels_seen_by("student" if key == STUDENT else "teacher", mode, pixels, parameters)
     return seen
+
+
+def by_target(places: Mapping[str, Tensor], targets: Iterable[str]) -> dict[str, Places]:
+    """Return where the images of letterboxed views lie in the student's and in each target's teacher's input; {} for other views."""
+    return {target: Places(places[STUDENT], places[split_target(target)[0]]) for target in targets} if places else {}
+
+
+def places_of(tensors: Memory) -> dict[str, Tensor]:
+    """Return where the image of each letterboxed view lies in each model's input (B, 4), by model; {} for other views."""
+    return {name.removeprefix(f"{PLACE}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{PLACE}/")}
 
 
 @dataclass(frozen=True)
@@ -88,7 +112,7 @@ class _Slot:
     def tensors(self, renderings: Sequence[Rendering]) -> Memory:
         tensors = dict(self.fixed)
         for key, size_px, _ in renderings:
-            shape = (self.batch_size, size_px, size_px, 3)
+            shape = (self.batch_size, *size_hw(size_px), 3)
             tensors[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
         return tensors
 
@@ -108,7 +132,7 @@ class Stream:
         student_rendering: Callable[[int], Rendering],
         *,
         batch_size: int,
-        largest_px: Mapping[str, int],
+        largest_px: Mapping[str, SizePx],
         slots: int = 5,
         threads: int = 2,
         pin: bool = False,
@@ -121,10 +145,14 @@ class Stream:
         self.batch_size = stop - start
         self._slots = [self._allocate(largest_px) for _ in range(slots)]
 
-    def _allocate(self, largest_px: Mapping[str, int]) -> _Slot:
+    def _allocate(self, largest_px: Mapping[str, SizePx]) -> _Slot:
         fixed = self.source.allocate(self.batch_size)
         fixed["photometric"] = torch.zeros(self.batch_size, PHOTOMETRIC_PARAMETERS)
-        sizes = {key: 3 * self.batch_size * side**2 for key, side in largest_px.items()}
+        if self.views.spec.letterbox is not None:
+            fixed |= {
+                f"{PLACE}/{key}": torch.zeros(self.batch_size, 4, dtype=torch.float64) for key in (STUDENT, *self.source.inputs_px(0))
+            }
+        sizes = {key: 3 * self.batch_size * area_px(size) for key, size in largest_px.items()}
         pixels = {key: torch.empty(count, dtype=torch.uint8, pin_memory=self.pin) for key, count in sizes.items()}
         return _Slot(self.batch_size, {name: tensor.pin_memory() if self.pin else tensor for name, tensor in fixed.items()}, pixels)
 
@@ -187,5 +215,10 @@ class Stream:
         self.source.fill(rows_b, batch.tensors, start)
         views = self.views.read(rows_b)
         batch.tensors["photometric"][start:stop] = torch.from_numpy(views.photometric)
+        if self.views.spec.letterbox is not None:
+            sizes = {**self.source.inputs_px(batch.plan.step), STUDENT: batch.plan.size_px(STUDENT)}
+            for key, size_px in sizes.items():
+                shares = self.views.spec.letterbox.shares(views.crop[:, 2:], size_px)
+                batch.tensors[f"{PLACE}/{key}"][start:stop] = torch.from_numpy(shares)
         outputs = [(rendering.input, batch.tensors[f"pixels/{rendering.key}"][start:stop].numpy()) for rendering in batch.plan.renderings]
         fill_pixels(self.views, rows_b, views, outputs)

@@ -22,6 +22,7 @@ from ...storage.features.codec import Encoded
 from ...storage.features.features import FeatureReader, TokenRows
 from ...storage.features.layers import layer_target, split_target
 from ...storage.features.statistics import Statistics
+from ...storage.views.input_size import SizePx, area_px, size_json
 from ...storage.views.view_spec import Input
 from ...teachers.encoders.tokens import LayerTokens, SampledTokens, Tokens, concatenated
 from ...teachers.registry.teacher import Teacher
@@ -38,10 +39,10 @@ NO_LAYERS: Layers = {}
 
 
 class Rendering(NamedTuple):
-    """Pixels of a view at one model's input: stored under `pixels/<key>` as (B, size_px, size_px, 3) uint8."""
+    """Pixels of a view at one model's input: stored under `pixels/<key>` as (B, height, width, 3) uint8."""
 
     key: str
-    size_px: int
+    size_px: SizePx
     interpolation: str
 
     @property
@@ -60,8 +61,11 @@ class TargetSource(Protocol):
     def renderings(self, step: int) -> Sequence[Rendering]:
         """Return the pixels that this source needs of each view of a step."""
 
-    def largest_px(self) -> Mapping[str, int]:
+    def largest_px(self) -> Mapping[str, SizePx]:
         """Return the largest input, over all steps, of each model that needs pixels."""
+
+    def inputs_px(self, step: int) -> Mapping[str, SizePx]:
+        """Return each teacher's input size in a step: of a cached teacher that of its tokens."""
 
     def allocate(self, batch_size: int) -> Memory:
         """Allocate host memory for one batch, by name."""
@@ -94,9 +98,13 @@ class CachedTargets:
         """Return none: the teachers have seen these views already."""
         return ()
 
-    def largest_px(self) -> Mapping[str, int]:
+    def largest_px(self) -> Mapping[str, SizePx]:
         """Return none."""
         return {}
+
+    def inputs_px(self, step: int) -> Mapping[str, SizePx]:
+        """Return the sizes at which the tokens were made, the same in every step."""
+        return {name: reader.input_px for name, reader in self.readers.items()}
 
     def allocate(self, batch_size: int) -> Memory:
         """Allocate memory in the stored types: `<teacher>/cls`, `<teacher>/patch`, `<teacher>/scale`, `<teacher>/position`.
@@ -155,7 +163,7 @@ class LiveTargets:
         statistics: Mapping[str, Statistics],
         *,
         device: str = "cpu",
-        sizes_px: Sequence[int] = (),
+        sizes_px: Sequence[SizePx] = (),
         seed: int = 0,
         forward_batch: int | None = None,
         layers: Layers = NO_LAYERS,
@@ -174,7 +182,7 @@ class LiveTargets:
             for target in self.specs
         }
 
-    def size_px(self, name: str, step: int) -> int:
+    def size_px(self, name: str, step: int) -> SizePx:
         """Return the input size of a teacher in a step."""
         if self.sizes_px:
             return choose_size(self.seed, "teacher", step, self.sizes_px)
@@ -186,9 +194,15 @@ class LiveTargets:
             Rendering(name, self.size_px(name, step), teacher.spec.preprocessing.interpolation) for name, teacher in self.teachers.items()
         ]
 
-    def largest_px(self) -> Mapping[str, int]:
+    def inputs_px(self, step: int) -> Mapping[str, SizePx]:
+        """Return the sizes that are drawn for a step, or each teacher's own."""
+        return {name: self.size_px(name, step) for name in self.teachers}
+
+    def largest_px(self) -> Mapping[str, SizePx]:
         """Return each teacher's own size, or the largest of those that are drawn."""
-        return {name: max(self.sizes_px, default=teacher.spec.preprocessing.size_px) for name, teacher in self.teachers.items()}
+        return {
+            name: max(self.sizes_px, key=area_px, default=teacher.spec.preprocessing.size_px) for name, teacher in self.teachers.items()
+        }
 
     def allocate(self, batch_size: int) -> Memory:
         """Return none: pixels are the stream's."""
@@ -221,7 +235,7 @@ class LiveTargets:
         return {
             name: {
                 "source": "live",
-                "sizes_px": list(self.sizes_px),
+                "sizes_px": [size_json(size) for size in self.sizes_px],
                 "identity": {"teacher": teacher.spec.identity(), "statistics": self.statistics[name].digest},
             }
             for name, teacher in self.teachers.items()

@@ -29,6 +29,7 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx
 from ...teachers.encoders.architectures import Options
 from ...teachers.registry.table import Terms
 from ..edge.choice import GraphChoice
@@ -49,7 +50,7 @@ class ExportOptions:
     """Gets one folder a format."""
     formats: tuple[str, ...]
     """Names of `formats.FORMATS`."""
-    size_px: int | None = None
+    size_px: SizePx | None = None
     """Input size of the graphs and of the preprocessing; None: the run's own."""
     adapters: bool = False
     """Also the adapters with their statistics."""

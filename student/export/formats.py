@@ -24,6 +24,7 @@ from ...storage.core.choices import GRAPH_PRECISIONS, GRAPH_TARGETS
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import file_sha256
 from ...storage.core.plugins import Table
+from ...storage.views.input_size import as_size, size_hw
 from ...teachers.checkpoints.official import from_official, to_official
 from ...teachers.checkpoints.published import TOLERANCE, load_encoder, read_published
 from ...teachers.encoders.architectures import TIMM_STUDENT
@@ -142,7 +143,7 @@ def _executorch(trained: Trained, folder: Path) -> Written:
     files = {False: "student-fp32.pte", True: "student-int8.pte"}
     size_px = trained.preprocessing.size_px
     facts = {file: write_executorch(trained.encoder, size_px, folder / file, int8=int8) for int8, file in files.items()}
-    return list(files.values()), {"input": f"1x3x{size_px}x{size_px}", **facts}
+    return list(files.values()), {"input": "1x3x{}x{}".format(*size_hw(size_px)), **facts}
 
 
 def _coreml(choice: GraphChoice, trained: Trained, folder: Path) -> Written:
@@ -178,7 +179,7 @@ def _of_published(source: Path) -> Runner:
 
 
 _PIXELS = """\
-picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB").resize(($side, $side), Image.Resampling.$resample)
+picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB").resize(($width, $height), Image.Resampling.$resample)
 pixels = (np.asarray(picture, np.float32) / 255 - np.float32($mean)) / np.float32($std)
 """
 
@@ -328,8 +329,9 @@ def usage_example(
 ) -> str:  # fmt: skip
     """Return the program for a format's folder; `name` is the official hub's, `file` the weights beside it."""
     family = architecture["name"]
+    height, width = size_hw(as_size(preprocessing["size_px"]))
     return Template(row_of(form, choice).usage).substitute(
-        name=name, file=file, side=preprocessing["size_px"], resample=preprocessing["interpolation"].upper(),
+        name=name, file=file, width=width, height=height, resample=preprocessing["interpolation"].upper(),
         mean=preprocessing["mean"], std=preprocessing["std"], tokens=_timm_tokens(architecture),
         batch=f".repeat({choice.batch}, 0)" if choice.batch > 1 else "",
         prefix=1 + architecture["registers"] if family == "vit" else 1,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import SizePx, size_hw, size_text
 from ...teachers.encoders.architectures import TIMM_STUDENT
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import Tokens
@@ -51,7 +52,7 @@ LONGEST_SIDE_TOKENS = 256
 CANARIES = 8
 
 
-def write_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
+def write_onnx(encoder: Encoder, size_px: SizePx, path: Path) -> dict[str, Any]:
     """Write the graph and return its facts; raises BadInput without onnx or when its tokens are not the encoder's.
 
     Some of timm's models cannot be traced with open sides, or are right at one size alone: their graph has the sides fixed.
@@ -67,19 +68,19 @@ def write_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
         return _write_open_onnx(encoder, size_px, path)
     except Exception as error:  # noqa: BLE001 - torch's exporter raises what each operator happens to
         why = str(error).strip().split("\n")[0][:200] or type(error).__name__
-    opset = _trace(encoder, path, (2, size_px, size_px), {"pixels": {0: _open_batch()}})
-    differences = _differences(encoder, path, [(1, size_px, size_px), (3, size_px, size_px)])
-    return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch", "sides": f"{size_px} px alone: {why}"}
+    opset = _trace(encoder, path, (2, *size_hw(size_px)), {"pixels": {0: _open_batch()}})
+    differences = _differences(encoder, path, [(1, *size_hw(size_px)), (3, *size_hw(size_px))])
+    return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch", "sides": f"{size_text(size_px)} px alone: {why}"}
 
 
-def _write_open_onnx(encoder: Encoder, size_px: int, path: Path) -> dict[str, Any]:
+def _write_open_onnx(encoder: Encoder, size_px: SizePx, path: Path) -> dict[str, Any]:
     stride = encoder.stride_px  # the image is traced with sides 4 and 6: a 1, or equal sides, would become constants
     opset = _trace(encoder, path, (2, 4 * stride, 6 * stride), _dynamic_shapes(stride))
-    differences = _differences(encoder, path, [(1, size_px, size_px), (2, 3 * stride, 5 * stride)])
+    differences = _differences(encoder, path, [(1, *size_hw(size_px)), (2, 3 * stride, 5 * stride)])
     return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch, height and width"}
 
 
-def write_edge_onnx(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+def write_edge_onnx(encoder: Encoder, size_px: SizePx, path: Path, choice: GraphChoice) -> dict[str, Any]:
     """Write a graph of one shape and return its facts; raises BadInput for operators or values that devices have not, or other tokens."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(library)
@@ -89,7 +90,7 @@ def write_edge_onnx(encoder: Encoder, size_px: int, path: Path, choice: GraphCho
     return {"target": choice.target, "opset": EDGE_OPSET, **facts, **_compared(encoder, opened, choice, size_px), "operators": operators}
 
 
-def write_coreml_package(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+def write_coreml_package(encoder: Encoder, size_px: SizePx, path: Path, choice: GraphChoice) -> dict[str, Any]:
     """Write a Core ML package and return its facts; its tokens are compared on macOS, its structure everywhere. Raises BadInput."""
     with quiet():
         import_optional("coremltools")
@@ -104,7 +105,7 @@ def write_coreml_package(encoder: Encoder, size_px: int, path: Path, choice: Gra
     return {**facts, "structure": "inputs, outputs and bytes of weights as the student's", "operations": operations}
 
 
-def write_litert_program(encoder: Encoder, size_px: int, path: Path, choice: GraphChoice) -> dict[str, Any]:
+def write_litert_program(encoder: Encoder, size_px: SizePx, path: Path, choice: GraphChoice) -> dict[str, Any]:
     """Write a LiteRT program and return its facts; raises BadInput without litert-torch or when its tokens are not the encoder's."""
     with quiet():
         import_optional("litert_torch")
@@ -113,7 +114,7 @@ def write_litert_program(encoder: Encoder, size_px: int, path: Path, choice: Gra
     return {**facts, **_compared(encoder, {"LiteRT": litert_runner(path)}, choice, size_px), "operations": count_operations(path)}
 
 
-def _prepared(encoder: Encoder, size_px: int, choice: GraphChoice) -> tuple[torch.fx.GraphModule, Tensor, dict[str, Any]]:
+def _prepared(encoder: Encoder, size_px: SizePx, choice: GraphChoice) -> tuple[torch.fx.GraphModule, Tensor, dict[str, Any]]:
     """Return (student of one shape, pixels of that shape, facts); raises BadInput where fp16 is asked for and cannot hold its values."""
     batches = _batches(encoder, choice.batch, size_px)
     folded = fold_student(encoder, batches[0])
@@ -126,7 +127,7 @@ def _prepared(encoder: Encoder, size_px: int, choice: GraphChoice) -> tuple[torc
     return folded, batches[0], facts
 
 
-def _compared(encoder: Encoder, runners: Mapping[str, Runner], choice: GraphChoice, size_px: int) -> dict[str, Any]:
+def _compared(encoder: Encoder, runners: Mapping[str, Runner], choice: GraphChoice, size_px: SizePx) -> dict[str, Any]:
     """Return the difference of each runner's tokens from the encoder's, and the limit; raises BadInput above it."""
     limit = HALF_LIMIT if choice.precision == "fp16" else SCALED_LIMIT
     differences = {name: scaled_difference(encoder, run, choice.batch, size_px, limit) for name, run in runners.items()}
@@ -145,13 +146,13 @@ def fold_student(encoder: Encoder, pixels_BCHW: Tensor) -> torch.fx.GraphModule:
         ) from error
 
 
-def _batches(encoder: Encoder, batch: int, size_px: int) -> list[Tensor]:
+def _batches(encoder: Encoder, batch: int, size_px: SizePx) -> list[Tensor]:
     """Return normalised canary pictures in batches of one size, eight pictures or one batch."""
-    pixels_BCHW = _pixels(encoder, -(-CANARIES // batch) * batch, size_px, size_px)
+    pixels_BCHW = _pixels(encoder, -(-CANARIES // batch) * batch, *size_hw(size_px))
     return list(torch.split(pixels_BCHW, batch))
 
 
-def scaled_difference(encoder: Encoder, run: Runner, batch: int, size_px: int, limit: float) -> float:
+def scaled_difference(encoder: Encoder, run: Runner, batch: int, size_px: SizePx, limit: float) -> float:
     """Return the largest difference of a graph's tokens over the root mean square of the encoder's; raises BadInput above the limit.
 
     Class and patch tokens have their own scale each; the larger quotient counts. A value that is no number is above every limit.
@@ -209,11 +210,11 @@ def _dynamic_shapes(stride_px: int) -> dict[str, Any]:
     return {"pixels": {0: _open_batch(), 2: rows, 3: columns}}
 
 
-def write_executorch(encoder: Encoder, size_px: int, path: Path, *, int8: bool) -> dict[str, Any]:
+def write_executorch(encoder: Encoder, size_px: SizePx, path: Path, *, int8: bool) -> dict[str, Any]:
     """Write the program and return its facts; raises BadInput without executorch or when an fp32 program's tokens differ."""
     lower: Any = import_optional("executorch.exir").to_edge_transform_and_lower
     partition: Any = import_optional("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-    example = (_pixels(encoder, 1, size_px, size_px),)
+    example = (_pixels(encoder, 1, *size_hw(size_px)),)
     partitioners = [partition.XnnpackPartitioner()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao and executorch warn of their own deprecations
@@ -225,7 +226,7 @@ def write_executorch(encoder: Encoder, size_px: int, path: Path, *, int8: bool) 
     run = executorch_runner(path)
     if int8:
         return {"quantisation": "weights int8 per channel, activations int8 per call", **_agreement(encoder, run, size_px)}
-    return {"max_abs_difference": _check_close(encoder, run, 1, size_px, size_px)}
+    return {"max_abs_difference": _check_close(encoder, run, 1, *size_hw(size_px))}
 
 
 def _quantised(program: torch.export.ExportedProgram, example: tuple[Tensor, ...]) -> nn.Module:
@@ -257,10 +258,10 @@ def _check_close(encoder: Encoder, run: Runner, batch: int, height_px: int, widt
     return worst
 
 
-def _agreement(encoder: Encoder, run: Runner, size_px: int) -> dict[str, float]:
+def _agreement(encoder: Encoder, run: Runner, size_px: SizePx) -> dict[str, float]:
     """Return the least cosines over eight canary images: what quantisation costs, before any task is evaluated."""
     reference, cosines = eager_runner(encoder), dict[str, float]()
-    for pixels_CHW in _pixels(encoder, CANARIES, size_px, size_px):
+    for pixels_CHW in _pixels(encoder, CANARIES, *size_hw(size_px)):
         for name, exported, original in zip(("cls", "patch"), run(pixels_CHW[None]), reference(pixels_CHW[None]), strict=True):
             assert exported is not None
             assert original is not None

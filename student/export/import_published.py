@@ -14,12 +14,13 @@ from ...storage.core.errors import BadInput
 from ...storage.core.identity import file_sha256, json_bytes
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import write_atomically
+from ...storage.views.input_size import SizePx, size_hw, size_json
 from ...teachers.checkpoints.published import load_encoder, read_published
 from ..model.student import Student, count_parameters
 from ..training.run_folder import save_model
 
 
-def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[str, Any]:
+def import_weights(source: Path, out: Path, size_px: SizePx | None = None) -> dict[str, Any]:
     """Write the run folder `out` from a .pth or .safetensors file, or a timm or transformers folder; return what was read.
 
     Raises BadInput when the source is none of these, when `out` is not empty, and for a size off the stride.
@@ -33,7 +34,7 @@ def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[
     encoder = load_encoder(published.architecture, published.tensors)
     encoder.preprocessing = published.preprocessing
     side = size_px or published.preprocessing.size_px
-    encoder.grid(side, side)  # raises BadInput off the stride
+    encoder.grid(*size_hw(side))  # raises BadInput off the stride
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.suffix in (".safetensors", ".json"))
     origin = {
         "source": source.name,
@@ -44,4 +45,4 @@ def import_weights(source: Path, out: Path, size_px: int | None = None) -> dict[
     save_model(Student(encoder, 1, {}), out / "model", size_px=side, targets={})
     write_atomically(out / "imported.json", json_bytes(origin, indent=1))
     parameters = count_parameters(encoder)
-    return {"model": str(out), "architecture": published.architecture, "size_px": side, "parameters": parameters, **origin}
+    return {"model": str(out), "architecture": published.architecture, "size_px": size_json(side), "parameters": parameters, **origin}

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ...storage.core.errors import BadInput, CacheMismatch, unknown_name
 from ...storage.core.events import OnEvent, ignore_event
+from ...storage.views.input_size import SizePx, as_size, size_hw
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ..model.student import count_parameters
@@ -61,9 +62,10 @@ def latency(options: LatencyOptions, on_event: OnEvent = ignore_event) -> dict[s
     """Measure an export; return parameters, GFLOPs and {runtime: {median_ms, p95_ms, cpu_ms}}. Raises BadInput when it is not one."""
     folder = options.folder
     record = _read_export(folder)
-    size_px = record["preprocessing"]["size_px"]
+    size_px = as_size(record["preprocessing"]["size_px"])
+    height, width = size_hw(size_px)
     encoder = build_encoder(record["architecture"]).eval()
-    pixels_BCHW = torch.randn(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+    pixels_BCHW = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     table: dict[str, Any] = {}
     known = known_runtimes()
     with _threads(options.threads):
@@ -81,7 +83,7 @@ def latency(options: LatencyOptions, on_event: OnEvent = ignore_event) -> dict[s
                 on_event({"event": "progress", "stage": f"latency {name}", "done": number, "total": len(chosen), "unit": "runtimes"})
                 table[name] = measure(run, pixels_BCHW, options)
     return {
-        "student": record["student"], "input": f"1x3x{size_px}x{size_px}", "threads": options.threads, "warmup": options.warmup,
+        "student": record["student"], "input": f"1x3x{height}x{width}", "threads": options.threads, "warmup": options.warmup,
         "calls": options.calls, "parameters": count_parameters(encoder), "gflops": count_gflops(encoder, size_px),
         "paper_iphone_ms": PAPER_IPHONE_MS.get(record["student"]) if size_px == 256 else None, "columns": "median_ms, p95_ms, cpu_ms",
         "runtimes": table,
@@ -102,9 +104,9 @@ def measure(run: Runner, pixels_BCHW: torch.Tensor, options: LatencyOptions) -> 
     return {"median_ms": statistics.median(took_ms), "p95_ms": p95_ms, "cpu_ms": statistics.median(cpu_ms)}
 
 
-def count_gflops(encoder: Encoder, size_px: int) -> float:
+def count_gflops(encoder: Encoder, size_px: SizePx) -> float:
     """Return the floating-point operations of one image in 10⁹, an addition and a multiplication counting as two."""
-    pixels_BCHW = torch.zeros(1, 3, size_px, size_px)
+    pixels_BCHW = torch.zeros(1, 3, *size_hw(size_px))
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:  # MATH: seen as matrix products
         encoder(pixels_BCHW)
     return float(counter.get_total_flops()) / 1e9

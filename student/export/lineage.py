@@ -15,6 +15,7 @@ from typing import Any
 
 from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.identity import file_sha256
+from ...storage.views.input_size import SizePx
 from ...teachers.checkpoints.published import load_encoder
 from ...teachers.checkpoints.weights import read_weights
 from ...teachers.encoders.architectures import ARCHITECTURES, Options
@@ -66,7 +67,7 @@ def hub_name(architecture: Options) -> str | None:
     return None
 
 
-def open_trained(run: Path, size_px: int | None = None) -> Trained:
+def open_trained(run: Path, size_px: SizePx | None = None) -> Trained:
     """Return the student of a finished run at `size_px`, its own by default; raises BadInput without one, or off the stride."""
     if not (run / MODEL_FILE).is_file():
         raise BadInput(f"{run} holds no trained model (no {MODEL_FILE}); {_what_instead(run)}")

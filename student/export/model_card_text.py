@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...storage.views.input_size import size_hw
 from ...teachers.registry.table import Terms, sentence
 from ..edge.choice import GraphChoice
 from ..model.student import count_parameters
@@ -32,12 +33,13 @@ def card_text(
 ) -> str:  # fmt: skip
     """Return the Markdown of one format's folder."""
     prep, name = trained.preprocessing, trained.hub_name or "a student"
+    height, width = size_hw(prep.size_px)
     parameters = count_parameters(trained.encoder)
     sections = {
         f"{name}: {row_of(form, choice).title}": (
             f"{parameters:,} parameters, one token per {trained.encoder.stride_px} px, {trained.encoder.width} channels.\n\n"
             f"{_OUTPUT}{_cls(trained)}\n\n"
-            f"In: RGB, {prep.size_px}×{prep.size_px} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
+            f"In: RGB, {height}×{width} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
             f" divided by {list(prep.std)}."
         ),
         "Use": f"    python usage.py PICTURE\n\n```python\n{usage}```",

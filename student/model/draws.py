@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Sequence
 from statistics import NormalDist
 
+from ...storage.views.input_size import SizePx
+
 _MASK_63 = 2**63 - 1
 
 
@@ -23,7 +25,7 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
     return bits64(seed, "step", step, rank) & _MASK_63
 
 
-def choose_size(seed: int, purpose: str, step: int, sizes_px: Sequence[int]) -> int:
+def choose_size(seed: int, purpose: str, step: int, sizes_px: Sequence[SizePx]) -> SizePx:
     """Draw one of `sizes_px` for a step, uniformly; student and teacher draw independently through their `purpose`."""
     return sizes_px[bits64(seed, f"size:{purpose}", step) % len(sizes_px)]
 

@@ -4,6 +4,7 @@ The smaller grid is upsampled to the larger by 2-D bicubic interpolation (paper,
 linear and separable, so it is done here by two small matrix products: the same values as `torch.nn.functional.interpolate` up to rounding,
 and its backward pass is a matrix product too (on a CPU the library's bicubic backward is scalar code).
 A shift is (rows, columns) in tokens of the student: its token at row r sees what lies at row r + shift of the teacher's view.
+Where images are letterboxed, `shared_cells` says which tokens of the two, aligned, see any of them: those in the padding do not teach.
 Axes: B images, H and W grid, C colours, D channels; student first, teacher second, everywhere.
 """
 
@@ -47,6 +48,33 @@ def _overlap(student: int, teacher: int, shift: int) -> tuple[slice, slice, int,
     of_student = slice(max(0, -shift), student - max(0, shift))
     of_teacher = slice(max(0, scaled), whole - max(0, -scaled))
     return of_student, of_teacher, whole - abs(scaled), whole
+
+
+def shared_cells(
+    student_B4: Tensor, teacher_B4: Tensor, student: tuple[int, int], teacher: tuple[int, int], shift: Shift = NO_SHIFT
+) -> Tensor:
+    """Return (B, h, w): which tokens of the grids of `overlap` see any of an image in both inputs.
+
+    `student_B4` and `teacher_B4`, fp64, are top, left, bottom, right of the image as shares of either input, (H, W) the two grids.
+    """
+    whole = max(student[0], teacher[0]), max(student[1], teacher[1])
+    cells_BHW = cells_with_image(student_B4, whole) & cells_with_image(teacher_B4, whole)
+    of_teacher = [_overlap(student[axis], teacher[axis], shift[axis])[1] for axis in (0, 1)]
+    return cells_BHW[:, of_teacher[0], of_teacher[1]]
+
+
+def cells_with_image(place_B4: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return (B, H, W): which cells of a grid over an input have any of the image in them.
+
+    Quotients of whole numbers are compared, each rounded correctly to fp64, so that no border is moved by rounding.
+    """
+    rows_BH, columns_BW = (_touched(place_B4[:, axis], place_B4[:, axis + 2], count) for axis, count in enumerate(grid))
+    return rows_BH[:, :, None] & columns_BW[:, None, :]
+
+
+def _touched(begin_B: Tensor, end_B: Tensor, cells: int) -> Tensor:
+    edges = torch.arange(cells + 1, device=begin_B.device, dtype=torch.float64) / cells
+    return (edges[None, :-1] < end_B[:, None]) & (edges[None, 1:] > begin_B[:, None])
 
 
 def smallest_shift(student: int, teachers: Iterable[int]) -> int:

@@ -2,7 +2,8 @@
 
 For each teacher: `L_cls = 1 − cos` of the class tokens, and `L_patch = 0.9·(1 − cos) + 0.1·smooth-L1` averaged over patch tokens (paper,
 section 3.2). `LOSSES` has the others, by name, each with the work that it follows; a recipe turns them on, and none is on by default.
-Grids of unequal size are aligned after the adapter (`grids`).
+Grids of unequal size are aligned after the adapter (`grids`). Of letterboxed images only tokens that see any of the image are `taught`: the
+mean is over those of an image, then over images, so that the padding of one takes nothing from another (ours).
 Axes: B images, N tokens of an image, H and W grid, D channels; student first, teacher second, everywhere.
 """
 
@@ -17,12 +18,12 @@ from torch.nn import functional
 from ...storage.core.choices import NamedLoss
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.tokens import SampledTokens, Tokens
-from .grids import NO_SHIFT, Shift, align_grids, overlap, upsample
+from .grids import NO_SHIFT, Shift, align_grids, overlap, shared_cells, upsample
 from .recipe import LossConfig, TeacherWeights
 
 __all__ = [
-    "LOSSES", "ClassSpace", "align_grids", "angle_loss", "angular_dispersion", "cls_loss", "cosine_loss", "distillation_loss",
-    "patch_loss", "relation_loss", "shift_loss", "teacher_terms", "upsample",
+    "LOSSES", "ClassSpace", "Places", "align_grids", "angle_loss", "angular_dispersion", "cls_loss", "cosine_loss", "distillation_loss",
+    "patch_loss", "relation_loss", "shift_loss", "taught_tokens", "teacher_terms", "upsample",
 ]  # fmt: skip
 
 _COSINE_EPS = 1e-8
@@ -39,7 +40,15 @@ class ClassSpace(NamedTuple):
     """Mean squared angle, in rad², of the teacher's class tokens to their mean direction."""
 
 
+class Places(NamedTuple):
+    """Where letterboxed images lie in the student's and a teacher's input: top, left, bottom, right as shares of it, fp64."""
+
+    student_B4: Tensor
+    teacher_B4: Tensor
+
+
 NO_SPACES: Mapping[str, ClassSpace] = MappingProxyType({})
+NO_PLACES: Mapping[str, Places] = MappingProxyType({})
 
 
 def _precise(tokens: Tensor) -> Tensor:
@@ -58,22 +67,33 @@ def cls_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     return cosine_loss(student_BD, teacher_BD)
 
 
-def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig) -> Tensor:
+def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig, taught_BHW: Tensor | None = None) -> Tensor:
     """Return `L_patch`, the mean over tokens, of two aligned grids or of (B, T, D) tokens at the same positions.
 
-    Raises `BadInput` when the shapes differ.
+    `taught_BHW` says which tokens count, None: all. Raises `BadInput` when the shapes differ.
     """
     _check_same_shape("patch tokens", student_BHWD, teacher_BHWD)
     student, teacher = _precise(student_BHWD), _precise(teacher_BHWD)
+    if taught_BHW is not None:
+        cosine_BHW = functional.cosine_similarity(student, teacher, dim=-1, eps=_COSINE_EPS)
+        smooth_BHW = functional.smooth_l1_loss(student, teacher, beta=config.smooth_l1_beta, reduction="none").mean(dim=-1)
+        return _mean_of_taught(config.patch_cosine * (1.0 - cosine_BHW) + config.patch_smooth_l1 * smooth_BHW, taught_BHW)
     smooth_l1 = functional.smooth_l1_loss(student, teacher, beta=config.smooth_l1_beta)
     return config.patch_cosine * cosine_loss(student, teacher) + config.patch_smooth_l1 * smooth_l1
 
 
-def relation_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
+def _mean_of_taught(loss_BN: Tensor, taught_BN: Tensor) -> Tensor:
+    """Return the mean over images of the mean over an image's taught tokens; an image without any counts 0."""
+    loss_BN, taught_BN = loss_BN.flatten(1), taught_BN.flatten(1)
+    return ((loss_BN * taught_BN).sum(dim=1) / taught_BN.sum(dim=1).clamp_min(1)).mean()
+
+
+def relation_loss(student_BND: Tensor, teacher_BND: Tensor, taught_BN: Tensor | None = None) -> Tensor:
     """Return the mean squared difference of the cosines between each two different tokens of an image (DINOv3's Gram anchoring).
 
     A token's cosine with itself says nothing and is left out, so that a sample of the tokens gives an unbiased estimate of the mean over
-    all. The widths may differ. Raises `BadInput` for other numbers of tokens, and for a single one.
+    all. The widths may differ; `taught_BN` says which tokens count, None: all. Raises `BadInput` for other numbers of tokens, and for a
+    single one.
     """
     if student_BND.shape[:2] != teacher_BND.shape[:2] or student_BND.shape[1] < 2:
         shapes = f"{tuple(student_BND.shape)} against {tuple(teacher_BND.shape)}"
@@ -82,6 +102,8 @@ def relation_loss(student_BND: Tensor, teacher_BND: Tensor) -> Tensor:
     pairs = student_BNN.shape[1] * (student_BNN.shape[1] - 1)
     squares_BNN = (student_BNN - teacher_BNN).square()
     others = ~torch.eye(student_BNN.shape[1], dtype=torch.bool, device=squares_BNN.device)
+    if taught_BN is not None:
+        return _mean_of_taught(squares_BNN, others & taught_BN[:, :, None] & taught_BN[:, None, :])
     return (squares_BNN * others).sum(dim=(1, 2)).mean() / pairs
 
 
@@ -148,19 +170,20 @@ def distillation_loss(
     *,
     shift: Shift = NO_SHIFT,
     spaces: Mapping[str, ClassSpace] = NO_SPACES,
+    places: Mapping[str, Places] = NO_PLACES,
 ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
     """Return `Σ_teachers (w_cls·L_cls + w_patch·(L_patch + w_relation·L_relation))`, and the unweighted terms by teacher and name.
 
     A teacher without a class token has no `cls` term; one that is not in `weights` has weights 1. A `dropped` teacher counts times 0, so
     that its adapters still have a gradient (DDP and FSDP wait for each one). `shift` is how far on the student's window lies, `spaces`
-    the teachers' own spaces of class tokens, for the angle.
+    the teachers' own spaces of class tokens, for the angle, `places` where letterboxed images lie, by target.
     """
     terms: dict[str, dict[str, Tensor]] = {}
     total: Tensor | float = 0.0
     for name, target in targets.items():
         weight = weights.get(name, TeacherWeights())
         factors = {"cls": weight.cls, "patch": weight.patch, "relation": weight.patch * config.relation}
-        terms[name] = teacher_terms(student[name], target, config, shift, spaces.get(name))
+        terms[name] = teacher_terms(student[name], target, config, shift, spaces.get(name), places.get(name))
         for term, value in terms[name].items():
             total = total + (0.0 if name in dropped else factors[term]) * value
     return torch.as_tensor(total), terms
@@ -168,7 +191,7 @@ def distillation_loss(
 
 def teacher_terms(
     student: Tokens | SampledTokens, target: Tokens | SampledTokens, config: LossConfig, shift: Shift = NO_SHIFT,
-    space: ClassSpace | None = None,
+    space: ClassSpace | None = None, places: Places | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return the unweighted terms of one teacher; raises `BadInput` when only one of both sides is sampled, or both with a shift."""
     terms: dict[str, Tensor] = {}
@@ -182,10 +205,22 @@ def teacher_terms(
         pair = overlap(student.patch_BHWD, target.patch_BHWD, shift)
     else:
         raise BadInput("a teacher's sampled tokens are compared with the student's at the same places: take those with `gather_tokens`")
-    terms["patch"] = patch_loss(*pair, config)
+    taught = None if places is None else taught_tokens(student, target, places, shift)
+    terms["patch"] = patch_loss(*pair, config, taught)
     if config.relation:
-        terms["relation"] = relation_loss(*(tokens.flatten(1, -2) for tokens in pair))
+        ours_BND, theirs_BND = (tokens.flatten(1, -2) for tokens in pair)
+        terms["relation"] = relation_loss(ours_BND, theirs_BND, None if taught is None else taught.flatten(1))
     return terms
+
+
+def taught_tokens(student: Tokens | SampledTokens, target: Tokens | SampledTokens, places: Places, shift: Shift = NO_SHIFT) -> Tensor:
+    """Return which of two models' compared tokens see any of a letterboxed image: (B, h, w) of aligned grids, (B, T) of sampled ones."""
+    if isinstance(target, SampledTokens):
+        cells_BHW = shared_cells(*places, target.grid, target.grid)
+        return cells_BHW.flatten(1).gather(1, target.position_BT.long())
+    assert isinstance(student, Tokens)
+    grids = [(patch_BHWD.shape[1], patch_BHWD.shape[2]) for patch_BHWD in (student.patch_BHWD, target.patch_BHWD)]
+    return shared_cells(*places, grids[0], grids[1], shift)
 
 
 def _class_term(student_BD: Tensor, teacher_BD: Tensor, config: LossConfig, space: ClassSpace | None) -> Tensor:

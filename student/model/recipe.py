@@ -14,6 +14,7 @@ from typing import Any
 from ...storage.core.choices import CLASS_LOSSES, DEVICES, OPTIMIZERS, PRECISIONS, TARGET_SOURCES, NamedLoss
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.features.layers import layer_target, split_target
+from ...storage.views.input_size import SizePx, as_size
 from .view_config import ViewsConfig
 
 ROPE_DRAWS = ("block", "forward")
@@ -60,9 +61,11 @@ def _check_choice(kind: str, got: str, known: tuple[str, ...]) -> None:
         raise unknown_name(kind, got, known)
 
 
-def _check_sizes(key: str, sizes: tuple[int, ...]) -> None:
-    """Raise `BadInput` for input sizes that no encoder has."""
-    _check(bool(sizes) and all(16 <= size <= 4096 for size in sizes), key, sizes, "one or more sizes of 16 to 4096 px")
+def _checked_sizes(key: str, sizes: tuple[SizePx, ...]) -> tuple[SizePx, ...]:
+    """Return input sizes in their one form; raise `BadInput` for those that no encoder has."""
+    in_range = bool(sizes) and all(16 <= side <= 4096 for size in sizes for side in (size if isinstance(size, tuple) else (size,)))
+    _check(in_range, key, sizes, "one or more sizes of 16 to 4096 px, each a number or [height, width]")
+    return tuple(as_size(size, key) for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ class StudentConfig:
     """Name of an encoder architecture."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Values that replace the architecture's own, such as `layer_scale`."""
-    sizes_px: tuple[int, ...] = (256,)
-    """Input sizes; one is drawn for each step."""
+    sizes_px: tuple[SizePx, ...] = (256,)
+    """Input sizes, each the side of a square or [height, width]; one is drawn for each step."""
     init_from: str = ""
     """Run whose backbone and adapters this run starts from, a folder or the URL it was trained to; empty for random weights."""
     drop_path: float = 0.0
@@ -106,7 +109,7 @@ class StudentConfig:
         _check(bool(self.architecture), "student.architecture", self.architecture, "a name")
         _check(0 <= self.drop_path < 1, "student.drop_path", self.drop_path, "in [0, 1)")
         _check(0 <= self.ema < 1, "student.ema", self.ema, "in [0, 1)")
-        _check_sizes("student.sizes_px", self.sizes_px)
+        object.__setattr__(self, "sizes_px", _checked_sizes("student.sizes_px", self.sizes_px))
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ class TeacherConfig:
 
     source: str = "cached"
     """`cached` reads feature sets, `live` runs the teacher beside the student."""
-    sizes_px: tuple[int, ...] = ()
-    """Input sizes of live teachers, one drawn for each step apart from the student's; empty for each teacher's own size."""
+    sizes_px: tuple[SizePx, ...] = ()
+    """Input sizes of live teachers, written as the student's and drawn apart from them; empty for each teacher's own size."""
     weights: Mapping[str, TeacherWeights] = field(default_factory=dict)
     """Loss weights by teacher name; 1.0 for teachers that are not named."""
     layers: Mapping[str, float] = field(default_factory=dict)
@@ -135,7 +138,7 @@ class TeacherConfig:
             _check(block.isdecimal() and block[0] != "0", "teacher.layers", key, "the number of a block from 1, as 4 or TEACHER/4")
             _check(0 <= weight < math.inf, f"teacher.layers.{key}", weight, "≥ 0")
         if self.sizes_px:
-            _check_sizes("teacher.sizes_px", self.sizes_px)
+            object.__setattr__(self, "sizes_px", _checked_sizes("teacher.sizes_px", self.sizes_px))
 
     def layer_weight(self, teacher: str, layer: int) -> float:
         """Return the weight of a teacher's layer, 0 where it has none."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
 from ...storage.features.layers import split_target
+from ...storage.views.input_size import SizePx, size_hw, size_text
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.encoder import Encoder
 from ...teachers.encoders.tokens import SampledTokens, Tokens, gather_tokens, grid_mismatch
@@ -131,8 +132,8 @@ def refuse_losses(recipe: TrainRecipe, grids: Mapping[str, Sequence[tuple[int, i
     with torch.device("meta"):
         encoder = build_encoder({**recipe.student.options, "name": recipe.student.architecture})
     for size_px in recipe.student.sizes_px:
-        own = encoder.grid(size_px, size_px)
-        who = f"{recipe.student.architecture} at {size_px} px, which has a grid of {own[0]}×{own[1]}"
+        own = encoder.grid(*size_hw(size_px))
+        who = f"{recipe.student.architecture} at {size_text(size_px)} px, which has a grid of {own[0]}×{own[1]}"
         for name, spec in specs.items():
             of_teacher = grids[split_target(name)[0]]  # its layers lie on its grid
             if loss.relation and (spec.tokens or max(math.prod(map(max, own, grid)) for grid in of_teacher)) < 2:
@@ -146,11 +147,11 @@ def refuse_losses(recipe: TrainRecipe, grids: Mapping[str, Sequence[tuple[int, i
             _refuse_shift(who, size_px, own, grids)
 
 
-def _refuse_shift(who: str, size_px: int, own: tuple[int, int], grids: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+def _refuse_shift(who: str, size_px: SizePx, own: tuple[int, int], grids: Mapping[str, Sequence[tuple[int, int]]]) -> None:
     """Raise `BadInput` where no shift is whole in the tokens of the student and of all teachers, and small enough."""
     for axis, side in enumerate(own):
         units = [smallest_shift(side, [grid[axis] for grid in together]) for together in itertools.product(*grids.values())]
-        if size_px % side or max(units) > most_shifted(side):
+        if size_hw(size_px)[axis] % side or max(units) > most_shifted(side):
             theirs = ", ".join(f"{name} {'/'.join(f'{h}×{w}' for h, w in several)}" for name, several in grids.items())
             raise BadInput(
                 f"loss.shift moves the student's window by whole tokens of all grids and by a quarter of its own at most, and there is no "
@@ -168,6 +169,6 @@ def refuse_unequal_grids(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -
         encoder = build_encoder({**recipe.student.options, "name": recipe.student.architecture})
     for size_px in recipe.student.sizes_px:
         for name, spec in sampled.items():
-            if (grid := encoder.grid(size_px, size_px)) != spec.grid:
-                who = f"{recipe.student.architecture} at {size_px} px"
+            if (grid := encoder.grid(*size_hw(size_px))) != spec.grid:
+                who = f"{recipe.student.architecture} at {size_text(size_px)} px"
                 raise BadInput(f"teacher {name}: {grid_mismatch(who, grid, spec.grid)}")

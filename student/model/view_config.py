@@ -1,13 +1,14 @@
 """`[views]` of a recipe: which views its targets are of, as far as the recipe says; an extraction draws them, a training compares them.
 
 What a recipe leaves out is None and may be anything. How many views an image has and their seed are stated for extractions alone: other
-draws of the same distribution train as well. Of centre views nothing counts but the crop.
+draws of the same distribution train as well. Of each kind of views those values count that its identity has (`VIEW_KINDS`).
 """
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ...storage.core.choices import PadPosition
 from ...storage.core.errors import BadInput
 from ...storage.views.photometric import Distortion
 from ...storage.views.view_spec import VIEW_KINDS, ViewSpec
@@ -20,7 +21,7 @@ class ViewsConfig:
     """`[views]`: how the teachers' and the student's views are drawn; fields as those of `storage.views.ViewSpec`."""
 
     kind: str | None = None
-    """`random_resized_crop` or `center`."""
+    """`random_resized_crop`, `center`, `whole` or `letterbox`."""
     views_per_image: int | None = None
     """Recorded views of each image (ours: the paper draws them anew)."""
     seed: int | None = None
@@ -33,6 +34,12 @@ class ViewsConfig:
     """Of a horizontal flip."""
     crop_fraction: float | None = None
     """Of the shorter side, for centre views."""
+    crop_ratio: float | None = None
+    """Width over height of centre views: that of an input which is not square."""
+    pad_position: PadPosition | None = None
+    """Where a letterboxed view's padding is: `end`, right or bottom, or `center`, on both sides."""
+    pad_rgb: tuple[int, ...] | None = None
+    """Colour of that padding, three levels from 0 to 255."""
     photometric: str | None = None
     """Who sees colour jitter, blur and solarisation: `none`, `teacher_same` for both, `student_only`."""
     distortion: Distortion | None = None

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...teachers.encoders.tokens import SampledTokens, Tokens, gather_tokens
-from ..model.losses import align_grids
+from ..model.losses import Places, align_grids, taught_tokens
 from ..model.student import Student
 
 Targets = Mapping[str, Tokens | SampledTokens]
@@ -90,12 +90,20 @@ class Agreement:
     def __init__(self) -> None:
         self._kinds: dict[str, TokenAgreement] = {}
 
-    def update(self, predicted: Tokens | SampledTokens, features: Tokens | SampledTokens, target: Tokens | SampledTokens) -> None:
-        """Take in a batch: adapter outputs, the student's features, normalised targets; the first two at a sampled target's positions."""
+    def update(
+        self, predicted: Tokens | SampledTokens, features: Tokens | SampledTokens, target: Tokens | SampledTokens,
+        places: Places | None = None,
+    ) -> None:  # fmt: skip
+        """Take in a batch: adapter outputs, the student's features, normalised targets; the first two at a sampled target's positions.
+
+        `places` says where letterboxed images lie: patch tokens in their padding are left out.
+        """
         if predicted.cls_BD is not None and features.cls_BD is not None and target.cls_BD is not None:
             self._kind("cls").update(predicted.cls_BD, features.cls_BD, target.cls_BD)
         predicted_nD, target_nD = _aligned(predicted, target)
-        self._kind("patch").update(predicted_nD, _aligned(features, target)[0], target_nD)
+        features_nD = _aligned(features, target)[0]
+        taught_n = ... if places is None else taught_tokens(predicted, target, places).flatten()
+        self._kind("patch").update(predicted_nD[taught_n], features_nD[taught_n], target_nD[taught_n])
 
     def _kind(self, name: str) -> TokenAgreement:
         return self._kinds.setdefault(name, TokenAgreement())

@@ -18,13 +18,14 @@ import torch
 from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
 from ...storage.images.hold_out import Int64s, lowest_ranked
+from ...storage.views.input_size import SizePx
 from ...storage.views.pixels import ReadableViews
 from ...storage.views.view_set import ViewSet
 from ...teachers.encoders.build import build_encoder
 from ...teachers.runtime.devices import autocast
 from ..data.joined import JoinedTargets, JoinedViews, Numbering
 from ..data.order import FixedRows
-from ..data.stream import Batch, Stream, apply_photometric
+from ..data.stream import Batch, Stream, apply_photometric, by_target, places_of
 from ..data.targets import STUDENT, CachedTargets, Rendering, Targets, TargetSource
 from ..model.ranks import ALONE, Ranks
 from ..model.sharding import full_tensor
@@ -123,7 +124,7 @@ def frozen_copy(student: Student, width: int, targets: TargetSource, device: str
 class Measurement:
     """How rows are measured."""
 
-    size_px: int
+    size_px: SizePx
     """The student's input."""
     device: str
     precision: str
@@ -143,8 +144,9 @@ class Measurement:
                 targets = self.restate(source.resolve(tensors))
                 with autocast(self.device, self.precision):
                     made = outputs(student, tensors[f"pixels/{STUDENT}"], targets)
+                places = by_target(places_of(tensors), made)
                 for name, (predicted, features) in made.items():
-                    agreements[name].update(predicted, features, targets[name])
+                    agreements[name].update(predicted, features, targets[name], places.get(name))
             done += len(batch.plan.indices.row_B)
             self.on_done(done)
         return summarize(agreements)

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import Event
 from ...storage.features.layers import split_target
+from ...storage.views.input_size import area_px
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.runtime.copy_streams import HostValues
 from ...teachers.runtime.devices import Choice, attention_kernel, autocast
+from ..data.stream import NOWHERE, by_target
 from ..data.targets import Targets
 from ..model.batch_norms import KeptStatistics, average_over_ranks, follow, follow_statistics
 from ..model.draws import draw_shift, dropped_teachers, step_seed
@@ -169,11 +171,13 @@ class Learner:
         if self.ranks.first:
             self.metrics = Metrics(self.folder.out, self.steps_done)
 
-    def forward_backward(self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool) -> None:
+    def forward_backward(
+        self, step: int, pixels_BHWC: Tensor, targets: Targets, share: float, last: bool, places: Mapping[str, Tensor] = NOWHERE
+    ) -> None:
         """Accumulate the gradient of one micro-batch.
 
         `pixels_BHWC` is uint8, `share` its share of this rank's batch; `last` marks the step's last micro-batch, whose backward pass
-        synchronises the ranks.
+        synchronises the ranks; `places` says where letterboxed images lie, by model (`data.stream.places_of`).
         """
         torch.manual_seed(step_seed(self.recipe.seed, step))
         self.student.train()
@@ -191,8 +195,9 @@ class Learner:
         absent = dropped_teachers(self.recipe.seed, step, teachers, config.drop_probability)
         dropped = {name for name in ordered if split_target(name)[0] in absent}  # a teacher goes with its layers
         loss, terms = distillation_loss(
-            predicted, ordered, self.recipe.loss, config.target_weights(ordered), dropped, shift=shift, spaces=self.spaces
-        )
+            predicted, ordered, self.recipe.loss, config.target_weights(ordered), dropped, shift=shift, spaces=self.spaces,
+            places=by_target(places, ordered),
+        )  # fmt: skip
         with attention_kernel(self.device.value):
             (loss * (share * self.ranks.count)).backward()  # type: ignore[no-untyped-call]  # DDP and FSDP divide by the ranks
         values = {LOSS: loss, **{(name, term): value for name, by_name in terms.items() for term, value in by_name.items()}}
@@ -348,7 +353,7 @@ class Learner:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the model, its average, the best one and the summary: the run is finished; collective."""
-        size_px = max(self.recipe.student.sizes_px)
+        size_px = max(self.recipe.student.sizes_px, key=area_px)
         for student, folder in ((self.student, self.folder.model), (self.average, self.folder.average)):
             if student is not None:
                 save_model(student, folder, size_px=size_px, targets=self.statistics, ranks=self.ranks)

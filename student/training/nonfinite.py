@@ -4,7 +4,8 @@
         bundle.json             recipe, teachers, device, precision, what was seen; written last
         spaces.safetensors      the teachers' own spaces of class tokens, where the recipe compares these by angles
         model.safetensors       the student before the step         optimizer.safetensors   its optimiser
-        rank-0.safetensors      a rank's micro-batches: the student's pixels and the targets; ids of its images, rows of its views
+        rank-0.safetensors      a rank's micro-batches: the student's pixels, the targets (and where letterboxed images lie); ids
+                                of its images, rows of its views
 
 Nothing else is needed: neither store nor images. Only the first such step of a run is kept, and only where it takes at most a third of the
 free disk, so that the checkpoint of the step before has its room. What cannot be written is said and never hides why the run stopped.
@@ -27,6 +28,7 @@ from ...storage.core.errors import CacheDamaged, StoreUnavailable
 from ...storage.core.identity import json_bytes
 from ...storage.objects.atomic_files import TEMPORARY_PREFIX, make_folder, translate_os_errors
 from ...teachers.encoders.tokens import SampledTokens, Tokens
+from ..data.stream import NOWHERE, PLACE
 from ..data.targets import Targets
 from ..model.losses import ClassSpace
 from ..model.student import TargetSpec
@@ -46,6 +48,8 @@ class MicroBatch(NamedTuple):
     targets: Targets
     share: float
     last: bool
+    places: Mapping[str, Tensor] = NOWHERE
+    """Where letterboxed images lie, by model (`data.stream.places_of`)."""
 
 
 class Origin(NamedTuple):
@@ -96,10 +100,11 @@ def _description(learner: Learner, specs: Mapping[str, TargetSpec], identities: 
 
 
 def _rank_tensors(learner: Learner, parts: Sequence[MicroBatch]) -> dict[str, Tensor]:
-    """Return the tensors of a rank's file: `<micro-batch>/pixels` and `<micro-batch>/<number of the teacher>/<field>`."""
+    """Return the tensors of a rank's file: `<micro-batch>/pixels`, `/place/<model>` and `/<number of the teacher>/<field>`."""
     tensors: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         tensors[f"{number}/pixels"] = part.pixels_BHWC
+        tensors |= {f"{number}/{PLACE}/{model}": place_B4 for model, place_B4 in part.places.items()}
         tensors[f"{number}/share"] = torch.tensor(part.share, dtype=torch.float64)
         for teacher, name in enumerate(learner.student.teacher_names):
             fields = part.targets[name]._asdict().items()
@@ -219,4 +224,6 @@ def _read_part(tensors: Mapping[str, Tensor], number: int, teachers: Mapping[str
         else:
             patch_BTD, position_BT = (tensors[f"{number}/{teacher}/{field}"] for field in ("patch_BTD", "position_BT"))
             targets[name] = SampledTokens(cls_BD, patch_BTD, position_BT, spec.grid)
-    return MicroBatch(tensors[f"{number}/pixels"], targets, float(tensors[f"{number}/share"]), last)
+    prefix = f"{number}/{PLACE}/"
+    places = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return MicroBatch(tensors[f"{number}/pixels"], targets, float(tensors[f"{number}/share"]), last, places)

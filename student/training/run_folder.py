@@ -32,6 +32,7 @@ from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.identity import differing_fields, json_bytes
 from ...storage.features.layers import split_target
 from ...storage.objects.atomic_files import make_folder, replace_folder, translate_os_errors, write_atomically
+from ...storage.views.input_size import SizePx, size_json
 from ...teachers.encoders.build import build_encoder
 from ...teachers.encoders.preprocessing import Preprocessing
 from ...teachers.runtime.devices import Choice
@@ -165,14 +166,14 @@ class RunFolder:
         _write_json(self.out / "summary.json", dict(summary))
 
 
-def save_model(student: Student, folder: Path, *, size_px: int, targets: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+def save_model(student: Student, folder: Path, *, size_px: SizePx, targets: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
     """Write a `model/` folder: the encoder, its adapters, and what the adapters were trained for; replaces an older one.
 
     Collective: every rank calls this and the first writes. Raises `StoreUnavailable` with the bytes needed.
     """
     encoder = student.encoder
-    preprocessing = {**encoder.preprocessing.identity(), "size_px": size_px}
-    record = {"architecture": encoder.architecture, "size_px": size_px, "preprocessing": preprocessing}
+    preprocessing = {**encoder.preprocessing.identity(), "size_px": size_json(size_px)}
+    record = {"architecture": encoder.architecture, "size_px": size_json(size_px), "preprocessing": preprocessing}
     backbone = full_cpu_tensors(encoder.state_dict())
     named = zip(student.teacher_names, student.adapters, strict=True)
     adapters = {f"{name}.{key}": tensor for name, heads in named for key, tensor in full_cpu_tensors(heads.state_dict()).items()}

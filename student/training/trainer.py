@@ -25,12 +25,13 @@ from torch import Tensor
 from ...storage.core.errors import BadInput, Interrupted, StoreUnavailable
 from ...storage.core.events import Event, OnEvent, ignore_event
 from ...storage.core.stop_signals import call_on_stop
+from ...storage.views.input_size import size_json
 from ...storage.views.pixels import ReadableViews, origin_of_pixels
 from ...storage.views.view_spec import Input
 from ..data.following import POLL_S, FollowedOrder
 from ..data.order import BatchOrder
 from ..data.prefetch import largest_inputs, prefetch_of
-from ..data.stream import Batch, Plan, Stream, apply_photometric
+from ..data.stream import Batch, Plan, Stream, apply_photometric, places_of
 from ..data.targets import STUDENT, Memory, Rendering, Targets, TargetSource
 from ..model.draws import choose_size
 from ..model.ranks import AnyLater
@@ -204,7 +205,8 @@ class Trainer:
         for part in self._micro_batches(sent):
             for learner in learners:
                 pixels_BHWC, targets = to_device(learner.device.value, part.pixels_BHWC, part.targets)
-                learner.forward_backward(step, pixels_BHWC, targets, part.share, part.last)
+                places = {name: place_B4.to(learner.device.value) for name, place_B4 in part.places.items()}
+                learner.forward_backward(step, pixels_BHWC, targets, part.share, part.last, places)
         for learner in learners:
             learner.optimizer_step(step, lambda: ", ".join(self._image_ids(batch.plan)[:8]))
         return learners
@@ -217,7 +219,7 @@ class Trainer:
             with torch.no_grad():
                 targets = self.source.resolve(seen)
             share = (stop - start) / self.recipe.run.batch_size
-            yield MicroBatch(seen[f"pixels/{STUDENT}"], targets, share, stop == self.stream.batch_size)
+            yield MicroBatch(seen[f"pixels/{STUDENT}"], targets, share, stop == self.stream.batch_size, places_of(seen))
 
     def _spans(self) -> list[tuple[int, int]]:
         """Return [start, stop) of each micro-batch in this rank's batch."""
@@ -278,7 +280,7 @@ class Trainer:
         """Append a line of metrics for each learner and report it."""
         rate = self.clock.steps / max(self.clock.seconds, 1e-9)
         shared = {
-            "sizes_px": {rendering.key: rendering.size_px for rendering in batch.plan.renderings},
+            "sizes_px": {rendering.key: size_json(rendering.size_px) for rendering in batch.plan.renderings},
             "epoch": self.order.epoch_of(done * self.recipe.run.batch_size),
             "images_per_s": rate * self.recipe.run.batch_size,
             "wait_share": self.clock.wait_share,

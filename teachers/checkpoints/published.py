@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import size_hw
 from ..encoders.architectures import Options
 from ..encoders.build import build_encoder, facts
 from ..encoders.encoder import NATIVE_SIZE_PX, Encoder
@@ -58,7 +59,7 @@ def read_published(source: Path) -> Published:
 
     if f'"{RECORD}"' in config.read_text():
         imported, prep, model, tokens_of = read_timm_student(source)
-        return _verified("timm", imported, prep, model, tokens_of, (prep.size_px, prep.size_px))  # it may take its own size alone
+        return _verified("timm", imported, prep, model, tokens_of, size_hw(prep.size_px))  # it may take its own size alone
     return _verified("timm", *read_timm(source), timm_tokens)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import size_hw
 from ..encoders.architectures import CONVNEXT, CONVNEXT_STRIDE_PX, VIT, Options
 from ..encoders.build import canonical
 from ..encoders.preprocessing import Preprocessing
@@ -77,7 +78,7 @@ def write_timm(tensors: Mapping[str, Tensor], architecture: Options, preprocessi
     model.load_state_dict(state, strict=True)
     size_px = preprocessing.size_px
     pretrained_cfg = {
-        "input_size": [3, size_px, size_px], "fixed_input_size": False, "crop_pct": 1.0, "crop_mode": "squash", "num_classes": 0,
+        "input_size": [3, *size_hw(size_px)], "fixed_input_size": False, "crop_pct": 1.0, "crop_mode": "squash", "num_classes": 0,
         "interpolation": preprocessing.interpolation, "mean": list(preprocessing.mean), "std": list(preprocessing.std),
         "pool_size": None, "first_conv": "patch_embed.proj" if architecture["name"] == "vit" else "stem.0", "classifier": "head",
     }  # fmt: skip
@@ -124,11 +125,11 @@ def read_timm(folder: Path) -> tuple[Imported, Preprocessing, nn.Module]:
 
 
 def read_preprocessing(pretrained_cfg: Mapping[str, Any], folder: Path) -> Preprocessing:
-    """Return how timm's record of a model says that its pixels are made; raise `BadInput` for other inputs than square RGB pictures."""
+    """Return how timm's record of a model says that its pixels are made; raise `BadInput` for inputs that are not RGB."""
     channels, height, width = (int(side) for side in pretrained_cfg["input_size"])
-    if channels != 3 or height != width:
-        raise BadInput(f"the model in {folder} takes inputs of {channels}×{height}×{width}; a student takes square RGB pictures")
-    return Preprocessing(width, pretrained_cfg["interpolation"], tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"]))
+    if channels != 3:
+        raise BadInput(f"the model in {folder} takes inputs of {channels}×{height}×{width}; a student takes RGB pictures")
+    return Preprocessing((height, width), pretrained_cfg["interpolation"], tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"]))
 
 
 def _linear(name: str, tensor: Tensor) -> Tensor:

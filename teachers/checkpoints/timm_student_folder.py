@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import size_hw
 from ..encoders.architectures import Options
 from ..encoders.build import canonical
 from ..encoders.preprocessing import Preprocessing
@@ -46,7 +47,7 @@ def write_timm_student(tensors: Mapping[str, Tensor], architecture: Options, pre
         arguments.setdefault("img_size", published["input_size"][-1])
     one_size = "img_size" in architecture.get("options", {})
     pretrained_cfg = {
-        "input_size": [3, size_px, size_px], "fixed_input_size": one_size, "crop_pct": 1.0, "crop_mode": "squash",
+        "input_size": [3, *size_hw(size_px)], "fixed_input_size": one_size, "crop_pct": 1.0, "crop_mode": "squash",
         "num_classes": 0, "interpolation": preprocessing.interpolation, "mean": list(preprocessing.mean), "std": list(preprocessing.std),
         "pool_size": None, "first_conv": published.get("first_conv"), "classifier": published.get("classifier"),
     }  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import square_side
 from ..encoders.architectures import CONVNEXT_STRIDE_PX, Options
 from ..encoders.build import canonical
 from ..encoders.preprocessing import Preprocessing
@@ -83,10 +84,10 @@ def write_transformers(tensors: Mapping[str, Tensor], architecture: Options, pre
     """Write the folder after transformers has built the model and loaded every tensor."""
     tensors, options = with_unit_scales(tensors, architecture)
     kind = transformers.DINOv3ConvNextModel if options["name"] == "convnext" else transformers.DINOv3ViTModel
-    model = kind(transformers_config(options, preprocessing.size_px))
+    side = square_side(preprocessing.size_px, "a transformers folder")
+    model = kind(transformers_config(options, side))
     model.load_state_dict(to_transformers(tensors, options), strict=True)
     model.save_pretrained(folder)
-    side = preprocessing.size_px
     processor = {
         "image_processor_type": "DINOv3ViTImageProcessor", "do_resize": True, "size": {"height": side, "width": side},
         "resample": _RESAMPLE[preprocessing.interpolation], "do_rescale": True, "rescale_factor": 1 / preprocessing.pixel_scale,

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.plugins import Table
+from ...storage.views.input_size import SizePx, size_hw
 from .architectures import ARCHITECTURES, CONVNEXT_STRIDE_PX, TIMM_STUDENT, Facts, Options, checked_convnext, checked_vit
 
 if TYPE_CHECKING:
     from .encoder import Encoder
 
 
-def _any_size(encoder: "Encoder", size_px: int, grid: tuple[int, int]) -> None:
+def _any_size(encoder: "Encoder", size_px: SizePx, grid: tuple[int, int]) -> None:
     """Accept every input size that the stride divides."""
 
 
@@ -30,8 +31,8 @@ class StudentFamily(NamedTuple):
     """All options → width, stride and kind of class token."""
     build: Callable[[Options], "Encoder"]
     """All options → an encoder with random weights, in training mode."""
-    try_size: Callable[["Encoder", int, tuple[int, int]], None] = _any_size
-    """An encoder on the meta device, an input's side in pixels, the grid (H, W) that the stride makes of it; raises `BadInput`."""
+    try_size: Callable[["Encoder", SizePx, tuple[int, int]], None] = _any_size
+    """An encoder on the meta device, an input's size, the grid (H, W) that the stride makes of it; raises `BadInput`."""
     prefix: str = ""
     """Names of the family begin with it; without one they stand in ARCHITECTURES, or are the family's own."""
 
@@ -72,7 +73,7 @@ def _build_timm(options: Options) -> "Encoder":
     return build_timm_student(options)
 
 
-def _try_timm(encoder: "Encoder", size_px: int, grid: tuple[int, int]) -> None:
+def _try_timm(encoder: "Encoder", size_px: SizePx, grid: tuple[int, int]) -> None:
     from .timm_students import try_size
 
     try_size(encoder, size_px, grid)
@@ -135,11 +136,11 @@ def build_encoder(architecture: str | Mapping[str, Any]) -> "Encoder":
     return FAMILIES[full["name"]].build(full)
 
 
-def try_sizes(architecture: str | Mapping[str, Any], sizes_px: Iterable[int]) -> None:
+def try_sizes(architecture: str | Mapping[str, Any], sizes_px: Iterable[SizePx]) -> None:
     """Raise BadInput unless the student takes each input size: by its stride, and one of timm by a forward that computes nothing."""
     import torch
 
     with torch.device("meta"):
         encoder = build_encoder(architecture)
         for size_px in sizes_px:
-            FAMILIES[encoder.architecture["name"]].try_size(encoder, size_px, encoder.grid(size_px, size_px))
+            FAMILIES[encoder.architecture["name"]].try_size(encoder, size_px, encoder.grid(*size_hw(size_px)))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import size_hw
 from ..runtime.fusion import fuse_batch_norms
 from ..runtime.timm_import import import_timm
 from .architectures import Options
@@ -112,7 +113,7 @@ def inspect_timm(model: str, cls: str | None = None) -> TimmFacts:
         cls = cls or _default_cls(backbone)
         record = timm_architecture(model, cls=cls, width=0, stride_px=1, dynamic_size=dynamic)
         encoder = FrozenEncoder(backbone.eval(), record, width=0, stride_px=1, cls=cls, prep=prep)
-        side = prep.size_px
+        side, _ = size_hw(prep.size_px)
         features = encoder.features(torch.empty(1, 3, side, side))
         prefix = int(getattr(backbone, "num_prefix_tokens", 0))
         rows = _rows(features, prefix, channels_last=getattr(backbone, "output_fmt", "NCHW") == "NHWC")
@@ -120,6 +121,22 @@ def inspect_timm(model: str, cls: str | None = None) -> TimmFacts:
     width, stride_px = tokens.patch_BHWD.shape[-1], side // rows
     cls_dim = None if tokens.cls_BD is None else tokens.cls_BD.shape[-1]
     return TimmFacts({**record, "width": width, "stride_px": stride_px}, prep, cls_dim, width, stride_px)
+
+
+def try_timm_size(architecture: Options, size_hw_px: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Raise `BadInput` unless a timm model gives tokens of `grid` (H, W) at an input of (height, width); nothing is computed."""
+    with torch.device("meta"):
+        encoder = build_timm(architecture).eval()
+        try:
+            found = tuple(encoder(torch.empty(1, 3, *size_hw_px)).patch_BHWD.shape[1:3])
+            why = "" if found == grid else f"gives a grid of {found} there, not of {grid}"
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            why = f"says {' '.join(str(error).split())[:200] or repr(error)}"
+    if why:
+        raise BadInput(
+            f"teacher timm:{architecture['model']} does not take {size_hw_px[0]}x{size_hw_px[1]} px, because its positions or windows are "
+            f"made for one size: timm {timm.__version__} {why}; leave its size out, or take a teacher that resamples its positions"
+        )
 
 
 def _rows(features: Tensor, prefix: int, *, channels_last: bool) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import SizePx
 from .architectures import Options
 from .encoder import Encoder
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Triple
@@ -29,8 +30,8 @@ class OwnTeacher:
     """Normalised float pixels (B, 3, h, w) → (cls (B, D') or None, patch (B, h / stride_px, w / stride_px, D))."""
     name: str
     """What its feature sets are called; not the name of a known teacher."""
-    size_px: int
-    """Side of the square input, a multiple of `stride_px`; `--teacher-size` asks for another."""
+    size_px: SizePx
+    """Side of the square input or (height, width), multiples of `stride_px`; `--teacher-size` asks for another."""
     stride_px: int
     """Pixels per patch token on each axis."""
     cls: str = "class token"
@@ -53,8 +54,10 @@ class OwnTeacher:
         module: object = self.module
         if not isinstance(module, nn.Module):
             raise BadInput(f"module is a {type(module).__name__}, expected a torch.nn.Module")
-        counts: dict[str, object] = {"size_px": self.size_px, "stride_px": self.stride_px}
-        for what, value in counts.items():
+        size: object = self.size_px
+        sides: list[object] = [*size] if isinstance(size, list | tuple) else [size]
+        counts: list[tuple[str, object]] = [*(("size_px", side) for side in sides), ("stride_px", self.stride_px)]
+        for what, value in counts:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise BadInput(f"{what} is a count of pixels, got {value!r}")
         prep = Preprocessing(

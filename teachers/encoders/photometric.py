@@ -6,6 +6,8 @@ fixed order instead of a drawn one (ours), because a parameter tensor then says 
 once at the end, where Pillow rounds after each, so the two differ by a level or two. A row of zeros, which is what views without
 distortion store, gives its image back bit by bit. On one device an image comes out the same to the bit in a batch of any size: there is no
 convolution and no float reduction whose order could depend on the batch. Between devices a level may differ.
+A letterboxed view's parameters say where its image is in four more columns: the image is distorted as it would be alone, with its own mean
+grey and its own reflected borders, and the padding keeps its colour.
 Axes: B images, H × W pixels, C = 3 colours RGB, P parameters.
 """
 
@@ -18,12 +20,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...storage.core.errors import BadInput
-from ...storage.views.photometric import COLUMNS, MODES
+from ...storage.views.photometric import COLUMNS, MODES, STORED_COLUMNS
 
 PARAMETERS = COLUMNS
 """Columns of the parameter tensor as `storage.photometric` counts them, 0 for nothing each; further columns are ignored."""
 BLUR_SIDE_PX = 256  # the side at which a stored blur is in px; other sides scale it, kernel included
 BLUR_KERNEL_PX = 9  # at that side, DINOv3's
+PLACE_COLUMNS = 4
+"""Behind the stored columns: top, left, bottom, right of a letterboxed image, as shares of the input's height and width."""
 _LUMA = (0.299, 0.587, 0.114)
 _LUMA_UNITS = 1 << 24  # luma is summed in whole units of this: sums of integers do not depend on their order
 
@@ -34,10 +38,42 @@ def apply_photometric(pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
     Here, and only here, a stored blur becomes px: it counts 1/256 of the view's side, so that one view looks alike at every input size.
     """
     _check(pixels_BHWC, parameters_BP)
+    if parameters_BP.shape[1] == STORED_COLUMNS + PLACE_COLUMNS:
+        return _inside(pixels_BHWC, parameters_BP)
+    return _distorted(pixels_BHWC, parameters_BP, None)
+
+
+def _inside(pixels_BHWC: Tensor, parameters_BP: Tensor) -> Tensor:
+    """Return letterboxed images distorted inside, with their padding as it was."""
+    sides = parameters_BP.new_tensor(pixels_BHWC.shape[1:3]).repeat(2)
+    box_B4 = (parameters_BP[:, STORED_COLUMNS:] * sides).round().long()
+    rows_BH, columns_BW = (_reflected(box_B4[:, axis], box_B4[:, axis + 2], pixels_BHWC.shape[axis + 1]) for axis in (0, 1))
+    inside_BHW = _is_inside(box_B4, 0, pixels_BHWC.shape[1])[:, :, None] & _is_inside(box_B4, 1, pixels_BHWC.shape[2])[:, None, :]
+    number_B11 = torch.arange(len(pixels_BHWC), device=pixels_BHWC.device)[:, None, None]
+    filled_BHWC = pixels_BHWC[number_B11, rows_BH[:, :, None], columns_BW[:, None, :]]  # borders reflected into the padding, for the blur
+    return torch.where(inside_BHW[..., None], _distorted(filled_BHWC, parameters_BP, inside_BHW), pixels_BHWC)
+
+
+def _is_inside(box_B4: Tensor, axis: int, side: int) -> Tensor:
+    places = torch.arange(side, device=box_B4.device)
+    return (places >= box_B4[:, axis, None]) & (places < box_B4[:, axis + 2, None])
+
+
+def _reflected(begin_B: Tensor, end_B: Tensor, side: int) -> Tensor:
+    """Return which row or column of the image (B, side) stands at each of the input: outside it is mirrored at the image's last one."""
+    places, first, last = torch.arange(side, device=begin_B.device)[None], begin_B[:, None], end_B[:, None] - 1
+    period = (2 * (last - first)).clamp_min(1)
+    offset = (places - first) % period
+    return first + torch.minimum(offset, period - offset).clamp(max=last - first)
+
+
+def _distorted(pixels_BHWC: Tensor, parameters_BP: Tensor, inside_BHW: Tensor | None) -> Tensor:
+    """Return each image with its distortions; the mean grey is that of the pixels `inside`, None for all."""
     named = dict(zip(PARAMETERS, parameters_BP[:, : len(PARAMETERS)].float().unbind(1), strict=True))
     x_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float() / 255
-    for name, distort in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
-        x_BCHW = _select_images(named[name] != 0, distort(x_BCHW, 1 + named[name]), x_BCHW)
+    x_BCHW = _select_images(named["brightness"] != 0, brightness(x_BCHW, 1 + named["brightness"]), x_BCHW)
+    x_BCHW = _select_images(named["contrast"] != 0, contrast(x_BCHW, 1 + named["contrast"], inside_BHW), x_BCHW)
+    x_BCHW = _select_images(named["saturation"] != 0, saturation(x_BCHW, 1 + named["saturation"]), x_BCHW)
     x_BCHW = _select_images(named["hue"] != 0, hue(x_BCHW, named["hue"]), x_BCHW)
     side_px = min(pixels_BHWC.shape[1:3])
     half_px = min(max(1, round(BLUR_KERNEL_PX // 2 * side_px / BLUR_SIDE_PX)), side_px - 1)  # reflection needs a pixel more than that
@@ -84,10 +120,13 @@ def brightness(x_BCHW: Tensor, factor_B: Tensor) -> Tensor:
     return blend(x_BCHW, torch.zeros_like(x_BCHW), factor_B)
 
 
-def contrast(x_BCHW: Tensor, factor_B: Tensor) -> Tensor:
-    """Blend with the image's mean grey."""
-    luma_sum = (luma(x_BCHW) * _LUMA_UNITS).round().long().sum(dim=(1, 2, 3), keepdim=True)
-    mean = luma_sum.double() / (_LUMA_UNITS * x_BCHW.shape[2] * x_BCHW.shape[3])
+def contrast(x_BCHW: Tensor, factor_B: Tensor, inside_BHW: Tensor | None = None) -> Tensor:
+    """Blend with the image's mean grey: that of the pixels `inside`, or of all."""
+    units_B1HW = (luma(x_BCHW) * _LUMA_UNITS).round().long()
+    count: int | Tensor = x_BCHW.shape[2] * x_BCHW.shape[3]
+    if inside_BHW is not None:
+        units_B1HW, count = units_B1HW * inside_BHW[:, None], inside_BHW.sum(dim=(1, 2))[:, None, None, None]
+    mean = units_B1HW.sum(dim=(1, 2, 3), keepdim=True).double() / (_LUMA_UNITS * count)
     return blend(x_BCHW, mean.float(), factor_B)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...storage.core.choices import CONSTANTS, INTERPOLATIONS
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.views.input_size import SizePx, as_size, size_json
 from ...storage.views.view_spec import Input
 
 Triple = tuple[float, float, float]
@@ -30,8 +31,8 @@ CHANNEL_ORDERS = ("rgb", "bgr")
 class Preprocessing:
     """Resize and normalisation of one encoder; raises BadInput on a value that cannot be."""
 
-    size_px: int
-    """Side of the square input, in pixels."""
+    size_px: SizePx
+    """Side of the square input in pixels, or (height, width)."""
     interpolation: str = "bicubic"
     """How the crop is resized: bicubic, bilinear or nearest, antialiased where the method allows."""
     mean: Triple = IMAGENET_MEAN
@@ -44,8 +45,7 @@ class Preprocessing:
     """rgb or bgr: the order in which the encoder was trained."""
 
     def __post_init__(self) -> None:
-        if self.size_px < 1:
-            raise BadInput(f"size_px must be at least 1 pixel, got {self.size_px}")
+        object.__setattr__(self, "size_px", as_size(self.size_px, "an encoder's input"))
         if self.interpolation not in INTERPOLATIONS or self.channel_order not in CHANNEL_ORDERS:
             raise BadInput(
                 f"interpolation must be one of {INTERPOLATIONS} and channel_order one of {CHANNEL_ORDERS}, "
@@ -85,7 +85,7 @@ class Preprocessing:
 
     def identity(self) -> dict[str, Any]:
         """Return every field as JSON-able data."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {**asdict(self), "size_px": size_json(self.size_px), "mean": list(self.mean), "std": list(self.std)}
 
     def apply(self, pixels_BHWC: Tensor) -> Tensor:
         """Return uint8 RGB (B, H, W, 3) → float32 (B, 3, H, W), normalised, on the same device; channels-last in memory."""

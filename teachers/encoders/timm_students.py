@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import SizePx, size_hw, size_text
 from ..runtime import torchvision_guard
 from .architectures import TIMM_STUDENT, Options
 from .encoder import ConvNextEncoder, Encoder, FeaturesEncoder
@@ -310,11 +311,11 @@ def timm_options(entry: Any) -> Options:
     return {"dynamic_img_size": True, **({} if "distilled" in entry.__name__ else {"global_pool": ""})}
 
 
-def try_size(encoder: Encoder, size_px: int, grid: tuple[int, int]) -> None:
+def try_size(encoder: Encoder, size_px: SizePx, grid: tuple[int, int]) -> None:
     """Raise `BadInput` unless a student of timm gives tokens of `grid` (H, W) at an input size; the encoder is on the meta device."""
-    what = f"the student timm:{encoder.architecture['model']} cannot be trained at {size_px} px"
+    what = f"the student timm:{encoder.architecture['model']} cannot be trained at {size_text(size_px)} px"
     try:
-        cls_BD, patch_BHWD = encoder(torch.zeros(2, 3, size_px, size_px))
+        cls_BD, patch_BHWD = encoder(torch.zeros(2, 3, *size_hw(size_px)))
     except _FAILURES as error:
         raise BadInput(f"{what}: timm {timm.__version__} says {str(error) or repr(error)}; {_other_size(encoder, size_px)}") from error
     width = encoder.width
@@ -322,10 +323,12 @@ def try_size(encoder: Encoder, size_px: int, grid: tuple[int, int]) -> None:
         raise BadInput(f"{what}: it gives tokens of {tuple(patch_BHWD.shape[1:])}, not of {(*grid, width)}; choose another student")
 
 
-def _other_size(encoder: Encoder, size_px: int) -> str:
+def _other_size(encoder: Encoder, size_px: SizePx) -> str:
     options = encoder.architecture.get("options", {})
     one_size = encoder.architecture["family"] == "map" and not set(options) & set(_ANY_SIZE)
     if one_size and "img_size" in constructor_takes(encoder.backbone) and options.get("img_size") != size_px:
         own = encoder.preprocessing.size_px
+        if not isinstance(size_px, int):
+            return f"it is built for squares: --set student.sizes_px=[{own}]"
         return f"it is built for one size: --set student.options.img_size={size_px}, or --set student.sizes_px=[{own}]"
     return "choose student.sizes_px or the student anew"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...storage.core.errors import CacheMismatch
+from ...storage.views.input_size import SizePx, size_hw
 from .teacher import Teacher
 
 IMAGES = 8
@@ -21,14 +22,14 @@ _COARSE = 8  # blocks on a side: structure that survives a convolutional stem
 Features = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
-def canary_images(n: int, size_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return (n, size_px, size_px, 3) uint8: random blocks of colour, a pure function of the index and the size."""
+def canary_images(n: int, size_px: SizePx) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return (n, height, width, 3) uint8: random blocks of colour, a pure function of the index and the size."""
     words = _COARSE * _COARSE * 3 // 8
     blocks = np.stack([np.random.Philox(key=index).random_raw(words).astype("<u8").view(np.uint8) for index in range(n)]).reshape(
         n, _COARSE, _COARSE, 3
     )
-    index = np.arange(size_px) * _COARSE // size_px
-    return blocks[:, index][:, :, index]
+    rows, columns = (np.arange(side) * _COARSE // side for side in size_hw(size_px))
+    return blocks[:, rows][:, :, columns]
 
 
 def canary(teacher: Teacher, n: int = IMAGES) -> Features:

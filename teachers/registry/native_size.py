@@ -7,6 +7,7 @@ by 0.1 to 0.2. Other teachers' official code and timm's agree as far as is known
 
 import re
 
+from ...storage.views.input_size import size_text
 from .spec import TeacherSpec
 
 
@@ -16,6 +17,6 @@ def size_warning(spec: TeacherSpec) -> str | None:
     if native is None or spec.preprocessing.size_px == int(native[1]):
         return None
     return (
-        f"{spec.name} at {spec.preprocessing.size_px} px is off PE's native {native[1]} px: timm resamples its positions otherwise than "
-        f"Meta's code, and tokens differ by 0.1 to 0.2; --teacher-size {spec.name}={native[1]} gives Meta's"
+        f"{spec.name} at {size_text(spec.preprocessing.size_px)} px is off PE's native {native[1]} px: timm resamples its positions "
+        f"otherwise than Meta's code, and tokens differ by 0.1 to 0.2; --teacher-size {spec.name}={native[1]} gives Meta's"
     )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput, unknown_name
+from ...storage.views.input_size import SizePx, size_json
 from ..encoders.architectures import Options
 from ..encoders.build import facts
 from ..encoders.own_encoder import OwnEncoder, OwnTeacher
@@ -42,7 +43,7 @@ def names_onnx_file(name: str) -> bool:
     return name.endswith(".onnx")
 
 
-def resolve_onnx_file(name: str, weights: Path | None, *, size_px: int | None, constants: str) -> TeacherSpec:
+def resolve_onnx_file(name: str, weights: Path | None, *, size_px: SizePx | None, constants: str) -> TeacherSpec:
     """Load the graph, give it two pictures at the wanted size, and return the teacher that the tokens describe.
 
     Raise `BadInput` for a file or a declaration that is missing or does not fit, and for tokens of another shape, or that are no numbers.
@@ -62,10 +63,10 @@ def resolve_onnx_file(name: str, weights: Path | None, *, size_px: int | None, c
     measured = measure(name, own, size_px, constants, lambda error: f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
     architecture["width"] = measured.width
     if graph.has_fixed_sides:
-        architecture["one_size_px"] = measured.preprocessing.size_px
+        architecture["one_size_px"] = size_json(measured.preprocessing.size_px)
     return TeacherSpec(
         own.name, architecture, path, sha256, measured.preprocessing, own.cls, measured.cls_dim, measured.width,
-        (measured.side, measured.side),
+        measured.grid,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...storage.core.errors import BadInput
 from ...storage.objects.content_addressed import check_name
+from ...storage.views.input_size import SizePx, size_hw, size_text
 from ..encoders.own_encoder import OwnEncoder, OwnTeacher
 from ..encoders.preprocessing import Preprocessing
 from ..encoders.tokens import Tokens
@@ -27,11 +28,11 @@ class Measured(NamedTuple):
     preprocessing: Preprocessing
     cls_dim: int | None
     width: int
-    side: int
-    """Rows and columns of its grid."""
+    grid: tuple[int, int]
+    """Rows and columns."""
 
 
-def measure(name: str, own: OwnTeacher, size_px: int | None, constants: str, reason_of: Callable[[Exception], str]) -> Measured:
+def measure(name: str, own: OwnTeacher, size_px: SizePx | None, constants: str, reason_of: Callable[[Exception], str]) -> Measured:
     """Return what a teacher gives at its own size or the wanted one; `reason_of` words an error of its module.
 
     Raise `BadInput` for a declaration that cannot be, and for tokens of another shape than declared or that are no numbers.
@@ -40,10 +41,13 @@ def measure(name: str, own: OwnTeacher, size_px: int | None, constants: str, rea
     prep = own.preprocessing.with_constants(constants)
     if size_px is not None:
         prep = replace(prep, size_px=size_px)
-    if prep.size_px % own.stride_px:
-        raise BadInput(f"teacher {name}: {prep.size_px} px is not a multiple of its stride of {own.stride_px} px")
+    height, width = size_hw(prep.size_px)
+    if height % own.stride_px or width % own.stride_px:
+        raise BadInput(f"teacher {name}: {size_text(prep.size_px)} px is not a multiple of its stride of {own.stride_px} px")
     cls_BD, patch_BHWD = _tokens_of_two_pictures(name, own, prep, reason_of)
-    return Measured(prep, None if cls_BD is None else cls_BD.shape[-1], patch_BHWD.shape[-1], prep.size_px // own.stride_px)
+    return Measured(
+        prep, None if cls_BD is None else cls_BD.shape[-1], patch_BHWD.shape[-1], (height // own.stride_px, width // own.stride_px)
+    )
 
 
 def _check_declared(name: str, own: OwnTeacher) -> None:
@@ -56,13 +60,14 @@ def _check_declared(name: str, own: OwnTeacher) -> None:
 
 def _tokens_of_two_pictures(name: str, own: OwnTeacher, prep: Preprocessing, reason_of: Callable[[Exception], str]) -> Tokens:
     size_px, encoder = prep.size_px, OwnEncoder(own, {"name": "own"})
+    height, width = size_hw(size_px)
     for count in (1, 2):
         pixels_BCHW = prep.apply(torch.from_numpy(canary_images(count, size_px)))
         try:
             with torch.no_grad():
                 tokens: Tokens = encoder(pixels_BCHW)
         except Exception as error:
-            raise BadInput(f"teacher {name} fails on pixels of {count}×3×{size_px}×{size_px}: {reason_of(error)}") from error
+            raise BadInput(f"teacher {name} fails on pixels of {count}×3×{height}×{width}: {reason_of(error)}") from error
     bad = [what for what, part in zip(("class token", "patch tokens"), tokens, strict=True) if part is not None and not _finite(part)]
     if bad:
         raise BadInput(f"teacher {name}: its {' and '.join(bad)} of a picture of noise are not finite (NaN or infinite)")

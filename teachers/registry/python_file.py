@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import digest, file_sha256
+from ...storage.views.input_size import SizePx
 from ..encoders.architectures import Options
 from ..encoders.own_encoder import OwnEncoder, OwnTeacher
 from .own_tokens import measure
@@ -64,7 +65,7 @@ def source_sha256(source: PythonSource) -> str:
     return hashlib.sha256(source.code).hexdigest()
 
 
-def resolve_python_file(name: str, weights: Path | None, *, size_px: int | None, precision: str, constants: str) -> TeacherSpec:
+def resolve_python_file(name: str, weights: Path | None, *, size_px: SizePx | None, precision: str, constants: str) -> TeacherSpec:
     """Run the function, give its module two pictures at the wanted size, and return the teacher that the tokens describe.
 
     Raise `BadInput` for a file that cannot be imported, a function that is missing or fails, and tokens of another shape than declared,
@@ -81,7 +82,7 @@ def resolve_python_file(name: str, weights: Path | None, *, size_px: int | None,
     sha256 = tensors_sha256(own.module) if weights is None else _weights_sha256(weights, name)
     return TeacherSpec(
         own.name, architecture, weights or source.path, sha256, measured.preprocessing, own.cls, measured.cls_dim, measured.width,
-        (measured.side, measured.side), precision, source,
+        measured.grid, precision, source,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import torch
 from ...storage.core.cache_home import weights_folder
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import digest
+from ...storage.views.input_size import SizePx, as_size, size_hw, size_text
 from ..checkpoints.hub import HUB_PREFIX, fetch_model, is_repository, local_weights
 from ..checkpoints.sharded import INDEX_SUFFIX, weights_in, weights_sha256
 from ..checkpoints.transformers_models import HF_PREFIX, HF_RECORDS, inspect_hf, load_hf
@@ -24,7 +25,7 @@ from ..checkpoints.weights import check_format, load_strictly
 from ..encoders.architectures import ARCHITECTURES, Options
 from ..encoders.build import FAMILIES, build_encoder, canonical, cls_width, facts
 from ..encoders.encoder import Encoder
-from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm
+from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm, try_timm_size
 from ..encoders.preprocessing import Preprocessing
 from ..encoders.transformers_towers import tower_depth
 from ..runtime.empty_build import build_empty
@@ -47,7 +48,7 @@ def resolve_teacher(
     name_or_run: str,
     *,
     weights: Path | None = None,
-    size_px: int | None = None,
+    size_px: SizePx | None = None,
     precision: str = "fp32",
     constants: str = "own",
     allow_random_weights: bool = False,
@@ -76,7 +77,15 @@ def resolve_teacher(
     else:
         spec = _resolve_named(name_or_run, weights, precision, allow_random_weights)
     spec = replace(spec, preprocessing=spec.preprocessing.with_constants(constants))
-    return spec if size_px is None else spec.at_size(size_px)
+    return spec if size_px is None else _at_size(spec, size_px)
+
+
+def _at_size(spec: TeacherSpec, size_px: SizePx) -> TeacherSpec:
+    """Return the teacher at an input size; raise `BadInput` where timm's model cannot compute it: by a forward that computes nothing."""
+    sized = spec.at_size(size_px)
+    if spec.architecture["name"] == "timm" and sized.preprocessing.size_px != spec.preprocessing.size_px:
+        try_timm_size(sized.architecture, size_hw(sized.preprocessing.size_px), sized.grid)
+    return sized
 
 
 def absolute_name(name_or_run: str) -> str:
@@ -220,7 +229,7 @@ def _timm_definition(model: str) -> TeacherDefinition:
 def _resolve_run(run: Path, weights: Path | None, precision: str) -> TeacherSpec:
     try:
         record: dict[str, Any] = json.loads((run / MODEL_FILE).read_text())
-        architecture, size_px = canonical(record["architecture"]), int(record["size_px"])
+        architecture, size_px = canonical(record["architecture"]), as_size(record["size_px"])
         prep = Preprocessing.from_dict(record["preprocessing"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{run / MODEL_FILE} is not the record of a model: {error}") from error
@@ -237,13 +246,14 @@ def _spec(
     name: str, architecture: Options, path: Path, prep: Preprocessing,
     *, cls: str, cls_dim: int | None, width: int, stride_px: int, precision: str, at_random: bool = False,
 ) -> TeacherSpec:  # fmt: skip
-    if prep.size_px % stride_px:
-        raise BadInput(f"teacher {name}: {prep.size_px} px is not a multiple of its stride of {stride_px} px")
+    height, width_px = size_hw(prep.size_px)
+    if height % stride_px or width_px % stride_px:
+        raise BadInput(f"teacher {name}: {size_text(prep.size_px)} px is not a multiple of its stride of {stride_px} px")
     if not at_random:
         check_format(path)
-    side = prep.size_px // stride_px
+    grid = (height // stride_px, width_px // stride_px)
     return TeacherSpec(
-        name, architecture, path, RANDOM_WEIGHTS if at_random else weights_sha256(path), prep, cls, cls_dim, width, (side, side), precision
+        name, architecture, path, RANDOM_WEIGHTS if at_random else weights_sha256(path), prep, cls, cls_dim, width, grid, precision
     )  # fmt: skip
 
 

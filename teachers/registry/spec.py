@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ...storage.core.choices import COMPUTE_PRECISIONS
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import SizePx, as_size, size_hw, size_text
 from ..encoders.preprocessing import Preprocessing
 
 CLS_KINDS = (
@@ -85,17 +86,21 @@ class TeacherSpec:
     @property
     def stride_px(self) -> int:
         """Pixels per patch token."""
-        return self.preprocessing.size_px // self.grid[0]
+        return size_hw(self.preprocessing.size_px)[0] // self.grid[0]
 
-    def at_size(self, size_px: int) -> "TeacherSpec":
+    def at_size(self, size_px: SizePx) -> "TeacherSpec":
         """Return the same teacher at another input size; raises BadInput unless the stride divides it and the teacher takes it."""
-        one_size_px = self.architecture.get("one_size_px", size_px)
-        if size_px != one_size_px:
-            raise BadInput(f"teacher {self.name} takes pixels of {one_size_px}×{one_size_px} px alone, got {size_px}")
-        if size_px < self.stride_px or size_px % self.stride_px:
+        size_px, stride_px = as_size(size_px, f"the input of teacher {self.name}"), self.stride_px
+        one_size = as_size(self.architecture.get("one_size_px", size_px))
+        if size_px != one_size:
+            height, width = size_hw(one_size)
+            raise BadInput(f"teacher {self.name} takes pixels of {height}×{width} px alone, got {size_text(size_px)}")
+        height, width = size_hw(size_px)
+        if min(height, width) < stride_px or height % stride_px or width % stride_px:
+            nearest = as_size([max(1, round(side / stride_px)) * stride_px for side in (height, width)])
             raise BadInput(
-                f"teacher {self.name} takes sizes that are multiples of {self.stride_px} px, got {size_px}; "
-                f"the nearest is {max(1, round(size_px / self.stride_px)) * self.stride_px}"
+                f"teacher {self.name} takes sizes that are multiples of {stride_px} px, got {size_text(size_px)}; "
+                f"the nearest is {size_text(nearest)}"
             )
-        side = size_px // self.stride_px
-        return replace(self, preprocessing=replace(self.preprocessing, size_px=size_px), grid=(side, side))
+        grid = (height // stride_px, width // stride_px)
+        return replace(self, preprocessing=replace(self.preprocessing, size_px=size_px), grid=grid)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...storage.core.errors import EupeError
+from ...storage.views.input_size import SizePx
 from ..encoders.encoder import Encoder
 from ..encoders.tokens import LayerTokens, Tokens, concatenated
 from ..runtime.devices import mixed_precision
@@ -99,6 +100,6 @@ class Teacher(nn.Module):
             raise CannotCompile(f"teacher {self.spec.name} does not compile here ({first}); run without --compile") from error
         return tokens.first(count)
 
-    def at_size(self, size_px: int) -> "Teacher":
+    def at_size(self, size_px: SizePx) -> "Teacher":
         """Return the same weights (shared, not copied) under a spec of another input size; raises BadInput off the stride."""
         return Teacher(self.spec.at_size(size_px), self.encoder)

@@ -93,7 +93,7 @@ MISTAKES = [
     (f"{TRAIN} --set optimizer.learning_rate=-1", "expected above 0, below 10"),
     (f"{TRAIN} --follow nan", "--follow': nan is not a number"),
     (f"{KNN} --train photos --test photos --crop-fraction nan", "--crop-fraction': nan is not a number"),
-    (f"{KNN} --train photos --test photos --size 1000000", "1000000 is not in the range 1<=x<=8192"),
+    (f"{KNN} --train photos --test photos --size 1000000", "'1000000' is neither a side of 1 to 8,192 px nor HEIGHTxWIDTH"),
     ("features verify tiny-int8 --store {store} --subset 0/3", "parts go from 1/3 to 3/3"),
     (f"{PCA} --size 17 --out {{tmp}}/p.png", "the nearest is 16"),
     # licences and losses

@@ -6,6 +6,7 @@ import pytest
 from eupe_pipeline.pipeline.demo.demo_recipe import load_demo
 from eupe_pipeline.pipeline.recipes.load import FOLDER
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.storage.views.input_size import square_side
 from eupe_pipeline.teachers.encoders.build import facts
 
 
@@ -29,7 +30,7 @@ def test_stage_three_runs_the_proxy_live_at_three_scales_that_its_patches_divide
     assert recipe.teacher.source == "live"
     assert len(recipe.student.sizes_px) == len(recipe.teacher.sizes_px) == 3
     stride_px = facts({**recipe.student.options, "name": recipe.student.architecture}).stride_px
-    assert all(size % stride_px == 0 for size in (*recipe.student.sizes_px, *recipe.teacher.sizes_px))
+    assert all(square_side(size, "") % stride_px == 0 for size in (*recipe.student.sizes_px, *recipe.teacher.sizes_px))
 
 
 def test_stage_three_goes_on_from_the_student_of_stage_two() -> None:

@@ -6,6 +6,7 @@ from eupe_pipeline.pipeline.distillation.budget import Choice, choose_within_bud
 from eupe_pipeline.pipeline.distillation.facts import DeviceFacts, ScaleFacts, StudentFacts, TeacherFacts
 from eupe_pipeline.pipeline.distillation.rules import ruled_recipe, ruled_sizes
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.storage.views.input_size import square_side
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,9 +38,9 @@ def test_any_facts_give_valid_recipes_of_every_stage(scale: ScaleFacts, hours: f
         recipe = ruled.recipe()
         assert recipe.run.steps >= 1000
         assert 32 <= recipe.run.batch_size <= 8192
-        assert all(size % scale.student.patch_px == 0 for size in recipe.student.sizes_px)
+        assert all(square_side(size, "") % scale.student.patch_px == 0 for size in recipe.student.sizes_px)
         teacher = min(sized.teachers, key=lambda one: one.cells)
-        assert all(size % teacher.stride_px == 0 for size in recipe.teacher.sizes_px)
+        assert all(square_side(size, "") % teacher.stride_px == 0 for size in recipe.teacher.sizes_px)
 
 
 def chosen(scale: ScaleFacts, store_bytes: int | None, hours: float | None, students: int) -> Choice | str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eupe_pipeline.storage.views.input_size import size_hw
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.formats import usage_example
 from eupe_pipeline.student.export.lineage import open_trained
@@ -25,6 +26,7 @@ from .test_export import make_run, needs_executorch
 RUN_AND_KEEP = """
 import runpy, sys
 from eupe_pipeline.teachers.runtime import torchvision_guard
+from eupe_pipeline.storage.views.input_size import size_hw
 torchvision_guard.install()
 import numpy as np
 found = runpy.run_path("usage.py")
@@ -60,9 +62,7 @@ def tokens_of_student(run: Path, picture: Path) -> Tokens:
     """By the preprocessing that the run recorded: the whole picture at the student's size."""
     trained = open_trained(run)
     prep = trained.preprocessing
-    resized = ImageOps.exif_transpose(Image.open(picture)).resize(
-        (prep.size_px, prep.size_px), Image.Resampling[prep.interpolation.upper()]
-    )
+    resized = ImageOps.exif_transpose(Image.open(picture)).resize(size_hw(prep.size_px)[::-1], Image.Resampling[prep.interpolation.upper()])
     with torch.no_grad():
         tokens: Tokens = trained.encoder(prep.apply(torch.from_numpy(np.array(resized))[None]))
     return tokens

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.storage.views.input_size import size_hw
 from eupe_pipeline.teachers.encoders.architectures import Options
 from eupe_pipeline.teachers.encoders.frozen import FrozenEncoder, build_timm, inspect_timm, timm_architecture
 from eupe_pipeline.teachers.registry.table import ROWS, TEACHERS
@@ -39,7 +40,7 @@ def test_a_teacher_of_the_table_has_the_parameters_and_shapes_that_its_row_says(
     with torch.device("meta"):
         encoder = row.build(row.architecture).eval()
         side = row.preprocessing.size_px
-        cls_BD, patch_BHWD = encoder(torch.empty(1, 3, side, side))
+        cls_BD, patch_BHWD = encoder(torch.empty(1, 3, *size_hw(side)))
     assert sum(parameter.numel() for parameter in encoder.parameters()) == count
     assert patch_BHWD.shape == (1, rows, rows, row.architecture["width"])
     assert (None if cls_BD is None else cls_BD.shape[1]) == row.cls_dim

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.storage.views.input_size import square_side
 from eupe_pipeline.teachers.encoders.build import build_encoder, canonical, cls_width, facts, try_sizes
 from eupe_pipeline.teachers.encoders.encoder import Encoder
 from eupe_pipeline.teachers.encoders.training_settings import set_activation_checkpointing, set_drop_path
@@ -29,7 +30,7 @@ def pixels(side: int, batch: int = 2) -> Tensor:
 
 
 def own_size(encoder: Encoder) -> int:
-    return encoder.preprocessing.size_px
+    return square_side(encoder.preprocessing.size_px, "this encoder")
 
 
 def where_it_is_felt(encoder: Encoder, row: int, column: int) -> tuple[int, int]:

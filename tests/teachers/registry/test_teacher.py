@@ -7,6 +7,7 @@ import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import digest
+from eupe_pipeline.storage.views.input_size import SizePx, square_side
 from eupe_pipeline.teachers.checkpoints.weights import read_weights, save_weights
 from eupe_pipeline.teachers.registry.canary import canary_images
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
@@ -15,7 +16,7 @@ from eupe_pipeline.teachers.registry.teacher import Teacher
 from torch import Tensor, nn
 
 
-def pixels(n: int, size_px: int) -> Tensor:
+def pixels(n: int, size_px: SizePx) -> Tensor:
     return torch.from_numpy(canary_images(n, size_px))
 
 
@@ -71,15 +72,27 @@ class TestEveryTeacher:
         assert torch.equal(batch, before)
 
     def test_at_another_size_it_gives_the_grid_of_that_size_with_the_same_weights(self, teacher: Teacher) -> None:
-        size_px = teacher.spec.preprocessing.size_px + teacher.spec.stride_px
+        size_px = square_side(teacher.spec.preprocessing.size_px, "this teacher") + teacher.spec.stride_px
         other = teacher.at_size(size_px)
         assert other.encoder is teacher.encoder
         assert other(pixels(1, size_px)).patch_BHWD.shape[1:3] == other.spec.grid
         assert other.spec.grid[0] == teacher.spec.grid[0] + 1
         assert digest(other.spec.identity()) != digest(teacher.spec.identity())
 
+    def test_at_a_size_that_is_not_square_it_gives_the_grid_of_that_size(self, teacher: Teacher) -> None:
+        own, stride = square_side(teacher.spec.preprocessing.size_px, "this teacher"), teacher.spec.stride_px
+        size_px = (own, own + 2 * stride)
+        other = teacher.at_size(size_px)
+        cls_BD, patch_BHWD = other(pixels(2, size_px))
+        assert patch_BHWD.shape[1:3] == other.spec.grid == (own // stride, own // stride + 2)
+        assert (cls_BD is None) == (other.spec.cls_dim is None)
+        assert other.spec.identity()["preprocessing"]["size_px"] == [*size_px]
+        assert other.spec.stride_px == stride
+        with pytest.raises(BadInput, match=f"the nearest is {own}x{own + 2 * stride}"):
+            teacher.at_size((own, own + 2 * stride + 1))
+
     def test_refuses_a_size_off_its_stride_and_names_the_nearest(self, teacher: Teacher) -> None:
-        size_px = teacher.spec.preprocessing.size_px + 1
+        size_px = square_side(teacher.spec.preprocessing.size_px, "this teacher") + 1
         with pytest.raises(BadInput, match=f"the nearest is {size_px - 1}"):
             teacher.at_size(size_px)
         with pytest.raises(BadInput, match="not a multiple"):
