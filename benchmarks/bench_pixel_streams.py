@@ -60,6 +60,9 @@ class NoTargets:
     def largest_px(self) -> Mapping[str, Any]:
         return {}
 
+    def inputs_px(self, step: int) -> Mapping[str, Any]:
+        return {}
+
     def allocate(self, batch_size: int) -> Memory:
         return {}
 

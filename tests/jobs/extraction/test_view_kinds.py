@@ -111,7 +111,9 @@ def seen(made: Extracted, row: int, size: SizePx) -> tuple[torch.Tensor, torch.T
     """A view's pixels without and with its distortion, restated: the image alone is distorted, and then padded."""
     spec, views = made.reader.views.spec, made.reader.views.read(np.array([row]))
     image, wanted = made.reader.views.dataset.read_image(row // 2), Input(size)
-    clean = torch.from_numpy(render(image, views.crop[0], bool(views.flip[0]), size, letterbox=spec.letterbox))[None]
+    clean = torch.from_numpy(
+        render(image, views.crop[0], bool(views.flip[0]), size, letterbox=spec.letterbox, renderer=made.reader.views.renderer)
+    )[None]
     distortions = spec.distortions(views, size)
     assert distortions.shape == (1, 12)
     assert clean.shape == (1, *wanted.shape)

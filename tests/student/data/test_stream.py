@@ -52,7 +52,9 @@ def test_each_place_holds_its_own_view_and_tokens(tiny_store: Any) -> None:
         assert np.array_equal(batch.tensors["t/patch"].numpy(), tokens.patch)
         assert np.array_equal(batch.tensors["t/cls"].numpy(), tokens.cls)
         for n, row in enumerate(rows.tolist()):
-            expected = render(reader.views.dataset.read_image(row // 2), views.crop[n], bool(views.flip[n]), 16)
+            expected = render(
+                reader.views.dataset.read_image(row // 2), views.crop[n], bool(views.flip[n]), 16, renderer=reader.views.renderer
+            )
             assert np.array_equal(batch.tensors["pixels/student"][n].numpy(), expected)
 
 
