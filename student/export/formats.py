@@ -27,6 +27,7 @@ from ...teachers.checkpoints.official import from_official, to_official
 from ...teachers.checkpoints.published import TOLERANCE, load_encoder, read_published
 from ...teachers.encoders.architectures import TIMM_STUDENT
 from ..edge.choice import GraphChoice
+from ..heads.modules import KINDS
 from .lineage import Trained
 from .runtimes import Runner, coreml_runner, eager_runner, executorch_runner, litert_runner, onnx_runner, openvino_runner
 
@@ -101,10 +102,12 @@ def _transformers(trained: Trained, folder: Path) -> Written:
 def _headed_transformers(trained: Trained, folder: Path) -> Written:
     """Write student and heads as one folder with code of its own, and compare what `AutoModel` computes from it."""
     from ..heads.automodel import run_folder, write_headed
-    from .graphs import compare_folder
+    from .graphs import compare_folder, refuse_other_sizes
 
+    size_px = trained.preprocessing.size_px
+    refuse_other_sizes([one for one in trained.heads if KINDS[one.kept.kind].one_size], size_px)
     files = write_headed(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, trained.heads, folder)
-    return files, compare_folder(trained.encoder, trained.heads, lambda pixels_BCHW: run_folder(folder, pixels_BCHW))
+    return files, compare_folder(trained.encoder, size_px, trained.heads, lambda pixels_BCHW: run_folder(folder, pixels_BCHW))
 
 
 def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:

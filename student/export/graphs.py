@@ -31,6 +31,7 @@ from ..edge.onnx_graph import name_outputs, write_graph
 from ..edge.operators import OPSET as EDGE_OPSET
 from ..edge.quiet import quiet
 from ..heads.chosen import NamedHead
+from ..heads.modules import KINDS
 from ..quantised.agreement import compare_int8, in_batches
 from ..quantised.plain_weights import with_plain_weights
 from ..quantised.scheme import DESCRIBED, quantise, require_torchao
@@ -73,6 +74,8 @@ def write_onnx(encoder: Encoder, size_px: SizePx, path: Path, heads: Sequence[Na
     for library in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(library)
     stride = encoder.stride_px
+    if any(KINDS[one.kept.kind].one_size for one in heads):
+        return _write_one_size_onnx(encoder, size_px, path, heads, "a detector has the places of its size")
     if encoder.architecture["name"] != TIMM_STUDENT:
         return _write_open_onnx(encoder, size_px, path, heads)
     try:
@@ -81,6 +84,10 @@ def write_onnx(encoder: Encoder, size_px: SizePx, path: Path, heads: Sequence[Na
         return _write_open_onnx(encoder, size_px, path, heads)
     except Exception as error:  # noqa: BLE001 - torch's exporter raises what each operator happens to
         why = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return _write_one_size_onnx(encoder, size_px, path, heads, why)
+
+
+def _write_one_size_onnx(encoder: Encoder, size_px: SizePx, path: Path, heads: Sequence[NamedHead], why: str) -> dict[str, Any]:
     refuse_other_sizes(heads, size_px)
     opset = _trace(encoder, path, (2, *size_hw(size_px)), {"pixels": {0: _open_batch()}}, heads)
     differences = _differences(encoder, path, [(1, *size_hw(size_px)), (3, *size_hw(size_px))])
@@ -249,9 +256,11 @@ def fold_student(encoder: Encoder, pixels_BCHW: Tensor, heads: Sequence[NamedHea
         ) from error
 
 
-def compare_folder(encoder: Encoder, heads: Sequence[NamedHead], run: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Any]:
+def compare_folder(
+    encoder: Encoder, size_px: int, heads: Sequence[NamedHead], run: Callable[[Tensor], Mapping[str, Tensor]]
+) -> dict[str, Any]:
     """Return how far the outputs by name of another library are from the encoder's and the heads'; raises `BadInput` above the limits."""
-    names, pixels_BCHW = output_names(heads), _pixels(encoder, 2, 4 * encoder.stride_px, 6 * encoder.stride_px)
+    names, pixels_BCHW = output_names(heads), _pixels(encoder, 2, size_px, size_px)
     found = run(pixels_BCHW)
     worst = max_difference(Tokens(found["cls"], found["patch"]), eager_runner(encoder)(pixels_BCHW))
     if not worst <= MAX_DIFFERENCE:

@@ -87,6 +87,8 @@ class Kind(NamedTuple):
     """Endings of its outputs' names."""
     mirrors: bool = False
     """Whether it also wants the tokens of the mirrored pictures."""
+    one_size: bool = False
+    """Whether a graph of it has one size of input."""
 
 
 def _detector(settings: Mapping[str, Any]) -> nn.Module:
@@ -99,7 +101,7 @@ KINDS: dict[str, Kind] = {
     "linear": Kind(LinearHead),
     "segmentation": Kind(PatchHead),
     "depth": Kind(DepthHead, mirrors=True),
-    "detection": Kind(_detector, ("_boxes", "_scores")),
+    "detection": Kind(_detector, ("_boxes", "_scores"), one_size=True),
 }
 """What the head of each evaluation computes."""
 

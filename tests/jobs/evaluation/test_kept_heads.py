@@ -94,8 +94,13 @@ def exported(evaluated: tuple[Path, Path, dict[str, dict[str, Any]]], tmp_path_f
     run, out = evaluated[0], tmp_path_factory.mktemp("exported")
     heads = ("linear", "segmentation", "depth")
     export(ExportOptions(run, out, ("onnx", "transformers"), heads=heads))
-    export(ExportOptions(run, out, ("onnx",), target="edge", heads=heads))
     return out
+
+
+@pytest.fixture(scope="module")
+def edge(evaluated: tuple[Path, Path, dict[str, dict[str, Any]]], exported: Path) -> Path:
+    export(ExportOptions(evaluated[0], exported, ("onnx",), target="edge", heads=("linear", "segmentation", "depth")))
+    return exported / "onnx-edge"
 
 
 def pixels_of(run: Path, picture: Pixels) -> Tensor:
@@ -156,11 +161,12 @@ def test_the_open_graph_has_the_figures_of_all_three_evaluations(
     assert rmse(run, data, outputs) == pytest.approx(results["depth"]["rmse"], abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_edge_graph_has_the_figures_of_evaluations_at_its_size(
-    evaluated: tuple[Path, Path, dict[str, dict[str, Any]]], exported: Path
+    evaluated: tuple[Path, Path, dict[str, dict[str, Any]]], edge: Path
 ) -> None:
     run, data, results = evaluated
-    outputs = onnx(exported / "onnx-edge" / "student.onnx")
+    outputs = onnx(edge / "student.onnx")
     assert top1(run, data, outputs) == pytest.approx(results["linear"]["top1"], abs=1e-9)
     assert miou(run, data, outputs)["miou"] == pytest.approx(results["segmentation"]["miou"], abs=0.02)
 
