@@ -54,9 +54,6 @@ class NoTargets:
     def renderings(self, step: int) -> Sequence[Rendering]:
         return ()
 
-    def inputs_px(self, step: int) -> Mapping[str, Any]:
-        return {}
-
     def largest_px(self) -> Mapping[str, Any]:
         return {}
 

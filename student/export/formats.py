@@ -3,9 +3,8 @@
 To add a format is to add its name to `storage.core.choices.EXPORT_FORMATS` and its row here; an installed package adds rows by entry points
 (`eupe_pipeline.exports`, an `ExportFormat`). A writer runs what it wrote, or loads it with the library that it is for, before it returns.
 
-The usage examples are ten-line programs; tests run each of them and compare its tokens with the student's. Each takes the path of a
-picture, turns it upright as `index` does, resizes the whole of it to the student's size and prints the shapes of class and patch tokens.
-They need the format's own library, torch or numpy, and Pillow; that of the official hub takes the path of a clone.
+The usage examples are ten-line programs, which tests run. Each takes the path of a picture, turns it upright as `index` does, resizes the
+whole of it to the student's size and prints the shapes of its tokens; that of the official hub takes the path of a clone.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,10 +103,9 @@ def _headed_transformers(trained: Trained, folder: Path) -> Written:
     from ..heads.automodel import run_folder, write_headed
     from .graphs import compare_folder, refuse_other_sizes
 
-    size_px = trained.preprocessing.size_px
-    refuse_other_sizes([one for one in trained.heads if KINDS[one.kept.kind].one_size], size_px)
+    refuse_other_sizes([one for one in trained.heads if KINDS[one.kept.kind].one_size], size_px := trained.preprocessing.size_px)
     files = write_headed(trained.encoder.state_dict(), trained.architecture, trained.preprocessing, trained.heads, folder)
-    return files, compare_folder(trained.encoder, size_px, trained.heads, lambda pixels_BCHW: run_folder(folder, pixels_BCHW))
+    return files, compare_folder(trained.encoder, size_px, trained.heads, partial(run_folder, folder))
 
 
 def _read_back(trained: Trained, folder: Path) -> dict[str, Any]:

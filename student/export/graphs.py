@@ -92,13 +92,8 @@ def _write_one_size_onnx(encoder: Encoder, size_px: SizePx, path: Path, heads: S
     opset = _trace(encoder, path, (2, *size_hw(size_px)), {"pixels": {0: _open_batch()}}, heads)
     differences = _differences(encoder, path, [(1, *size_hw(size_px)), (3, *size_hw(size_px))])
     facts = _of_heads(encoder, heads, onnx_outputs(path, output_names(heads)), [_pixels(encoder, 3, *size_hw(size_px))], HEADS_LIMIT)
-    return {
-        "opset": opset,
-        "max_abs_difference": differences,
-        "dynamic": "batch",
-        "sides": f"{size_text(size_px)} px alone: {why}",
-        **facts,
-    }
+    sides = f"{size_text(size_px)} px alone: {why}"
+    return {"opset": opset, "max_abs_difference": differences, "dynamic": "batch", "sides": sides, **facts}
 
 
 def _write_open_onnx(encoder: Encoder, size_px: SizePx, path: Path, heads: Sequence[NamedHead]) -> dict[str, Any]:
@@ -257,10 +252,10 @@ def fold_student(encoder: Encoder, pixels_BCHW: Tensor, heads: Sequence[NamedHea
 
 
 def compare_folder(
-    encoder: Encoder, size_px: int, heads: Sequence[NamedHead], run: Callable[[Tensor], Mapping[str, Tensor]]
+    encoder: Encoder, size_px: SizePx, heads: Sequence[NamedHead], run: Callable[[Tensor], Mapping[str, Tensor]]
 ) -> dict[str, Any]:
     """Return how far the outputs by name of another library are from the encoder's and the heads'; raises `BadInput` above the limits."""
-    names, pixels_BCHW = output_names(heads), _pixels(encoder, 2, size_px, size_px)
+    names, pixels_BCHW = output_names(heads), _pixels(encoder, 2, *size_hw(size_px))
     found = run(pixels_BCHW)
     worst = max_difference(Tokens(found["cls"], found["patch"]), eager_runner(encoder)(pixels_BCHW))
     if not worst <= MAX_DIFFERENCE:
