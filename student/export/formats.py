@@ -2,7 +2,6 @@
 
 To add a format is to add its name to `storage.core.choices.EXPORT_FORMATS` and its row here, or an entry point. A writer runs
 what it wrote, or loads it with the library that it is for, before it returns.
-
 The usage examples are ten-line programs, which tests run. Each takes the path of a picture, turns it upright as `index` does, resizes the
 whole of it to the student's size and prints the shapes of its tokens; that of the official hub takes the path of a clone.
 """
