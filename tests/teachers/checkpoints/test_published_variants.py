@@ -134,14 +134,21 @@ def test_a_timm_model_of_another_kind_is_refused_by_its_true_reason(name: str, a
         read_published(folder)
 
 
-@pytest.mark.parametrize(("size", "why"), [([1, 64, 64], "takes inputs of 1×64×64"), ([3, 64, 96], "takes inputs of 3×64×96")])
-def test_a_timm_folder_of_other_pictures_than_square_rgb_is_refused(size: list[int], why: str, tmp_path: Path) -> None:
+def folder_of_pictures(tmp_path: Path, size: list[int]) -> Path:
     folder, _ = timm_folder(tmp_path, "convnext_tiny", **SMALL)
     config = json.loads((folder / "config.json").read_text())
     config["pretrained_cfg"]["input_size"] = size
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=why):
-        read_published(folder)
+    return folder
+
+
+def test_a_timm_folder_of_other_pictures_than_rgb_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="takes inputs of 1×64×64"):
+        read_published(folder_of_pictures(tmp_path, [1, 64, 64]))
+
+
+def test_a_timm_folder_of_pictures_that_are_not_square_is_read_with_their_height_and_width(tmp_path: Path) -> None:
+    assert read_published(folder_of_pictures(tmp_path, [3, 64, 96])).preprocessing.size_px == (64, 96)
 
 
 @pytest.mark.parametrize(("file", "change", "why"), [
