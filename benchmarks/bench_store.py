@@ -47,7 +47,7 @@ ROW_BYTES = GRID[0] * GRID[1] * DIM * 2
 TARGETS = {
     "store.read_checked/raw": (">=", 0.75),
     "store.read_unchecked/raw": (">=", 0.85),
-    "store.read_checked/best_peer": (">=", 2.0),
+    "store.read_checked/best_peer": (">=", 1.0),
     "store.write/raw_fsync": (">=", 0.9),
 }
 Rows = NDArray[np.float16]
