@@ -86,7 +86,8 @@ study: venv ## what codecs, views and stages do to students (half an hour on two
 bench-extract: venv ## extraction against a bare forward loop, and what five kills cost: docs/results/bench-extract.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract
 
-bench-pixels: $(BENCH)/.installed ## decoders and resizers side by side, views a core, streams of pixels against peers: docs/results/bench-rendering.json
+bench-pixels: $(BENCH)/.installed ## decoders and resizers side by side, views a core, streams against peers: docs/results/bench-rendering.json, bench-pixel-streams.json
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c $(BENCH)/constraints.txt -e '.[dali]' || echo "bench-pixels: without DALI"
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.bench_rendering
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.bench_pixel_streams
 
