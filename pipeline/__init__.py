@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..jobs.curation.curate import curate_features as curate_features
     from ..jobs.curation.options import CurateOptions as CurateOptions
+    from ..jobs.detection.detection import DetectionOptions as DetectionOptions
+    from ..jobs.detection.detection import evaluate_detection as evaluate_detection
     from ..jobs.estimates.cost_model import Prices as Prices
     from ..jobs.estimates.extraction import PlanOptions as PlanOptions
     from ..jobs.estimates.extraction import plan_extraction as plan_extraction
@@ -97,6 +99,7 @@ _NAMES = {
     "..jobs.estimates.training": ("plan_training",),
     "..jobs.evaluation.agreement": ("AgreementOptions", "evaluate_agreement"),
     "..jobs.evaluation.correspondence": ("CorrespondenceOptions", "evaluate_correspondence"),
+    "..jobs.detection.detection": ("DetectionOptions", "evaluate_detection"),
     "..jobs.evaluation.depth": ("DepthOptions", "evaluate_depth"),
     "..jobs.evaluation.knn": ("KnnOptions", "evaluate_knn"),
     "..jobs.evaluation.linear": ("LinearOptions", "evaluate_linear"),

@@ -72,6 +72,15 @@ MISTAKES = [
     (f"{KNN} --train photos", "give --train and --test"),
     ("export {tmp}/empty --format timm --out {tmp}/export", "finish that run first"),
     ("evaluate segmentation {teacher} --data {tmp}/empty", "has no folder images or rgb"),
+    ("evaluate detection {teacher} --data {tmp}/empty", "has no instances_train*.json"),
+    (
+        "export {teacher} --format timm --head linear --out {tmp}/export",
+        "timm holds the student alone; heads go along in transformers, onnx",
+    ),
+    (
+        "export {teacher} --format onnx --head linear --out {tmp}/export",
+        "has no head 'linear'; an evaluation keeps one: `eupe-pipeline evaluate",
+    ),
     # numbers
     ("index {tmp} --store {store} --name x --max-bad-share nan", "--max-bad-share': nan is not a number"),
     ("plan --store {store} --data photos --teacher {teacher} --epochs 0", "these must be above 0: epochs of a run 0.0"),

@@ -20,7 +20,7 @@ class TestRow:
     def test_its_module_has_the_function_and_the_options(self, name: str) -> None:
         row = EVALUATIONS[name]
         assert callable(row.load())
-        assert row.load().__module__ == importlib.import_module(f"eupe_pipeline.jobs.evaluation.{row.module}").__name__
+        assert row.load().__module__ == importlib.import_module(f".{row.module}", "eupe_pipeline.jobs.evaluation").__name__
         if row.options is not None:
             assert "model" in {one.name for one in option_fields(row.load_options())}
 
