@@ -1,5 +1,6 @@
 """A detector on a student's tokens learns shapes, its AP is COCO's, and the exported graph finds what the evaluation found."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from eupe_pipeline.jobs.detection.detection import DetectionOptions, evaluate_detection
+from eupe_pipeline.pipeline.demo.fetch import CIFAR10
 from eupe_pipeline.storage.annotations.coco import CocoSplit, read_coco
 from eupe_pipeline.storage.annotations.dense_pairs import read_picture
+from eupe_pipeline.storage.core.cache_home import downloads_folder
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.lineage import open_trained
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from ...pipeline.distillation.conftest import photo_bytes
 from ...student.export.test_export import make_run
 
 SIDE = 64
@@ -40,7 +44,7 @@ def draw_coco(root: Path, counts: dict[str, int], backgrounds: list[NDArray[np.u
         images, annotations = [], list[dict[str, Any]]()
         for number in range(count):
             coarse = np.clip(generator.normal(120, 40, (4, 5, 3)), 0, 255).astype(np.uint8)
-            background = coarse if backgrounds is None else backgrounds[number % len(backgrounds)]
+            background = coarse if backgrounds is None else backgrounds[(number + 60 * (split == "val")) % len(backgrounds)]
             picture = Image.fromarray(background).resize((96, 80), Image.Resampling.BICUBIC)
             for _ in range(0 if number % 5 == 4 else generator.integers(1, 3)):
                 category, (width, height) = int(generator.choice(list(CATEGORIES))), generator.integers(26, 50, 2).tolist()
@@ -211,3 +215,14 @@ def test_check_reads_the_layout_and_trains_nothing(run: Path, data: Path) -> Non
     told = evaluate_detection(replace(OPTIONS, model=str(run), data=data, check=True))
     assert (told["categories"], told["train_pictures"], told["val_pictures"]) == (2, 40, 15)
     assert told["val_boxes"] == sum(len(picture.learnt()[0]) for picture in read_coco(data, "val").pictures)
+
+
+@pytest.mark.long
+def test_a_detector_learns_shapes_on_real_photos(run: Path, tmp_path: Path) -> None:
+    source = downloads_folder() / CIFAR10.filename
+    if not source.is_file():
+        pytest.skip(f"`eupe-pipeline demo --fetch-only` brings {source}")
+    photos = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for _, data in photo_bytes(source, "train", 80, tmp_path)]
+    data = draw_coco(tmp_path / "data", {"train": 60, "val": 20}, photos)
+    result = evaluate_detection(replace(OPTIONS, model=str(run), data=data, steps=300, out=tmp_path / "out"))
+    assert result["ap50"] > 20
