@@ -4,7 +4,7 @@ Pillow decodes by the same library into four bytes a pixel, and copies them twic
 take the accurate DCT and the smooth upsampling of colour. What it refuses or only half decodes (CMYK, 12 bits, arithmetic coding, a file
 that is cut off or damaged) is left to Pillow, so that an image is good or bad, and why, whichever of the two a set of views names.
 Limits: whole images at full size. Decoding only the rows of a crop would save a seventh of the time and no wheel offers it; the DCT's own
-reduction by two gives other pixels than the filters that teachers were trained with (docs/decisions/0053).
+reduction by two gives other pixels than the filters that teachers were trained with (docs/decisions/0052).
 """
 
 import importlib.util
