@@ -105,7 +105,9 @@ class Prepared:
         for name in default_formats(student) if self.options.exports is None else self.options.exports:
             form, graph = named(name)
             if not is_exported(out / name, run):
-                export_run(ExportOptions(run, out, (form,), proxy=proxy, target=graph.target, precision=graph.precision), on_event)
+                store = self.options.store_url if graph.precision == "int8" else None  # ranges are measured on the views that taught it
+                request = ExportOptions(run, out, (form,), store=store, proxy=proxy, target=graph.target, precision=graph.precision)
+                export_run(request, on_event)
             written[name] = str(out / name)
         return written
 

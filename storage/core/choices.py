@@ -91,7 +91,7 @@ GRAPH_TARGETS: tuple[GraphTarget, ...] = get_args(GraphTarget)
 GraphPrecision = Literal["fp32", "fp16", "int8"]
 GRAPH_PRECISIONS: tuple[GraphPrecision, ...] = get_args(GraphPrecision)
 
-GRAPH_EXPORTS = ("onnx-edge", "onnx-edge-fp16", "coreml-fp16")
+GRAPH_EXPORTS = ("onnx-edge", "onnx-edge-fp16", "onnx-edge-int8", "executorch-int8", "coreml-fp16")
 """Graphs that are not a format's default, by the names of their folders, which `distill` takes beside the formats."""
 
 TrainingEvaluation = Literal["knn", "agreement"]

@@ -30,7 +30,6 @@ from ...teachers.registry.table import OFFICIAL_EUPE, UNKNOWN, Terms
 from ..heads.chosen import NamedHead
 from ..probes.evaluation_records import list_records
 from ..quantised.sample import Sample
-from ..training.checkpoint import read_int8_ranges
 
 RECORDS = ("recipe.json", "identities.json", "imported.json", "summary.json")  # what a run knows of its models
 PARTS = {
@@ -80,6 +79,8 @@ def hub_name(architecture: Options) -> str | None:
 
 def open_trained(run: Path, size_px: SizePx | None = None) -> Trained:
     """Return the student of a finished run at `size_px`, its own by default; raises BadInput without one, or off the stride."""
+    from ..training.checkpoint import read_int8_ranges  # it brings torch's sharding, which an extraction's terms do without
+
     if not (run / MODEL_FILE).is_file():
         raise BadInput(f"{run} holds no trained model (no {MODEL_FILE}); {_what_instead(run)}")
     spec = resolve_teacher(str(run), size_px=size_px)

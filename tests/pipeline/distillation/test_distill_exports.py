@@ -20,9 +20,11 @@ def test_a_distillation_writes_graphs_for_devices_once(
     import onnx
 
     call = ["distill", photos, "--teacher", teacher_run, "--student", "vit-mini", "--recipe", recipe, "--workers", 0]
-    call += ["--out", tmp_path / "run", "--export", "onnx-edge-fp16", "--export", "timm"]
+    call += ["--out", tmp_path / "run", "--export", "onnx-edge-fp16", "--export", "onnx-edge-int8", "--export", "timm"]
     exports = command(*call)["exports"]["vit-mini"]
-    assert list(exports) == ["onnx-edge-fp16", "timm"]
+    assert list(exports) == ["onnx-edge-fp16", "onnx-edge-int8", "timm"]
+    int8 = onnx.load(str(Path(exports["onnx-edge-int8"]) / "student.onnx"))  # by ranges of the views that taught it
+    assert "QuantizeLinear" in {node.op_type for node in int8.graph.node}
     file = Path(exports["onnx-edge-fp16"]) / "student.onnx"
     model = onnx.load(str(file))
     assert model.opset_import[0].version == 18

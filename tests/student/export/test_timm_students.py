@@ -53,6 +53,7 @@ def need_exports(folder: Path, name: str, size_px: int, *forms: str) -> dict[str
     return found
 
 
+@pytest.mark.long
 def test_a_student_with_batch_norm_goes_out_as_a_graph_of_any_size(tmp_path: Path) -> None:
     written = need_exports(tmp_path, "timm:resnet10t", 64, "onnx")
     assert written["onnx"]["dynamic"] == "batch, height and width"

@@ -72,7 +72,7 @@ def test_another_size_moves_the_grid_and_the_input_together() -> None:
     assert larger.stride_px == SPEC.stride_px == 16
 
 
-@pytest.mark.parametrize(("size_px", "nearest"), [(0, 16), (15, 16), (70, 64), (100, 96)])
+@pytest.mark.parametrize(("size_px", "nearest"), [(1, 16), (15, 16), (70, 64), (100, 96)])
 def test_a_size_off_the_stride_is_refused_with_the_nearest(size_px: int, nearest: int) -> None:
     with pytest.raises(BadInput, match=f"the nearest is {nearest}$"):
         SPEC.at_size(size_px)
