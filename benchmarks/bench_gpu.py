@@ -28,6 +28,7 @@ from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.input_size import size_hw
+from eupe_pipeline.storage.views.renderers import fast
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.teachers.registry.canary import canary_images
@@ -96,7 +97,7 @@ class Extraction:
         self.size = size
         store = FeatureStore.create(str(folder / "store"))
         dataset = build_index(store.objects, str(folder / "photos"), "photos")
-        views = ViewSet.create(store.objects, dataset, ViewSpec(), size.shard_images)
+        views = ViewSet.create(store.objects, dataset, ViewSpec(), size.shard_images, fast())
         order = WorkOrder(
             store.url, views.key, (spec,), device, torch.get_num_threads(), size.batch_size, render_threads=size.render_threads
         )
