@@ -135,7 +135,11 @@ def main() -> None:
     teacher, students = [one["teacher_s"] for one in spent], [one["student_s"] for one in spent]
     ideal = (sum(teacher) + sum(students)) / (sum(teacher) / len(teacher) + sum(students))
     figures = {f"day.{name}_s": value for name, value in seconds.items()}
-    figures |= {"day.ideal": ideal, "day.ours/ideal": seconds["plain"] / seconds["ours"] / ideal}
+    figures |= {
+        "day.plain/ours": seconds["plain"] / seconds["ours"],
+        "day.ideal": ideal,
+        "day.ours/ideal": seconds["plain"] / seconds["ours"] / ideal,
+    }
     if "lightly" in seconds:
         figures["day.lightly/ours"] = seconds["lightly"] / seconds["ours"]
     details = {"photos": count, "epochs": day.epochs, "batch": day.batch, "px": day.px, "students": STUDENTS, "plain": spent}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 LACKING = (
     "aiobotocore", "aioitertools", "botocore", "click", "crc32c", "donfig", "google-crc32c", "hypothesis", "jmespath", "numcodecs",
-    "pytest-timeout", "s3fs", "setuptools", "sortedcontainers", "wrapt", "xxhash", "zarr",
+    "pytest-timeout", "s3fs", "setuptools", "simplejpeg", "sortedcontainers", "wrapt", "xxhash", "zarr",
 )  # fmt: skip
 MOST_BYTES = 64 * 2**20
 _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (17, 24, 26, 27, 28, 31, 34)] + ["manylinux2014_x86_64", "manylinux1_x86_64"]

@@ -4,8 +4,8 @@
     FOLDER/evaluations/detection-<digest12>.head.safetensors      the detector, with the encoder where it was finetuned
     FOLDER/evaluations/detection-<digest12>.partial.safetensors   the training so far
 
-See `student.heads.detection` for the protocol, which is ours, and `storage.images.coco` for the layout, which is checked whole before the
-first step (`check` does nothing else).
+See `student.heads.detection` for the protocol, which is ours, and `storage.annotations.coco` for the layout, which is checked whole before
+the first step (`check` does nothing else).
 """
 
 from collections.abc import Mapping
@@ -23,13 +23,14 @@ from ...storage.annotations.dense_pairs import read_picture
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.views.input_size import square_side
+from ...storage.views.view_spec import resize
 from ...student.heads.detection import (
     DETECTION_RECIPE,
+    INTERPOLATION,
     MOST_FOUND,
     DetectorShape,
     LearningDetector,
     View,
-    as_square,
     average_precision,
     best_found,
     need_libraries,
@@ -153,7 +154,7 @@ class _Job:
             if learning.encoder is not None:
                 tensors |= {f"encoder.{name}": tensor for name, tensor in learning.encoder.state_dict().items()}
             rule = f"the whole picture as a square of {self.size_px} px (bilinear); the {MOST_FOUND} best pairs of box and class count"
-            described = {"size_px": self.size_px, "interpolation": "bilinear", "whole": True, "rule": rule}
+            described = {"size_px": self.size_px, "interpolation": INTERPOLATION, "whole": True, "rule": rule}
             head = KeptHead("detection", self.model.identity, full_protocol, self.settings, described, val.names, results, tensors)
             keep_head(head_path(path), head, self.on_event)
         partial.unlink(missing_ok=True)
@@ -203,7 +204,7 @@ class _Job:
         val, found = self.splits["val"], list[dict[str, Any]]()
         for start in range(0, len(val.pictures), _AT_ONCE):
             pictures = val.pictures[start : start + _AT_ONCE]
-            squares = np.stack([as_square(read_picture(picture.path), self.size_px) for picture in pictures])
+            squares = np.stack([resize(read_picture(picture.path), False, self.size_px, INTERPOLATION) for picture in pictures])
             boxes_BQ4, scores_BQK = (part.cpu() for part in detector.found(self.tokens(teacher, torch.from_numpy(squares))))
             for picture, boxes_Q4, scores_QK in zip(pictures, boxes_BQ4, scores_BQK, strict=True):
                 found += best_found(boxes_Q4, scores_QK, picture, val)

@@ -110,14 +110,8 @@ def train_in_process(
             refuse_followed_angle(recipe, complete=options.complete)
             grids = target_grids(recipe, parts[0].readers)
             for student_recipe, folder in runs.values():
-                refuse_unequal_grids(student_recipe, source.specs)
                 refuse_losses(student_recipe, grids, source.specs)
-                refuse_other_aspects(student_recipe, parts[0].views.spec, parts[0].readers)
-                if not folder.has_steps():  # a run that goes on has its views in its identities
-                    refuse_other_views(student_recipe, parts)
-                    try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
-                batch_norm_identity(architecture_of(student_recipe), student_recipe.run, ranks)  # raises BadInput for parts of one image
-                aware_identity(architecture_of(student_recipe), student_recipe, ranks)  # raises BadInput for what cannot be int8
+                _refuse_student(student_recipe, folder, source, parts, ranks)
             if ranks.first:
                 resources.enter_context(exclusive_run_folder(run_folder))
             summaries = begin_runs(runs, source, parts, options.origins, terms, device, ranks, on_event)
@@ -135,6 +129,17 @@ def train_in_process(
     if len(runs) == 1:
         return {**next(iter(summaries.values())), **all_terms}
     return {"students": {name: summaries[name] for name in runs}, "already": not open_runs, **all_terms}
+
+
+def _refuse_student(recipe: TrainRecipe, folder: RunFolder, source: TargetSource, parts: Sequence[Part], ranks: Ranks) -> None:
+    """Raise `BadInput` for a student that these targets cannot teach, before its folder is made."""
+    refuse_unequal_grids(recipe, source.specs)
+    refuse_other_aspects(recipe, parts[0].views.spec, parts[0].readers)
+    if not folder.has_steps():  # a run that goes on has its views in its identities
+        refuse_other_views(recipe, parts)
+        try_sizes(architecture_of(recipe), recipe.student.sizes_px)
+    batch_norm_identity(architecture_of(recipe), recipe.run, ranks)  # raises BadInput for parts of one image
+    aware_identity(architecture_of(recipe), recipe, ranks)  # raises BadInput for what cannot be int8
 
 
 def begun_run(recipe: TrainRecipe, students: Sequence[str], out: Path) -> RunFolder | None:

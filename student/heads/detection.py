@@ -16,20 +16,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from ...storage.annotations.coco import CocoPicture, CocoSplit
 from ...storage.core.errors import BadInput
 from ...storage.sources.decode import Pixels
+from ...storage.views.view_spec import resize
 from ...teachers.encoders.encoder import Encoder
 from ..probes.dense_head import HeadRecipe
 from .detector import Detector
 
+INTERPOLATION = "bilinear"  # of whole pictures to squares
 MOST_FOUND = 100  # COCO's limit for a picture
 ENCODER_RATE = 0.1
 """Share of the learning rate at which a finetuned encoder learns."""
-LIBRARIES = {"scipy": "scipy", "pycocotools": "pycocotools"}
+_LIBRARIES = ("scipy", "pycocotools")
 
 DETECTION_RECIPE = HeadRecipe(20_000, 16, 2e-4, 1e-4, warmup_steps=500, beta2=0.999, clip_norm=0.1, warmup_ratio=1e-3)
 
@@ -61,7 +62,7 @@ class DetectorShape:
 
 def need_libraries() -> None:
     """Raise `BadInput` that names the extra where a library of the detector or of AP is missing."""
-    missing = [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module) is None]
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     import transformers
 
     if not hasattr(transformers, "LwDetrForObjectDetection"):
@@ -76,11 +77,6 @@ class View(NamedTuple):
     pixels: Pixels
     boxes: NDArray[np.float32]
     categories: NDArray[np.int64]
-
-
-def as_square(picture: Pixels, size_px: int) -> Pixels:
-    """Return the whole picture as a square, bilinear and antialiased."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
 def training_view(
@@ -98,7 +94,7 @@ def training_view(
     shares = boxes / np.array([picture.shape[1], picture.shape[0]] * 2, np.float32)
     if generator.random() < 0.5:
         picture, shares = picture[:, ::-1], np.stack([1 - shares[:, 2], shares[:, 1], 1 - shares[:, 0], shares[:, 3]], axis=1)
-    return View(as_square(picture, size_px), shares.astype(np.float32), categories)
+    return View(resize(picture, False, size_px, INTERPOLATION), shares.astype(np.float32), categories)
 
 
 class LearningDetector(nn.Module):

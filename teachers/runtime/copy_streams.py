@@ -28,7 +28,7 @@ class HostValues:
         self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         self._host.copy_(values.detach(), non_blocking=True)
         self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._arrived.record()
+        self._arrived.record(torch.cuda.current_stream(values.device))  # which need not be the current device
 
     def wait(self) -> list[float]:
         """Return the values, as soon as the device has computed and sent them."""

@@ -15,11 +15,12 @@ from eupe_pipeline.storage.annotations.coco import CocoSplit, read_coco
 from eupe_pipeline.storage.annotations.dense_pairs import read_picture
 from eupe_pipeline.storage.core.cache_home import downloads_folder
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.storage.views.view_spec import resize
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.lineage import open_trained
 from eupe_pipeline.student.export.runtimes import onnx_outputs
 from eupe_pipeline.student.heads.automodel import run_folder
-from eupe_pipeline.student.heads.detection import DETECTION_RECIPE, DetectorShape, as_square, average_precision, best_found
+from eupe_pipeline.student.heads.detection import DETECTION_RECIPE, INTERPOLATION, DetectorShape, average_precision, best_found
 from eupe_pipeline.student.heads.kept import read_head
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -94,7 +95,7 @@ def test_a_detector_learns_shapes_on_frozen_tokens_and_its_record_is_found_again
 def found_by(outputs: Any, run: Path, split: CocoSplit) -> list[dict[str, Any]]:
     prep, found = open_trained(run).preprocessing, list[dict[str, Any]]()
     for picture in split.pictures:
-        square = as_square(read_picture(picture.path), SIDE)
+        square = resize(read_picture(picture.path), False, SIDE, INTERPOLATION)
         boxes, scores = outputs(prep.apply(torch.from_numpy(square.copy())[None]).contiguous())
         found += best_found(boxes[0], scores[0], picture, split)
     return found
@@ -111,7 +112,7 @@ def of_folder(folder: Path) -> Any:
 def test_the_exported_folder_has_the_detectors_ap(learnt: dict[str, Any], run: Path, data: Path, tmp_path: Path) -> None:
     export(ExportOptions(run, tmp_path, ("transformers",), heads=("detection",)))
     val = read_coco(data, "val")
-    squares = np.stack([as_square(read_picture(picture.path), SIDE) for picture in val.pictures])
+    squares = np.stack([resize(read_picture(picture.path), False, SIDE, INTERPOLATION) for picture in val.pictures])
     boxes, scores = of_folder(tmp_path / "transformers")(open_trained(run).preprocessing.apply(torch.from_numpy(squares)).contiguous())
     found = [one for number, picture in enumerate(val.pictures) for one in best_found(boxes[number], scores[number], picture, val)]
     assert average_precision(val, found)["ap"] == pytest.approx(learnt["ap"])
