@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from ..jobs.training.launch import train as train
     from ..jobs.training.options import TrainOptions as TrainOptions
     from ..jobs.training.options import Watch as Watch
+    from ..jobs.vlm.options import VlmOptions as VlmOptions
+    from ..jobs.vlm.vlm import evaluate_vlm as evaluate_vlm
     from ..storage.core.errors import BadInput as BadInput
     from ..storage.core.errors import CacheDamaged as CacheDamaged
     from ..storage.core.errors import CacheMismatch as CacheMismatch
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from .recipes.load import load_recipe as load_recipe
     from .recipes.training import training_recipe as training_recipe
     from .recipes.views import chosen_views as chosen_views
+    from .recipes.vlm import load_vlm_recipe as load_vlm_recipe
     from .reports.catalog import compact_features as compact_features
     from .reports.catalog import copy_feature_set as copy_feature_set
     from .reports.catalog import list_store as list_store
@@ -113,6 +116,8 @@ _NAMES = {
     "..jobs.repair.repair": ("FidelityOptions", "RepairOptions", "fidelity", "repair_features"),
     "..jobs.training.launch": ("train",),
     "..jobs.training.options": ("TrainOptions", "Watch"),
+    "..jobs.vlm.options": ("VlmOptions",),
+    "..jobs.vlm.vlm": ("evaluate_vlm",),
     "..storage.core.errors": ("BadInput", "CacheDamaged", "CacheMismatch", "EupeError", "Interrupted", "StoreUnavailable"),
     "..storage.core.events": ("OnEvent",),
     "..storage.index": ("IndexOptions", "index"),
@@ -130,6 +135,7 @@ _NAMES = {
     ".recipes.load": ("ResolvedRecipe", "list_recipes", "load_recipe"),
     ".recipes.training": ("training_recipe",),
     ".recipes.views": ("chosen_views",),
+    ".recipes.vlm": ("load_vlm_recipe",),
     ".reports.catalog": (
         "compact_features", "copy_feature_set", "list_store", "prune_features", "show_features", "verify_features",
     ),

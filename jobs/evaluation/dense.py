@@ -157,10 +157,14 @@ class DenseEvaluation:
 
 def open_dense_model(options: DenseOptions) -> Model:
     """Open a model that computes tokens; raises `BadInput` for cached tokens, whose crops are not those of this evaluation."""
-    name = options.model
+    refuse_feature_set(options.model)
+    return open_model(options.model, weights=options.weights, out=options.out)
+
+
+def refuse_feature_set(name: str) -> None:
+    """Raise `BadInput` for the key of a feature set."""
     if "@" in Path(name).name and not Path(name).exists():
         raise BadInput(f"{name} is a feature set, and this evaluation needs tokens of its own crops; give the teacher or the run behind it")
-    return open_model(name, weights=options.weights, out=options.out)
 
 
 def run_dense(

@@ -7,6 +7,7 @@ shard. One process, one device; decoding runs beside the forward passes.
 """
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ...storage.objects.probes import check_writable
 from ...storage.store import FeatureStore
 from ...storage.views.pixels import center_views
 from ...storage.views.view_set import ViewSet
+from ...storage.views.view_spec import Input
 from ...teachers.registry.teacher import Teacher
 from ..extraction.rendering import FreshViews, RenderedShard
 from .models import Model
@@ -49,7 +51,7 @@ def pooled_features(
     teacher, started, done = model.load(device), time.perf_counter(), 0
     left = sum(len(range(*views.shard_images(shard))) for shard in missing)
     for shard in missing:
-        done += _fill(reader, shard, teacher, batch_size)
+        done += fill_shard(reader, shard, teacher.spec.preprocessing.input, lambda pixels: pooled(teacher, pixels), batch_size)
         rate = done / (time.perf_counter() - started)
         on_event(
             {"event": "progress", "stage": f"features of {dataset.name}", "done": done, "total": left, "unit": "images", "rate": rate,
@@ -74,24 +76,29 @@ def _create(store: FeatureStore, views: ViewSet, model: Model) -> FeatureReader:
     return FeatureReader.create(store.objects, f"{spec.name}-pooled", views, identity, statistics)
 
 
-def _fill(reader: FeatureReader, shard: int, teacher: Teacher, batch_size: int) -> int:
-    """Compute and commit one shard; returns its number of images."""
+Encoded = tuple[NDArray[np.float32] | None, NDArray[np.float32]]
+"""Class tokens (B, D), None without any, and patch tokens (B, H, W, D) of some views."""
+
+
+def fill_shard(
+    reader: FeatureReader, shard: int, model_input: Input, encode: Callable[[NDArray[np.uint8]], Encoded], batch_size: int
+) -> int:
+    """Compute and commit one shard, its views included where they are not there; returns its number of images."""
     views = reader.views
     committed = views.read_shard(shard)
     drawn = views.draw_shard(shard) if committed is None else committed
     count = len(drawn.crop)
     tokens, failed = reader.empty(count), dict[str, str]()
-    tokens.patch[:] = 0
-    if tokens.cls is not None:
-        tokens.cls[:] = 0
-    model_input = teacher.spec.preprocessing.input
+    for array in (tokens.patch, tokens.scale, tokens.cls):
+        if array is not None:
+            array[:] = 0
     fresh = FreshViews.of(views, count) if committed is None else None
     with RenderedShard(views, shard, drawn, [model_input], batch_size, _RENDER_THREADS, fresh) as batches:
         for batch in batches:
-            cls_BD, mean_BD = pooled(teacher, batch.pixels[model_input])
-            tokens.patch[batch.rows] = mean_BD[:, None, None]
-            if tokens.cls is not None and cls_BD is not None:
-                tokens.cls[batch.rows] = cls_BD
+            encoded = reader.encode(*encode(batch.pixels[model_input]))
+            for array, values in ((tokens.patch, encoded.patch), (tokens.scale, encoded.scale), (tokens.cls, encoded.cls)):
+                if array is not None and values is not None:
+                    array[batch.rows] = values
             failed |= batch.failed
     if committed is None:
         views.commit_shard(shard, drawn, failed)
@@ -101,7 +108,7 @@ def _fill(reader: FeatureReader, shard: int, teacher: Teacher, batch_size: int) 
     return count
 
 
-def pooled(teacher: Teacher, pixels_BHWC: NDArray[np.uint8]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
-    """Compute class tokens (B, D), None without any, and mean patch tokens (B, D) of some pixels, fp32."""
+def pooled(teacher: Teacher, pixels_BHWC: NDArray[np.uint8]) -> Encoded:
+    """Compute class tokens (B, D), None without any, and mean patch tokens (B, 1, 1, D) of some pixels, fp32."""
     cls_BD, patch_BHWD = teacher(torch.from_numpy(pixels_BHWC))
-    return None if cls_BD is None else cls_BD.cpu().numpy(), patch_BHWD.mean(dim=(1, 2)).cpu().numpy()
+    return None if cls_BD is None else cls_BD.cpu().numpy(), patch_BHWD.mean(dim=(1, 2), keepdim=True).cpu().numpy()

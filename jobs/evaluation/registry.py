@@ -42,6 +42,8 @@ class Evaluation:
     """The dataclass of options in `module` from which the command is made; None: the command line has a command of its own."""
     help: str = ""
     """What that command says of itself."""
+    command: str = ""
+    """Of `evaluate`, where it is not called as the evaluation: one command makes several."""
     hub: HubTask | None = None
     """How model cards enter its figures in the Hub's metadata; None: they stand in the card's text alone."""
 
@@ -59,6 +61,17 @@ class Evaluation:
 
 _CLASSIFICATION = "image-classification", "Image classification"
 _TOP1 = "accuracy", "top-1 accuracy (%)"
+
+
+def _vlm(title: str, key: str, metric: tuple[str, str], paper: tuple[float, ...], unit: str = "%") -> Evaluation:
+    """Return the row of a task that a language model answers."""
+    hub = HubTask("visual-question-answering", "Visual question answering", "LLaVA on frozen patch tokens", {key: metric})
+    return Evaluation(
+        ".vlm.vlm", "evaluate_vlm", title, unit, ".1f", (key,), paper_data=title.partition(",")[0], paper=paper, command="vlm", hub=hub
+    )
+
+
+_ACCURACY = "accuracy", "accuracy (%)"
 PAPER_ROWS = ("stage 2 only", "stages 1, 2", "stages 1, 3", "stages 1, 2, 3")
 EVALUATIONS: dict[str, Evaluation] = {
     "knn": Evaluation(
@@ -111,6 +124,12 @@ EVALUATIONS: dict[str, Evaluation] = {
              "pck_of_pairs": ("pck", "PCK@0.1, mean over pairs (%)")},
         ),
     ),
+    "vlm-textvqa": _vlm("TextVQA", "accuracy", _ACCURACY, (46.8, 48.3, 49.5, 50.4)),
+    "vlm-sqa": _vlm("ScienceQA", "accuracy", _ACCURACY, (69.6, 69.3, 69.2, 69.7)),
+    "vlm-realworldqa": _vlm("RealWorldQA", "accuracy", _ACCURACY, (53.5, 55.1, 55.1, 55.5)),
+    "vlm-pope": _vlm("POPE, F1", "f1", ("f1", "F1 (%)"), (85.3, 85.3, 84.6, 85.9)),
+    "vlm-gqa": _vlm("GQA", "accuracy", _ACCURACY, (66.6, 66.4, 67.3, 67.3)),
+    "vlm-mme": _vlm("MME, perception", "perception", ("mme_perception", "perception (points)"), (1337.9, 1345.6, 1399.7, 1374.5), ""),
     "agreement": Evaluation(
         "agreement", "evaluate_agreement", "agreement", "", ".3f", ("agreement",),
         hub=HubTask(

@@ -156,12 +156,14 @@ def nearest_table(key: str, among: Mapping[str, str]) -> str | None:
     return None
 
 
-def check_origins(name: str, origins_table: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, str]:
-    """Return the [origins] table flat; raises BadInput for one of a value the file does not set, or of another form."""
+def check_origins(
+    name: str, origins_table: Mapping[str, Any], table: Mapping[str, Any], *, allowed: str = r"paper|ours: .+"
+) -> dict[str, str]:
+    """Return the [origins] table flat; raises BadInput for one of a value the file does not set, or of another form than `allowed`."""
     origins = dict(leaves(origins_table))
     set_here = {key for key, _ in leaves(table)}
     for key, origin in origins.items():
-        if not isinstance(origin, str) or not re.fullmatch(r"paper|ours: .+", origin):
+        if not isinstance(origin, str) or not re.fullmatch(allowed, origin):
             raise BadInput(f'recipe {name}: the origin of {key} is {origin!r}; write "paper" or "ours: the reason"')
         if not any(set_key == key or set_key.startswith(f"{key}.") for set_key in set_here):
             raise BadInput(f"recipe {name}: [origins] speaks of {key}, which the file does not set")

@@ -94,6 +94,18 @@ GRAPH_PRECISIONS: tuple[GraphPrecision, ...] = get_args(GraphPrecision)
 GRAPH_EXPORTS = ("onnx-edge", "onnx-edge-fp16", "onnx-edge-int8", "executorch-int8", "coreml-fp16")
 """Graphs that are not a format's default, by the names of their folders, which `distill` takes beside the formats."""
 
+VlmTask = Literal["textvqa", "gqa", "pope", "sqa", "realworldqa", "mme"]
+"""Questions about pictures that a language model answers."""
+VLM_TASKS: tuple[VlmTask, ...] = get_args(VlmTask)
+
+VlmTokens = Literal["fp16", "fp32", "live"]
+"""How a language model's training gets patch tokens: from the store, in a codec, or computed at each step."""
+VLM_TOKENS: tuple[VlmTokens, ...] = get_args(VlmTokens)
+
+SquareView = Literal["center", "letterbox"]
+"""How a picture becomes a square that nothing is drawn for: its centre, or the whole of it with padding."""
+SQUARE_VIEWS: tuple[SquareView, ...] = get_args(SquareView)
+
 TrainingEvaluation = Literal["knn", "agreement"]
 """Evaluations that run during a training."""
 TRAINING_EVALUATIONS: tuple[TrainingEvaluation, ...] = get_args(TrainingEvaluation)

@@ -7,7 +7,7 @@ import pytest
 from eupe_pipeline.jobs.extraction import pool
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.ray_session import ray_session
-from eupe_pipeline.jobs.training import ranks as train_ranks
+from eupe_pipeline.jobs.training import rank_group
 from eupe_pipeline.jobs.training.options import TrainOptions
 from eupe_pipeline.jobs.training.ranks import train_on_workers
 from eupe_pipeline.storage.core.errors import BadInput
@@ -22,7 +22,7 @@ class Holder:
 
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pool, train_ranks):
+    for module in (pool, rank_group):
         monkeypatch.setattr(module, "SAY_AFTER_S", 0.5)
         monkeypatch.setattr(module, "GIVE_UP_AFTER_S", 2.0)
 
