@@ -164,7 +164,7 @@ def fill(reader: FeatureReader, pictures: StagePictures, device: str, batch_size
 
 def refuse_full_disk(pictures: StagePictures, reader: FeatureReader, needed: int) -> None:
     """Raise `BadInput` where a local store has not so many bytes free."""
-    url = reader._objects.url
+    url = reader.store_url
     if is_url(url) or not Path(url).exists():
         return
     free = shutil.disk_usage(url).free

@@ -102,6 +102,11 @@ class FeatureReader:
         return f"FeatureReader({self.key!r}, {self.rows} rows, {self.codec}, grid {self.grid[0]}×{self.grid[1]})"
 
     @property
+    def store_url(self) -> str:
+        """Folder or URL of the store."""
+        return self._objects.url
+
+    @property
     def input_px(self) -> SizePx:
         """Size of the input at which the teacher made the tokens."""
         return as_size(self.identity["teacher"]["preprocessing"]["size_px"])

@@ -42,7 +42,7 @@ class Rendered:
             word = self.words[int(generator.integers(len(self.words)))]
             shown = self.words[int(generator.integers(len(self.words)))] if shuffled else word
             is_test = number >= self.train
-            file = root / ("gqa/images" if is_test else "images") / f"{number}.{'jpg' if is_test else 'png'}"
+            file = root / "gqa" / "images" / f"{number}.jpg" if is_test else root / "images" / f"part{number % 2}" / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             self.picture(shown, generator).save(file, quality=95)
             answer = {"from": "gpt", "value": word}
@@ -50,7 +50,8 @@ class Rendered:
                 asked[str(number)] = {"question": "What word is this?", "imageId": str(number), "answer": word}
                 continue
             question = "What word is this?\nAnswer the question using a single word or phrase."
-            captions.append({"id": str(number), "image": file.name, "conversations": [{"from": "human", "value": "<image>"}, answer]})
+            shown_first = {"from": "human", "value": "<image>"}
+            captions.append({"id": str(number), "image": f"{file.parent.name}/{file.name}", "conversations": [shown_first, answer]})
             talks.append({**captions[-1], "conversations": [{"from": "human", "value": f"<image>\n{question}"}, answer]})
         (root / "captions.json").write_text(json.dumps(captions))
         (root / "talks.json").write_text(json.dumps(talks))
@@ -79,6 +80,7 @@ def prepare(folder: Path, rendered: Rendered) -> Path:
     """A random encoder's run, a random language model and an empty store in one folder; returns the run."""
     from eupe_pipeline.storage.store import FeatureStore
 
+    folder.mkdir(parents=True, exist_ok=True)
     save_llm(folder / "llm", [*rendered.words, *PROMPT])
     FeatureStore.create(str(folder / "store"))
     return make_run(folder / "run", {"name": "vit-mini", "depth": 1, "layer_scale": 1.0}, rendered.side_px)

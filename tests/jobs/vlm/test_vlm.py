@@ -4,11 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from eupe_pipeline.jobs.extraction.extract import extract_features
+from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.vlm.options import VlmOptions
 from eupe_pipeline.jobs.vlm.patch_tokens import CachedTokens, LiveTokens
 from eupe_pipeline.jobs.vlm.stages import open_training
@@ -17,6 +20,9 @@ from eupe_pipeline.pipeline.commands.main import cli
 from eupe_pipeline.pipeline.reports.evaluation_table import headline, read_evaluations
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.core.events import Event
+from eupe_pipeline.storage.images.indexing import build_index
+from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.storage.views.view_spec import ViewSpec
 from safetensors.torch import load_file
 
 from .rendered import Rendered, options, prepare
@@ -52,6 +58,7 @@ def test_a_rendered_word_is_read_from_patch_tokens(learnt: tuple[dict[str, Any],
     assert 100 * np.mean([line["answer"] == line["right"][0] for line in lines]) == results["accuracy"]
 
 
+@pytest.mark.long
 def test_shuffled_pictures_teach_nothing(run: Path, tmp_path: Path) -> None:
     shuffled = replace(options(SMALL.write(tmp_path, shuffled=True), run, SMALL, *EPOCHS), out=tmp_path / "out")
     assert evaluate_vlm(shuffled)["accuracy"] <= 45, "chance is 25"
@@ -96,7 +103,7 @@ def test_a_dry_run_says_the_bytes_and_writes_nothing(asked: VlmOptions, tmp_path
 
 
 def test_cached_tokens_are_the_live_ones(learnt: tuple[dict[str, Any], list[Event]], asked: VlmOptions) -> None:
-    names = ["0.png", "17.png", "3.png"]
+    names = ["part0/0.png", "part1/17.png", "part1/3.png"]
     for stage in ("pretrain", "instruct"):
         cached = open_training(asked, lambda event: None).stages[stage]
         assert cached.reader is not None
@@ -104,6 +111,49 @@ def test_cached_tokens_are_the_live_ones(learnt: tuple[dict[str, Any], list[Even
         read = CachedTokens(cached.reader, cached.pictures, torch.device("cpu"))(names)
         computed = LiveTokens(cached.pictures, torch.device("cpu"), 2)(names)  # letterboxed views are mirrored, unless told otherwise
         torch.testing.assert_close(read, computed, atol=2e-5, rtol=1e-4)
+
+
+def test_live_tokens_train_what_cached_ones_train(whole: tuple[Path, float], short: VlmOptions, tmp_path: Path) -> None:
+    evaluate_vlm(replace(short, tokens="live", out=tmp_path))
+    (pretrained,), (cached,) = (list((folder / "evaluations").glob("vlm-pretrain-*.safetensors")) for folder in (tmp_path, whole[0]))
+    kept = load_file(cached)
+    for name, tensor in load_file(pretrained).items():
+        torch.testing.assert_close(tensor, kept[name], atol=1e-3, rtol=1e-2)
+
+
+def test_tokens_that_an_extraction_made_of_the_same_centre_views_are_taken(asked: VlmOptions, tmp_path: Path) -> None:
+    run = prepare(tmp_path, SMALL)
+    here = replace(asked, model=str(run), llm=tmp_path / "llm", store=str(tmp_path / "store"), tokens="fp16")
+    build_index(FeatureStore.open(tmp_path / "store").objects, str(asked.pretrain_images), "photos")
+    wanted = ExtractOptions(
+        str(tmp_path / "store"), "photos", (TeacherRequest(str(run)),), ViewSpec(kind="center"), codec="int8", statistics_batches=2,
+        batch_size=32, workers=0, images_per_shard=32,
+    )  # fmt: skip
+    extract_features(wanted)
+    training = open_training(here, lambda event: None)
+    taken = training.stages["pretrain"]
+    assert taken.reader is not None
+    assert taken.pictures is not None
+    assert (taken.reader.name, taken.tokens["codec"]) == ("run", "int8")
+    names = ["part1/5.png", "part0/44.png"]
+    read = CachedTokens(taken.reader, taken.pictures, torch.device("cpu"))(names)
+    computed = LiveTokens(taken.pictures, torch.device("cpu"), 2)(names)
+    assert torch.cosine_similarity(read, computed, dim=-1).min() > 0.999
+    padded = training.stages["instruct"].reader
+    assert padded is not None
+    assert padded.name == "run-patches", "letterboxed views are others"
+    fp32 = open_training(replace(here, tokens="fp32"), lambda event: None).stages["pretrain"].reader
+    assert fp32 is not None
+    assert fp32.name == "run-patches", "fp32 was asked for"
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_encoded(
+    asked: VlmOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare(tmp_path, SMALL)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(BadInput, match=r"take 294,912 bytes and .* has 1,000 free; .* --tokens live"):
+        evaluate_vlm(replace(asked, model=str(run), llm=tmp_path / "llm", store=str(tmp_path / "store")))
 
 
 class Stopped(Exception):
@@ -134,7 +184,7 @@ def whole(short: VlmOptions, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return out, evaluate_vlm(replace(short, out=out))["accuracy"]
 
 
-@pytest.mark.parametrize("stage", ["vlm pretrain", "vlm instruct", "vlm gqa"])
+@pytest.mark.parametrize("stage", [pytest.param("vlm pretrain", marks=pytest.mark.long), "vlm instruct", "vlm gqa"])
 def test_what_was_stopped_goes_on_to_the_same_weights_and_answers(
     short: VlmOptions, whole: tuple[Path, float], tmp_path: Path, stage: str
 ) -> None:
@@ -163,10 +213,10 @@ def test_pictures_that_are_missing_or_broken_are_counted_before_hours_are_spent(
     root = Rendered(SMALL.words, 32, 0, 6, 2).write(tmp_path)
     here = replace(asked, out=tmp_path / "out", **{name: root / getattr(asked, name).relative_to(asked.task_data.parent) for name in (
         "task_data", "pretrain_data", "pretrain_images", "instruct_data", "instruct_images")})  # fmt: skip
-    (root / "images" / "2.png").unlink()
+    (root / "images" / "part0" / "2.png").unlink()
     with pytest.raises(BadInput, match=r"1 of 6 pictures of .*captions.json are missing: .*2.png"):
         evaluate_vlm(here)
-    (root / "images" / "2.png").write_bytes((root / "images" / "1.png").read_bytes()[:-40] + bytes(40))
+    (root / "images" / "part0" / "2.png").write_bytes((root / "images" / "part1" / "1.png").read_bytes()[:-40] + bytes(40))
     with pytest.raises(BadInput, match=r"1 of 6|no tokens of 1 pictures|1 of 6 samples"):
         evaluate_vlm(here)
     with pytest.raises(BadInput, match="is a feature set"):
