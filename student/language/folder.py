@@ -15,6 +15,7 @@ import torch
 
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import file_sha256
+from ...teachers.runtime import torchvision_guard
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _READ = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
@@ -38,8 +39,7 @@ def llm_bytes(folder: Path) -> int:
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the fast tokenizer of a folder; raise `BadInput` for none, a slow one, and one without an end mark."""
-    import transformers
-
+    transformers = _transformers()
     _check_files(folder)
     with _only_errors(folder, "tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -52,8 +52,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_llm(folder: Path) -> tuple[Any, Any]:
     """Return the language model with fp32 weights in training mode, and its tokenizer; raise `BadInput` for what does not fit."""
-    import transformers
-
+    transformers = _transformers()
     tokenizer = load_tokenizer(folder)
     with _only_errors(folder, "language model"):
         llm, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -90,8 +89,7 @@ def _check_files(folder: Path) -> None:
 @contextlib.contextmanager
 def _only_errors(folder: Path, what: str) -> Iterator[None]:
     """Turn what transformers raises into `BadInput`, and keep its notes about loading quiet: the report is checked."""
-    import transformers
-
+    transformers = _transformers()
     logging = transformers.logging
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -105,3 +103,11 @@ def _only_errors(folder: Path, what: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shows_bars:
             logging.enable_progress_bar()
+
+
+def _transformers() -> Any:
+    """Import transformers, whose models import torchvision, where its compiled operators may not load."""
+    torchvision_guard.install()
+    import transformers
+
+    return transformers

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.vlm.options import VlmOptions
@@ -25,7 +26,7 @@ from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from safetensors.torch import load_file
 
-from .rendered import Rendered, options, prepare
+from .rendered import SETTINGS, Rendered, options, prepare
 
 SMALL = Rendered(("cat", "dog", "sun", "map"), 32, 0, 96, 40)
 EPOCHS = ("pretrain.epochs=0.5", "instruct.epochs=14")
@@ -221,6 +222,27 @@ def test_pictures_that_are_missing_or_broken_are_counted_before_hours_are_spent(
         evaluate_vlm(here)
     with pytest.raises(BadInput, match="is a feature set"):
         evaluate_vlm(replace(here, model="teacher@0123"))
+
+
+def test_the_command_line_reads_the_record_and_says_a_dry_run_as_json(
+    learnt: tuple[dict[str, Any], list[Event]], asked: VlmOptions
+) -> None:
+    root = asked.task_data.parent
+    words = ["evaluate", "vlm", asked.model, "--task", "gqa", "--device", "cpu", "--tokens", "fp32", "--json"]
+    for name in ("task_data", "llm", "pretrain_data", "pretrain_images", "instruct_data", "instruct_images", "store"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(asked, name))]
+    for setting in ("encoder.size_px=32", "encoder.size_px_of_patch_14=32", *SETTINGS, *EPOCHS):
+        words += ["--set", setting]
+    said = CliRunner().invoke(cli, words)
+    assert said.exit_code == 0, said.output
+    result = json.loads(said.stdout.splitlines()[-1])
+    assert (result["event"], result["already"], result["accuracy"]) == ("result", True, learnt[0]["accuracy"])
+    dry = json.loads(CliRunner().invoke(cli, [*words, "--dry-run"]).stdout.splitlines()[-1])
+    assert (dry["dry_run"], dry["trained"], dry["bytes_of_tokens"]) == (True, True, 0)
+    (root / "no.json").write_text("{}")
+    wrong = CliRunner().invoke(cli, [*words, "--pretrain-data", str(root / "no.json")])
+    assert isinstance(wrong.exception, BadInput)
+    assert "must hold a list of conversations in LLaVA's layout" in str(wrong.exception)
 
 
 def test_the_command_asks_for_its_files_by_name() -> None:

@@ -74,8 +74,9 @@ def close(one: Path, other: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("with_llm", [True, False])
-def test_two_ranks_learn_what_one_process_learns_also_when_they_go_on_from_its_state(llm: Path, tmp_path: Path, with_llm: bool) -> None:
+@pytest.mark.parametrize(("with_llm", "tied"), [(True, False), (False, False), (True, True)])
+def test_two_ranks_learn_what_one_process_learns_also_when_they_go_on_from_its_state(tmp_path: Path, with_llm: bool, tied: bool) -> None:
+    llm = save_llm(tmp_path / "llm", width=32, depth=2, tied=tied)
     train(ALONE, llm, tmp_path / "one.safetensors", 5, 6, with_llm)
     on_ranks(2, tmp_path, train, llm, tmp_path / "two.safetensors", 2, 6, with_llm)
     close(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
@@ -84,7 +85,7 @@ def test_two_ranks_learn_what_one_process_learns_also_when_they_go_on_from_its_s
     on_ranks(2, tmp_path, train, llm, tmp_path / "on.safetensors", 2, 6, with_llm)
     close(tmp_path / "one.safetensors", tmp_path / "on.safetensors")
     assert not list(tmp_path.glob("on.partial*"))
-    assert len(load_file(tmp_path / "one.safetensors")) == (4 + 21 if with_llm else 4)
+    assert len(load_file(tmp_path / "one.safetensors")) == (4 + 21 - tied if with_llm else 4)
 
 
 def test_micro_batches_share_a_step_in_any_way(llm: Path, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from eupe_pipeline.teachers.runtime import torchvision_guard
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+torchvision_guard.install()
+import transformers  # noqa: E402 - only after the guard
 
 MARKS = ("<unk>", "<s>", "</s>")
 
@@ -27,14 +30,15 @@ def save_tokenizer(folder: Path, words: Sequence[str] = (), *, end: str | None =
 
 
 def save_llm(
-    folder: Path, words: Sequence[str] = (), *, width: int = 64, depth: int = 2, seed: int = 0, entries: int | None = None
+    folder: Path, words: Sequence[str] = (), *, width: int = 64, depth: int = 2, entries: int | None = None, tied: bool = False
 ) -> Path:
     """Write a Llama with random weights, and its tokenizer; `entries` makes its vocabulary another size than the tokenizer's."""
     ids = save_tokenizer(folder, words)
     config = transformers.LlamaConfig(
         vocab_size=ids if entries is None else entries, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=depth,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=None,
+        tie_word_embeddings=tied,
     )  # fmt: skip
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
