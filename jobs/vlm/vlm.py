@@ -59,7 +59,7 @@ def evaluate_vlm(options: VlmOptions, on_event: OnEvent = ignore_event) -> dict[
         sizes = {"bytes_of_tokens": bytes_to_write(training), "bytes_of_llm": llm_bytes(options.llm)}
         steps = {name: stage.steps for name, stage in training.stages.items()}
         return {"dry_run": True, "model": training.model.name, "folder": str(training.model.folder), "protocol": job.protocol,
-                "trained": training.is_trained, "steps": steps, **sizes}  # fmt: skip
+                "trained": training.is_trained, "steps": steps, **sizes, "origins": dict(options.origins)}  # fmt: skip
     return evaluated(f"vlm-{options.task}", training.model, job.protocol, job.compute, on_event)
 
 

@@ -239,6 +239,7 @@ def test_the_command_line_reads_the_record_and_says_a_dry_run_as_json(
     assert (result["event"], result["already"], result["accuracy"]) == ("result", True, learnt[0]["accuracy"])
     dry = json.loads(CliRunner().invoke(cli, [*words, "--dry-run"]).stdout.splitlines()[-1])
     assert (dry["dry_run"], dry["trained"], dry["bytes_of_tokens"]) == (True, True, 0)
+    assert (dry["origins"]["instruct.weight_decay"], dry["origins"]["longest"]) == ("paper", "--set")
     (root / "no.json").write_text("{}")
     wrong = CliRunner().invoke(cli, [*words, "--pretrain-data", str(root / "no.json")])
     assert isinstance(wrong.exception, BadInput)
