@@ -42,7 +42,7 @@ exit "$worst"
 """
 SCONTROL = "#!/bin/bash\nprintf '%s\\n' $FAKE_HOSTS\n"
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(560)]
 
 
 def ip(*words: str) -> None:
@@ -125,7 +125,7 @@ def test_a_host_is_cut_off_the_extraction_ends_and_both_hosts_train_on_its_store
     ip("-n", hosts[1], "link", "set", link, "down")
     kill_all(hosts[1])
     at_the_cut = committed(store)
-    status = job.wait(240)
+    status = job.wait(480)
     said = (root / "job.log").read_text()
     assert status == 0, said
     assert at_the_cut < 24, "the extraction was over before the host was lost"

@@ -1,0 +1,111 @@
+#!/bin/bash
+# Build the images on a base made by debootstrap, run them, and bring up compose.yaml: `make test-docker`, as root.
+# Needs Debian's buildah, podman, debootstrap, crun, netavark, aardvark-dns and catatonit, and podman-compose of this environment. Everything
+# lies in one folder, SCRATCH, which is removed at the end; nothing is pulled from a registry of images.
+#   SCRATCH=FOLDER KEEP=1 BASE_FOLDER=FOLDER tools/test_docker.sh     keeps it; takes a base that was made before
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-.venv/bin/python}
+programs=$(dirname "$python")
+for program in buildah podman debootstrap crun "$programs/podman-compose"; do
+  if ! command -v "$program" >/dev/null; then
+    echo "test-docker: $program is missing; install Debian's buildah podman debootstrap crun netavark aardvark-dns catatonit, and podman-compose by pip" >&2
+    exit 2
+  fi
+done
+if [[ $EUID -ne 0 ]]; then
+  echo "test-docker: debootstrap and the networks of containers need root" >&2
+  exit 2
+fi
+
+scratch=${SCRATCH:-$(mktemp -d)}
+mkdir -p "$scratch"
+compose=()
+finish() {
+  if [[ ${#compose[@]} -gt 0 ]]; then "${compose[@]}" down --volumes >/dev/null 2>&1 || true; fi
+  if [[ -z ${KEEP:-} ]]; then rm -rf "$scratch"; fi
+}
+trap finish EXIT
+say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
+
+# Images, containers and networks of their own, beside whatever else this machine has.
+printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/images"\nrunroot = "%s/run"\n' "$scratch" "$scratch" >"$scratch/storage.conf"
+printf '[containers]\ndefault_ulimits = []\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "crun"\n[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n' "$scratch" >"$scratch/containers.conf"
+export CONTAINERS_STORAGE_CONF=$scratch/storage.conf CONTAINERS_CONF=$scratch/containers.conf
+
+base=${BASE_FOLDER:-$scratch/base}
+if [[ ! -x $base/usr/bin/python3 ]]; then
+  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$base" >"$scratch/debootstrap.log"
+fi
+container=$(buildah from scratch)
+buildah add -q "$container" "$base" / >/dev/null
+buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
+buildah commit -q "$container" localhost/eupe-base >/dev/null
+buildah rm "$container" >/dev/null
+say "base: $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' "$base/etc/os-release"), $(chroot "$base" python3 --version)"
+
+# torch's CPU wheel, by its hash, where pip finds it; certificates of this machine, for networks that have their own.
+"$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -d "$scratch/wheels" -r docker/torch-cpu.lock
+printf '[global]\nfind-links = /wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$scratch/pip.conf"
+build() {
+  buildah bud --quiet --isolation chroot --layers --network host --build-arg BASE=localhost/eupe-base --volume "$scratch/wheels:/wheels:ro" \
+    --volume "$scratch/pip.conf:/etc/pip.conf:ro" --volume /etc/ssl/certs:/etc/ssl/certs:ro --file docker/Dockerfile "$@" . >>"$scratch/build.log" 2>&1
+}
+build --tag localhost/eupe-pipeline:latest || { tail -30 "$scratch/build.log" >&2; exit 1; }
+build --tag localhost/eupe-s3:latest --target s3 || { tail -30 "$scratch/build.log" >&2; exit 1; }
+say "built: $(buildah images --format '{{.Name}} {{.Size}}' | sort | tr '\n' ',')"
+
+run=(podman run --rm --network none --cap-drop ALL --security-opt no-new-privileges)
+say "version: $("${run[@]}" localhost/eupe-pipeline --version)"
+say "user: $("${run[@]}" --entrypoint id localhost/eupe-pipeline)"
+say "S3 server's user: $("${run[@]}" --entrypoint id localhost/eupe-s3)"
+"${run[@]}" --entrypoint sh localhost/eupe-pipeline -c '! touch /opt/eupe/x 2>/dev/null && touch /data/x' && say "writes: to /data alone"
+"${run[@]}" --entrypoint python localhost/eupe-pipeline -c 'import torch, torchvision, ray, timm; print(torch.__version__)' | { read -r version; say "torch: $version"; }
+
+mkdir -p "$scratch/photos/a" "$scratch/photos/b" "$scratch/weights"
+"$python" - "$scratch/photos" <<'PHOTOS'
+import sys
+from pathlib import Path
+from PIL import Image
+for number in range(24):
+    Image.effect_noise((64, 56), 30 + number).convert("RGB").save(Path(sys.argv[1]) / "ab"[number % 2] / f"{number}.jpg")
+PHOTOS
+chmod -R a+rX "$scratch" "$scratch/photos"
+export RAY_AUTH_TOKEN AWS_SECRET_ACCESS_KEY PHOTOS=$scratch/photos TENSORBOARD_PORT=16006
+export EUPE_IMAGE=localhost/eupe-pipeline:latest EUPE_S3_IMAGE=localhost/eupe-s3:latest
+RAY_AUTH_TOKEN=$(od -An -v -N 32 -tx1 /dev/urandom | tr -d ' \n')
+AWS_SECRET_ACCESS_KEY=$(od -An -v -N 16 -tx1 /dev/urandom | tr -d ' \n')
+compose=("$programs/podman-compose" --file docker/compose.yaml)
+"${compose[@]}" up --detach --no-build >>"$scratch/compose.log" 2>&1 || { tail -30 "$scratch/compose.log" >&2; exit 1; }
+on_head() { podman exec eupe_head_1 "$@"; }
+for _ in $(seq 60); do
+  nodes=$(on_head python -c "import ray; ray.init('auto', logging_level='ERROR'); print(len(ray.nodes()))" 2>/dev/null || true)
+  [[ $nodes == 2 ]] && break
+  sleep 2
+done
+[[ $nodes == 2 ]] || { podman logs eupe_head_1; podman logs eupe_worker_1; exit 1; }
+say "compose: head, worker, S3 server and TensorBoard are up; Ray has $nodes nodes"
+on_head eupe-pipeline index /photos --store s3://eupe/store --name photos --json | tail -n 1 >"$scratch/index.json"
+words=(--store s3://eupe/store --data photos)
+on_head eupe-pipeline extract-features "${words[@]}" --teacher timm:vit_tiny_patch16_224 --teacher-size timm:vit_tiny_patch16_224=64 --allow-random-weights \
+  --shard-images 2 --workers 2 --address auto --json 2>>"$scratch/work.log" | tail -n 1 >"$scratch/extract.json"
+key=$("$python" -c "import json, sys; print(next(iter(json.load(open(sys.argv[1]))['features'].values())))" "$scratch/extract.json")
+say "extracted on both nodes: $("$python" -c "import json, sys; found = json.load(open(sys.argv[1])); print(found['rows'], 'views,', found['shards'], 'shards,', found['images_failed'], 'failed')" "$scratch/extract.json")"
+on_head eupe-pipeline features verify "$key" --store s3://eupe/store >/dev/null 2>&1 && say "verified: every byte on the S3 server"
+on_head eupe-pipeline train --stage 2 --recipe demo "${words[@]}" --features "$key" --allow-random-weights --out /data/runs/stage2 --json \
+  "--set=student.architecture='vit-mini'" "--set=student.sizes_px=[32]" --set=run.steps=4 --set=run.batch_size=4 2>>"$scratch/work.log" | tail -n 1 >"$scratch/train.json"
+say "trained: $("$python" -c "import json, sys; print(json.load(open(sys.argv[1]))['steps'], 'steps')" "$scratch/train.json")"
+tensorboard() { "$python" -c "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:16006/data/runs', timeout=5).read().decode())"; }
+for _ in $(seq 30); do
+  runs=$(tensorboard 2>/dev/null || true)
+  [[ $runs == *stage2* ]] && break
+  sleep 2
+done
+[[ $runs == *stage2* ]] || { podman logs eupe_tensorboard_1; exit 1; }
+say "TensorBoard shows: $runs"
+podman kill eupe_worker_1 >/dev/null
+on_head eupe-pipeline extract-features "${words[@]}" --teacher timm:vit_tiny_patch16_224 --teacher-size timm:vit_tiny_patch16_224=48 --allow-random-weights \
+  --shard-images 2 --workers 1 --address auto --json 2>>"$scratch/work.log" | tail -n 1 >"$scratch/again.json"
+say "without the worker: $("$python" -c "import json, sys; print(json.load(open(sys.argv[1]))['rows'], 'views')" "$scratch/again.json")"
+say "done"
