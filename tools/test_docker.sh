@@ -1,6 +1,6 @@
 #!/bin/bash
 # Build the images on a base made by debootstrap, run them, and bring up compose.yaml: `make test-docker`, as root.
-# Needs Debian's buildah, podman, debootstrap, crun, netavark, aardvark-dns and catatonit, and podman-compose of this environment. Everything
+# Needs Debian's buildah, podman, debootstrap, runc, netavark, aardvark-dns and catatonit, and podman-compose of this environment. Everything
 # lies in one folder, SCRATCH, which is removed at the end; nothing is pulled from a registry of images.
 #   SCRATCH=FOLDER KEEP=1 BASE_FOLDER=FOLDER tools/test_docker.sh     keeps it; takes a base that was made before
 set -euo pipefail
@@ -8,9 +8,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-.venv/bin/python}
 programs=$(dirname "$python")
-for program in buildah podman debootstrap crun "$programs/podman-compose"; do
+for program in buildah podman debootstrap runc "$programs/podman-compose"; do
   if ! command -v "$program" >/dev/null; then
-    echo "test-docker: $program is missing; install Debian's buildah podman debootstrap crun netavark aardvark-dns catatonit, and podman-compose by pip" >&2
+    echo "test-docker: $program is missing; install Debian's buildah podman debootstrap runc netavark aardvark-dns catatonit, and podman-compose by pip" >&2
     exit 2
   fi
 done
@@ -28,10 +28,18 @@ finish() {
 }
 trap finish EXIT
 say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
+# Say what a command says; a command that fails ends the script.
+seen() {
+  local what=$1 text
+  text=$("${@:2}")
+  say "$what: $text"
+}
+# Print a JSON file's value by a Python expression over `found`.
+of() { "$python" -c "import json, sys; found = json.load(open(sys.argv[1])); print($2)" "$scratch/$1.json"; }
 
 # Images, containers and networks of their own, beside whatever else this machine has.
 printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/images"\nrunroot = "%s/run"\n' "$scratch" "$scratch" >"$scratch/storage.conf"
-printf '[containers]\ndefault_ulimits = []\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "crun"\n[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n' "$scratch" >"$scratch/containers.conf"
+printf '[containers]\ndefault_ulimits = []\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n' "$scratch" >"$scratch/containers.conf"
 export CONTAINERS_STORAGE_CONF=$scratch/storage.conf CONTAINERS_CONF=$scratch/containers.conf
 
 base=${BASE_FOLDER:-$scratch/base}
@@ -57,11 +65,12 @@ build --tag localhost/eupe-s3:latest --target s3 || { tail -30 "$scratch/build.l
 say "built: $(buildah images --format '{{.Name}} {{.Size}}' | sort | tr '\n' ',')"
 
 run=(podman run --rm --network none --cap-drop ALL --security-opt no-new-privileges)
-say "version: $("${run[@]}" localhost/eupe-pipeline --version)"
-say "user: $("${run[@]}" --entrypoint id localhost/eupe-pipeline)"
-say "S3 server's user: $("${run[@]}" --entrypoint id localhost/eupe-s3)"
-"${run[@]}" --entrypoint sh localhost/eupe-pipeline -c '! touch /opt/eupe/x 2>/dev/null && touch /data/x' && say "writes: to /data alone"
-"${run[@]}" --entrypoint python localhost/eupe-pipeline -c 'import torch, torchvision, ray, timm; print(torch.__version__)' | { read -r version; say "torch: $version"; }
+seen version "${run[@]}" localhost/eupe-pipeline --version
+seen user "${run[@]}" --entrypoint id localhost/eupe-pipeline
+seen "S3 server's user" "${run[@]}" --entrypoint id localhost/eupe-s3
+"${run[@]}" --entrypoint sh localhost/eupe-pipeline -c '! touch /opt/eupe/x 2>/dev/null && touch /data/x'
+say "writes: to /data, not to the program"
+seen torch "${run[@]}" --entrypoint python localhost/eupe-pipeline -c 'import torch, torchvision, ray, timm; print(torch.__version__)'
 
 mkdir -p "$scratch/photos/a" "$scratch/photos/b" "$scratch/weights"
 "$python" - "$scratch/photos" <<'PHOTOS'
@@ -90,12 +99,13 @@ on_head eupe-pipeline index /photos --store s3://eupe/store --name photos --json
 words=(--store s3://eupe/store --data photos)
 on_head eupe-pipeline extract-features "${words[@]}" --teacher timm:vit_tiny_patch16_224 --teacher-size timm:vit_tiny_patch16_224=64 --allow-random-weights \
   --shard-images 2 --workers 2 --address auto --json 2>>"$scratch/work.log" | tail -n 1 >"$scratch/extract.json"
-key=$("$python" -c "import json, sys; print(next(iter(json.load(open(sys.argv[1]))['features'].values())))" "$scratch/extract.json")
-say "extracted on both nodes: $("$python" -c "import json, sys; found = json.load(open(sys.argv[1])); print(found['rows'], 'views,', found['shards'], 'shards,', found['images_failed'], 'failed')" "$scratch/extract.json")"
-on_head eupe-pipeline features verify "$key" --store s3://eupe/store >/dev/null 2>&1 && say "verified: every byte on the S3 server"
+key=$(of extract "next(iter(found['features'].values()))")
+seen "extracted on both nodes" of extract "found['rows'], 'views,', found['shards'], 'shards,', found['images_failed'], 'failed'"
+on_head eupe-pipeline features verify "$key" --store s3://eupe/store >"$scratch/verify.log" 2>&1
+say "verified: every byte on the S3 server"
 on_head eupe-pipeline train --stage 2 --recipe demo "${words[@]}" --features "$key" --allow-random-weights --out /data/runs/stage2 --json \
   "--set=student.architecture='vit-mini'" "--set=student.sizes_px=[32]" --set=run.steps=4 --set=run.batch_size=4 2>>"$scratch/work.log" | tail -n 1 >"$scratch/train.json"
-say "trained: $("$python" -c "import json, sys; print(json.load(open(sys.argv[1]))['steps'], 'steps')" "$scratch/train.json")"
+seen trained of train "found['steps'], 'steps'"
 tensorboard() { "$python" -c "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:16006/data/runs', timeout=5).read().decode())"; }
 for _ in $(seq 30); do
   runs=$(tensorboard 2>/dev/null || true)
@@ -107,5 +117,5 @@ say "TensorBoard shows: $runs"
 podman kill eupe_worker_1 >/dev/null
 on_head eupe-pipeline extract-features "${words[@]}" --teacher timm:vit_tiny_patch16_224 --teacher-size timm:vit_tiny_patch16_224=48 --allow-random-weights \
   --shard-images 2 --workers 1 --address auto --json 2>>"$scratch/work.log" | tail -n 1 >"$scratch/again.json"
-say "without the worker: $("$python" -c "import json, sys; print(json.load(open(sys.argv[1]))['rows'], 'views')" "$scratch/again.json")"
+seen "without the worker" of again "found['rows'], 'views'"
 say "done"
