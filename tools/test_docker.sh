@@ -2,7 +2,8 @@
 # Build the images on a base made by debootstrap, run them, and bring up compose.yaml: `make test-docker`, as root.
 # Needs Debian's buildah, podman, debootstrap, runc, netavark, aardvark-dns and catatonit, and podman-compose of this environment. Everything
 # lies in one folder, SCRATCH, which is removed at the end; nothing is pulled from a registry of images.
-#   SCRATCH=FOLDER KEEP=1 BASE_FOLDER=FOLDER tools/test_docker.sh     keeps it; takes a base that was made before
+#   SCRATCH=FOLDER KEEP=1 tools/test_docker.sh             keeps it
+#   SCRATCH=FOLDER KEEP=1 BUILT=1 tools/test_docker.sh     runs the images that lie there
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -42,27 +43,29 @@ printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/images"\nrunroot = "%s/ru
 printf '[containers]\ndefault_ulimits = []\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n' "$scratch" >"$scratch/containers.conf"
 export CONTAINERS_STORAGE_CONF=$scratch/storage.conf CONTAINERS_CONF=$scratch/containers.conf
 
-base=${BASE_FOLDER:-$scratch/base}
-if [[ ! -x $base/usr/bin/python3 ]]; then
-  debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$base" >"$scratch/debootstrap.log"
-fi
-container=$(buildah from scratch)
-buildah add -q "$container" "$base" / >/dev/null
-buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
-buildah commit -q "$container" localhost/eupe-base >/dev/null
-buildah rm "$container" >/dev/null
-say "base: $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' "$base/etc/os-release"), $(chroot "$base" python3 --version)"
+if [[ -z ${BUILT:-} ]]; then
+  base=${BASE_FOLDER:-$scratch/base}
+  if [[ ! -x $base/usr/bin/python3 ]]; then
+    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$base" >"$scratch/debootstrap.log"
+  fi
+  container=$(buildah from scratch)
+  buildah add -q "$container" "$base" / >/dev/null
+  buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
+  buildah commit -q "$container" localhost/eupe-base >/dev/null
+  buildah rm "$container" >/dev/null
+  say "base: $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' "$base/etc/os-release"), $(chroot "$base" python3 --version)"
 
-# torch's CPU wheel, by its hash, where pip finds it; certificates of this machine, for networks that have their own.
-"$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -d "$scratch/wheels" -r docker/torch-cpu.lock
-printf '[global]\nfind-links = /wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$scratch/pip.conf"
-build() {
-  buildah bud --quiet --isolation chroot --layers --network host --build-arg BASE=localhost/eupe-base --volume "$scratch/wheels:/wheels:ro" \
-    --volume "$scratch/pip.conf:/etc/pip.conf:ro" --volume /etc/ssl/certs:/etc/ssl/certs:ro --file docker/Dockerfile "$@" . >>"$scratch/build.log" 2>&1
-}
-build --tag localhost/eupe-pipeline:latest || { tail -30 "$scratch/build.log" >&2; exit 1; }
-build --tag localhost/eupe-s3:latest --target s3 || { tail -30 "$scratch/build.log" >&2; exit 1; }
-say "built: $(buildah images --format '{{.Name}} {{.Size}}' | sort | tr '\n' ',')"
+  # torch's CPU wheel, by its hash, where pip finds it; certificates of this machine, for networks that have their own.
+  "$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -d "$scratch/wheels" -r docker/torch-cpu.lock
+  printf '[global]\nfind-links = /wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$scratch/pip.conf"
+  build() {
+    buildah bud --quiet --isolation chroot --layers --network host --build-arg BASE=localhost/eupe-base --volume "$scratch/wheels:/wheels:ro" \
+      --volume "$scratch/pip.conf:/etc/pip.conf:ro" --volume /etc/ssl/certs:/etc/ssl/certs:ro --file docker/Dockerfile "$@" . >>"$scratch/build.log" 2>&1
+  }
+  build --tag localhost/eupe-pipeline:latest || { tail -30 "$scratch/build.log" >&2; exit 1; }
+  build --tag localhost/eupe-s3:latest --target s3 || { tail -30 "$scratch/build.log" >&2; exit 1; }
+fi
+say "images: $(buildah images --filter dangling=false --format '{{.Name}} {{.Size}}' | tr -s ' \n' ' ')"
 
 run=(podman run --rm --network none --cap-drop ALL --security-opt no-new-privileges)
 seen version "${run[@]}" localhost/eupe-pipeline --version
@@ -70,9 +73,9 @@ seen user "${run[@]}" --entrypoint id localhost/eupe-pipeline
 seen "S3 server's user" "${run[@]}" --entrypoint id localhost/eupe-s3
 "${run[@]}" --entrypoint sh localhost/eupe-pipeline -c '! touch /opt/eupe/x 2>/dev/null && touch /data/x'
 say "writes: to /data, not to the program"
-seen torch "${run[@]}" --entrypoint python localhost/eupe-pipeline -c 'import torch, torchvision, ray, timm; print(torch.__version__)'
+seen torch "${run[@]}" --entrypoint python localhost/eupe-pipeline -c 'import torch, ray; print(torch.__version__)'
 
-mkdir -p "$scratch/photos/a" "$scratch/photos/b" "$scratch/weights"
+mkdir -p "$scratch/photos/a" "$scratch/photos/b"
 "$python" - "$scratch/photos" <<'PHOTOS'
 import sys
 from pathlib import Path
@@ -80,7 +83,7 @@ from PIL import Image
 for number in range(24):
     Image.effect_noise((64, 56), 30 + number).convert("RGB").save(Path(sys.argv[1]) / "ab"[number % 2] / f"{number}.jpg")
 PHOTOS
-chmod -R a+rX "$scratch" "$scratch/photos"
+chmod a+x "$scratch" && chmod -R a+rX "$scratch/photos"
 export RAY_AUTH_TOKEN AWS_SECRET_ACCESS_KEY PHOTOS=$scratch/photos TENSORBOARD_PORT=16006
 export EUPE_IMAGE=localhost/eupe-pipeline:latest EUPE_S3_IMAGE=localhost/eupe-s3:latest
 RAY_AUTH_TOKEN=$(od -An -v -N 32 -tx1 /dev/urandom | tr -d ' \n')
