@@ -27,7 +27,13 @@ def anchors(path: Path) -> set[str]:
 def command_lines(path: Path) -> list[list[str]]:
     """The words behind `eupe-pipeline` of each line of a document that is a command, comments left out."""
     lines = re.findall(r"^    eupe-pipeline (.+)$", path.read_text(), re.MULTILINE)
-    return [shlex.split(line.replace("…", ""), comments=True) for line in lines]
+    split = [shlex.split(line.replace("…", ""), comments=True) for line in lines]
+    return [half for words in split for half in halves(words)]
+
+
+def halves(words: list[str]) -> list[list[str]]:
+    """The words before a `--` and the command behind it, which is one of its own."""
+    return [words] if "--" not in words else [words[: words.index("--")], words[words.index("--") + 1 :]]
 
 
 def command_of(words: list[str]) -> tuple[click.Command, list[str]]:

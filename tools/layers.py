@@ -23,6 +23,7 @@ WINGS = {
     "pipeline": ("__main__", "commands", "demo", "distillation", "reports", "pictures", "console", "recipes"),
     "jobs": (
         "export_run",
+        "cluster",
         "hub",
         "estimates",
         "vlm",
@@ -76,6 +77,7 @@ HOMES = {
     "torchao": ("student/",),
     "pycocotools": ("student/heads/",),
     "scipy": (),
+    "yaml": ("jobs/cluster/",),
     "wandb": ("student/training/trackers",),
     "mlflow": ("student/training/trackers",),
     "trackio": ("student/training/trackers",),

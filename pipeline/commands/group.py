@@ -48,7 +48,7 @@ class CheckedGroup(click.Group):
 
 _ORDER = (
     "distill", "index", "extract-features", "plan", "train", "evaluate", "features", "runs", "recipe", "pictures", "report", "export",
-    "import-weights", "convert-weights", "push", "pull", "benchmark", "demo", "doctor",
+    "import-weights", "convert-weights", "push", "pull", "cluster", "benchmark", "demo", "doctor",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import click
 from ...storage.core.errors import EupeError
 from ...storage.core.stop_signals import interrupt_on_stop
 from ..console.streams import lasting_streams
-from . import demo, distill, evaluate, export, extract, features, hub, pictures, report, runs, train  # noqa: F401 - each adds its commands, in this order
+from . import cluster, demo, distill, evaluate, export, extract, features, hub, pictures, runs, train  # noqa: F401 - each adds its commands
 from .group import cli
 
 __all__ = ["cli", "main"]

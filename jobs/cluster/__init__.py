@@ -1,0 +1,1 @@
+"""Batch scripts and manifests that run a command on a cluster."""
