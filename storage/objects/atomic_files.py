@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ..core.access import REFUSED, whose
 from ..core.errors import EupeError, StoreUnavailable
-from .access import REFUSED, whose
 from .exclusive_create import NO_LINKS, publish
 from .large_files import LARGE_BYTES, Buffer, Streamed, write_large
 

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ..core.access import REFUSED, whose
 from ..core.cache_home import expand_path
 from ..core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ..core.lru_cache import LruCache
 from ..core.urls import is_url, normalize_scheme
-from .access import REFUSED, whose
 from .atomic_files import (
     Content,
     create_exclusively,

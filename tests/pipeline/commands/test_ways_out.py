@@ -1,6 +1,7 @@
 """Every file of a store × every damage: what `features verify` prints is followed to the letter until the store is whole (FAULTS 34)."""
 
 import hashlib
+import os
 import re
 import shlex
 import shutil
