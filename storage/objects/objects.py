@@ -274,6 +274,10 @@ class LocalObjects:
                     if name == ".DS_Store" or name.startswith("._"):  # a desktop's, which nobody sees and `names` leaves out
                         os.unlink(os.path.join(folder, name))
                 os.rmdir(folder)
+        with contextlib.suppress(OSError):
+            if os.path.islink(self.root / prefix):  # the set lay on another disk
+                os.rmdir(os.path.realpath(self.root / prefix))
+                os.unlink(self.root / prefix)
 
     def sweep(self, prefix: str) -> int:
         """Remove temporary files older than a day; return their number."""
