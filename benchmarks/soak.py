@@ -72,6 +72,7 @@ class Sample:
     processes: int = 0
     seconds: float = 0.0
     killed: bool = False
+    again: bool = False  # after a kill: it had less to do
 
     def look(self, pids: Sequence[int]) -> None:
         """Add a moment."""
@@ -98,9 +99,9 @@ def open_files(pid: int) -> int:
 
 
 def growth(values: Sequence[float]) -> float | None:
-    """Return by which share the median of the last third of the values exceeds that of the first; None of fewer than three."""
+    """Return by which share the median of the last third of the values exceeds that of the first; None of fewer than six."""
     third = len(values) // 3
-    return float(np.median(values[-third:]) / np.median(values[:third]) - 1) if third else None
+    return float(np.median(values[-third:]) / np.median(values[:third]) - 1) if third >= 2 else None
 
 
 @dataclass
@@ -188,6 +189,7 @@ class Soak:
                 self._kill(phase, *running.pop(phase))
                 if not self._is_done(commands[phase]):
                     running[phase] = self._start(phase, commands[phase])
+                    running[phase][2].again = True
 
     def _start(self, phase: str, words: Sequence[str]) -> tuple[subprocess.Popen[bytes], str, Sample]:
         mark = secrets.token_hex(8)
@@ -224,7 +226,8 @@ class Soak:
     def flatness(self) -> dict[str, float]:
         """Return by how much the undisturbed commands of each phase grew in memory."""
         phases = {sample.phase for sample in self.samples}
-        peaks = {phase: [one.pss_mb for one in self.samples if one.phase == phase and not one.killed and one.pss_mb] for phase in phases}
+        whole = [one for one in self.samples if not one.killed and not one.again and one.pss_mb]
+        peaks = {phase: [one.pss_mb for one in whole if one.phase == phase] for phase in phases}
         return {phase: grown for phase, values in sorted(peaks.items()) if (grown := growth(values)) is not None}
 
 

@@ -230,6 +230,7 @@ def on_shim(shim: Path, lacking: str, program: str, folder: Path) -> subprocess.
     return subprocess.run(words, cwd=CHECKOUT, env=environment, check=False, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.fault(35, "recovered")
 @pytest.mark.parametrize("lacking", ["link", "link flock direct"])
 def test_without_hard_links_locks_or_direct_writes_the_same_store_is_made(
     lacking: str, shim: Path, quick_disk: Path, tmp_path: Path
@@ -241,6 +242,7 @@ def test_without_hard_links_locks_or_direct_writes_the_same_store_is_made(
     assert all(path.stat().st_nlink == 1 for path in files(quick_disk / "store"))
 
 
+@pytest.mark.fault(35, "detected")
 def test_without_hard_links_and_exclusive_rename_writing_is_refused_and_nothing_is_left(shim: Path, quick_disk: Path) -> None:
     done = on_shim(shim, "link renameat2", ON_SHIM, quick_disk)
     assert done.returncode == 1
@@ -249,6 +251,7 @@ def test_without_hard_links_and_exclusive_rename_writing_is_refused_and_nothing_
     assert not files(quick_disk / "store") if (quick_disk / "store").exists() else True
 
 
+@pytest.mark.fault(35, "detected")
 def test_where_an_open_file_cannot_be_replaced_the_refusal_says_so_and_keeps_the_old_one(shim: Path, quick_disk: Path) -> None:
     program = """
 import sys
@@ -263,6 +266,7 @@ write_atomically(path, b"new")
     assert [path.read_bytes() for path in files(quick_disk)] == [b"old"]
 
 
+@pytest.mark.fault(35, "right")
 def test_a_link_whose_reply_was_lost_counts_as_made(shim: Path, quick_disk: Path) -> None:
     program = """
 import sys

@@ -40,6 +40,7 @@ def age(folder: Path, seconds: float) -> None:
         os.utime(path, (TRUE_TIME() - seconds, TRUE_TIME() - seconds))
 
 
+@pytest.mark.fault(35, "right")
 @pytest.mark.parametrize("skew_s", SKEWS)
 def test_a_live_lease_of_a_machine_with_a_wrong_clock_is_respected_and_a_dead_one_ends(skew_s: float, copied: Callable[[], Made]) -> None:
     made = copied()
@@ -63,6 +64,7 @@ def test_a_live_lease_of_a_machine_with_a_wrong_clock_is_respected_and_a_dead_on
     assert files(made.folder / "probes") == []
 
 
+@pytest.mark.fault(35, "right")
 @pytest.mark.parametrize("skew_s", SKEWS)
 def test_the_clock_of_the_machine_that_prunes_does_not_matter(skew_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = LocalObjects(tmp_path)
@@ -75,6 +77,7 @@ def test_the_clock_of_the_machine_that_prunes_does_not_matter(skew_s: float, tmp
     assert objects.names(f"leases/{KEY}") == []
 
 
+@pytest.mark.fault(35, "right")
 @pytest.mark.parametrize("skew_s", SKEWS)
 def test_in_an_object_store_the_servers_times_count(skew_s: float) -> None:
     filesystem = fsspec.filesystem("memory")
