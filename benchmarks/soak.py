@@ -35,7 +35,7 @@ from PIL import Image
 from .figures import report
 from .kill_extract import MARK, SCRIPT, kill_tree, marked
 
-PHOTOS, GROWTH, POLL_S, FLAT = 64, 2, 0.5, 0.10
+PHOTOS, GROWTH, POLL_S, FLAT = 64, 2, 0.2, 0.10
 PATIENCE = 3  # kills of one command before it is left to end: on a busy machine its start alone may take longer than the pause
 NAMES = ("both", "one")
 TARGETS = {
@@ -279,6 +279,9 @@ def sweep_as_tomorrow(soak: Soak, first: tuple[str, list[str]]) -> None:
     """Make temporary files a day old, then do what a user does tomorrow: extract, train, and prune everything but the datasets."""
     for path in soak.out.rglob(".tmp-*"):
         os.utime(path, (time.time() - 90_000,) * 2)
+    for session in ray_folder(soak.out).glob("ray/session_2*"):
+        for path in (session, *(session / "logs").glob("*")):
+            os.utime(path, (time.time() - 90_000,) * 2)
     soak.run({"verify": ["features", "verify", "--store", str(soak.out / "store")]}, disturbed=False)
     one_round(soak, 10**6, first)
     for key in first[1]:
