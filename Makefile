@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins locks package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins locks package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study soak clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -129,6 +129,9 @@ $(DAY)/.installed: $(STAMP)
 
 bench-day: $(DAY)/.installed ## photos to three students, everything counted, against lightly-train and a plain loop: docs/results/bench-day.json
 	$(DAY)/bin/python -m benchmarks.bench_day
+
+soak: venv ## half an hour of every command on one store, with kills (MINUTES=30): docs/results/soak.json and soak.md
+	nice -n 19 $(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
 
 bench-gpu: venv ## on a CUDA machine: extraction at full size, stage 2 from cached targets: docs/results/bench-gpu.json
 	$(BIN)/python -m benchmarks.bench_gpu

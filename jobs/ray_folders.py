@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ OBJECT_STORE_BYTES = 128 << 20
 SHARED_MEMORY = Path("/dev/shm")
 _SOCKET_BYTES = 107
 _SESSION = "/session_2026-11-28_00-00-00_000000_0000000/sockets/plasma_store.1"  # the longest below its folder
+_DEAD_S = 86_400.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -75,3 +77,26 @@ def shared_memory_flaw() -> str:
     if free < OBJECT_STORE_BYTES:
         return f"{SHARED_MEMORY} has {free >> 20} MB free, less than {OBJECT_STORE_BYTES >> 20} MB (in Docker: --shm-size=4g)"
     return ""
+
+
+def own_sessions(folder: Path) -> set[Path]:
+    """Return the folders of sessions that this process started; Ray ends their names with its number."""
+    return set(folder.glob(f"session_2*_{os.getpid()}"))
+
+
+def sweep_sessions(folder: Path) -> int:
+    """Remove this user's session folders in which nothing was written for a day, of killed processes; return their number.
+
+    A Ray that runs writes into its logs all the time, also that of another container, whose processes cannot be seen.
+    """
+    removed = 0
+    for session in folder.glob("session_2*_*"):
+        try:
+            newest = max(path.stat().st_mtime for path in (session, *(session / "logs").glob("*")))
+            if session.is_symlink() or session.stat().st_uid != os.getuid() or newest > time.time() - _DEAD_S:
+                continue
+        except OSError:  # another process removes it
+            continue
+        shutil.rmtree(session, ignore_errors=True)
+        removed += 1
+    return removed

@@ -9,6 +9,7 @@ reads at its import (meant for systems with a firewall that asks); the switch is
 import contextlib
 import ipaddress
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 
 from ..storage.core.cache_home import home_folder
 from ..storage.core.errors import BadInput
-from .ray_folders import OBJECT_STORE_BYTES, ray_init_folders
+from .ray_folders import OBJECT_STORE_BYTES, own_sessions, ray_folder, ray_init_folders, sweep_sessions
 
 LOOPBACK = "127.0.0.1"
 _ANSWERS_S = 10.0
@@ -44,6 +45,8 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
         return
     local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "_node_ip_address": LOOPBACK}
     folders = {} if address else ray_init_folders(os.environ)
+    here = ray_folder(os.environ)[0]
+    before = own_sessions(here)
     try:
         with _kept_sigterm_handler(), _loopback(ray, _is_bound_to_loopback(ray, address)):
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local | folders))
@@ -55,6 +58,15 @@ def ray_session(address: str | None = None, cpus: int | None = None) -> Iterator
     finally:
         with _kept_sigterm_handler():
             ray.shutdown()
+        if not address:
+            _remove_sessions(here, own_sessions(here) - before)
+
+
+def _remove_sessions(folder: Path, ended: set[Path]) -> None:
+    """Remove the folders of sessions that have ended, which Ray leaves for ever, and those of processes that were killed a day ago."""
+    for session in ended:
+        shutil.rmtree(session, ignore_errors=True)
+    sweep_sessions(folder)
 
 
 def cluster_address(address: str | None) -> str | None:

@@ -52,6 +52,7 @@ FAULTS: dict[int, tuple[str, int, int]] = {  # name, trials in `make test-faults
     31: ("HTTP and S3 sources: refusals, cuts, names", 60, 60),
     33: ("evaluation: sentinels, no labels, one class, leaks", 40, 40),
     34: ("each file of a store × each damage: a way out", 240, 630),
+    35: ("several hosts: wrong clocks, no links, no locks", 30, 30),
     32: ("resume: other order, paths, precision, teachers", 60, 60),
 }
 

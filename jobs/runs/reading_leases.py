@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ...storage.core.errors import BadInput, StoreUnavailable
 from ...storage.core.events import OnEvent
 from ...storage.store import FeatureStore
-from ...storage.upkeep.leases import LEASE_SECONDS, Lease, holders
+from ...storage.upkeep.leases import LEASE_SECONDS, Lease, drop_expired, holders
 
 EXTRACTION = "extract"
 _RENEW_S = LEASE_SECONDS / 6
@@ -39,6 +39,7 @@ def _take_leases(store: FeatureStore, keys: Sequence[str], what: str, on_event: 
     for key in keys:
         try:
             active.append(Lease(store.objects, key, owner))
+            drop_expired(store.objects, key)  # of killed runs: a set that nobody prunes would collect them
         except StoreUnavailable as error:
             unleased, why = [*unleased, key], str(error)
         if all(store.objects.size(f"{kind}/{key}/identity.json") is None for kind in ("features", "subsets")):

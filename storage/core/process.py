@@ -32,14 +32,25 @@ def has_ended(process: object) -> bool:
     try:
         return _start_ticks(pid) != start_ticks
     except (FileNotFoundError, ProcessLookupError):
-        return True
+        return not _exists(pid)  # other users' processes may be hidden (proc mounted with hidepid)
     except (OSError, ValueError, IndexError):
         return False
 
 
 def _start_ticks(pid: int) -> int:
-    """Return the start time of a process in clock ticks since the boot; raise FileNotFoundError when it has ended or is a zombie."""
+    """Return the start time of a process in clock ticks since the boot, -1 of a zombie; raise FileNotFoundError when none is seen."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the process name before it may hold spaces and brackets
     if fields[0] in (b"Z", b"X"):
-        raise FileNotFoundError(pid)
+        return -1
     return int(fields[19])
+
+
+def _exists(pid: int) -> bool:
+    """Return whether there is a process of this number, whoever's it is."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True

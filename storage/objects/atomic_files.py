@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ..core.access import REFUSED, whose
 from ..core.errors import EupeError, StoreUnavailable
 from .exclusive_create import NO_LINKS, publish
 from .large_files import LARGE_BYTES, Buffer, Streamed, write_large
@@ -39,6 +40,8 @@ _ERROR_TEXTS = {
     errno.EIO: "the disk failed (input/output error)",
     errno.ESTALE: "the network file system lost the file (stale handle)",
     errno.ETIMEDOUT: "the network file system did not answer in time",
+    errno.EBUSY: "the file system does not replace or remove a file that somebody has open",
+    errno.ETXTBSY: "the file system does not replace or remove a file that somebody has open",
 }
 _FSYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of a folder, on some network file systems
 
@@ -54,9 +57,11 @@ def translate_os_errors(path: Path, needed_bytes: int) -> Iterator[None]:
         if isinstance(error, EupeError):
             raise
         out_of_space = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        size_note = f" ({needed_bytes:,} bytes were needed for this file)" if out_of_space else ""
+        note = f" ({needed_bytes:,} bytes were needed for this file)" if out_of_space else ""
+        if error.errno in REFUSED and (owner := whose(path)):
+            note = f" ({owner})"
         raise StoreUnavailable(
-            f"cannot write {path}: {_ERROR_TEXTS.get(error.errno or 0, error.strerror or error)}{size_note}. Nothing that was committed is "
+            f"cannot write {path}: {_ERROR_TEXTS.get(error.errno or 0, error.strerror or error)}{note}. Nothing that was committed is "
             "lost. Make room or permission there or name another place, then run the same command again."
         ) from error
 
@@ -76,8 +81,8 @@ def fsync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents and fsync each parent."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     with translate_os_errors(folder, 0):
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for created in missing:
             fsync_folder(created.parent)
@@ -105,7 +110,7 @@ def _temporary_file(final: Path, content: Content, durable: bool = True) -> Iter
     temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{final.name}"[:200])
     try:
         with translate_os_errors(final, size):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
             try:
                 write = write_large if durable and size >= LARGE_BYTES else _write_all
                 write(descriptor, content)
@@ -198,7 +203,8 @@ def replace_folder(final: Path) -> Iterator[Path]:
         readers = temporary.stat().st_mode & 0o666  # safetensors writes files with mode 0600 whatever the umask
         for file in temporary.rglob("*"):
             if file.is_file():
-                file.chmod(readers)
+                with contextlib.suppress(OSError):  # file systems without modes, such as vfat
+                    file.chmod(readers)
             with translate_os_errors(file, 0):
                 _fsync_path(file)
         fsync_folder(temporary)

@@ -59,6 +59,10 @@ class DryRunObjects:
         """Return the length in bytes, here or in the underlying store."""
         return len(self._created[key]) if key in self._created else self._base.size(key)
 
+    def modified(self, key: str) -> float | None:
+        """Return the time of an object of the underlying store."""
+        return None if key in self._created else self._base.modified(key)
+
     def names(self, prefix: str) -> list[str]:
         """Return the names below a prefix, here and in the underlying store."""
         start = f"{prefix.rstrip('/')}/"

@@ -22,6 +22,8 @@ def publish(temporary: Path, final: Path) -> None:
     try:
         os.link(temporary, final)
     except OSError as link_error:
+        if link_error.errno == errno.EEXIST and _same_file(temporary, final):
+            return  # NFS: the reply was lost, and the client's second try met the name that the first had made
         if link_error.errno not in NO_LINKS:
             raise
         try:
@@ -34,6 +36,13 @@ def publish(temporary: Path, final: Path) -> None:
                 f"({rename_error.strerror}), without which one writer could replace what another has published. Nothing that was committed "
                 "is lost. Name another place, such as a local disk, NFS or s3://, then run the same command again"
             ) from link_error
+
+
+def _same_file(temporary: Path, final: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(temporary), os.lstat(final))
+    except OSError:
+        return False
 
 
 def rename_exclusively(old: Path, new: Path) -> None:

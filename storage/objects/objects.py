@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ..core.access import REFUSED, whose
 from ..core.cache_home import expand_path
 from ..core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ..core.lru_cache import LruCache
@@ -72,6 +73,9 @@ class Objects(Protocol):
 
     def size(self, key: str) -> int | None:
         """Return the length in bytes, None when there is no such object."""
+
+    def modified(self, key: str) -> float | None:
+        """Return when an object was written, in seconds since 1970 by the store's own clock; None where that is unknown or it is gone."""
 
     def names(self, prefix: str) -> list[str]:
         """Return the sorted names directly below a prefix, [] when there are none; unfinished files are left out."""
@@ -140,7 +144,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 def unreadable(path: Path | str, error: OSError) -> StoreUnavailable:
     """Return the error for a file or folder that the system refuses to read."""
-    return StoreUnavailable(f"cannot read {path}: {error.strerror or error}; check its permissions and the disk")
+    owner = whose(path) if error.errno in REFUSED else ""
+    return StoreUnavailable(f"cannot read {path}: {error.strerror or error}; {owner or 'check its permissions and the disk'}")
 
 
 class FileReplaced(CacheDamaged):
@@ -232,6 +237,13 @@ class LocalObjects:
             return None
         return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
+    def modified(self, key: str) -> float | None:
+        """Return the file's time of modification, which on a network file system is its server's."""
+        try:
+            return (self.root / key).stat().st_mtime
+        except OSError:
+            return None
+
     def names(self, prefix: str) -> list[str]:
         """Return the entries of the folder except hidden ones: temporary files, and what desktops leave (.DS_Store)."""
         try:
@@ -262,6 +274,10 @@ class LocalObjects:
                     if name == ".DS_Store" or name.startswith("._"):  # a desktop's, which nobody sees and `names` leaves out
                         os.unlink(os.path.join(folder, name))
                 os.rmdir(folder)
+        with contextlib.suppress(OSError):
+            if os.path.islink(self.root / prefix):  # the set lay on another disk
+                os.rmdir(os.path.realpath(self.root / prefix))
+                os.unlink(self.root / prefix)
 
     def sweep(self, prefix: str) -> int:
         """Remove temporary files older than a day; return their number."""
@@ -291,8 +307,9 @@ def open_objects(url: str, *, make: bool = False) -> Objects:
     """Return the objects below a path or URL; `make` creates a missing local folder. Raise `BadInput` for an unusable URL."""
     if not is_url(url) or url.startswith("file://"):
         root = expand_path(url.removeprefix("file://"))
-        if root.exists() and not root.is_dir():
-            raise BadInput(f"{url} is a file; a store is a folder or a URL like s3://bucket/folder")
+        with _reading(root):
+            if root.exists() and not root.is_dir():
+                raise BadInput(f"{url} is a file; a store is a folder or a URL like s3://bucket/folder")
         if make:
             make_folder(root)
         return LocalObjects(root)

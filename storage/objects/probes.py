@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from ..core.errors import StoreUnavailable
+from ..core.errors import BadInput, StoreUnavailable
 from .objects import Objects
 
 _PREFIX = "probes"
@@ -33,6 +33,15 @@ def check_writable(objects: Objects) -> None:
     """Raise `StoreUnavailable` when nothing can be written to a store."""
     with probe(objects, b"probe"):
         pass
+
+
+def store_time(objects: Objects) -> float:
+    """Return the time now by the clock of the store's server, in seconds since 1970; by this machine's where that cannot be asked."""
+    try:
+        with probe(objects, b"clock") as key:
+            return objects.modified(key) or time.time()
+    except (StoreUnavailable, BadInput):  # a store that may only be read, or a dry run
+        return time.time()
 
 
 def sweep_probes(objects: Objects) -> None:

@@ -11,6 +11,7 @@ import errno
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -242,6 +243,14 @@ class RemoteObjects:
             return self._call("find", key, lambda: int(self._filesystem.size(self._path(key))))
         except FileNotFoundError:
             return None
+
+    def modified(self, key: str) -> float | None:
+        """Return what the server says, None where it says nothing."""
+        try:
+            when = self._call("find", key, lambda: self._filesystem.modified(self._path(key)))
+        except (FileNotFoundError, NotImplementedError):
+            return None
+        return float((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
 
     def names(self, prefix: str) -> list[str]:
         """Return the names below a prefix by one listing, never from a cache; hidden names are left out."""

@@ -136,10 +136,14 @@ class CachedObjects:
         make_folder(self.folder)  # somebody may have emptied the cache
         path = self.folder / f"{_LOCK}{name[:2]}"
         with translate_os_errors(path, 0):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except PermissionError:  # another user's: the lock needs no more than reading
+                descriptor = os.open(path, os.O_RDONLY)
         lock = FileLock(descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks: two processes may then download the same shard
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             lock.release()
@@ -155,6 +159,10 @@ class CachedObjects:
     def size(self, key: str) -> int | None:
         """Return the size in the remote store."""
         return self.remote.size(key)
+
+    def modified(self, key: str) -> float | None:
+        """Return the time by the remote store's clock."""
+        return self.remote.modified(key)
 
     def names(self, prefix: str) -> list[str]:
         """Return the names in the remote store."""

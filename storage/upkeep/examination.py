@@ -6,6 +6,7 @@ damage of the others. A file that cannot be judged because a file above it is lo
 """
 
 import contextlib
+import time
 
 from ..core.errors import CacheDamaged, EupeError
 from ..core.identity import digest, short
@@ -113,8 +114,8 @@ def _examine_views(examiner: Examiner, key: str, datasets: dict[str, ImageDatase
 
 
 def _has_writers(examiner: Examiner) -> bool:
-    """Return whether an extraction holds a lease, and so may be writing shards."""
-    return any(holders(examiner.objects, key) for key in examiner.objects.names("leases"))
+    """Return whether an extraction holds a lease, and so may be writing shards; by this machine's clock, since nothing may be written."""
+    return any(holders(examiner.objects, key, time.time) for key in examiner.objects.names("leases"))
 
 
 def _examine_leases(examiner: Examiner) -> None:

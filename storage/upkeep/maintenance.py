@@ -4,8 +4,6 @@
 deletes in the reverse order of creation, the identity first, and refuses to delete what a lease protects.
 """
 
-import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 from ..core.errors import BadInput, CacheDamaged, StoreUnavailable
@@ -16,7 +14,7 @@ from ..features.features import FeatureReader
 from ..objects.objects import walk_keys
 from ..store import FeatureStore
 from ..views.view_set import ViewSet
-from .leases import drop_expired, refuse_leased
+from .leases import Clock, drop_expired, refuse_leased
 
 
 class Damage(NamedTuple):
@@ -83,9 +81,7 @@ def _deletion_order(key: str) -> tuple[int, str]:
     return (3 if parts[-1] == "zarr.json" else 2), key
 
 
-def prune(
-    store: FeatureStore, key: str, *, dry_run: bool, clock: Callable[[], float] = time.time, on_event: OnEvent = ignore_event
-) -> list[str]:
+def prune(store: FeatureStore, key: str, *, dry_run: bool, clock: Clock | None = None, on_event: OnEvent = ignore_event) -> list[str]:
     """Delete a feature set or a recorded subset; return the objects that go, or with `dry_run` would go, in order.
 
     Also finishes a deletion that was killed. Raise `BadInput` for an unknown key and while somebody holds a lease.
@@ -110,7 +106,7 @@ def prune(
     return to_delete
 
 
-def _restore_when_leased(store: FeatureStore, key: str, name: str, data: bytes, clock: Callable[[], float]) -> None:
+def _restore_when_leased(store: FeatureStore, key: str, name: str, data: bytes, clock: Clock | None) -> None:
     """Restore the identity if a reader took a lease between the check and the removal, and raise `BadInput`."""
     try:
         refuse_leased(store.objects, key, clock)

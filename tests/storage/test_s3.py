@@ -376,6 +376,22 @@ def test_a_lease_on_s3_keeps_a_set_from_prune_until_it_has_run_out(s3: tuple[Fau
     assert made.store.list_features() == []
 
 
+def test_the_servers_time_judges_the_lease_of_a_machine_whose_clock_is_wrong(
+    s3: tuple[FaultyServer, RemoteObjects], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, objects = s3
+    monkeypatch.setattr("eupe_pipeline.storage.upkeep.leases.this_process", dict)
+    with Lease(objects, "set@0123456789ab", "far", clock=lambda: time.time() - 5 * 3600):
+        (name,) = objects.names("leases/set@0123456789ab")
+        assert abs((objects.modified(f"leases/set@0123456789ab/{name}") or 0) - time.time()) < 60
+        assert len(holders(objects, "set@0123456789ab")) == 1
+    assert objects.modified("none") is None
+    with Lease(objects, "set@0123456789ab", "far", seconds=1, clock=lambda: time.time() + 5 * 3600):
+        time.sleep(2.1)  # S3 counts whole seconds
+        assert holders(objects, "set@0123456789ab") == []
+    assert objects.names("probes") == []
+
+
 def test_a_store_is_made_and_found_on_s3(s3: tuple[FaultyServer, RemoteObjects]) -> None:
     _, objects = s3
     with pytest.raises(BadInput, match="is not a feature store"):

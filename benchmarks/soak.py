@@ -1,0 +1,364 @@
+"""Half an hour of everything at once on one store, with kills: does anything leak, grow or differ?
+
+Round after round, the commands that a user types, on one local store: `index` of a folder that grows, `extract-features` with two teachers
+by a Ray worker, two trainings side by side, `features verify`, `features prune` of what the round before extracted. Every 20 to 60 seconds
+SIGKILL takes the whole process tree of a command that runs, and the same command is run again. Meanwhile the memory (PSS), open files and
+processes of each command's tree are sampled. At the end nothing may be left: processes, shared memory, leases, probes, temporary files
+(those of killed writers are made a day old first, when the next command sweeps them), Ray's sessions of killed processes; the whole store
+verifies; and each of the first round's trainings, killed or not, has the weights of one that ran undisturbed.
+
+    python -m benchmarks.soak [--minutes 30] [--out FOLDER]
+"""
+
+import argparse
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from eupe_pipeline.storage.store import FeatureStore
+from eupe_pipeline.student.model.student import Student, TargetSpec
+from eupe_pipeline.student.training.run_folder import save_model
+from eupe_pipeline.teachers.encoders.build import build_encoder
+from PIL import Image
+
+from .figures import report
+from .kill_extract import MARK, SCRIPT, kill_tree, marked
+
+PHOTOS, GROWTH, POLL_S, FLAT = 64, 2, 0.2, 0.10
+PATIENCE = 3  # kills of one command before it is left to end: on a busy machine its start alone may take longer than the pause
+NAMES = ("both", "one")
+TARGETS = {
+    "soak.kills": (">=", 1.0), "soak.failures": ("<=", 0.0), "soak.leaks": ("<=", 0.0), "soak.different_weights": ("<=", 0.0),
+    "soak.memory_growth": ("<=", FLAT),
+}  # fmt: skip
+RECIPE = """
+[stage2]
+precision = "fp32"
+[stage2.student]
+architecture = "vit-mini"
+sizes_px = [32]
+[stage2.teacher]
+source = "cached"
+[stage2.adapter]
+width = 32
+[stage2.optimizer]
+learning_rate = 1e-3
+[stage2.run]
+steps = {steps}
+batch_size = 16
+checkpoint_every = 10
+log_every = 10
+"""
+
+
+@dataclass
+class Sample:
+    """What a command's process tree used at its most: PSS in MB, open files, processes; and whether it was killed."""
+
+    phase: str
+    pss_mb: float = 0.0
+    files: int = 0
+    processes: int = 0
+    seconds: float = 0.0
+    killed: bool = False
+    again: bool = False  # after a kill: it had less to do
+
+    def look(self, pids: Sequence[int]) -> None:
+        """Add a moment."""
+        self.pss_mb = max(self.pss_mb, sum(map(pss_mb, pids)))
+        self.files = max(self.files, sum(map(open_files, pids)))
+        self.processes = max(self.processes, len(pids))
+
+
+def pss_mb(pid: int) -> float:
+    """Return the proportional set size of a process in MB, 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def open_files(pid: int) -> int:
+    """Return the number of a process's open files, 0 when it has ended."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+def growth(values: Sequence[float]) -> float | None:
+    """Return by which share the median of the last third of the values exceeds that of the first; None of fewer than six."""
+    third = len(values) // 3
+    return float(np.median(values[-third:]) / np.median(values[:third]) - 1) if third >= 2 else None
+
+
+@dataclass
+class Leftovers:
+    """What may be left behind, by kind: the names that are there."""
+
+    found: dict[str, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def look(cls, out: Path) -> "Leftovers":
+        """Return what there is now below a soak's folder and in this machine's shared memory."""
+        store, mapped = out / "store", mapped_files()
+        return cls(
+            {
+                "temporary files": {str(path) for path in out.rglob(".tmp-*")},
+                "leases": {str(path) for path in (store / "leases").rglob("*.json")},
+                "probes": {str(path) for path in (store / "probes").rglob("*")},
+                "shared memory": {path for path in map(str, Path("/dev/shm").iterdir()) if path not in mapped and os.path.isfile(path)},
+                "ray sessions": {str(path) for path in ray_folder(out).glob("ray/session_2*")},
+            }
+        )
+
+    def beyond(self, before: "Leftovers") -> dict[str, list[str]]:
+        """Return what was not there before, by kind."""
+        return {kind: sorted(names - before.found.get(kind, set())) for kind, names in self.found.items()}
+
+
+def mapped_files() -> set[str]:
+    """Return the files in shared memory that a living process has mapped."""
+    found: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            found |= {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+        except OSError:
+            continue
+    return found
+
+
+def ray_folder(out: Path) -> Path:
+    """Return the folder of Ray's sessions, short enough for its sockets."""
+    return Path(tempfile.gettempdir()) / f"soak-{sha256(str(out).encode()).hexdigest()[:8]}"
+
+
+class Soak:
+    """The store, the commands' processes, what they used, and the next kill."""
+
+    def __init__(self, out: Path, minutes: float, pause_s: tuple[float, float], steps: int, seed: int, workers: int = 1) -> None:
+        self.out, self.pause_s, self.workers, self.random = out, pause_s, workers, np.random.default_rng(seed)
+        self.deadline = time.monotonic() + minutes * 60
+        self.samples: list[Sample] = []
+        self.failures: list[str] = []
+        self.kills: list[dict[str, Any]] = []
+        self.photos = 0
+        (out / "recipe.toml").write_text(RECIPE.format(steps=steps))
+        self._plan_kill()
+
+    def _plan_kill(self) -> None:
+        self.kill_at = time.monotonic() + float(self.random.uniform(*self.pause_s))
+
+    def grow(self, count: int) -> None:
+        """Write more photos: noise, in three classes."""
+        for number in range(self.photos, self.photos + count):
+            path = self.out / "photos" / f"class{number % 3}" / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (48, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+        self.photos += count
+
+    def run(self, commands: Mapping[str, Sequence[str]], disturbed: bool = True) -> None:
+        """Run commands side by side to their ends, each by its phase's name; kill one when it is time, and run it again."""
+        running = {phase: self._start(phase, words) for phase, words in commands.items()}
+        killed = dict.fromkeys(commands, 0)
+        while running:
+            time.sleep(POLL_S)
+            for phase, (child, mark, sample) in list(running.items()):
+                if child.poll() is None:
+                    sample.look(sorted(marked(mark)))
+                    continue
+                self._end(phase, child, mark, sample)
+                del running[phase]
+            killable = sorted(phase for phase in running if killed[phase] < PATIENCE)
+            if disturbed and killable and time.monotonic() >= self.kill_at:
+                phase = str(self.random.choice(killable))
+                killed[phase] += 1
+                self._kill(phase, *running.pop(phase))
+                if not self._is_done(commands[phase]):
+                    running[phase] = self._start(phase, commands[phase])
+                    running[phase][2].again = True
+
+    def _start(self, phase: str, words: Sequence[str]) -> tuple[subprocess.Popen[bytes], str, Sample]:
+        mark = secrets.token_hex(8)
+        environment = {**os.environ, MARK: mark, "RAY_TMPDIR": str(ray_folder(self.out)), "OMP_NUM_THREADS": "1"}
+        with (self.out / f"{phase}.log").open("ab") as log:
+            child = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stdout=log, stderr=log, env=environment)
+        sample = Sample(phase, seconds=time.monotonic())
+        self.samples.append(sample)
+        return child, mark, sample
+
+    def _end(self, phase: str, child: subprocess.Popen[bytes], mark: str, sample: Sample) -> None:
+        sample.seconds = time.monotonic() - sample.seconds
+        if child.returncode:
+            self.failures.append(f"{phase}: status {child.returncode}, see {phase}.log")
+        deadline = time.monotonic() + 10
+        while (left := marked(mark)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if left:
+            names = sorted({Path(f"/proc/{pid}/comm").read_text().strip() for pid in left if Path(f"/proc/{pid}").exists()})
+            self.failures.append(f"{phase}: {len(left)} processes outlive it: {', '.join(names)}")
+            kill_tree(mark)
+
+    def _kill(self, phase: str, child: subprocess.Popen[bytes], mark: str, sample: Sample) -> None:
+        processes = kill_tree(mark)
+        child.wait()
+        sample.killed, sample.seconds = True, time.monotonic() - sample.seconds
+        self.kills.append({"phase": phase, "after_s": round(sample.seconds, 1), "processes": processes})
+        self._plan_kill()
+
+    def _is_done(self, words: Sequence[str]) -> bool:
+        """Return whether a killed command has nothing left to do: a set that is pruned is unknown."""
+        return words[1] == "prune" and words[2] not in FeatureStore.open(str(self.out / "store")).list_features()
+
+    def flatness(self) -> dict[str, float]:
+        """Return by how much the undisturbed commands of each phase grew in memory."""
+        phases = {sample.phase for sample in self.samples}
+        whole = [one for one in self.samples if not one.killed and not one.again and one.pss_mb]
+        peaks = {phase: [one.pss_mb for one in whole if one.phase == phase] for phase in phases}
+        return {phase: grown for phase, values in sorted(peaks.items()) if (grown := growth(values)) is not None}
+
+
+def make_teacher(folder: Path, seed: int) -> None:
+    """Save a random small ViT as a run, which serves as a teacher."""
+    torch.manual_seed(seed)
+    student = Student(build_encoder({"name": "vit-mini", "layer_scale": 1.0}), 8, {"none": TargetSpec(None, 4, (1, 1))})
+    save_model(student, folder / "model", size_px=16, targets={})
+
+
+def train_words(out: Path, run: str, features: Sequence[str], data: str) -> list[str]:
+    """Return a training's command."""
+    named = [word for key in features for word in ("--features", key)]
+    words = ["train", "--stage", "2", "--recipe", str(out / "recipe.toml"), "--store", str(out / "store"), "--data", data]
+    return [*words, *named, "--out", str(out / "runs" / run)]
+
+
+def trainings(out: Path, label: object, first: tuple[str, list[str]]) -> dict[str, list[str]]:
+    """Return the commands of two trainings, of both teachers and of one, by their phases."""
+    features = dict(zip(NAMES, (first[1], first[1][:1]), strict=True))
+    return {f"train {name}": train_words(out, f"{label}-{name}", features[name], first[0]) for name in NAMES}
+
+
+def one_round(soak: Soak, number: int, first: tuple[str, list[str]] | None) -> tuple[str, list[str]]:
+    """Grow, extract, train twice, verify, prune; return the first version of the dataset and its feature sets, which stay."""
+    out, store = soak.out, ["--store", str(soak.out / "store")]
+    soak.grow(GROWTH if number else PHOTOS)
+    soak.run({"index": ["index", str(out / "photos"), *store, "--name", "photos"]})
+    teachers = [word for name in ("a", "b") for word in ("--teacher", str(out / "teachers" / name))]
+    plan = ["--shard-images", "8", "--statistics-batches", "2", "--workers", str(soak.workers), "--codec", "int8", "--views", "2"]
+    soak.run({"extract": ["extract-features", *store, "--data", "photos", *teachers, *plan]})
+    opened = FeatureStore.open(str(out / "store"))
+    if first is None:
+        first = opened.list_datasets()[0], opened.list_features()
+    soak.run(trainings(out, number, first))
+    soak.run({"verify": ["features", "verify", *store]})
+    for key in opened.list_features():
+        if key not in first[1]:
+            soak.run({"prune": ["features", "prune", key, *store]})
+    return first
+
+
+def weights(run: Path) -> str:
+    """Return the digest of a run's weights."""
+    return sha256((run / "model" / "backbone.safetensors").read_bytes()).hexdigest()
+
+
+def sweep_as_tomorrow(soak: Soak, first: tuple[str, list[str]]) -> None:
+    """Make temporary files a day old, then do what a user does tomorrow: extract, train, and prune everything but the datasets."""
+    for path in soak.out.rglob(".tmp-*"):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    for session in ray_folder(soak.out).glob("ray/session_2*"):
+        for path in (session, *(session / "logs").glob("*")):
+            os.utime(path, (time.time() - 90_000,) * 2)
+    soak.run({"verify": ["features", "verify", "--store", str(soak.out / "store")]}, disturbed=False)
+    one_round(soak, 10**6, first)
+    for key in first[1]:
+        soak.run({"prune": ["features", "prune", key, "--store", str(soak.out / "store")]}, disturbed=False)
+
+
+def soak_all(soak: Soak) -> dict[str, Any]:
+    """Run rounds until the time is over; then compare, verify and look for what is left."""
+    before, number = Leftovers.look(soak.out), 0
+    first = None
+    while first is None or time.monotonic() < soak.deadline:
+        first = one_round(soak, number, first)
+        number += 1
+    soak.kill_at = float("inf")
+    soak.run(trainings(soak.out, "undisturbed", first), disturbed=False)
+    runs = soak.out / "runs"
+    undisturbed = {name: weights(runs / f"undisturbed-{name}") for name in NAMES}
+    different = [f"{n}-{name}" for n in range(number) for name in NAMES if weights(runs / f"{n}-{name}") != undisturbed[name]]
+    sweep_as_tomorrow(soak, first)
+    left = Leftovers.look(soak.out).beyond(before)
+    return {"rounds": number, "left": left, "different_weights": different}
+
+
+def table(soak: Soak, found: Mapping[str, Any], minutes: float) -> str:
+    """Return the document of a soak."""
+    flat = soak.flatness()
+    lines = [
+        "# Soak\n",
+        f"{minutes:g} minutes on one store, {found['rounds']} rounds, {len(soak.kills)} kills of whole process trees; `make soak`.\n",
+        "| command | runs | killed | peak PSS, MB | memory, last third against first | open files | processes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for phase in sorted({sample.phase for sample in soak.samples}):
+        of = [sample for sample in soak.samples if sample.phase == phase]
+        killed, grown = sum(sample.killed for sample in of), flat.get(phase)
+        peak, files, processes = (max(getattr(sample, name) for sample in of) for name in ("pss_mb", "files", "processes"))
+        growth_text = "too few runs" if grown is None else f"{grown:+.1%}"
+        lines.append(f"| {phase} | {len(of)} | {killed} | {peak:,.0f} | {growth_text} | {files} | {processes} |")
+    lines += ["", "| left behind at the end | number |", "|---|---|"]
+    lines += [f"| {kind} | {len(names)} |" for kind, names in found["left"].items()]
+    different = len(found["different_weights"])
+    lines += ["", f"Failed commands: {len(soak.failures)}. Trainings whose weights differ from an undisturbed one's: {different}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--pause", type=float, nargs=2, default=(20.0, 60.0), help="seconds between two kills, at least and at most")
+    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--workers", type=int, default=1, help="of each extraction, through Ray; 0: without Ray")
+    parser.add_argument("--out", type=Path, help="a new folder; default: a temporary one, which is removed when nothing failed")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the kills; default: drawn, and reported")
+    parser.add_argument("--json", dest="to", type=Path, default=Path("docs/results/soak.json"))
+    options = parser.parse_args()
+    out = (options.out or Path(tempfile.mkdtemp(prefix="eupe-soak-"))).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(("a", "b")):
+        make_teacher(out / "teachers" / name, seed)
+    soak = Soak(out, options.minutes, tuple(options.pause), options.steps, options.seed, options.workers)
+    found = soak_all(soak)
+    flat = soak.flatness()
+    results = {
+        "soak.kills": float(len(soak.kills)), "soak.failures": float(len(soak.failures)), "soak.rounds": float(found["rounds"]),
+        "soak.leaks": float(sum(map(len, found["left"].values()))), "soak.different_weights": float(len(found["different_weights"])),
+        **({"soak.memory_growth": max(flat.values())} if flat else {}),
+    }  # fmt: skip
+    details = {"minutes": options.minutes, "seed": options.seed, **found, "memory_growth": flat, "failures": soak.failures,
+               "kills": soak.kills, "samples": [vars(sample) for sample in soak.samples]}  # fmt: skip
+    report(results, TARGETS, details, options.to)
+    options.to.with_suffix(".md").write_text(table(soak, found, options.minutes))
+    if soak.failures or results["soak.leaks"] or found["different_weights"] or (flat and max(flat.values()) > FLAT):
+        raise SystemExit(f"something failed, leaked, grew or differs: see {options.to} and {out}")
+    shutil.rmtree(ray_folder(out), ignore_errors=True)
+    if options.out is None:
+        shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main()
