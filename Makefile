@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study clean
+.PHONY: help venv docs test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,14 @@ bench-store: $(BENCH)/.installed ## the store against raw system calls, against 
 
 bench-cli: venv ## cold start, and a listing of 100 feature sets: docs/results/bench-cli.json
 	$(BIN)/python -m benchmarks.bench_cli
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# EXTERNAL=1 also asks the servers of links to other sites.
+docs: $(VENV)/.docs ## the documents as a static site: build/site; a warning or a broken link fails (EXTERNAL=1: other sites' links, too)
+	$(BIN)/python -m tools.build_site $(if $(EXTERNAL),--external)
 
 check: venv ## style, types (source and tests), layer rules
 	$(BIN)/ruff check .
