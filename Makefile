@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv docs test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study clean
+.PHONY: help venv venv-locked lock docs test test-long test-faults bench-store bench-cli check format pins demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
+
+# These very files, by their sha256, and no others; another platform or index is refused by pip, with both hashes.
+venv-locked: ## create .venv from requirements-ci.lock: every file by its sha256 (Python 3.11, Linux, x86-64)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-ci.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
+	@touch $(STAMP)
 
 venv: $(STAMP) ## create .venv and install the package with its tests
 
@@ -80,6 +88,9 @@ format: venv ## rewrite the files as `make check` wants them
 
 pins: venv ## write constraints.txt anew from what is installed
 	$(BIN)/python tools/pins.py > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+lock: venv ## write requirements-ci.lock anew from constraints.txt (asks pip for each file, minutes)
+	$(BIN)/python tools/lock.py > requirements-ci.lock.new && mv requirements-ci.lock.new requirements-ci.lock
 
 demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 	$(BIN)/eupe-pipeline demo --out $(DEMO) --store $(DEMO)/store
