@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins locks package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study soak clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins locks package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study soak venv-locked lock docs clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
+
+# These very files, by their sha256, and no others; another platform or index is refused by pip, with both hashes.
+venv-locked: ## create .venv from requirements-ci.lock: every file by its sha256 (Python 3.11, Linux, x86-64)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-ci.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
+	@touch $(STAMP)
 
 venv: $(STAMP) ## create .venv and install the package with its tests
 
@@ -60,6 +68,14 @@ bench-store: $(BENCH)/.installed ## the store against raw system calls, against 
 bench-cli: venv ## cold start, and a listing of 100 feature sets: docs/results/bench-cli.json
 	$(BIN)/python -m benchmarks.bench_cli
 
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# EXTERNAL=1 also asks the servers of links to other sites.
+docs: $(VENV)/.docs ## the documents as a static site: build/site; a warning or a broken link fails (EXTERNAL=1: other sites' links, too)
+	$(BIN)/python -m tools.build_site $(if $(EXTERNAL),--external)
+
 check: venv ## style, types (source and tests), layer rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,6 +102,8 @@ package: venv ## the sdist, and the wheel built from it: dist/
 
 pythons: venv ## what Python 3.11 to 3.14 would install, by the resolver alone; only wheels count
 	$(BIN)/python tools/pythons.py
+lock: venv ## write requirements-ci.lock anew from constraints.txt (asks pip for each file, minutes)
+	$(BIN)/python tools/lock.py > requirements-ci.lock.new && mv requirements-ci.lock.new requirements-ci.lock
 
 demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 	$(BIN)/eupe-pipeline demo --out $(DEMO) --store $(DEMO)/store

@@ -9,6 +9,8 @@ no torch; type checkers see the imports below. What stands here is frozen by tes
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..storage.core.known_holes import refuse_known_holes
+
 if TYPE_CHECKING:
     from ..jobs.curation.curate import curate_features as curate_features
     from ..jobs.curation.options import CurateOptions as CurateOptions
@@ -149,9 +151,11 @@ __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name when it is first used; raises `BadInput` for a function where a library has a known hole, as commands do."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name.islower():
+        refuse_known_holes()
     return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 

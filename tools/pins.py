@@ -48,13 +48,14 @@ def closure(requirements: list[Requirement]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Print the pins of the pyproject.toml beside this folder, all extras that are installed included."""
+    """Print the pins of the pyproject.toml beside this folder, all those of its extras `test` and `docs` included."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    texts = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    texts = [*project["dependencies"], *extras["test"], *extras["docs"]]
     try:
         pins = closure([Requirement(text) for text in texts])
     except PackageNotFoundError as missing:
-        sys.exit(f"{missing.name} is required but not installed; run `make venv` first")
+        sys.exit(f"{missing.name} is required but not installed; run `make venv docs` first")
     print(HEADER, *(f"{name}=={version}" for name, version in sorted(pins.items())), sep="\n")
 
 

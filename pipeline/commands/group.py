@@ -8,6 +8,7 @@ import click
 
 from ...storage.core.cache_home import name_user
 from ...storage.core.events import OnEvent
+from ...storage.core.known_holes import refuse_known_holes
 
 
 def run(work: Callable[[OnEvent], Mapping[str, Any]], as_json: bool) -> Mapping[str, Any]:
@@ -35,8 +36,10 @@ class CheckedCommand(click.Command):
     """A command whose numbers are checked before anything is imported or done."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; raises click's usage error for nan, infinite and inexact numbers."""
+        """Run the command; raises click's usage error for nan, infinite and inexact numbers, `BadInput` for libraries with known holes."""
         refuse_boundless(ctx)
+        if self.name != "doctor":  # which lists them
+            refuse_known_holes()
         return super().invoke(ctx)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from ...storage.core.cache_home import cache_home, can_be_written, home_folder, weights_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
+from ...storage.core.known_holes import installed_holes
 from ...storage.objects.atomic_files import translate_os_errors
 from ...storage.objects.exclusive_create import publish
 
@@ -163,7 +164,7 @@ def traps(folder: Path | None = None) -> list[str]:
     """Return the known traps that this machine is in, each with its cure."""
     from ...jobs.ray_folders import ray_folder, shared_memory_flaw
 
-    findings = []
+    findings = [f"{text}: commands refuse to start" for text in installed_holes().values()]
     if sys.platform == "linux" and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).total < SHARED_MEMORY_WANTED_BYTES:
         findings.append(f"{SHARED_MEMORY} is smaller than 2 GB: Ray falls back to disk; start the container with --shm-size=4g")
     if sys.platform == "linux" and (flaw := shared_memory_flaw()):

@@ -178,11 +178,12 @@ class _FromBytes(importlib.abc.InspectLoader):
 
 
 def _imported(source: PythonSource) -> ModuleType:
-    """Return the file as a module; each content once in a process. Raises `BadInput` with the line that failed."""
+    """Return the file as a module; each content once in a process, which is said on stderr. Raises `BadInput` with the line that failed."""
     name = f"eupe_pipeline_teacher_{source_sha256(source)[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     _refuse_modules_beside(source)
+    print(f"running {source.path} (sha256 {source_sha256(source)[:12]}) as a teacher, with this user's rights", file=sys.stderr)
     spec = importlib.util.spec_from_loader(name, _FromBytes(source))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
