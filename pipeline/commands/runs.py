@@ -79,10 +79,10 @@ def recipe() -> None:
 @recipe.command("ls")
 @options(JSON)
 def recipe_ls(as_json: bool) -> None:
-    """List the recipes that come with the package."""
+    """List the recipes that come with the package, and which table or section of the paper each is."""
     from ..recipes import load
 
-    run(lambda on_event: {"recipes": load.list_recipes()}, as_json)
+    run(lambda on_event: {"recipes": load.list_recipes(), "cites": load.cited_tables()}, as_json)
 
 
 @recipe.command("show")

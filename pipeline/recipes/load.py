@@ -2,7 +2,8 @@
 
 A file either describes one stage (`eupe-stage1.toml`) or several in tables `[stage1]`, `[stage2]`, … (`demo.toml`). Beside the values, an
 `[origins]` table says of each whether it is the paper's or ours and why; what it does not mention is "file NAME". `--set` overrides a
-value and its origin, and what nobody sets is "default". A stage may start from another recipe (`extends = "eupe-stage2"`) and say only what
+value and its origin, and what nobody sets is "default"; "paper" can only be said of what `paper.toml` holds. `cites` at the top of a file
+says which table of the paper it is. A stage may start from another recipe (`extends = "eupe-stage2"`) and say only what
 differs. A relative path in a file (`student.init_from`) starts, as one on the command line does, at the folder in which the command runs:
 a file that comes with the package has no folder of the user's. The price of strictness: a recipe written for a newer version with one more
 key is refused. It is the point: a misspelt option that trains silently costs days. Ranges are checked by the dataclasses themselves.
@@ -17,6 +18,8 @@ from typing import Any
 
 from ...storage.core.errors import BadInput, unknown_name
 from ...student.model.recipe import TrainRecipe
+from .paper import FILE as PAPER_FILE
+from .paper import check_claims
 from .settings import parse_setting
 from .typed_tables import build, leaves
 
@@ -44,7 +47,12 @@ class ResolvedRecipe:
 
 def list_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in FOLDER.glob("*.toml") if path != PAPER_FILE)
+
+
+def cited_tables() -> dict[str, str]:
+    """Return {recipe: the table or section of the paper that it is} of the package's recipes; "ours" for those of no table."""
+    return {name: str(read_document(name)[1].get("cites", "ours")) for name in list_recipes()}
 
 
 def show_recipe(name: str, *, stage: int | None = None, settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -87,7 +95,10 @@ def load_recipe(source: str, *, stage: int | None = None, settings: Sequence[str
         lay_over(table, override)
     recipe = build(TrainRecipe, table, where=f"recipe {name}")
     set_keys = [key for override in overrides for key, _ in leaves(override)]
-    return ResolvedRecipe(name, recipe, trace(recipe.to_dict(), table, name, origins, set_keys))
+    plain = recipe.to_dict()
+    origin_of = trace(plain, table, name, origins, set_keys)
+    check_claims(name, recipe.stage, dict(leaves(plain)), origin_of)
+    return ResolvedRecipe(name, recipe, origin_of)
 
 
 def stages_of(document: Mapping[str, Any]) -> list[int]:
@@ -103,7 +114,7 @@ def stage_table(name: str, document: Table, stage: int | None) -> Table:
             raise BadInput(f"recipe {name} does not say its stage: write `stage = {stage}` at its top, or `[stage{stage}]` tables")
         if stage is not None and document["stage"] != stage:
             raise BadInput(f"recipe {name} is for stage {document['stage']}, asked for stage {stage}")
-        return dict(document)
+        return {key: value for key, value in document.items() if key != "cites"}
     if stage not in stages:
         raise BadInput(f"recipe {name} holds stages {', '.join(map(str, stages))}; asked for {stage or 'none'}: pass --stage")
     return {"stage": stage, **document[f"stage{stage}"]}

@@ -45,6 +45,7 @@ ARCHITECTURES: dict[str, Options] = {
     "eupe_convnext_small": {**CONVNEXT, "depths": [3, 3, 27, 3]},
     "eupe_convnext_base": {**CONVNEXT, "depths": [3, 3, 27, 3], "widths": [128, 256, 512, 1024]},
     "proxy-1.9b": {**VIT, "width": 1536, "depth": 40, "heads": 24, "mlp": "swiglu", "mlp_hidden": 8192},
+    "proxy-7b": {**VIT, "width": 4096, "depth": 40, "heads": 32, "mlp": "swiglu", "mlp_hidden": 8192},  # DINOv3's ViT-7B (ours)
     # Siblings: the same mathematics at a size that two CPU cores train. Layer scale starts near 1, because 1e-5 needs
     # tens of thousands of steps before a block says anything.
     "proxy-small": {

@@ -8,8 +8,8 @@ from eupe_pipeline.pipeline.recipes.settings import parse_setting
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.model.recipe import TrainRecipe
 
-SHIPPED = ["1-2", "1-2-3", "1-3", "2-only", "demo", "eupe-stage1", "eupe-stage2", "eupe-stage3"]
-SHIPPED += ["permissive", "teachers-with-siglip2", "teachers-without-pelang"]
+SHIPPED = ["1-2", "1-2-3", "1-3", "2-only", "data-lvd", "data-metaclip", "demo", "eupe-stage1", "eupe-stage2", "eupe-stage3"]
+SHIPPED += ["gamma-0", "gamma-1", "gamma-2", "permissive", "proxy-7b", "teachers-with-siglip2", "teachers-without-pelang"]
 
 
 def write(folder: Path, text: str) -> str:
