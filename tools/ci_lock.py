@@ -4,7 +4,7 @@ Pip itself says which file it would take for each pin and its sha256 (`pip insta
 builds stand in the lock, if both are offered: that of this machine, and that of the package index. The lock is of Python 3.11 on Linux and
 x86-64; another Python or machine, and a file that was built since, is refused by pip with both hashes, and takes `make venv`.
 
-    .venv/bin/python tools/lock.py > requirements-ci.lock
+    .venv/bin/python tools/ci_lock.py > requirements-ci.lock
 """
 
 import json
@@ -18,9 +18,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BUILDS_OF_ITS_OWN = ("torch", "torchvision")  # which machines offer in builds of their own beside the index's
-HEADER = (
-    "# The files that CI installs, by sha256, for Python 3.11 on Linux and x86-64. Written by `python tools/lock.py` from constraints.txt."
-)
+HEADER = "# The files that CI installs, by sha256, for Python 3.11 on Linux and x86-64. Written by `python tools/ci_lock.py` from constraints.txt."
 
 
 def pinned(checkout: Path) -> list[str]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tools.lock import lock, pin_of, pinned
+from tools.ci_lock import lock, pin_of, pinned
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -16,7 +16,7 @@ def a_file(name: str, version: str, digest: str) -> dict[str, Any]:
 def test_the_lock_has_every_pin_with_its_hashes_and_no_other_line() -> None:
     text = (CHECKOUT / "requirements-ci.lock").read_text()
     entries = re.findall(r"^(\S+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE)
-    assert sorted(pin for pin, _ in entries) == sorted(pinned(CHECKOUT)), "run `make lock` after `make pins`"
+    assert sorted(pin for pin, _ in entries) == sorted(pinned(CHECKOUT)), "run `make ci-lock` after `make pins`"
     assert text == text.splitlines()[0] + "\n" + "".join(f"{pin}{hashes}\n" for pin, hashes in entries)
 
 
