@@ -9,7 +9,7 @@ no torch; type checkers see the imports below. What stands here is frozen by tes
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ..storage.core.known_holes import refuse_known_holes
+from .console.known_holes import refuse_known_holes
 
 if TYPE_CHECKING:
     from ..jobs.curation.curate import curate_features as curate_features

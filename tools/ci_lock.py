@@ -18,7 +18,7 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 BUILDS_OF_ITS_OWN = ("torch", "torchvision")  # which machines offer in builds of their own beside the index's
-HEADER = "# The files that CI installs, by sha256, for Python 3.11 on Linux and x86-64. Written by `python tools/ci_lock.py` from constraints.txt."
+HEADER = "# The files that CI installs, by sha256, for Python 3.11 on Linux and x86-64. Written by `make ci-lock` from constraints.txt."
 
 
 def pinned(checkout: Path) -> list[str]:

@@ -8,7 +8,7 @@ import click
 
 from ...storage.core.cache_home import name_user
 from ...storage.core.events import OnEvent
-from ...storage.core.known_holes import refuse_known_holes
+from ..console.known_holes import refuse_known_holes
 
 
 def run(work: Callable[[OnEvent], Mapping[str, Any]], as_json: bool) -> Mapping[str, Any]:

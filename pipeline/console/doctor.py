@@ -20,9 +20,9 @@ from typing import Any
 from ...storage.core.cache_home import cache_home, can_be_written, home_folder, weights_folder
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
-from ...storage.core.known_holes import installed_holes
 from ...storage.objects.atomic_files import translate_os_errors
 from ...storage.objects.exclusive_create import publish
+from .known_holes import installed_holes
 
 PACKAGES = ("eupe-pipeline", "torch", "timm", "torchvision", "transformers", "ray", "zarr", "numpy", "pillow", "pyarrow", "safetensors")
 PROBE_BYTES = 64 << 20

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.console.doctor import traps
+from eupe_pipeline.pipeline.console.known_holes import ACCEPTED, HOLES, as_numbers, installed_holes, refuse_known_holes
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.core.known_holes import ACCEPTED, HOLES, as_numbers, installed_holes, refuse_known_holes
 
 CHECKOUT = Path(__file__).parents[3]
 

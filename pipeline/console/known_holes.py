@@ -10,7 +10,7 @@ import os
 import re
 from typing import NamedTuple
 
-from .errors import BadInput
+from ...storage.core.errors import BadInput
 
 ACCEPTED = "EUPE_PIPELINE_ACCEPT_OLD"
 """Environment variable with the names of libraries whose old version is used all the same, such as `torch,ray`."""
