@@ -38,6 +38,7 @@ from .kill_extract import MARK, SCRIPT, kill_tree, marked
 PHOTOS, GROWTH, POLL_S, FLAT = 64, 2, 0.2, 0.10
 PATIENCE = 3  # kills of one command before it is left to end: on a busy machine its start alone may take longer than the pause
 NAMES = ("both", "one")
+SEGMENTS = ("plasma", "ray", "torch_", "psm_", "sem.", "eupe")  # shared memory of Ray, torch, Python and ours; other programs have theirs
 TARGETS = {
     "soak.kills": (">=", 1.0), "soak.failures": ("<=", 0.0), "soak.leaks": ("<=", 0.0), "soak.different_weights": ("<=", 0.0),
     "soak.memory_growth": ("<=", FLAT),
@@ -114,12 +115,13 @@ class Leftovers:
     def look(cls, out: Path) -> "Leftovers":
         """Return what there is now below a soak's folder and in this machine's shared memory."""
         store, mapped = out / "store", mapped_files()
+        segments = [path for path in Path("/dev/shm").glob("*") if path.name.startswith(SEGMENTS) and path.is_file()]
         return cls(
             {
                 "temporary files": {str(path) for path in out.rglob(".tmp-*")},
                 "leases": {str(path) for path in (store / "leases").rglob("*.json")},
                 "probes": {str(path) for path in (store / "probes").rglob("*")},
-                "shared memory": {path for path in map(str, Path("/dev/shm").iterdir()) if path not in mapped and os.path.isfile(path)},
+                "shared memory": {path for path in map(str, segments) if path not in mapped},
                 "ray sessions": {str(path) for path in ray_folder(out).glob("ray/session_2*")},
             }
         )

@@ -48,7 +48,7 @@ def test_shared_memory_counts_as_left_when_no_living_process_has_it(tmp_path: Pa
     import mmap
 
     before = Leftovers.look(tmp_path)
-    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="soak-test-") as file:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="psm_soak") as file:
         file.truncate(4096)
         mapped = mmap.mmap(file.fileno(), 4096)
         assert file.name in mapped_files()
