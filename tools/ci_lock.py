@@ -1,14 +1,13 @@
 """Write the hashes of what `constraints.txt` pins: `requirements-ci.lock`, from which pip installs these very files and no others.
 
-Pip itself says which file it would take for each pin and its sha256 (`pip install --dry-run --report`); nothing is installed. Of torch both
-builds stand in the lock, if both are offered: that of this machine, and that of the package index. The lock is of Python 3.11 on Linux and
-x86-64; another Python or machine, and a file that was built since, is refused by pip with both hashes, and takes `make venv`.
+Pip itself says which file it would take for each pin and its sha256 (`pip install --dry-run --report`); nothing is installed. Torch is the
+CPU build, which needs nothing that is not pinned. The lock is of Python 3.11 on Linux and x86-64; another Python or machine, an index
+without that build of torch, and a file that was built since are refused by pip with both hashes, and take `make venv`.
 
     .venv/bin/python tools/ci_lock.py > requirements-ci.lock
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-BUILDS_OF_ITS_OWN = ("torch", "torchvision")  # which machines offer in builds of their own beside the index's
-HEADER = "# The files that CI installs, by sha256, for Python 3.11 on Linux and x86-64. Written by `make ci-lock` from constraints.txt."
+HEADER = "# What `make venv-locked` installs, by sha256, for Python 3.11 on Linux and x86-64. Written by `make ci-lock` from constraints.txt."
 
 
 def pinned(checkout: Path) -> list[str]:
@@ -27,24 +25,13 @@ def pinned(checkout: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def chosen_files(pins: Iterable[str], environment: Mapping[str, str]) -> list[dict[str, Any]]:
+def chosen_files(pins: Iterable[str]) -> list[dict[str, Any]]:
     """Return what pip would install for the pins: of each `metadata` and `download_info`; raises CalledProcessError with pip's words."""
     with tempfile.TemporaryDirectory() as folder:
         report, wanted = Path(folder) / "report.json", Path(folder) / "pins.txt"
         wanted.write_text("\n".join(pins), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--dry-run",
-            "--ignore-installed",
-            "--no-deps",
-            "--quiet",
-            "--report",
-            str(report),
-        ]
-        subprocess.run([*command, "-r", str(wanted)], check=True, env=dict(environment), stdout=sys.stderr)
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet"]
+        subprocess.run([*command, "--report", str(report), "-r", str(wanted)], check=True, stdout=sys.stderr)
         found: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))["install"]
         return found
 
@@ -66,10 +53,7 @@ def lock(files: Iterable[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """Print the lock."""
-    pins = pinned(CHECKOUT)
-    files = chosen_files(pins, os.environ)
-    index_alone = {**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
-    files += chosen_files([pin for pin in pins if pin.partition("==")[0] in BUILDS_OF_ITS_OWN], index_alone)
+    files = chosen_files(pinned(CHECKOUT))
     print(lock(files), end="")
 
 
