@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...storage.annotations.coco import CocoSplit, check_together, coco_digest, pictures_of, read_coco
+from ...storage.annotations.coco_layout import coco_layout
 from ...storage.annotations.dense_pairs import read_picture
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
@@ -69,8 +70,6 @@ class DetectionOptions(DenseOptions):
     """Validation pictures that are also trained on are a warning instead of an error."""
     keep_head: bool = True
     """Keep the detector beside its record, so that `export --head` can take it along."""
-    check: bool = False
-    """Only read and check the layout."""
     shape: DetectorShape = field(default_factory=DetectorShape)
     head: HeadRecipe = DETECTION_RECIPE
 
@@ -91,13 +90,12 @@ def evaluate_detection(options: DetectionOptions, on_event: OnEvent = ignore_eve
 
     Raises `BadInput` for anything in the layout that cannot be learnt from or measured, before any step.
     """
+    if options.check:
+        report = coco_layout(options.data)
+        return {**report.found, **report.result()}
     train, val = (read_coco(options.data, split) for split in ("train", "val"))
     check_together(train, val)
     splits = {"train": train, "val": val}
-    if options.check:
-        counts = {f"{name}_pictures": len(split.pictures) for name, split in splits.items()}
-        boxes = {f"{name}_boxes": split.boxes for name, split in splits.items()}
-        return {"data": str(options.data), "categories": len(val.names), **counts, **boxes}
     need_libraries()
     model, recipe, size_px = open_dense_model(options), options.recipe(), square_side(options.size_px or SIZE_PX, "the detector")
     if size_px % model.spec.stride_px:

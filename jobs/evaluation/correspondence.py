@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...storage.annotations.dense_pairs import read_picture
+from ...storage.annotations.pair_layout import correspondence_layout
 from ...storage.annotations.spair import KeypointPair, keypoint_pairs, pairs_digest, sample_pairs
 from ...storage.core.choices import PAIR_PROTOCOLS, PairProtocol, PairSplit
 from ...storage.core.errors import unknown_name
@@ -58,6 +59,8 @@ def evaluate_correspondence(options: CorrespondenceOptions, on_event: OnEvent = 
 
     `pairs_per_category` and `size_px` win over the protocol's.
     """
+    if options.check:
+        return correspondence_layout(options.data, options.split).result()
     data, split = options.data, options.split
     model, paper = open_dense_model(options), options.protocol == "paper"
     own_side_px = _PAPER_SIDES_PX.get(model.spec.stride_px, SIDE_PX) if paper else SIDE_PX

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ...storage.annotations.dense_layout import depth_layout
 from ...storage.annotations.dense_pairs import NYU_PER_METRE, Pair, depth_pairs, is_nyu, read_depth, read_picture
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
@@ -53,6 +54,8 @@ def evaluate_depth(options: DepthOptions, on_event: OnEvent = ignore_event) -> d
 
     Raises `BadInput` before any step where a split has no depth that counts.
     """
+    if options.check:
+        return depth_layout(options.data).result()
     data, per_metre = options.data, options.per_metre
     crops = is_nyu(data) if options.nyu_crops is None else options.nyu_crops
     view, recipe = replace(options.view, nyu_crops=crops), options.recipe(options.head)

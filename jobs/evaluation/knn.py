@@ -40,7 +40,7 @@ from .labelled_features import (
     warn_upright,
 )
 from .models import CachedModel, Model, cached_features_of, open_evaluated
-from .split_checks import check_classes, check_overlap, digests_of, distilled_on, shared_indices
+from .split_checks import check_classes, check_overlap, classified_layout, digests_of, distilled_on, shared_indices
 
 __all__ = [
     "EvaluationSize", "KnnOptions", "cached_features_of", "compare", "embed_images", "evaluate_knn", "evaluated", "knn_of_features",
@@ -129,6 +129,8 @@ def evaluate_knn(options: KnnOptions, on_event: OnEvent = ignore_event) -> dict[
 
     Accuracies in percent by the paper's protocol, the official one and ours.
     """
+    if options.check:
+        return classified_layout(options).result()
     model, train, test = splits_of(options, on_event)
     in_both = images_in_both(train, test, options.allow_overlap, on_event)
     upright = read_upright(train, test)

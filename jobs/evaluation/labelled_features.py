@@ -88,6 +88,8 @@ class ClassifiedOptions(EvaluationSize):
     """A named teacher's weight file."""
     out: Path | None = None
     """Folder that keeps the result; None: the model's own."""
+    check: bool = False
+    """Only tell what the data lack; the model is not looked at, and no store is written."""
     dry_run: bool = False
     """Only say by what protocol, and where the result would be kept."""
 

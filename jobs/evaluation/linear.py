@@ -24,6 +24,7 @@ from ...teachers.runtime.devices import choose_device
 from .knn import evaluated, images_in_both, splits_of
 from .labelled_features import ClassifiedOptions, LabelledSplit, read_upright, warn_upright
 from .models import CachedModel, Model
+from .split_checks import classified_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class LinearOptions(ClassifiedOptions):
 
 def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return top-1 accuracy in percent on the test set, the chosen C, and validation accuracy by C; kept in the model's folder."""
+    if options.check:
+        return classified_layout(options).result()
     seed, powers = options.seed, options.powers
     model, train, test = splits_of(options, on_event)
     in_both = images_in_both(train, test, options.allow_overlap, on_event)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from ...storage.annotations.dense_layout import segmentation_layout
 from ...storage.annotations.dense_pairs import Pair, read_picture, segmentation_pairs
 from ...storage.core.choices import MaskDataset
 from ...storage.core.events import OnEvent, ignore_event
@@ -61,6 +62,8 @@ class SegmentationOptions(HeadOptions):
 
 def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return mIoU, pixel accuracy and IoU by class in percent on the validation split, and the `best_miou` of all measurements."""
+    if options.check:
+        return segmentation_layout(options.data).result()
     data, view = options.data, options.view
     if options.size_px is not None:
         side = square_side(options.size_px, "segmentation, whose windows are square,")

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...storage.core.errors import BadInput
+from ...storage.annotations.layout_report import LayoutReport
+from ...storage.annotations.pair_layout import class_folders
+from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.images.hold_out import drawn_images
 from ...storage.store import FeatureStore
 from ...student.export.lineage import read_record, recorded_share
-from .labelled_features import Split, labels_as
+from .labelled_features import TEST_FOLDERS, TRAIN_FOLDERS, ClassifiedOptions, Split, labels_as
 
 MOST_SHARED = 0.001
 _ROWS_AT_ONCE = 65_536
@@ -74,6 +76,47 @@ def check_overlap(
         raise BadInput(f"{text}. Such a figure measures memory as well; test on other images, or say --allow-overlap")
     on_event({"event": "warning", "text": f"{text}; the figure measures memory as well"})
     return len(indices)
+
+
+def classified_layout(options: ClassifiedOptions) -> LayoutReport:
+    """Return what a training and a test set lack, both in one report; no model is opened and no store written."""
+    if options.data is not None and options.train_set is None and options.test_set is None:
+        sets = [(split, _split_below(Path(options.data), names)) for split, names in (("train", TRAIN_FOLDERS), ("test", TEST_FOLDERS))]
+    else:
+        sets = list(zip(("train", "test"), options.datasets(), strict=True))
+    report = LayoutReport("labelled pictures", " and ".join(name for _, name in sets))
+    learnt, tested = (labelled_layout(report, split, name, options.store) for split, name in sets)
+    if learnt and tested:
+        do = "give both splits the same classes, or take these folders away"
+        report.files("classes are tested and have no folder of training pictures", tested - learnt, do)
+        report.files("classes are trained and have no folder of test pictures", learnt - tested, do)
+    return report
+
+
+def labelled_layout(report: LayoutReport, split: str, name: str, store: str | None) -> set[str]:
+    """Add what one labelled set lacks, a folder or a dataset of the store; return its classes, {} where they are not looked into."""
+    path = Path(name)
+    if path.is_dir():
+        return class_folders(report, path, split)
+    if path.is_file() or "://" in name:
+        report.found[f"{split} source"] = f"{name} (no folder: it is looked into when it is indexed)"
+        return set()
+    if store is None:
+        report.lacks(f"{name}, which is no folder", "give a folder that holds a folder a class, or a dataset's name with --store")
+        return set()
+    try:
+        dataset = FeatureStore.open(store).dataset(name)
+    except EupeError as error:
+        report.lacks(str(error), "give a folder that holds a folder a class, or a dataset of the store")
+        return set()
+    report.count(f"{split} pictures", len(dataset), None, "index the source again")
+    if not dataset.label_names:
+        report.lacks(f"{dataset.key} has no labels", "index a source whose folders or fields name the class of each image")
+    return set(dataset.label_names)
+
+
+def _split_below(root: Path, names: Sequence[str]) -> str:
+    return str(next((root / name for name in names if (root / name).is_dir()), root / names[0]))
 
 
 _NAMED_CLASSES = 5

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...storage.annotations.layout_report import LayoutReport
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import digest, file_sha256
@@ -24,11 +25,11 @@ from ...student.probes.knn import Embeddings
 from ...student.probes.zero_shot import build_classifier, class_cosines, read_descriptions, top_k_accuracy
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.table import TEACHERS
-from ...teachers.registry.text_tower import TextTower, load_text_tower
+from ...teachers.registry.text_tower import TextTower, load_text_tower, missing_of_tower
 from .knn import evaluated, say_distilled_on
 from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright, warn_upright
 from .models import CachedModel, Model, open_evaluated
-from .split_checks import digests_of, refuse_one_class
+from .split_checks import digests_of, labelled_layout, refuse_one_class
 
 _MAPPED_AT_ONCE = 1024
 
@@ -55,6 +56,8 @@ class ZeroShotOptions(EvaluatedImages):
     """A named teacher's weight file."""
     out: Path | None = None
     """Folder that keeps the result; None: the model's own."""
+    check: bool = False
+    """Only tell what data, names and tower lack; the model is not looked at, and no store is written."""
     dry_run: bool = False
     """Only say by what protocol, and where the result would be kept."""
 
@@ -88,6 +91,8 @@ class _ToTeacherSpace:
 
 def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
     """Return top-1 and top-5 accuracy in percent over a labelled dataset; kept in the model's folder."""
+    if options.check:
+        return _check(options)
     store = open_store(options.store)
     model = open_evaluated(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
     split = Split(model, store, open_data(store, options.data, on_event), options, options.test_images, "test")
@@ -118,6 +123,22 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         return {**tops, **upright, "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", model, protocol, compute, on_event)
+
+
+def _check(options: ZeroShotOptions) -> dict[str, Any]:
+    """Return what the test set, the file of names and the tower's folder lack."""
+    report = LayoutReport("labelled pictures and texts", options.data)
+    labels = labelled_layout(report, "test", options.data, options.store)
+    try:
+        names = read_descriptions(options.classes).names
+        report.files(
+            "labels have no name", labels - names.keys() if names is not None else (), f"add them to [classes] of {options.classes}"
+        )
+    except BadInput as error:
+        report.lacks(str(error), "docs/evaluations.md shows the file")
+    for missing in missing_of_tower(options.text):
+        report.lacks(f"{options.text} has no {missing}", "give the folder of a CLIP, SigLIP or PE model, from transformers or open_clip")
+    return report.result()
 
 
 def _projected(images_ND: Tensor, tower: TextTower, kind: str) -> Tensor:

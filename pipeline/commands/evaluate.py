@@ -1,5 +1,6 @@
 """`evaluate`: measures of features."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,6 +22,7 @@ from ...storage.core.choices import (
     PairProtocol,
     PairSplit,
 )
+from ...storage.core.events import OnEvent
 from ...storage.views.input_size import SizePx
 from .group import CheckedCommand, CheckedGroup, cli, run
 from .options import (
@@ -106,6 +108,14 @@ def evaluate() -> None:
     """Measure how good features are."""
 
 
+CHECK = click.option("--check", is_flag=True, help="Only tell what the data lack; status 2 where anything is missing.")
+
+
+def evaluated(evaluation: Callable[[OnEvent], Mapping[str, Any]], as_json: bool) -> int:
+    """Run an evaluation and return the exit status: 2 where `--check` found something missing."""
+    return 2 if run(evaluation, as_json).get("complete") is False else 0
+
+
 CLASSIFIED = (
     ANY_STORE,
     click.option("--data", default=None, metavar="DIR", help="Folder with train/ and val/, each with a folder a class."),
@@ -115,7 +125,7 @@ CLASSIFIED = (
     TEST_IMAGES, INPUT_SIZE,
     click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True,
                  help="Of the shorter side; 0.875 is the official code's resize to 256 and crop to 224."),
-    FORWARD, OVERLAP, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    FORWARD, OVERLAP, DEVICE, EVALUATED_WEIGHTS, RESULTS, CHECK, DRY_RUN, JSON,
 )  # fmt: skip
 
 
@@ -136,6 +146,7 @@ class ClassifiedValues(TypedDict):
     device: Device
     weights: Path | None
     out: Path | None
+    check: bool
     dry_run: bool
 
 
@@ -146,23 +157,23 @@ KEEP_HEAD = click.option("--keep-head/--no-keep-head", default=True, show_defaul
 @evaluate.command()
 @click.argument("model")
 @options(*CLASSIFIED)
-def knn(as_json: bool, **values: Unpack[ClassifiedValues]) -> None:
+def knn(as_json: bool, **values: Unpack[ClassifiedValues]) -> int:
     """Classify by nearest neighbours. MODEL: a run's folder, an exported folder, a teacher, or a feature set (read, not computed)."""
     from ...jobs.evaluation.knn import KnnOptions, evaluate_knn
 
     request = KnnOptions(**values)
-    run(lambda on_event: evaluate_knn(request, on_event), as_json)
+    return evaluated(lambda on_event: evaluate_knn(request, on_event), as_json)
 
 
 @evaluate.command()
 @click.argument("model")
 @options(*CLASSIFIED, SEED, KEEP_HEAD)
-def linear(as_json: bool, seed: int, keep_head: bool, **values: Unpack[ClassifiedValues]) -> None:
+def linear(as_json: bool, seed: int, keep_head: bool, **values: Unpack[ClassifiedValues]) -> int:
     """Fit a linear probe on MODEL's class tokens. L-BFGS; its strength is chosen on a tenth of the training images."""
     from ...jobs.evaluation.linear import LinearOptions, evaluate_linear
 
     request = LinearOptions(seed=seed, keep_head=keep_head, **values)
-    run(lambda on_event: evaluate_linear(request, on_event), as_json)
+    return evaluated(lambda on_event: evaluate_linear(request, on_event), as_json)
 
 
 DENSE_DATA = click.option("--data", type=FOLDER, required=True, metavar="DIR", help="The dataset's folder, in its published layout.")
@@ -179,7 +190,7 @@ HEAD = (
     click.option("--batch-size", type=click.IntRange(2), default=None, help="Pictures of a step; default: 16, the official."),
     DENSE_SIDE,
     click.option("--evaluate-every", type=click.IntRange(1), default=5000, show_default=True, help="Steps between measurements."),
-    OVERLAP, SEED, KEEP_HEAD, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    OVERLAP, SEED, KEEP_HEAD, DEVICE, EVALUATED_WEIGHTS, RESULTS, CHECK, DRY_RUN, JSON,
 )  # fmt: skip
 
 
@@ -192,6 +203,7 @@ class DenseValues(TypedDict):
     device: Device
     weights: Path | None
     out: Path | None
+    check: bool
     dry_run: bool
 
 
@@ -220,12 +232,12 @@ class HeadValues(DenseValues):
 def segmentation(
     as_json: bool, dataset: MaskDataset | None, classes: int | None, zero_is_ignored: bool | None, ignore: int | None,
     **values: Unpack[HeadValues],
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Train a linear head on patch tokens, measure mIoU. ADE20k's layout, or images/ and masks/."""
     from ...jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 
     request = SegmentationOptions(dataset=dataset, classes=classes, zero_is_ignored=zero_is_ignored, ignore=ignore, **values)
-    run(lambda on_event: evaluate_segmentation(request, on_event), as_json)
+    return evaluated(lambda on_event: evaluate_segmentation(request, on_event), as_json)
 
 
 @evaluate.command()
@@ -235,12 +247,12 @@ def segmentation(
     click.option("--nyu-crops/--whole", "nyu_crops", default=None, help="NYU's frame and Eigen's crop? Default: with nyu_train.txt."),
     click.option("--per-metre", type=click.FloatRange(0, min_open=True), default=1000.0, show_default=True, help="Units of a PNG in 1 m."),
 )
-def depth(as_json: bool, nyu_crops: bool | None, per_metre: float, **values: Unpack[HeadValues]) -> None:
+def depth(as_json: bool, nyu_crops: bool | None, per_metre: float, **values: Unpack[HeadValues]) -> int:
     """Train a linear head on patch tokens, measure depth. NYUv2's layout, or images/ and depth/."""
     from ...jobs.evaluation.depth import DepthOptions, evaluate_depth
 
     request = DepthOptions(nyu_crops=nyu_crops, per_metre=per_metre, **values)
-    run(lambda on_event: evaluate_depth(request, on_event), as_json)
+    return evaluated(lambda on_event: evaluate_depth(request, on_event), as_json)
 
 
 @evaluate.command()
@@ -252,21 +264,20 @@ def depth(as_json: bool, nyu_crops: bool | None, per_metre: float, **values: Unp
     click.option("--batch-size", type=click.IntRange(1), default=None, help="Pictures of a step; default: 16."),
     click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=None, help="Its highest; default: 0.0002."),
     DENSE_SIDE, OVERLAP, SEED, KEEP_HEAD,
-    click.option("--check", is_flag=True, help="Only read and check the data."),
-    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, CHECK, DRY_RUN, JSON,
 )  # fmt: skip
 def detection(
     as_json: bool, finetune: bool, steps: int | None, batch_size: int | None, learning_rate: float | None, allow_overlap: bool, seed: int,
-    keep_head: bool, check: bool, **values: Unpack[DenseValues],
-) -> None:  # fmt: skip
+    keep_head: bool, **values: Unpack[DenseValues],
+) -> int:  # fmt: skip
     """Train a detector on patch tokens, measure AP. COCO's layout; LW-DETR's detector of transformers."""
     from ...jobs.detection.detection import DetectionOptions, evaluate_detection
 
     request = DetectionOptions(
         finetune=finetune, steps=steps, batch_size=batch_size, learning_rate=learning_rate, allow_overlap=allow_overlap, seed=seed,
-        keep_head=keep_head, check=check, **values,
+        keep_head=keep_head, **values,
     )  # fmt: skip
-    run(lambda on_event: evaluate_detection(request, on_event), as_json)
+    return evaluated(lambda on_event: evaluate_detection(request, on_event), as_json)
 
 
 @evaluate.command()
@@ -277,16 +288,16 @@ def detection(
                  help="paper: 100 pairs a category, 448 px for patches of 14 px; ours: all pairs at 512 px."),
     click.option("--pairs-per-category", type=click.IntRange(1), default=None, help="Take so many of each; default: the protocol's."),
     click.option("--split", type=click.Choice(PAIR_SPLITS), default="test", show_default=True),
-    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    DEVICE, EVALUATED_WEIGHTS, RESULTS, CHECK, DRY_RUN, JSON,
 )  # fmt: skip
 def correspondence(
     as_json: bool, protocol: PairProtocol, pairs_per_category: int | None, split: PairSplit, **values: Unpack[DenseValues]
-) -> None:
+) -> int:
     """Find keypoints again by patch tokens, untrained. SPair-71k's layout, PCK@0.1."""
     from ...jobs.evaluation.correspondence import CorrespondenceOptions, evaluate_correspondence
 
     request = CorrespondenceOptions(protocol=protocol, pairs_per_category=pairs_per_category, split=split, **values)
-    run(lambda on_event: evaluate_correspondence(request, on_event), as_json)
+    return evaluated(lambda on_event: evaluate_correspondence(request, on_event), as_json)
 
 
 @evaluate.command()
@@ -325,21 +336,22 @@ def agreement(
     click.option("--proxy", type=FOLDER, default=None, help="The proxy's run, when MODEL was taught by one."),
     TEST_IMAGES, INPUT_SIZE,
     click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
-    FORWARD, DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
+    FORWARD, DEVICE, EVALUATED_WEIGHTS, RESULTS, CHECK, DRY_RUN, JSON,
 )  # fmt: skip
 def zero_shot(
     as_json: bool, model: str, store: str | None, test_set: str, text: Path, classes: Path | None, teacher: str | None, proxy: Path | None,
     test_images: int | None, size_px: SizePx | None, crop_fraction: float, batch_size: int, device: Device, weights: Path | None,
-    out: Path | None, dry_run: bool,
-) -> None:  # fmt: skip
+    out: Path | None, check: bool, dry_run: bool,
+) -> int:  # fmt: skip
     """Classify by descriptions of the classes. In a text tower's space, which a student reaches through its adapters."""
     from ...jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 
     request = ZeroShotOptions(
         model=model, data=test_set, text=text, classes=classes, teacher=teacher, proxy=proxy, store=store, test_images=test_images,
-        size_px=size_px, crop_fraction=crop_fraction, batch_size=batch_size, device=device, weights=weights, out=out, dry_run=dry_run,
+        size_px=size_px, crop_fraction=crop_fraction, batch_size=batch_size, device=device, weights=weights, out=out, check=check,
+        dry_run=dry_run,
     )  # fmt: skip
-    run(lambda on_event: evaluate_zero_shot(request, on_event), as_json)
+    return evaluated(lambda on_event: evaluate_zero_shot(request, on_event), as_json)
 
 
 def _data(name: str, what: str) -> tuple[Any, Any]:

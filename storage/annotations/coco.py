@@ -77,7 +77,7 @@ class CocoSplit:
 
 def read_coco(root: Path, split: str) -> CocoSplit:
     """Return a split ("train" or "val"), checked; raise `BadInput` that says what is wrong where."""
-    file = _annotations(root, split)
+    file = annotations_file(root, split)
     try:
         content: dict[str, Any] = json.loads(file.read_text())
         lists = {name: list(content[name]) for name in ("images", "annotations", "categories")}
@@ -97,7 +97,7 @@ def read_coco(root: Path, split: str) -> CocoSplit:
         if image not in objects:
             raise BadInput(f"{file}: annotation {annotation['id']} is of image {image}, which is not in images")
         objects[image].append(_object(file, annotation, index_of, sizes[image]))
-    folders = _folders(root, file)
+    folders = picture_folders(root, file)
     pictures = tuple(_picture(file, one, folders, objects[_number(file, one, "id")]) for one in lists["images"])
     return CocoSplit(file, pictures, tuple(number for number, _ in named), tuple(name for _, name in named))
 
@@ -126,7 +126,8 @@ def coco_digest(split: CocoSplit, pictures: Sequence[bytes]) -> str:
     return hasher.hexdigest()
 
 
-def _annotations(root: Path, split: str) -> Path:
+def annotations_file(root: Path, split: str) -> Path:
+    """Return the file of a split's annotations; raise `BadInput` for none or several."""
     folders = [folder for folder in (root / "annotations", root) if folder.is_dir()]
     found = [path for folder in folders for path in sorted(folder.glob(f"instances_{split}*.json"))]
     if not found:
@@ -137,7 +138,8 @@ def _annotations(root: Path, split: str) -> Path:
     return found[0]
 
 
-def _folders(root: Path, file: Path) -> list[Path]:
+def picture_folders(root: Path, file: Path) -> list[Path]:
+    """Return the folders that may hold the pictures of a file of annotations; raise `BadInput` for none."""
     name = file.stem.removeprefix("instances_")
     plain = name.rstrip("0123456789")
     candidates = [root / name, root / "images" / name, root / plain, root / "images" / plain, root / "images"]

@@ -29,13 +29,13 @@ from ..sources.image_kinds import IMAGE_ENDINGS, ending_of
 from ..sources.source_items import is_hidden
 
 SPLITS: dict[str, tuple[str, ...]] = {"train": ("training", "train"), "val": ("validation", "val", "test")}
-_PICTURES, _CLASSES, _DEPTHS = ("images", "rgb"), ("annotations", "masks", "labels"), ("depth", "depths")
-_NYU_PREFIXES = ("", "sync", "nyu", "nyu2_train", "nyu2_test")
-_NYU_LISTS = {"train": "nyu_train.txt", "val": "nyu_test.txt"}
+PICTURES, CLASSES, DEPTHS = ("images", "rgb"), ("annotations", "masks", "labels"), ("depth", "depths")
+NYU_PREFIXES = ("", "sync", "nyu", "nyu2_train", "nyu2_test")
+NYU_LISTS = {"train": "nyu_train.txt", "val": "nyu_test.txt"}
 _HELD_OUT = 5
 NYU_PER_METRE = 1000.0
 ADE20K_CLASSES = 150
-_ADE20K_LIST, _ADE20K_PICTURE = "objectInfo150.txt", re.compile(r"ADE_(train|val|test)_\d{8}")
+ADE20K_LIST, ADE20K_PICTURE = "objectInfo150.txt", re.compile(r"ADE_(train|val|test)_\d{8}")
 
 
 class Pair(NamedTuple):
@@ -48,23 +48,23 @@ class Pair(NamedTuple):
 
 def segmentation_pairs(root: Path, split: str) -> list[Pair]:
     """Return the pairs of a split ("train" or "val") in order of ids; raise `BadInput` with the expected layout when there are none."""
-    return _pairs_in_folders(root, split, _CLASSES, (".png", *IMAGE_ENDINGS))
+    return _pairs_in_folders(root, split, CLASSES, (".png", *IMAGE_ENDINGS))
 
 
 def is_ade20k(root: Path, pairs: Sequence[Pair]) -> bool:
     """Return whether these are ADE20k's 150 classes: its list of them is in `root`, or every picture has one of its names."""
-    return (root / _ADE20K_LIST).is_file() or all(_ADE20K_PICTURE.fullmatch(Path(pair.id).stem) for pair in pairs)
+    return (root / ADE20K_LIST).is_file() or all(ADE20K_PICTURE.fullmatch(Path(pair.id).stem) for pair in pairs)
 
 
 def is_nyu(root: Path) -> bool:
     """Return whether NYUv2's list of training files is in `root`."""
-    return (root / _NYU_LISTS["train"]).is_file()
+    return (root / NYU_LISTS["train"]).is_file()
 
 
 def depth_pairs(root: Path, split: str) -> list[Pair]:
     """Return depth pairs as `segmentation_pairs` does, also from NYUv2's lists of files."""
-    listed = root / _NYU_LISTS[split]
-    return _pairs_in_list(root, listed) if listed.is_file() else _pairs_in_folders(root, split, _DEPTHS, (".png", ".npy"))
+    listed = root / NYU_LISTS[split]
+    return _pairs_in_list(root, listed) if listed.is_file() else _pairs_in_folders(root, split, DEPTHS, (".png", ".npy"))
 
 
 def _first_folder(root: Path, names: Sequence[str], what: str) -> Path:
@@ -75,7 +75,7 @@ def _first_folder(root: Path, names: Sequence[str], what: str) -> Path:
 
 
 def _pairs_in_folders(root: Path, split: str, names: Sequence[str], endings: Sequence[str]) -> list[Pair]:
-    pictures, targets = _first_folder(root, _PICTURES, "pictures"), _first_folder(root, names, "targets")
+    pictures, targets = _first_folder(root, PICTURES, "pictures"), _first_folder(root, names, "targets")
     split_names = [name for name in SPLITS[split] if (pictures / name).is_dir()]
     has_no_splits = not any((pictures / name).is_dir() for several in SPLITS.values() for name in several)
     if not has_no_splits and not split_names:
@@ -108,10 +108,10 @@ def _pairs_in_list(root: Path, listed: Path) -> list[Pair]:
     rows = [row for row in rows if len(row) >= 2 and row[1] != "None"]
     if not rows:
         raise BadInput(f"{listed} lists no picture; its lines are `RGB DEPTH FOCAL`")
-    for prefix in _NYU_PREFIXES:
+    for prefix in NYU_PREFIXES:
         if (root / prefix / rows[0][0].lstrip("/")).is_file():
             return [Pair(row[0].lstrip("/"), *(root / prefix / path.lstrip("/") for path in row[:2])) for row in rows]
-    raise BadInput(f"the first picture of {listed}, {rows[0][0]}, is not below {root} nor its folders {', '.join(_NYU_PREFIXES[1:])}")
+    raise BadInput(f"the first picture of {listed}, {rows[0][0]}, is not below {root} nor its folders {', '.join(NYU_PREFIXES[1:])}")
 
 
 def picture_digests(pairs: Sequence[Pair]) -> list[bytes]:

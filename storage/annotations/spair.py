@@ -46,10 +46,18 @@ def keypoint_pairs(root: Path, split: str = "test") -> list[KeypointPair]:
     files = sorted(folder.glob("*.json"))
     if not files:
         raise BadInput(f"{folder} holds no annotation; expected SPair-71k: PairAnnotation/{split}/*.json and JPEGImages/<category>/")
-    return [_pair(root, path) for path in files]
+    return [_with_pictures(read_pair(root, path), path) for path in files]
 
 
-def _pair(root: Path, path: Path) -> KeypointPair:
+def _with_pictures(pair: KeypointPair, path: Path) -> KeypointPair:
+    for picture in (pair.source, pair.target):
+        if not picture.is_file():
+            raise BadInput(f"{path.name} names {picture}, which is not there")
+    return pair
+
+
+def read_pair(root: Path, path: Path) -> KeypointPair:
+    """Return the pair of an annotation, whether its pictures are there or not; raise `BadInput` for a broken one."""
     try:
         annotation: dict[str, Any] = json.loads(path.read_text())
         pictures = root / "JPEGImages" / annotation["category"]
@@ -63,7 +71,7 @@ def _pair(root: Path, path: Path) -> KeypointPair:
         ):
             raise ValueError("a keypoint is not a number, or its box is empty: nothing could be near enough")
         files = pictures / annotation["src_imname"], pictures / annotation["trg_imname"]
-        pair = KeypointPair(
+        return KeypointPair(
             path.stem,
             annotation["category"],
             files[0],
@@ -74,10 +82,6 @@ def _pair(root: Path, path: Path) -> KeypointPair:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is not the annotation of a pair: {error!r}") from error
-    for picture in (pair.source, pair.target):
-        if not picture.is_file():
-            raise BadInput(f"{path.name} names {picture}, which is not there")
-    return pair
 
 
 def sample_pairs(pairs: Sequence[KeypointPair], per_category: int) -> list[KeypointPair]:

@@ -78,6 +78,14 @@ def load_text_tower(folder: Path) -> TextTower:
     return _transformers(folder, kind)
 
 
+def missing_of_tower(folder: Path) -> list[str]:
+    """Return which of a text tower's files a folder lacks; nothing is loaded."""
+    config = next((name for name in (OPEN_CLIP_CONFIG, "config.json") if (folder / name).is_file()), None)
+    lacking = [f"{OPEN_CLIP_CONFIG} or config.json"] if config is None else []
+    lacking += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
+    return lacking + ([] if any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")) else ["tokenizer.json"])
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
