@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-HEADER = "# What `make venv-locked` installs, by sha256, for Python 3.11 on Linux and x86-64. Written by `make ci-lock` from constraints.txt."
+HEADER = "# What `make venv-locked` installs, by sha256, for Python 3.11 on Linux, x86-64. Written by `make ci-lock` from constraints.txt."
 
 
 def pinned(checkout: Path) -> list[str]:
