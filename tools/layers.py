@@ -27,6 +27,7 @@ WINGS = {
         "estimates",
         "training",
         "detection",
+        "retrieval",
         "evaluation",
         "curation",
         "repair",
