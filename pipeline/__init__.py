@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from ..jobs.repair.repair import RepairOptions as RepairOptions
     from ..jobs.repair.repair import fidelity as fidelity
     from ..jobs.repair.repair import repair_features as repair_features
+    from ..jobs.retrieval.retrieval import RetrievalOptions as RetrievalOptions
+    from ..jobs.retrieval.retrieval import evaluate_retrieval as evaluate_retrieval
     from ..jobs.training.launch import train as train
     from ..jobs.training.options import TrainOptions as TrainOptions
     from ..jobs.training.options import Watch as Watch
@@ -116,6 +118,7 @@ _NAMES = {
     "..jobs.hub.pull": ("PullOptions", "pull"),
     "..jobs.hub.push": ("PushOptions", "push"),
     "..jobs.repair.repair": ("FidelityOptions", "RepairOptions", "fidelity", "repair_features"),
+    "..jobs.retrieval.retrieval": ("RetrievalOptions", "evaluate_retrieval"),
     "..jobs.training.launch": ("train",),
     "..jobs.training.options": ("TrainOptions", "Watch"),
     "..jobs.vlm.options": ("VlmOptions",),

@@ -29,6 +29,7 @@ WINGS = {
         "vlm",
         "training",
         "detection",
+        "retrieval",
         "evaluation",
         "curation",
         "repair",

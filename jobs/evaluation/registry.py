@@ -84,9 +84,20 @@ EVALUATIONS: dict[str, Evaluation] = {
     ),
     "zero-shot": Evaluation(
         "zero_shot", "evaluate_zero_shot", "zero-shot", "%", ".1f", ("top1", "accuracy"),
+        named_protocols=True, paper_data="ImageNet-1k", paper=(79.6, 79.5, 80.0, 79.7),
         hub=HubTask(
             "zero-shot-image-classification", "Zero-shot image classification", "zero-shot",
             {"top1": _TOP1, "top5": ("top_5_accuracy", "top-5 accuracy (%)")},
+        ),
+    ),
+    "retrieval": Evaluation(
+        ".retrieval.retrieval", "evaluate_retrieval", "retrieval, text → image R@1", "%", ".1f", ("text_to_image_r1",),
+        options="RetrievalOptions",
+        help="Find pictures by their captions and captions by their pictures. Recall at 1, 5 and 10; in a text tower's space.",
+        hub=HubTask(
+            "zero-shot-image-classification", "Image–text retrieval", "cosine",
+            {f"{way}_r{k}": ("recall", f"{name} recall@{k} (%)") for way, name in (("text_to_image", "text to image"),
+                                                                                  ("image_to_text", "image to text")) for k in (1, 5, 10)},
         ),
     ),
     "segmentation": Evaluation(

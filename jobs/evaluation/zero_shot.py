@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...storage.annotations.layout_report import LayoutReport
+from ...storage.core.choices import TemplateSet
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import digest, file_sha256
@@ -22,11 +23,11 @@ from ...storage.store import FeatureStore
 from ...student.export.adapter_chain import AdapterChain, write_chain
 from ...student.export.lineage import read_record, read_targets
 from ...student.probes.knn import Embeddings
-from ...student.probes.zero_shot import build_classifier, class_cosines, read_descriptions, top_k_accuracy
+from ...student.probes.zero_shot import PAPER_TEMPLATES, build_classifier, class_cosines, read_descriptions, top_k_accuracy
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.text_tower import TextTower, load_text_tower, missing_of_tower
-from .knn import evaluated, say_distilled_on
+from .knn import differences, evaluated, say_distilled_on
 from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright, warn_upright
 from .models import CachedModel, Model, open_evaluated
 from .split_checks import digests_of, labelled_layout, refuse_one_class
@@ -45,7 +46,9 @@ class ZeroShotOptions(EvaluatedImages):
     text: Path
     """Folder of the text tower."""
     classes: Path | None = None
-    """TOML with names and templates; None: the dataset's labels in "a photo of a {}."."""
+    """TOML with names and templates; None: the dataset's labels are the names."""
+    templates: TemplateSet | None = None
+    """Around a class's name: `names` alone as in the paper, `photo`, `clip-80`; None: the file's, else `photo`."""
     teacher: str | None = None
     """The teacher whose space the adapters lead to; None: the only one that they know."""
     proxy: Path | None = None
@@ -63,7 +66,7 @@ class ZeroShotOptions(EvaluatedImages):
 
 
 @dataclass(frozen=True)
-class _ToTeacherSpace:
+class TeacherSpace:
     """The map from a model's own class tokens to a teacher's: through a chain of adapters, or none."""
 
     chain: AdapterChain | None
@@ -96,14 +99,16 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
     store = open_store(options.store)
     model = open_evaluated(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
     split = Split(model, store, open_data(store, options.data, on_event), options, options.test_images, "test")
-    tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes)
-    labels, to_teacher_space = split.dataset.label_names, _to_teacher_space(model, store, options)
+    tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes, options.templates)
+    labels, space = split.dataset.label_names, to_teacher_space(model, store, options.teacher, options.proxy)
     refuse_one_class(split.dataset, labels)
     say_distilled_on(split, list(digests_of(split.dataset, split.images.tolist())), on_event)
     texts = {label: descriptions.texts(label) for label in labels}
+    paper = descriptions.templates == PAPER_TEMPLATES
     protocol = {
-        "test": split.protocol(), "text_tower": tower.identity, "texts_digest": digest(texts), "templates": list(descriptions.templates),
-        "classes": len(labels), "way": to_teacher_space.identity, "teacher": to_teacher_space.teacher,
+        **({"name": "paper"} if paper else {}), "test": split.protocol(), "text_tower": tower.identity, "texts_digest": digest(texts),
+        "templates": list(descriptions.templates),
+        "classes": len(labels), "way": space.identity, "teacher": space.teacher,
     }  # fmt: skip
     upright = read_upright(split)
     warn_upright(model, upright, "the figure is not the published protocol's", on_event)
@@ -115,12 +120,13 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         if not labels or features.labels.min(initial=0) < 0:
             raise BadInput("zero-shot classification is measured on images with labels; index a source whose folders name the class")
         cosine_NK = class_cosines(
-            _projected(to_teacher_space.map(features.embeddings), tower, to_teacher_space.kind),
+            projected(space.map(features.embeddings), tower, space.kind),
             build_classifier(labels, descriptions, tower.embed),
         )
         truth = torch.from_numpy(features.labels)
         tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
-        return {**tops, **upright, "test_images": len(truth), "classes": len(labels)}
+        differing = differences(split.size_px) if paper else {}
+        return {**tops, **(upright or differing), "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", model, protocol, compute, on_event)
 
@@ -130,7 +136,7 @@ def _check(options: ZeroShotOptions) -> dict[str, Any]:
     report = LayoutReport("labelled pictures and texts", options.data)
     labels = labelled_layout(report, "test", options.data, options.store)
     try:
-        names = read_descriptions(options.classes).names
+        names = read_descriptions(options.classes, options.templates).names
         report.files(
             "labels have no name", labels - names.keys() if names is not None else (), f"add them to [classes] of {options.classes}"
         )
@@ -141,33 +147,33 @@ def _check(options: ZeroShotOptions) -> dict[str, Any]:
     return report.result()
 
 
-def _projected(images_ND: Tensor, tower: TextTower, kind: str) -> Tensor:
+def projected(images_ND: Tensor, tower: TextTower, kind: str) -> Tensor:
+    """Return images of a teacher's space in the texts' space; raises `BadInput` where their widths differ."""
     projected, width = tower.project(images_ND, kind), tower.embed(["a"]).shape[1]
     if projected.shape[1] != width:
         raise BadInput(f"the texts have {width} channels and the images {projected.shape[1]}: tower and teacher are not of one model")
     return projected
 
 
-def _to_teacher_space(model: Model | CachedModel, store: FeatureStore, options: ZeroShotOptions) -> _ToTeacherSpace:
+def to_teacher_space(model: Model | CachedModel, store: FeatureStore, teacher: str | None, proxy: Path | None) -> TeacherSpace:
+    """Return the way from a model's class tokens to the space of a teacher, None: of the only one; raises `BadInput` without one."""
     cls_kind = str(model.identity["cls"])
     if isinstance(model, CachedModel):
-        return _ToTeacherSpace(None, None, cls_kind, None)
+        return TeacherSpace(None, None, cls_kind, None)
     folder = Path(model.name)
     if (folder / "adapters" / "chain.json").is_file():
-        return _through_adapters(folder / "adapters", options.teacher, {})
+        return _through_adapters(folder / "adapters", teacher, {})
     if read_record(folder, "model/adapters.json").get("order"):
         with tempfile.TemporaryDirectory() as written:
-            write_chain(folder, options.proxy, store, Path(written))
-            runs = [folder] if options.proxy is None else [folder, options.proxy]
-            return _through_adapters(
-                Path(written), options.teacher, {name: target for run in runs for name, target in read_targets(run).items()}
-            )
-    if options.teacher is not None:
-        raise BadInput(f"{model.name} has no adapters that could lead to {options.teacher}; export it with --adapters, or give its run")
-    return _ToTeacherSpace(None, None, cls_kind, None)
+            write_chain(folder, proxy, store, Path(written))
+            runs = [folder] if proxy is None else [folder, proxy]
+            return _through_adapters(Path(written), teacher, {name: target for run in runs for name, target in read_targets(run).items()})
+    if teacher is not None:
+        raise BadInput(f"{model.name} has no adapters that could lead to {teacher}; export it with --adapters, or give its run")
+    return TeacherSpace(None, None, cls_kind, None)
 
 
-def _through_adapters(folder: Path, teacher: str | None, targets: dict[str, Any]) -> _ToTeacherSpace:
+def _through_adapters(folder: Path, teacher: str | None, targets: dict[str, Any]) -> TeacherSpace:
     chain = AdapterChain(folder)
     ends = [name for name in chain.steps[-1] if name != chain.through]
     if teacher is None and len(ends) != 1:
@@ -178,4 +184,4 @@ def _through_adapters(folder: Path, teacher: str | None, targets: dict[str, Any]
     recorded = targets.get(name, {}).get("identity", {}).get("teacher", {}).get("cls")
     known = TEACHERS[name].architecture["cls"] if name in TEACHERS else "class token"
     sha256 = {file: file_sha256(folder / file) for file in ("adapters.safetensors", "chain.json")}
-    return _ToTeacherSpace(chain, name, str(recorded or known), sha256)
+    return TeacherSpace(chain, name, str(recorded or known), sha256)

@@ -14,6 +14,7 @@ from ...storage.core.choices import (
     MASK_DATASETS,
     PAIR_PROTOCOLS,
     PAIR_SPLITS,
+    TEMPLATE_SETS,
     VLM_TASKS,
     VLM_TOKENS,
     Device,
@@ -21,6 +22,7 @@ from ...storage.core.choices import (
     MaskDataset,
     PairProtocol,
     PairSplit,
+    TemplateSet,
 )
 from ...storage.core.events import OnEvent
 from ...storage.views.input_size import SizePx
@@ -65,9 +67,9 @@ class RowCommand(CheckedCommand):
             self.params = [*option_fields(self._row.load_options()), click.Option(["--json", "as_json"], is_flag=True, help=JSON_HELP)]
         return super().get_params(ctx)
 
-    def _evaluate(self, as_json: bool, **values: Any) -> None:  # Any: the fields are known when the row's dataclass is loaded
+    def _evaluate(self, as_json: bool, **values: Any) -> int:  # Any: the fields are known when the row's dataclass is loaded
         request, function = self._row.load_options()(**values), self._row.load()
-        run(lambda on_event: function(request, on_event), as_json)
+        return evaluated(lambda on_event: function(request, on_event), as_json)
 
 
 def option_fields(options_type: type) -> list[click.Parameter]:
@@ -332,6 +334,8 @@ def agreement(
     click.option("--data", "test_set", required=True, help="Dataset of the store, folder or Parquet files that is classified."),
     click.option("--text", type=FOLDER, required=True, metavar="DIR", help="Text tower: a transformers or open_clip folder."),
     click.option("--classes", type=FILE, default=None, metavar="TOML", help="Names and templates."),
+    click.option("--templates", type=click.Choice(TEMPLATE_SETS), default=None,
+                 help="names: nothing around a name, as in the paper; clip-80: CLIP's 80. Default: the file's, else photo."),
     click.option("--teacher", default=None, help="The teacher whose space the text tower shares; with a student's adapters."),
     click.option("--proxy", type=FOLDER, default=None, help="The proxy's run, when MODEL was taught by one."),
     TEST_IMAGES, INPUT_SIZE,
@@ -339,17 +343,17 @@ def agreement(
     FORWARD, DEVICE, EVALUATED_WEIGHTS, RESULTS, CHECK, DRY_RUN, JSON,
 )  # fmt: skip
 def zero_shot(
-    as_json: bool, model: str, store: str | None, test_set: str, text: Path, classes: Path | None, teacher: str | None, proxy: Path | None,
-    test_images: int | None, size_px: SizePx | None, crop_fraction: float, batch_size: int, device: Device, weights: Path | None,
-    out: Path | None, check: bool, dry_run: bool,
+    as_json: bool, model: str, store: str | None, test_set: str, text: Path, classes: Path | None, templates: TemplateSet | None,
+    teacher: str | None, proxy: Path | None, test_images: int | None, size_px: SizePx | None, crop_fraction: float, batch_size: int,
+    device: Device, weights: Path | None, out: Path | None, check: bool, dry_run: bool,
 ) -> int:  # fmt: skip
     """Classify by descriptions of the classes. In a text tower's space, which a student reaches through its adapters."""
     from ...jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 
     request = ZeroShotOptions(
-        model=model, data=test_set, text=text, classes=classes, teacher=teacher, proxy=proxy, store=store, test_images=test_images,
-        size_px=size_px, crop_fraction=crop_fraction, batch_size=batch_size, device=device, weights=weights, out=out, check=check,
-        dry_run=dry_run,
+        model=model, data=test_set, text=text, classes=classes, templates=templates, teacher=teacher, proxy=proxy, store=store,
+        test_images=test_images, size_px=size_px, crop_fraction=crop_fraction, batch_size=batch_size, device=device, weights=weights,
+        out=out, check=check, dry_run=dry_run,
     )  # fmt: skip
     return evaluated(lambda on_event: evaluate_zero_shot(request, on_event), as_json)
 

@@ -127,3 +127,7 @@ PAIR_PROTOCOLS: tuple[PairProtocol, ...] = get_args(PairProtocol)
 
 PairSplit = Literal["trn", "val", "test"]
 PAIR_SPLITS: tuple[PairSplit, ...] = get_args(PairSplit)
+
+TemplateSet = Literal["names", "photo", "clip-80"]
+"""Texts around a class's name for zero-shot: none (the paper), one sentence, or CLIP's 80."""
+TEMPLATE_SETS: tuple[TemplateSet, ...] = get_args(TemplateSet)

@@ -3,7 +3,7 @@
 CLIP's protocol: a class is the mean of the unit-length embeddings of all its names in all templates, scaled to unit length again; an image
 is its embedding at unit length; the class with the highest cosine wins. Axes: N images, K classes, D channels.
 
-    TEMPLATES.toml      templates = ["a photo of a {}.", "a drawing of a {}."]
+    TEMPLATES.toml      templates = ["a photo of a {}.", "a drawing of a {}."]      # or a set by name: "names", "photo", "clip-80"
                         [classes]                       # left out: the dataset's own labels are the names
                         n01440764 = "tench"             # label of the dataset = one name, or a list of names
 """
@@ -18,9 +18,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...storage.core.errors import BadInput
+from ...storage.core.choices import TemplateSet
+from ...storage.core.errors import BadInput, unknown_name
 
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
+CLIP_80 = (
+    "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a tattoo of a {}.", "the embroidered {}.", "a photo of a hard to see {}.", "a bright photo of a {}.", "a photo of a clean {}.",
+    "a photo of a dirty {}.", "a dark photo of the {}.", "a drawing of a {}.", "a photo of my {}.", "the plastic {}.",
+    "a photo of the cool {}.", "a close-up photo of a {}.", "a black and white photo of the {}.", "a painting of the {}.",
+    "a painting of a {}.", "a pixelated photo of the {}.", "a sculpture of the {}.", "a bright photo of the {}.",
+    "a cropped photo of a {}.", "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}.", "a blurry photo of the {}.",
+    "a photo of the {}.", "a good photo of the {}.", "a rendering of the {}.", "a {} in a video game.", "a photo of one {}.",
+    "a doodle of a {}.", "a close-up photo of the {}.", "a photo of a {}.", "the origami {}.", "the {} in a video game.",
+    "a sketch of a {}.", "a doodle of the {}.", "a origami {}.", "a low resolution photo of a {}.", "the toy {}.", "a rendition of the {}.",
+    "a photo of the clean {}.", "a photo of a large {}.", "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}.",
+    "a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.", "a embroidered {}.", "a pixelated photo of a {}.",
+    "itap of the {}.", "a jpeg corrupted photo of the {}.", "a good photo of a {}.", "a plushie {}.", "a photo of the nice {}.",
+    "a photo of the small {}.", "a photo of the weird {}.", "the cartoon {}.", "art of the {}.", "a drawing of the {}.",
+    "a photo of the large {}.", "a black and white photo of a {}.", "the plushie {}.", "a dark photo of a {}.", "itap of a {}.",
+    "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.", "a photo of a small {}.", "a tattoo of the {}.",
+)  # fmt: skip
+PAPER_TEMPLATES = ("{}",)
+TEMPLATES: dict[TemplateSet, tuple[str, ...]] = {"names": PAPER_TEMPLATES, "photo": ("a photo of a {}.",), "clip-80": CLIP_80}
+"""By name: the bare names of the classes (EUPE, appendix C.1), one sentence (ours), and the set that CLIP was published with (Radford et
+al. 2021, github.com/openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb, MIT licence)."""
+DEFAULT_TEMPLATES = TEMPLATES["photo"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +67,16 @@ class Descriptions:
         return [template.replace("{}", name) for name in names for template in self.templates]
 
 
-def read_descriptions(path: Path | None) -> Descriptions:
-    """Return what a TOML file holds, or the default without one; raises BadInput for keys other than `templates` and `classes`."""
+def read_descriptions(path: Path | None, templates: TemplateSet | None = None) -> Descriptions:
+    """Return what a TOML file holds, or the default without one; `templates` names a set for a file that has none.
+
+    Raises BadInput for keys other than `templates` and `classes`, and for templates given twice.
+    """
+    if templates is not None and templates not in TEMPLATES:
+        raise unknown_name("set of templates", templates, TEMPLATES)
+    named = DEFAULT_TEMPLATES if templates is None else TEMPLATES[templates]
     if path is None:
-        return Descriptions()
+        return Descriptions(named)
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -55,7 +85,12 @@ def read_descriptions(path: Path | None) -> Descriptions:
         raise BadInput(f"{path}: unknown key {stray[0]!r}; known: templates, classes")
     classes = table.get("classes")
     names = None if classes is None else {str(label): _strings(path, label, value) for label, value in classes.items()}
-    return Descriptions(_strings(path, "templates", table.get("templates", list(DEFAULT_TEMPLATES))), names)
+    own = table.get("templates")
+    if own is not None and templates is not None:
+        raise BadInput(f"{path} has templates and --templates {templates} gives others; leave one away")
+    if isinstance(own, str) and own in TEMPLATES:
+        return Descriptions(TEMPLATES[own], names)
+    return Descriptions(named if own is None else _strings(path, "templates", own), names)
 
 
 def _strings(path: Path, key: str, value: Any) -> tuple[str, ...]:

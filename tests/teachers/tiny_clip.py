@@ -51,11 +51,11 @@ def write_clip(folder: Path, vision_width: int = 32) -> Any:
     return model
 
 
-def write_siglip(folder: Path) -> Any:
+def write_siglip(folder: Path, context: int = CONTEXT) -> Any:
     """The same for SigLIP, whose text is its last place, padding or not, and whose images have no projection; returns the model."""
     torch.manual_seed(1)
     shape = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**shape, "vocab_size": len(WORDS), "max_position_embeddings": CONTEXT, "pad_token_id": 0, "eos_token_id": WORDS.index("<end>")}
+    text = {**shape, "vocab_size": len(WORDS), "max_position_embeddings": context, "pad_token_id": 0, "eos_token_id": WORDS.index("<end>")}
     config = transformers.SiglipConfig(text_config=text, vision_config={**shape, "image_size": 16, "patch_size": 8})
     model = transformers.SiglipModel(config).eval()
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Zero-shot through a small random CLIP: transformers' own logits say what is right, adapters are followed by hand."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 from eupe_pipeline.jobs.evaluation.knn import embed_images
 from eupe_pipeline.jobs.evaluation.labelled_features import WHOLE, center_batches
+from eupe_pipeline.jobs.evaluation.zero_shot import ZeroShotOptions
+from eupe_pipeline.jobs.evaluation.zero_shot import evaluate_zero_shot as run_zero_shot
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.student.export.export import ExportOptions, export
@@ -115,3 +118,26 @@ def test_what_does_not_belong_together_is_refused(store: FeatureStore, tmp_path:
     (tmp_path / "texts.toml").write_text('[classes]\nclass0 = "red"\n')
     with pytest.raises(BadInput, match="none for the dataset's label 'class1'"):
         evaluate_zero_shot("tiny-teacher", store, "photos", tmp_path / "clip", tmp_path / "texts.toml")
+
+
+def test_the_papers_protocol_is_the_bare_names_and_is_recorded_under_its_name(store: FeatureStore, tmp_path: Path) -> None:
+    folder = tmp_path / "siglip"
+    model, names = write_siglip(folder), ["red thing", "blue", "green"]
+    (tmp_path / "names.toml").write_text('[classes]\nclass0 = "red thing"\nclass1 = "blue"\nclass2 = "green"\n')
+    options = ZeroShotOptions(
+        model=f"hf:{folder}", store=store.url, data="photos", text=folder, classes=tmp_path / "names.toml", templates="names",
+        out=tmp_path / "out",
+    )  # fmt: skip
+    result = run_zero_shot(options)
+    dataset, teacher = store.dataset("photos"), load_teacher(resolve_teacher(f"hf:{folder}"))
+    pixels = torch.from_numpy(next(center_batches(dataset, np.arange(24), teacher, WHOLE)))
+    with torch.no_grad():
+        logits = model(
+            input_ids=load_text_tower(folder).tokenize(names), pixel_values=(pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        ).logits_per_image
+    assert result["top1"] == pytest.approx(100 * float((logits.argmax(dim=1).numpy() == dataset.labels()).mean()))
+    assert result["differs_from_paper"] == ["the input is 16 px, the paper's 224; --size 224 measures as it does"]
+    sentence = run_zero_shot(replace(options, templates="photo"))
+    first, second = list_records(tmp_path / "out")
+    assert {first["protocol"].get("name"), second["protocol"].get("name")} == {"paper", None}
+    assert "differs_from_paper" not in sentence

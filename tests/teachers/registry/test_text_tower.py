@@ -105,3 +105,22 @@ def test_a_tower_in_several_files_is_the_tower_in_one(clip: tuple[Path, Any], tm
     weight_files(index)[1].unlink()
     with pytest.raises(BadInput, match="are not beside it"):
         load_text_tower(tmp_path / "tower")
+
+
+def test_siglips_logits_are_the_librarys_own_from_raw_texts_of_64_places(tmp_path: Path) -> None:
+    model = write_siglip(tmp_path, context=64)
+    tower, tokenizer = load_text_tower(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    raw = ["A PHOTO of a Red thing.", "blue", "green " * 80]
+    ids = tokenizer([text.lower() for text in raw], padding="max_length", truncation=True, max_length=64, return_tensors="pt")["input_ids"]
+    assert torch.equal(tower.tokenize([text.lower() for text in raw]), ids)
+    assert ids.shape == (3, 64)
+    assert ids[1, 4:].eq(0).all(), "padded on the right to SigLIP's 64 places"
+    pixels = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        theirs = model(input_ids=ids, pixel_values=pixels).logits_per_image
+        pooled = model.vision_model(pixel_values=pixels).pooler_output
+        images, texts = (torch.nn.functional.normalize(part, dim=1) for part in (tower.project(pooled, "attention pool"), tower.embed(raw)))
+        ours = images @ texts.t() * model.logit_scale.exp() + model.logit_bias
+        shouted = torch.nn.functional.normalize(tower.embed([text.upper() for text in raw]), dim=1)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shouted, texts)

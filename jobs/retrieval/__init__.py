@@ -1,0 +1,1 @@
+"""Image–text retrieval: pictures and their captions, found from one another."""
