@@ -79,7 +79,7 @@ def parse(words: list[str]) -> None:
     context = click.Context(command, info_name=command.name)
     shown, rest = "…" in rest, [word for word in rest if word != "…"]
     with_values, _, _ = command.make_parser(context).parse_args(list(rest))
-    for parameter in command.params:
+    for parameter in command.get_params(context):
         value, convert = with_values.get(str(parameter.name)), cast(Any, parameter.type).convert
         if isinstance(parameter.type, (click.Choice, click.IntRange, click.FloatRange)) and isinstance(value, (str, list, tuple)):
             for one in [value] if isinstance(value, str) else value:
