@@ -60,6 +60,8 @@ class DenseOptions:
     """A named teacher's weight file."""
     out: Path | None = None
     """Folder that keeps the result; None: the model's own."""
+    allow_random_weights: bool = False
+    """A named teacher without its file gets random weights, for trials; its record says so."""
     check: bool = False
     """Only tell what the data lack; the model is not looked at."""
     dry_run: bool = False
@@ -162,7 +164,7 @@ def open_dense_model(options: DenseOptions) -> Model:
     name = options.model
     if "@" in Path(name).name and not Path(name).exists():
         raise BadInput(f"{name} is a feature set, and this evaluation needs tokens of its own crops; give the teacher or the run behind it")
-    return open_model(name, weights=options.weights, out=options.out)
+    return open_model(name, weights=options.weights, out=options.out, allow_random_weights=options.allow_random_weights)
 
 
 def run_dense(
