@@ -60,6 +60,8 @@ class DenseOptions:
     """A named teacher's weight file."""
     out: Path | None = None
     """Folder that keeps the result; None: the model's own."""
+    allow_random_weights: bool = False
+    """A named teacher without its file gets random weights, for trials; its record says so."""
     check: bool = False
     """Only tell what the data lack; the model is not looked at."""
     dry_run: bool = False
@@ -160,7 +162,7 @@ class DenseEvaluation:
 def open_dense_model(options: DenseOptions) -> Model:
     """Open a model that computes tokens; raises `BadInput` for cached tokens, whose crops are not those of this evaluation."""
     refuse_feature_set(options.model)
-    return open_model(options.model, weights=options.weights, out=options.out)
+    return open_model(options.model, weights=options.weights, out=options.out, allow_random_weights=options.allow_random_weights)
 
 
 def refuse_feature_set(name: str) -> None:

@@ -87,7 +87,10 @@ def evaluated(
 def splits_of(options: ClassifiedOptions, on_event: OnEvent) -> tuple[Model | CachedModel, Split, Split]:
     """Return the model, the training and the test split; raises `BadInput` for classes or images that cannot give a figure."""
     names, store = options.datasets(), open_store(options.store)
-    model = open_evaluated(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
+    model = open_evaluated(
+        options.model, store, size_px=options.size_px, weights=options.weights, out=options.out,
+        allow_random_weights=options.allow_random_weights,
+    )  # fmt: skip
     train, test = (open_data(store, name, on_event) for name in names)
     train_split = Split(model, store, train, options, options.train_images, "train")
     test_split = Split(model, store, test, options, options.test_images, "test")

@@ -88,6 +88,8 @@ class ClassifiedOptions(EvaluationSize):
     """A named teacher's weight file."""
     out: Path | None = None
     """Folder that keeps the result; None: the model's own."""
+    allow_random_weights: bool = False
+    """A named teacher without its file gets random weights, for trials; its record says so."""
     check: bool = False
     """Only tell what the data lack; the model is not looked at, and no store is written."""
     dry_run: bool = False

@@ -64,15 +64,20 @@ class CachedModel:
 
 
 def open_evaluated(
-    name: str, store: FeatureStore | None, *, size_px: SizePx | None = None, weights: Path | None = None, out: Path | None = None
-) -> Model | CachedModel:
+    name: str, store: FeatureStore | None, *, size_px: SizePx | None = None, weights: Path | None = None, out: Path | None = None,
+    allow_random_weights: bool = False,
+) -> Model | CachedModel:  # fmt: skip
     """Open the model or the cached tokens that `name` stands for; raises `BadInput` that lists what it could have been.
 
     A folder or file comes first, then a feature set of the store, then a teacher's name.
     """
     if Path(name).exists() or name in TEACHERS or ":" in name:
         in_store = store is not None and not Path(name).exists() and _named_sets(store, name)
-        return open_cached(name, store, out) if store is not None and in_store else open_model(name, size_px, weights, out)
+        return (
+            open_cached(name, store, out)
+            if store is not None and in_store
+            else open_model(name, size_px, weights, out, allow_random_weights=allow_random_weights)
+        )
     if store is not None and _named_sets(store, name):
         return open_cached(name, store, out)
     known = {key.split("@")[0] for key in store.list_features()} if store is not None else set()
@@ -80,11 +85,16 @@ def open_evaluated(
     raise unknown_name(f"run, exported folder, checkpoint or teacher{location}", name, [*known, *TEACHERS])
 
 
-def open_model(name: str, size_px: SizePx | None = None, weights: Path | None = None, out: Path | None = None) -> Model:
-    """Open a run, an exported folder, a checkpoint file or a named teacher; raises `BadInput` when it is none of these."""
+def open_model(
+    name: str, size_px: SizePx | None = None, weights: Path | None = None, out: Path | None = None, *, allow_random_weights: bool = False
+) -> Model:
+    """Open a run, an exported folder, a checkpoint file or a named teacher; raises `BadInput` when it is none of these.
+
+    `allow_random_weights` gives a named teacher whose file is missing random ones, for trials; its identity says so.
+    """
     path = Path(name)
     if (path / MODEL_FILE).is_file() or not path.exists() or (path.is_file() and names_onnx_file(name)):
-        spec = resolve_teacher(name, size_px=size_px, weights=weights)
+        spec = resolve_teacher(name, size_px=size_px, weights=weights, allow_random_weights=allow_random_weights)
         folder = path if path.is_dir() else _default_folder(spec.name, spec.identity())
         return Model(name, spec, out or folder, lambda device: load_teacher(spec, device))
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "export.json")):

@@ -59,6 +59,8 @@ class ZeroShotOptions(EvaluatedImages):
     """A named teacher's weight file."""
     out: Path | None = None
     """Folder that keeps the result; None: the model's own."""
+    allow_random_weights: bool = False
+    """A named teacher without its file gets random weights, for trials; its record says so."""
     check: bool = False
     """Only tell what data, names and tower lack; the model is not looked at, and no store is written."""
     dry_run: bool = False
@@ -97,7 +99,10 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
     if options.check:
         return _check(options)
     store = open_store(options.store)
-    model = open_evaluated(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
+    model = open_evaluated(
+        options.model, store, size_px=options.size_px, weights=options.weights, out=options.out,
+        allow_random_weights=options.allow_random_weights,
+    )  # fmt: skip
     split = Split(model, store, open_data(store, options.data, on_event), options, options.test_images, "test")
     tower, descriptions = load_text_tower(options.text), read_descriptions(options.classes, options.templates)
     labels, space = split.dataset.label_names, to_teacher_space(model, store, options.teacher, options.proxy)

@@ -113,9 +113,9 @@ def evaluate() -> None:
 CHECK = click.option("--check", is_flag=True, help="Only tell what the data lack; status 2 where anything is missing.")
 
 
-def evaluated(evaluation: Callable[[OnEvent], Mapping[str, Any]], as_json: bool) -> int:
-    """Run an evaluation and return the exit status: 2 where `--check` found something missing."""
-    return 2 if run(evaluation, as_json).get("complete") is False else 0
+def evaluated(evaluation: Callable[[OnEvent], Mapping[str, Any]], as_json: bool, hidden: tuple[str, ...] = ()) -> int:
+    """Run an evaluation and return the exit status: 2 where `--check` found something missing, or a cell of a table failed."""
+    return 2 if run(evaluation, as_json, hidden).get("complete") is False else 0
 
 
 CLASSIFIED = (

@@ -11,8 +11,11 @@ from ...storage.core.events import OnEvent
 from ..console.known_holes import refuse_known_holes
 
 
-def run(work: Callable[[OnEvent], Mapping[str, Any]], as_json: bool) -> Mapping[str, Any]:
-    """Run a command's work with its progress shown; prints the result as JSON (last line) or as readable text, and returns it."""
+def run(work: Callable[[OnEvent], Mapping[str, Any]], as_json: bool, hidden: tuple[str, ...] = ()) -> Mapping[str, Any]:
+    """Run a command's work with its progress shown; prints the result as JSON (last line) or as readable text, and returns it.
+
+    What `hidden` names stands in the JSON alone.
+    """
     from ..console.plain_text import readable
     from ..console.progress import reporter
 
@@ -20,6 +23,8 @@ def run(work: Callable[[OnEvent], Mapping[str, Any]], as_json: bool) -> Mapping[
     with reporter(as_json=as_json) as on_event:
         result = {**work(on_event), "event": "result"}
     shown = {key: value for key, value in result.items() if key != "event"}
+    if not as_json:
+        shown = {key: value for key, value in shown.items() if key not in hidden}
     print(json.dumps(result, default=str) if as_json else readable(shown), flush=True)
     return result
 

@@ -113,7 +113,7 @@ def jitter_colours(image: Pixels, generator: np.random.Generator) -> Pixels:
     x = contrast(x) if contrast_first else x
     for change, low, high in ((saturation, 0.5, 1.5), (hue, -0.5, 0.5)):
         if generator.random() < 0.5:
-            colours = torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None].float() / 255
+            colours = torch.from_numpy(np.require(x, requirements=["C", "W"])).permute(2, 0, 1)[None].float() / 255
             changed = change(colours, torch.tensor([generator.uniform(low, high)], dtype=torch.float32))
             x = _clipped(changed[0].permute(1, 2, 0).numpy() * 255)
     return x if contrast_first else contrast(x)

@@ -117,6 +117,7 @@ def _dune_row(size: str, size_px: int, width: int, heads: int) -> TeacherDefinit
 _DEMO = "the demonstration fetches it: run `make demo`, or `eupe-pipeline demo --help`"
 _PE_CORE, _PE_LANG = "vit_pe_core_gigantic_patch14_448.fb", "vit_pe_lang_gigantic_patch14_448.fb"
 _PE = Preprocessing(448, mean=HALF, std=HALF)
+_PE_CORE_B, _PE_B = "vit_pe_core_base_patch16_224.fb", Preprocessing(224, mean=HALF, std=HALF)
 _PE_TERMS = Terms("Apache-2.0", False, "github.com/facebookresearch/perception_models")
 _CLIP = Preprocessing(336, mean=CLIP_MEAN, std=CLIP_STD)
 _CLIP_TERMS = Terms("MIT (timm's copy: Apache-2.0)", False, "github.com/openai/CLIP")
@@ -151,11 +152,18 @@ ROWS: dict[str, TeacherDefinition] = {
     "pespatial-b": _timm_row(
         "vit_pe_spatial_base_patch16_512.fb", Preprocessing(512, mean=HALF, std=HALF), "class token", 768, 16, 768, _PE_TERMS
     ),
+    "pecore-b": _timm_row(_PE_CORE_B, _PE_B, "attention pool", 768, 16, 768, _PE_TERMS),
+    "pecore-b-projected": _timm_row(_PE_CORE_B, _PE_B, "projected attention pool", 768, 16, 1024, _PE_TERMS),
+    "dinov3-b": _timm_row("vit_base_patch16_dinov3.lvd1689m", Preprocessing(256), "class token", 768, 16, 768, _DINOV3_TERMS),
     "dinov3-7b": _timm_row("vit_7b_patch16_dinov3.lvd1689m", Preprocessing(256), "class token", 4096, 16, 4096, _DINOV3_TERMS),
     "dinov3-h+": _timm_row("vit_huge_plus_patch16_dinov3.lvd1689m", Preprocessing(256), "class token", 1280, 16, 1280, _DINOV3_TERMS),
     "siglip2-g": _timm_row(
         "vit_giantopt_patch16_siglip_256.v2_webli", Preprocessing(256, mean=HALF, std=HALF), "attention pool", 1536, 16, 1536,
         Terms("Apache-2.0", False, "huggingface.co/google/siglip2-giant-opt-patch16-256"),
+    ),
+    "siglip2-b": _timm_row(
+        "vit_base_patch16_siglip_224.v2_webli", Preprocessing(224, mean=HALF, std=HALF), "attention pool", 768, 16, 768,
+        Terms("Apache-2.0", False, "huggingface.co/google/siglip2-base-patch16-224"),
     ),
     "dinov2-g": _timm_row(
         "vit_giant_patch14_reg4_dinov2.lvd142m", Preprocessing(518), "class token", 1536, 14, 1536,
