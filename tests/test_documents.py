@@ -56,7 +56,7 @@ def test_every_link_of_a_document_leads_to_a_file_and_to_a_heading_in_it(path: P
 def test_every_command_of_a_document_is_a_command_with_these_options(path: Path) -> None:
     for line in command_lines(path):
         command, words = command_of(line)
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {option for parameter in command.get_params(click.Context(command)) for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, " ".join(line)
 
 
