@@ -46,7 +46,7 @@ def parameter(one: click.Parameter) -> str:
 
 def parameters(command: click.Command) -> list[click.Parameter]:
     """Those of a command, also of one that reads them from a row when it is asked."""
-    return [one for one in command.get_params(click.Context(command)) if one.name != "help"]
+    return [one for one in command.get_params(click.Context(command)) if "--help" not in one.opts]
 
 
 def command_line() -> dict[str, Any]:
