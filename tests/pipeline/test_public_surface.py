@@ -44,10 +44,15 @@ def parameter(one: click.Parameter) -> str:
     return "; ".join([*told, f"type: {kind}"])
 
 
+def parameters(command: click.Command) -> list[click.Parameter]:
+    """Those of a command, also of one that reads them from a row when it is asked."""
+    return [one for one in command.get_params(click.Context(command)) if "--help" not in one.opts]
+
+
 def command_line() -> dict[str, Any]:
     """Command → help and parameters in the order in which they are shown."""
     return {
-        name: {"help": command.help, "parameters": {str(one.name): parameter(one) for one in command.params}}
+        name: {"help": command.help, "parameters": {str(one.name): parameter(one) for one in parameters(command)}}
         for name, command in commands(cli)
     }
 
