@@ -87,7 +87,7 @@ def run(program: Path, folder: Path, *words: str, **environment: str) -> "subpro
 
 def shipped() -> set[str]:
     """Every file of the checkout that belongs into the wheel, under the name that it has there."""
-    kinds = ("*.py", "recipes/*.toml", "templates/*", "py.typed")
+    kinds = ("*.py", "recipes/*.toml", "recipes/evaluations/*.toml", "templates/*", "py.typed")
     paths = [path for room in ROOMS for kind in kinds for path in (CHECKOUT / room).rglob(kind)]
     return {f"eupe_pipeline/{path.relative_to(CHECKOUT).as_posix()}" for path in paths}
 

@@ -93,7 +93,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "retrieval": Evaluation(
         ".retrieval.retrieval", "evaluate_retrieval", "retrieval, text → image R@1", "%", ".1f", ("text_to_image_r1",),
         options="RetrievalOptions",
-        help="Find pictures by their captions and captions by their pictures. Recall at 1, 5 and 10; in a text tower's space.",
+        help="Find pictures by captions and captions by pictures. Recall at 1, 5 and 10; in a text tower's space.",
         hub=HubTask(
             "zero-shot-image-classification", "Image–text retrieval", "cosine",
             {f"{way}_r{k}": ("recall", f"{name} recall@{k} (%)") for way, name in (("text_to_image", "text to image"),

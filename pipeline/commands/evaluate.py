@@ -15,8 +15,6 @@ from ...storage.core.choices import (
     PAIR_PROTOCOLS,
     PAIR_SPLITS,
     TEMPLATE_SETS,
-    VLM_TASKS,
-    VLM_TOKENS,
     Device,
     HeadProtocol,
     MaskDataset,
@@ -42,7 +40,6 @@ from .options import (
     PATH,
     RESULTS,
     SEED,
-    SETTINGS,
     STORE,
     TEST_IMAGES,
     input_size,
@@ -356,41 +353,3 @@ def zero_shot(
         out=out, check=check, dry_run=dry_run,
     )  # fmt: skip
     return evaluated(lambda on_event: evaluate_zero_shot(request, on_event), as_json)
-
-
-def _data(name: str, what: str) -> tuple[Any, Any]:
-    return (
-        click.option(f"--{name}-data", type=FILE, required=True, metavar="JSON", help=f"{what}, in LLaVA's layout."),
-        click.option(f"--{name}-images", type=FOLDER, required=True, metavar="DIR", help="Folder of their pictures."),
-    )
-
-
-@evaluate.command()
-@click.argument("model")
-@options(
-    click.option("--task", type=click.Choice(VLM_TASKS), required=True),
-    click.option("--task-data", type=FOLDER, required=True, metavar="DIR", help="Its official files; docs/evaluations.md lists them."),
-    click.option("--llm", type=FOLDER, required=True, metavar="DIR", help="Language model with its tokenizer, a folder of transformers."),
-    *_data("pretrain", "Captions"), *_data("instruct", "Conversations"),
-    click.option("--recipe", default="llava-1.5", show_default=True, metavar="NAME|FILE", help="Of both stages and the prompt."),
-    SETTINGS, ANY_STORE,
-    click.option("--tokens", type=click.Choice(VLM_TOKENS), default="fp16", show_default=True,
-                 help="Of training pictures: kept in the store, or computed in each step (live)."),
-    FORWARD,
-    click.option("--micro-batch", type=click.IntRange(1), default=16, show_default=True, help="Conversations in one forward."),
-    click.option("--answer-batch", type=click.IntRange(1), default=16, show_default=True, help="Questions answered together."),
-    click.option("--keep-every", type=click.IntRange(1), default=500, show_default=True, help="Steps between states to resume from."),
-    click.option("--workers", type=click.IntRange(0), default=0, show_default=True,
-                 help="Ranks of Ray Train that share the language model out; 0: this process alone."),
-    click.option("--address", default=None, help="Ray cluster of the ranks; default: this machine."),
-    DEVICE, EVALUATED_WEIGHTS, RESULTS, DRY_RUN, JSON,
-)  # fmt: skip
-def vlm(as_json: bool, recipe: str, settings: tuple[str, ...], **values: Any) -> None:  # Any: VlmOptions checks them
-    """Let a language model learn to see by MODEL's patch tokens, LLaVA's way, and answer a task's questions."""
-    from ...jobs.vlm.options import VlmOptions
-    from ...jobs.vlm.vlm import evaluate_vlm
-    from ..recipes.vlm import load_vlm_recipe
-
-    resolved = load_vlm_recipe(recipe, settings)
-    request = VlmOptions(recipe=resolved.recipe, origins=resolved.origins, **values)
-    run(lambda on_event: evaluate_vlm(request, on_event), as_json)

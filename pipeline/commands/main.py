@@ -15,7 +15,19 @@ import click
 from ...storage.core.errors import EupeError
 from ...storage.core.stop_signals import interrupt_on_stop
 from ..console.streams import lasting_streams
-from . import cluster, demo, distill, evaluate, export, extract, features, hub, pictures, runs, train  # noqa: F401 - each adds its commands
+from . import (  # noqa: F401 - each adds its commands
+    cluster,
+    demo,
+    distill,
+    evaluate,
+    evaluate_vlm,
+    export,
+    extract,
+    features,
+    pictures,
+    runs,
+    train,
+)
 from .group import cli
 
 __all__ = ["cli", "main"]

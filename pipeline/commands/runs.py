@@ -83,7 +83,7 @@ def recipe() -> None:
 @recipe.command("ls")
 @options(JSON)
 def recipe_ls(as_json: bool) -> None:
-    """List the recipes that come with the package, and which table or section of the paper each is."""
+    """List the recipes that come with the package. Each with the table or section of the paper that it is."""
     from ..recipes import load
 
     run(lambda on_event: {"recipes": load.list_recipes(), "cites": load.cited_tables()}, as_json)
@@ -144,7 +144,7 @@ def table(
     as_json: bool, models: tuple[str, ...], data: tuple[Path, ...], text: tuple[str, ...], classes: Path | None, table: str,
     store: str | None, steps: int | None, device: Device, allow_random_weights: bool, dry_run: bool,
 ) -> int:  # fmt: skip
-    """Fill the paper's table for what is on disk, its figures beside. Records are reused; run again, it goes on."""
+    """Fill the paper's table for what is on disk. Its figures stand beside; records are reused; run again, it goes on."""
     from ..reports.paper_table import TableOptions, fill_table
 
     request = TableOptions(

@@ -121,7 +121,7 @@ def test_a_user_who_may_only_read_is_shown_verifies_and_copies_a_store(users: Us
         ["features", "verify", key],
         ["features", "cp", key, "--to", own / "copy"],
     ):
-        done = users.run(BEN, "eupe-pipeline", "features", *words, "--store", store)
+        done = users.run(BEN, "eupe-pipeline", *words, "--store", store)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
     assert {path: path.stat().st_mtime_ns for path in (store, *store.rglob("*"))} == before
     assert users.run(BEN, READ, own / "copy", key).stdout.startswith("[] ")
