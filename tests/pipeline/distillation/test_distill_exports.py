@@ -14,6 +14,7 @@ from eupe_pipeline.student.export.formats import choices_of, named
 from .conftest import Command
 
 
+@pytest.mark.long
 def test_a_distillation_writes_graphs_for_devices_once(
     photos: Path, teacher_run: Path, recipe: Path, tmp_path: Path, command: Command
 ) -> None:

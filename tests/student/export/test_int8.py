@@ -93,6 +93,7 @@ def test_every_layer_multiplies_int8_weights_by_channel_and_attention_stays_in_f
     assert counts["MatMul"] == len(int8) - counts["Conv"] + 2 * 2  # two blocks, two products of attention each
 
 
+@pytest.mark.long
 def test_a_folder_of_pictures_serves_as_well(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", VIT, 32)
     for number in range(12):
@@ -106,6 +107,7 @@ def test_a_folder_of_pictures_serves_as_well(tmp_path: Path) -> None:
     assert latency(LatencyOptions(tmp_path / "out", calls=1, warmup=0, runtimes=("onnxruntime edge int8",)))["runtimes"]
 
 
+@pytest.mark.long
 def test_a_cnn_with_batch_norm_and_relu_is_folded_first(tiny_store: Any, tmp_path: Path) -> None:
     run = with_views(made(tmp_path, "timm:test_resnet", 64).run, tiny_store)
     facts = export(ExportOptions(run, tmp_path / "out", ("onnx",), target="edge", precision="int8", store=tiny_store.store.url))

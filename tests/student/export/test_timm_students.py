@@ -60,6 +60,7 @@ def test_a_student_with_batch_norm_goes_out_as_a_graph_of_any_size(tmp_path: Pat
     need_the_students_tokens(tmp_path / "run", tmp_path / "out" / "onnx")
 
 
+@pytest.mark.long
 def test_it_goes_out_as_timms_and_comes_back_with_its_running_statistics(tmp_path: Path) -> None:
     need_exports(tmp_path, QUICK, 64, "timm")
     need_the_students_tokens(tmp_path / "run", tmp_path / "out" / "timm")
