@@ -63,7 +63,10 @@ class NoTargets:
     def allocate(self, batch_size: int) -> Memory:
         return {}
 
-    def prefetch(self, rows_b: NDArray[np.int64]) -> None:
+    def at_step(self, memory: Memory, step: int) -> Memory:
+        return dict(memory)
+
+    def prefetch(self, rows_b: NDArray[np.int64], step: int) -> None:
         """Nothing is read."""
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:

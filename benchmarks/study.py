@@ -2,7 +2,8 @@
 
 CIFAR-10 photos, EfficientNet-Lite0 at 128 px (a 4 × 4 grid) as teacher, small ViTs at 64 px with the same grid; every arm has the same
 students, steps and batches, and each seed draws weights, order and views anew. Arms: `live` against codecs, token sampling and PHI-S at two
-views an image; 1, 2, 4, 8 cached views; the paper's stage ablations (each stage has all the steps). `int8` is also `2 views` and `2 only`.
+views an image; 1, 2, 4, 8 cached views; the paper's stage ablations (each stage has all the steps), with stage 3's proxy
+live and cached. `int8` is also `2 views` and `2 only`.
 A small study on two cores ranks little: what differs by less than the seeds do is called so.
 
 Each result is appended to a file as soon as it is there; run again, the study does what is missing, then writes its table above what
@@ -76,6 +77,7 @@ class Study:
         direct["phi-s"] = partial(self._direct, normalisation="phi-s")
         direct |= {f"{views} view{'s' * (views > 1)}": partial(self._direct, views=views) for views in (1, 4, 8)}
         direct |= {f"stages {one}": partial(self._staged, stages=one) for one in ("1-2", "1-3", "1-2-3")}
+        direct |= {f"stages {one} cached": partial(self._staged, stages=one, cached=True) for one in ("1-3", "1-2-3")}
         self.arms = direct
 
     @contextlib.contextmanager
@@ -86,9 +88,9 @@ class Study:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _extract(self, teacher: str, seed: int, views: int, **more: Any) -> str:
-        """Return the key of a teacher's feature set."""
-        request = TeacherRequest(teacher, size_px=TEACHER_PX if teacher == TEACHER else SIZE_PX)
+    def _extract(self, teacher: str, seed: int, views: int, size_px: int = SIZE_PX, **more: Any) -> str:
+        """Return the key of a teacher's feature set, of a proxy's at some input size."""
+        request = TeacherRequest(teacher, size_px=TEACHER_PX if teacher == TEACHER else size_px)
         options = ExtractOptions(
             store=self.store.url,
             data="train",
@@ -98,7 +100,7 @@ class Study:
             workers=0,
             **more,
         )
-        with self._alone(f"{Path(teacher).name}-{seed}-{views}-{'-'.join(map(str, more.values()))}"):
+        with self._alone(f"{Path(teacher).name}-{seed}-{views}-{size_px}-{'-'.join(map(str, more.values()))}"):
             (key,) = extract_features(options)["features"].values()
         return str(key)
 
@@ -110,11 +112,12 @@ class Study:
         base = TrainRecipe(seed=seed, student=student, teacher=source, adapter=AdapterConfig(256), optimizer=optimizer, run=run)
         return replace(base, **changes)
 
-    def _train(self, recipe: TrainRecipe, features: str, name: str, **more: Any) -> str:
+    def _train(self, recipe: TrainRecipe, features: str | tuple[str, ...], name: str, **more: Any) -> str:
         """Return the run's folder, trained by the process that comes first."""
         out = self.folder / "runs" / name
         with self._alone(name):
-            train(TrainOptions(recipe, self.store.url, (features,), out, "train", **more))
+            sets = (features,) if isinstance(features, str) else features
+            train(TrainOptions(recipe, self.store.url, sets, out, "train", **more))
         return str(out)
 
     def _knn(self, run: str) -> float:
@@ -130,8 +133,8 @@ class Study:
         self._direct(seed)
         return self._knn(str(self.folder / "runs" / f"int8-2-cached-{seed}" / "initial"))
 
-    def _staged(self, seed: int, stages: str) -> float:
-        """Run the paper's ablations with a proxy."""
+    def _staged(self, seed: int, stages: str, cached: bool = False) -> float:
+        """Run the paper's ablations with a proxy, which stage 3 runs live or reads from int8 sets of its sizes."""
         first = self._train(self._recipe(seed, PROXY, stage=1), self._extract(TEACHER, seed, 2, codec="int8"), f"proxy{seed}")
         features, start = self._extract(first, seed, 2), ""
         if "2" in stages:
@@ -139,7 +142,10 @@ class Study:
         if "3" not in stages:
             return self._knn(start)
         student = replace(STUDENT, sizes_px=SIZES_PX, init_from=start)
-        recipe = self._recipe(seed, student, stage=3, teacher=TeacherConfig("live", SIZES_PX))
+        recipe = self._recipe(seed, student, stage=3, teacher=TeacherConfig("cached" if cached else "live", SIZES_PX))
+        if cached:
+            others = [self._extract(first, seed, 2, size, statistics_from=(features,)) for size in SIZES_PX if size != SIZE_PX]
+            return self._knn(self._train(recipe, (features, *others), f"{stages}-cached-{seed}"))
         return self._knn(self._train(recipe, features, f"{stages}-{seed}", proxy=Path(first)))
 
 

@@ -21,6 +21,7 @@ from ...storage.images.hold_out import drawn_images
 from ...storage.views.input_size import SizePx, area_px, as_size, size_hw
 from ...storage.views.view_set import ViewSet
 from ...student.data.prefetch import slot_bytes, slots_within
+from ...student.data.sized import cached_sizes, refuse_sampled_sizes
 from ...student.data.targets import STUDENT, CachedTargets, Memory
 from ...student.model.losses import described
 from ...student.model.ranks import Ranks, rank_span
@@ -52,7 +53,10 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     store = options.open_store()
     complete = options.complete and options.on_miss == "refuse"
     shares, versions = recipe.data.shares, recorded_versions(options, store, out)
-    parts = open_parts(store, options.features, options.data, shares, subsets=options.subsets, complete=complete, versions=versions)
+    parts = open_parts(
+        store, options.features, options.data, shares, subsets=options.subsets, complete=complete, versions=versions,
+        sizes_px=cached_sizes(recipe),
+    )  # fmt: skip
     readers = parts[0].readers
     if is_url(out) or not any(Path(out).rglob("recipe.json")):  # a run that goes on has its views in its identities
         refuse_other_views(recipe, parts)
@@ -64,11 +68,12 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
     runs = student_runs(recipe, students, Path())
     for student_recipe, _ in runs.values():
         if recipe.teacher.source == "cached":
+            refuse_sampled_sizes(student_recipe, parts[0].by_size)
             refuse_unequal_grids(student_recipe, specs)
-        refuse_losses(student_recipe, target_grids(recipe, readers), specs)
+        refuse_losses(student_recipe, target_grids(recipe, parts[0]), specs)
         refuse_other_aspects(student_recipe, parts[0].views.spec, readers)
         try_sizes(architecture_of(student_recipe), student_recipe.student.sizes_px)
-    every_reader = [reader for part in parts for reader in part.readers.values()]
+    every_reader = [reader for part in parts for reader in part.every_reader]
     terms, used = training_terms(options, every_reader, [student_recipe.student.init_from for student_recipe, _ in runs.values()])
     refuse_stray(options.terms, used, terms)
     refuse_terms(options.require_licence, terms)
@@ -76,11 +81,9 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
         "dry_run": True,
         "out": out,
         "data": {part.views.dataset.key: data_share(recipe, part) for part in parts},
-        "features": {
-            reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for part in parts for reader in part.readers.values()
-        },
+        "features": {reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for reader in every_reader},
         "students": {name: student_cost(student_recipe, specs, ranks) for name, (student_recipe, _) in runs.items()},
-        "batch": batch_cost(recipe, readers, ranks),
+        "batch": batch_cost(recipe, parts[0], ranks),
         "reading": reading_cost(recipe, parts),
         **({"losses": losses} if (losses := described(recipe.loss)) else {}),
         **terms_field(terms),
@@ -138,14 +141,18 @@ def kept_bytes(student: Student, recipe: TrainRecipe, specs: Mapping[str, Target
     return sum(nbytes for address, nbytes in storages.items() if address not in weights)
 
 
-def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks: Ranks) -> dict[str, Any]:
+def batch_cost(recipe: TrainRecipe, of: Part, ranks: Ranks) -> dict[str, Any]:
     """Return the host memory of a rank's batches, which `run.prefetch_megabytes` bounds, and the device memory of one part's targets."""
     start, stop = ranks.span(recipe.run.batch_size)
-    memory = slot_bytes(stop - start, _memory_of_one(recipe, readers), _largest_inputs(recipe, readers))
-    layers = trained_layers(recipe.teacher, readers)
-    grids = {name: 1 + len(layers.get(name, ())) for name in readers}
-    floats = sum(
-        (reader.cls_dim or 0) + grids[name] * math.prod(reader.layout.token_shape) * reader.patch_dim for name, reader in readers.items()
+    memory = slot_bytes(stop - start, _memory_of_one(recipe, of), _largest_inputs(recipe, of.readers))
+    layers = trained_layers(recipe.teacher, of.readers)
+    grids = {name: 1 + len(layers.get(name, ())) for name in of.readers}
+    floats = max(
+        sum(
+            (reader.cls_dim or 0) + grids[name] * math.prod(reader.layout.token_shape) * reader.patch_dim
+            for name, reader in readers.items()
+        )
+        for readers in of.by_size.values() or [of.readers]
     )
     part = -(-(stop - start) // recipe.run.accumulate)
     return {
@@ -154,9 +161,9 @@ def batch_cost(recipe: TrainRecipe, readers: Mapping[str, FeatureReader], ranks:
     }
 
 
-def _memory_of_one(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> Memory:
-    layers = trained_layers(recipe.teacher, readers)
-    return CachedTargets(readers, layers).allocate(1) if recipe.teacher.source == "cached" else {}
+def _memory_of_one(recipe: TrainRecipe, part: Part) -> Memory:
+    layers = trained_layers(recipe.teacher, part.readers)
+    return cached_targets([part], layers).allocate(1) if recipe.teacher.source == "cached" else {}
 
 
 def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, SizePx]:
@@ -170,8 +177,7 @@ def _largest_inputs(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -
 def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:
     """Return bytes of images and targets a view, a step and a run, and the bandwidth that an assumed rate needs."""
     image_bytes = sum(part.share * _image_bytes(part.views, recipe) for part in parts)
-    targets = cached_targets(parts, trained_layers(recipe.teacher, parts[0].readers))
-    target_bytes = sum(tensor.nbytes for tensor in targets.allocate(1).values()) if recipe.teacher.source == "cached" else 0
+    target_bytes = _target_bytes(recipe, parts[0]) if recipe.teacher.source == "cached" else 0
     view_bytes = image_bytes + target_bytes
     return {
         "image_bytes_a_view": round(image_bytes),
@@ -180,6 +186,13 @@ def reading_cost(recipe: TrainRecipe, parts: Sequence[Part]) -> dict[str, Any]:
         "bytes_a_run": round(view_bytes * recipe.run.batch_size * recipe.run.steps),
         f"megabytes_per_s_at_{_ASSUMED_IMAGES_PER_S}_images_per_s": round(view_bytes * _ASSUMED_IMAGES_PER_S / 1e6, 1),
     }
+
+
+def _target_bytes(recipe: TrainRecipe, part: Part) -> int:
+    """Return the bytes of one view's targets, the mean over the sizes that are drawn."""
+    layers, sizes = trained_layers(recipe.teacher, part.readers), list(part.by_size.values()) or [part.readers]
+    memories = [CachedTargets(readers, layers).allocate(1) for readers in sizes]
+    return round(sum(tensor.nbytes for memory in memories for tensor in memory.values()) / len(sizes))
 
 
 def _image_bytes(views: ViewSet, recipe: TrainRecipe) -> float:

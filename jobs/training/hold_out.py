@@ -47,7 +47,7 @@ def check_hold_out(share: float, parts: Sequence[Part], on_event: OnEvent, start
 def _candidates(part: Part) -> Int64s:
     """Return the images that are either drawn or held out: those with tokens, in the subset."""
     images = np.arange(len(part.views.dataset), dtype=np.int64) if part.subset is None else part.subset.stays()
-    return np.setdiff1d(images, excluded_images(part.readers.values()))
+    return np.setdiff1d(images, excluded_images(part.every_reader))
 
 
 def _ranks(dataset: ImageDataset, images: Int64s) -> UInt64s:

@@ -9,6 +9,7 @@ from ...storage.core.choices import ON_MISS, TRACKERS, TRAINING_EVALUATIONS, Lic
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute
 from ...storage.store import FeatureStore
+from ...student.data.sized import cached_sizes
 from ...student.model.recipe import TrainRecipe
 from ...teachers.registry.licences import check_declared
 from ...teachers.registry.resolve import absolute_name
@@ -148,6 +149,11 @@ class TrainOptions:
 def check_teachers_given(options: TrainOptions) -> None:
     """Raise BadInput unless live targets have their teachers, and cached ones none."""
     live, features = options.recipe.teacher.source == "live", options.features
+    if cached_sizes(options.recipe) and (options.on_miss == "compute" or options.follow_s is not None):
+        raise BadInput(
+            "targets of several sizes (teacher.sizes_px) are read from finished feature sets: leave --follow and --on-miss compute out, "
+            "and run `extract-features` with --teacher-size for each size first"
+        )
     teachers = () if options.on_miss == "compute" and not live else options.teachers
     if options.proxy is not None and teachers:
         raise BadInput("--proxy and --teacher both name live teachers; give --teacher alone, one for each --features")

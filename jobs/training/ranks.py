@@ -10,6 +10,7 @@ from typing import Any
 
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.urls import is_url
+from ...student.data.sized import cached_sizes
 from ...student.model.ranks import Ranks, rank_span
 from ...student.model.recipe import TrainRecipe
 from ..runs.upload import local_copy
@@ -26,7 +27,10 @@ def train_on_workers(options: TrainOptions, on_event: OnEvent = ignore_event) ->
     rank_span(recipe.run.batch_size, 0, workers)  # raises BadInput when a rank would have nothing
     store, shares = options.open_store(), recipe.data.shares
     versions = recorded_versions(options, store, options.out)
-    open_parts(store, options.features, options.data, shares, subsets=options.subsets, complete=options.complete, versions=versions)
+    open_parts(
+        store, options.features, options.data, shares, subsets=options.subsets, complete=options.complete, versions=versions,
+        sizes_px=cached_sizes(recipe),
+    )  # fmt: skip
     out = local_copy(str(options.out)) if is_url(options.out) else Path(options.out)
     scratch = out.parent / f".{out.name}.ray"
     advice = "smaller run.batch_size, or run.accumulate"

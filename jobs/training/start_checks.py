@@ -17,11 +17,13 @@ import numpy as np
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
+from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, as_size, size_hw, size_text
 from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import ViewSpec
+from ...student.data.sized import cached_sizes
 from ...student.model.recipe import TrainRecipe
 from ...teachers.registry.licences import TermsByName, merged, refuse_stray, refuse_terms, terms_from_record, with_declared
 from ...teachers.registry.table import Terms, terms_of
@@ -30,7 +32,7 @@ from ..extraction.canaries import check_canary
 from ..extraction.measure_statistics import sample_rows
 from ..runs.licences import report_terms, terms_by_name, terms_of_set, terms_of_start, terms_of_teacher
 from ..runs.run_source import local_run
-from .data import features_over
+from .data import Part, features_over, sets_over
 from .options import TrainOptions
 from .versions import recorded_versions, run_record
 
@@ -77,9 +79,10 @@ def refuse_other_aspects(recipe: TrainRecipe, views: ViewSpec, readers: Mapping[
     """
     if views.letterbox is None:
         return
-    live = recipe.teacher.sizes_px if recipe.teacher.source == "live" else ()
     sizes = {f"the student at {size_text(size)}": size for size in recipe.student.sizes_px}
-    sizes |= {f"{name} at {size_text(size)}": size for name, reader in readers.items() for size in live or (reader.input_px,)}
+    sizes |= {
+        f"{name} at {size_text(size)}": size for name, reader in readers.items() for size in recipe.teacher.sizes_px or (reader.input_px,)
+    }
     if len({Fraction(*size_hw(size)) for size in sizes.values()}) > 1:
         raise BadInput(
             f"letterboxed views need one aspect ratio for the student and all teachers, since padding lies elsewhere in another, got "
@@ -88,11 +91,12 @@ def refuse_other_aspects(recipe: TrainRecipe, views: ViewSpec, readers: Mapping[
         )
 
 
-def target_grids(recipe: TrainRecipe, readers: Mapping[str, FeatureReader]) -> dict[str, list[tuple[int, int]]]:
-    """Return the grids that each teacher's targets may have: the stored one, or those of a live teacher at each of its sizes."""
+def target_grids(recipe: TrainRecipe, part: Part) -> dict[str, list[tuple[int, int]]]:
+    """Return the grids that each teacher's targets may have: the stored ones, or those of a live teacher at each of its sizes."""
     if recipe.teacher.source == "cached":
-        return {name: [reader.grid] for name, reader in readers.items()}
-    return {name: _live_grids(reader.identity["teacher"], recipe.teacher.sizes_px) for name, reader in readers.items()}
+        sizes = list(part.by_size.values()) or [part.readers]
+        return {name: [readers[name].grid for readers in sizes] for name in part.readers}
+    return {name: _live_grids(reader.identity["teacher"], recipe.teacher.sizes_px) for name, reader in part.readers.items()}
 
 
 def _live_grids(teacher: Mapping[str, Any], sizes_px: Sequence[SizePx]) -> list[tuple[int, int]]:
@@ -110,15 +114,22 @@ def report_training_terms(options: TrainOptions, starts: Iterable[str], on_event
         store = options.open_store()
         versions = recorded_versions(options, store, options.out)
         datasets = [store.dataset(versions.get(name, name)) for name in options.datasets]
-        sets = {name: [features_over(store, name, dataset) for dataset in datasets] for name in options.features}
+        sets = {name: [_sets_over(options, store, name, dataset) for dataset in datasets] for name in options.features}
     except EupeError:
         return
-    readers = [reader for several in sets.values() for reader in several if reader is not None]
+    readers = [reader for several in sets.values() for of_dataset in several for reader in of_dataset]
     absent = [name for name, several in sets.items() if not any(several)]
     terms, used = training_terms(options, readers, starts, _terms_of_absent(options, absent))
     refuse_stray(options.terms, used, terms)
     refuse_terms(options.require_licence, terms)
     report_terms(terms, on_event)
+
+
+def _sets_over(options: TrainOptions, store: FeatureStore, name: str, dataset: ImageDataset) -> list[FeatureReader]:
+    if cached_sizes(options.recipe):
+        return sets_over(store, name, dataset)
+    reader = features_over(store, name, dataset)  # raises for several
+    return [] if reader is None else [reader]
 
 
 def _terms_of_absent(options: TrainOptions, absent: Iterable[str]) -> dict[str, Terms]:

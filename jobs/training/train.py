@@ -25,6 +25,7 @@ from ...storage.store import FeatureStore
 from ...storage.views.input_size import area_px, size_hw
 from ...student.data.class_spaces import class_spaces
 from ...student.data.prefetch import prefetch_of
+from ...student.data.sized import cached_sizes, refuse_sampled_sizes
 from ...student.data.targets import LiveTargets, TargetSource, target_statistics
 from ...student.model.batch_norms import batch_norm_identity
 from ...student.model.draws import step_seed
@@ -83,10 +84,12 @@ def train_in_process(
         versions = recorded_versions(options, store, run_folder, on_event if ranks.first else ignore_event)
         if options.follow_s is not None:
             await_sets(store, options.features, [versions.get(name, name) for name in options.datasets], options.follow_s, on_event)
-        shares, subsets = recipe.data.shares, options.subsets
-        parts = open_parts(store, options.features, options.data, shares, subsets=subsets, complete=options.complete, versions=versions)
+        parts = open_parts(
+            store, options.features, options.data, recipe.data.shares, subsets=options.subsets, complete=options.complete,
+            versions=versions, sizes_px=cached_sizes(recipe),
+        )  # fmt: skip
         parts = parts if begun is None else in_recorded_order(parts, begun.recorded("identities.json").get("views", ()))
-        readers = [reader for part in parts for reader in part.readers.values()]
+        readers = [reader for part in parts for reader in part.every_reader]
         refuse_random_weights(readers, options.allow_random_weights)
         keys = [reader.key for reader in readers] + [part.subset.key for part in parts if part.subset is not None]
         lease = leases(store, keys, f"train-{run_folder.name}", on_event) if ranks.first else contextlib.nullcontext()
@@ -108,7 +111,7 @@ def train_in_process(
             check_hold_out(recipe.data.hold_out, parts, on_event if ranks.first else ignore_event, starts)
             prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
             refuse_followed_angle(recipe, complete=options.complete)
-            grids = target_grids(recipe, parts[0].readers)
+            grids = target_grids(recipe, parts[0])
             for student_recipe, folder in runs.values():
                 refuse_losses(student_recipe, grids, source.specs)
                 _refuse_student(student_recipe, folder, source, parts, ranks)
@@ -133,6 +136,7 @@ def train_in_process(
 
 def _refuse_student(recipe: TrainRecipe, folder: RunFolder, source: TargetSource, parts: Sequence[Part], ranks: Ranks) -> None:
     """Raise `BadInput` for a student that these targets cannot teach, before its folder is made."""
+    refuse_sampled_sizes(recipe, parts[0].by_size)  # the grid of every size
     refuse_unequal_grids(recipe, source.specs)
     refuse_other_aspects(recipe, parts[0].views.spec, parts[0].readers)
     if not folder.has_steps():  # a run that goes on has its views in its identities
@@ -345,7 +349,7 @@ def _target_source(recipe: TrainRecipe, parts: Sequence[Part], live: Mapping[str
         raise BadInput(f"teacher.weights names {sorted(unknown)}, but the feature sets are of {sorted(readers)}")
     layers = trained_layers(recipe.teacher, readers)
     if recipe.teacher.source == "cached":
-        return cached_targets(parts, layers)
+        return cached_targets(parts, layers, recipe.seed)
     if set(live) != set(readers):
         raise BadInput(
             f"live targets need the teacher behind each feature set: {len(readers)} sets ({', '.join(readers)}), "

@@ -156,10 +156,14 @@ class JoinedTargets:
         """Allocate memory that fits every dataset's rows."""
         return self._first.allocate(batch_size)
 
-    def prefetch(self, rows_b: Int64s) -> None:
+    def at_step(self, memory: Memory, step: int) -> Memory:
+        """Return a batch's memory as a step uses it, alike in every dataset."""
+        return self._first.at_step(memory, step)
+
+    def prefetch(self, rows_b: Int64s, step: int) -> None:
         """Announce each dataset's rows to its source."""
         for part, _, local in self.numbering.split(rows_b):
-            self._sources[part].prefetch(local)
+            self._sources[part].prefetch(local, step)
 
     def fill(self, rows_b: Int64s, memory: Memory, start: int) -> None:
         """Fill rows from their sources; rows that follow each other in one dataset are read together."""

@@ -109,9 +109,9 @@ class _Slot:
     fixed: Memory
     pixels: Memory
 
-    def tensors(self, renderings: Sequence[Rendering]) -> Memory:
-        tensors = dict(self.fixed)
-        for key, size_px, _ in renderings:
+    def tensors(self, plan: Plan, source: TargetSource) -> Memory:
+        tensors = source.at_step(self.fixed, plan.step)
+        for key, size_px, _ in plan.renderings:
             shape = (self.batch_size, *size_hw(size_px), 3)
             tensors[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
         return tensors
@@ -194,14 +194,14 @@ class Stream:
         """Have a step's shards fetched in the background, where its order knows them early enough."""
         if self._reach and self.order.ready(step, self.global_batch):
             rows_B = self.order.batch(step, self.global_batch, self.ranks.number, self.ranks.count).row_B
-            self.source.prefetch(rows_B)
+            self.source.prefetch(rows_B, step)
             self.views.prefetch(rows_B)
 
     def _submit(
         self, pool: ThreadPoolExecutor, slot: _Slot, step: int, copied: torch.cuda.Event | None
     ) -> tuple[Batch, list[Future[None]]]:
         plan = self.plan(step)
-        batch = Batch(plan, slot.tensors(plan.renderings))
+        batch = Batch(plan, slot.tensors(plan, self.source))
         edges = np.linspace(0, self.batch_size, self.threads + 1).astype(int).tolist()
         spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
         return batch, [pool.submit(self._fill, batch, start, stop, copied) for start, stop in spans]

@@ -70,8 +70,11 @@ class TargetSource(Protocol):
     def allocate(self, batch_size: int) -> Memory:
         """Allocate host memory for one batch, by name."""
 
-    def prefetch(self, rows_b: NDArray[np.int64]) -> None:
-        """Announce rows that will be asked for soon."""
+    def at_step(self, memory: Memory, step: int) -> Memory:
+        """Return a batch's memory as a step uses it: the same, unless the targets' sizes are drawn."""
+
+    def prefetch(self, rows_b: NDArray[np.int64], step: int) -> None:
+        """Announce rows that will be asked for soon, at a step."""
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
         """Write the targets of some feature rows into rows [start, start + b) of a batch's memory."""
@@ -119,7 +122,11 @@ class CachedTargets:
             memory |= {f"{name}/{part}": torch.from_numpy(array) for part, array in arrays.items() if array is not None}
         return memory
 
-    def prefetch(self, rows_b: NDArray[np.int64]) -> None:
+    def at_step(self, memory: Memory, step: int) -> Memory:
+        """Return the memory as it is."""
+        return dict(memory)
+
+    def prefetch(self, rows_b: NDArray[np.int64], step: int) -> None:
         """Have the shards of a remote store fetched in the background."""
         for name, reader in self.readers.items():
             reader.prefetch(rows_b, self.layers.get(name, ()))
@@ -208,7 +215,11 @@ class LiveTargets:
         """Return none: pixels are the stream's."""
         return {}
 
-    def prefetch(self, rows_b: NDArray[np.int64]) -> None:
+    def at_step(self, memory: Memory, step: int) -> Memory:
+        """Return the memory as it is."""
+        return dict(memory)
+
+    def prefetch(self, rows_b: NDArray[np.int64], step: int) -> None:
         """Do nothing: there is nothing to fetch."""
 
     def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:

@@ -119,7 +119,7 @@ class TeacherConfig:
     source: str = "cached"
     """`cached` reads feature sets, `live` runs the teacher beside the student."""
     sizes_px: tuple[SizePx, ...] = ()
-    """Input sizes of live teachers, written as the student's and drawn apart from them; empty for each teacher's own size."""
+    """Input sizes of the teachers, drawn apart from the student's: of live ones, or cached ones with a set each; empty: its own."""
     weights: Mapping[str, TeacherWeights] = field(default_factory=dict)
     """Loss weights by teacher name; 1.0 for teachers that are not named."""
     layers: Mapping[str, float] = field(default_factory=dict)
@@ -132,7 +132,6 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         _check_choice("target source", self.source, TARGET_SOURCES)
         _check(0 <= self.drop_probability < 1, "teacher.drop_probability", self.drop_probability, "in [0, 1)")
-        _check(self.source == "live" or not self.sizes_px, "teacher.sizes_px", self.sizes_px, "none with cached targets")
         for key, weight in self.layers.items():
             block = key.rpartition("/")[2]
             _check(block.isdecimal() and block[0] != "0", "teacher.layers", key, "the number of a block from 1, as 4 or TEACHER/4")

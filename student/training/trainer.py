@@ -25,7 +25,7 @@ from torch import Tensor
 from ...storage.core.errors import BadInput, Interrupted, StoreUnavailable
 from ...storage.core.events import Event, OnEvent, ignore_event
 from ...storage.core.stop_signals import call_on_stop
-from ...storage.views.input_size import size_json
+from ...storage.views.input_size import SizePx, size_json
 from ...storage.views.pixels import ReadableViews, origin_of_pixels
 from ...storage.views.view_spec import Input
 from ..data.following import POLL_S, FollowedOrder
@@ -104,6 +104,11 @@ class Trainer:
     def _student_rendering(self, step: int) -> Rendering:
         """Return the student's input in a step: its size is drawn."""
         return Rendering(STUDENT, choose_size(self.recipe.seed, STUDENT, step, self.recipe.student.sizes_px), self.interpolation)
+
+    def _sizes_px(self, plan: Plan) -> dict[str, SizePx]:
+        """Return the input sizes that are drawn in a step: the student's, and those of live teachers or of feature sets by size."""
+        drawn = self.source.inputs_px(plan.step) if self.recipe.teacher.sizes_px else {}
+        return {**{rendering.key: rendering.size_px for rendering in plan.renderings}, **drawn}
 
     def _inputs(self) -> set[Input]:
         """Return every input that a step of this run may want."""
@@ -280,7 +285,7 @@ class Trainer:
         """Append a line of metrics for each learner and report it."""
         rate = self.clock.steps / max(self.clock.seconds, 1e-9)
         shared = {
-            "sizes_px": {rendering.key: size_json(rendering.size_px) for rendering in batch.plan.renderings},
+            "sizes_px": {key: size_json(size_px) for key, size_px in self._sizes_px(batch.plan).items()},
             "epoch": self.order.epoch_of(done * self.recipe.run.batch_size),
             "images_per_s": rate * self.recipe.run.batch_size,
             "wait_share": self.clock.wait_share,

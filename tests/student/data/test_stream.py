@@ -32,7 +32,7 @@ class Watched(CachedTargets):
         super().__init__(readers)
         self.seen: list[tuple[bool, list[int]]] = []
 
-    def prefetch(self, rows_b: Any) -> None:
+    def prefetch(self, rows_b: Any, step: int) -> None:
         self.seen.append((True, rows_b.tolist()))
 
     def fill(self, rows_b: Any, memory: Any, start: int) -> None:
