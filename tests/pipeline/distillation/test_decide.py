@@ -57,6 +57,7 @@ def test_one_teacher_teaches_the_student_directly_by_recipes_that_train_takes(
     assert "as the store holds them already" in str(next(event for event in other["events"] if event["event"] == "plan"))
 
 
+@pytest.mark.long
 def test_several_teachers_teach_a_proxy_first_and_every_stage_has_its_recipe(
     photos: Path, teacher_run: Path, tmp_path: Path, command: Command
 ) -> None:

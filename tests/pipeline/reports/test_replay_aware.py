@@ -16,6 +16,7 @@ from .test_replay import RECIPE, STEP_3, half_done, poison, run
 pytest.importorskip("torchao", reason="torchao is not installed: pip install -e '.[quantise]'")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("aware_steps", [2, 3])
 def test_a_step_that_diverges_in_the_phase_is_kept_with_its_ranges(tiny_store: Any, tmp_path: Path, aware_steps: int) -> None:
     """The third step is the first or the second of the phase; its checkpoint keeps the ranges of before."""

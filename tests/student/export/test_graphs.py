@@ -24,6 +24,7 @@ def test_an_onnx_graph_takes_any_batch_and_any_sides(architecture: str, tmp_path
         assert max_difference(run(pixels), reference(pixels)) <= 1e-4
 
 
+@pytest.mark.long
 def test_a_graph_with_other_tokens_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(graphs, "onnx_runner", lambda path: eager_runner(randomised({"name": "vit-mini", "depth": 1})))
     with pytest.raises(BadInput, match="other tokens than the student"):

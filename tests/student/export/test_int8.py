@@ -133,6 +133,7 @@ def test_executorch_gives_the_tokens_that_onnx_runtime_gives(
     assert min(facts["cosine of the tokens"].values()) > 0.99
 
 
+@pytest.mark.long
 def test_a_student_that_int8_cannot_hold_is_refused_and_leaves_nothing(tiny_store: Any, tmp_path: Path) -> None:
     """One channel's weight is so large that the activation behind it has one scale for everything and one value."""
     run = with_views(make_run(tmp_path / "run", VIT, 32), tiny_store)

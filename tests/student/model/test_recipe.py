@@ -27,7 +27,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "precision": lambda: TrainRecipe(precision="bf32"),
     "device": lambda: TrainRecipe(device="gpu"),
     "target source": lambda: TeacherConfig("life"),
-    "teacher.sizes_px": lambda: TeacherConfig("cached", (256,)),
+    "teacher.sizes_px": lambda: TeacherConfig("cached", (0,)),
     "teacher.weights": lambda: TeacherWeights(-1.0),
     "student.architecture": lambda: StudentConfig(""),
     "student.sizes_px": lambda: StudentConfig(sizes_px=()),
