@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+from eupe_pipeline.pipeline.commands.main import cli
+
 CHECKOUT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").rglob("*.md")])
 PROGRAMS = {
@@ -96,3 +99,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 ALL = [block for page in DOCUMENTS for block in blocks(page)]
+
+
+def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that a line calls, and the words behind its name."""
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words:
+        found = command.get_command(click.Context(command), words[0])
+        assert found is not None, f"`{words[0]}` is no command of `{command.name}`"
+        command, words = found, words[1:]
+    return command, words

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, cast
 
 import click
 import pytest
-from eupe_pipeline.pipeline.commands.main import cli, main
+from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.distillation import scaling
 from eupe_pipeline.storage.core.cache_home import weights_folder
 
-from .document_blocks import ALL, CHECKOUT, Block, command_lines
+from .document_blocks import ALL, CHECKOUT, Block, command_lines, command_of
 from .pipeline.distillation.conftest import cifar as cifar  # fixtures
 from .pipeline.distillation.conftest import write_photos
 from .storage.conftest import s3_server as s3_server
@@ -61,16 +61,6 @@ LONG = {
     ),
 }  # fmt: skip
 HERE = [block for block in ALL if not block.said and block.page.name not in OWN_TESTS]
-
-
-def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The command that a line calls, and the words behind its name."""
-    command: click.Command = cli
-    while isinstance(command, click.Group) and words:
-        found = command.get_command(click.Context(command), words[0])
-        assert found is not None, f"`{words[0]}` is no command of `{command.name}`"
-        command, words = found, words[1:]
-    return command, words
 
 
 def parse(words: list[str]) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 import pytest
-from eupe_pipeline.pipeline.commands.main import cli, main
+from eupe_pipeline.pipeline.commands.main import main
+
+from .document_blocks import command_of
 
 CHECKOUT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").rglob("*.md")])
@@ -34,16 +36,6 @@ def command_lines(path: Path) -> list[list[str]]:
 def halves(words: list[str]) -> list[list[str]]:
     """The words before a `--` and the command behind it, which is one of its own."""
     return [words] if "--" not in words else [words[: words.index("--")], words[words.index("--") + 1 :]]
-
-
-def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The command that a line calls, and the words behind its name."""
-    command: click.Command = cli
-    while isinstance(command, click.Group) and words:
-        found = command.get_command(click.Context(command), words[0])
-        assert found is not None, f"`{words[0]}` is no command of `{command.name}`"
-        command, words = found, words[1:]
-    return command, words
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

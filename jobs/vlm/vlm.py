@@ -104,11 +104,13 @@ class _Job:
         write_atomically(path.with_suffix(ANSWERS), "".join(f"{line}\n" for line in lines).encode())
         path.with_suffix(PARTIAL).unlink(missing_ok=True)
         learnt = {sha256 for stage in self.training.stages.values() if stage.pictures is not None for sha256 in stage.pictures.sha256s()}
-        changed = [key for key, origin in self.options.origins.items() if origin == "--set"]
+        changed = {
+            key: origin for key, origin in self.options.origins.items() if key != "seed" and not origin.startswith(("paper", "LLaVA-1.5"))
+        }
         return {
             **score(self.options.task, self.questions, answers), "questions": len(self.questions), "pictures": len(self.digests),
             "task_pictures_in_training": sum(sha256 in learnt for sha256 in self.digests.values()),
-            **({"differs_from_paper": [f"{key} was set" for key in changed]} if changed else {}),
+            **({"differs_from_paper": [f"{key} is from {origin}" for key, origin in changed.items()]} if changed else {}),
             "origins": dict(self.options.origins), "answers": path.with_suffix(ANSWERS).name,
         }  # fmt: skip
 

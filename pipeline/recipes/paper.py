@@ -20,7 +20,8 @@ class PaperValue(NamedTuple):
     """One value of the paper's recipe."""
 
     key: str
-    stages: tuple[int, ...]
+    stages: tuple[int | str, ...]
+    """Stages of a training, or `vlm`, the evaluation by a language model."""
     any_of: tuple[Any, ...]
     at: str
     """Section or table."""
@@ -58,7 +59,7 @@ def paper_table(number: int) -> PaperTable:
     return PaperTable(table["title"], tuple(table["columns"]), rows)
 
 
-def stated_at(stage: int, key: str, value: object) -> list[str]:
+def stated_at(stage: int | str, key: str, value: object) -> list[str]:
     """Return where the paper states this value of this stage; empty where it does not."""
     return [entry.at for entry in paper_values() if entry.key == key and stage in entry.stages and _holds(entry.any_of, value)]
 
@@ -73,7 +74,7 @@ def _comparable(value: object) -> object:
     return sorted(value) if names else value  # type: ignore[call-overload]
 
 
-def check_claims(name: str, stage: int, values: Mapping[str, object], origins: Mapping[str, str]) -> None:
+def check_claims(name: str, stage: int | str, values: Mapping[str, object], origins: Mapping[str, str]) -> None:
     """Raise BadInput where a recipe says "paper" of a value that the paper does not state for this stage."""
     for key, value in values.items():
         if origins[key] != "paper" or stated_at(stage, key, value):
@@ -81,7 +82,11 @@ def check_claims(name: str, stage: int, values: Mapping[str, object], origins: M
         stated = [
             f"{' or '.join(map(repr, entry.any_of))} ({entry.at})" for entry in paper_values() if entry.key == key and stage in entry.stages
         ]
-        says = f"the paper has {'; '.join(stated)}" if stated else f"{PAPER} states no {key} for stage {stage}"
+        says = (
+            f"the paper has {'; '.join(stated)}"
+            if stated
+            else f"{PAPER} states no {key} for {stage if isinstance(stage, str) else f'stage {stage}'}"
+        )
         raise BadInput(
             f'recipe {name}: the origin of {key} = {value!r} is "paper", but {says} (pipeline/recipes/paper.toml); write "ours: the reason"'
         )

@@ -12,6 +12,7 @@ from typing import Any
 from ...storage.core.errors import BadInput, unknown_name
 from ...student.language.recipe import VlmRecipe
 from .load import FOLDER, check_origins, lay_over, trace
+from .paper import check_claims
 from .settings import parse_setting
 from .typed_tables import build, leaves
 
@@ -45,4 +46,6 @@ def load_vlm_recipe(source: str = DEFAULT, settings: Sequence[str] = ()) -> Reso
         lay_over(table, override)
     recipe = build(VlmRecipe, table, where=f"recipe {path.name}")
     set_keys = [key for override in overrides for key, _ in leaves(override)]
-    return ResolvedVlm(path.stem, recipe, trace(recipe.to_dict(), table, path.name, origins, set_keys))
+    origin_of = trace(recipe.to_dict(), table, path.name, origins, set_keys)
+    check_claims(path.name, "vlm", dict(leaves(recipe.to_dict())), origin_of)
+    return ResolvedVlm(path.stem, recipe, origin_of)

@@ -3,12 +3,13 @@
 A cell is reused where its record is beside the model already (the evaluations find it themselves), computed where weights and data are on
 disk, and else says what is missing; nothing is downloaded. Run again, a stopped table goes on where it was. A data folder is known by
 what it holds. The columns of language models are read from records alone: `evaluate vlm` makes those. A cell that fails is told and the
-others go on; the command then ends with status 2.
+others go on; the command then ends with status 2. A figure of other data than the published ones, or by other settings, has an asterisk,
+and a remark says why.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from ...jobs.evaluation.models import Model, open_model
 from ...jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 from ...jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 from ...storage.annotations.dense_layout import depth_layout, segmentation_layout
+from ...storage.annotations.layout_report import LayoutReport
+from ...storage.annotations.pair_layout import IMAGENET_CLASSES, correspondence_layout
 from ...storage.core.choices import Device
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent, ignore_event
@@ -94,6 +97,7 @@ def fill_table(options: TableOptions, on_event: OnEvent = ignore_event) -> dict[
     """Return the paper's rows and ours: of each model and column our figure, the paper's, and where ours is from or why there is none."""
     table, folders = paper_table(options.table), found_data(options.data)
     _opened.cache_clear()
+    _other_data.cache_clear()
     models = [_asked(named) for named in options.models] or [("", name) for name in RIVALS if _on_disk(name)]
     if not models:
         raise BadInput("no rival of Table 1 has its weights on disk; give --models, or put weights where `evaluate knn NAME` says")
@@ -104,7 +108,8 @@ def fill_table(options: TableOptions, on_event: OnEvent = ignore_event) -> dict[
     ]
     return {
         "table": f"Table {options.table} of arXiv 2603.22387: {table.title}", "data": {kind: str(path) for kind, path in folders.items()},
-        "lines": _lines(table, rows), "rows": rows, "missing": _reasons(rows), "failed": failed, "complete": not failed,
+        "lines": _lines(table, rows), "rows": rows, "remarks": _remarks(rows), "missing": _reasons(rows), "failed": failed,
+        "complete": not failed,
     }  # fmt: skip
 
 
@@ -209,7 +214,7 @@ def _figure(
         result = _evaluate(options, column.evaluation, model.name, folders[column.data], text, on_event)
     except EupeError as error:
         return _cell(table, row, name, "failed", str(error))
-    remarks = [word for key in ("differs_from_paper", "differs_from_official") for word in result.get(key, [])]
+    remarks = [*_differences(result), *_other_data(column.data, folders[column.data])]
     return _cell(table, row, name, "recorded" if result["already"] else "evaluated", record=result["record"], remarks=remarks) | {
         "ours": _value(result, column.keys)
     }
@@ -261,21 +266,49 @@ def _planned(table: PaperTable, row: str, name: str, column: Column, model: Mode
     """Return what would be done: run, or reuse a record where it is of the same data and settings."""
     at_px = CLASSIFIED_PX if column.evaluation in ("knn", "zero-shot") else None
     records = _records(model, column, at_px, options.allow_random_weights)
-    lacking = {"segmentation": segmentation_layout, "depth": depth_layout}.get(column.evaluation)
-    findings = len(lacking(data).findings) if lacking else 0
-    note = f"; the data lack {findings} things, see --check" if findings else ""
+    note = "".join(f"; {remark}" for remark in _other_data(column.data, data))
     if records:
         why = f"{len(records)} recorded, reused where data and settings are the same{note}"
-        return _cell(table, row, name, "recorded", why) | {"ours": _value(records[-1]["results"], column.keys)}
+        only = _value(records[0]["results"], column.keys) if len(records) == 1 else None
+        return _cell(table, row, name, "recorded", why) | {"ours": only}
     return _cell(table, row, name, "would run", f"evaluate {column.evaluation} on {data}{note}")
 
 
 def _recorded_alone(table: PaperTable, row: str, name: str, column: Column, model: Model, options: TableOptions) -> dict[str, Any]:
-    """Return a column that is not run here, from the model's newest record of it."""
+    """Return a column that is not run here, from the model's only record of it; of several none says which is meant."""
     records = _records(model, column, _LANGUAGE_PX.get(model.spec.stride_px), options.allow_random_weights)
     if not records:
         return _cell(table, row, name, "missing", f"not recorded: `evaluate vlm --task {column.evaluation.removeprefix('vlm-')}` makes it")
-    return _cell(table, row, name, "recorded") | {"ours": _value(records[-1]["results"], column.keys)}
+    if len(records) > 1:
+        models = ", ".join(sorted({str(record["protocol"].get("llm", ""))[:12] for record in records}))
+        why = f"{len(records)} records, by language models {models} or other settings; keep the one that is meant in evaluations/"
+        return _cell(table, row, name, "missing", why)
+    (record,) = records
+    llm, tested = str(record["protocol"].get("llm", "?"))[:12], record["protocol"].get("test", {})
+    remarks = [*_differences(record["results"]), f"by language model {llm}, {tested.get('questions', '?')} questions"]
+    return _cell(table, row, name, "recorded", remarks=remarks) | {"ours": _value(record["results"], column.keys)}
+
+
+def _differences(results: Mapping[str, Any]) -> list[str]:
+    return [word for key in ("differs_from_paper", "differs_from_official") for word in results.get(key, [])]
+
+
+@lru_cache(maxsize=16)
+def _other_data(kind: str, folder: Path) -> tuple[str, ...]:
+    """Return in what a folder is not the published dataset, by its counts; ImageNet-1k's are its classes alone, for the sake of time."""
+    if kind == "ImageNet-1k":
+        train = next(folder / name for name in ("train", "training") if (folder / name).is_dir())
+        classes = sum(path.is_dir() for path in train.iterdir())
+        return () if classes == IMAGENET_CLASSES else (f"{folder} has {classes:,} classes, ImageNet-1k {IMAGENET_CLASSES:,}",)
+    layouts: dict[str, Callable[[Path], LayoutReport]] = {
+        "ADE20k": segmentation_layout,
+        "NYUv2": depth_layout,
+        "SPair-71k": partial(correspondence_layout, split="test"),
+    }
+    report = layouts[kind](folder)
+    if report.dataset == kind and not report.findings:
+        return ()
+    return (f"{folder} is not {kind} as published ({len(report.findings)} findings; --check of its evaluation names them)",)
 
 
 def _value(results: Mapping[str, Any], keys: Iterable[str]) -> float | None:
@@ -310,3 +343,13 @@ def _reasons(rows: list[dict[str, Any]]) -> list[str]:
             if cell["state"] == "missing" and row["model"]:
                 reasons.setdefault((row["model"], cell["why"]), []).append(column)
     return [f"{model}, {', '.join(columns)}: {why}" for (model, why), columns in reasons.items()]
+
+
+def _remarks(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what an asterisk stands for, each remark once with its columns."""
+    remarks: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for column, cell in row["cells"].items():
+            for remark in cell.get("remarks", ()):
+                remarks.setdefault((row["model"], remark), []).append(column)
+    return [f"{model}, {', '.join(columns)}: {remark}" for (model, remark), columns in remarks.items()]

@@ -116,6 +116,29 @@ def test_a_language_models_recorded_answer_fills_its_column(root: Path, run: Pat
     assert (cell["state"], cell["ours"], cell["paper"]) == ("recorded", 48.5, 50.4)
 
 
+def test_a_figure_of_other_data_or_settings_has_a_remark_and_of_two_language_models_neither_is_shown(root: Path, run: Path) -> None:
+    options = TableOptions(models=(f"EUPE-ViT-B={run}",), data=(root / "imagenet",), device="cpu")
+    model = open_model(str(run), size_px=384)
+    tested = {"test": {"questions": 5}, "model": model.identity}
+    write_record(model.folder, "vlm-pope", {**tested, "llm": "a" * 64}, {"f1": 80.0, "differs_from_paper": ["seed is from x"]}, 1.0)
+    result = fill_table(options)
+    found = cells(result, "EUPE-ViT-B")
+    (imagenet,) = found["IN1k-KNN"]["remarks"]
+    assert "has 2 classes, ImageNet-1k 1,000" in imagenet
+    assert found["POPE"]["remarks"] == ["seed is from x", "by language model aaaaaaaaaaaa, 5 questions"]
+    assert any("POPE: by language model aaaaaaaaaaaa" in remark for remark in result["remarks"])
+    assert "80.0*" in next(line for line in result["lines"] if line.startswith("EUPE-ViT-B"))
+    write_record(model.folder, "vlm-pope", {**tested, "llm": "b" * 64}, {"f1": 20.0}, 1.0)
+    pope = cells(fill_table(TableOptions(**{**vars(options), "dry_run": True})), "EUPE-ViT-B")["POPE"]
+    assert (pope["ours"], pope["state"]) == (None, "missing")
+    assert "aaaaaaaaaaaa, bbbbbbbbbbbb" in pope["why"]
+
+
+def test_pairs_in_spairs_layout_that_are_not_spairs_have_a_remark(root: Path, run: Path) -> None:
+    result = fill_table(TableOptions(models=(f"EUPE-ViT-B={run}",), data=(root / "spair",), device="cpu"))
+    assert any("is not SPair-71k as published" in remark for remark in cells(result, "EUPE-ViT-B")["SPair"]["remarks"])
+
+
 def test_a_cell_that_fails_is_told_with_status_2_and_the_others_stand(root: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "spair/JPEGImages/cat/1.jpg").write_bytes(b"no picture")
     words = ["evaluate", "table", "--models", f"EUPE-ViT-B={run}", "--data", str(root)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.pipeline.recipes.vlm import load_vlm_recipe
+from eupe_pipeline.pipeline.recipes.vlm import EVALUATIONS_FOLDER, load_vlm_recipe
 from eupe_pipeline.storage.annotations.conversations import Conversation, Turn
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.language.folder import llm_digest, load_llm, load_tokenizer
@@ -140,6 +140,20 @@ def test_the_recipe_says_of_each_value_whose_it_is() -> None:
         load_vlm_recipe(settings=["pretrain.epoch=2"])
     with pytest.raises(BadInput, match=r"did you mean 'llava-1.5'"):
         load_vlm_recipe("llava-15")
+
+
+def test_a_recipe_that_says_paper_of_what_appendix_c_2_does_not_state_is_refused(tmp_path: Path) -> None:
+    shipped = (EVALUATIONS_FOLDER / "llava-1.5.toml").read_text()
+    for was, now, says in (
+        ("batch_size = 256", "batch_size = 256", r"states no pretrain\.batch_size for vlm"),
+        ("learning_rate = 1e-3", "learning_rate = 2e-3", r"pretrain\.learning_rate = 0\.002 .*the paper has 0\.001 \(appendix C\.2\)"),
+    ):
+        text = shipped.replace(was, now, 1)
+        if was == now:
+            text = text.replace('pretrain.batch_size = "LLaVA-1.5"', 'pretrain.batch_size = "paper"')
+        (tmp_path / "mine.toml").write_text(text)
+        with pytest.raises(BadInput, match=says):
+            load_vlm_recipe(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize(("patch_px", "side"), [(14, 336), (16, 384), (32, 384), (8, 384), (20, 380)])
