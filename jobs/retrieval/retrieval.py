@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,15 +122,15 @@ def _embedded(
     model: Model | CachedModel, store: FeatureStore, split: Split, wanted: list[int], on_event: OnEvent
 ) -> tuple[list[int], Embeddings]:
     """Return images with tokens and their embeddings: through the store where all are wanted or cached, else at once."""
-    chosen = split.images[[index in set(wanted) for index in split.images.tolist()]]
+    chosen = split.images[np.isin(split.images, wanted)]
     if isinstance(model, CachedModel):
         reader = model.over(split.dataset.digest)
-        images = [index for index in wanted if index not in set((reader.failed_rows() // reader.views.views_per_image).tolist())]
-        return images, read_embeddings(reader, chosen[[index in set(images) for index in chosen.tolist()]], on_event)
+        chosen = chosen[~np.isin(chosen, reader.failed_rows() // reader.views.views_per_image)]
+        return chosen.tolist(), read_embeddings(reader, chosen, on_event)
     if len(chosen) == len(split.dataset):
         features = split.features(split.dataset.label_names, on_event)
         return features.images.tolist(), features.embeddings
-    return wanted, embed_images(model.load(choose_device(split.size.device).value), split.dataset, chosen, split.size)
+    return chosen.tolist(), embed_images(model.load(choose_device(split.size.device).value), split.dataset, chosen, split.size)
 
 
 def _texts(images: list[int], placed: dict[int, list[str]]) -> tuple[list[str], Tensor]:

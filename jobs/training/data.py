@@ -84,12 +84,12 @@ def open_parts(
     share_of = dict(sorted(shares.items())) or {data: 1.0}  # which image has which number must not depend on who was named first
     parts = []
     for name, share in share_of.items():
-        data, mixed = versions.get(name, name), len(share_of) > 1
+        dataset, mixed = versions.get(name, name), len(share_of) > 1
         if sizes_px:
-            by_size = open_sizes(store, features, data, sizes_px, mixed=mixed)
+            by_size = open_sizes(store, features, dataset, sizes_px, mixed=mixed)
             parts.append(Part(name, share, dict(by_size[sizes_px[0]]), by_size=by_size))
         else:
-            parts.append(Part(name, share, open_features(store, features, data, mixed=mixed, complete=complete)))
+            parts.append(Part(name, share, open_features(store, features, dataset, mixed=mixed, complete=complete)))
     for part in parts[1:]:
         _refuse_different(parts[0], part)
     return with_subsets(store, parts, subsets)
