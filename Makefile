@@ -102,6 +102,7 @@ package: venv ## the sdist, and the wheel built from it: dist/
 
 pythons: venv ## what Python 3.11 to 3.14 would install, by the resolver alone; only wheels count
 	$(BIN)/python tools/pythons.py
+
 ci-lock: venv ## write requirements-ci.lock anew from constraints.txt (asks pip for each file, minutes)
 	$(BIN)/python tools/ci_lock.py > requirements-ci.lock.new && mv requirements-ci.lock.new requirements-ci.lock
 
