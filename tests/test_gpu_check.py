@@ -18,6 +18,7 @@ def check(out: Path, *more: str, code: str | None = None) -> "subprocess.Complet
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
 
 
+@pytest.mark.long
 def test_every_part_of_the_check_runs_on_a_cpu(tmp_path: Path) -> None:
     done = check(tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

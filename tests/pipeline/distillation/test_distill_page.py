@@ -16,6 +16,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "distill.md"
 SMALL = {"eupe_vitt16": "vit-mini", "eupe_convnext_tiny": "convnext-mini"}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")
 def test_every_command_of_the_page_runs_and_its_example_as_well(
     cifar: list[tuple[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
