@@ -184,7 +184,10 @@ def layout_of(spec: TeacherSpec, options: ExtractOptions) -> FeatureLayout:
     grid = options.grid or spec.grid
     try:
         resampled_from = None if grid == spec.grid else spec.grid
-        layout = FeatureLayout(spec.cls_dim, spec.patch_dim, grid, options.codec, options.tokens_per_view, resampled_from)
+        in_image = options.tokens_per_view is not None and options.views.letterbox is not None
+        layout = FeatureLayout(
+            spec.cls_dim, spec.patch_dim, grid, options.codec, options.tokens_per_view, resampled_from, in_image=in_image
+        )
     except BadInput as error:
         raise BadInput(f"teacher {spec.name}: {error}") from error
     return replace(layout, layers=stored_layers(spec, options.layers)) if options.layers else layout

@@ -87,6 +87,8 @@ class FeatureReader:
             specs = self.layout.specs(views)
             if identity["views"] != views.digest:
                 raise ValueError("it names other views")
+            if self.layout.in_image and views.spec.letterbox is None:
+                raise ValueError("its tokens are sampled in letterboxed images, and its views are not letterboxed")
             normalised = identity["statistics"]
             if set(normalised.get("layers", {})) != set(map(str, self.layout.layers)):
                 raise ValueError("its statistics are of other layers than its tokens")
@@ -115,10 +117,14 @@ class FeatureReader:
         """Return which tokens (n, H · W), or (n, T) of a sampled set, see any of a letterboxed image; None where nothing is padded."""
         if self.views.spec.letterbox is None:
             return None
-        cells = self.views.spec.taught_cells(self.views.read(rows).crop, self.input_px, self.grid)
-        assert cells is not None
-        flat = cells.reshape(len(rows), -1)
+        flat = self._taught(self.views.read(rows).crop)
         return flat if position is None else np.take_along_axis(flat, position.astype(np.int64), axis=1)
+
+    def _taught(self, crop: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return which tokens (n, H · W) see any of the image of letterboxed views."""
+        cells = self.views.spec.taught_cells(crop, self.input_px, self.grid)
+        assert cells is not None
+        return cells.reshape(len(crop), -1)
 
     def mean_patch(self, rows: NDArray[np.int64], stored: TokenRows) -> NDArray[np.float32]:
         """Return the mean of each view's normalised patch tokens (n, D), without those in the padding of letterboxed views."""
@@ -254,7 +260,9 @@ class FeatureReader:
         if self.layout.tokens_per_view is None:
             return None
         ids, views = self.views.dataset.ids(*self.views.shard_images(shard)), self.views
-        return draw_positions(views.spec.seed, ids, views.views_per_image, self.grid[0] * self.grid[1], self.layout.tokens_per_view)
+        taught_nN = self._taught(views.draw_shard(shard).crop) if self.layout.in_image else None
+        cells = self.grid[0] * self.grid[1]
+        return draw_positions(views.spec.seed, ids, views.views_per_image, cells, self.layout.tokens_per_view, taught_nN)
 
     def decode_layer(self, encoded: Encoded) -> NDArray[np.float32]:
         """Return a layer's normalised patch tokens, as `decode` does the final ones."""

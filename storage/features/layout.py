@@ -8,6 +8,7 @@
 
 Less is a value of the identity: `tokens_per_view` for recorded random positions (`sampling.py`), `resampled_from` and `resampling` for a
 grid that was made smaller before it was stored. Both together sample the smaller grid. Statistics are those of the original tokens.
+Positions are drawn over the whole grid, and of letterboxed views where the image is: `sampled_in` says so, which older sets lack.
 """
 
 import math
@@ -27,6 +28,7 @@ from .sampling import MAX_CELLS
 
 RESAMPLING = "least squares for bicubic upsampling"
 """Along each axis the pseudo-inverse of the upsampling that the loss does (bicubic, a = −0.75, half-pixel centres)."""
+SAMPLED_IN = "cells with any of the image"
 _SMALL_CHUNK_ROWS = 8
 _UNIT = "standard deviations of the teacher's coordinate"
 
@@ -46,11 +48,15 @@ class FeatureLayout:
     """The teacher's own grid, where the stored one was made from it."""
     layers: tuple[int, ...] = ()
     """Blocks whose tokens are stored beside the final ones, rising."""
+    in_image: bool = False
+    """Whether sampled positions are drawn among the tokens that see any of a letterboxed image, instead of over the whole grid."""
 
     def __post_init__(self) -> None:
         if checked_layers(self.layers) != self.layers:
             raise BadInput(f"layers rise, got {self.layers}")
         cells, count, original_grid = math.prod(self.grid), self.tokens_per_view, self.resampled_from
+        if self.in_image and count is None:
+            raise BadInput("only sampled tokens are drawn where the image is: give tokens_per_view")
         if count is not None and not (1 <= count <= cells <= MAX_CELLS):
             raise BadInput(
                 f"{count} tokens a view of a grid of {_as_text(self.grid)}: give 1 to {cells}, of a grid of at most {MAX_CELLS:,}"
@@ -75,6 +81,7 @@ class FeatureLayout:
             described.get("tokens_per_view"),
             None if original_grid is None else tuple(original_grid),
             tuple(described.get("layers", ())),
+            "sampled_in" in described,
         )
         if layout.identity() != described:
             raise ValueError("it describes a layout that this version does not know")
@@ -84,9 +91,10 @@ class FeatureLayout:
         """Return the layout as JSON-able data; fields that storing the whole grid does not need are left out."""
         plain = {"cls_dim": self.cls_dim, "patch_dim": self.patch_dim, "grid": list(self.grid), "codec": self.codec}
         sampled = {"tokens": "all"} if self.tokens_per_view is None else {"tokens": "sampled", "tokens_per_view": self.tokens_per_view}
+        drawn_in = {"sampled_in": SAMPLED_IN} if self.in_image else {}
         original_grid = {} if self.resampled_from is None else {"resampled_from": list(self.resampled_from), "resampling": RESAMPLING}
         layers = {"layers": list(self.layers), "layers_norm": LAYER_NORM} if self.layers else {}
-        return {**plain, **sampled, **original_grid, **layers}
+        return {**plain, **sampled, **drawn_in, **original_grid, **layers}
 
     @property
     def token_shape(self) -> tuple[int, ...]:

@@ -4,7 +4,10 @@ T of a view's N = H × W tokens, uniformly and without replacement, so that a lo
 a pure function of (the views' seed, image id, k, N, T): any machine draws the same ones in any order, and the positions of a smaller T are
 among those of a larger. The teacher is not part of the key: all sets over the same views with the same grid and T store the same positions,
 so that their tokens, codecs and precisions can be compared one to one. The price: the sampling noise of several teachers' losses does not
-average out within a step. Stored positions are authoritative; a redraw only checks them. Axes: n views, T positions, D channels.
+average out within a step. Stored positions are authoritative; a redraw only checks them.
+Of letterboxed views positions are drawn among the tokens that see any of the image, because those of the padding teach nothing. Where an
+image has fewer than T, all of them are stored, and tokens of the padding, drawn by the same rule, fill the row.
+Axes: n views, T positions, N cells of the grid, D channels.
 """
 
 import hashlib
@@ -19,14 +22,23 @@ MAX_CELLS = 1 << 16  # of a grid, so that a place fits uint16
 Positions = NDArray[np.uint16]
 
 
-def draw_positions(seed: int, image_ids: Sequence[str], views_per_image: int, cells: int, count: int) -> Positions:
-    """Return positions (n, count) in a grid of `cells`, ascending in each row: row i·K + k is view k of image i."""
+def draw_positions(
+    seed: int, image_ids: Sequence[str], views_per_image: int, cells: int, count: int, taught_nN: NDArray[np.bool_] | None = None
+) -> Positions:
+    """Return positions (n, count) in a grid of `cells`, ascending in each row: row i·K + k is view k of image i.
+
+    Those of `taught_nN` come first where it is given, whatever was drawn.
+    """
     drawn = np.empty((len(image_ids) * views_per_image, count), np.uint16)
     for row in range(len(drawn)):
         image, k = divmod(row, views_per_image)
         key = hashlib.sha256(f"positions\0{seed}\0{k}\0{image_ids[image]}".encode()).digest()[:16]
         words = np.asarray(np.random.Philox(key=int.from_bytes(key, "little")).random_raw(cells), np.uint64)
-        drawn[row] = np.sort(np.argsort(words, kind="stable")[:count])
+        order = np.argsort(words, kind="stable")
+        if taught_nN is not None:
+            taught = taught_nN[row, order]
+            order = np.concatenate([order[taught], order[~taught]])
+        drawn[row] = np.sort(order[:count])
     return drawn
 
 

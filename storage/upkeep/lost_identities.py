@@ -50,7 +50,8 @@ def lost_features_identity(objects: Objects, key: str, kept: Iterable[tuple[dict
 def _layouts(teacher: dict[str, Any], patch: dict[str, Any], layers: tuple[int, ...]) -> Iterator[FeatureLayout]:
     shape, codec, teacher_grid = patch["shape"], patch["attributes"]["codec"], tuple(teacher["grid"])
     if len(shape) == 3:
-        yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], teacher_grid, codec, shape[1], None, layers)
+        for in_image in (False, True):
+            yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], teacher_grid, codec, shape[1], None, layers, in_image)
         return
     grid = (shape[1], shape[2])
     yield FeatureLayout(teacher["cls_dim"], teacher["patch_dim"], grid, codec, None, None if grid == teacher_grid else teacher_grid, layers)

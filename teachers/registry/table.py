@@ -127,7 +127,9 @@ _DINOV3_TERMS = Terms(
 )  # fmt: skip
 _RADIO = Preprocessing(768, mean=CLIP_MEAN, std=CLIP_STD)
 _RADIO_TERMS = Terms("NVIDIA Source Code License for RADIO (research and evaluation only)", True, "github.com/NVlabs/RADIO (LICENSE)")
-_DUNE_TERMS = Terms("NAVER's, whose text is not recorded here", None, "github.com/naver/dune (LICENSE)")
+_DUNE_TERMS = Terms(
+    "NAVER's licence of DUNE (non-commercial, derivatives under it as well)", True, "github.com/naver/dune (Project NLE DUNE LICENSE.txt)"
+)
 _NVIDIA_TERMS = Terms("NVIDIA Open Model License (allows commercial use)", False, "huggingface.co/nvidia/C-RADIOv4-H")
 
 ROWS: dict[str, TeacherDefinition] = {

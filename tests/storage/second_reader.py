@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -243,7 +244,9 @@ def redraw(views: Json, image_id: str, k: int, height: int, width: int) -> tuple
     return None, flip
 
 
-def redraw_positions(views: Json, layout: Json, image_id: str, k: int) -> list[int]:
-    """The places of the tokens that a sampled set keeps of a view."""
+def redraw_positions(views: Json, layout: Json, image_id: str, k: int, has_image: Sequence[bool] | None = None) -> list[int]:
+    """The places of the tokens that a sampled set keeps of a view; `has_image`: which cells have any of a letterboxed one."""
     drawn = words(f"positions\0{views.get('seed', 0)}\0{k}\0{image_id}", math.prod(layout["grid"]))
-    return sorted(sorted(range(len(drawn)), key=lambda place: (int(drawn[place]), place))[: layout["tokens_per_view"]])
+    is_padding = [False] * len(drawn) if has_image is None else [not seen for seen in has_image]
+    order = sorted(range(len(drawn)), key=lambda place: (is_padding[place], int(drawn[place]), place))
+    return sorted(order[: layout["tokens_per_view"]])

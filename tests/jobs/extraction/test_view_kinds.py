@@ -18,9 +18,11 @@ from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions, fid
 from eupe_pipeline.jobs.training.options import TrainOptions
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.features.features import FeatureReader
+from eupe_pipeline.storage.features.sampling import take_positions
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.input_size import SizePx
+from eupe_pipeline.storage.views.letterbox import Letterbox
 from eupe_pipeline.storage.views.pixels import view_pixels
 from eupe_pipeline.storage.views.view_spec import Input, StoredPixels, ViewSpec, render
 from eupe_pipeline.student.data.targets import LiveTargets
@@ -36,6 +38,7 @@ from eupe_pipeline.student.model.recipe import (
 from eupe_pipeline.student.training.run_folder import read_metrics
 from eupe_pipeline.teachers.encoders.photometric import apply_photometric
 
+from ...storage.second_reader import redraw_positions
 from ..conftest import tokens
 from ..training_request import train
 
@@ -202,12 +205,55 @@ def test_the_plan_of_a_training_counts_pixels_that_are_not_square(padded: Extrac
     assert plan["reading"]["image_bytes_a_view"] == 3 * 24 * 48  # stored
 
 
-def test_sampled_tokens_of_a_letterbox_train_and_those_in_its_padding_teach_nothing(tiny_store: Any, tmp_path: Path) -> None:
-    made = make(tmp_path, tiny_store, "end", "oblong", "none", tokens_per_view=5)
-    recipe = replace(made.recipe(), student=replace(made.recipe().student, sizes_px=((16, 32),)))
-    found = made.losses(tmp_path / "run", recipe)
-    assert np.isfinite(found).all()
-    assert found[-1] != found[0]
+def cells_of_image(made: Extracted, row: int) -> list[bool]:
+    """Which cells of the teacher's grid have any pixel of a view's image: by a picture of where it is, not by arithmetic."""
+    reader = made.reader
+    crop = reader.views.read(np.array([row])).crop[0]
+    letterbox = replace(reader.views.spec.letterbox or Letterbox(), rgb=(0, 0, 0))
+    white = np.full((*crop[2:].tolist(), 3), 255, np.uint8)
+    seen = render(white, np.array([0, 0, *crop[2:]], np.int32), False, made.teacher_px, letterbox=letterbox).any(axis=-1)
+    (height, width), (rows, columns) = seen.shape, reader.grid
+    cells = seen.reshape(rows, height // rows, columns, width // columns).any(axis=(1, 3))
+    return [bool(cell) for cell in cells.ravel()]
+
+
+@pytest.mark.parametrize("kind", ["end", "center"])
+def test_sampled_tokens_of_a_letterbox_are_those_of_the_image(tiny_store: Any, tmp_path: Path, kind: str) -> None:
+    """Of eight cells four or six have any of the image, centred also all: a sample of three never leaves it."""
+    whole = make(tmp_path, tiny_store, kind, "oblong", "none")
+    made = make(tmp_path, tiny_store, kind, "oblong", "none", tokens_per_view=3)
+    reader, rows = made.reader, np.arange(made.reader.rows)
+    seen, found, layout = [cells_of_image(made, row) for row in rows.tolist()], reader.read(rows), reader.identity["layout"]
+    assert {sum(cells) for cells in seen} == ({4, 6} if kind == "end" else {4, 6, 8})
+    assert found.position is not None
+    assert all(seen[row][place] for row in rows for place in found.position[row].tolist())
+    ids = [reader.views.dataset.row(row // 2).id for row in rows.tolist()]
+    again = [redraw_positions({"seed": 3}, layout, ids[row], row % 2, seen[row]) for row in rows.tolist()]
+    assert found.position.tolist() == again
+    np.testing.assert_array_equal(found.patch, take_positions(whole.reader.read(rows).patch, found.position))
+    plain = FeatureReader.create(reader._objects, "teacher", reader.views, without_sampled_in(reader.identity), reader.statistics)
+    anywhere = [redraw_positions({"seed": 3}, layout, ids[row], row % 2) for row in range(8)]
+    drawn = plain.draw_positions(0)
+    assert drawn is not None
+    assert drawn[:8].tolist() == anywhere  # as sets were drawn that do not say where
+
+
+def without_sampled_in(identity: dict[str, Any]) -> dict[str, Any]:
+    layout = {name: value for name, value in identity["layout"].items() if name != "sampled_in"}
+    return {**identity, "layout": layout}
+
+
+def test_a_sample_of_all_tokens_of_the_image_trains_as_the_live_teacher_does(
+    tiny_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six tokens of eight: all of the image, and of images that have four two of the padding, which teach nothing."""
+    monkeypatch.setitem(LiveTargets.__init__.__kwdefaults__, "forward_batch", 1)  # type: ignore[arg-type]  # it has keyword arguments
+    made = make(tmp_path, tiny_store, "end", "oblong", "none", tokens_per_view=6)
+    recipe = made.recipe(student=replace(made.recipe().student, sizes_px=((16, 32),)), loss=LossConfig(relation=0.5))
+    live = made.losses(tmp_path / "live", replace(recipe, teacher=TeacherConfig("live")), proxy=tiny_store.teacher_run)
+    np.testing.assert_allclose(made.losses(tmp_path / "cached", recipe), live, rtol=2e-5)
+    some = make(tmp_path, tiny_store, "end", "oblong", "none", tokens_per_view=3)
+    assert abs(np.divide(some.losses(tmp_path / "some", recipe), live) - 1).max() > 1e-3
 
 
 def test_means_of_patch_tokens_leave_padding_out(tiny_store: Any, tmp_path: Path) -> None:

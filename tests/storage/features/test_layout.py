@@ -9,7 +9,7 @@ import zarr
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
 from eupe_pipeline.storage.features.codec import CODECS
 from eupe_pipeline.storage.features.features import FeatureReader
-from eupe_pipeline.storage.features.layout import RESAMPLING, FeatureLayout
+from eupe_pipeline.storage.features.layout import RESAMPLING, SAMPLED_IN, FeatureLayout
 from eupe_pipeline.storage.features.phis import Covariance
 from eupe_pipeline.storage.features.statistics import Statistics
 from eupe_pipeline.storage.views.view_set import ViewSet
@@ -22,6 +22,7 @@ LAYOUTS = [
     FeatureLayout(None, 64, (16, 16), "fp16", 64),
     FeatureLayout(12, 64, (16, 16), "int4", None, (32, 37)),
     FeatureLayout(12, 64, (16, 32), "fp32", 512, (32, 32)),
+    FeatureLayout(12, 64, (2, 3), "int8", 4, in_image=True),
 ]
 
 
@@ -42,6 +43,9 @@ def test_the_whole_grid_s_identity_is_what_it_always_was_and_less_is_named() -> 
         "resampled_from": [32, 32],
         "resampling": RESAMPLING,
     }
+    sampled = {**LAYOUTS[0].identity(), "tokens": "sampled", "tokens_per_view": 4}
+    assert LAYOUTS[4].identity() == {**sampled, "sampled_in": "cells with any of the image"}
+    assert not FeatureLayout.from_identity(sampled).in_image  # as sets were before this could be said
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,10 @@ def test_the_whole_grid_s_identity_is_what_it_always_was_and_less_is_named() -> 
 def test_a_layout_of_another_version_is_not_read_as_this_one(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="does not know"):
         FeatureLayout.from_identity({**LAYOUTS[0].identity(), **change})
+    with pytest.raises(ValueError, match="does not know"):
+        FeatureLayout.from_identity({**LAYOUTS[1].identity(), "sampled_in": "the centre"})
+    with pytest.raises(ValueError, match="only sampled tokens"):
+        FeatureLayout.from_identity({**LAYOUTS[0].identity(), "sampled_in": SAMPLED_IN})
 
 
 def test_an_unknown_layout_in_a_store_is_damage(tmp_path: Path) -> None:

@@ -66,3 +66,35 @@ def test_tokens_are_taken_where_the_places_say() -> None:
 @pytest.mark.parametrize("bad", [[1, 1], [2, 1], [0, 6]])
 def test_places_that_repeat_fall_or_leave_the_grid_are_found(bad: list[int]) -> None:
     assert first_bad_row(np.array([[0, 5], bad], np.uint16), 6) == 1
+
+
+@pytest.mark.parametrize("count", [1, 5, 9])
+def test_places_in_the_image_come_before_those_in_the_padding(count: int) -> None:
+    taught = np.random.default_rng(1).random((12, 20)) < 0.4
+    taught[3], taught[4] = True, False
+    found, anywhere = draw_positions(8, IDS, 1, 20, count, taught), draw_positions(8, IDS, 1, 20, count)
+    assert first_bad_row(found, 20) is None
+    np.testing.assert_array_equal(found[3:5], anywhere[3:5])  # nothing is padded, or everything is
+    for row, places in enumerate(found.tolist()):
+        seen = np.flatnonzero(taught[row])
+        inside = [place for place in places if taught[row, place]]
+        assert len(inside) == min(count, len(seen))
+        if len(seen) <= count:
+            assert set(seen.tolist()) <= set(places)
+
+
+def test_places_in_the_image_follow_the_document_and_are_nested() -> None:
+    """The cells of the image by their words, then those of the padding by theirs."""
+    taught = np.array([[True, True, False, False] * 4, [False] * 12 + [True] * 4])
+    few, some, more = (draw_positions(42, ["a.png"], 2, 16, count, taught) for count in (3, 4, 6))
+    assert few.tolist() == [[8, 9, 13], [12, 13, 14]]
+    assert some.tolist() == [[1, 8, 9, 13], [12, 13, 14, 15]]
+    assert more.tolist() == [[1, 4, 8, 9, 12, 13], [1, 10, 12, 13, 14, 15]]
+
+
+def test_each_token_of_the_image_is_drawn_as_often_as_another() -> None:
+    taught = np.tile([True, False, True, True, False, True], (4_000, 1))
+    drawn = draw_positions(0, [str(n) for n in range(4_000)], 1, 6, 2, taught)
+    counts = np.bincount(drawn.ravel().astype(np.int64), minlength=6)
+    assert counts[[1, 4]].tolist() == [0, 0]
+    np.testing.assert_allclose(counts[[0, 2, 3, 5]] / 4_000, 0.5, atol=0.03)
