@@ -23,7 +23,7 @@ from ...storage.core.choices import PAIR_PROTOCOLS, PairProtocol, PairSplit
 from ...storage.core.errors import unknown_name
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.lru_cache import LruCache
-from ...storage.views.input_size import square_side
+from ...storage.views.input_size import SizePx, size_hw, size_json, size_text, square_side
 from ...student.probes.correspondence import ALPHA, Points, correct_keypoints, match_keypoints, summarize_pck
 from ...student.probes.dense_tokens import patch_tokens, stacked
 from ...teachers.registry.teacher import Teacher
@@ -64,33 +64,35 @@ def evaluate_correspondence(options: CorrespondenceOptions, on_event: OnEvent = 
     data, split = options.data, options.split
     model, paper = open_dense_model(options), options.protocol == "paper"
     own_side_px = _PAPER_SIDES_PX.get(model.spec.stride_px, SIDE_PX) if paper else SIDE_PX
-    asked_px = None if options.size_px is None else square_side(options.size_px, "correspondence")
-    side_px, limit = asked_px or own_side_px, options.pairs_per_category or (PAPER_PAIRS if paper else None)
+    if paper and options.size_px is not None:
+        why = "the paper's protocol of correspondence, which resizes to squares,"
+        square_side(options.size_px, why, "--protocol ours takes others")
+    size_px, limit = options.size_px or own_side_px, options.pairs_per_category or (PAPER_PAIRS if paper else None)
     pairs = keypoint_pairs(data, split)
     pairs = pairs if limit is None else sample_pairs(pairs, limit)
-    differs = [f"side_px is {side_px}"] * (side_px != own_side_px) + [f"pairs_per_category is {limit}"] * (limit != PAPER_PAIRS)
+    differs = [f"side_px is {size_text(size_px)}"] * (size_px != own_side_px) + [f"pairs_per_category is {limit}"] * (limit != PAPER_PAIRS)
     differing = {"differs_from_paper": differs} if paper and differs else {}
     known = {
         **({"name": "paper"} if paper else {}), **({} if limit is None else {"pairs_per_category": limit}),
         "data": {"split": split, "pairs": len(pairs), "digest": pairs_digest(data, split, pairs)}, "alpha": ALPHA, "threshold": "box",
-        "side_px": side_px, "layers": "last, normed patch tokens", "upsampling": "bilinear", "similarity": "cosine",
+        "side_px": size_json(size_px), "layers": "last, normed patch tokens", "upsampling": "bilinear", "similarity": "cosine",
     }  # fmt: skip
     if options.dry_run:
         return {"dry_run": True, "model": options.model, "folder": str(model.folder), "protocol": known}
 
     def compute() -> dict[str, Any]:
         teacher = model.load(choose_device(options.device).value)
-        return {"pairs": len(pairs), **differing, **_measure(teacher, pairs, side_px, on_event)}
+        return {"pairs": len(pairs), **differing, **_measure(teacher, pairs, size_px, on_event)}
 
     return evaluated("correspondence", model, known, compute, on_event)
 
 
-def _measure(teacher: Teacher, pairs: list[KeypointPair], side_px: int, on_event: OnEvent) -> dict[str, Any]:
-    maps, started = _Maps(teacher, side_px), time.perf_counter()
+def _measure(teacher: Teacher, pairs: list[KeypointPair], size_px: SizePx, on_event: OnEvent) -> dict[str, Any]:
+    maps, started = _Maps(teacher, size_px), time.perf_counter()
     by_category: dict[str, list[Any]] = {}
     for done, pair in enumerate(pairs, start=1):
         (source_HWD, source_scale), (target_HWD, target_scale) = maps.of(pair.source), maps.of(pair.target)
-        predicted: Points = match_keypoints(source_HWD, target_HWD, pair.source_points * source_scale, side_px) / target_scale
+        predicted: Points = match_keypoints(source_HWD, target_HWD, pair.source_points * source_scale, size_px) / target_scale
         by_category.setdefault(pair.category, []).append(correct_keypoints(predicted, pair.target_points, pair.longer_side_px))
         if done % _SAY_EVERY == 0 or done == len(pairs):
             rate = done / (time.perf_counter() - started)
@@ -104,16 +106,16 @@ def _measure(teacher: Teacher, pairs: list[KeypointPair], side_px: int, on_event
 class _Maps:
     """Token maps of the last pictures."""
 
-    def __init__(self, teacher: Teacher, side_px: int) -> None:
-        self.teacher, self.side_px = teacher, side_px
+    def __init__(self, teacher: Teacher, size_px: SizePx) -> None:
+        self.teacher, self.size_px = teacher, size_px
         self._kept: LruCache[Path, tuple[Tensor, Points]] = LruCache(_KEPT_MAPS)
 
     def of(self, path: Path) -> tuple[Tensor, Points]:
-        """Return the tokens (H, W, D) of the square picture, and the factor from x, y of the picture to x, y of the square."""
+        """Return the tokens (H, W, D) of the resized picture, and the factor from x, y of the picture to x, y of that."""
         return self._kept.get_or_make(path, lambda: self._compute(path))
 
     def _compute(self, path: Path) -> tuple[Tensor, Points]:
-        picture, side = read_picture(path), self.side_px
-        square = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
-        scale = np.array([side / picture.shape[1], side / picture.shape[0]])
-        return patch_tokens(self.teacher, *stacked([square]))[0], scale
+        picture, (height, width) = read_picture(path), size_hw(self.size_px)
+        resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+        scale = np.array([width / picture.shape[1], height / picture.shape[0]])
+        return patch_tokens(self.teacher, *stacked([resized]))[0], scale

@@ -37,6 +37,7 @@ from .dense import DenseEvaluation, HeadOptions, open_dense_model, progress_repo
 from .mask_checks import MaskClasses, check_masks
 
 _DROPOUT = 0.1
+_ANY_SHAPE = "give --size SIDE: square windows slide over pictures of any shape, and models of any input take them"
 OFFICIAL = {
     "name": "official", "loss": "mean over all pixels, ignored and padded ones too", "masks": "resized by torch's nearest",
     "encoder": "training mode until the first measurement",
@@ -66,7 +67,7 @@ def evaluate_segmentation(options: SegmentationOptions, on_event: OnEvent = igno
         return segmentation_layout(options.data).result()
     data, view = options.data, options.view
     if options.size_px is not None:
-        side = square_side(options.size_px, "segmentation, whose windows are square,")
+        side = square_side(options.size_px, "segmentation, whose windows are square by the official protocol and by ours,", _ANY_SHAPE)
         view = replace(view, size_px=side, stride_px=side * 2 // 3)
     model, recipe = open_dense_model(options), options.recipe(options.head)
     pairs = {split: segmentation_pairs(data, split) for split in ("train", "val")}

@@ -17,6 +17,7 @@ from ...storage.core.choices import Codec
 from ...storage.core.errors import BadInput
 from ...storage.features.layout import FeatureLayout
 from ...storage.features.sampling import MAX_CELLS
+from ...storage.views.input_size import size_hw
 from ...storage.views.view_set import DEFAULT_IMAGES_PER_SHARD
 from . import scaling
 from .facts import ScaleFacts, TeacherFacts
@@ -131,10 +132,10 @@ def _halved(most: int, least: int) -> Iterator[int]:
 def _sampled_grid(facts: ScaleFacts) -> int | None:
     """Return the tokens of the grid that student and teachers share, since only then some of them can be stored; None where they do not."""
     teacher = min(facts.teachers, key=lambda teacher: teacher.cells)
-    size = scaling.student_size_of(facts.student.patch_px, teacher.grid[0], teacher.size_px, facts.median_side_px)
-    side = size // facts.student.patch_px
-    alike = all(teacher.grid == (side, side) for teacher in facts.teachers)
-    return side * side if alike and 4 <= side * side <= MAX_CELLS else None
+    size = scaling.student_size_of(facts.student.patch_px, teacher.grid, teacher.size_px, facts.median_side_px)
+    rows, columns = (side // facts.student.patch_px for side in size_hw(size))
+    alike = all(teacher.grid == (rows, columns) for teacher in facts.teachers)
+    return rows * columns if alike and 4 <= rows * columns <= MAX_CELLS else None
 
 
 def _coarser_grid(facts: ScaleFacts) -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.images.hold_out import held_out_images
 from ...storage.store import FeatureStore
+from ...storage.views.input_size import SizePx, as_size
 from ...storage.views.view_spec import VIEW_KINDS, ViewSpec
 from ...student.model.recipe import TeacherConfig
 from ...teachers.registry.layers import stored_layers
@@ -121,12 +122,12 @@ def _set_of(request: TeacherRequest, over: Mapping[str, Mapping[str, Any]], phot
     for key, identity in over.items():
         size = identity["teacher"].get("preprocessing", {}).get("size_px")
         borrowed = "from_views" in identity["statistics"] and not photos.earlier  # which no number of batches names
-        if borrowed or not isinstance(size, int) or (request.size_px is not None and size != request.size_px):
+        if borrowed or size is None or (request.size_px is not None and as_size(size) != request.size_px):
             continue
         if options.layers and tuple(identity["layout"].get("layers", ())) != stored_layers(wanted, options.layers):
             continue
         with contextlib.suppress(BadInput):  # a size that this teacher does not have
-            if wanted.at_size(size).identity() == identity["teacher"]:
+            if wanted.at_size(as_size(size)).identity() == identity["teacher"]:
                 return key
     return None
 
@@ -146,7 +147,7 @@ def _storing(identity: Mapping[str, Any], layers: tuple[int, ...]) -> tuple[Any,
 def _caching_of(options: DistillOptions, store: FeatureStore, keys: Sequence[str]) -> Caching:
     readers = [store.features(key) for key in keys]
     views, layout = readers[0].views, readers[0].layout
-    sizes = [reader.identity["teacher"]["preprocessing"]["size_px"] for reader in readers]
+    sizes = [reader.input_px for reader in readers]
     names = [request.name for request in options.teachers]
     why = f"ours: as the store holds them already, {', '.join(keys)}"
     config = ExtractConfig(
@@ -207,7 +208,8 @@ class _Rules:
         _ = weighted_layers(TeacherConfig(layers=self.options.layer_weights), {one.name: one.layers for one in facts.teachers})
         sizes: dict[str, str] = {}
         if stored is None:
-            facts, sizes = ruled_sizes(facts, [request.name for request in requests if request.size_px is not None])
+            asked = [one.name for request, one in zip(requests, facts.teachers, strict=True) if request.size_px is not None]
+            facts, sizes = ruled_sizes(facts, asked)
         for request, teacher in zip(requests, facts.teachers, strict=True):
             if teacher.images_per_s is not None:
                 self.rates[teacher_rate_name(request.name, teacher.size_px)] = 1 / teacher.images_per_s
@@ -273,11 +275,12 @@ class _Rules:
             rate = 1 / self._trial(self._weighted(ruled, of_proxy), of_proxy, None).images_per_s
         return dataclasses.replace(own, teachers=(dataclasses.replace(proxy, images_per_s=1 / (rate * FORWARD_SHARE)),))
 
-    def _proxy_size(self, facts: ScaleFacts) -> int:
+    def _proxy_size(self, facts: ScaleFacts) -> SizePx:
         """Return the input of the proxy, the one that it is trained at."""
         if 1 not in self.stages:
             return ExtractConfig(()).proxy_size_px
-        sizes: tuple[int, ...] = ruled_recipe(1, dataclasses.replace(facts, student=student_facts(self.proxy))).values["student.sizes_px"]
+        ruled = ruled_recipe(1, dataclasses.replace(facts, student=student_facts(self.proxy)))
+        sizes: tuple[SizePx, ...] = ruled.values["student.sizes_px"]
         return sizes[0]
 
     def _ruled(self, stage: int, facts: ScaleFacts, caching: Caching, left_hours: float | None, start: Ruled | None = None) -> Ruled:

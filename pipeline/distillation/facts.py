@@ -7,7 +7,7 @@ which allocates nothing. A teacher's speed costs a few forwards and is asked for
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ...storage.core.errors import BadInput
 from ...storage.features.layers import layer_target
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
-from ...storage.views.input_size import square_side
+from ...storage.views.input_size import SizePx, area_px, size_hw
 from ...student.model.recipe import TeacherConfig
 from ...student.model.student import TargetSpec, count_parameters
 from ...teachers.checkpoints.sharded import is_index, weight_files
@@ -58,7 +58,7 @@ class TeacherFacts:
     """Channels of the class token; None without one."""
     grid: tuple[int, int]
     """Rows and columns of patch tokens at `size_px`."""
-    size_px: int
+    size_px: SizePx
     parameters: int | None = None
     """None: not known, as of a teacher of the user's own."""
     images_per_s: float | None = None
@@ -70,25 +70,27 @@ class TeacherFacts:
 
     def __post_init__(self) -> None:
         _check(self.width >= 1, f"the width of {self.name}", self.width, "at least 1")
-        _check(min(self.grid) >= 1 and self.size_px >= max(self.grid), f"grid and size of {self.name}", (self.grid, self.size_px), "a grid")
+        fits = all(side >= cells >= 1 for side, cells in zip(size_hw(self.size_px), self.grid, strict=True))
+        _check(fits, f"grid and size of {self.name}", (self.grid, self.size_px), "a grid")
         _check(self.images_per_s is None or self.images_per_s > 0, f"views/s of {self.name}", self.images_per_s, "above 0")
 
     @property
     def stride_px(self) -> int:
         """Pixels per patch token."""
-        return self.size_px // self.grid[0]
+        return size_hw(self.size_px)[0] // self.grid[0]
 
     @property
     def cells(self) -> int:
         """Patch tokens of a view."""
         return self.grid[0] * self.grid[1]
 
-    def at_size(self, size_px: int) -> "TeacherFacts":
-        """Return the same teacher at another multiple of its stride; its speed follows the pixels."""
-        side = size_px // self.stride_px
-        _check(side >= 1 and size_px % self.stride_px == 0, f"the input size of {self.name}", size_px, f"a multiple of {self.stride_px}")
-        rate = None if self.images_per_s is None else self.images_per_s * (self.size_px / size_px) ** 2
-        return replace(self, size_px=size_px, grid=(side, side), images_per_s=rate)
+    def at_size(self, size_px: SizePx) -> "TeacherFacts":
+        """Return the same teacher at other multiples of its stride; its speed follows the pixels."""
+        height, width = size_hw(size_px)
+        fits = min(height, width) >= self.stride_px and height % self.stride_px == width % self.stride_px == 0
+        _check(fits, f"the input size of {self.name}", size_px, f"a multiple of {self.stride_px}")
+        rate = None if self.images_per_s is None else self.images_per_s * (area_px(self.size_px) / area_px(size_px))
+        return replace(self, size_px=size_px, grid=(height // self.stride_px, width // self.stride_px), images_per_s=rate)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,12 @@ class ScaleFacts:
         _check(self.median_side_px >= 1, "the photos' median side", self.median_side_px, "at least 1 px")
         _check(bool(self.teachers), "the teachers", self.teachers, "at least one")
 
+    def aspect(self, asked: Collection[str] = ()) -> float:
+        """Return width over height of the inputs: of the first teacher whose own is no square, those `asked` for first; 1 without one."""
+        in_order = sorted(self.teachers, key=lambda teacher: teacher.name not in asked)
+        height, width = next((size_hw(teacher.size_px) for teacher in in_order if not isinstance(teacher.size_px, int)), (1, 1))
+        return width / height
+
     def target_specs(self, tokens_per_view: int | None = None, config: TeacherConfig | None = None) -> dict[str, TargetSpec]:
         """Return what each teacher's targets will look like, for a trial step, and those of the layers that `config` gives a weight."""
         specs = {teacher.name: TargetSpec(teacher.class_width, teacher.width, teacher.grid, tokens_per_view) for teacher in self.teachers}
@@ -183,9 +191,8 @@ def measure_facts(
 
 def teacher_facts(spec: TeacherSpec, seconds_per_view: float | None = None, *, is_proxy: bool = False) -> TeacherFacts:
     """Return the facts of a resolved teacher."""
-    side = square_side(spec.preprocessing.size_px, f"distill of {spec.name}")
     return TeacherFacts(
-        spec.name, spec.patch_dim, spec.cls_dim, spec.grid, side, stored_parameters(spec.weights_path),
+        spec.name, spec.patch_dim, spec.cls_dim, spec.grid, spec.preprocessing.size_px, stored_parameters(spec.weights_path),
         None if seconds_per_view is None else 1 / seconds_per_view, is_proxy,
     )  # fmt: skip
 
@@ -214,10 +221,10 @@ def student_facts(architecture: str | Mapping[str, Any]) -> StudentFacts:
     return StudentFacts(name, full["name"], shape.width, depth, shape.stride_px, parameters, full.get("layer_scale"))
 
 
-def proxy_as_teacher(proxy: StudentFacts, size_px: int) -> TeacherFacts:
+def proxy_as_teacher(proxy: StudentFacts, size_px: SizePx) -> TeacherFacts:
     """Return the facts of the teacher that a student of stage 1 will be for stages 2 and 3."""
-    side = size_px // proxy.patch_px
-    return TeacherFacts(proxy.name, proxy.width, proxy.width, (side, side), size_px, proxy.parameters, is_proxy=True)
+    rows, columns = (side // proxy.patch_px for side in size_hw(size_px))
+    return TeacherFacts(proxy.name, proxy.width, proxy.width, (rows, columns), size_px, proxy.parameters, is_proxy=True)
 
 
 def median_side(dataset: ImageDataset) -> int:

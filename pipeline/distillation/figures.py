@@ -4,6 +4,7 @@ kNN needs labelled photos and labelled test images. A teacher's own figure comes
 pass over the photos: it is left out for large sets and where a limit of bytes or hours was given, and that is said.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from ...jobs.estimates.live_cost import live_teacher_cost
 from ...jobs.evaluation.agreement import AgreementOptions, evaluate_agreement
 from ...jobs.evaluation.knn import KnnOptions, evaluate_knn, knn_of_features
 from ...jobs.evaluation.split_checks import check_overlap, digests_of, refuse_one_class
+from ...jobs.extraction.options import TeacherRequest
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, area_px
+from ...storage.views.pixels import center_views
 from ...storage.views.view_spec import ViewSpec
 from ...student.export.lineage import recorded_share
 from ...teachers.registry.resolve import load_teacher, resolve_teacher
@@ -80,10 +83,16 @@ def _teachers_knn(work: Distillation, recipes: DistillRecipes, test: str, on_eve
         reason = f"{images:,} photos are more than {MOST_NEIGHBOURS:,}" if images > MOST_NEIGHBOURS else "a limit was given"
         on_event({"event": "note", "text": f"the teachers' own kNN is left out: it costs one more view of each photo, and {reason}"})
         return {}
-    center, teachers = ViewSpec(kind="center"), recipes.extract.requests(options.teachers)
-    bank = work.extract(f"extract teachers, centre views of {work.data}", work.data, teachers, recipes, center)
-    queries = work.extract(f"extract teachers, centre views of {test}", test, teachers, recipes, center)
-    return {name: knn_of_features(work.store, bank[name], queries[name]) for name in bank}
+    by_views: dict[ViewSpec, list[TeacherRequest]] = defaultdict(list)
+    for request in recipes.extract.requests(options.teachers):
+        assert request.spec is not None  # all are resolved
+        by_views[center_views(request.spec.preprocessing.input)].append(request)
+    figures: dict[str, Any] = {}
+    for center, teachers in by_views.items():
+        bank = work.extract(f"extract teachers, centre views of {work.data}", work.data, tuple(teachers), recipes, center)
+        queries = work.extract(f"extract teachers, centre views of {test}", test, tuple(teachers), recipes, center)
+        figures |= {name: knn_of_features(work.store, bank[name], queries[name]) for name in bank}
+    return figures
 
 
 def agreement_figures(work: Distillation, runs: Mapping[str, Mapping[int, Path]], on_event: OnEvent) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,6 @@ from ...storage.core.choices import DISTILL_STAGES, DistillStages, LicenceUse
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute, is_url, require_utf8
 from ...storage.features.layers import checked_layers
-from ...storage.views.input_size import square_side
 from ...student.export.formats import named as export_named
 from ...student.model.recipe import TeacherConfig
 from ...teachers.registry.licences import check_declared
@@ -72,8 +71,6 @@ class DistillOptions:
                 raise BadInput(f"{name} is a list, such as ({value!r},), got the one name {value!r}")
         if not self.teachers or not self.students:
             raise BadInput(f"distill needs a teacher and a student, got {len(self.teachers)} and {len(self.students)}")
-        for teacher in self.teachers:
-            square_side(teacher.size_px or 1, f"distill of {teacher.name}, whose rules choose by squares,")
         if len(set(self.students)) < len(self.students):
             raise BadInput(f"a student is named twice: {', '.join(self.students)}; each is another architecture")
         if self.stages not in DISTILL_STAGES:

@@ -19,7 +19,7 @@ from ...storage.core.identity import short
 from ...storage.core.urls import is_url
 from ...storage.features.layout import FeatureLayout
 from ...storage.images.dataset import ImageDataset
-from ...storage.views.input_size import SizePx, area_px, size_text
+from ...storage.views.input_size import SizePx, area_px, size_hw, size_text
 from ...student.model.recipe import StudentConfig
 from ...teachers.encoders.build import facts
 from ...teachers.registry.layers import stored_layers
@@ -179,8 +179,9 @@ def _proxy_extraction(recipes: DistillRecipes, rates: Rates, rows: int, *, finis
     student, size_px = recipes.proxy.recipe.student, recipes.extract.proxy_size_px
     shape = facts({**student.options, "name": student.architecture})
     seconds = rates.student(student) * FORWARD_SHARE
-    side, extract = size_px // shape.stride_px, recipes.extract
-    layout = FeatureLayout(shape.width, shape.width, (side, side), extract.codec, extract.tokens_per_view or None)
+    height, width = size_hw(size_px)
+    grid, extract = (height // shape.stride_px, width // shape.stride_px), recipes.extract
+    layout = FeatureLayout(shape.width, shape.width, grid, extract.codec, extract.tokens_per_view or None)
     missing = 0 if finished else rows
     return {"views": rows, "missing": missing, "bytes": missing * layout.view_bytes, "hours": missing * seconds / _HOUR_S}, seconds
 

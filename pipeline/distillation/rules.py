@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import SizePx, area_px, size_hw, size_text
 from ...storage.views.view_spec import ViewSpec
 from ...student.model.recipe import TrainRecipe
 from ..recipes.load import ResolvedRecipe
@@ -73,19 +74,23 @@ def _times(value: float) -> str:
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {key: _lists(value) for key, value in values.items()}
+
+
+def _lists(value: Any) -> Any:
+    return list(map(_lists, value)) if isinstance(value, tuple) else value
 
 
 def ruled_sizes(facts: ScaleFacts, asked: Collection[str] = ()) -> tuple[ScaleFacts, dict[str, str]]:
     """Return the facts with each teacher at the input that suits the photos, and the reasons by name; those that were `asked` for stay."""
-    teachers, reasons = [], {}
+    teachers, reasons, aspect = [], {}, facts.aspect(asked)
     for teacher in facts.teachers:
-        size = (
-            teacher.size_px if teacher.name in asked else scaling.teacher_size_of(teacher.size_px, teacher.stride_px, facts.median_side_px)
-        )
-        teachers.append(teacher if size == teacher.size_px else teacher.at_size(size))
-        why = "its own size" if size == teacher.size_px else f"its own are {teacher.size_px} px"
-        reasons[teacher.name] = f"ours: the least multiple of its stride from 4 × {facts.median_side_px} px photos on; {why}"
+        own, stride = teacher.size_px, teacher.stride_px
+        size = own if teacher.name in asked else scaling.teacher_size_of(own, stride, facts.median_side_px, aspect)
+        teachers.append(teacher if size == own else teacher.at_size(size))
+        why = "its own size" if size == own else f"its own are {size_text(own)} px"
+        shape = "" if aspect == 1 else f", {aspect:.3g} times as wide as high like the other inputs"
+        reasons[teacher.name] = f"ours: the least multiple of its stride from 4 × {facts.median_side_px} px photos on{shape}; {why}"
     return replace(facts, teachers=tuple(teachers)), reasons
 
 
@@ -127,7 +132,9 @@ def ruled_views(facts: ScaleFacts, *, epochs: float | None = None, views_per_ima
     count = views_per_image or scaling.views_of(epochs)
     small = facts.median_side_px < _DISTORTED_FROM_PX
     side = f"photos of {facts.median_side_px} px"
-    spec = ViewSpec(views_per_image=count, seed=seed, photometric="none" if small else "teacher_same")
+    aspect = facts.aspect()
+    low, high = (bound if aspect == 1 else float(f"{bound * aspect:.6g}") for bound in ViewSpec.ratio)
+    spec = ViewSpec(views_per_image=count, seed=seed, ratio=(low, high), photometric="none" if small else "teacher_same")
     counted = f"{count} of a photo that is seen {_times(epochs)} times" if views_per_image is None else "what the budget left"
     crop = "ours: DINOv3's public recipe; the paper names crops and flips without their values"
     seen = f"small {side} (below {_DISTORTED_FROM_PX}) are left as they are" if small else f"as in the paper, for {side}"
@@ -136,7 +143,7 @@ def ruled_views(facts: ScaleFacts, *, epochs: float | None = None, views_per_ima
         "views.views_per_image": f"ours: one for every 100 epochs, a power of two from 2 to 16; {counted}",
         "views.seed": "ours: any",
         "views.scale": crop,
-        "views.ratio": crop,
+        "views.ratio": crop if aspect == 1 else f"{crop}; times the inputs' width over height, {aspect:.3g}, so that shapes stay",
         "views.flip_probability": crop,
         "views.photometric": f"ours: {seen}",
     }
@@ -210,9 +217,9 @@ def _what_auto_is(facts: ScaleFacts) -> str:
 
 def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, tuple[Any, str]]:
     student, teacher = facts.student, min(facts.teachers, key=lambda teacher: teacher.cells)
-    size = scaling.student_size_of(student.patch_px, teacher.grid[0], teacher.size_px, facts.median_side_px)
+    size = scaling.student_size_of(student.patch_px, teacher.grid, teacher.size_px, facts.median_side_px)
     why = f"ours: the {teacher.grid[0]}×{teacher.grid[1]} grid of {teacher.name} in patches of {student.patch_px} px, at most its "
-    why += f"{teacher.size_px} px and four times the photos' {facts.median_side_px} px"
+    why += f"{size_text(teacher.size_px)} px and four times the photos' {facts.median_side_px} px"
     long = length.steps >= scaling.LONG_RUN_STEPS
     values: dict[str, tuple[Any, str]] = {"student.architecture": (student.name, "ours: asked for")}
     if student.layer_scale is not None and not long:
@@ -222,13 +229,16 @@ def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, 
         )
     if stage == 3:
         sizes = _sizes_around(size, student.patch_px, facts.median_side_px)
-        values["student.sizes_px"] = (sizes, f"ours: three sizes around or from {size} px on, as the paper's 256, 384, 512; {why[6:]}")
-        shares = [other / size for other in sizes]
-        teacher_sizes = tuple(scaling.in_patches(share * teacher.size_px, teacher.stride_px) for share in shares)
+        values["student.sizes_px"] = (
+            sizes,
+            f"ours: three sizes around or from {size_text(size)} px on, as the paper's 256, 384, 512; {why[6:]}",
+        )
+        shares = [size_hw(other)[0] / size_hw(size)[0] for other in sizes]
+        teacher_sizes = tuple(scaling.scaled(teacher.size_px, share, teacher.stride_px) for share in shares)
         values["teacher.source"] = ("live", "ours: live, as in the paper")
         values["teacher.sizes_px"] = (
             tuple(dict.fromkeys(teacher_sizes)),
-            f"ours: {teacher.size_px} px by the same factors, in its strides",
+            f"ours: {size_text(teacher.size_px)} px by the same factors, in its strides",
         )
     else:
         values["student.sizes_px"] = ((size,), why)
@@ -238,9 +248,9 @@ def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, 
     return values | {"student.initial_weights": (start, f"ours: {shrunk}")}
 
 
-def _sizes_around(size: int, patch_px: int, side_px: int) -> tuple[int, ...]:
-    factors = (1.0, 1.5, 2.0) if size <= side_px else (0.75, 1.0, 1.25)
-    return tuple(dict.fromkeys(scaling.in_patches(size * factor, patch_px) for factor in factors))
+def _sizes_around(size: SizePx, patch_px: int, side_px: int) -> tuple[SizePx, ...]:
+    factors = (1.0, 1.5, 2.0) if min(size_hw(size)) <= side_px else (0.75, 1.0, 1.25)
+    return tuple(dict.fromkeys(scaling.scaled(size, factor, patch_px) for factor in factors))
 
 
 def _adapter_values(stage: int, facts: ScaleFacts) -> dict[str, tuple[Any, str]]:
@@ -295,12 +305,12 @@ def _run_values(stage: int, facts: ScaleFacts, length: Length, fits: int | None)
 
 def _prefetch_megabytes(stage: int, facts: ScaleFacts, batch: int) -> int:
     """Return memory for two batches: pixels of the student, and tokens as int8, or pixels of live teachers."""
-    largest: int = max(_student_values(stage, facts, Length(1, 1, "", ""))["student.sizes_px"][0])
+    largest = max(map(area_px, _student_values(stage, facts, Length(1, 1, "", ""))["student.sizes_px"][0]))
     tokens = sum(
         2 * (teacher.class_width or 0) + teacher.cells * (teacher.width + 2 * -(-teacher.width // 128)) for teacher in facts.teachers
     )
-    live = sum(3 * (2 * teacher.size_px) ** 2 for teacher in facts.teachers)
-    view = 3 * largest**2 + (live if stage == 3 else 2 * tokens if facts.device.kind == "cpu" else tokens) + 64
+    live = sum(3 * 4 * area_px(teacher.size_px) for teacher in facts.teachers)
+    view = 3 * largest + (live if stage == 3 else 2 * tokens if facts.device.kind == "cpu" else tokens) + 64
     return -(-2 * batch * view // (_MEGABYTES * 1_000_000)) * _MEGABYTES
 
 

@@ -6,6 +6,8 @@ Each formula passes through two measured points and says what it does between an
 
 import math
 
+from ...storage.views.input_size import SizePx, as_size, size_hw
+
 LEAST_STEPS = 1_000
 """Below, no student of the study was better than at its start by a margin worth a run."""
 LEAST_BATCH, LARGEST_BATCH = 32, 8192
@@ -90,18 +92,35 @@ def adapter_width_of(stage: int, teacher_width: int, student_width: int) -> int:
     return max(64, wanted // 64 * 64)
 
 
-def teacher_size_of(native_px: int, stride_px: int, side_px: int) -> int:
-    """Return a teacher's input: the smallest multiple of its stride from four of the photos' sides on, at most its native one."""
-    return min(native_px, max(2, -(-4 * side_px // stride_px)) * stride_px)
+def teacher_size_of(native_px: SizePx, stride_px: int, side_px: int, aspect: float = 1.0) -> SizePx:
+    """Return a teacher's input: the smallest multiple of its stride from four of the photos' sides on, at most its native one.
+
+    This is the shorter side; the longer one follows from `aspect`, width over height, in strides.
+    """
+    shorter = min(min(size_hw(native_px)), max(2, -(-4 * side_px // stride_px)) * stride_px)
+    longer = stride_px * max(1, round(shorter * max(aspect, 1 / aspect) / stride_px))
+    return _sized(shorter, longer, is_wide=aspect >= 1)
 
 
-def student_size_of(patch_px: int, grid_side: int, teacher_px: int, side_px: int) -> int:
+def student_size_of(patch_px: int, grid: tuple[int, int], teacher_px: SizePx, side_px: int) -> SizePx:
     """Return the student's input: the coarsest teacher's grid in the student's patches, at most that teacher's input.
 
-    No photo is enlarged more than fourfold, and four patches a side are the least.
+    No photo is enlarged more than fourfold, and four patches of the shorter side are the least.
     """
-    most = max(4, min(teacher_px, 4 * side_px) // patch_px)
-    return in_patches(patch_px * min(grid_side, most), patch_px)
+    most = max(4, min(min(size_hw(teacher_px)), 4 * side_px) // patch_px)
+    shorter, longer = min(grid), max(grid)
+    patches = min(shorter, most)
+    along = longer if patches == shorter else max(patches, round(patches * longer / shorter))
+    return _sized(in_patches(patch_px * patches, patch_px), in_patches(patch_px * along, patch_px), is_wide=grid[1] >= grid[0])
+
+
+def scaled(size_px: SizePx, factor: float, patch_px: int) -> SizePx:
+    """Return an input times a factor, each side in patches."""
+    return as_size([in_patches(side * factor, patch_px) for side in size_hw(size_px)])
+
+
+def _sized(shorter: int, longer: int, *, is_wide: bool) -> SizePx:
+    return as_size([shorter, longer] if is_wide else [longer, shorter])
 
 
 def in_patches(px: float, patch_px: int) -> int:

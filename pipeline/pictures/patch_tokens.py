@@ -1,14 +1,16 @@
 """Compute patch tokens of photos by several encoders at one chosen resolution: the input of every picture of tokens.
 
-Each encoder sees the same central square of each photo, resized as that encoder wants it; its own mean and std apply. The resolution is one
-for all (`size_px`) with exceptions by name, because strides differ: a size that a stride does not divide is refused, never rounded. Labels
-are file names, and for runs the shortest end of the path that tells them apart. torch is imported when a forward is asked for.
+Each encoder sees the same central part of each photo, resized as that encoder wants it; its own mean and std apply. The part is a square,
+or has the aspect ratio of the inputs, which all encoders share: tokens that lie elsewhere in a photo could not be compared. The resolution
+is one for all (`size_px`) with exceptions by name, because strides differ: a size that a stride does not divide is refused, never rounded.
+Labels are file names, and for runs the shortest end of the path that tells them apart. torch is imported when a forward is asked for.
 Axes: B photos, H W grid, D channels.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent
 from ...storage.sources.decode import Pixels, decode_image
-from ...storage.views.input_size import SizePx, square_side
+from ...storage.views.input_size import SizePx, as_size, size_hw, size_text
 from ...storage.views.pixels import center_square
 from ...storage.views.view_spec import Input
 
-SHOWN_PX = 448  # a photo's side beside its tokens
+SHOWN_PX = 448  # a photo's longer side beside its tokens
 _BATCH = 4
+_SAME_SHAPE = 1.05  # quotient of aspect ratios: sizes in strides of 14 and 16 px cannot have one exactly
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,15 @@ class Photo:
     pixels: Pixels
 
     def square(self, size: Input) -> Pixels:
-        """Return the central square at a size, (size_px, size_px, 3)."""
+        """Return the central square at a size, (size_px, size_px, 3), or the central part of an input's aspect ratio."""
         return center_square(self.pixels, size)
 
-    def shown(self) -> Pixels:
-        """Return the central square for people: never enlarged."""
-        return self.square(Input(min(SHOWN_PX, *self.pixels.shape[:2])))
+    def shown(self, size_px: SizePx = 1) -> Pixels:
+        """Return for people what an input of a size sees of the photo: never enlarged."""
+        height, width = size_hw(size_px)
+        across, down = self.pixels.shape[1] / width, self.pixels.shape[0] / height
+        scale = min(across, down, SHOWN_PX / max(height, width))
+        return self.square(Input(as_size([max(1, round(scale * height)), max(1, round(scale * width))])))
 
 
 @dataclass(frozen=True)
@@ -82,19 +88,32 @@ def read_photos(paths: Sequence[Path]) -> list[Photo]:
     return [Photo(path.stem, decode_image(path.read_bytes(), where=str(path), orientation="upright")) for path in paths]
 
 
-def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent) -> dict[str, NDArray[np.float32]]:
-    """Return {encoder's label: (B, H, W, D)}; raises BadInput for an unknown encoder, missing weights or a size off its stride."""
+class SeenPhotos(NamedTuple):
+    """Photos as people see them, HWC uint8, and {encoder's label: patch tokens (B, H, W, D)} of the same part of each."""
+
+    images: list[Pixels]
+    tokens: dict[str, NDArray[np.float32]]
+
+
+def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent) -> SeenPhotos:
+    """Return photos with their tokens.
+
+    Raises BadInput for an unknown encoder, missing weights, a size off its stride, and inputs of several aspect ratios.
+    """
     import torch
 
     from ...teachers.registry.resolve import load_teacher, resolve_teacher
     from ...teachers.runtime.devices import choose_device
 
-    labelled, tokens = encoders.labelled(), {}
-    for done, (label, name) in enumerate(labelled.items()):
+    labelled, tokens = encoders.labelled(), dict[str, NDArray[np.float32]]()
+    files = {name: Path(file) for name, file in encoders.weights.items()}
+    specs = {
+        label: resolve_teacher(name, weights=files.get(name), size_px=encoders.sizes.get(name, encoders.size_px))
+        for label, name in labelled.items()
+    }
+    shown_px = _shared_shape({label: spec.preprocessing.size_px for label, spec in specs.items()})
+    for done, (label, spec) in enumerate(specs.items()):
         on_event({"event": "progress", "stage": "patch tokens", "done": done, "total": len(labelled), "unit": "models"})
-        weights = Path(encoders.weights[name]) if name in encoders.weights else None
-        spec = resolve_teacher(name, weights=weights, size_px=encoders.sizes.get(name, encoders.size_px))
-        square_side(spec.preprocessing.size_px, f"a picture of the tokens of {label}, beside photos that are cut square,")
         teacher = load_teacher(spec, choose_device("auto").value)
         parts = []
         for start in range(0, len(photos), _BATCH):
@@ -102,4 +121,18 @@ def patch_tokens(encoders: Encoders, photos: Sequence[Photo], on_event: OnEvent)
             parts.append(teacher(torch.from_numpy(np.stack(pixels))).patch_BHWD.cpu().numpy())
         tokens[label] = np.concatenate(parts)
     on_event({"event": "progress", "stage": "patch tokens", "done": len(labelled), "total": len(labelled), "unit": "models"})
-    return tokens
+    return SeenPhotos([photo.shown(shown_px) for photo in photos], tokens)
+
+
+def _shared_shape(sizes: Mapping[str, SizePx]) -> SizePx:
+    """Return the input of the first encoder, whose aspect ratio the others share; raise `BadInput` where one does not."""
+    (first, size), *others = sizes.items()
+    height, width = size_hw(size)
+    for label, other in others:
+        quotient = (size_hw(other)[0] * width) / (size_hw(other)[1] * height)
+        if max(quotient, 1 / quotient) > _SAME_SHAPE:
+            raise BadInput(
+                f"one picture shows one part of a photo, and {first} takes {size_text(size)} px, {label} {size_text(other)} px; give both "
+                "inputs of one aspect ratio (--size, --model-size MODEL=HEIGHTxWIDTH), or draw them apart"
+            )
+    return size

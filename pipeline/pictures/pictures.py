@@ -28,8 +28,8 @@ def draw_pca(
 ) -> dict[str, Any]:  # fmt: skip
     """Write patch tokens as colours, a photo a row and an encoder a column; returns the picture's path and each encoder's grid."""
     photos = read_photos(images)
-    tokens = patch_tokens(Encoders(models, size_px, model_sizes, weights), photos, on_event)
-    drawn = pictures([photo.label for photo in photos], [photo.shown() for photo in photos], tokens, foreground_only=foreground)
+    images_shown, tokens = patch_tokens(Encoders(models, size_px, model_sizes, weights), photos, on_event)
+    drawn = pictures([photo.label for photo in photos], images_shown, tokens, foreground_only=foreground)
     rows = [[Cell(picture.image, picture.label), *(Cell(rgb, tokens=True) for rgb in picture.tokens.values())] for picture in drawn]
     return {**write_png(sheet(_columns(tokens), rows), out), "grids": {label: list(patch.shape[1:3]) for label, patch in tokens.items()}}
 
@@ -40,14 +40,14 @@ def draw_similarity(
 ) -> dict[str, Any]:  # fmt: skip
     """Write cosine similarity with one patch (row, column of the first encoder's grid), a photo a row and an encoder a column."""
     photos = read_photos(images)
-    tokens = patch_tokens(Encoders(models, size_px, model_sizes, weights), photos, on_event)
+    images_shown, tokens = patch_tokens(Encoders(models, size_px, model_sizes, weights), photos, on_event)
     height, width = next(iter(tokens.values())).shape[1:3]
     box = patch[0] / height, patch[1] / width, 1 / height, 1 / width
     rows = []
     for n, photo in enumerate(photos):
         maps = named_maps(tokens, n, patch)
         cells = [Cell(rgb, f"cosine {low:.2f} to 1", tokens=True, box=box) for rgb, low in maps.values()]
-        rows.append([Cell(photo.shown(), photo.label, box=box), *cells])
+        rows.append([Cell(images_shown[n], photo.label, box=box), *cells])
     return {**write_png(sheet(_columns(tokens), rows), out), "patch": list(patch)}
 
 

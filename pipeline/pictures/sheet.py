@@ -74,7 +74,14 @@ def enlarged(cell: Cell, cell_px: int) -> Image.Image:
     square = cell.image.shape[0] == cell.image.shape[1]
     image = image.resize((cell_px, cell_px), method) if square else ImageOps.pad(image, (cell_px, cell_px), method, color="white")
     if cell.box is not None:
-        top, left, height, width = (round(share * cell_px) for share in cell.box)
+        rows, columns = cell.image.shape[:2]
+        shown_h, shown_w = (cell_px * side / max(rows, columns) for side in (rows, columns))
+        top, left, height, width = (
+            round(share * side + before)
+            for share, side, before in zip(
+                cell.box, (shown_h, shown_w) * 2, ((cell_px - shown_h) / 2, (cell_px - shown_w) / 2, 0, 0), strict=True
+            )
+        )
         pen = ImageDraw.Draw(image)
         pen.rectangle((left - 2, top - 2, left + width + 1, top + height + 1), outline="white", width=2)
         pen.rectangle((left, top, left + width - 1, top + height - 1), outline=_MARK, width=3)

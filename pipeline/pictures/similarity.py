@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput
 from .inline_images import Rgb
-from .patch_tokens import Photo
 from .pca import foreground
 
 MOST_PICKED = 14
@@ -44,7 +43,7 @@ class HeatSheet:
 
 @dataclass(frozen=True)
 class SimilarityPicture:
-    """One photo of the page: its square, the grid that is picked from, the first choice, and {encoder's label: sheet}."""
+    """One photo of the page as encoders see it, the grid that is picked from, the first choice, and {encoder's label: sheet}."""
 
     label: str
     image: Rgb
@@ -100,16 +99,19 @@ def example_cell(patch_HWD: Floats, picked_from: GridCell) -> GridCell:
     return max(cells, key=lambda cell: (bool(front_HW[same_cell(cell, picked_from, sheet.grid)]), spread_RC[cell]))
 
 
-def similarity_pictures(photos: Sequence[Photo], tokens: Mapping[str, Floats]) -> list[SimilarityPicture]:
-    """Return a picture a photo; `tokens` as `patch_tokens` gives them. The first choice is an `example_cell` of the last encoder."""
+def similarity_pictures(labels: Sequence[str], images: Sequence[Rgb], tokens: Mapping[str, Floats]) -> list[SimilarityPicture]:
+    """Return a picture a photo; `images` and `tokens` as `patch_tokens` gives them.
+
+    The first choice is an `example_cell` of the last encoder.
+    """
     picked_from = pickable([patch.shape[1:3] for patch in tokens.values()])
     last = list(tokens.values())[-1]
     return [
         SimilarityPicture(
-            photo.label, photo.shown(), picked_from, example_cell(last[n], picked_from),
+            label, image, picked_from, example_cell(last[n], picked_from),
             {label: heat_sheet(patch[n], picked_from) for label, patch in tokens.items()},
         )
-        for n, photo in enumerate(photos)
+        for n, (label, image) in enumerate(zip(labels, images, strict=True))
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from ...jobs.extraction.options import ExtractOptions, TeacherRequest
 from ...storage.core.choices import Codec, Precision
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.features.layers import checked_layers
-from ...storage.views.input_size import SizePx
+from ...storage.views.input_size import SizePx, as_size
 from ...storage.views.view_spec import ViewSpec
 from ...teachers.runtime.devices import choose_device, choose_precision
 
@@ -22,7 +22,7 @@ class ExtractConfig:
     """Input size by teacher, the side of a square or [height, width]; a teacher that is not named has its own."""
     views_per_image: int = 1
     """Recorded random views of each training photo."""
-    proxy_size_px: int = 256
+    proxy_size_px: SizePx = 256
     """Input size of the proxy when its tokens are cached for stage 2."""
     seed: int = 0
     """Seed of the views."""
@@ -52,6 +52,9 @@ class ExtractConfig:
         if len(self.grid) not in (0, 2):
             raise BadInput(f"extract.grid is [rows, columns], or [] for each teacher's own, got {list(self.grid)}")
         object.__setattr__(self, "layers", checked_layers(self.layers))
+        sizes = {name: as_size(size, f"teacher {name}") for name, size in self.teacher_sizes_px.items()}
+        object.__setattr__(self, "teacher_sizes_px", sizes)
+        object.__setattr__(self, "proxy_size_px", as_size(self.proxy_size_px, "the proxy"))
 
     def requests(self, known: tuple[TeacherRequest, ...] = ()) -> tuple[TeacherRequest, ...]:
         """Return the teachers with their sizes and precision here; of those that are `known`, their weight files, devices and specs."""

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...storage.core.errors import BadInput, CacheMismatch
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.features.features import FeatureReader
-from ...storage.sources.decode import BadImage
+from ...storage.sources.decode import BadImage, Pixels
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx
 from ..pictures.neighbours import Gallery, example_images, example_queries, galleries, images_with_tokens, query_images
@@ -92,17 +93,16 @@ def gather(
     notes: list[str] = []
     photos = chosen_photos(choice, sets, notes)
     names = [*(str(run) for run in runs if (run / _MODEL).is_file()), *choice.models]
-    tokens = {}
+    tokens, shown, labels = dict[str, NDArray[np.float32]](), list[Pixels](), [photo.label for photo in photos]
     if photos and names:
         encoders = Encoders(list(dict.fromkeys(names)), choice.size_px, choice.model_sizes, choice.weights)
-        tokens = patch_tokens(encoders, photos, on_event)
+        shown, tokens = patch_tokens(encoders, photos, on_event)
     elif choice.images:
         notes.append("No pictures of tokens: no run here has a trained model yet, and no --model was named.")
-    shown = [photo.shown() for photo in photos]
     return Contents(
         runs=runs,
-        pictures=pictures([photo.label for photo in photos], shown, tokens, foreground_only=choice.foreground) if tokens else (),
-        similarity=similarity_pictures(photos, tokens) if tokens else (),
+        pictures=pictures(labels, shown, tokens, foreground_only=choice.foreground) if tokens else (),
+        similarity=similarity_pictures(labels, shown, tokens) if tokens else (),
         neighbours=chosen_galleries(sets, choice.queries, notes, on_event),
         health=[health(reader, on_event, verified=verified) for reader in sets],
         notes=notes,

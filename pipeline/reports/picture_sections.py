@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pictures.inline_images import palette_data_uri, photo_data_uri, png_data_uri
+from ..pictures.inline_images import Rgb, palette_data_uri, photo_data_uri, png_data_uri
 from ..pictures.neighbours import Gallery, Seen
 from ..pictures.pca import PcaPicture
 from ..pictures.similarity import PALETTE, SimilarityPicture
@@ -24,7 +24,7 @@ def picture_strips(pictures: Sequence[PcaPicture]) -> dict[str, Any]:
     rows = [
         (picture.label, photo_data_uri(picture.image), [(e, png_data_uri(picture.tokens[e])) for e in encoders]) for picture in pictures
     ]
-    return {"encoders": list(zip(encoders, grids, strict=True)), "rows": rows}
+    return {"encoders": list(zip(encoders, grids, strict=True)), "rows": rows, "shape": _shape(pictures[0].image) if pictures else 1}
 
 
 def similarity_strips(pictures: Sequence[SimilarityPicture]) -> dict[str, Any]:
@@ -33,6 +33,7 @@ def similarity_strips(pictures: Sequence[SimilarityPicture]) -> dict[str, Any]:
         {
             "label": picture.label,
             "photo": photo_data_uri(picture.image),
+            "shape": _shape(picture.image),
             "rows": picture.picked_from[0],
             "columns": picture.picked_from[1],
             "chosen": picture.chosen,
@@ -49,6 +50,12 @@ def similarity_strips(pictures: Sequence[SimilarityPicture]) -> dict[str, Any]:
         "columns": max((picture.picked_from[1] for picture in pictures), default=0),
         "palette": [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in PALETTE[np.linspace(0, len(PALETTE) - 1, 7).astype(int)].tolist()],
     }
+
+
+def _shape(image: Rgb) -> float:
+    """Return width over height, for the style sheet."""
+    height, width = image.shape[:2]
+    return round(int(width) / int(height), 4)
 
 
 def gallery_rows(galleries: Sequence[Gallery]) -> list[dict[str, Any]]:

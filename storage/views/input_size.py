@@ -36,10 +36,10 @@ def size_hw(size: SizePx) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def square_side(size: SizePx, what: str) -> int:
-    """Return the side of a square; raise `BadInput` saying that `what` takes squares alone."""
+def square_side(size: SizePx, what: str, instead: str = "choose a size of one number") -> int:
+    """Return the side of a square; raise `BadInput` saying that `what` takes squares alone, and what to do `instead`."""
     if not isinstance(size, int):
-        raise BadInput(f"{what} takes square inputs alone, got {size_text(size)} px; choose a size of one number")
+        raise BadInput(f"{what} takes square inputs alone, got {size_text(size)} px; {instead}")
     return size
 
 

@@ -32,7 +32,7 @@ from ...storage.core.identity import file_sha256
 from ...storage.core.urls import require_utf8
 from ...storage.objects.atomic_files import replace_folder
 from ...storage.store import FeatureStore
-from ...storage.views.input_size import SizePx, square_side
+from ...storage.views.input_size import SizePx
 from ...teachers.checkpoints.published import load_encoder
 from ...teachers.encoders.architectures import Options
 from ...teachers.registry.canary import IMAGES as CANARIES
@@ -127,8 +127,6 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapp
     require_utf8("--out", str(out), "safetensors")
     trained = open_trained(run, options.size_px)
     trained = with_heads(trained, choose_heads(options.heads, folders_of_models(run), trained.weights_sha256))
-    if trained.heads:
-        square_side(trained.preprocessing.size_px, "an export with heads")
     _refuse_unexportable(trained, options.formats)
     if any(options.graph.of(FORMATS[form].takes).precision == "int8" for form in options.formats):
         trained = replace(trained, sample=_int8_sample(trained, options))

@@ -109,11 +109,11 @@ def _write_open_onnx(encoder: Encoder, size_px: SizePx, path: Path, heads: Seque
 def refuse_other_sizes(heads: Sequence[NamedHead], size_px: SizePx) -> None:
     """Raise `BadInput` for a graph of one size with a head that was measured at another: its figure would not be this graph's."""
     for one in heads:
-        if one.size_px not in (None, size_px):
-            taken = size_text(size_px)
+        if one.size_px is not None and one.size_px != size_px:
+            taken, measured = size_text(size_px), size_text(one.size_px)
             raise BadInput(
-                f"the head {one.name} was measured at {one.size_px} px and this graph takes {taken} px alone, where it is another head; "
-                f"export with --size {one.size_px}, or evaluate {one.kept.kind} with --size {taken}"
+                f"the head {one.name} was measured at {measured} px and this graph takes {taken} px alone, where it is another head; "
+                f"export with --size {measured}, or evaluate {one.kept.kind} with --size {taken}"
             )
 
 

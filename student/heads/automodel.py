@@ -22,7 +22,6 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...storage.views.input_size import square_side
 from ...teachers.checkpoints.official import with_unit_scales
 from ...teachers.checkpoints.transformers_folder import to_transformers, transformers_config, write_processor
 from ...teachers.encoders.architectures import CONVNEXT_STRIDE_PX, Options
@@ -45,7 +44,7 @@ def write_headed(
     (folder / "config.json").write_text(json.dumps({
         "model_type": MODEL_TYPE, "architectures": ["StudentWithHeads"],
         "auto_map": {"AutoConfig": "modeling_student.StudentWithHeadsConfig", "AutoModel": "modeling_student.StudentWithHeads"},
-        "backbone_config": transformers_config(options, square_side(preprocessing.size_px, "an AutoModel folder")).to_dict(),
+        "backbone_config": transformers_config(options, preprocessing.size_px).to_dict(),
         "heads": [[one.name, one.kept.kind, dict(one.kept.settings)] for one in heads],
         "stride_px": options["patch_px"] if vit else CONVNEXT_STRIDE_PX, "prefix_tokens": 1 + options["registers"] if vit else 1,
         **_labels(heads), "dtype": "float32", "transformers_version": transformers.__version__,

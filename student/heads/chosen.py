@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch, unknown_name
-from ...storage.views.input_size import as_size, square_side
+from ...storage.views.input_size import SizePx, as_size
 from ..probes.evaluation_records import list_records
 from .kept import ENDING, KeptHead, describe_head, list_heads, name_of, read_head
 from .modules import KINDS, Heads
@@ -39,10 +39,10 @@ class NamedHead:
         return tuple(f"{self.name}{ending}" for ending in KINDS[self.kept.kind].outputs)
 
     @property
-    def size_px(self) -> int | None:
+    def size_px(self) -> SizePx | None:
         """Return the side of the input that it was measured at, None for each picture's own."""
         size_px = self.kept.input["size_px"]
-        return None if size_px is None else square_side(as_size(size_px), "an export with heads")
+        return None if size_px is None else as_size(size_px)
 
 
 def choose_heads(wanted: Sequence[str], folders: Sequence[Path], weights_sha256: str) -> tuple[NamedHead, ...]:

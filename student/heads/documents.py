@@ -2,8 +2,9 @@
 
     FOLDER/heads.json       {name: {"evaluation", "outputs", "labels", "input", "figures", "protocol"}} of each head
 
-The example sees the picture's central square at the size of the graph, which is what a linear probe is measured on. The other evaluations
-cut windows or take whole pictures: the card says what each figure was measured on, and that more is to be done outside.
+The example sees the picture's centre, a square or of the input's shape, at the size of the graph, which is what a linear probe is measured
+on. The other evaluations cut windows or take whole pictures: the card says what each figure was measured on, and that more is to be done
+outside.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
 
+from ...storage.views.input_size import SizePx, as_size, size_hw, size_text
 from .chosen import NamedHead
 
 FILE = "heads.json"
@@ -42,15 +44,16 @@ import sys
 import numpy as np
 ${imports}from PIL import Image, ImageOps
 picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
-side = max(1, round($fraction * min(picture.size)))
-left, top = (picture.width - side) // 2, (picture.height - side) // 2
-square = picture.crop((left, top, left + side, top + side))
-pixels = (np.asarray(square.resize(($side, $side), Image.Resampling.$resample), np.float32) / 255 - np.float32($mean)) / np.float32($std)
+high = $fraction * min(picture.height, picture.width / ($width / $height))  # the largest centre of the input's shape, times a fraction
+wide, high = min(picture.width, max(1, round(high * ($width / $height)))), min(picture.height, max(1, round(high)))
+left, top = (picture.width - wide) // 2, (picture.height - high) // 2
+centre = picture.crop((left, top, left + wide, top + high))
+pixels = (np.asarray(centre.resize(($width, $height), Image.Resampling.$resample), np.float32) / 255 - np.float32($mean)) / np.float32($std)
 heads = json.load(open("heads.json"))
 
 
-def upsampled(values):  # a value a patch, to the square's own pixels
-    return np.asarray(Image.fromarray(values).resize(square.size, Image.Resampling.BILINEAR))
+def upsampled(values):  # a value a patch, to the centre's own pixels
+    return np.asarray(Image.fromarray(values).resize(centre.size, Image.Resampling.BILINEAR))
 
 
 """
@@ -65,9 +68,9 @@ metres = upsampled(found["$name"][0])  # of each pixel
 print("$name:", metres.shape, f"{metres.min():.2f} to {metres.max():.2f} m")
 """,
     "detection": """\
-for box, scores in zip(found["${name}_boxes"][0], found["${name}_scores"][0]):  # boxes: left, top, right, bottom as shares of the square
+for box, scores in zip(found["${name}_boxes"][0], found["${name}_scores"][0]):  # boxes: left, top, right, bottom as shares of the centre
     if scores.max() > 0.3:
-        print("$name:", heads["$name"]["labels"][scores.argmax()], f"{scores.max():.2f}", (box * side).round(1).tolist())
+        print("$name:", heads["$name"]["labels"][scores.argmax()], f"{scores.max():.2f}", (box * ([wide, high] * 2)).round(1).tolist())
 """,
 }
 FORMS = tuple(_RUNS)
@@ -78,9 +81,10 @@ def headed_usage(form: str, heads: Sequence[NamedHead], *, file: str, preprocess
     """Return the program that runs a format's folder with these heads on the picture that it is given."""
     fraction = next((one.kept.input["crop_fraction"] for one in heads if "crop_fraction" in one.kept.input), 1)
     names = ["cls", "patch", *(output for one in heads for output in one.outputs)]
+    height, width = size_hw(as_size(preprocessing["size_px"]))
     prints = "".join(Template(_PRINTS[one.kept.kind]).substitute(name=one.name) for one in heads)
     return Template(_START + _RUNS[form]).substitute(
-        imports=_IMPORTS[form], fraction=fraction, side=preprocessing["size_px"], resample=preprocessing["interpolation"].upper(),
+        imports=_IMPORTS[form], fraction=fraction, height=height, width=width, resample=preprocessing["interpolation"].upper(),
         mean=preprocessing["mean"], std=preprocessing["std"], file=file, names=names, batch=f".repeat({batch}, 0)" if batch > 1 else "",
     ) + prints  # fmt: skip
 
@@ -114,7 +118,7 @@ def _figures(head: NamedHead) -> dict[str, Any]:
     return {name: head.kept.results[name] for name in _FIGURES[head.kept.kind] if name in head.kept.results}
 
 
-def heads_text(heads: Sequence[NamedHead], size_px: int) -> str:
+def heads_text(heads: Sequence[NamedHead], size_px: SizePx) -> str:
     """Return the card's section on the heads: outputs, figures and what these were measured on."""
     return (
         "\n\n".join(_text(one, size_px) for one in heads)
@@ -122,7 +126,7 @@ def heads_text(heads: Sequence[NamedHead], size_px: int) -> str:
     )
 
 
-def _text(head: NamedHead, size_px: int) -> str:
+def _text(head: NamedHead, size_px: SizePx) -> str:
     kept = head.kept
     figures = ", ".join(text.format(kept.results[name]) for name, text in _FIGURES[kept.kind].items() if name in kept.results)
     outputs = ", ".join(f"`{output}`" for output in head.outputs)
@@ -134,6 +138,6 @@ def _text(head: NamedHead, size_px: int) -> str:
     ]
     if "features" in kept.input:
         lines.append(f"The probe was fitted and measured on cached tokens ({', '.join(kept.input['features'])}), which are rounded.")
-    if head.size_px not in (None, size_px):
-        lines.append(f"The example runs the model at {size_px} px; the figure is of {head.size_px} px.")
+    if head.size_px is not None and head.size_px != size_px:
+        lines.append(f"The example runs the model at {size_text(size_px)} px; the figure is of {size_text(head.size_px)} px.")
     return " ".join(lines)

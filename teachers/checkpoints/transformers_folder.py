@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...storage.core.errors import BadInput
-from ...storage.views.input_size import square_side
+from ...storage.views.input_size import SizePx, as_size, size_hw, size_json
 from ..encoders.architectures import CONVNEXT_STRIDE_PX, Options
 from ..encoders.build import canonical
 from ..encoders.preprocessing import Preprocessing
@@ -35,18 +35,18 @@ _BICUBIC, _BILINEAR, _NEAREST = 3, 2, 0  # Pillow's numbers, as preprocessor_con
 _RESAMPLE = {"bicubic": _BICUBIC, "bilinear": _BILINEAR, "nearest": _NEAREST}
 
 
-def transformers_config(options: Options, size_px: int) -> Any:
+def transformers_config(options: Options, size_px: SizePx) -> Any:
     """Return the config object of this architecture."""
     if options["name"] == "convnext":
         return transformers.DINOv3ConvNextConfig(
             hidden_sizes=options["widths"], depths=options["depths"], layer_norm_eps=options["norm_eps"],
-            layer_scale_init_value=options["layer_scale"], image_size=size_px,
+            layer_scale_init_value=options["layer_scale"], image_size=size_json(size_px),
         )  # fmt: skip
     swiglu, rescale = options["mlp"] == "swiglu", options["rope_rescale"]
     return transformers.DINOv3ViTConfig(
         patch_size=options["patch_px"], hidden_size=options["width"], intermediate_size=options["mlp_hidden"],
         num_hidden_layers=options["depth"], num_attention_heads=options["heads"], hidden_act="silu" if swiglu else "gelu",
-        use_gated_mlp=swiglu, layer_norm_eps=options["norm_eps"], rope_theta=options["rope_base"], image_size=size_px,
+        use_gated_mlp=swiglu, layer_norm_eps=options["norm_eps"], rope_theta=options["rope_base"], image_size=size_json(size_px),
         query_bias=options["qkv_bias"], key_bias=False, value_bias=options["qkv_bias"], num_register_tokens=options["registers"],
         layerscale_value=options["layer_scale"], pos_embed_rescale=None if rescale == 1 else float(rescale),
     )  # fmt: skip
@@ -84,18 +84,17 @@ def write_transformers(tensors: Mapping[str, Tensor], architecture: Options, pre
     """Write the folder after transformers has built the model and loaded every tensor."""
     tensors, options = with_unit_scales(tensors, architecture)
     kind = transformers.DINOv3ConvNextModel if options["name"] == "convnext" else transformers.DINOv3ViTModel
-    side = square_side(preprocessing.size_px, "a transformers folder")
-    model = kind(transformers_config(options, side))
+    model = kind(transformers_config(options, preprocessing.size_px))
     model.load_state_dict(to_transformers(tensors, options), strict=True)
     model.save_pretrained(folder)
     write_processor(preprocessing, folder)
 
 
 def write_processor(preprocessing: Preprocessing, folder: Path) -> None:
-    """Write preprocessor_config.json: the whole picture as a square."""
-    side = square_side(preprocessing.size_px, "a transformers folder")
+    """Write preprocessor_config.json: the whole picture at the student's height and width."""
+    height, width = size_hw(preprocessing.size_px)
     processor = {
-        "image_processor_type": "DINOv3ViTImageProcessor", "do_resize": True, "size": {"height": side, "width": side},
+        "image_processor_type": "DINOv3ViTImageProcessor", "do_resize": True, "size": {"height": height, "width": width},
         "resample": _RESAMPLE[preprocessing.interpolation], "do_rescale": True, "rescale_factor": 1 / preprocessing.pixel_scale,
         "do_normalize": True, "image_mean": list(preprocessing.mean), "image_std": list(preprocessing.std),
     }  # fmt: skip
@@ -135,9 +134,8 @@ def _read_processor(folder: Path) -> Preprocessing:
             raise BadInput(f"{path} switches {', '.join(off)} off; a student resizes, rescales and normalises its pictures")
         names = {number: name for name, number in _RESAMPLE.items()}
         mean, std, size = tuple(values["image_mean"]), tuple(values["image_std"]), values["size"]
-        if size["height"] != size["width"]:
-            raise BadInput(f"{path} makes pictures of {size['height']}×{size['width']} px; a student takes square ones")
-        return Preprocessing(int(size["height"]), names[values["resample"]], mean, std, 1 / values["rescale_factor"])
+        size_px = as_size([int(size["height"]), int(size["width"])], f"pictures of {path}")
+        return Preprocessing(size_px, names[values["resample"]], mean, std, 1 / values["rescale_factor"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, BadInput):
             raise

@@ -62,6 +62,10 @@ def test_points_are_found_where_the_homography_took_them(oracle: Path) -> None:
     assert result["categories"] == {"cat": 100.0, "dog": 0.0}
     assert (result["pck"], result["pairs"]) == (50.0, 3)
     assert result["pck_of_pairs"] == pytest.approx(200 / 3)
+    oblong = evaluate_correspondence(replace(OPTIONS, data=oracle / "spair", size_px=(160, 256)))
+    assert (oblong["categories"], oblong["pck_of_pairs"]) == (result["categories"], result["pck_of_pairs"])
+    with pytest.raises(BadInput, match="resizes to squares, takes square inputs alone, got 160x256 px; --protocol ours takes others"):
+        evaluate_correspondence(replace(OPTIONS, data=oracle / "spair", size_px=(160, 256), protocol="paper"))
 
 
 def test_a_broken_annotation_and_another_layout_are_named(oracle: Path) -> None:

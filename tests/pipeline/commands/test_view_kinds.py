@@ -90,14 +90,12 @@ def test_a_view_is_shown_as_the_teacher_saw_it(made: Made, tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_the_student_is_exported_and_evaluated_at_its_own_height_and_width(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for form in ("onnx", "timm"):
+def test_the_student_is_exported_and_evaluated_at_its_own_height_and_width(made: Made, tmp_path: Path) -> None:
+    for form in ("onnx", "timm", "transformers"):
         command(f"export {made.root}/cached --format {form} --out {tmp_path}/{form} --json")
     assert "32×48 px" in next((tmp_path / "onnx").rglob("README.md")).read_text()
-    assert main(shlex.split(f"export {made.root}/cached --format transformers --out {tmp_path}/hf --json")) == 2
-    assert "takes square inputs alone, got 32x48 px" in capsys.readouterr().err
+    processor = json.loads(next((tmp_path / "transformers").rglob("preprocessor_config.json")).read_text())
+    assert processor["size"] == {"height": 32, "width": 48}
     knn = f"evaluate knn {made.root}/cached --store {made.store} --train photos --test photos --allow-overlap --json"
     assert command(knn)["size_px"] == [32, 48]
 
@@ -114,11 +112,6 @@ def test_a_size_that_is_no_size_and_padding_of_other_kinds_are_refused(tmp_path:
     ):
         assert main(shlex.split(f"{begin} {words}")) == 2
         assert says in " ".join(capsys.readouterr().err.split())
-    assert (
-        main(shlex.split(f"distill {tmp_path} --student vit-mini --teacher {TEACHER} --teacher-size {TEACHER}=64x96 --out {tmp_path}/out"))
-        == 2
-    )
-    assert "takes square inputs alone, got 64x96 px" in capsys.readouterr().err
 
 
 def test_a_recipe_states_kinds_and_padding_and_the_command_wins(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.distillation import scaling
 from eupe_pipeline.pipeline.recipes.load import load_recipe
+from eupe_pipeline.storage.store import FeatureStore
 
 from tests.conftest import make_teacher
 
@@ -55,6 +56,29 @@ def test_one_teacher_teaches_the_student_directly_by_recipes_that_train_takes(
     other = command(*call(photos, tmp_path / "other", "--teacher", teacher_run))
     assert other["feature_sets"].keys() == result["feature_sets"].keys(), "tokens that the store holds are taken as they are"
     assert "as the store holds them already" in str(next(event for event in other["events"] if event["event"] == "plan"))
+
+
+def test_a_teacher_s_oblong_input_shapes_the_whole_distillation(
+    photos: Path, test_photos: Path, teacher_run: Path, tmp_path: Path, command: Command
+) -> None:
+    asked = call(photos, tmp_path / "run", "--teacher", teacher_run, "--teacher-size", f"{teacher_run}=16x32", "--test", test_photos)
+    result = command(*asked)
+    (key,) = result["feature_sets"]
+    reader = FeatureStore.open(str(tmp_path / "store")).features(key)
+    assert (reader.input_px, reader.grid, reader.views.spec.ratio) == ((16, 32), (2, 4), (1.5, 2.66667))
+    saved = load_recipe(str(tmp_path / "run" / "recipes" / "vit-mini.toml"), stage=2).recipe
+    assert saved.student.sizes_px == ((16, 32),)
+    assert json.loads((tmp_path / "run" / "vit-mini" / "stage2" / "model" / "model.json").read_text())["size_px"] == [16, 32]
+    centre = {FeatureStore.open(str(tmp_path / "store")).view_set(one).spec for one in _view_sets(tmp_path)}
+    assert {spec.crop_ratio for spec in centre if spec.kind == "center"} == {2.0}  # of teachers' kNN, cut as the student's is
+    again = command(*asked)
+    assert not [event for event in again["events"] if event["event"] == "step"]
+    other = command(*call(photos, tmp_path / "other", "--teacher", teacher_run, "--teacher-size", f"{teacher_run}=16x32", "--dry-run"))
+    assert "as the store holds them already" in str(next(event for event in other["events"] if event["event"] == "plan"))
+
+
+def _view_sets(root: Path) -> list[str]:
+    return FeatureStore.open(str(root / "store")).list_view_sets()
 
 
 @pytest.mark.long

@@ -80,6 +80,33 @@ def test_a_stage_3_keeps_the_model_and_the_views_of_the_run_that_it_starts_from(
     assert third.views == second.recipe().views
 
 
+def test_an_input_that_is_no_square_gives_its_shape_to_all_inputs_and_to_the_crops() -> None:
+    asked, other = LITE0.at_size((384, 512)), TeacherFacts("dinov3-h+", 1280, 1280, (16, 16), 256, images_per_s=12.0)
+    assert (asked.grid, asked.stride_px, asked.cells) == ((12, 16), 32, 192)
+    facts, reasons = ruled_sizes(ScaleFacts(10_000, 400, False, (other, asked), VIT_T, H100), ["efficientnet-lite0"])
+    assert [teacher.size_px for teacher in facts.teachers] == [(256, 336), (384, 512)]  # 341 px in strides of 16
+    assert facts.teachers[0].grid == (16, 21)
+    assert facts.teachers[0].images_per_s == pytest.approx(12 * 256 / 336)
+    assert "1.33 times as wide as high" in reasons["dinov3-h+"]
+    second = ruled_recipe(2, facts, steps=1000)
+    assert second.recipe().student.sizes_px == ((192, 256),)  # the grid of 12 × 16 in patches of 16 px
+    third = ruled_recipe(3, facts, steps=1000, start=second)
+    assert third.recipe().student.sizes_px == ((192, 256), (288, 384), (384, 512))
+    assert third.recipe().teacher.sizes_px == ((384, 512), (576, 768), (768, 1024))
+    assert ruled_views(ScaleFacts(10, 400, False, (asked,), VIT_T))[0].ratio == (1.0, 1.77778)
+    tall = ruled_sizes(ScaleFacts(10, 8, False, (LITE0.at_size((64, 32)),), VIT_T))[0]
+    assert tall.teachers[0].size_px == (64, 32)
+
+
+def test_a_recipe_of_oblong_inputs_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    facts = ScaleFacts(10_000, 400, False, (LITE0.at_size((384, 512)),), VIT_T, H100)
+    second = ruled_recipe(2, facts, steps=1000)
+    stages = {2: second, 3: ruled_recipe(3, facts, steps=1000, start=second)}
+    write_recipe(tmp_path / "own.toml", stages, {"teachers": ["x"], "teacher_sizes_px": {"x": (384, 512)}})
+    for stage, ruled in stages.items():
+        assert load_recipe(str(tmp_path / "own.toml"), stage=stage).recipe == ruled.recipe()
+
+
 def test_more_photos_are_looked_at_more_in_all_and_less_often_each() -> None:
     lengths = [run_length(2, replace(DEMO, images=images)).samples for images in (10**3, 10**4, 10**5, 10**6, 10**9)]
     assert lengths == sorted(lengths)

@@ -6,17 +6,18 @@ from eupe_pipeline.pipeline.distillation.budget import Choice, choose_within_bud
 from eupe_pipeline.pipeline.distillation.facts import DeviceFacts, ScaleFacts, StudentFacts, TeacherFacts
 from eupe_pipeline.pipeline.distillation.rules import ruled_recipe, ruled_sizes
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.storage.views.input_size import square_side
+from eupe_pipeline.storage.views.input_size import as_size, size_hw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
 @st.composite
 def teachers(draw: st.DrawFn, name: str = "one") -> TeacherFacts:
-    stride, side = draw(st.sampled_from([8, 14, 16, 32])), draw(st.integers(2, 64))
+    stride, rows = draw(st.sampled_from([8, 14, 16, 32])), draw(st.integers(2, 64))
+    columns = draw(st.sampled_from([rows, max(2, 3 * rows // 4), 2 * rows]))
     width = draw(st.sampled_from([48, 192, 256, 1280, 1536]))
-    rate = draw(st.floats(0.1, 1e4))
-    return TeacherFacts(name, width, draw(st.sampled_from([None, width, 1024])), (side, side), stride * side, images_per_s=rate)
+    size, rate = as_size([stride * rows, stride * columns]), draw(st.floats(0.1, 1e4))
+    return TeacherFacts(name, width, draw(st.sampled_from([None, width, 1024])), (rows, columns), size, images_per_s=rate)
 
 
 @st.composite
@@ -38,9 +39,9 @@ def test_any_facts_give_valid_recipes_of_every_stage(scale: ScaleFacts, hours: f
         recipe = ruled.recipe()
         assert recipe.run.steps >= 1000
         assert 32 <= recipe.run.batch_size <= 8192
-        assert all(square_side(size, "") % scale.student.patch_px == 0 for size in recipe.student.sizes_px)
+        assert all(side % scale.student.patch_px == 0 for size in recipe.student.sizes_px for side in size_hw(size))
         teacher = min(sized.teachers, key=lambda one: one.cells)
-        assert all(square_side(size, "") % teacher.stride_px == 0 for size in recipe.teacher.sizes_px)
+        assert all(side % teacher.stride_px == 0 for size in recipe.teacher.sizes_px for side in size_hw(size))
 
 
 def chosen(scale: ScaleFacts, store_bytes: int | None, hours: float | None, students: int) -> Choice | str:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from eupe_pipeline.pipeline.pictures.neighbours import example_queries, galleries
-from eupe_pipeline.pipeline.pictures.patch_tokens import Photo
 from eupe_pipeline.pipeline.pictures.pca import PcaPicture
 from eupe_pipeline.pipeline.pictures.similarity import similarity_pictures
 from eupe_pipeline.pipeline.reports.cache_page import write_cache_page
@@ -44,12 +43,12 @@ def whole(results: dict[str, Any], made_run: MakeRun, drawn: list[PcaPicture], t
     runs = [made_run("stage1", teachers=(long_name, "keras-resnet50")), made_run("a-run-with-quite-a-long-name-of-its-own")]
     evaluated(runs[0])
     random = np.random.default_rng(0)
-    photos = [Photo(one.label, one.image) for one in drawn[:2]]
+    photos = [one.label for one in drawn[:2]], [one.image for one in drawn[:2]]
     tokens = {name: random.normal(0, 1, (2, grid, grid, 8)).astype(np.float32) for name, grid in ((long_name, 14), ("student", 7))}
     near = {one.key: galleries(one, example_queries(one), 8, lambda event: None) for one in (reader, gaps)}
     state = [health(one, lambda event: None) for one in (reader, gaps)]
     notes = ("No neighbours by x@0123456789ab: image 0 is not at /a/folder/whose/name/is/long/and/without/any/space/in/it/at/all any more",)
-    write_report(Contents(runs, results, drawn, similarity_pictures(photos, tokens), near, state, notes), tmp_path / "report.html")
+    write_report(Contents(runs, results, drawn, similarity_pictures(*photos, tokens), near, state, notes), tmp_path / "report.html")
     return tmp_path / "report.html"
 
 

@@ -42,3 +42,12 @@ def test_a_long_name_is_cut_in_its_middle() -> None:
     assert found.startswith("timm:")
     assert found.endswith("89m")
     assert fitted("short", font, 120) == "short"
+
+
+def test_a_box_lies_on_an_oblong_picture_where_it_lies_in_it() -> None:
+    black = np.zeros((32, 64, 3), np.uint8)
+    found = np.asarray(enlarged(Cell(black, box=(0.0, 0.5, 0.5, 0.25)), 64))
+    assert (found[:14] == 255).all()  # white above and below: the picture has rows 16 to 47
+    marked = np.argwhere((found == [255, 90, 54]).all(axis=-1))
+    assert marked.min(axis=0).tolist() == [16, 32]
+    assert marked.max(axis=0).tolist() == [31, 47]

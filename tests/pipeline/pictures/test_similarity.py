@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from eupe_pipeline.pipeline.pictures.patch_tokens import Photo
 from eupe_pipeline.pipeline.pictures.similarity import (
     LEVELS,
     PALETTE,
@@ -84,6 +83,6 @@ def test_a_page_starts_at_a_patch_that_shows_something() -> None:
     patch[..., 0] = 1
     patch[0, 2:4, 2:4] = [0, 1, 0]
     patch[0, 0, 0] = [1, 1, 0]  # equally like the object and its background: its map is flat
-    (found,) = similarity_pictures([Photo("x", np.zeros((30, 30, 3), np.uint8))], {"one": patch})
+    (found,) = similarity_pictures(["x"], [np.zeros((30, 30, 3), np.uint8)], {"one": patch})
     assert found.chosen in {(2, 2), (2, 3), (3, 2), (3, 3)}
     assert (found.picked_from, found.image.shape) == ((6, 6), (30, 30, 3))

@@ -26,6 +26,20 @@ def test_matches_are_those_of_the_whole_upsampled_map() -> None:
     assert match_keypoints(source, target, points, 48).tolist() == [list(map(float, one)) for one in wanted]
 
 
+def test_matches_at_an_oblong_input_are_those_of_its_whole_map() -> None:
+    generator = torch.Generator().manual_seed(3)
+    source, target = torch.randn(4, 6, 80, generator=generator), torch.randn(4, 6, 80, generator=generator)
+    points = np.array([[3.0, 5.0], [47.0, 31.0], [40.2, 17.7], [0.0, 40.0]])  # the last is outside, and stands for the border
+    ours, theirs = (
+        functional.normalize(functional.interpolate(one.permute(2, 0, 1)[None].double(), (32, 48), mode="bilinear")[0], dim=0)
+        for one in (source, target)
+    )
+    found = match_keypoints(source, target, points, (32, 48)).astype(int).tolist()
+    for (x, y), (left, top) in zip([(3, 5), (47, 31), (40, 18), (0, 31)], found, strict=True):
+        cosine_YX = torch.einsum("d,dhw->hw", ours[:, y, x], theirs)  # equal along the border, where the map is repeated
+        torch.testing.assert_close(cosine_YX[top, left], cosine_YX.max(), atol=1e-6, rtol=0)
+
+
 def test_a_picture_is_found_in_itself() -> None:
     tokens = torch.randn(8, 8, 32, generator=torch.Generator().manual_seed(1))
     points = np.array([[12.0, 20.0], [52.0, 44.0]])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ class TestFolder:
         pixels = torch.randn(1, 3, *sides, generator=torch.Generator().manual_seed(2))
         with torch.no_grad():
             assert worst(encoder(pixels), LAYOUTS[layout][2](model, pixels)) <= 1e-4
+
+    def test_an_oblong_input_is_written_and_read_as_height_and_width(self, layout: str, tmp_path: Path) -> None:
+        encoder = randomised("vit-mini")
+        prep = replace(PREP, size_px=(32, 64))
+        LAYOUTS[layout][0](encoder.state_dict(), encoder.architecture, prep, tmp_path)
+        found = read_published(tmp_path)
+        assert (found.preprocessing, found.architecture) == (prep, encoder.architecture)
+        if layout == "transformers":
+            assert json.loads((tmp_path / "config.json").read_text())["image_size"] == [32, 64]
+            assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"height": 32, "width": 64}
 
     def test_weights_that_do_not_fit_are_refused(self, layout: str, tmp_path: Path) -> None:
         self.write(layout, randomised("vit-mini"), tmp_path)
