@@ -110,7 +110,10 @@ class ExportOptions:
                 able = ", ".join(name for name in FORMATS if FORMATS[name].heads)
                 raise BadInput(f"{form} holds the student alone; heads go along in {able}: export {form} without --head")
             if self.heads and self.graph.of(FORMATS[form].takes).precision == "int8":
-                raise BadInput(f"an int8 {form} graph holds the student alone; export it without --head, or the heads with fp32 or fp16")
+                raise BadInput(
+                    f"an int8 {form} graph holds the student alone: heads were fitted and measured on tokens that int8 rounds, and their "
+                    "figures there are not known; export it without --head, or the heads with fp32 or fp16"
+                )
 
     @property
     def graph(self) -> GraphChoice:

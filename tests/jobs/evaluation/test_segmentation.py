@@ -96,6 +96,11 @@ def test_a_dry_run_says_the_protocol_and_trains_nothing(oracle: Path) -> None:
     assert not (oracle / "model").exists()
 
 
+def test_an_oblong_window_is_refused_with_the_reason(oracle: Path) -> None:
+    with pytest.raises(BadInput, match=r"windows are square by the official protocol and by ours, takes .* got 32x48 px; give --size SIDE"):
+        evaluate_segmentation(replace(OPTIONS, data=oracle / "data", size_px=(32, 48)))
+
+
 def test_masks_of_another_size_and_unknown_classes_are_refused_by_name(oracle: Path) -> None:
     draw_pictures(oracle / "data", 2, "train")
     draw_pictures(oracle / "data", 1, "val", shift=40)
