@@ -77,7 +77,7 @@ class SizedSet:
 def cached_or_live(
     sets: Mapping[str, SizedSet], sizes: int, samples: int, student_s: float, store_bytes_per_s: float = math.inf
 ) -> dict[str, Any]:
-    """Return what targets of several drawn sizes cost from a cache and beside live teachers, and from which student on the cache costs less.
+    """Return what targets of several drawn sizes cost from a cache and beside live teachers, and from which student on the first is less.
 
     `sets` are those of every teacher at each of so many `sizes`, drawn equally often. A step reads its targets while the student computes.
     """

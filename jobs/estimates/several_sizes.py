@@ -1,4 +1,4 @@
-"""What targets at several drawn sizes, as stage 3 has them, cost from a cache and beside the live proxy, and how near stored ones are to live.
+"""What targets at several drawn sizes, as stage 3 has them, cost from a cache and live, and how near stored ones are to live ones.
 
 Agreement is measured on a few views of the user's own images: the live teacher's patch tokens, normalised by these views' statistics at the
 first size, against the same after encoding and decoding. Tokens of a smaller grid are compared after resampling, sampled ones also by their

@@ -170,8 +170,8 @@ PRICE = click.FloatRange(0)
     JSON,
 )  # fmt: skip
 def plan(
-    as_json: bool, student: str | None, student_images_per_s: float | None, epochs_of_a_run: float, device_hour: float, gigabyte_month: float,
-    months: float, **values: Unpack[ExtractionValues],
+    as_json: bool, student: str | None, student_images_per_s: float | None, epochs_of_a_run: float, device_hour: float,
+    gigabyte_month: float, months: float, **values: Unpack[ExtractionValues],
 ) -> None:  # fmt: skip
     """Say what an extraction costs, and when it pays. Bytes, device hours and money, from a few measured batches.
 
