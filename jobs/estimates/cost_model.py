@@ -6,6 +6,7 @@ cache breaks even after as many epochs as there are views; storage that is paid 
 same on both sides and drops out. Not counted: checksums and indexes in a shard (below 0.1 %), the network, idle devices, people.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -49,6 +50,51 @@ def extraction_cost(
         table["all"] = {column: sum(cost[column] for cost in table.values()) for column in next(iter(table.values()))}
     taken_over = {"rows_taken_over": dict(known)} if any(known.values()) else {}
     return {"images": images, "rows": rows, "shards": -(-images // images_per_shard), **taken_over, "cost": table}
+
+
+@dataclass(frozen=True)
+class SizedSet:
+    """A teacher's targets at one of the input sizes that are drawn."""
+
+    row_bytes: int
+    """Bytes of a stored view."""
+    seconds_per_view: float
+    """Device seconds of a forward."""
+    new_rows: int
+    """Views that the store has no tokens of yet."""
+
+    @property
+    def new_bytes(self) -> int:
+        """Bytes that the store would grow by."""
+        return self.new_rows * self.row_bytes
+
+    @property
+    def extraction_s(self) -> float:
+        """Device seconds of the forwards that lack."""
+        return self.new_rows * self.seconds_per_view
+
+
+def cached_or_live(
+    sets: Mapping[str, SizedSet], sizes: int, samples: int, student_s: float, store_bytes_per_s: float = math.inf
+) -> dict[str, Any]:
+    """Return what targets of several drawn sizes cost from a cache and beside live teachers, and from which student on the first is less.
+
+    `sets` are those of every teacher at each of so many `sizes`, drawn equally often. A step reads its targets while the student computes.
+    """
+    forward_s = sum(one.seconds_per_view for one in sets.values()) / sizes
+    read_s = sum(one.row_bytes for one in sets.values()) / sizes / store_bytes_per_s
+    extraction_h = sum(one.extraction_s for one in sets.values()) / _HOUR_S
+    cached_h, live_h = samples * max(student_s, read_s) / _HOUR_S, samples * (student_s + forward_s) / _HOUR_S
+    saved_h = live_h - cached_h
+    return {
+        "cached": _way(sum(one.new_bytes for one in sets.values()), extraction_h, cached_h),
+        "live": _way(0, 0.0, live_h),
+        "cached_costs_less_from_student": max(1, math.ceil(extraction_h / saved_h)) if saved_h > 0 else None,
+    }
+
+
+def _way(size: int, extraction_h: float, training_h: float) -> dict[str, float]:
+    return {"bytes": size, "extraction_hours": extraction_h, "training_hours": training_h, "hours": extraction_h + training_h}
 
 
 def _costs(size: int, hours: float, prices: Prices) -> dict[str, float]:

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, area_px, size_hw, size_text
 from ...storage.views.renderer_choice import choose_renderer
 from ...storage.views.view_set import ViewSet
+from ...student.model.recipe import TrainRecipe
 from ...teachers.encoders.build import build_encoder
 from ...teachers.registry.licences import refuse_terms
 from ...teachers.registry.native_size import size_warning
@@ -40,6 +41,7 @@ from ..extraction.measure_statistics import Normalisation
 from ..extraction.options import ExtractOptions
 from ..runs.licences import report_terms, terms_by_name, terms_field
 from .cost_model import PAPER_IMAGES, Measured, Prices, break_even, extraction_cost, reading_need
+from .several_sizes import at_each_size, several_sizes
 
 _PROBE_BYTES, _READ_BYTES = 64 << 20, 4 << 20
 _STUDENT_BATCH = {"cpu": 4, "cuda": 128}
@@ -60,6 +62,8 @@ class PlanOptions:
     batches: int = 3
     """Of each measurement."""
     prices: Prices = field(default_factory=Prices)
+    stage3: TrainRecipe | None = None
+    """Recipe of a stage 3 whose targets are asked for both ways: from feature sets of each drawn size, and beside the live proxy."""
 
     def __post_init__(self) -> None:
         values = {"epochs of a run": self.epochs_of_a_run, "batches": self.batches, "the student's rate": self.student_images_per_s}
@@ -79,6 +83,7 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
     report_terms(terms, on_event)
     device = choose_device("auto")
     layouts = {name: layout_of(spec, options) for name, spec in specs.items()}  # what cannot be stored is refused before any measurement
+    sized = {} if plan.stage3 is None else at_each_size(plan.stage3, specs, options)
     speeds = {
         name: teacher_speed(spec, device.value, options.batch_size, plan.batches, layouts[name].layers) for name, spec in specs.items()
     }
@@ -109,9 +114,25 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
         "at the paper's scale": extraction_cost(PAPER_IMAGES, views, shard, measured, plan.prices),
         "reading": reading_need(measured),
         "break_even": break_even(images, views, plan.epochs_of_a_run, measured, plan.prices),
+        **({} if plan.stage3 is None else {"stage 3": _stage3(plan, plan.stage3, store, sized, device.value, measured)}),
         **options.result_fields(),
         **terms_field(terms),
     }
+
+
+def _stage3(
+    plan: PlanOptions, recipe: TrainRecipe, store: FeatureStore, sized: Mapping[str, TeacherSpec], device: str, measured: Measured
+) -> dict[str, Any]:
+    """Return the two ways to stage 3's targets, each size's forward and the student's step at each of its sizes measured here."""
+    options, config = plan.extraction, recipe.student
+    forward = {label: teacher_speed(spec, device, options.batch_size, plan.batches, options.layers)[0] for label, spec in sized.items()}
+    architecture = {**config.options, "name": config.architecture}
+    rates = [
+        plan.student_images_per_s or student_speed(replace(plan, student=architecture, student_size_px=size_px), device)
+        for size_px in config.sizes_px
+    ]
+    student_s = float(np.mean([1 / rate for rate in rates]))
+    return several_sizes(recipe, options, store, sized, forward, student_s, measured.store_bytes_per_s)
 
 
 def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs: Mapping[str, TeacherSpec]) -> dict[str, int]:

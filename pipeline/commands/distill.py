@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, GRAPH_EXPORTS, DistillStages, LicenceUse
+from ...storage.core.choices import DISTILL_STAGES, EXPORT_FORMATS, GRAPH_EXPORTS, TARGET_SOURCES, DistillStages, LicenceUse, TargetSource
 from ...storage.core.errors import BadInput
 from ...storage.views.input_size import SizePx
 from .export import FormatName
@@ -40,6 +40,8 @@ class FormatOrNone(FormatName):
                  help="auto: 2 with one teacher, 1,2,3 with several."),
     LAYERS, LAYER_WEIGHTS,
     click.option("--proxy", default=None, metavar="NAME", help="Architecture of stage 1's proxy; default: by rule."),
+    click.option("--targets", type=click.Choice(TARGET_SOURCES), default=None,
+                 help="Of stage 3: from feature sets of each drawn size, or the proxy beside the student; default: by rule live."),
     click.option("--budget", "budget_bytes", default=None, callback=bytes_of, metavar="SIZE", help="Most that tokens may take, as 200GB."),
     click.option("--hours", type=click.FloatRange(0, min_open=True), default=None, help="Most time for extraction and training."),
     click.option("--export", "exports", multiple=True, type=FormatOrNone((*EXPORT_FORMATS, *GRAPH_EXPORTS)),
@@ -58,7 +60,7 @@ class FormatOrNone(FormatName):
 def distill(
     as_json: bool, photos: str, teachers: tuple[str, ...], teacher_sizes: dict[str, SizePx], weights: dict[str, str],
     students: tuple[str, ...], out: Path | str, test: str | None, stages: DistillStages, layers: tuple[int, ...],
-    weight_of_layer: dict[str, float], proxy: str | None, budget_bytes: int | None, hours: float | None,
+    weight_of_layer: dict[str, float], proxy: str | None, targets: TargetSource | None, budget_bytes: int | None, hours: float | None,
     exports: tuple[str, ...], store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None,
     allow_overlap: bool, require_licence: LicenceUse | None, terms: dict[str, str], yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
@@ -80,6 +82,7 @@ def distill(
         proxy=proxy, budget_bytes=budget_bytes, hours=hours, exports=() if NO_EXPORT in exports else exports or None, store=store,
         name=name, recipe=recipe, allow_overlap=allow_overlap, workers=workers, address=address, dry_run=dry_run,
         require_licence=require_licence, terms=terms, layers=layers, layer_weights=weight_of_layer,
+        targets=targets,
     )  # fmt: skip
     with reporter(as_json=as_json) as on_event:
         prepared = prepare(request, on_event)

@@ -27,6 +27,7 @@ from .options import BAD_SHARE, DATA, DRY_RUN, JSON, LICENCES, PIXELS, STORE, TE
 
 if TYPE_CHECKING:
     from ...jobs.extraction.options import ExtractOptions
+    from ...student.model.recipe import TrainRecipe
 
 
 @cli.command()
@@ -145,13 +146,22 @@ def extraction(
     )  # fmt: skip
 
 
+def stage3_of(recipe: str | None, stage: int | None, student: str | None) -> "TrainRecipe | None":
+    """Return the stage 3 of a recipe where it is that stage which is asked for, with the student that is given; None for others."""
+    from ..recipes.load import load_recipe, read_document
+
+    if recipe is None or (stage or read_document(recipe)[1].get("stage")) != 3:
+        return None
+    return load_recipe(recipe, stage=3, settings=[] if student is None else [f"student.architecture={student}"]).recipe
+
+
 PRICE = click.FloatRange(0)
 
 
 @cli.command()
 @options(
     STORE, DATA, *TEACHERS, PIXELS, *LICENCES,
-    click.option("--student", default="eupe_vitt16", show_default=True, help="Architecture that will be trained."),
+    click.option("--student", default=None, help="Architecture that will be trained; default: of stage 3 the recipe's, else eupe_vitt16."),
     click.option("--student-rate", "student_images_per_s", type=float, default=None, help="Its images a second; default: measured here."),
     click.option("--epochs", "epochs_of_a_run", type=float, default=100.0, show_default=True, help="Epochs of one student's run."),
     click.option("--device-hour", type=PRICE, default=0.0, metavar="MONEY", help="Price of a device for an hour."),
@@ -160,19 +170,25 @@ PRICE = click.FloatRange(0)
     JSON,
 )  # fmt: skip
 def plan(
-    as_json: bool, student: str, student_images_per_s: float | None, epochs_of_a_run: float, device_hour: float, gigabyte_month: float,
-    months: float, **values: Unpack[ExtractionValues],
+    as_json: bool, student: str | None, student_images_per_s: float | None, epochs_of_a_run: float, device_hour: float,
+    gigabyte_month: float, months: float, **values: Unpack[ExtractionValues],
 ) -> None:  # fmt: skip
-    """Say what an extraction costs, and when it pays. Bytes, device hours and money, from a few measured batches."""
+    """Say what an extraction costs, and when it pays. Bytes, device hours and money, from a few measured batches.
+
+    With a recipe's stage 3 (--stage 3; default: eupe-stage3), also both ways to its targets: sets of each drawn size, or the live proxy."""
 
     def work(on_event: OnEvent) -> Mapping[str, Any]:
         from ...jobs.estimates.cost_model import Prices
         from ...jobs.estimates.extraction import PlanOptions, plan_extraction
 
-        prices = Prices(device_hour, gigabyte_month, months)
+        if values["stage"] == 3 and values["recipe"] is None:
+            values["recipe"] = "eupe-stage3"
+        stage3 = stage3_of(values["recipe"], values["stage"], student)
+        of_recipe = None if stage3 is None else {**stage3.student.options, "name": stage3.student.architecture}
         options = PlanOptions(
-            extraction(values, on_event), student, student_images_per_s=student_images_per_s, epochs_of_a_run=epochs_of_a_run, prices=prices
-        )
+            extraction(values, on_event), student or of_recipe or "eupe_vitt16", student_images_per_s=student_images_per_s,
+            epochs_of_a_run=epochs_of_a_run, prices=Prices(device_hour, gigabyte_month, months), stage3=stage3,
+        )  # fmt: skip
         return plan_extraction(options, on_event)
 
     run(work, as_json)

@@ -21,7 +21,7 @@ from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.images.hold_out import held_out_images
 from ...storage.store import FeatureStore
-from ...storage.views.input_size import SizePx, as_size
+from ...storage.views.input_size import SizePx, area_px, as_size
 from ...storage.views.view_spec import VIEW_KINDS, ViewSpec
 from ...student.model.recipe import TeacherConfig
 from ...teachers.registry.layers import stored_layers
@@ -29,7 +29,7 @@ from ...teachers.runtime.devices import choose_device
 from ..recipes.extraction import ExtractConfig
 from ..recipes.typed_tables import leaves
 from .budget import Choice, choose_within_budget
-from .facts import ScaleFacts, measure_facts, proxy_as_teacher, student_facts
+from .facts import ScaleFacts, TeacherFacts, measure_facts, proxy_as_teacher, student_facts
 from .folder import DistillFolder
 from .options import DistillOptions
 from .plan import FORWARD_SHARE, student_rate_name, teacher_rate_name
@@ -85,7 +85,9 @@ def decided_recipes(
     """
     names = [*options.students, *(["proxy"] if 1 in stages else [])]
     if options.recipe is not None:
-        return read_recipes(dict.fromkeys(names, options.recipe), stages, options.teachers, options.layers, options.layer_weights)
+        return read_recipes(
+            dict.fromkeys(names, options.recipe), stages, options.teachers, options.layers, options.layer_weights, options.targets
+        )
     missing = [name for name in names if not folder.recipe_file(name).is_file()]
     with tempfile.TemporaryDirectory(prefix="eupe-distill-") as elsewhere:
 
@@ -220,7 +222,8 @@ class _Rules:
             return facts, stored, hours
         trained = self._as_target(facts, student)
         trial = self._trial(self._weighted(ruled_recipe(2, trained), trained), trained, None)
-        everything = facts if trained is facts else dataclasses.replace(facts, teachers=(*facts.teachers, *trained.teachers))
+        of_proxy = () if trained.teachers == facts.teachers else trained.teachers
+        everything = dataclasses.replace(facts, teachers=(*facts.teachers, *of_proxy, *self._sized(facts)))
         choice = choose_within_budget(
             everything, store_bytes=self.options.budget_bytes, hours=hours, student_images_per_s=trial.images_per_s,
             students=len(self.options.students),
@@ -275,6 +278,19 @@ class _Rules:
             rate = 1 / self._trial(self._weighted(ruled, of_proxy), of_proxy, None).images_per_s
         return dataclasses.replace(own, teachers=(dataclasses.replace(proxy, images_per_s=1 / (rate * FORWARD_SHARE)),))
 
+    def _sized(self, facts: ScaleFacts) -> list[TeacherFacts]:
+        """Return what teaches the students at each further size of which stage 3 reads feature sets; none where it runs live."""
+        if 3 not in self.stages or self.options.targets != "cached":
+            return []
+        sets = dict[str, TeacherFacts]()
+        for name in self.options.students:
+            own = self._as_target(facts, name)
+            sizes: tuple[SizePx, ...] = ruled_recipe(3, own).values["teacher.sizes_px"]
+            for teacher, size in ((teacher, size) for teacher in own.teachers for size in sizes if size != teacher.size_px):
+                label = f"{teacher.name} at {size} px"
+                sets[label] = dataclasses.replace(teacher.at_size(size), name=label)
+        return list(sets.values())
+
     def _proxy_size(self, facts: ScaleFacts) -> SizePx:
         """Return the input of the proxy, the one that it is trained at."""
         if 1 not in self.stages:
@@ -285,13 +301,17 @@ class _Rules:
 
     def _ruled(self, stage: int, facts: ScaleFacts, caching: Caching, left_hours: float | None, start: Ruled | None = None) -> Ruled:
         views = (caching.views, caching.view_reasons)
-        tried = self._weighted(ruled_recipe(stage, facts, views=views, start=start), facts)
-        trial = self._trial(tried, facts, caching.extract.tokens_per_view or None)
+        targets = self.options.targets if stage == 3 else None
+        tried = self._weighted(ruled_recipe(stage, facts, views=views, start=start, targets=targets), facts)
+        trial = self._trial(tried, facts, None if stage == 3 else caching.extract.tokens_per_view or None)
         hours = None if left_hours is None else left_hours * self._share(stage)
         rate = trial.images_per_s
-        if stage == 3:  # the teacher runs beside the student
-            rate = 1 / (1 / rate + sum(1 / teacher.images_per_s for teacher in facts.teachers if teacher.images_per_s))
-        ruled = self._weighted(ruled_recipe(stage, facts, fits=trial.fits, images_per_s=rate, hours=hours, views=views, start=start), facts)
+        if tried.values["teacher.source"] == "live":  # the teacher runs beside the student
+            rate = 1 / (1 / rate + _live_seconds(facts, tried.values["teacher.sizes_px"]))
+        ruled = ruled_recipe(
+            stage, facts, fits=trial.fits, images_per_s=rate, hours=hours, views=views, start=start, targets=targets
+        )  # fmt: skip
+        ruled = self._weighted(ruled, facts)
         share, reason = held_out_share(self.photos)
         kept_best = ruled.with_value("run.keep_best", True, "ours: the best by agreement on held-out photos stays beside the last")
         return kept_best.with_value("data.hold_out", share, reason) if share else ruled
@@ -311,6 +331,12 @@ class _Rules:
         trial = trial_step(recipe, facts.target_specs(tokens_per_view, recipe.teacher), device=facts.device)
         self.rates[student_rate_name(recipe.student)] = 1 / trial.images_per_s
         return trial
+
+
+def _live_seconds(facts: ScaleFacts, sizes_px: Sequence[SizePx]) -> float:
+    """Return the seconds of all teachers' forwards of a view, the mean over the sizes that are drawn: they follow the pixels."""
+    mean_area = sum(map(area_px, sizes_px)) / len(sizes_px)
+    return sum(mean_area / area_px(teacher.size_px) / teacher.images_per_s for teacher in facts.teachers if teacher.images_per_s)
 
 
 def decisions_of(recipes: DistillRecipes, folder: DistillFolder) -> dict[str, Any]:

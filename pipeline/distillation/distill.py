@@ -174,6 +174,8 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
         earlier = [f"{photos.name}@{short(version.digest)}" for version in photos.earlier]
         folder.at_version(photos.key, earlier, write=not options.dry_run)
         stages = chosen_stages(options, folder)
+        if options.targets is not None and 3 not in stages:
+            raise BadInput(f"--targets says where stage 3's come from, and the stages are {','.join(map(str, stages))}; leave it out")
         recipes = decided_recipes(options, folder, store, photos, stages, on_event)
         check_layers(recipes, options.teachers, on_event)
         plan = {
@@ -212,6 +214,7 @@ def _request(options: DistillOptions) -> dict[str, Any]:
         "name": options.dataset,
         "layers": list(options.layers) or None,  # as the record of a folder from before there were any reads
         "layer_weights": dict(options.layer_weights) or None,
+        "targets": options.targets,
     }
     return {"teachers": teachers, **asked, "budget_bytes": options.budget_bytes, "hours": options.hours}
 

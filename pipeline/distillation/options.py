@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...jobs.extraction.options import TeacherRequest
-from ...storage.core.choices import DISTILL_STAGES, DistillStages, LicenceUse
+from ...storage.core.choices import DISTILL_STAGES, TARGET_SOURCES, DistillStages, LicenceUse, TargetSource
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute, is_url, require_utf8
 from ...storage.features.layers import checked_layers
@@ -64,6 +64,8 @@ class DistillOptions:
     """Blocks of each teacher, counted from 1, whose patch tokens are cached beside the final ones; (): the recipe's, or none."""
     layer_weights: Mapping[str, float] = field(default_factory=dict)
     """Weight of a cached layer's patch loss, by its block, or by TEACHER/BLOCK, for what learns from the teachers; others count nothing."""
+    targets: TargetSource | None = None
+    """Stage 3's: `cached` reads feature sets of each drawn size, `live` runs the proxy beside it; None: the recipe's, by rule live."""
 
     def __post_init__(self) -> None:
         for name in ("teachers", "students", "exports"):
@@ -75,6 +77,8 @@ class DistillOptions:
             raise BadInput(f"a student is named twice: {', '.join(self.students)}; each is another architecture")
         if self.stages not in DISTILL_STAGES:
             raise unknown_name("stages", self.stages, DISTILL_STAGES)
+        if self.targets is not None and self.targets not in TARGET_SOURCES:
+            raise unknown_name("source of targets", self.targets, TARGET_SOURCES)
         for name in self.exports or ():
             _ = export_named(name)
         limits = {"--budget": self.budget_bytes, "--hours": self.hours}

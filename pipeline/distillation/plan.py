@@ -6,27 +6,31 @@ again. Not counted: decoding where it is slower than the models, evaluation, exp
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...jobs.estimates.cost_model import SizedSet, cached_or_live
 from ...jobs.estimates.extraction import PlanOptions, student_speed, teacher_speed
 from ...jobs.extraction.extract import extract_features, layout_of, resolve_request
-from ...jobs.extraction.options import ExtractOptions
+from ...jobs.extraction.options import ExtractOptions, TeacherRequest
 from ...storage.core.errors import BadInput
 from ...storage.core.identity import short
 from ...storage.core.urls import is_url
 from ...storage.features.layout import FeatureLayout
 from ...storage.images.dataset import ImageDataset
+from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, area_px, size_hw, size_text
-from ...student.model.recipe import StudentConfig
+from ...student.data.sized import cached_sizes
+from ...student.model.recipe import StudentConfig, TrainRecipe
 from ...teachers.encoders.build import facts
 from ...teachers.registry.layers import stored_layers
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device
 from ..console.progress import duration
 from ..recipes.load import ResolvedRecipe
+from .budget import FIDELITY
 from .folder import DistillFolder
 from .options import DistillOptions
 from .recipes import DistillRecipes
@@ -105,6 +109,124 @@ class Rates:
         return self._known[what]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A model whose tokens are targets: a teacher, or the proxy, trained or not."""
+
+    name: str
+    request: TeacherRequest | None
+    """None: the proxy before it is trained."""
+    size_px: SizePx
+    """Of the set that stages 1 and 2 read."""
+    seconds: float
+    """Of a view's forward at that size."""
+    layout: Callable[[SizePx, int | None], FeatureLayout]
+    """Of the tokens at a size, whole or so many a view; raises BadInput for what cannot be."""
+
+    def seconds_at(self, size_px: SizePx) -> float:
+        """Return the seconds of a forward at another size: they follow the pixels."""
+        return self.seconds * area_px(size_px) / area_px(self.size_px)
+
+    def live_seconds(self, sizes_px: Collection[SizePx]) -> float:
+        """Return the mean seconds over the sizes that are drawn, or at its own."""
+        return sum(map(self.seconds_at, sizes_px)) / len(sizes_px) if sizes_px else self.seconds
+
+
+class _Targets:
+    """What teaches in a distillation, and what of its tokens the store lacks."""
+
+    def __init__(
+        self, options: DistillOptions, recipes: DistillRecipes, folder: DistillFolder, photos: ImageDataset, indexed: Collection[str],
+        rates: Rates, extraction: ExtractOptions,
+    ) -> None:  # fmt: skip
+        self.options, self.recipes, self.photos, self.indexed, self.extraction = options, recipes, photos, indexed, extraction
+        self.rows = len(photos) * recipes.views.views_per_image
+        self.teachers = [self._teacher(request, rates) for request in extraction.teachers]
+        self.proxy = None if recipes.proxy is None else self._proxy(rates, folder)
+        self._missing: dict[str, tuple[int, str | None]] = {}
+        """By source: what its own set lacks, and that set's key where it is known."""
+
+    @property
+    def of_students(self) -> list[_Source]:
+        """What teaches the students."""
+        return self.teachers if self.proxy is None else [self.proxy]
+
+    def _teacher(self, request: TeacherRequest, rates: Rates) -> _Source:
+        spec = resolve_request(request, self.extraction)
+
+        def layout(size_px: SizePx, tokens: int | None) -> FeatureLayout:
+            return layout_of(spec.at_size(size_px), replace(self.extraction, tokens_per_view=tokens))
+
+        return _Source(spec.name, request, spec.preprocessing.size_px, rates.teacher(request.name), layout)
+
+    def _proxy(self, rates: Rates, folder: DistillFolder) -> _Source:
+        assert self.recipes.proxy is not None
+        student, extract = self.recipes.proxy.recipe.student, self.recipes.extract
+        shape = facts({**student.options, "name": student.architecture})
+
+        def layout(size_px: SizePx, tokens: int | None) -> FeatureLayout:
+            height, width = (side // shape.stride_px for side in size_hw(size_px))
+            grid = (extract.grid[0], extract.grid[1]) if extract.grid else (height, width)
+            return FeatureLayout(
+                shape.width, shape.width, grid, extract.codec, tokens, None if grid == (height, width) else (height, width)
+            )
+
+        run, size_px = folder.proxy(), extract.proxy_size_px
+        request = TeacherRequest(str(run), size_px=size_px) if (run / "summary.json").is_file() else None
+        return _Source("proxy", request, size_px, rates.student(student) * FORWARD_SHARE, layout)
+
+    def own_rows(self) -> dict[str, dict[str, Any]]:
+        """Return the plan's rows of the sets that stages 1 and 2 read."""
+        table, tokens = dict[str, dict[str, Any]](), self.recipes.extract.tokens_per_view or None
+        for sources in filter(None, (self.teachers, [] if self.proxy is None else [self.proxy])):
+            self._missing |= self._missing_of(sources)
+            for source in sources:
+                missing = self._missing[source.name][0]
+                table[source.name] = _row(self.rows, missing, source.layout(source.size_px, tokens), source.seconds)
+        return table
+
+    def _missing_of(self, sources: list[_Source]) -> dict[str, tuple[int, str | None]]:
+        requests = [source.request for source in sources if source.request is not None]
+        if not requests:
+            return {source.name: (self.rows, None) for source in sources}
+        options = self.extraction if sources is self.teachers else self.recipes.extract.options(
+            self.extraction.store, self.extraction.data, tuple(requests), self.recipes.views
+        )  # fmt: skip
+        missing, keys = _missing_rows(options, self.photos, self.indexed)
+        return {source.name: (missing, keys.get(source.name, next(iter(keys.values()), None))) for source in sources}
+
+    def sized_rows(self, sizes_px: Collection[SizePx]) -> dict[str, tuple[SizedSet, dict[str, Any]]]:
+        """Return by set what it costs, and its row of the plan ({} of one that is read anyway), of the students' targets at several sizes.
+
+        Raises BadInput for sizes and grids that cannot be.
+        """
+        sized = {}
+        for size_px in sizes_px:
+            for source in self.of_students:
+                layout = source.layout(size_px, None)
+                is_own = size_px == source.size_px and not self.recipes.extract.tokens_per_view
+                missing = 0 if is_own else self._missing_at(source, size_px)
+                seconds = source.seconds_at(size_px)
+                row = {} if is_own else _row(self.rows, missing, layout, seconds)
+                sized[f"{source.name} at {size_text(size_px)} px"] = SizedSet(layout.view_bytes, seconds, missing), row
+        return sized
+
+    def _missing_at(self, source: _Source, size_px: SizePx) -> int:
+        """Return the views that a set of another size lacks: all, unless the set is there whose statistics it has."""
+        key = self._missing[source.name][1]
+        if source.request is None or key is None or self.photos.key not in self.indexed:
+            return self.rows
+        if key not in FeatureStore.open(self.extraction.store).list_features():
+            return self.rows
+        (request,) = self.recipes.sized([source.request], size_px)
+        options = self.recipes.sized_options(self.extraction.store, self.extraction.data, [request], [key])
+        return _missing_rows(options, self.photos, self.indexed)[0]
+
+
+def _row(rows: int, missing: int, layout: FeatureLayout, seconds: float) -> dict[str, Any]:
+    return {"views": rows, "missing": missing, "bytes": missing * layout.view_bytes, "hours": missing * seconds / _HOUR_S}
+
+
 def make_plan(
     options: DistillOptions, recipes: DistillRecipes, folder: DistillFolder, photos: ImageDataset, indexed: Collection[str]
 ) -> dict[str, Any]:
@@ -112,30 +234,18 @@ def make_plan(
     images = len(photos)
     extraction = recipes.extract.options(options.store_url, photos.key, recipes.extract.requests(options.teachers), recipes.views)
     rates = Rates(folder, extraction, keep=not options.dry_run)
+    targets = _Targets(options, recipes, folder, photos, indexed, rates, extraction)
     trainings = trainings_of(recipes, folder)
-    forward = {name: rates.teacher(name) for name in recipes.extract.teachers}
-    teachers_s = sum(forward.values())
-    rows, missing = images * recipes.views.views_per_image, _missing_rows(extraction, photos, indexed)
-    extracted: dict[str, dict[str, Any]] = {}
-    for request in extraction.teachers:
-        spec = resolve_request(request, extraction)
-        size = layout_of(spec, extraction).view_bytes
-        extracted[spec.name] = {
-            "views": rows, "missing": missing, "bytes": missing * size, "hours": missing * forward[request.name] / _HOUR_S
-        }  # fmt: skip
-    target_s = {"teachers": teachers_s, "proxy": 0.0}
-    if recipes.proxy is not None:
-        extracted["proxy"], target_s["proxy"] = _proxy_extraction(
-            recipes, rates, rows, finished=(folder.proxy() / "summary.json").is_file()
-        )
-    trained, live_h = {}, 0.0
+    extracted, trained, stage3, live_h = targets.own_rows(), dict[str, Any](), dict[str, Any](), 0.0
     for training in trainings:
-        run, student = training.resolved.recipe.run, training.resolved.recipe.student
-        samples, live = run.steps * run.batch_size, training.resolved.recipe.teacher.source == "live"
-        own_s = samples * rates.student(student)
-        spent_s = own_s + (samples * target_s[training.targets] if live else 0.0)
-        live_h += (own_s + samples * target_s[training.targets]) / _HOUR_S
+        recipe = training.resolved.recipe
+        run, samples = recipe.run, recipe.run.steps * recipe.run.batch_size
+        taught_by = targets.teachers if training.targets == "teachers" else targets.of_students
+        own_s = rates.student(recipe.student)
+        live_s = sum(source.live_seconds(recipe.teacher.sizes_px) for source in taught_by)
+        live_h += samples * (own_s + live_s) / _HOUR_S
         finished = (training.out / "summary.json").is_file()
+        spent_s = samples * (own_s + (live_s if recipe.teacher.source == "live" else 0.0))
         trained[training.name] = {
             "steps": run.steps,
             "batch": run.batch_size,
@@ -143,6 +253,10 @@ def make_plan(
             "done": finished,
             "hours": 0.0 if finished else spent_s / _HOUR_S,
         }
+        if cached_sizes(recipe):
+            extracted |= {name: row for name, (_, row) in targets.sized_rows(recipe.teacher.sizes_px).items() if row}
+        if recipe.stage == 3 and recipe.teacher.sizes_px:
+            stage3[training.name] = _both_ways(targets, recipe, own_s)
     hours = sum(row["hours"] for row in (*extracted.values(), *trained.values()))
     samples = sum(t.resolved.recipe.run.steps * t.resolved.recipe.run.batch_size for t in trainings if t.targets == "teachers")
     return {
@@ -153,12 +267,35 @@ def make_plan(
         "hours": hours,
         "bytes": sum(row["bytes"] for row in extracted.values()),
         "hours_with_live_teachers": live_h,
-        "break_even": _break_even(rows, samples),
+        "break_even": _break_even(targets.rows, samples),
+        **({"stage 3's targets": stage3} if stage3 else {}),
     }
 
 
-def _missing_rows(extraction: ExtractOptions, photos: ImageDataset, indexed: Collection[str]) -> int:
-    """Return the views whose tokens the store lacks; of photos that a dry run has not indexed, those that an earlier version lacks too."""
+def _both_ways(targets: _Targets, recipe: TrainRecipe, student_s: float) -> dict[str, Any]:
+    """Return what a stage 3 costs from feature sets of each size that it draws, and beside the live teachers."""
+    sizes_px, codec = recipe.teacher.sizes_px, targets.recipes.extract.codec
+    try:
+        sets = {name: one for name, (one, _) in targets.sized_rows(sizes_px).items()}
+    except BadInput as error:
+        if recipe.teacher.source == "cached":
+            raise
+        return {"chosen": "live", "cached": f"cannot be: {error}"}
+    kept = FIDELITY.get(codec)
+    told = "exact" if kept is None else f"cosine {kept.mean:.5g}, 1st percentile {kept.p1:.5g}"
+    return {
+        "chosen": recipe.teacher.source,
+        **cached_or_live(sets, len(sizes_px), recipe.run.steps * recipe.run.batch_size, student_s),
+        "agreement": f"{codec}: {told} (docs/results/bench-codec.json); `plan --stage 3` measures the trained proxy's own",
+        "hours_are": "estimated: forwards follow the pixels from the measured one, a proxy's is a third of its measured step",
+    }
+
+
+def _missing_rows(extraction: ExtractOptions, photos: ImageDataset, indexed: Collection[str]) -> tuple[int, dict[str, str | None]]:
+    """Return the views whose tokens the store lacks, and the sets' keys where they are known.
+
+    Of photos that a dry run has not indexed, those count that an earlier version lacks too.
+    """
     versions = [
         (photos.key, len(photos)),
         *((f"{photos.name}@{short(version.digest)}", version.images) for version in reversed(photos.earlier)),
@@ -166,24 +303,11 @@ def _missing_rows(extraction: ExtractOptions, photos: ImageDataset, indexed: Col
     data, images = next(((key, count) for key, count in versions if key in indexed), ("", 0))
     new = (len(photos) - images) * extraction.views.views_per_image
     if not data:
-        return new
+        return new, {}
     rows = images * extraction.views.views_per_image
     summary = extract_features(replace(extraction, data=data, dry_run=True))
     missing, shards = int(summary["shards_missing"]), int(summary["shards"])
-    return new + round(rows * missing / max(1, shards))
-
-
-def _proxy_extraction(recipes: DistillRecipes, rates: Rates, rows: int, *, finished: bool) -> tuple[dict[str, Any], float]:
-    """Return the proxy's row of the plan, and the seconds of its forward."""
-    assert recipes.proxy is not None
-    student, size_px = recipes.proxy.recipe.student, recipes.extract.proxy_size_px
-    shape = facts({**student.options, "name": student.architecture})
-    seconds = rates.student(student) * FORWARD_SHARE
-    height, width = size_hw(size_px)
-    grid, extract = (height // shape.stride_px, width // shape.stride_px), recipes.extract
-    layout = FeatureLayout(shape.width, shape.width, grid, extract.codec, extract.tokens_per_view or None)
-    missing = 0 if finished else rows
-    return {"views": rows, "missing": missing, "bytes": missing * layout.view_bytes, "hours": missing * seconds / _HOUR_S}, seconds
+    return new + round(rows * missing / max(1, shards)), summary["features"]
 
 
 def _break_even(rows: int, samples: int) -> str:

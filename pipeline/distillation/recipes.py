@@ -1,12 +1,15 @@
 """The recipes that a distillation runs by: read from files, whether the rules wrote them or the user gave one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from ...jobs.extraction.options import TeacherRequest
+from ...jobs.extraction.options import ExtractOptions, TeacherRequest
+from ...storage.core.choices import TargetSource
 from ...storage.core.errors import BadInput
+from ...storage.views.input_size import SizePx
 from ...storage.views.view_spec import ViewSpec
 from ..recipes.extraction import ExtractConfig
 from ..recipes.load import ResolvedRecipe, load_recipe, read_document, stages_of
@@ -27,14 +30,29 @@ class DistillRecipes:
     files: Mapping[str, str]
     """By architecture, and of "proxy": the file or the recipe's name."""
 
+    def sized(self, requests: Sequence[TeacherRequest], size_px: SizePx) -> tuple[TeacherRequest, ...]:
+        """Return models at one of the input sizes that are drawn; raises BadInput for a size that one does not take."""
+        return tuple(
+            replace(request, size_px=size_px, spec=None if request.spec is None else request.spec.at_size(size_px)) for request in requests
+        )
+
+    def sized_options(self, store: str, data: str, requests: Sequence[TeacherRequest], keys: Sequence[str], **more: Any) -> ExtractOptions:
+        """Return the extraction of whole grids at one of these sizes, normalised by the sets `keys`, which one size alone is read from.
+
+        Sampled tokens would need one grid at all sizes of student and teachers.
+        """
+        options = self.extract.options(store, data, tuple(requests), self.views, **more)
+        return replace(options, tokens_per_view=None, statistics_from=tuple(keys))
+
 
 def read_recipes(
     files: Mapping[str, str], stages: tuple[int, ...], teachers: tuple[TeacherRequest, ...], layers: tuple[int, ...] = (),
-    layer_weights: Mapping[str, float] = MappingProxyType({}),
+    layer_weights: Mapping[str, float] = MappingProxyType({}), targets: TargetSource | None = None,
 ) -> DistillRecipes:  # fmt: skip
     """Return the recipes of `files`, by student and of "proxy" where stage 1 is among the stages; raises BadInput for what they lack.
 
-    `layers` and `layer_weights` are laid over those of the files; the weights where the teachers' own tokens are learnt.
+    `layers`, `layer_weights` and `targets` are laid over those of the files; the weights where the teachers' own tokens are learnt, the
+    targets' source in stage 3.
     """
     students = {name: source for name, source in files.items() if name != "proxy"}
     first = next(iter(students.values()))
@@ -42,8 +60,9 @@ def read_recipes(
     extract = replace(extract, layers=layers or extract.layers)
     of_layers = layer_settings(layer_weights)
     of_student = [] if 1 in stages else of_layers
+    of_stage = {2: of_student, 3: of_student + ([] if targets is None else [f"teacher.source={targets}"])}
     loaded = {
-        name: {stage: _student_stage(source, stage, name, of_student) for stage in stages if stage != 1}
+        name: {stage: _student_stage(source, stage, name, of_stage[stage]) for stage in stages if stage != 1}
         for name, source in students.items()
     }
     proxy = load_recipe(files["proxy"], stage=1, settings=of_layers) if 1 in stages else None

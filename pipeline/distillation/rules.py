@@ -6,11 +6,13 @@ also where it equals the paper's, because a rule chose it. docs/recipes-by-rule.
 compared with.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...storage.core.choices import TargetSource
 from ...storage.core.errors import BadInput
 from ...storage.views.input_size import SizePx, area_px, size_hw, size_text
 from ...storage.views.view_spec import ViewSpec
@@ -170,13 +172,13 @@ def _parameters(name: str) -> int:
 def ruled_recipe(
     stage: int, facts: ScaleFacts, *, steps: int | None = None, batch_size: int | None = None, fits: int | None = None,
     images_per_s: float | None = None, hours: float | None = None, views: tuple[ViewSpec, Mapping[str, str]] | None = None, seed: int = 0,
-    start: Ruled | None = None,
+    start: Ruled | None = None, targets: TargetSource | None = None,
 ) -> Ruled:  # fmt: skip
     """Return the recipe of a stage; `facts` are those of its own student and teachers (stage 1: the proxy as student).
 
     `fits` is how many views go through the student at once (a trial step's); a larger batch goes in parts. `hours` at `images_per_s` bound
     the steps. `views` are those of an extraction that is made or decided. `start` is the recipe of the run that a stage 3 begins from: what
-    shapes the model and the views are its. Stage 3 leaves `student.init_from` to the caller.
+    shapes the model and the views are its. Stage 3 leaves `student.init_from` to the caller; `targets` says where its own come from.
     """
     if stage not in (1, 2, 3):
         raise BadInput(f"stage {stage} has no recipe; there are 1, 2 and 3")
@@ -187,10 +189,10 @@ def ruled_recipe(
     pairs: dict[str, tuple[Any, str]] = {
         "seed": (seed, "ours: any"),
         "precision": ("auto", f"ours: {_what_auto_is(facts)}"),
-        **_student_values(stage, facts, length),
+        **_student_values(stage, facts, length, targets),
         **_adapter_values(stage, facts),
         **_optimizer_values(stage, facts, length),
-        **_run_values(stage, facts, length, fits),
+        **_run_values(stage, facts, length, fits, targets),
     }
     if start is not None:
         pairs = {key: pair for key, pair in pairs.items() if not key.startswith("student.options.")}
@@ -215,7 +217,7 @@ def _what_auto_is(facts: ScaleFacts) -> str:
     return "auto: bf16, which this device computes in" if facts.device.bf16 else "auto: fp32, since this device has no bf16 arithmetic"
 
 
-def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, tuple[Any, str]]:
+def _student_values(stage: int, facts: ScaleFacts, length: Length, targets: TargetSource | None = None) -> dict[str, tuple[Any, str]]:
     student, teacher = facts.student, min(facts.teachers, key=lambda teacher: teacher.cells)
     size = scaling.student_size_of(student.patch_px, teacher.grid, teacher.size_px, facts.median_side_px)
     why = f"ours: the {teacher.grid[0]}×{teacher.grid[1]} grid of {teacher.name} in patches of {student.patch_px} px, at most its "
@@ -235,7 +237,7 @@ def _student_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str, 
         )
         shares = [size_hw(other)[0] / size_hw(size)[0] for other in sizes]
         teacher_sizes = tuple(scaling.scaled(teacher.size_px, share, teacher.stride_px) for share in shares)
-        values["teacher.source"] = ("live", "ours: live, as in the paper")
+        values["teacher.source"] = ("live", "ours: live, as in the paper") if targets is None else (targets, "ours: asked for")
         values["teacher.sizes_px"] = (
             tuple(dict.fromkeys(teacher_sizes)),
             f"ours: {size_text(teacher.size_px)} px by the same factors, in its strides",
@@ -288,7 +290,9 @@ def _optimizer_values(stage: int, facts: ScaleFacts, length: Length) -> dict[str
     }
 
 
-def _run_values(stage: int, facts: ScaleFacts, length: Length, fits: int | None) -> dict[str, tuple[Any, str]]:
+def _run_values(
+    stage: int, facts: ScaleFacts, length: Length, fits: int | None, targets: TargetSource | None
+) -> dict[str, tuple[Any, str]]:
     steps, batch = length.steps, length.batch_size
     checkpoint = min(1000, max(50, steps // 20))
     values: dict[str, tuple[Any, str]] = {
@@ -296,21 +300,29 @@ def _run_values(stage: int, facts: ScaleFacts, length: Length, fits: int | None)
         "run.batch_size": (batch, length.why_batch),
         "run.checkpoint_every": (min(steps, checkpoint), "ours: twenty in a run, every 50 to 1,000 steps"),
         "run.log_every": (min(10, max(1, steps // 100)), "ours: at least a hundred lines of metrics"),
-        "run.prefetch_megabytes": (_prefetch_megabytes(stage, facts, batch), "ours: two batches of pixels and stored tokens, in 1,024s"),
+        "run.prefetch_megabytes": (
+            _prefetch_megabytes(stage, facts, batch, targets),
+            "ours: two batches of pixels and stored tokens, in 1,024s",
+        ),
     }
     if fits is not None and fits < batch:
         values["run.accumulate"] = (-(-batch // fits), f"ours: {fits:,} views go through the student at once, by a trial step")
     return values
 
 
-def _prefetch_megabytes(stage: int, facts: ScaleFacts, batch: int) -> int:
-    """Return memory for two batches: pixels of the student, and tokens as int8, or pixels of live teachers."""
-    largest = max(map(area_px, _student_values(stage, facts, Length(1, 1, "", ""))["student.sizes_px"][0]))
+def _prefetch_megabytes(stage: int, facts: ScaleFacts, batch: int, targets: TargetSource | None) -> int:
+    """Return memory for two batches: pixels of the student, and tokens of the largest size as int8, or pixels of live teachers."""
+    values = _student_values(stage, facts, Length(1, 1, "", ""), targets)
+    largest = max(map(area_px, values["student.sizes_px"][0]))
+    is_live = values["teacher.source"][0] == "live"
+    drawn = max(map(area_px, values["teacher.sizes_px"][0])) if stage == 3 else 0
+    cells = [math.ceil(teacher.cells * (drawn or area_px(teacher.size_px)) / area_px(teacher.size_px)) for teacher in facts.teachers]
     tokens = sum(
-        2 * (teacher.class_width or 0) + teacher.cells * (teacher.width + 2 * -(-teacher.width // 128)) for teacher in facts.teachers
+        2 * (teacher.class_width or 0) + count * (teacher.width + 2 * -(-teacher.width // 128))
+        for teacher, count in zip(facts.teachers, cells, strict=True)
     )
     live = sum(3 * 4 * area_px(teacher.size_px) for teacher in facts.teachers)
-    view = 3 * largest + (live if stage == 3 else 2 * tokens if facts.device.kind == "cpu" else tokens) + 64
+    view = 3 * largest + (live if is_live else 2 * tokens if facts.device.kind == "cpu" else tokens) + 64
     return -(-2 * batch * view // (_MEGABYTES * 1_000_000)) * _MEGABYTES
 
 

@@ -200,6 +200,9 @@ MISTAKES = [  # three at each option
     ("--proxy vit-mimi --stages 1,2", "did you mean 'vit-mini'"),
     ("--proxy vit-mini", "--proxy is stage 1's student, and stage 1 is not among the stages 2"),
     ("--proxy {teacher} --stages 1,2", "unknown"),
+    ("--targets lives", "'lives' is not one of"),
+    ("--targets cached", "--targets says where stage 3's come from, and the stages are 2"),
+    ("--targets live --stages 1,2 --proxy vit-mini", "--targets says where stage 3's come from, and the stages are 1,2"),
     ("--budget lots", "'lots' is not a size such as 200GB"),
     ("--budget 0GB", "is not a size"),
     ("--budget 1GB --recipe demo", "give one of the two"),
@@ -278,6 +281,7 @@ def test_requests_that_cannot_be_are_refused_when_they_are_made(tmp_path: Path) 
         ({"students": ("vit-mini", "vit-mini")}, "named twice"),
         ({"stages": "2,1"}, "unknown stages"),
         ({"exports": ("timn",)}, "did you mean 'timm'"),
+        ({"targets": "cashed"}, "did you mean 'cached'"),
         ({"hours": 0.0}, "above 0"),
         ({"out": "s3://bucket/run"}, "is a folder of this machine"),
     ):
