@@ -6,7 +6,7 @@ the same bytes, which is compared first. `resize` is the device's part alone, ov
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def bench_pixels(folder: Path, size: PixelsSize, device: str) -> tuple[dict[str,
         if device == "cuda":
             torch.cuda.synchronize()
 
-    streams = {f"pixels_{resize}": stream(cast(ResizeOn, resize)) for resize in RESIZE_ON}
+    streams = {f"pixels_{resize}": stream(resize) for resize in RESIZE_ON}
     cut = next(iter(streams["pixels_device"].batches(0, 1))).cut[STUDENT].to(torch.device(device))
     ours = cut.resized()
     theirs = next(pixels(batch).clone() for batch in streams["pixels_host"].batches(0, 1))

@@ -81,7 +81,7 @@ def test_an_extraction_writes_the_same_bytes(photos: Any, tmp_path: Path, spec: 
 def test_a_training_takes_the_same_steps(photos: Any, tmp_path: Path, source: str, sent: list[int]) -> None:
     store, options, _ = photos
     key = extract_features(replace(options, renderer="fast"))["features"]["teacher"]
-    live = {"teachers": (options.teachers[0].name,)} if source == "live" else {}
+    live: dict[str, Any] = {"teachers": (options.teachers[0].name,)} if source == "live" else {}
     recipe = replace(RECIPE, teacher=TeacherConfig(source))
     losses = {}
     for resize in ("host", "device"):
@@ -126,7 +126,7 @@ def test_both_commands_take_the_option(photos: Any, tmp_path: Path, capsys: pyte
     assert sum(sent) == summary["rows"] == 24
     assert store.view_set(summary["views"]).renderer == fast()
     values = ["--set", "student.architecture=vit-mini", "--set", "student.sizes_px=[16]", "--set", "run.steps=2",
-              "--set", "run.batch_size=4", "--set", "views={}", "--set", "teacher.names=[]"]  # fmt: skip
+              "--set", "run.batch_size=4", "--set", 'views.photometric="none"', "--set", "teacher.names=[]"]  # fmt: skip
     features = ["--features", summary["features"]["teacher"], "--stage", "2", "--out", str(tmp_path / "run")]
     assert main(["train", *words, *features, *values, "--resize", "device", "--json"]) == 0
     assert sum(sent) == 24 + 2 * 4

@@ -6,17 +6,20 @@ from eupe_pipeline.storage.views.cut_pixels import COLUMNS, LARGEST_AREA, LARGES
 from eupe_pipeline.storage.views.letterbox import Letterbox
 from eupe_pipeline.storage.views.renderers import PILLOW, Renderer, fast
 from eupe_pipeline.storage.views.view_spec import Input, fit
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
 
 WANTED = Input((16, 20))
 
 
-def cut(wanted: Input, count: int, first_px: int = 0) -> tuple[CutPixels, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def cut(wanted: Input, count: int, first_px: int = 0) -> tuple[CutPixels, Pixels, NDArray[np.int64]]:
     memory = np.zeros((capacity_px(wanted, count) - SLACK_PX, 3), np.uint8)
     boxes = np.full((count, len(COLUMNS)), -1, np.int64)
     return CutPixels(wanted, memory, boxes, first_px), memory, boxes
 
 
-def picture(height: int, width: int) -> np.ndarray:  # type: ignore[type-arg]
+def picture(height: int, width: int) -> Pixels:
     return np.random.default_rng(height + width).integers(0, 256, (height, width, 3), np.uint8)
 
 
