@@ -3,8 +3,9 @@
 Extraction: photos on disk to committed int8 shards through one worker of this process, the teacher in bf16 with a batch size that it finds,
 against a bare loop of the same loaded teacher over pixels in memory, rounds interleaved. `/peak` is images a second times the teacher's
 operations an image (counted by torch over a forward on the meta device, two a multiplication) over the rate of a large bf16 matrix product
-that is measured in the same run. Training: gpu_training.py. One process, one GPU; minutes on a data-centre GPU, most of them for making
-random weights. `--tiny` runs every line with small shapes, also on a CPU, and its figures mean nothing.
+that is measured in the same run. Pixels, resized by the host or the device: gpu_pixels.py. Training: gpu_training.py. One process, one GPU;
+minutes on a data-centre GPU, most of them for making random weights. `--tiny` runs every line with small shapes, also on a CPU, and its
+figures mean nothing.
 
     python -m benchmarks.bench_gpu [--device cuda] [--teachers dinov3-h+ pecore-g] [--tiny]
 """
@@ -39,6 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .bench_extract import make_photos
 from .figures import interleave, report
+from .gpu_pixels import PixelsSize, bench_pixels
 from .gpu_training import TrainingSize, bench_training
 
 
@@ -56,9 +58,10 @@ class Size:
     teacher_px: int | None = None
     render_threads: int = 8
     training: TrainingSize = field(default_factory=TrainingSize)
+    pixels: PixelsSize = field(default_factory=PixelsSize)
 
 
-TINY = Size(("timm:test_vit.r160_in1k",), 1, 4, (40, 48), 64, 2, 4, 32, 1, TrainingSize.tiny())
+TINY = Size(("timm:test_vit.r160_in1k",), 1, 4, (40, 48), 64, 2, 4, 32, 1, TrainingSize.tiny(), PixelsSize.tiny())
 
 
 def synchronise(device: str) -> None:
@@ -183,6 +186,8 @@ def main() -> None:
         for number, name in enumerate(options.teachers or size.teachers):
             figures, details[name] = bench_extraction(Path(temporary) / str(number), name, size, options.device, peak)
             results |= figures
+        figures, details["pixels"] = bench_pixels(Path(temporary) / "pixels", size.pixels, options.device)
+        results |= figures
         figures, details["training"] = bench_training(Path(temporary) / "training", size.training, options.device)
     ideal = figures.pop("ideal")
     targets = {"gpu.extract_dinov3h/peak": (">=", 0.6), "gpu.train_vitt.wait_share": ("<=", 0.03)}

@@ -14,81 +14,33 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from eupe_pipeline.storage.images.indexing import build_index
-from eupe_pipeline.storage.store import FeatureStore
-from eupe_pipeline.storage.views.pixels import fill_pixels
-from eupe_pipeline.storage.views.renderers import fast
-from eupe_pipeline.storage.views.view_set import ViewSet
-from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.student.data.order import Order
 from eupe_pipeline.student.data.stream import Stream
-from eupe_pipeline.student.data.targets import STUDENT, Memory, Rendering
-from eupe_pipeline.student.model.student import TargetSpec
+from eupe_pipeline.student.data.targets import STUDENT, Rendering
 from eupe_pipeline.teachers.runtime.torchvision_guard import install
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .figures import interleave, medians, report
 from .jpeg_photos import IMAGENET_HW, jpeg_photos, write_many
+from .pixels_alone import NoTargets, photo_views
 from .store_peers import PEERS, Peer, available
 
 SIDE, BATCH, COUNT = 256, 64, 1024
 Run = Callable[[int], None]
 
 
-class NoTargets:
-    """A source of no targets: pixels alone."""
-
-    @property
-    def specs(self) -> Mapping[str, TargetSpec]:
-        return {}
-
-    def renderings(self, step: int) -> Sequence[Rendering]:
-        return ()
-
-    def largest_px(self) -> Mapping[str, Any]:
-        return {}
-
-    def inputs_px(self, step: int) -> Mapping[str, Any]:
-        return {}
-
-    def allocate(self, batch_size: int) -> Memory:
-        return {}
-
-    def at_step(self, memory: Memory, step: int) -> Memory:
-        return dict(memory)
-
-    def prefetch(self, rows_b: NDArray[np.int64], step: int) -> None:
-        """Nothing is read."""
-
-    def fill(self, rows_b: NDArray[np.int64], memory: Memory, start: int) -> None:
-        """Nothing is filled."""
-
-    def resolve(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        return {}
-
-    def identities(self) -> dict[str, Any]:
-        return {}
-
-
 def our_stream(folder: Path, threads: int) -> Run:
     """Return a run over all views of the photos once."""
-    store = FeatureStore.create(str(folder / "store"))
-    dataset = build_index(store.objects, str(folder / "photos"), "photos")
-    views = ViewSet.create(store.objects, dataset, ViewSpec(), 128, fast())
-    for shard in range(views.shards):
-        drawn = views.draw_shard(shard)
-        fill_pixels(views, np.arange(*views.group.shard_span(shard)), drawn, [], drawn_now=True)
-        views.commit_shard(shard, drawn, {})
-    order, steps = Order(len(dataset), 1, 0), COUNT // BATCH
+    views = photo_views(folder)
+    order, steps = Order(len(views.dataset), 1, 0), COUNT // BATCH
     stream = Stream(
         views, NoTargets(), order, lambda step: Rendering(STUDENT, SIDE, "bicubic"), batch_size=BATCH, largest_px={STUDENT: SIDE},
         threads=threads, slots=3,

@@ -1,7 +1,7 @@
 """What holds on the device that teachers and students run on: `pytest -m gpu` on CUDA; the same lines on a CPU with `--device cpu`.
 
 Stated tolerances: tokens in fp32 1e-3 of their scale, in bf16 a cosine of 0.999; losses of a training from cached targets against the
-live teacher 1e-3 in fp32 on one device.
+live teacher 1e-3 in fp32 on one device. Resized pixels are equal to the byte.
 """
 
 from dataclasses import replace
@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from eupe_pipeline.storage.core.choices import RESIZE_ON, ResizeOn
+from eupe_pipeline.storage.views.letterbox import Letterbox
+from eupe_pipeline.storage.views.renderers import fast
+from eupe_pipeline.storage.views.view_spec import Input, fit
 from eupe_pipeline.student.data.order import Order
 from eupe_pipeline.student.data.stream import Stream
 from eupe_pipeline.student.data.targets import STUDENT, CachedTargets, Rendering
@@ -21,6 +25,7 @@ from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.run_folder import read_metrics
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
+from eupe_pipeline.teachers.runtime.device_resize import CutViews, require_same_bytes
 from torch.nn import functional
 
 from .jobs.training_request import train
@@ -73,20 +78,46 @@ def test_bf16_and_the_compiler_train_what_fp32_trains(tiny_store: Any, device: s
         assert compiled == pytest.approx(plain, abs=2e-3)
 
 
-def test_batches_that_cross_while_the_device_is_busy_are_not_overwritten(tiny_store: Any, device: str) -> None:
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("letterbox", [None, Letterbox("center")])
+def test_the_device_resizes_to_the_bytes_of_the_host(device: str, interpolation: str, letterbox: Letterbox | None) -> None:
+    require_same_bytes(torch.device(device))
+    random = np.random.default_rng(0)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # as a training on CUDA does: products in TF32
+    try:
+        for px in (16, 64, 224, 256) if device == "cuda" else (16, 48):
+            wanted = Input(px, interpolation)
+            views = CutViews.allocate(wanted, letterbox, 24, pin=device == "cuda")
+            expected = np.zeros((24, *wanted.shape), np.uint8)
+            for start in (0, 12):  # as two threads cut: a gap lies between them
+                part = views.part(start, start + 12)
+                for n in range(12):
+                    crop = random.integers(0, 256, (*random.integers(1, 2 * px, 2), 3), np.uint8)
+                    crop, flip = crop if n % 2 else np.where(crop > 127, np.uint8(255), np.uint8(0)), bool(n % 3)
+                    part.put(n, crop, flip, letterbox, fast())
+                    fit(crop, flip, wanted, letterbox, fast(), expected[start + n])
+            np.testing.assert_array_equal(views.to(torch.device(device)).resized().cpu().numpy(), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("resize", RESIZE_ON)
+def test_batches_that_cross_while_the_device_is_busy_are_not_overwritten(tiny_store: Any, device: str, resize: ResizeOn) -> None:
     """Two slots of memory and a device that is far behind: a reader that did not wait would fill one before it has crossed."""
     views = tiny_store.features().views
 
-    def stream(pin: bool) -> Stream:
+    def stream(pin: bool, resize: ResizeOn = "host") -> Stream:
         order = Order(len(views.dataset), views.views_per_image, 0)
         source = CachedTargets({"tiny-teacher": tiny_store.features()})
         return Stream(
-            views, source, order, lambda step: Rendering(STUDENT, 64, "bicubic"), batch_size=8, largest_px={STUDENT: 64}, slots=2, pin=pin
-        )
+            views, source, order, lambda step: Rendering(STUDENT, 64, "bicubic"), batch_size=8, largest_px={STUDENT: 64}, slots=2, pin=pin,
+            resize=resize,
+        )  # fmt: skip
 
     wanted = [batch.to("cpu", keep=True) for batch in stream(pin=False).batches(0, 40)]
     received = []
-    for batch in stream(pin=device == "cuda").batches(0, 40):
+    for batch in stream(device == "cuda", resize).batches(0, 40):
         if device == "cuda":
             torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call]  # some 10 ms of the device's time
         received.append(batch.to(device, keep=True))

@@ -29,6 +29,7 @@ def test_every_part_of_the_check_runs_on_a_cpu(tmp_path: Path) -> None:
     table = (tmp_path / "gpu-check.md").read_text()
     assert table in done.stdout
     assert "`gpu.train_vitt.images_per_s`" in table
+    assert "`gpu.pixels_device/host`" in table
     assert json.loads((tmp_path / "gpu-trace.json").read_text())["operations"]
     assert (tmp_path / "gpu-trace.chrome.json.gz").stat().st_size > 1000
 

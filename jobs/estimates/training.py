@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...storage.core.choices import ResizeOn
 from ...storage.core.events import ignore_event
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
@@ -83,7 +84,7 @@ def plan_training(options: TrainOptions) -> dict[str, Any]:
         "data": {part.views.dataset.key: data_share(recipe, part) for part in parts},
         "features": {reader.key: {"rows": reader.rows, "bytes": reader.stored_bytes()} for reader in every_reader},
         "students": {name: student_cost(student_recipe, specs, ranks) for name, (student_recipe, _) in runs.items()},
-        "batch": batch_cost(recipe, parts[0], ranks),
+        "batch": batch_cost(recipe, parts[0], ranks, options.resize),
         "reading": reading_cost(recipe, parts),
         **({"losses": losses} if (losses := described(recipe.loss)) else {}),
         **terms_field(terms),
@@ -141,10 +142,10 @@ def kept_bytes(student: Student, recipe: TrainRecipe, specs: Mapping[str, Target
     return sum(nbytes for address, nbytes in storages.items() if address not in weights)
 
 
-def batch_cost(recipe: TrainRecipe, of: Part, ranks: Ranks) -> dict[str, Any]:
+def batch_cost(recipe: TrainRecipe, of: Part, ranks: Ranks, resize: ResizeOn = "host") -> dict[str, Any]:
     """Return the host memory of a rank's batches, which `run.prefetch_megabytes` bounds, and the device memory of one part's targets."""
     start, stop = ranks.span(recipe.run.batch_size)
-    memory = slot_bytes(stop - start, _memory_of_one(recipe, of), _largest_inputs(recipe, of.readers))
+    memory = slot_bytes(stop - start, _memory_of_one(recipe, of), _largest_inputs(recipe, of.readers), resize)
     layers = trained_layers(recipe.teacher, of.readers)
     grids = {name: 1 + len(layers.get(name, ())) for name in of.readers}
     floats = max(

@@ -19,7 +19,8 @@ from ...storage.sources.decode import Pixels
 from ...teachers.encoders.photometric import apply_photometric
 from ...teachers.encoders.tokens import LayerTokens, Tokens, concatenated
 from ...teachers.registry.teacher import Teacher
-from .transfers import StoredTokens, to_device
+from ...teachers.runtime.device_resize import CutViews
+from .transfers import StoredTokens, to_device, views_on_device
 
 LARGEST = {"cpu": 64, "cuda": 512}
 _FIRST = {"cpu": 2, "cuda": 16}
@@ -52,9 +53,10 @@ class SizedTeacher:
         """Compute raw final tokens, as `with_layers` does."""
         return self.with_layers(pixels_BHWC, photometric_BP).final
 
-    def with_layers(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> LayerTokens:
+    def with_layers(self, pixels_BHWC: Pixels | CutViews, photometric_BP: NDArray[np.float32] | None = None) -> LayerTokens:
         """Compute raw fp32 tokens of any number of views on the teacher's device; views are distorted first where parameters are given.
 
+        Cut views are resized there, and nothing of them is kept.
         Raises `EupeError` when not even one view fits.
         """
         while True:
@@ -80,9 +82,11 @@ class SizedTeacher:
             for layer, values in tokens.layers.items():
                 self._kept.keep(f"{key}-{layer}", RawTokens(None, values[window].numpy()))
 
-    def _tokens(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None) -> LayerTokens:
+    def _tokens(self, pixels_BHWC: Pixels | CutViews, photometric_BP: NDArray[np.float32] | None) -> LayerTokens:
         """Return the tokens of one forward, kept or computed."""
-        tokens = None if self._kept is None else self._taken(self._kept, forward_key(self._identity, pixels_BHWC, photometric_BP))
+        if self._kept is None or isinstance(pixels_BHWC, CutViews):
+            return self._forward(pixels_BHWC, photometric_BP)
+        tokens = self._taken(self._kept, forward_key(self._identity, pixels_BHWC, photometric_BP))
         if tokens is None:
             return self._forward(pixels_BHWC, photometric_BP)
         self.taken += len(pixels_BHWC)
@@ -102,9 +106,9 @@ class SizedTeacher:
             {layer: torch.from_numpy(kept_layer.patch).to(device) for layer, kept_layer in of_layers.items() if kept_layer is not None},
         )
 
-    def _forward(self, pixels_BHWC: Pixels, photometric_BP: NDArray[np.float32] | None = None) -> LayerTokens:
+    def _forward(self, pixels_BHWC: Pixels | CutViews, photometric_BP: NDArray[np.float32] | None = None) -> LayerTokens:
         device = self.teacher.device
-        pixels = to_device(torch.from_numpy(pixels_BHWC), device)
+        pixels = views_on_device(pixels_BHWC, device)
         if photometric_BP is not None:
             pixels = apply_photometric(pixels, to_device(torch.from_numpy(photometric_BP), device))
         return self.teacher.with_layers(pixels, self.layers) if self.layers else LayerTokens(self.teacher(pixels), {})

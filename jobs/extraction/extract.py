@@ -31,6 +31,7 @@ from ...teachers.registry.onnx_file import ONNX_FILE
 from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.registry.table import Terms
+from ...teachers.runtime.device_resize import require_device_renderer
 from ...teachers.runtime.devices import choose_device, choose_precision
 from ..runs.licences import record_unlisted_terms, report_terms, terms_by_name, terms_field, terms_of_request
 from ..runs.reading_leases import EXTRACTION, leases
@@ -86,6 +87,8 @@ def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) 
         on_event({"event": "warning", "text": text})
     renderer = choose_renderer(store.objects, dataset, options.views, options.images_per_shard, options.renderer, on_event)
     views = ViewSet.create(store.objects, dataset, options.views, options.images_per_shard, renderer)
+    if options.resize == "device":
+        require_device_renderer([views.renderer], on_event)
     if options.dry_run:
         return {
             **_dry_run(store, views, {spec.name: spec for spec in specs}, options, on_event),

@@ -6,7 +6,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ...storage.core.choices import NORMALISATIONS, RENDERERS, Codec, Constants, LicenceUse, Normalisation, Precision, RendererName
+from ...storage.core.choices import (
+    NORMALISATIONS,
+    RENDERERS,
+    RESIZE_ON,
+    Codec,
+    Constants,
+    LicenceUse,
+    Normalisation,
+    Precision,
+    RendererName,
+    ResizeOn,
+)
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.features.layers import checked_layers
 from ...storage.views.input_size import SizePx
@@ -85,6 +96,8 @@ class ExtractOptions:
     """Where each value of `views` comes from, for the summary of an extraction by a recipe."""
     renderer: RendererName = "auto"
     """What decodes and resizes new views; auto: what the store's own views have, else the fast one."""
+    resize: ResizeOn = "host"
+    """Where views are resized, to the same bytes: where they are cut, or in one batch on the teacher's device."""
     layers: tuple[int, ...] = ()
     """Blocks of each teacher, counted from 1, whose patch tokens are stored beside the final ones."""
 
@@ -95,6 +108,8 @@ class ExtractOptions:
             raise unknown_name("normalisation", self.normalisation, NORMALISATIONS)
         if self.renderer not in RENDERERS:
             raise unknown_name("renderer", self.renderer, RENDERERS)
+        if self.resize not in RESIZE_ON:
+            raise unknown_name("place to resize", self.resize, RESIZE_ON)
         for name, kind in (("teachers", TeacherRequest), ("statistics_from", str)):
             value = getattr(self, name)
             wrong = [value] if isinstance(value, str) else [item for item in value if not isinstance(item, kind)]

@@ -2,8 +2,8 @@
 
 Teachers with the same input, and the views' own stored pixels, share one rendering; distortions come later, on the device. A source image
 is held only while its own views are cut, so that a shard of large photos needs the memory of one of them. An image that cannot be decoded
-leaves zeros behind and its id and reason in `failed`. Views whose statistics were measured were rendered before: what was kept of them
-(`keep_batch`) is taken again.
+leaves zeros behind and its id and reason in `failed`. Where the device resizes, a batch holds cut views instead. Views whose statistics
+were measured were rendered before: what was kept of them (`keep_batch`) is taken again.
 """
 
 import json
@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
+import torch
 
 from ...storage.features.kept_forwards import KeptForwards
 from ...storage.sources.decode import Pixels
 from ...storage.views.input_size import size_text
-from ...storage.views.pixels import fill_pixels
+from ...storage.views.pixels import Output, fill_pixels
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import Input, StoredPixels, Views, in_order
+from ...teachers.runtime.device_resize import CutViews
 
 
 @dataclass
@@ -32,8 +34,13 @@ class RenderedBatch:
     first: int
     count: int
     pixels: dict[Input, Pixels]  # (count, height, width, 3) uint8 by size and interpolation
+    cut: dict[Input, CutViews]  # by input, of those that the device resizes
     failed: dict[str, str]  # image id → reason
     seconds: float
+
+    def seen(self, model_input: Input) -> Pixels | CutViews:
+        """Return the views at an input, rendered or cut."""
+        return self.pixels[model_input] if model_input in self.pixels else self.cut[model_input]
 
     @property
     def rows(self) -> slice:
@@ -74,8 +81,13 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
         fresh: FreshViews | None = None,
         start: int = 0,
         kept: KeptForwards | None = None,
+        *,
+        cut: bool = False,
     ) -> None:
-        """Begin with the shard's row `start`, the first of an image; fresh views that are `kept` are not rendered again."""
+        """Begin with the shard's row `start`, the first of an image; fresh views that are `kept` are not rendered again.
+
+        With `cut` the device resizes what is not stored.
+        """
         self._view_set, self._shard, self._views, self._inputs, self._fresh = (
             view_set,
             shard,
@@ -83,7 +95,7 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
             in_order(inputs),
             fresh,
         )  # one order: it names what is kept
-        self._kept = kept if fresh is not None else None
+        self._kept, self._cut = kept if fresh is not None else None, cut
         self._first_row, rows = view_set.group.shard_span(shard)[0], len(views.crop)
         per_batch = max(1, views_per_batch // view_set.views_per_image) * view_set.views_per_image
         self._todo = iter([(start, min(per_batch, rows - start)) for start in range(start, rows, per_batch)])
@@ -108,16 +120,20 @@ class RenderedShard(AbstractContextManager["RenderedShard"]):
 
     def _render(self, first: int, count: int) -> RenderedBatch:
         started, fresh = time.perf_counter(), self._fresh
-        batch = RenderedBatch(first, count, {}, {}, 0.0)
+        batch = RenderedBatch(first, count, {}, {}, {}, 0.0)
         stored = {} if fresh is None or fresh.stored is None or fresh.pixels is None else {fresh.stored.input: fresh.pixels[batch.rows]}
-        rendered = {
-            model_input: np.zeros((count, *model_input.shape), np.uint8) for model_input in self._inputs if model_input not in stored
-        }
+        others = [model_input for model_input in self._inputs if model_input not in stored]
+        if self._cut:
+            letterbox, pin = self._view_set.spec.letterbox, torch.cuda.is_available()
+            batch.cut = {model_input: CutViews.allocate(model_input, letterbox, count, pin=pin) for model_input in others}
+        rendered = {model_input: np.zeros((count, *model_input.shape), np.uint8) for model_input in others if not self._cut}
         batch.pixels = rendered | stored
         recorded = self._views.part(batch.rows)
         if self._kept is None or not _take_batch(self._kept, self._shard, batch, recorded):
             rows = self._first_row + np.arange(first, first + count)
-            fill_pixels(self._view_set, rows, recorded, list(batch.pixels.items()), drawn_now=fresh is not None, failed=batch.failed)
+            outputs: list[Output] = [*batch.pixels.items()]
+            outputs += [(model_input, cut.part(0, count)) for model_input, cut in batch.cut.items()]
+            fill_pixels(self._view_set, rows, recorded, outputs, drawn_now=fresh is not None, failed=batch.failed)
         batch.seconds = time.perf_counter() - started
         return batch
 

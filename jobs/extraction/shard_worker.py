@@ -36,6 +36,7 @@ from ...storage.views.view_spec import Input, Views, empty_views
 from ...teachers.encoders.tokens import LayerTokens
 from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
+from ...teachers.runtime.device_resize import CutViews, require_same_bytes
 from .batch_size import SizedTeacher
 from .canaries import check_canary
 from .rendering import FreshViews, RenderedBatch, RenderedShard, keep_batch
@@ -107,6 +108,8 @@ class ShardWorker:
             if order.compile:
                 teacher.compile_encoder(self.teachers[spec.name].views)
             check_canary(self.store, teacher)
+            if order.resize == "device":
+                require_same_bytes(teacher.device)
         self._readers: dict[str, FeatureReader] = {}
         self._earlier_sets: dict[tuple[str, ...], EarlierSets] = {}
         self._turn = threading.Lock()  # the teachers belong to one shard at a time: two would finish together, and late
@@ -205,12 +208,16 @@ class ShardWorker:
         """Return which of a teacher's tokens (n, H, W) see any of the image: statistics are of those; None for all."""
         return self.views.spec.taught_cells(views.crop, self._input(name).size_px, self._spec(name).grid)
 
-    def _rendered(self, shard: int, views: Views, fresh: FreshViews | None, names: Iterable[str], start: int = 0) -> RenderedShard:
+    def _rendered(
+        self, shard: int, views: Views, fresh: FreshViews | None, names: Iterable[str], start: int = 0, *, cut: bool = False
+    ) -> RenderedShard:
         """Return a shard's batches for some teachers: the same whether their tokens are measured or stored."""
         names = list(names)
         views_per_batch = max((self.teachers[name].views for name in names), default=1)
         inputs = {self._input(name) for name in names}
-        return RenderedShard(self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh, start, self._kept)
+        return RenderedShard(
+            self.views, shard, views, inputs, views_per_batch, self.order.render_threads, fresh, start, self._kept, cut=cut
+        )
 
     def _input(self, name: str) -> Input:
         return self._spec(name).preprocessing.input
@@ -218,7 +225,7 @@ class ShardWorker:
     def _spec(self, name: str) -> TeacherSpec:
         return self.teachers[name].teacher.spec
 
-    def _forward(self, name: str, pixels_BHWC: Pixels, views: Views, share: Callable[[LayerTokens], StoredTokens]) -> Arriving:
+    def _forward(self, name: str, pixels_BHWC: Pixels | CutViews, views: Views, share: Callable[[LayerTokens], StoredTokens]) -> Arriving:
         """Start the forward of one teacher, and return the `share` of its raw fp32 tokens on its way to the host."""
         teacher, seen_BP = self.teachers[name], self._seen(name, views)
         return compute(lambda: share(teacher.with_layers(pixels_BHWC, seen_BP)), teacher.teacher.device)
@@ -248,7 +255,8 @@ class ShardWorker:
         fresh = FreshViews.of(self.views, report.views) if committed is None else None
         for start in sorted({target.copied for target in targets.values()} or {0}):
             group = {name: target for name, target in targets.items() if target.copied == start}
-            with self._rendered(shard, views, fresh, group, start) as batches:
+            cut = self.order.resize == "device" and self._kept is None  # what is kept is found by a rendered view's pixels
+            with self._rendered(shard, views, fresh, group, start, cut=cut) as batches:
                 self._through_teachers(batches, views, group, report)
         self._stop_if_asked()
         self._commit(views, fresh, targets, report)
@@ -289,7 +297,7 @@ class ShardWorker:
                 self._stop_if_asked()
                 report.failed |= batch.failed
                 report.add("decode", batch.seconds)
-                seen = {name: batch.pixels[self._input(name)] for name in targets}
+                seen = {name: batch.seen(self._input(name)) for name in targets}
                 tokens = {
                     name: self._forward(name, pixels, views.part(batch.rows), partial(targets[name].share, batch=batch))
                     for name, pixels in seen.items()

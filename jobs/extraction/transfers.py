@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...storage.sources.decode import Pixels
 from ...teachers.runtime.copy_streams import copy_stream
+from ...teachers.runtime.device_resize import CutViews
 
 
 class StoredTokens(NamedTuple):
@@ -64,6 +66,20 @@ def to_device(pixels: Tensor, device: torch.device) -> Tensor:
     computing.wait_stream(stream)
     moved.record_stream(computing)  # else its memory would be taken for the next batch while this one is read
     return moved
+
+
+def views_on_device(views: Pixels | CutViews, device: torch.device) -> Tensor:
+    """Return pixels (n, height, width, 3) on the device: rendered ones, or cut ones that are resized there."""
+    if not isinstance(views, CutViews):
+        return to_device(torch.from_numpy(views), device)
+    if device.type != "cuda":
+        return views.to(device).resized()
+    stream, computing = copy_stream(device, "in"), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        sent = views.to(device)
+    computing.wait_stream(stream)
+    sent.record_stream(computing)
+    return sent.resized()
 
 
 def compute(work: Callable[[], StoredTokens], device: torch.device) -> Arriving:

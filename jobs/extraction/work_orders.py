@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...storage.core.choices import ResizeOn
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.store import FeatureStore
 from ...storage.views.view_set import ViewSet
@@ -36,6 +37,7 @@ class WorkOrder:
     devices: Mapping[str, str] = field(default_factory=dict)  # of teachers that are elsewhere than on `device`
     compile: bool = False
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by teacher: blocks whose tokens are stored beside the final ones
+    resize: ResizeOn = "host"
     kept_run: str | None = None  # whose forwards are kept from `measure_shard` to `do_shard`; None: nobody's
 
 
@@ -64,6 +66,7 @@ def work_order(
             list(specs), device, options.num_gpus, {name: device_name for name, device_name in chosen.items() if name in specs}
         ),
         compile=options.compile,
+        resize=options.resize,
     )
 
 

@@ -5,7 +5,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...storage.core.cache_home import shards_folder
-from ...storage.core.choices import ON_MISS, TRACKERS, TRAINING_EVALUATIONS, LicenceUse, OnMiss, Tracker, TrainingEvaluation
+from ...storage.core.choices import (
+    ON_MISS,
+    RESIZE_ON,
+    TRACKERS,
+    TRAINING_EVALUATIONS,
+    LicenceUse,
+    OnMiss,
+    ResizeOn,
+    Tracker,
+    TrainingEvaluation,
+)
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.urls import absolute
 from ...storage.store import FeatureStore
@@ -84,6 +94,8 @@ class TrainOptions:
     """Tokens of teachers with random weights are trained on, for trials."""
     subsets: tuple[str, ...] = ()
     """Recorded subsets by name or key, at most one of each dataset: nothing else of it is drawn."""
+    resize: ResizeOn = "host"
+    """Where views are resized, to the same bytes: by the threads that read, or in one batch on the device; no value of the recipe."""
     track: tuple[Tracker, ...] = ()
     """Trackers that get metrics and recipe, beside TensorBoard."""
     require_licence: LicenceUse | None = None
@@ -94,6 +106,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.on_miss not in ON_MISS:
             raise unknown_name("answer to missing shards", self.on_miss, ON_MISS)
+        if self.resize not in RESIZE_ON:
+            raise unknown_name("place to resize", self.resize, RESIZE_ON)
         if self.on_miss == "compute" and self.follow_s is not None:
             raise BadInput("--follow waits for another process to extract, --on-miss compute extracts here; give one of them")
         if self.watch is not None and self.watch.evaluation == "agreement" and not self.recipe.data.hold_out:

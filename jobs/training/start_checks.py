@@ -13,7 +13,9 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 
+from ...storage.core.choices import ResizeOn
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent
 from ...storage.features.features import FeatureReader
@@ -24,10 +26,12 @@ from ...storage.views.pixels import fill_pixels
 from ...storage.views.view_set import ViewSet
 from ...storage.views.view_spec import ViewSpec
 from ...student.data.sized import cached_sizes
+from ...student.data.targets import LiveTargets, TargetSource
 from ...student.model.recipe import TrainRecipe
 from ...teachers.registry.licences import TermsByName, merged, refuse_stray, refuse_terms, terms_from_record, with_declared
 from ...teachers.registry.table import Terms, terms_of
 from ...teachers.registry.teacher import Teacher
+from ...teachers.runtime.device_resize import require_device_renderer, require_same_bytes
 from ..extraction.canaries import check_canary
 from ..extraction.measure_statistics import sample_rows
 from ..runs.licences import report_terms, terms_by_name, terms_of_set, terms_of_start, terms_of_teacher
@@ -61,6 +65,21 @@ def check_teachers(store: FeatureStore, teachers: Iterable[Teacher]) -> None:
     """Compare each loaded teacher with its canary in the store; raises `CacheMismatch`."""
     for teacher in teachers:
         check_canary(store, teacher)
+
+
+def check_start(store: FeatureStore, parts: Sequence[Part], source: TargetSource) -> None:
+    """Check a sample of each dataset's pixels, and the canaries of live teachers; raises `CacheMismatch`."""
+    for part in parts:
+        check_pixels(part.views)
+    if isinstance(source, LiveTargets):
+        check_teachers(store, source.teachers.values())
+
+
+def check_resize(resize: ResizeOn, parts: Iterable[Part], device: str, on_event: OnEvent) -> None:
+    """Refuse views that the device is to resize and cannot, to the bytes that are recorded; raises `BadInput`, `CacheMismatch`."""
+    if resize == "device":
+        require_device_renderer([part.views.renderer for part in parts], on_event)
+        require_same_bytes(torch.device(device))
 
 
 def refuse_followed_angle(recipe: TrainRecipe, *, complete: bool) -> None:

@@ -61,7 +61,7 @@ from .evaluate_while_training import watching
 from .hold_out import check_hold_out, hold_out_record
 from .layers import say_unread, trained_layers
 from .options import TrainOptions
-from .start_checks import check_pixels, check_teachers, refuse_followed_angle, refuse_other_aspects, target_grids, training_terms
+from .start_checks import check_resize, check_start, refuse_followed_angle, refuse_other_aspects, target_grids, training_terms
 from .versions import recorded_versions
 
 
@@ -109,7 +109,8 @@ def train_in_process(
                 say_unread(recipe.teacher, parts[0].readers, on_event)
                 check_start(store, parts, source)
             check_hold_out(recipe.data.hold_out, parts, on_event if ranks.first else ignore_event, starts)
-            prefetch_of(recipe, source, ranks)  # raises BadInput before a run's folder exists
+            check_resize(options.resize, parts, device.value, on_event if ranks.first else ignore_event)
+            prefetch_of(recipe, source, ranks, options.resize)  # raises BadInput before a run's folder exists
             refuse_followed_angle(recipe, complete=options.complete)
             grids = target_grids(recipe, parts[0])
             for student_recipe, folder in runs.values():
@@ -125,8 +126,9 @@ def train_in_process(
                 after_step = watching(options.watch, store, learners[0], parts, on_event)
                 with tracking(trackers, tracked_names(out, open_runs), on_event) as report:
                     trained = Trainer(
-                        learners, source, joined_views(parts), order, on_event=report, stop_asked=stop_asked, after_step=after_step
-                    ).train()
+                        learners, source, joined_views(parts), order, resize=options.resize, on_event=report, stop_asked=stop_asked,
+                        after_step=after_step,
+                    ).train()  # fmt: skip
                 summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
     all_terms = terms_field(merged(*terms.values()))
     if len(runs) == 1:
@@ -165,14 +167,6 @@ def with_order(recipe: TrainRecipe, store: FeatureStore, follow: bool, on_event:
         if remote:
             on_event({"event": "note", "text": "data.order: shards  # auto: one request a shard is cheaper than one a view"})
     return replace(recipe, data=data)
-
-
-def check_start(store: FeatureStore, parts: Sequence[Part], source: TargetSource) -> None:
-    """Check a sample of each dataset's pixels, and the canaries of live teachers; raises `CacheMismatch`."""
-    for part in parts:
-        check_pixels(part.views)
-    if isinstance(source, LiveTargets):
-        check_teachers(store, source.teachers.values())
 
 
 def student_runs(recipe: TrainRecipe, students: Sequence[str], out: Path) -> dict[str, tuple[TrainRecipe, RunFolder]]:

@@ -13,12 +13,14 @@ from ...storage.core.choices import (
     PAD_POSITIONS,
     PHOTOMETRIC_MODES,
     RENDERERS,
+    RESIZE_ON,
     VIEW_KINDS,
     Normalisation,
     Orientation,
     PadPosition,
     PhotometricMode,
     RendererName,
+    ResizeOn,
     ViewKind,
 )
 from ...storage.core.events import OnEvent
@@ -95,6 +97,8 @@ def colour(context: click.Context, option: click.Parameter, value: str | None) -
     click.option("--compile", is_flag=True, help="Teachers through torch.compile; a canary says whether tokens are the same."),
     click.option("--renderer", type=click.Choice(RENDERERS), default="auto", show_default=True,
                  help="What decodes and resizes new views; auto: as the store's own views, else fast."),
+    click.option("--resize", type=click.Choice(RESIZE_ON), default="host", show_default=True,
+                 help="Where views are resized, to the same bytes: by the processor, or in batches on the teacher's device."),
     click.option("--teachers-at-once", type=click.IntRange(1), default=None, help="Loaded at the same time; default: all."),
     click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
     BAD_SHARE, DRY_RUN, JSON,
@@ -103,8 +107,8 @@ def extract_features(
     as_json: bool, photometric: PhotometricMode | None, view_kind: ViewKind | None, pad_position: PadPosition | None,
     pad_rgb: tuple[int, int, int] | None, seed: int | None, statistics_batches: int | None,
     normalisation: Normalisation, statistics_from: tuple[str, ...], workers: int | None, num_gpus: float, teacher_devices: dict[str, str],
-    compile: bool, renderer: RendererName, teachers_at_once: int | None, address: str | None, max_bad_share: float, dry_run: bool,
-    **values: Unpack[ExtractionValues],
+    compile: bool, renderer: RendererName, resize: ResizeOn, teachers_at_once: int | None, address: str | None, max_bad_share: float,
+    dry_run: bool, **values: Unpack[ExtractionValues],
 ) -> None:  # fmt: skip
     """Run teachers once and keep their tokens. Run again, it does only what is missing."""
 
@@ -115,8 +119,8 @@ def extract_features(
                              pad_position=pad_position, pad_rgb=pad_rgb)  # fmt: skip
         options = replace(
             request, statistics_batches=statistics_batches, normalisation=normalisation, statistics_from=statistics_from, workers=workers,
-            num_gpus=num_gpus, compile=compile, renderer=renderer, teachers_at_once=teachers_at_once, address=address,
-            max_bad_share=max_bad_share, dry_run=dry_run,
+            num_gpus=num_gpus, compile=compile, renderer=renderer, resize=resize, teachers_at_once=teachers_at_once,
+            address=address, max_bad_share=max_bad_share, dry_run=dry_run,
         )  # fmt: skip
         return extract(options, on_event)
 

@@ -8,11 +8,13 @@ import click
 
 from ...storage.core.choices import (
     ON_MISS,
+    RESIZE_ON,
     TARGET_SOURCES,
     TRACKERS,
     TRAINING_EVALUATIONS,
     LicenceUse,
     OnMiss,
+    ResizeOn,
     TargetSource,
     Tracker,
     TrainingEvaluation,
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     click.option("--evaluate-images", type=click.IntRange(20), default=2000, show_default=True,
                  help="Of it, half of them neighbours; agreement: of held-out images, and as many trained ones."),
     click.option("--allow-overlap", is_flag=True, help="kNN on images that are trained on as well; say it instead of refusing."),
+    click.option("--resize", type=click.Choice(RESIZE_ON), default="host", show_default=True,
+                 help="Where views are resized, to the same bytes: by the reader threads, or in one batch on the device."),
     click.option("--track", multiple=True, type=click.Choice(TRACKERS), help="Show the run there, beside TensorBoard; repeatable."),
     *LICENCES, RANDOM, DRY_RUN, JSON,
 )  # fmt: skip
@@ -70,7 +74,8 @@ def train(
     weight_of_layer: dict[str, float], students: tuple[str, ...],
     workers: int, address: str | None, follow_minutes: float | None, on_miss: OnMiss, new_views: int, shard_cache: Path | None,
     evaluation: TrainingEvaluation | None, every: int, evaluate_data: str | None, evaluate_images: int, allow_overlap: bool,
-    track: tuple[Tracker, ...], require_licence: LicenceUse | None, terms: dict[str, str], allow_random_weights: bool, dry_run: bool,
+    resize: ResizeOn, track: tuple[Tracker, ...], require_licence: LicenceUse | None, terms: dict[str, str], allow_random_weights: bool,
+    dry_run: bool,
 ) -> None:  # fmt: skip
     """Distil cached tokens into a student. Run again with the same values, it resumes at the last checkpoint."""
 
@@ -87,7 +92,7 @@ def train(
             proxy=proxy, teachers=live_teachers, students=students, workers=workers, address=address, on_miss=on_miss, new_views=new_views,
             follow_s=None if follow_minutes is None else 60 * follow_minutes, shard_cache=shard_cache,
             watch=watch_of(evaluation, every, evaluate_data, evaluate_images, allow_overlap), allow_random_weights=allow_random_weights,
-            track=track, require_licence=require_licence, terms=terms,
+            resize=resize, track=track, require_licence=require_licence, terms=terms,
         )  # fmt: skip
         if dry_run:
             from ...jobs.estimates.training import plan_training

@@ -31,6 +31,10 @@ RendererName = Literal["auto", "fast", "pillow"]
 """What decodes and resizes new views; auto: what the store's own views have, else the fast one."""
 RENDERERS: tuple[RendererName, ...] = get_args(RendererName)
 
+ResizeOn = Literal["host", "device"]
+"""Where views are resized: by the processor that cut them, or in one batch on the device that they are for. The bytes are the same."""
+RESIZE_ON: tuple[ResizeOn, ...] = get_args(ResizeOn)
+
 Container = Literal["file", "tar", "parquet"]
 """What holds an image: a file of its own, or a tar or Parquet file with many of them."""
 CONTAINERS: tuple[Container, ...] = get_args(Container)

@@ -4,7 +4,7 @@ Everything that shows a recorded view to a model or a person gets its pixels her
 not the recorded one is refused, because tokens belong to the pixels that the teacher saw and to no others. Stored pixels serve when every
 input that is wanted has their size and interpolation; they are checked like tokens, and the images are not touched. The choice is a
 call's, all or nothing, and nothing falls back to another size. Both ways give the same bytes, undistorted: distortions are applied later,
-by whoever has torch. An image is decoded once for neighbouring rows of it.
+by whoever has torch, and so is the resizing of an output that takes `CutPixels`. An image is decoded once for neighbouring rows of it.
 Axes: n views.
 """
 
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from ..core.errors import CacheMismatch
 from ..images.dataset import ImageRow
 from ..sources.decode import BadImage, Pixels
+from .cut_pixels import CutPixels
 from .input_size import size_text
 from .renderers import Renderer
 from .view_spec import Input, Views, ViewSpec, cut, draw, fit, in_order, pixel_digest, render
 
 Int64s = NDArray[np.int64]
-Output = tuple[Input, Pixels]
-"""An input and the memory (n, height, width, 3) for it."""
+Output = tuple[Input, Pixels | CutPixels]
+"""An input and the memory (n, height, width, 3) for it, or for what a device will make it from."""
 
 
 class ReadableImages(Protocol):
@@ -151,7 +152,10 @@ def _cut_from_image(
         elif digest != recorded.digest[n].tobytes():
             raise _differing_pixels(views, image)
         for wanted, out in outputs:
-            fit(crop, bool(recorded.flip[n]), wanted, letterbox, renderer, out[n])
+            if isinstance(out, CutPixels):
+                out.put(n, crop, bool(recorded.flip[n]), letterbox, renderer)
+            else:
+                fit(crop, bool(recorded.flip[n]), wanted, letterbox, renderer, out[n])
 
 
 def _differing_pixels(views: ReadableViews, image: int) -> CacheMismatch:
@@ -163,9 +167,11 @@ def _differing_pixels(views: ReadableViews, image: int) -> CacheMismatch:
     )
 
 
-def _read_stored(views: ReadableViews, rows: Int64s, recorded: Views, outputs: Sequence[Pixels], failed: dict[str, str] | None) -> None:
+def _read_stored(
+    views: ReadableViews, rows: Int64s, recorded: Views, outputs: Sequence[Pixels | CutPixels], failed: dict[str, str] | None
+) -> None:
     good = np.asarray(recorded.digest.any(axis=1))  # a failed image has views, but neither a digest nor pixels
-    first, *others = outputs
+    first, *others = [out.put_rendered(good) if isinstance(out, CutPixels) else out for out in outputs]
     if good.all():
         views.read_pixels(rows, first)
     else:

@@ -61,6 +61,11 @@ class Renderer:
         return "simplejpeg" if self.jpeg is not None and self.jpeg["library"] == fast_jpeg.LIBRARY else "pillow"
 
     @property
+    def is_on_devices(self) -> bool:
+        """Whether a device can resize to the same bytes (`teachers.runtime.device_resize`)."""
+        return self.resizer is not None
+
+    @property
     def name(self) -> RendererName:
         """Return what asks for it on this machine; auto for that of another version, which only a store's views can name."""
         return "pillow" if self == PILLOW else "fast" if self == fast() else "auto"

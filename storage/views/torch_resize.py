@@ -9,9 +9,9 @@ Axes: crop and out are (height, width, 3).
 """
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -82,15 +82,37 @@ def version() -> str:
     return importlib.metadata.version(LIBRARY).partition("+")[0]
 
 
-@cache
-def check() -> str:
-    """Return a digest of what made-up pictures are resized to here: equal digests mean equal pixels, whatever the versions are."""
-    hasher = xxhash.xxh3_64()
-    for (height, width), (new_height, new_width) in _PROBE_SIZES:
+class Probe(NamedTuple):
+    """A made-up picture (height, width, 3) and what it is resized to."""
+
+    picture: Pixels
+    size: tuple[int, int]
+    interpolation: str
+
+
+def probes() -> Iterator[Probe]:
+    """Yield what a resizer is known by."""
+    for (height, width), size in _PROBE_SIZES:
         y, x, channel = np.ogrid[:height, :width, :3]
         picture = ((x * x * 3 + y * 11 + x * y + channel * 50) % 256).astype(np.uint8)
-        for interpolation in _operators():
-            out = np.empty((new_height, new_width, 3), np.uint8)
-            resize_into(out, picture, False, interpolation)
-            hasher.update(out.tobytes())
+        yield from (Probe(picture, size, interpolation) for interpolation in _operators())
+
+
+def digest_of(resized: Iterable[Pixels]) -> str:
+    """Return the digest of the probes as somebody resized them: equal digests mean equal pixels, whatever the versions are."""
+    hasher = xxhash.xxh3_64()
+    for pixels in resized:
+        hasher.update(pixels.tobytes())
     return hasher.hexdigest()
+
+
+@cache
+def check() -> str:
+    """Return the digest of what the probes are resized to here."""
+    return digest_of(_resized(probe) for probe in probes())
+
+
+def _resized(probe: Probe) -> Pixels:
+    out = np.empty((*probe.size, 3), np.uint8)
+    resize_into(out, probe.picture, False, probe.interpolation)
+    return out

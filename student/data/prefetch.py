@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...storage.core.choices import ResizeOn
 from ...storage.core.errors import BadInput
+from ...storage.views.cut_pixels import LARGEST_AREA
 from ...storage.views.input_size import SizePx, area_px
 from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
 from ..model.ranks import Ranks
@@ -58,10 +60,13 @@ def slots_within(megabytes: int, slot_bytes: int) -> Prefetch:
     return Prefetch(min(MOST_SLOTS, limit_bytes // slot_bytes), slot_bytes, limit_bytes)
 
 
-def slot_bytes(batch_size: int, targets_of_one: Memory, largest_px: Mapping[str, SizePx]) -> int:
-    """Return the bytes of one slot, from the memory of one view's targets and the largest input of each model whose pixels it holds."""
+def slot_bytes(batch_size: int, targets_of_one: Memory, largest_px: Mapping[str, SizePx], resize: ResizeOn = "host") -> int:
+    """Return the bytes of one slot, from the memory of one view's targets and the largest input of each model whose pixels it holds.
+
+    Views that the device resizes have room for crops of several times that.
+    """
     targets = sum(tensor.nbytes for tensor in targets_of_one.values())
-    pixels = sum(3 * area_px(size) for size in largest_px.values())
+    pixels = sum(3 * area_px(size) for size in largest_px.values()) * (LARGEST_AREA if resize == "device" else 1)
     return batch_size * (targets + pixels + 4 * PHOTOMETRIC_PARAMETERS)
 
 
@@ -70,7 +75,8 @@ def largest_inputs(recipe: TrainRecipe, source: TargetSource) -> dict[str, SizeP
     return {STUDENT: max(recipe.student.sizes_px, key=area_px), **source.largest_px()}
 
 
-def prefetch_of(recipe: TrainRecipe, source: TargetSource, ranks: Ranks) -> Prefetch:
+def prefetch_of(recipe: TrainRecipe, source: TargetSource, ranks: Ranks, resize: ResizeOn = "host") -> Prefetch:
     """Return what a rank's stream will hold; raises `BadInput` where two batches do not fit."""
     start, stop = ranks.span(recipe.run.batch_size)
-    return slots_within(recipe.run.prefetch_megabytes, slot_bytes(stop - start, source.allocate(1), largest_inputs(recipe, source)))
+    memory = slot_bytes(stop - start, source.allocate(1), largest_inputs(recipe, source), resize)
+    return slots_within(recipe.run.prefetch_megabytes, memory)

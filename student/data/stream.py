@@ -3,8 +3,8 @@
 A step's pixels are read or rendered at every input that a model needs (the student's, live teachers'; see `storage.views.pixels`); its
 cached tokens are read into the same batch. A fixed number of equal batches exists (`prefetch` says how many fit), so memory is bounded;
 each is split among the threads, which release the interpreter in decoding, resizing and reading. Only uint8 pixels, stored codes and the
-views' photometric parameters cross to the device, where `apply_photometric` applies them. Everything in a batch is a function of its step,
-so starting at any step resumes exactly.
+views' photometric parameters cross to the device, where `apply_photometric` applies them; where the device resizes, the pixels are of
+crops. Everything in a batch is a function of its step, so starting at any step resumes exactly.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...storage.core.choices import ResizeOn
 from ...storage.features.layers import split_target
 from ...storage.views.input_size import SizePx, area_px, size_hw
-from ...storage.views.pixels import ReadableViews, fill_pixels
-from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS
+from ...storage.views.pixels import Output, ReadableViews, fill_pixels
+from ...storage.views.view_spec import PHOTOMETRIC_PARAMETERS, Input
 from ...teachers.encoders.photometric import pixels_seen_by
 from ...teachers.runtime.copy_streams import copy_stream
+from ...teachers.runtime.device_resize import CutViews, SentViews
 from ..model.losses import Places
 from ..model.ranks import ALONE, Ranks
 from .order import BatchIndices, BatchOrder
@@ -57,6 +59,8 @@ class Batch:
 
     plan: Plan
     tensors: Memory
+    cut: Mapping[str, CutViews] = field(default_factory=dict)
+    """By model, where the device resizes: `to` gives their `pixels`."""
     copied: torch.cuda.Event | None = None
     """Of the last copy to a CUDA device: this memory must not be filled again before."""
 
@@ -67,16 +71,20 @@ class Batch:
         """
         where = torch.device(device)
         if where.type != "cuda":
-            return {name: tensor.to(where, copy=keep) for name, tensor in self.tensors.items()}
+            return {name: tensor.to(where, copy=keep) for name, tensor in self.tensors.items()} | {
+                f"pixels/{key}": cut.to(where).resized() for key, cut in self.cut.items()
+            }
         stream, computing = copy_stream(where, "in"), torch.cuda.current_stream(where)
         with torch.cuda.stream(stream):
             moved = {name: tensor.to(where, non_blocking=True) for name, tensor in self.tensors.items()}
+            sent = {key: cut.to(where) for key, cut in self.cut.items()}
             self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.copied.record(stream)
         computing.wait_event(self.copied)
-        for tensor in moved.values():
-            tensor.record_stream(computing)  # else its memory would be taken for the next batch while this one is read
-        return moved
+        arrived: list[Tensor | SentViews] = [*moved.values(), *sent.values()]
+        for each in arrived:
+            each.record_stream(computing)  # else its memory would be taken for the next batch while this one is read
+        return moved | {f"pixels/{key}": views.resized() for key, views in sent.items()}
 
 
 def apply_photometric(mode: str, tensors: Memory) -> Memory:
@@ -103,18 +111,24 @@ def places_of(tensors: Memory) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Memory of one batch, reused; a model's pixels lie in one buffer, which is as large as its largest input."""
+    """Memory of one batch, reused; a model's pixels lie in one buffer, which is as large as its largest input, rendered or cut."""
 
     batch_size: int
     fixed: Memory
     pixels: Memory
+    cut: Mapping[str, CutViews]
 
     def tensors(self, plan: Plan, source: TargetSource) -> Memory:
         tensors = source.at_step(self.fixed, plan.step)
         for key, size_px, _ in plan.renderings:
-            shape = (self.batch_size, *size_hw(size_px), 3)
-            tensors[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
+            if key in self.pixels:
+                shape = (self.batch_size, *size_hw(size_px), 3)
+                tensors[f"pixels/{key}"] = self.pixels[key][: math.prod(shape)].view(shape)
         return tensors
+
+    def cut_at(self, plan: Plan) -> dict[str, CutViews]:
+        """Return the memory of cut views at the inputs of a step."""
+        return {rendering.key: self.cut[rendering.key].at(rendering.input) for rendering in plan.renderings if rendering.key in self.cut}
 
 
 class Stream:
@@ -137,9 +151,10 @@ class Stream:
         threads: int = 2,
         pin: bool = False,
         ranks: Ranks = ALONE,
+        resize: ResizeOn = "host",
     ) -> None:
         self.views, self.source, self.order, self.student_rendering = views, source, order, student_rendering
-        self.global_batch, self.ranks, self.threads, self.pin = batch_size, ranks, threads, pin
+        self.global_batch, self.ranks, self.threads, self.pin, self.resize = batch_size, ranks, threads, pin, resize
         self._reach = order.reach(batch_size)
         start, stop = ranks.span(batch_size)
         self.batch_size = stop - start
@@ -152,9 +167,13 @@ class Stream:
             fixed |= {
                 f"{PLACE}/{key}": torch.zeros(self.batch_size, 4, dtype=torch.float64) for key in (STUDENT, *self.source.inputs_px(0))
             }
-        sizes = {key: 3 * self.batch_size * area_px(size) for key, size in largest_px.items()}
-        pixels = {key: torch.empty(count, dtype=torch.uint8, pin_memory=self.pin) for key, count in sizes.items()}
-        return _Slot(self.batch_size, {name: tensor.pin_memory() if self.pin else tensor for name, tensor in fixed.items()}, pixels)
+        pixels, cut = Memory(), dict[str, CutViews]()
+        for key, size in largest_px.items():
+            if self.resize == "device":
+                cut[key] = CutViews.allocate(Input(size), self.views.spec.letterbox, self.batch_size, pin=self.pin)
+            else:
+                pixels[key] = torch.empty(3 * self.batch_size * area_px(size), dtype=torch.uint8, pin_memory=self.pin)
+        return _Slot(self.batch_size, {name: tensor.pin_memory() if self.pin else tensor for name, tensor in fixed.items()}, pixels, cut)
 
     def plan(self, step: int) -> Plan:
         """Return what a step uses on this rank: a pure function of the step."""
@@ -201,7 +220,7 @@ class Stream:
         self, pool: ThreadPoolExecutor, slot: _Slot, step: int, copied: torch.cuda.Event | None
     ) -> tuple[Batch, list[Future[None]]]:
         plan = self.plan(step)
-        batch = Batch(plan, slot.tensors(plan, self.source))
+        batch = Batch(plan, slot.tensors(plan, self.source), slot.cut_at(plan))
         edges = np.linspace(0, self.batch_size, self.threads + 1).astype(int).tolist()
         spans = [(start, stop) for start, stop in itertools.pairwise(edges) if start < stop]
         return batch, [pool.submit(self._fill, batch, start, stop, copied) for start, stop in spans]
@@ -220,5 +239,13 @@ class Stream:
             for key, size_px in sizes.items():
                 shares = self.views.spec.letterbox.shares(views.crop[:, 2:], size_px)
                 batch.tensors[f"{PLACE}/{key}"][start:stop] = torch.from_numpy(shares)
-        outputs = [(rendering.input, batch.tensors[f"pixels/{rendering.key}"][start:stop].numpy()) for rendering in batch.plan.renderings]
+        outputs: list[Output] = [
+            (
+                rendering.input,
+                batch.cut[rendering.key].part(start, stop)
+                if rendering.key in batch.cut
+                else batch.tensors[f"pixels/{rendering.key}"][start:stop].numpy(),
+            )
+            for rendering in batch.plan.renderings
+        ]
         fill_pixels(self.views, rows_b, views, outputs)

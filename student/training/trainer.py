@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...storage.core.choices import ResizeOn
 from ...storage.core.errors import BadInput, Interrupted, StoreUnavailable
 from ...storage.core.events import Event, OnEvent, ignore_event
 from ...storage.core.stop_signals import call_on_stop
 from ...storage.views.input_size import SizePx, size_json
-from ...storage.views.pixels import ReadableViews, origin_of_pixels
+from ...storage.views.pixels import ReadableViews, are_stored, origin_of_pixels
 from ...storage.views.view_spec import Input
 from ..data.following import POLL_S, FollowedOrder
 from ..data.order import BatchOrder
@@ -77,6 +78,7 @@ class Trainer:
         views: ReadableViews,
         order: BatchOrder,
         *,
+        resize: ResizeOn = "host",
         on_event: OnEvent = ignore_event,
         stop_asked: Callable[[], bool] = lambda: False,
         after_step: Callable[[Sequence[Learner], int], None] = lambda learners, done: None,
@@ -88,11 +90,12 @@ class Trainer:
         self.on_event = on_event if self.ranks.first else lambda event: None
         self.interpolation = _common_interpolation(self.learners)
         run = self.recipe.run
-        self.prefetch = prefetch_of(self.recipe, source, self.ranks)
+        resize = "host" if are_stored(views, self._inputs()) else resize  # nothing is resized
+        self.prefetch = prefetch_of(self.recipe, source, self.ranks, resize)
         self.stream = Stream(
             views, source, order, self._student_rendering, batch_size=run.batch_size, threads=run.reader_threads,
             largest_px=largest_inputs(self.recipe, source), slots=self.prefetch.slots, pin=self.device.startswith("cuda"),
-            ranks=self.ranks,
+            ranks=self.ranks, resize=resize,
         )  # fmt: skip
         self.views, self.dataset = views, views.dataset
         self.clock = Clock()

@@ -12,7 +12,7 @@ from eupe_pipeline.jobs.estimates.live_cost import live_teacher_cost
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions, fidelity, repair_features
-from eupe_pipeline.jobs.training import train as train_module
+from eupe_pipeline.jobs.training import start_checks
 from eupe_pipeline.pipeline.pictures.neighbours import galleries
 from eupe_pipeline.pipeline.reports.cache_sample import shown_images
 from eupe_pipeline.pipeline.reports.page_contents import chosen_galleries
@@ -98,7 +98,7 @@ def test_no_caller_takes_other_pixels_than_were_recorded(caller: str, store: Fea
 def test_a_stream_refuses_them_too_where_the_sample_at_the_start_missed_them(
     caller: str, store: FeatureStore, tiny_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "check_pixels", lambda views: 0)
+    monkeypatch.setattr(start_checks, "check_pixels", lambda views: 0)
     with pytest.raises(CacheMismatch, match=REFUSED):
         CALLERS[caller](store, tiny_store)
 
