@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/quantised.md"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(given.folder, Scale(given.images, given.test_images, given.steps), given.last_steps, given.student)
+    bench = Bench(given.folder, Scale(given.images, given.images, given.test_images, given.steps), given.last_steps, given.student)
     write(measure(bench, bench.train()), bench, given.out)
     print(given.out.read_text())
 

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/study"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/study.md"))
     options = parser.parse_args()
-    scale = Scale(options.images, options.test_images, options.steps)
+    scale = Scale(options.images, test_images=options.test_images, steps=options.steps)
     path = options.out.with_suffix(".parquet")
     rows = read_rows(path, asdict(scale))
     if not options.page:

@@ -1,6 +1,6 @@
 """What is measured of a student: kNN and a linear probe, agreement with its teacher on held-out photos, and masks of real things.
 
-All of it from the same pixels for each student, made once a study: centre crops of the training photos (the neighbours and the probe's
+All of it from the same pixels for each student, made once a study: centre crops of the labelled photos (the neighbours and the probe's
 training images), of the test photos, and pictures for the masks: stamps of Tux Paint, cut out by their alpha masks and put on test
 photos. Stamps for training and for testing differ, and so do their backgrounds.
 
@@ -65,7 +65,7 @@ class Pixels:
 
     def __init__(self, study: Study) -> None:
         self._folder, self._study = study.folder / "pixels", study
-        self.train, self.train_labels = self._photos("train", SIZE_PX)
+        self.bank, self.bank_labels = self._photos("bank", SIZE_PX)
         self.test, self.test_labels = self._photos("test", SIZE_PX)
         stamps = self._kept("stamps", self._stamps)
         self.pictures, self.masks, self.is_test = stamps["pictures"], stamps["masks"], stamps["is_test"]
@@ -151,11 +151,11 @@ class Pixels:
 def measure_student(study: Study, pixels: Pixels, run: Path) -> Measures:
     """Return the figures of a finished run."""
     student = load_student(run)
-    train, test = _tokens(student, pixels.train), _tokens(student, pixels.test)
-    nearest = knn(train[0].numpy(), pixels.train_labels, test[0].numpy(), pixels.test_labels, ks=())
+    bank, test = _tokens(student, pixels.bank), _tokens(student, pixels.test)
+    nearest = knn(bank[0].numpy(), pixels.bank_labels, test[0].numpy(), pixels.test_labels, ks=())
     return Measures(
         nearest.ours,
-        _linear(train[0], pixels.train_labels, test[0], pixels.test_labels),
+        _linear(bank[0], pixels.bank_labels, test[0], pixels.test_labels),
         *_cosines(student, pixels, run, test),
         _mask_iou(student, pixels),
     )

@@ -24,7 +24,7 @@ from benchmarks.study_table import (  # noqa: E402
     write_rows,
 )
 
-SCALE = {"images": 1600, "test_images": 10_000, "steps": 800, "batch_size": 32}
+SCALE = {"images": 1600, "bank_images": 10_000, "test_images": 10_000, "steps": 800, "batch_size": 32}
 NONE = {"linear_percent": 50.0, "cls_cosine": math.nan, "patch_cosine": 20.0, "mask_iou": 30.0}
 
 
