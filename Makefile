@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins image-locks package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study soak venv-locked ci-lock docs clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins image-locks package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study study-long soak venv-locked ci-lock docs clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -113,8 +113,11 @@ demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 bench-train: $(BENCH)/.installed ## streaming against memory, against DataLoaders, cached against live: docs/results/bench-train.json
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BENCH)/bin/python -m benchmarks.bench_train
 
-study: venv ## what codecs, views and stages do to students (half an hour on two cores, resumable): docs/results/study.md
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(BIN)/python -m benchmarks.study
+study: venv ## what codecs, tokens and views do to students, in pairs (hours on two cores, resumable): docs/results/study.md
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(BIN)/python -m benchmarks.study --seeds $(or $(SEEDS),4)
+
+study-long: venv ## the whole study: 16 pairs, also of several teachers and of stages (a night on two cores, resumable)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(BIN)/python -m benchmarks.study --all --seeds $(or $(SEEDS),16)
 
 bench-extract: venv ## extraction against a bare forward loop, and what five kills cost: docs/results/bench-extract.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract

@@ -25,7 +25,7 @@ import torch
 from eupe_pipeline.jobs.evaluation.knn import EvaluationSize, embed_images, labels_as, sample_images
 from eupe_pipeline.jobs.export_run import ExportOptions, export_run
 from eupe_pipeline.student.export.runtimes import CannotRunHere, executorch_runner, onnx_runner
-from eupe_pipeline.student.model.recipe import OptimizerConfig, QuantiseConfig, StudentConfig
+from eupe_pipeline.student.model.recipe import AdapterConfig, OptimizerConfig, QuantiseConfig, StudentConfig
 from eupe_pipeline.student.probes.knn import Embeddings, knn
 from eupe_pipeline.teachers.encoders.tokens import Tokens
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
@@ -33,11 +33,15 @@ from torch import Tensor
 
 from .figures import machine
 from .quantised_knn import program
-from .study import SIZE_PX, STUDENT, TEACHER, Scale, Study
+from .study_arms import TEACHER, Scale, Study
 
+SIZE_PX = 64
 STUDENTS = {
     "vitt": (StudentConfig("eupe_vitt16", {"layer_scale": 1.0}, (SIZE_PX,)), "the demonstration's (ViT-T"),
-    "small": (STUDENT, "the study's (a ViT of width 96 and depth 4"),
+    "small": (
+        StudentConfig("vit", {"width": 96, "depth": 4, "heads": 3, "layer_scale": 1.0, "patch_px": 16}, (SIZE_PX,)),
+        "a small one (a ViT of width 96 and depth 4",
+    ),
 }
 GROUPS = 25
 GOAL_POINTS = 0.5
@@ -65,13 +69,15 @@ class Bench:
     def train(self) -> dict[str, Path]:
         """Return the runs by name, trained unless they are."""
         student = STUDENTS[self.name][0]
-        features, base = self.study._extract(TEACHER, 0, 2, codec="int8"), self.study._recipe(0, student)
-        start = self.study._train(base, features, self.name)
+        features, shared = self.study.extract(TEACHER, seed=0, views=2, codec="int8"), self.study.recipe(0, student)
+        first = OptimizerConfig(learning_rate=2e-3, beta2=0.95, weight_decay=0.02)
+        base = replace(shared, adapter=AdapterConfig(256), optimizer=first, precision="auto")
+        start = str(self.study.train(base, features, self.name))
         run = replace(base.run, steps=self.last_steps, checkpoint_every=self.last_steps)
         optimizer = OptimizerConfig(learning_rate=2e-4, beta2=0.95, weight_decay=0.02)
         plain = replace(base, student=replace(student, init_from=start), run=run, optimizer=optimizer)
         recipes = {"plain": plain, "aware": replace(plain, quantise=QuantiseConfig(self.last_steps))}
-        return {name: Path(self.study._train(recipe, features, f"{self.name}-{name}")) for name, recipe in recipes.items()}
+        return {name: self.study.train(recipe, features, f"{self.name}-{name}") for name, recipe in recipes.items()}
 
     def export(self, run: Path) -> Path:
         """Return the folder of a run's exports, made unless they are there."""
@@ -201,7 +207,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/quantised.md"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(given.folder, Scale(given.images, given.test_images, given.steps), given.last_steps, given.student)
+    bench = Bench(given.folder, Scale(given.images, given.images, given.test_images, given.steps), given.last_steps, given.student)
     write(measure(bench, bench.train()), bench, given.out)
     print(given.out.read_text())
 

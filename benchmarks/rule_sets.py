@@ -34,6 +34,7 @@ DIGITS = Package(
 STAMPS_PACKAGE, STAMPS_VERSION = "tuxpaint-stamps-default", "2022.06.04-1"
 STAMPS_SHA256 = "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
 LEAST_STAMPS_OF_A_CLASS = 30
+_STAMPS_FOLDER = "usr/share/tuxpaint/stamps"
 _SIDE = 28
 
 
@@ -51,17 +52,21 @@ def make(name: str, folder: Path) -> tuple[Path, Path]:
 
 
 def _stamps(train: Path, test: Path) -> None:
-    unpacked = train.parent / "package"
-    unpacked.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["dpkg-deb", "-x", str(_stamps_package()), str(unpacked)], check=True)
-    root = unpacked / "usr" / "share" / "tuxpaint" / "stamps"
-    files = sorted(root.rglob("*.png"))
+    root = train.parent / "package" / _STAMPS_FOLDER
+    files = unpacked_stamps(train.parent / "package")
     counts = Counter(path.relative_to(root).parts[0] for path in files)
     for path in files:
         label = path.relative_to(root).parts[0]
         if counts[label] >= LEAST_STAMPS_OF_A_CLASS:
             name = "-".join(path.relative_to(root).parts[1:])
             _save(_on_white(path), train if _is_for_training(f"{label}/{name}") else test, label, name)
+
+
+def unpacked_stamps(folder: Path) -> list[Path]:
+    """Return the PNGs of the stamps' package, sorted, unpacked below a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["dpkg-deb", "-x", str(_stamps_package()), str(folder)], check=True)
+    return sorted((folder / _STAMPS_FOLDER).rglob("*.png"))
 
 
 def _stamps_package() -> Path:

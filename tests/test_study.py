@@ -1,0 +1,96 @@
+"""The study's statistics against what is known of them, its rows at rest, its page, and the arms' pairs."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks are no package of the project
+
+from benchmarks.study_arms import AGAINST, ARMS, CODECS_AND_VIEWS, SAME, VIEWS  # noqa: E402
+from benchmarks.study_table import (  # noqa: E402
+    Interval,
+    Row,
+    differences,
+    interval,
+    planned_half_width,
+    read_rows,
+    seen_difference,
+    verdict,
+    write_page,
+    write_rows,
+)
+
+SCALE = {"images": 1600, "bank_images": 10_000, "test_images": 10_000, "steps": 800, "batch_size": 32}
+NONE = {"linear_percent": 50.0, "cls_cosine": math.nan, "patch_cosine": 20.0, "mask_iou": 30.0}
+
+
+def row(arm: str, seed: int, percent: float) -> Row:
+    return Row(arm, seed, {"knn_percent": percent, **NONE}, 60.0, SCALE, "some CPU")
+
+
+def test_an_interval_of_16_pairs_holds_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    held = [found.low <= 0.3 <= found.high for found in (interval(random.normal(0.3, 1.0, 16), 1) for _ in range(200))]
+    assert 0.91 <= np.mean(held) <= 0.99
+
+
+def test_an_interval_of_many_lines_is_wider_and_of_alike_differences_has_no_width() -> None:
+    drawn = np.random.default_rng(2).normal(0.0, 1.0, 16)
+    assert interval(drawn, 10).half_width > 1.2 * interval(drawn, 1).half_width
+    assert interval(np.zeros(5), 10) == Interval(0.0, 0.0, 0.0, 5)
+    assert math.isnan(interval(drawn[:2], 10).low)
+
+
+def test_the_interval_does_not_hang_on_the_order_in_which_students_were_measured() -> None:
+    arms = {"a": {seed: float(seed % 3) for seed in range(9)}, "b": dict.fromkeys(reversed(range(8)), 1.0)}
+    assert differences(arms, "a", "b").tolist() == [-1, 0, 1, -1, 0, 1, -1, 0]
+    assert differences(arms, "a", "absent").size == 0
+
+
+def test_the_planned_width_is_student_s_and_a_difference_seen_in_four_of_five_is_larger() -> None:
+    assert planned_half_width(1.0, 16, 1) == pytest.approx(2.13145 / 4, abs=1e-5)  # t of 15 degrees of freedom, two-sided 95 %
+    assert seen_difference(1.0, 16, 1) == pytest.approx(0.75, abs=0.01)  # 16 pairs, alpha 0.05, power 0.8: d = 0.749 in tables
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(0.1, 2.0, "helps"), (-2.0, -0.1, "hurts"), (-0.6, 0.5, "equal"), (-0.7, 0.5, "cannot tell")]
+)
+def test_a_verdict_follows_from_the_whole_interval(low: float, high: float, word: str) -> None:
+    assert verdict(Interval((low + high) / 2, low, high, 16)) == word
+
+
+def test_rows_come_back_by_scale_and_a_figure_that_an_arm_lacks_stays_none(tmp_path: Path) -> None:
+    path = tmp_path / "rows" / "study.parquet"
+    assert read_rows(path, SCALE) == []
+    write_rows(path, [row("int8", 0, 31.5), Row("int8", 0, {"knn_percent": 1.0, **NONE}, 1.0, {**SCALE, "steps": 2}, "some CPU")])
+    (found,) = read_rows(path, SCALE)
+    assert (found.arm, found.measures["knn_percent"], found.scale) == ("int8", 31.5, SCALE)
+    assert math.isnan(found.measures["cls_cosine"])
+
+
+def test_a_rerun_writes_the_page_anew_and_keeps_what_was_written_below_it(tmp_path: Path) -> None:
+    page = tmp_path / "study.md"
+
+    def study(percent: float) -> str:
+        rows = [row(arm, seed, percent + shift + seed % 2) for seed in range(4) for arm, shift in (("fp32", 1.0), ("1 view", 0.0))]
+        write_page(rows, {"1 view": "fp32"}, {"1 view": 1}, page, "make study")
+        return page.read_text()
+
+    first = study(30.25)
+    assert "| 1 view | 4 | 30.75 ± 0.58 | 50.00 ± 0.00 | – |" in first
+    assert "| 1 view | fp32 | 4 | -1.00 [-1.00, -1.00] | +0.00 [+0.00, +0.00] | – |" in first
+    assert "| hurts |" in first
+    assert "| 1 | +1.00 [+1.00, +1.00] | ██████████ |" in first
+    words = "\n## What it says\n\n- **By hand**: 30.75 ± 0.58 stays.\n\n## And more\n\nwords\n"
+    page.write_text(first + words)
+    assert study(40.25) == first.replace("30.75", "40.75").replace("31.75", "41.75") + words
+
+
+def test_every_arm_that_is_compared_is_there() -> None:
+    arms = ARMS.keys() | SAME.keys()
+    assert AGAINST.keys() | set(AGAINST.values()) | set(CODECS_AND_VIEWS) | set(SAME.values()) <= arms
+    assert VIEWS.keys() <= AGAINST.keys()
