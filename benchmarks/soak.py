@@ -270,9 +270,12 @@ def table(soak: Soak, found: Mapping[str, Any], minutes: float) -> str:
             lines.append(f"| {phase} | {minutes_of:.0f} | {name} | {start:{unit}} | {end:{unit}} | {grown:+.1%} |")
     lines += [
         "",
-        "The target, growth below 10 %, is that of each command above, and of what lives throughout as a whole, of its own processes and its",
+        "The target, growth below 10 %, holds for each command above, and for what lives throughout as a whole, its own processes and its",
+        "open files; Ray's own processes are shown beside.",
+        "",
+        "| left behind at the end | number |",
+        "|---|---|",
     ]
-    lines += ["open files; Ray's own processes are shown for themselves.", "", "| left behind at the end | number |", "|---|---|"]
     lines += [f"| {kind} | {len(names)} |" for kind, names in found["left"].items()]
     different = len(found["different_weights"])
     lines += ["", f"Failed commands: {len(soak.failures)}. Trainings whose weights differ from an undisturbed one's: {different}."]
