@@ -2,10 +2,12 @@
 
 Round after round, the commands that a user types, on one local store: `index` of a folder that grows, `extract-features` with two teachers
 by a Ray worker, two trainings side by side, `features verify`, `features prune` of what the round before extracted. Every 20 to 60 seconds
-SIGKILL takes the whole process tree of a command that runs, and the same command is run again. Meanwhile the memory (PSS), open files and
-processes of each command's tree are sampled. At the end nothing may be left: processes, shared memory, leases, probes, temporary files
-(those of killed writers are made a day old first, when the next command sweeps them), Ray's sessions of killed processes; the whole store
-verifies; and each of the first round's trainings, killed or not, has the weights of one that ran undisturbed.
+SIGKILL takes the whole process tree of a command that runs, and the same command is run again. Meanwhile the memory, open files and
+processes of each command's tree are sampled (`soak_watch`). Two commands more live throughout, on the same store and never killed: a
+training, and an extraction by a Ray worker; what they hold minute after minute, without the first minutes, shows a leak within a process,
+and at the end SIGTERM stops them. At the end nothing may be left: processes, shared memory, leases, locks, probes, temporary files (those
+of killed writers are made a day old first, when the next command sweeps them), Ray's sessions of killed processes; the whole store
+verifies; and each round's trainings, killed or not, have the weights of one that ran undisturbed.
 
     python -m benchmarks.soak [--minutes 30] [--out FOLDER]
 """
@@ -15,11 +17,9 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ from eupe_pipeline.teachers.encoders.build import build_encoder
 from PIL import Image
 
 from .figures import report
-from .kill_extract import MARK, SCRIPT, kill_tree, marked
+from .kill_extract import kill_tree, marked
+from .soak_throughout import WARM_UP, Throughout, outlived, start
+from .soak_watch import Leftovers, Sample, growth, ray_folder
 
 PHOTOS, GROWTH, POLL_S, FLAT = 64, 2, 0.2, 0.10
+LONG_PHOTOS, LONG_PX = 12_000, 640  # of the extraction that lives throughout: hours of work, of whose tokens four a view are kept
+OF_RAY = ("raylet", "gcs_server", "Ray's helpers")  # shown, and held to the target as a part of the whole alone
 PATIENCE = 3  # kills of one command before it is left to end: on a busy machine its start alone may take longer than the pause
 NAMES = ("both", "one")
-SEGMENTS = ("plasma", "ray", "torch_", "psm_", "sem.", "eupe")  # shared memory of Ray, torch, Python and ours; other programs have theirs
 TARGETS = {
     "soak.kills": (">=", 1.0), "soak.failures": ("<=", 0.0), "soak.leaks": ("<=", 0.0), "soak.different_weights": ("<=", 0.0),
     "soak.memory_growth": ("<=", FLAT),
@@ -63,90 +66,6 @@ log_every = 10
 """
 
 
-@dataclass
-class Sample:
-    """What a command's process tree used at its most: PSS in MB, open files, processes; and whether it was killed."""
-
-    phase: str
-    pss_mb: float = 0.0
-    files: int = 0
-    processes: int = 0
-    seconds: float = 0.0
-    killed: bool = False
-    again: bool = False  # after a kill: it had less to do
-
-    def look(self, pids: Sequence[int]) -> None:
-        """Add a moment."""
-        self.pss_mb = max(self.pss_mb, sum(map(pss_mb, pids)))
-        self.files = max(self.files, sum(map(open_files, pids)))
-        self.processes = max(self.processes, len(pids))
-
-
-def pss_mb(pid: int) -> float:
-    """Return the proportional set size of a process in MB, 0 when it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
-
-
-def open_files(pid: int) -> int:
-    """Return the number of a process's open files, 0 when it has ended."""
-    try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
-        return 0
-
-
-def growth(values: Sequence[float]) -> float | None:
-    """Return by which share the median of the last third of the values exceeds that of the first; None of fewer than six."""
-    third = len(values) // 3
-    return float(np.median(values[-third:]) / np.median(values[:third]) - 1) if third >= 2 else None
-
-
-@dataclass
-class Leftovers:
-    """What may be left behind, by kind: the names that are there."""
-
-    found: dict[str, set[str]] = field(default_factory=dict)
-
-    @classmethod
-    def look(cls, out: Path) -> "Leftovers":
-        """Return what there is now below a soak's folder and in this machine's shared memory."""
-        store, mapped = out / "store", mapped_files()
-        segments = [path for path in Path("/dev/shm").glob("*") if path.name.startswith(SEGMENTS) and path.is_file()]
-        return cls(
-            {
-                "temporary files": {str(path) for path in out.rglob(".tmp-*")},
-                "leases": {str(path) for path in (store / "leases").rglob("*.json")},
-                "probes": {str(path) for path in (store / "probes").rglob("*")},
-                "shared memory": {path for path in map(str, segments) if path not in mapped},
-                "ray sessions": {str(path) for path in ray_folder(out).glob("ray/session_2*")},
-            }
-        )
-
-    def beyond(self, before: "Leftovers") -> dict[str, list[str]]:
-        """Return what was not there before, by kind."""
-        return {kind: sorted(names - before.found.get(kind, set())) for kind, names in self.found.items()}
-
-
-def mapped_files() -> set[str]:
-    """Return the files in shared memory that a living process has mapped."""
-    found: set[str] = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            found |= {line.split(maxsplit=5)[5].strip() for line in maps.read_text().splitlines() if "/dev/shm/" in line}
-        except OSError:
-            continue
-    return found
-
-
-def ray_folder(out: Path) -> Path:
-    """Return the folder of Ray's sessions, short enough for its sockets."""
-    return Path(tempfile.gettempdir()) / f"soak-{sha256(str(out).encode()).hexdigest()[:8]}"
-
-
 class Soak:
     """The store, the commands' processes, what they used, and the next kill."""
 
@@ -154,23 +73,25 @@ class Soak:
         self.out, self.pause_s, self.workers, self.random = out, pause_s, workers, np.random.default_rng(seed)
         self.deadline = time.monotonic() + minutes * 60
         self.samples: list[Sample] = []
+        self.throughout = Throughout(out)
         self.failures: list[str] = []
         self.kills: list[dict[str, Any]] = []
-        self.photos = 0
+        self.photos: dict[str, int] = {}
         (out / "recipe.toml").write_text(RECIPE.format(steps=steps))
         self._plan_kill()
 
     def _plan_kill(self) -> None:
         self.kill_at = time.monotonic() + float(self.random.uniform(*self.pause_s))
 
-    def grow(self, count: int) -> None:
+    def grow(self, folder: str, count: int) -> None:
         """Write more photos: noise, in three classes."""
-        for number in range(self.photos, self.photos + count):
-            path = self.out / "photos" / f"class{number % 3}" / f"{number:05d}.png"
+        there = self.photos.get(folder, 0)
+        for number in range(there, there + count):
+            path = self.out / folder / f"class{number % 3}" / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (48, 40, 3), np.uint8)
             Image.fromarray(pixels).save(path)
-        self.photos += count
+        self.photos[folder] = there + count
 
     def run(self, commands: Mapping[str, Sequence[str]], disturbed: bool = True) -> None:
         """Run commands side by side to their ends, each by its phase's name; kill one when it is time, and run it again."""
@@ -178,6 +99,7 @@ class Soak:
         killed = dict.fromkeys(commands, 0)
         while running:
             time.sleep(POLL_S)
+            self.throughout.look()
             for phase, (child, mark, sample) in list(running.items()):
                 if child.poll() is None:
                     sample.look(sorted(marked(mark)))
@@ -194,10 +116,7 @@ class Soak:
                     running[phase][2].again = True
 
     def _start(self, phase: str, words: Sequence[str]) -> tuple[subprocess.Popen[bytes], str, Sample]:
-        mark = secrets.token_hex(8)
-        environment = {**os.environ, MARK: mark, "RAY_TMPDIR": str(ray_folder(self.out)), "OMP_NUM_THREADS": "1"}
-        with (self.out / f"{phase}.log").open("ab") as log:
-            child = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stdout=log, stderr=log, env=environment)
+        child, mark = start(self.out, phase, words)
         sample = Sample(phase, seconds=time.monotonic())
         self.samples.append(sample)
         return child, mark, sample
@@ -206,13 +125,7 @@ class Soak:
         sample.seconds = time.monotonic() - sample.seconds
         if child.returncode:
             self.failures.append(f"{phase}: status {child.returncode}, see {phase}.log")
-        deadline = time.monotonic() + 10
-        while (left := marked(mark)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if left:
-            names = sorted({Path(f"/proc/{pid}/comm").read_text().strip() for pid in left if Path(f"/proc/{pid}").exists()})
-            self.failures.append(f"{phase}: {len(left)} processes outlive it: {', '.join(names)}")
-            kill_tree(mark)
+        self.failures += outlived(phase, mark)
 
     def _kill(self, phase: str, child: subprocess.Popen[bytes], mark: str, sample: Sample) -> None:
         processes = kill_tree(mark)
@@ -228,8 +141,8 @@ class Soak:
     def flatness(self) -> dict[str, float]:
         """Return by how much the undisturbed commands of each phase grew in memory."""
         phases = {sample.phase for sample in self.samples}
-        whole = [one for one in self.samples if not one.killed and not one.again and one.pss_mb]
-        peaks = {phase: [one.pss_mb for one in whole if one.phase == phase] for phase in phases}
+        whole = [one for one in self.samples if not one.killed and not one.again and one.memory_mb]
+        peaks = {phase: [one.memory_mb for one in whole if one.phase == phase] for phase in phases}
         return {phase: grown for phase, values in sorted(peaks.items()) if (grown := growth(values)) is not None}
 
 
@@ -253,21 +166,39 @@ def trainings(out: Path, label: object, first: tuple[str, list[str]]) -> dict[st
     return {f"train {name}": train_words(out, f"{label}-{name}", features[name], first[0]) for name in NAMES}
 
 
+def plan(soak: Soak) -> list[str]:
+    """Return the options that all extractions share."""
+    return ["--shard-images", "8", "--statistics-batches", "2", "--workers", str(soak.workers), "--codec", "int8"]
+
+
+def throughout(soak: Soak, first: tuple[str, list[str]]) -> dict[str, list[str]]:
+    """Return the commands that live throughout, by their phases; neither comes to its end."""
+    store, teacher = ["--store", str(soak.out / "store")], str(soak.out / "teachers" / "throughout")
+    soak.grow("more", LONG_PHOTOS)
+    soak.run({"index": ["index", str(soak.out / "more"), *store, "--name", "more"]}, disturbed=False)
+    extract = ["extract-features", *store, "--data", "more", "--teacher", teacher, "--teacher-size", f"{teacher}={LONG_PX}", *plan(soak)]
+    train = train_words(soak.out, "throughout", first[1], first[0])
+    return {
+        "extract throughout": [*extract, "--tokens-per-view", "4", "--batch-size", "4"],
+        "train throughout": [*train, "--set", "run.steps=1000000", "--set", "run.checkpoint_every=200"],
+    }
+
+
 def one_round(soak: Soak, number: int, first: tuple[str, list[str]] | None) -> tuple[str, list[str]]:
     """Grow, extract, train twice, verify, prune; return the first version of the dataset and its feature sets, which stay."""
     out, store = soak.out, ["--store", str(soak.out / "store")]
-    soak.grow(GROWTH if number else PHOTOS)
+    soak.grow("photos", GROWTH if number else PHOTOS)
     soak.run({"index": ["index", str(out / "photos"), *store, "--name", "photos"]})
     teachers = [word for name in ("a", "b") for word in ("--teacher", str(out / "teachers" / name))]
-    plan = ["--shard-images", "8", "--statistics-batches", "2", "--workers", str(soak.workers), "--codec", "int8", "--views", "2"]
-    soak.run({"extract": ["extract-features", *store, "--data", "photos", *teachers, *plan]})
+    soak.run({"extract": ["extract-features", *store, "--data", "photos", *teachers, *plan(soak), "--views", "2"]})
     opened = FeatureStore.open(str(out / "store"))
     if first is None:
         first = opened.list_datasets()[0], opened.list_features()
+        soak.throughout.start(throughout(soak, first))
     soak.run(trainings(out, number, first))
     soak.run({"verify": ["features", "verify", *store]})
     for key in opened.list_features():
-        if key not in first[1]:
+        if key not in first[1] and not key.startswith("throughout@"):
             soak.run({"prune": ["features", "prune", key, *store]})
     return first
 
@@ -286,7 +217,7 @@ def sweep_as_tomorrow(soak: Soak, first: tuple[str, list[str]]) -> None:
             os.utime(path, (time.time() - 90_000,) * 2)
     soak.run({"verify": ["features", "verify", "--store", str(soak.out / "store")]}, disturbed=False)
     one_round(soak, 10**6, first)
-    for key in first[1]:
+    for key in FeatureStore.open(str(soak.out / "store")).list_features():
         soak.run({"prune": ["features", "prune", key, "--store", str(soak.out / "store")]}, disturbed=False)
 
 
@@ -298,6 +229,7 @@ def soak_all(soak: Soak) -> dict[str, Any]:
         first = one_round(soak, number, first)
         number += 1
     soak.kill_at = float("inf")
+    soak.failures += soak.throughout.stop()
     soak.run(trainings(soak.out, "undisturbed", first), disturbed=False)
     runs = soak.out / "runs"
     undisturbed = {name: weights(runs / f"undisturbed-{name}") for name in NAMES}
@@ -313,16 +245,37 @@ def table(soak: Soak, found: Mapping[str, Any], minutes: float) -> str:
     lines = [
         "# Soak\n",
         f"{minutes:g} minutes on one store, {found['rounds']} rounds, {len(soak.kills)} kills of whole process trees; `make soak`.\n",
-        "| command | runs | killed | peak PSS, MB | memory, last third against first | open files | processes |",
+        "| command | runs | killed | memory at its most, MB | the last third of the runs against the first | open files | processes |",
         "|---|---|---|---|---|---|---|",
     ]
     for phase in sorted({sample.phase for sample in soak.samples}):
         of = [sample for sample in soak.samples if sample.phase == phase]
         killed, grown = sum(sample.killed for sample in of), flat.get(phase)
-        peak, files, processes = (max(getattr(sample, name) for sample in of) for name in ("pss_mb", "files", "processes"))
+        peak, files, processes = (max(getattr(sample, name) for sample in of) for name in ("memory_mb", "files", "processes"))
         growth_text = "too few runs" if grown is None else f"{grown:+.1%}"
         lines.append(f"| {phase} | {len(of)} | {killed} | {peak:,.0f} | {growth_text} | {files} | {processes} |")
-    lines += ["", "| left behind at the end | number |", "|---|---|"]
+    lines += [
+        "",
+        "Memory is that of anonymous and shared pages over all processes of a command; pages of files (libraries, mapped shards)",
+        "come and go with other programs and are left out. Growth compares medians of runs that no kill disturbed.",
+        f"Two commands live throughout; the first {WARM_UP:.0%} of their lives, in which caches fill, are left out.\n",
+        "| lives throughout | minutes | what | first third, MB | last third, MB | growth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for phase, rows in soak.throughout.flatness().items():
+        minutes_of = soak.throughout.courses[phase].moments[-1][0] / 60
+        for name, (values, grown) in rows.items():
+            start, end = (float(np.median(part)) for part in (values[: len(values) // 3], values[-(len(values) // 3) :]))
+            unit = "" if name == "open files" else ".1f"
+            lines.append(f"| {phase} | {minutes_of:.0f} | {name} | {start:{unit}} | {end:{unit}} | {grown:+.1%} |")
+    lines += [
+        "",
+        "The target, growth below 10 %, holds for each command above, and for what lives throughout as a whole, its own processes and its",
+        "open files; Ray's own processes are shown beside.",
+        "",
+        "| left behind at the end | number |",
+        "|---|---|",
+    ]
     lines += [f"| {kind} | {len(names)} |" for kind, names in found["left"].items()]
     different = len(found["different_weights"])
     lines += ["", f"Failed commands: {len(soak.failures)}. Trainings whose weights differ from an undisturbed one's: {different}."]
@@ -333,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--pause", type=float, nargs=2, default=(20.0, 60.0), help="seconds between two kills, at least and at most")
-    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--steps", type=int, default=200, help="of each training")
     parser.add_argument("--workers", type=int, default=1, help="of each extraction, through Ray; 0: without Ray")
     parser.add_argument("--out", type=Path, help="a new folder; default: a temporary one, which is removed when nothing failed")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="of the kills; default: drawn, and reported")
@@ -341,18 +294,23 @@ def main() -> None:
     options = parser.parse_args()
     out = (options.out or Path(tempfile.mkdtemp(prefix="eupe-soak-"))).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    for seed, name in enumerate(("a", "b")):
+    for seed, name in enumerate(("a", "b", "throughout")):
         make_teacher(out / "teachers" / name, seed)
     soak = Soak(out, options.minutes, tuple(options.pause), options.steps, options.seed, options.workers)
     found = soak_all(soak)
-    flat = soak.flatness()
+    steady = soak.throughout.flatness()
+    flat = soak.flatness() | {
+        f"{phase}: {name}": grown for phase, rows in steady.items() for name, (_, grown) in rows.items() if name not in OF_RAY
+    }
     results = {
         "soak.kills": float(len(soak.kills)), "soak.failures": float(len(soak.failures)), "soak.rounds": float(found["rounds"]),
         "soak.leaks": float(sum(map(len, found["left"].values()))), "soak.different_weights": float(len(found["different_weights"])),
         **({"soak.memory_growth": max(flat.values())} if flat else {}),
     }  # fmt: skip
-    details = {"minutes": options.minutes, "seed": options.seed, **found, "memory_growth": flat, "failures": soak.failures,
-               "kills": soak.kills, "samples": [vars(sample) for sample in soak.samples]}  # fmt: skip
+    details = {
+        "minutes": options.minutes, "seed": options.seed, **found, "memory_growth": flat, "throughout": steady,
+        "failures": soak.failures, "kills": soak.kills, "samples": [vars(sample) for sample in soak.samples],
+    }  # fmt: skip
     report(results, TARGETS, details, options.to)
     options.to.with_suffix(".md").write_text(table(soak, found, options.minutes))
     if soak.failures or results["soak.leaks"] or found["different_weights"] or (flat and max(flat.values()) > FLAT):

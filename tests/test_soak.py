@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Leftovers, Sample, Soak, growth, mapped_files, open_files, pss_mb
+from benchmarks.soak import Soak
+from benchmarks.soak_watch import Leftovers, Sample, growth, mapped_files, memory_mb, open_files
 
 
 def test_growth_compares_the_last_third_with_the_first() -> None:
@@ -22,14 +23,14 @@ def test_a_sample_keeps_the_most_of_a_tree_of_processes() -> None:
     sample.look([own])
     block = bytearray(os.urandom(32 << 20))
     sample.look([own, 2**30])  # another that has ended
-    before = sample.pss_mb
+    before = sample.memory_mb
     assert before > len(block) / 2**20
     assert sample.processes == 2
     assert sample.files >= 3
-    assert (pss_mb(2**30), open_files(2**30)) == (0.0, 0)
+    assert (memory_mb(2**30), open_files(2**30)) == (0.0, 0)
     del block
     sample.look([own])
-    assert sample.pss_mb == pytest.approx(before, rel=0.5)
+    assert sample.memory_mb == pytest.approx(before, rel=0.5)
 
 
 def test_what_is_left_behind_is_named_by_kind(tmp_path: Path) -> None:

@@ -101,8 +101,10 @@ def prune(store: FeatureStore, key: str, *, dry_run: bool, clock: Clock | None =
             _restore_when_leased(store, key, name, identity, clock)
         on_event({"event": "progress", "stage": f"prune {key}", "done": position + 1, "total": len(to_delete), "unit": "files"})
     drop_expired(store.objects, key, clock)
-    store.objects.sweep(f"{kind}/{key}")
-    store.objects.drop_empty(f"{kind}/{key}")
+    for prefix in (f"{kind}/{key}", "views"):  # of views that no extraction comes back to, nobody else sweeps
+        store.objects.sweep(prefix)
+    for prefix in (f"{kind}/{key}", f"leases/{key}"):
+        store.objects.drop_empty(prefix)
     return to_delete
 
 

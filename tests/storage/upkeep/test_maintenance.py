@@ -1,6 +1,7 @@
 """Verify, repair, prune, copy, compact: damage is found and repaired, nothing that lives is lost (FAULTS 24, 26)."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,13 +100,19 @@ def test_instalments_cover_every_shard_once(pristine: Made) -> None:
 
 def test_prune_deletes_what_the_dry_run_says_and_nothing_else(copied: Callable[[], Made]) -> None:
     made = copied()
+    Lease(made.store.objects, made.features.key, "reader").release()
+    killed = made.folder / "views" / made.views.key / "crop" / ".tmp-1-0-c.1.0"
+    killed.write_bytes(b"half")
     before = contents(made.folder)
     would_go = prune(made.store, made.features.key, dry_run=True)
     assert contents(made.folder) == before
+    os.utime(killed, (0, 0))
     assert prune(made.store, made.features.key, dry_run=False) == would_go
-    assert set(before) - set(contents(made.folder)) == set(would_go)
+    assert set(before) - set(contents(made.folder)) - {str(killed.relative_to(made.folder))} == set(would_go)
+    assert not killed.exists()
     assert would_go[0].endswith("identity.json")
     assert all(name.startswith(f"features/{made.features.key}/") for name in would_go)
+    assert not (made.folder / "leases" / made.features.key).exists()
     assert made.store.view_set(made.views.key).rows == 40
     assert made.store.list_features() == []
     with pytest.raises(BadInput, match="has no feature set"):
