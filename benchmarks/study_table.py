@@ -2,8 +2,9 @@
 
 A comparison is a list of differences, one a seed: the arm's figure less that of the arm which it is compared with. Its interval is a
 bootstrap over those pairs, studentised (each resample's mean over its own standard error), because percentiles of 16 differences are too
-narrow. Each question has as many comparisons as the table has lines, so intervals are at 1 − 0.05 / lines: all of them together hold the
-truth in 19 studies of 20 (Bonferroni). kNN decides; the other measures have intervals of the same width and decide nothing.
+narrow; of fewer than eight pairs, which have too few resamples for that, it is Student's. Each question has as many comparisons as the
+table has lines, so intervals are at 1 − 0.05 / lines: all of them together hold the truth in 19 studies of 20 (Bonferroni). kNN decides;
+the other measures have intervals of the same width and decide nothing.
 """
 
 import math
@@ -22,6 +23,7 @@ from .figures import machine
 
 GOAL = 0.6  # points: half the width of an interval, and what counts as a difference that matters
 PILOT = 4  # pairs
+LEAST_BOOTSTRAPPED = 8  # pairs
 RESAMPLES = 20_000
 _BY_HAND = "\n## What it says\n"
 _UNITS = {
@@ -36,7 +38,8 @@ photos of CIFAR-10 by EfficientNet-Lite0 at 128 px: ViT, width 64, depth 4, 32 p
 {batch_size} a stage, fp32. Measured on {test_images:,} test photos, in percent: kNN among {bank_images:,} (ours: k = 10, cosine, class
 token), a linear probe of these,
 cosines × 100 of class and patch tokens to the teacher's on 2,000 of them, and the IoU of real things' alpha masks found in patch tokens.
-Differences are within pairs, with bootstrap intervals over the pairs that hold together for all {lines} lines of a measure (95 %).
+Differences are within pairs, with bootstrap intervals over the pairs (Student's of fewer than eight) that hold together for all {lines}
+lines of a measure (95 %).
 
 {power}
 
@@ -91,7 +94,8 @@ class Interval(NamedTuple):
 
     def text(self) -> str:
         """Return the mean and the bounds."""
-        return "–" if math.isnan(self.mean) else f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        bounds = "" if math.isnan(self.low) else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return "–" if math.isnan(self.mean) else f"{self.mean:+.2f}{bounds}"
 
 
 def read_rows(path: Path, scale: Mapping[str, int]) -> list[Row]:
@@ -131,7 +135,7 @@ def differences(arms: Mapping[str, Mapping[int, float]], arm: str, against: str)
 
 
 def interval(differences_n: NDArray[np.float64], lines: int) -> Interval:
-    """Return the studentised bootstrap interval of a mean, at 1 − 0.05 / `lines`; NaN bounds for fewer than three pairs.
+    """Return the studentised bootstrap interval of a mean, at 1 − 0.05 / `lines`, Student's of few pairs; NaN bounds for fewer than three.
 
     Differences that are all alike have an interval without width: nothing varies.
     """
@@ -142,9 +146,12 @@ def interval(differences_n: NDArray[np.float64], lines: int) -> Interval:
     error = float(differences_n.std(ddof=1)) / math.sqrt(count)
     if error == 0:
         return Interval(mean, mean, mean, count)
+    if count < LEAST_BOOTSTRAPPED:
+        half = planned_half_width(error * math.sqrt(count), count, lines)
+        return Interval(mean, mean - half, mean + half, count)
     drawn = np.random.default_rng(0).choice(differences_n, (RESAMPLES, count))
     errors = drawn.std(axis=1, ddof=1) / math.sqrt(count)
-    usable = errors > 0
+    usable = errors > 1e-6 * error  # a resample of one difference alone has a spread of rounding, which stands for nothing
     studentised = (drawn.mean(axis=1)[usable] - mean) / errors[usable]
     outside = 0.05 / lines / 2
     low, high = np.quantile(studentised, [outside, 1 - outside])
@@ -243,5 +250,6 @@ def _views_lines(found: Mapping[tuple[str, str], Interval], curve: Mapping[str, 
     lines = ["| views an image | kNN lost | |", "|---|---|---|"]
     for (arm, _), one in found.items():
         if arm in curve:
-            lines.append(f"| {curve[arm]} | {-one.mean:+.2f} [{-one.high:+.2f}, {-one.low:+.2f}] | {'█' * max(0, round(-one.mean * 10))} |")
+            lost = Interval(-one.mean, -one.high, -one.low, one.pairs)
+            lines.append(f"| {curve[arm]} | {lost.text()} | {'█' * max(0, round(lost.mean * 10))} |")
     return "\n".join(lines)

@@ -45,6 +45,17 @@ def test_an_interval_of_many_lines_is_wider_and_of_alike_differences_has_no_widt
     assert math.isnan(interval(drawn[:2], 10).low)
 
 
+def test_few_pairs_have_student_s_interval() -> None:
+    found = interval(np.array([0.42, 0.28, 0.34]), 1)
+    assert found.half_width == pytest.approx(4.30265 * np.std([0.42, 0.28, 0.34], ddof=1) / np.sqrt(3), rel=1e-5)  # t of 2 degrees
+    assert found.mean == pytest.approx((found.low + found.high) / 2)
+
+
+def test_alike_differences_but_one_give_no_endless_interval() -> None:
+    found = interval(np.array([0.1] * 9 + [0.3]), 10)
+    assert found.mean - 5 < found.low < found.high < found.mean + 5
+
+
 def test_the_interval_does_not_hang_on_the_order_in_which_students_were_measured() -> None:
     arms = {"a": {seed: float(seed % 3) for seed in range(9)}, "b": dict.fromkeys(reversed(range(8)), 1.0)}
     assert differences(arms, "a", "b").tolist() == [-1, 0, 1, -1, 0, 1, -1, 0]
