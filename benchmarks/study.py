@@ -11,6 +11,7 @@ is stopped has fewer pairs and no holes. A student takes 40 to 60 s of one core,
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -37,9 +38,9 @@ def measure(folder: Path, scale: Scale, arm: str, seed: int) -> Row:
     return Row(arm, seed, asdict(measures), time.perf_counter() - started, asdict(scale), str(machine()["cpu"]))
 
 
-def with_aliases(rows: list[Row]) -> list[Row]:
+def with_aliases(rows: Sequence[Row]) -> list[Row]:
     """Return the rows, and those of an arm that answers two questions under both names."""
-    return rows + [
+    return [*rows] + [
         Row(name, row.seed, row.measures, 0.0, row.scale, row.cpu) for name, arm in SAME.items() for row in rows if row.arm == arm
     ]
 

@@ -186,6 +186,13 @@ def pilot_deviation(arms: Mapping[str, Mapping[int, float]], against: Mapping[st
     return math.sqrt(float(np.mean(spreads))) if spreads else math.nan
 
 
+def intervals(rows: Sequence[Row], against: Mapping[str, str]) -> dict[tuple[str, str], dict[str, Interval]]:
+    """Return the interval of each measure by (arm, what it is compared with), of the comparisons that have pairs."""
+    measured = {name: by_arm(rows, name) for name in _UNITS}
+    lines = [pair for pair in against.items() if len(differences(measured[DECIDES], *pair))]
+    return {pair: {name: interval(differences(measured[name], *pair), len(lines)) for name in _UNITS} for pair in lines}
+
+
 def write_page(rows: Sequence[Row], against: Mapping[str, str], curve: Mapping[str, int], out: Path, command: str) -> None:
     """Write the page, and below it what stands there from "What it says" on; raises ValueError for no rows.
 
@@ -194,16 +201,15 @@ def write_page(rows: Sequence[Row], against: Mapping[str, str], curve: Mapping[s
     if not rows:
         raise ValueError("no results to show")
     measured = {name: by_arm(rows, name) for name in _UNITS}
-    lines = [(arm, other) for arm, other in against.items() if len(differences(measured[DECIDES], arm, other))]
-    found = {pair: {name: interval(differences(measured[name], *pair), max(1, len(lines))) for name in _UNITS} for pair in lines}
+    found = intervals(rows, against)
     known: dict[str, Any] = {
         **rows[0].scale,
         "goal": GOAL,
-        "lines": len(lines),
+        "lines": len(found),
         "heads": " | ".join(_UNITS.values()),
         "rules": "---|" * len(_UNITS),
-        "power": _power(measured[DECIDES], against, len(lines)),
-        "differences": "\n".join(_difference_line(pair, found[pair]) for pair in lines),
+        "power": _power(measured[DECIDES], against, len(found)),
+        "differences": "\n".join(_difference_line(pair, of) for pair, of in found.items()),
         "views": _views_lines({pair: of[DECIDES] for pair, of in found.items()}, curve),
         "means": "\n".join(_means_line(arm, measured) for arm in dict.fromkeys(row.arm for row in rows)),
         "machine": "{}, {} cores, Python {}".format(" and ".join(sorted({row.cpu for row in rows})), *_cores_and_python()),

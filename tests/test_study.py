@@ -2,20 +2,24 @@
 
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from eupe_pipeline.pipeline.distillation.budget import STUDY
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks are no package of the project
 
-from benchmarks.study_arms import AGAINST, ARMS, CODECS_AND_VIEWS, SAME, VIEWS  # noqa: E402
+from benchmarks.study import with_aliases  # noqa: E402
+from benchmarks.study_arms import AGAINST, ARMS, CODECS_AND_VIEWS, SAME, VIEWS, Scale  # noqa: E402
 from benchmarks.study_table import (  # noqa: E402
     Interval,
     Row,
     differences,
     interval,
+    intervals,
     planned_half_width,
     read_rows,
     seen_difference,
@@ -105,3 +109,11 @@ def test_every_arm_that_is_compared_is_there() -> None:
     arms = ARMS.keys() | SAME.keys()
     assert AGAINST.keys() | set(AGAINST.values()) | set(CODECS_AND_VIEWS) | set(SAME.values()) <= arms
     assert VIEWS.keys() <= AGAINST.keys()
+
+
+def test_a_budget_says_what_the_rows_of_the_study_say() -> None:
+    found = intervals(with_aliases(read_rows(ROOT / "docs" / "results" / "study.parquet", asdict(Scale()))), AGAINST)
+    for name, lost in STUDY.items():
+        kept = found[name, AGAINST[name]]["knn_percent"]
+        assert (lost.points, lost.low, lost.high) == pytest.approx((-kept.mean, -kept.high, -kept.low), abs=0.0051), name
+        assert lost.pairs == kept.pairs, name

@@ -1,9 +1,9 @@
 """Fit a plan into bytes and hours: which views, tokens, codec and grid are stored, and how many steps are left for the student.
 
 What is given up, and in which order, follows from what was measured: `FIDELITY` (cosine of what comes back from a codec with what went
-in) and `STUDY` (kNN of students, docs/results/study.md). Views go first, since no stored value changes and the study's students from
-1, 2, 4 and 8 views do not differ beyond noise; then tokens of a view, which leave an unbiased loss; then the last but one view; then
-int4, which changes every value; last a coarser grid, which loses detail that a student may need and that the study never measured.
+in) and `STUDY` (points of kNN that students lose, docs/results/study.md). Views go first, by halves down to two: no stored value changes,
+and teachers' hours go with the bytes. Then int8 gives way to int4, of which the study sees no loss; then the last but one view; then tokens
+of a view, which leave an unbiased loss and cost students most; where they cannot be sampled a coarser grid, which the study never measured.
 fp16 is never chosen: int8 keeps the cosine at 0.99997 for half of the bytes. Bytes and hours are those of `plan` (`jobs.estimates`).
 """
 
@@ -42,8 +42,29 @@ FIDELITY: dict[Codec, Fidelity] = {
 }
 """On tokens of EfficientNet-Lite0, by `python -m benchmarks.bench_codec`: docs/results/bench-codec.json, int4's mean: features/codec.py."""
 
-STUDY = {"1 view": 35.05, "2 views": 34.82, "4 views": 35.12, "8 views": 34.73, "4 of 16 tokens": 35.33, "int4": 35.10}
-"""kNN % of the study's students, three seeds each with a spread of 0.96: `make study`."""
+
+class Lost(NamedTuple):
+    """Points of kNN that students lost in the study, with the bounds of its interval, and the pairs of students that it is of."""
+
+    points: float
+    low: float
+    high: float
+    pairs: int
+
+    def text(self) -> str:
+        """Return it in words, as of a change that loses so much."""
+        return f"{-self.points:+.2f} [{-self.high:+.2f}, {-self.low:+.2f}] points of kNN, {self.pairs} pairs"
+
+
+STUDY: dict[str, Lost] = {
+    "1 view": Lost(0.98, -5.59, 7.54, 3),
+    "2 views": Lost(0.83, -3.54, 5.21, 3),
+    "4 views": Lost(0.45, 0.2, 0.7, 2),
+    "8 views": Lost(0.03, -0.2, 0.7, 2),
+    "4 of 16 tokens": Lost(0.78, -4.34, 5.9, 3),
+    "int4": Lost(-0.35, -0.92, 0.22, 3),
+}
+"""Views against fresh ones, a quarter of the tokens against all, int4 against fp32: docs/results/study.parquet, by `make study`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,9 @@ class Candidate:
 
     def named(self) -> str:
         """Return it in words."""
-        tokens = "all patch tokens" if self.tokens_per_view is None else f"{self.tokens_per_view} patch tokens"
+        tokens = (
+            "all patch tokens" if self.tokens_per_view is None else f"{self.tokens_per_view} patch token{'s' * (self.tokens_per_view > 1)}"
+        )
         of = "" if self.grid is None else f" of a grid of {self.grid[0]}×{self.grid[1]}"
         return f"{self.views_per_image} view{'s' * (self.views_per_image > 1)} a photo, {tokens}{of}, {self.codec}"
 
@@ -106,19 +129,14 @@ def _can_be_stored(facts: ScaleFacts, candidate: Candidate) -> bool:
 
 def _all_candidates(facts: ScaleFacts, views_per_image: int) -> list[Candidate]:
     candidates = [Candidate(views) for views in _halved(views_per_image, 2)]
-    shared, least_views = _sampled_grid(facts), candidates[-1].views_per_image
-    if shared is None:
-        candidates += [Candidate(1), Candidate(1, codec="int4")]
-        coarse = _coarser_grid(facts)
-        return list(dict.fromkeys(candidates if coarse is None else [*candidates, Candidate(1, None, "int4", coarse)]))
-    quarter = shared // 4
-    candidates += [
-        Candidate(least_views, shared // 2),
-        Candidate(least_views, quarter),
-        Candidate(1, quarter),
-        Candidate(1, quarter, "int4"),
-    ]
-    return list(dict.fromkeys([*candidates, Candidate(1, max(1, shared // 16), "int4")]))
+    least_views, shared, coarse = candidates[-1].views_per_image, _sampled_grid(facts), _coarser_grid(facts)
+    small: Codec = "int4" if _can_be_stored(facts, Candidate(1, codec="int4")) else "int8"
+    candidates += [Candidate(least_views, codec=small), Candidate(1, codec=small)]
+    if shared is not None:
+        candidates += [Candidate(1, max(1, shared // parts), small) for parts in (2, 4, 16)]
+    elif coarse is not None:
+        candidates.append(Candidate(1, None, small, coarse))
+    return list(dict.fromkeys(candidates))
 
 
 def _halved(most: int, least: int) -> Iterator[int]:
@@ -255,15 +273,14 @@ def _given_up(wanted: Candidate, chosen: Candidate) -> list[str]:
     """Return what the chosen candidate lacks, with what the study or the codec's measurement says of it."""
     lacks = []
     if chosen.views_per_image < wanted.views_per_image:
-        figures = ", ".join(f"{STUDY[f'{count} view' + 's' * (count > 1)]}" for count in (1, 2, 4, 8))
-        change = f"{wanted.views_per_image} → {chosen.views_per_image} views"
-        lacks.append(f"{change} (students of 1, 2, 4, 8 views: {figures} % kNN, within noise)")
+        lost = STUDY.get(f"{chosen.views_per_image} view{'s' * (chosen.views_per_image > 1)}")
+        figures = "not measured by the study" if lost is None else f"students against fresh views: {lost.text()}"
+        lacks.append(f"{wanted.views_per_image} → {chosen.views_per_image} views ({figures})")
     if chosen.tokens_per_view != wanted.tokens_per_view:
-        figures = f"{STUDY['4 of 16 tokens']} against {STUDY['2 views']} % kNN"
-        lacks.append(f"all → {chosen.tokens_per_view} patch tokens (students of a quarter of them: {figures})")
+        lacks.append(f"all → {chosen.tokens_per_view} patch tokens (students of a quarter of them: {STUDY['4 of 16 tokens'].text()})")
     if chosen.codec != wanted.codec:
         cosine = f"cosine {FIDELITY[chosen.codec].mean:g}" if chosen.codec in FIDELITY else "exact"
-        lacks.append(f"{wanted.codec} → {chosen.codec} ({cosine}; students: {STUDY['int4']} against {STUDY['2 views']} % kNN)")
+        lacks.append(f"{wanted.codec} → {chosen.codec} ({cosine}; students: {STUDY['int4'].text()})")
     if chosen.grid != wanted.grid and chosen.grid is not None:
         lacks.append(f"each teacher's grid → {chosen.grid[0]}×{chosen.grid[1]} (not measured by the study)")
     return lacks

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from eupe_pipeline.pipeline.distillation.budget import (
     FIDELITY,
+    STUDY,
     Candidate,
     choose_within_budget,
     default_candidates,
@@ -36,12 +37,12 @@ def test_bytes_are_those_of_the_layout_of_every_view_and_the_views_themselves() 
     assert store_cost(FACTS, Candidate(2)).hours == pytest.approx(20_000 / 100 / 3600)
 
 
-def test_a_smaller_budget_gives_up_views_then_tokens_then_the_last_view_then_the_codec() -> None:
+def test_a_smaller_budget_gives_up_views_then_the_codec_then_the_last_view_then_tokens() -> None:
     costs = [store_cost(FACTS, candidate).store_bytes for candidate in default_candidates(FACTS, 8)]
     assert costs == sorted(costs, reverse=True)
     chosen = [choose_within_budget(FACTS, store_bytes=size, student_images_per_s=RATE).candidate for size in costs[1:]]
     assert [(one.views_per_image, one.tokens_per_view, one.codec) for one in chosen] == [
-        (4, None, "int8"), (2, None, "int8"), (2, 8, "int8"), (2, 4, "int8"), (1, 4, "int8"), (1, 4, "int4"), (1, 1, "int4"),
+        (4, None, "int8"), (2, None, "int8"), (2, None, "int4"), (1, None, "int4"), (1, 8, "int4"), (1, 4, "int4"), (1, 1, "int4"),
     ]  # fmt: skip
 
 
@@ -73,14 +74,12 @@ def test_a_slow_teacher_gets_fewer_views_so_that_it_takes_at_most_half_of_the_ho
 
 
 def test_three_lines_say_what_was_chosen_what_it_cost_and_what_would_go_next() -> None:
-    first, second, third = choose_within_budget(FACTS, store_bytes=2 * 10**8, hours=2.0, student_images_per_s=RATE).explanation
-    assert re.match(
-        r"chosen: 2 views a photo, 4 patch tokens, int8: 157MB of 200MB, 0\.056 h of teachers and 2 h of training of 2 h; ", first
-    )
-    assert "→ 2 views" in second
-    assert "all → 4 patch tokens" in second
-    assert "35.33 against 34.82 % kNN" in second
-    assert third == "kept: int8 keeps a cosine of 0.99997 (1st percentile 0.99996); next to go: 1 view a photo, 4 patch tokens, int8"
+    first, second, third = choose_within_budget(FACTS, store_bytes=6 * 10**7, hours=2.0, student_images_per_s=RATE).explanation
+    assert re.match(r"chosen: 1 view a photo, 4 patch tokens, int4: 56MB of 60MB, 0\.028 h of teachers and 2 h of training of 2 h; ", first)
+    assert f"4 → 1 views (students against fresh views: {STUDY['1 view'].text()})" in second
+    assert f"all → 4 patch tokens (students of a quarter of them: {STUDY['4 of 16 tokens'].text()})" in second
+    assert re.search(r"int8 → int4 \(cosine 0.991; students: [+-][0-9.]+ \[[+-][0-9.]+, [+-][0-9.]+\] points of kNN, \d+ pairs\)", second)
+    assert third == "kept: int4 keeps a cosine of 0.991 (1st percentile 0.983); next to go: 1 view a photo, 1 patch token, int4"
 
 
 def test_tokens_are_never_sampled_where_the_grids_differ_and_then_the_grid_goes_last() -> None:
