@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins image-locks package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study study-long soak venv-locked ci-lock docs clean
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study study-long soak venv-locked docs clean locks
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -89,12 +89,12 @@ format: venv ## rewrite the files as `make check` wants them
 pins: venv ## write constraints.txt anew from what is installed
 	$(BIN)/python tools/pins.py > constraints.txt.new && mv constraints.txt.new constraints.txt
 
-image-locks: venv ## write docker/*.lock anew: versions of constraints.txt, each with the sha256 of its files
-	$(BIN)/python tools/image_locks.py
+locks: venv ## write requirements-ci.lock and docker/*.lock anew: versions of constraints.txt, each with the sha256 of its files
+	$(BIN)/python tools/locks.py
 
 # As root, with Debian's buildah, podman, debootstrap, runc, netavark, aardvark-dns and catatonit.
 test-docker: venv ## build the images on a base made by debootstrap, run them, bring up docker/compose.yaml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check podman-compose
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r docker/compose.lock
 	PYTHON=$(BIN)/python tools/test_docker.sh
 
 package: venv ## the sdist, and the wheel built from it: dist/
@@ -102,9 +102,6 @@ package: venv ## the sdist, and the wheel built from it: dist/
 
 pythons: venv ## what Python 3.11 to 3.14 would install, by the resolver alone; only wheels count
 	$(BIN)/python tools/pythons.py
-
-ci-lock: venv ## write requirements-ci.lock anew from constraints.txt (asks pip for each file, minutes)
-	$(BIN)/python tools/ci_lock.py > requirements-ci.lock.new && mv requirements-ci.lock.new requirements-ci.lock
 
 demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 	$(BIN)/eupe-pipeline demo --out $(DEMO) --store $(DEMO)/store

