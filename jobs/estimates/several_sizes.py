@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...storage.core.choices import TARGET_SOURCES
 from ...storage.core.errors import BadInput
 from ...storage.features.codec import CODECS
 from ...storage.features.layout import FeatureLayout
@@ -86,7 +87,7 @@ def several_sizes(
             }
             for label, one in sets.items()
         },
-        "ways": {way: ways[way] for way in ("cached", "live")},
+        "ways": {way: ways[way] for way in TARGET_SOURCES},
         "cached_costs_less_from_student": ways["cached_costs_less_from_student"],
         "codecs": {
             name: {
