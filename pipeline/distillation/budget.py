@@ -59,8 +59,8 @@ class Lost(NamedTuple):
 STUDY: dict[str, Lost] = {
     "1 view": Lost(0.98, -5.59, 7.54, 3),
     "2 views": Lost(0.83, -3.54, 5.21, 3),
-    "4 views": Lost(0.45, 0.2, 0.7, 2),
-    "8 views": Lost(0.03, -0.2, 0.7, 2),
+    "4 views": Lost(0.53, -1.3, 2.36, 3),
+    "8 views": Lost(0.06, -8.33, 8.45, 3),
     "4 of 16 tokens": Lost(0.78, -4.34, 5.9, 3),
     "int4": Lost(-0.35, -0.92, 0.22, 3),
 }
