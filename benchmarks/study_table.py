@@ -36,10 +36,9 @@ _TEXT = """# What caching costs, and what stages give
 Students of one seed are a pair: the same initial weights, order of photos and views in every arm. Each was taught on {images:,} training
 photos of CIFAR-10 by EfficientNet-Lite0 at 128 px: ViT, width 64, depth 4, 32 px, a 4 × 4 grid like the teacher's, {steps} steps of
 {batch_size} a stage, fp32. Measured on {test_images:,} test photos, in percent: kNN among {bank_images:,} photos with labels (ours: k = 10,
-cosine, class token), a linear probe taught by the same, cosines × 100 of class and patch tokens to the teacher's on 2,000 of the test photos,
-and the IoU of real things' alpha masks found in patch tokens.
-Differences are within pairs, with bootstrap intervals over the pairs (Student's of fewer than eight) that hold together for all {lines}
-lines of a measure (95 %).
+cosine, class token), a linear probe taught by the same, cosines × 100 of class and patch tokens to the teacher's on 2,000 of the test
+photos, and the IoU of real things' alpha masks found in patch tokens. Differences are within pairs, with bootstrap intervals over the pairs
+(Student's of fewer than eight) that hold together for all {lines} lines of a measure (95 %).
 
 {power}
 
