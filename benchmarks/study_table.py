@@ -2,7 +2,7 @@
 
 A comparison is a list of differences, one a seed: the arm's figure less that of the arm which it is compared with. Its interval is a
 bootstrap over those pairs, studentised (each resample's mean over its own standard error), because percentiles of 16 differences are too
-narrow; of fewer than eight pairs, which have too few resamples for that, it is Student's. Each question has as many comparisons as the
+narrow; of fewer than twelve pairs, which have too few resamples for that, it is Student's. Each question has as many comparisons as the
 table has lines, so intervals are at 1 − 0.05 / lines: all of them together hold the truth in 19 studies of 20 (Bonferroni). kNN decides;
 the other measures have intervals of the same width and decide nothing.
 """
@@ -23,7 +23,7 @@ from .figures import machine
 
 GOAL = 0.6  # points: half the width of an interval, and what counts as a difference that matters
 PILOT = 4  # pairs
-LEAST_BOOTSTRAPPED = 8  # pairs
+LEAST_BOOTSTRAPPED = 12  # pairs
 RESAMPLES = 20_000
 _BY_HAND = "\n## What it says\n"
 _UNITS = {
@@ -38,7 +38,7 @@ photos of CIFAR-10 by EfficientNet-Lite0 at 128 px: ViT, width 64, depth 4, 32 p
 {batch_size} a stage, fp32. Measured on {test_images:,} test photos, in percent: kNN among {bank_images:,} photos with labels (ours: k = 10,
 cosine, class token), a linear probe taught by the same, cosines × 100 of class and patch tokens to the teacher's on 2,000 of the test
 photos, and the IoU of real things' alpha masks found in patch tokens. Differences are within pairs, with bootstrap intervals over the pairs
-(Student's of fewer than eight) that hold together for all {lines} lines of a measure (95 %).
+(Student's of fewer than twelve) that hold together for all {lines} lines of a measure (95 %).
 
 {power}
 

@@ -56,7 +56,7 @@ def test_few_pairs_have_student_s_interval() -> None:
 
 
 def test_alike_differences_but_one_give_no_endless_interval() -> None:
-    found = interval(np.array([0.1] * 9 + [0.3]), 10)
+    found = interval(np.array([0.1] * 15 + [0.3]), 10)
     assert found.mean - 5 < found.low < found.high < found.mean + 5
 
 

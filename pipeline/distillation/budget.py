@@ -57,12 +57,12 @@ class Lost(NamedTuple):
 
 
 STUDY: dict[str, Lost] = {
-    "1 view": Lost(0.98, -5.59, 7.54, 3),
-    "2 views": Lost(0.83, -3.54, 5.21, 3),
-    "4 views": Lost(0.53, -1.3, 2.36, 3),
-    "8 views": Lost(0.06, -8.33, 8.45, 3),
-    "4 of 16 tokens": Lost(0.78, -4.34, 5.9, 3),
-    "int4": Lost(-0.35, -0.92, 0.22, 3),
+    "1 view": Lost(0.91, -0.47, 2.3, 8),
+    "2 views": Lost(0.43, -0.6, 1.46, 8),
+    "4 views": Lost(0.53, -1.39, 2.45, 3),
+    "8 views": Lost(0.06, -8.74, 8.87, 3),
+    "4 of 16 tokens": Lost(0.65, -0.06, 1.36, 8),
+    "int4": Lost(-0.24, -0.96, 0.47, 8),
 }
 """Views against fresh ones, a quarter of the tokens against all, int4 against fp32: docs/results/study.parquet, by `make study`."""
 
