@@ -1,7 +1,6 @@
 """The study's statistics against what is known of them, its rows at rest, its page, and the arms' pairs."""
 
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,12 +8,9 @@ import numpy as np
 import pytest
 from eupe_pipeline.pipeline.distillation.budget import STUDY
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks are no package of the project
-
-from benchmarks.study import with_aliases  # noqa: E402
-from benchmarks.study_arms import AGAINST, ARMS, CODECS_AND_VIEWS, SAME, VIEWS, Scale  # noqa: E402
-from benchmarks.study_table import (  # noqa: E402
+from benchmarks.study import with_aliases
+from benchmarks.study_arms import AGAINST, ARMS, CODECS_AND_VIEWS, SAME, VIEWS, Scale
+from benchmarks.study_table import (
     Interval,
     Row,
     differences,
@@ -28,6 +24,7 @@ from benchmarks.study_table import (  # noqa: E402
     write_rows,
 )
 
+ROOT = Path(__file__).parents[1]
 SCALE = {"images": 1600, "bank_images": 10_000, "test_images": 10_000, "steps": 800, "batch_size": 32}
 NONE = {"linear_percent": 50.0, "cls_cosine": math.nan, "patch_cosine": 20.0, "mask_iou": 30.0}
 

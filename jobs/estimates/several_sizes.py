@@ -2,8 +2,9 @@
 
 Agreement is measured on a few views of the user's own images: the live teacher's patch tokens, normalised by these views' statistics at the
 first size, against the same after encoding and decoding. Tokens of a smaller grid are compared after resampling, sampled ones also by their
-mean with the mean of all. Nothing is written.
-Axes: n views, H and W grid, D channels, T sampled tokens.
+mean with the mean of all. Of letterboxed views the tokens that see any of the image count alone, as in statistics and losses. Nothing is
+written.
+Axes: n views, m tokens of them, H and W grid, D channels, T sampled tokens.
 """
 
 import math
@@ -39,6 +40,7 @@ from .cost_model import SizedSet, cached_or_live
 
 _MEASURED_VIEWS = 8
 Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 
 def at_each_size(recipe: TrainRecipe, specs: Mapping[str, TeacherSpec], options: ExtractOptions) -> dict[str, TeacherSpec]:
@@ -117,16 +119,17 @@ def _agreement(
     measured, sampled, count = dict[str, dict[str, dict[str, float]]](), dict[str, dict[str, Any]](), 0
     for label, spec in sized.items():
         layout = layouts[label]
-        raw, good = _live_tokens(spec, replace(layout, tokens_per_view=None), views, images)
+        raw, taught, good = _live_tokens(spec, replace(layout, tokens_per_view=None, in_image=False), views, images)
         count = len(good)
-        moments = statistics.setdefault(spec.name, _statistics_of(raw, options.normalisation))
+        moments = statistics.setdefault(spec.name, _statistics_of(raw[taught], count, options.normalisation))
         live = moments.normalize_patch(raw)
         stored = {name: CODECS[name].decode(*CODECS[name].encode(live)) for name in codecs}
-        measured[label] = {name: _compared(tokens, live) for name, tokens in stored.items()}
+        measured[label] = {name: _compared(tokens[taught], live[taught]) for name, tokens in stored.items()}
         if layout.tokens_per_view is not None:
-            at = _positions(views, good, layout)
-            kept, whole = take_positions(stored[options.codec], at).mean(1), live.mean((1, 2))
-            of_means = _compared(kept, whole)["cosine"]
+            taught_nN = taught.reshape(count, -1)
+            at = _positions(views, good, layout, taught_nN)
+            kept = _mean_of(take_positions(stored[options.codec], at), np.take_along_axis(taught_nN, at.astype(np.int64), 1))
+            of_means = _compared(kept, _mean_of(live.reshape(count, taught_nN.shape[1], -1), taught_nN))["cosine"]
             sampled[label] = {"tokens": layout.tokens_per_view, "of": math.prod(layout.grid), "cosine_of_means": of_means}
     return measured, sampled, count
 
@@ -140,10 +143,10 @@ def _few_views(options: ExtractOptions, store: FeatureStore) -> tuple[ViewSet, l
     return views, list(range(0, len(dataset), -(-len(dataset) // _MEASURED_VIEWS)))
 
 
-def _live_tokens(spec: TeacherSpec, layout: FeatureLayout, views: ViewSet, images: list[int]) -> tuple[Floats, list[int]]:
-    """Return a teacher's patch tokens (n, H, W, D) of the first view of each image that can be decoded, and those images."""
+def _live_tokens(spec: TeacherSpec, layout: FeatureLayout, views: ViewSet, images: list[int]) -> tuple[Floats, Bools, list[int]]:
+    """Return a teacher's patch tokens (n, H, W, D) of the first view of each image that can be decoded, which see any of it, and those."""
     teacher, wanted = load_teacher(spec), spec.preprocessing.input
-    tokens, good = [], []
+    tokens, taught, good = [], [], []
     for image in images:
         view, pixels, failed = views.draw_image(image).part(slice(0, 1)), np.empty((1, *wanted.shape), np.uint8), dict[str, str]()
         rows = np.array([image * views.views_per_image])
@@ -153,24 +156,32 @@ def _live_tokens(spec: TeacherSpec, layout: FeatureLayout, views: ViewSet, image
         distortions = torch.from_numpy(views.spec.distortions(view, wanted.size_px))
         seen = pixels_seen_by("teacher", views.spec.photometric, torch.from_numpy(pixels), distortions)
         tokens.append(stored_tokens(teacher(seen), layout, None).patch.float().cpu().numpy())
+        cells = views.spec.taught_cells(view.crop, wanted.size_px, layout.grid)
+        taught.append(np.ones((1, *layout.grid), np.bool_) if cells is None else cells)
         good.append(image)
     if not good:
         raise BadInput(f"none of {len(images)} images of {views.dataset.key} can be decoded; look at the source, then index it again")
-    return np.concatenate(tokens), good
+    return np.concatenate(tokens), np.concatenate(taught), good
 
 
-def _statistics_of(raw: Floats, method: str) -> Statistics:
+def _statistics_of(raw_mD: Floats, views: int, method: str) -> Statistics:
     row = NORMALISATIONS[method]
-    moments = row.measure(raw.shape[-1])
-    moments.update(raw.reshape(-1, raw.shape[-1]))
-    return row.freeze(None, moments, len(raw))
+    moments = row.measure(raw_mD.shape[1])
+    moments.update(raw_mD)
+    return row.freeze(None, moments, views)
 
 
-def _positions(views: ViewSet, images: list[int], layout: FeatureLayout) -> Positions:
+def _positions(views: ViewSet, images: list[int], layout: FeatureLayout, taught_nN: Bools) -> Positions:
     """Return the cells that an extraction would keep of each image's first view (n, T)."""
     ids, each = [views.dataset.row(image).id for image in images], views.views_per_image
-    drawn = draw_positions(views.spec.seed, ids, each, math.prod(layout.grid), layout.tokens_per_view or 0)
-    return drawn[::each]
+    taught = taught_nN.repeat(each, axis=0) if layout.in_image else None
+    return draw_positions(views.spec.seed, ids, each, math.prod(layout.grid), layout.tokens_per_view or 0, taught)[::each]
+
+
+def _mean_of(tokens_nND: Floats, taught_nN: Bools) -> Floats:
+    """Return the mean of each view's taught tokens (n, D)."""
+    weight_nN1 = (taught_nN / taught_nN.sum(axis=1, keepdims=True).clip(1))[..., None]
+    return np.asarray((tokens_nND * weight_nN1).sum(axis=1), np.float32)
 
 
 def _compared(stored: Floats, live: Floats) -> dict[str, float]:

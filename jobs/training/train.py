@@ -96,9 +96,9 @@ def train_in_process(
         with lease, contextlib.ExitStack() as resources:
             device = choose_device(recipe.device)
             allow_tf32(device.value)
-            requested = student_runs(recipe, students, run_folder)
             runs = {
-                name: (folder.as_begun(student_recipe, options.origins), folder) for name, (student_recipe, folder) in requested.items()
+                name: (folder.as_begun(student_recipe, options.origins), folder)
+                for name, (student_recipe, folder) in student_runs(recipe, students, run_folder).items()
             }
             starts = [student_recipe.student.init_from for student_recipe, _ in runs.values()]
             fetch_once([*live, *starts], ranks)
@@ -112,9 +112,8 @@ def train_in_process(
             check_resize(options.resize, parts, device.value, on_event if ranks.first else ignore_event)
             prefetch_of(recipe, source, ranks, options.resize)  # raises BadInput before a run's folder exists
             refuse_followed_angle(recipe, complete=options.complete)
-            grids = target_grids(recipe, parts[0])
             for student_recipe, folder in runs.values():
-                refuse_losses(student_recipe, grids, source.specs)
+                refuse_losses(student_recipe, target_grids(recipe, parts[0]), source.specs)
                 _refuse_student(student_recipe, folder, source, parts, ranks)
             if ranks.first:
                 resources.enter_context(exclusive_run_folder(run_folder))

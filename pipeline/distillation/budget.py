@@ -1,10 +1,11 @@
 """Fit a plan into bytes and hours: which views, tokens, codec and grid are stored, and how many steps are left for the student.
 
-What is given up, and in which order, follows from what was measured: `FIDELITY` (cosine of what comes back from a codec with what went
-in) and `STUDY` (points of kNN that students lose, docs/results/study.md). Views go first, by halves down to two: no stored value changes,
-and teachers' hours go with the bytes. Then int8 gives way to int4, of which the study sees no loss; then the last but one view; then tokens
-of a view, which leave an unbiased loss and cost students most; where they cannot be sampled a coarser grid, which the study never measured.
-fp16 is never chosen: int8 keeps the cosine at 0.99997 for half of the bytes. Bytes and hours are those of `plan` (`jobs.estimates`).
+What is given up, and in which order, follows from what was measured: `FIDELITY` (cosine of what comes back from a codec with what went in)
+and `STUDY` (points of kNN that students lose, docs/results/study.md). Views go first, by halves down to two: no stored value changes, and
+teachers' hours go with the bytes. Then int8 gives way to int4, of which the study sees no loss; then the last but one view; then tokens of
+a view, which leave an unbiased loss but cost students' patch tokens most; where they cannot be sampled a coarser grid, which the study
+never measured. fp16 is never chosen: int8 keeps the cosine at 0.99997 for half of the bytes. Bytes and hours are those of `plan`
+(`jobs.estimates`).
 """
 
 import math

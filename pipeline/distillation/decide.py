@@ -21,7 +21,7 @@ from ...storage.core.events import OnEvent
 from ...storage.images.dataset import ImageDataset
 from ...storage.images.hold_out import held_out_images
 from ...storage.store import FeatureStore
-from ...storage.views.input_size import SizePx, area_px, as_size
+from ...storage.views.input_size import SizePx, area_px, as_size, size_text
 from ...storage.views.view_spec import VIEW_KINDS, ViewSpec
 from ...student.model.recipe import TeacherConfig
 from ...teachers.registry.layers import stored_layers
@@ -287,7 +287,7 @@ class _Rules:
             own = self._as_target(facts, name)
             sizes: tuple[SizePx, ...] = ruled_recipe(3, own).values["teacher.sizes_px"]
             for teacher, size in ((teacher, size) for teacher in own.teachers for size in sizes if size != teacher.size_px):
-                label = f"{teacher.name} at {size} px"
+                label = f"{teacher.name} at {size_text(size)} px"
                 sets[label] = dataclasses.replace(teacher.at_size(size), name=label)
         return list(sets.values())
 

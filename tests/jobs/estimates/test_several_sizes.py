@@ -9,7 +9,10 @@ from eupe_pipeline.jobs.estimates.cost_model import SizedSet, cached_or_live
 from eupe_pipeline.jobs.estimates.extraction import PlanOptions, plan_extraction
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.storage.images.indexing import build_index
+from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.student.model.recipe import TeacherConfig
+from PIL import Image
 
 from ..training.test_train import RECIPE
 
@@ -64,6 +67,25 @@ def test_sampled_tokens_are_compared_where_they_train_and_refused_where_they_can
     assert 0.3 < sampled["cosine_of_means"] < 1
     with pytest.raises(BadInput, match=r"teacher at 24 px: .*leave --tokens-per-view out"):
         planned(some)
+
+
+def test_of_letterboxed_views_only_tokens_that_see_the_image_are_compared(photos: Any) -> None:
+    store, options, folder = photos
+    (folder / "wide").mkdir()
+    for number in range(4):  # two rows of a 4 × 4 grid see a picture of 64 × 32 pixels
+        noise = np.random.default_rng(number).integers(0, 256, (32, 64, 3), np.uint8)
+        Image.fromarray(noise).save(folder / "wide" / f"{number}.png")
+    build_index(store.objects, str(folder / "wide"), "wide")
+    one = replace(STAGE3, student=replace(STAGE3.student, sizes_px=(32,)), teacher=TeacherConfig("live", (32,)))
+    teacher = replace(options.teachers[0], size_px=32)
+    boxed = replace(options, data="wide", teachers=(teacher,), views=ViewSpec(kind="letterbox"))
+
+    def cosine_of_means(tokens: int) -> float:
+        return float(planned(replace(boxed, tokens_per_view=tokens), one)["sampled"]["teacher at 32 px"]["cosine_of_means"])
+
+    assert cosine_of_means(8) == pytest.approx(1.0, abs=1e-6), "fp32: all eight that see the picture are kept"
+    assert cosine_of_means(12) == pytest.approx(1.0, abs=1e-6), "no padding counts"
+    assert cosine_of_means(2) < 0.999
 
 
 def test_a_size_that_the_teacher_does_not_take_is_refused_before_anything_is_measured(photos: Any) -> None:
