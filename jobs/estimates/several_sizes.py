@@ -73,7 +73,7 @@ def several_sizes(
     rows, samples = len(dataset) * options.views.views_per_image, recipe.run.steps * recipe.run.batch_size
     layouts = {label: layout_of(spec, options) for label, spec in sized.items()}
     sets = {label: SizedSet(layout.view_bytes, seconds_per_view[label], rows) for label, layout in layouts.items()}
-    codecs = [name for name in CODECS if all(_can_store(replace(layout, codec=name)) for layout in layouts.values())]
+    codecs = [name for name in CODECS if all(replace(layout, codec=name).can_be_stored for layout in layouts.values())]
     agreement, sampled, views = _agreement(options, store, sized, layouts, codecs)
     ways = cached_or_live(sets, len(recipe.teacher.sizes_px) or 1, samples, student_s, store_bytes_per_s)
     return {
@@ -101,13 +101,6 @@ def several_sizes(
         **({"sampled": sampled} if sampled else {}),
         "agreement_of": f"patch tokens, normalised, stored and decoded, with the live teacher's on {views} views of {dataset.key}",
     }  # fmt: skip
-
-
-def _can_store(layout: FeatureLayout) -> bool:
-    try:
-        return layout.view_bytes > 0
-    except BadInput:  # a width of which the codec stores no groups
-        return False
 
 
 def _agreement(

@@ -121,11 +121,8 @@ def default_candidates(facts: ScaleFacts, views_per_image: int) -> list[Candidat
 
 
 def _can_be_stored(facts: ScaleFacts, candidate: Candidate) -> bool:
-    """Return whether every teacher's tokens can be: a codec stores groups of channels, which a width may not be a multiple of."""
-    try:
-        return all(_layout(teacher, candidate).view_bytes > 0 for teacher in facts.teachers)
-    except BadInput:
-        return False
+    """Return whether every teacher's tokens can be."""
+    return all(_layout(teacher, candidate).can_be_stored for teacher in facts.teachers)
 
 
 def _all_candidates(facts: ScaleFacts, views_per_image: int) -> list[Candidate]:

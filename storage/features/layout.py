@@ -106,6 +106,14 @@ class FeatureLayout:
         """Bytes of one stored view, without checksums and indexes; raises `BadInput` for a width that the codec cannot store."""
         return sum(spec.row_bytes for spec in self._arrays(1, 1))
 
+    @property
+    def can_be_stored(self) -> bool:
+        """Whether the codec takes these widths: it stores groups of channels, of which a width has to be a multiple."""
+        try:
+            return self.view_bytes > 0
+        except BadInput:
+            return False
+
     def specs(self, views: ViewSet) -> list[ArraySpec]:
         """Return the arrays over a view set; class tokens are fp32 beside fp32 patch tokens and fp16 otherwise."""
         return self._arrays(views.rows, views.group.shard_rows)

@@ -147,3 +147,10 @@ def test_a_committed_store_is_described_too(tmp_path: Path) -> None:
     commit(with_features(made, "int8", name="less", tokens_per_view=2), 0)
     for key in made.store.list_features():
         check_described(made.store.features(key).open_zarr())
+
+
+def test_a_layout_says_whether_its_codec_takes_the_width() -> None:
+    """int4 stores groups of 32 channels; the others take any width."""
+    stored = {codec: FeatureLayout(None, 40, (2, 2), codec).can_be_stored for codec in ("fp32", "fp16", "int8", "int4")}
+    assert stored == {"fp32": True, "fp16": True, "int8": True, "int4": False}
+    assert FeatureLayout(None, 64, (2, 2), "int4").can_be_stored
