@@ -9,9 +9,10 @@ import pytest
 import torch
 import transformers
 from eupe_pipeline.storage.core.errors import BadInput
+from eupe_pipeline.teachers.checkpoints.convert import convert_weights
 from eupe_pipeline.teachers.checkpoints.sharded import weight_files, weights_sha256
 from eupe_pipeline.teachers.checkpoints.weights import read_weights
-from eupe_pipeline.teachers.registry.text_tower import load_text_tower
+from eupe_pipeline.teachers.registry.text_tower import ClipText, load_text_tower, missing_of_tower, text_width
 
 from ..checkpoints.test_sharded import split
 from ..tiny_clip import CONTEXT, write_clip, write_open_clip, write_siglip
@@ -81,6 +82,53 @@ def test_what_is_no_standard_tower_or_not_whole_is_refused(clip: tuple[Path, Any
     path.write_text(json.dumps(config))
     with pytest.raises(BadInput, match=r"not open_clip's standard one \(hf_model_name\)"):
         load_text_tower(tmp_path / "open_clip")
+
+
+def test_texts_that_a_config_leaves_out_and_another_models_tokenizer_are_refused(clip: tuple[Path, Any], tmp_path: Path) -> None:
+    write_open_clip(tmp_path / "open_clip", clip[1])
+    shutil.copytree(clip[0], tmp_path / "transformers")
+    for layout, name, keys, layers in (
+        ("open_clip", "open_clip_config.json", ("model_cfg", "text_cfg"), "layers"),
+        ("transformers", "config.json", ("text_config",), "num_hidden_layers"),
+    ):
+        path = tmp_path / layout / name
+        whole = path.read_text()
+        config = json.loads(whole)
+        within = config
+        for key in keys:
+            within = within[key]
+        within[layers] = 1
+        path.write_text(json.dumps(config))
+        with pytest.raises(BadInput, match=rf"has more than {name} describes: \d+ tensors of texts are not used \(.*\.1\."):
+            load_text_tower(tmp_path / layout)
+        path.write_text(whole)
+    tokenizer = tmp_path / "open_clip" / "tokenizer.json"
+    record = json.loads(tokenizer.read_text())
+    record["model"]["vocab"] |= {"more": len(record["model"]["vocab"])}
+    tokenizer.write_text(json.dumps(record))
+    with pytest.raises(BadInput, match=r"tokenizer\.json has 13 tokens, the text tower beside it 12"):
+        load_text_tower(tmp_path / "open_clip")
+
+
+@torch.no_grad()
+def test_open_clips_pickle_is_converted_where_check_says_and_dfns_full_size_has_the_published_names(
+    clip: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "open_clip"
+    write_open_clip(folder, clip[1])
+    wanted, file = load_text_tower(folder).embed(TEXTS), folder / "open_clip_model.safetensors"
+    torch.save({**read_weights(file), "logit_scale": torch.tensor(4.6)}, folder / "open_clip_pytorch_model.bin")
+    file.unlink()
+    (lacking,) = missing_of_tower(folder)
+    assert f"convert-weights {folder}/open_clip_pytorch_model.bin --out {file}`" in lacking
+    convert_weights(folder / "open_clip_pytorch_model.bin", file)
+    assert missing_of_tower(folder) == []
+    assert torch.equal(load_text_tower(folder).embed(TEXTS), wanted)
+    assert text_width(folder) == text_width(clip[0]) == wanted.shape[1]
+    with torch.device("meta"):  # apple/DFN5B-CLIP-ViT-H-14-378; counted with open_clip 3.3.0, whose names and shapes are the same
+        tower = ClipText(1024, 16, 24, 77, 49_408, 1024, quick=True, mlp=4.0).state_dict()
+    assert (len(tower), sum(tensor.numel() for tensor in tower.values())) == (293, 354_032_640)
+    assert tower["transformer.resblocks.23.attn.in_proj_weight"].shape == (3072, 1024)
 
 
 @pytest.mark.parametrize("layout", ["transformers", "open_clip"])
