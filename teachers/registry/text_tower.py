@@ -7,15 +7,18 @@ Weights may be in several files with an index (`checkpoints.sharded`).
 
 transformers builds its own towers, strictly loaded. open_clip is not a dependency: its standard tower (causal attention, the end token's
 position, a projection) is written out here and loaded strictly; a config that asks for more (another pooling, a tower of Hugging Face's) is
-refused. Texts are lower-cased, as every one of these models was trained. The image half keeps its last projection in the same files, so the
-tower has that too: a teacher whose class token comes before it (CLIP's, PE's attention pool) needs it to meet the texts. Axes: n texts, T
-tokens, D channels.
+refused. Texts are lower-cased, as every one of these models was trained; SigLIP's (1 and 2) also lose their punctuation, as in big_vision's
+zero-shot evaluator and open_clip's configs of both, whatever the folder's tokenizer does by itself. The image half keeps its last
+projection in the same files, so the tower has that too: a teacher whose class token comes before it (CLIP's, PE's attention pool) needs it
+to meet the texts. Axes: n texts, T tokens, D channels.
 """
 
 import json
 import re
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +44,7 @@ _TEXT_WIDTHS = {  # name of the text half's last projection → the axis of its 
 _NO_TEXT = re.compile(r"visual\.|logit_scale$|logit_bias$|(text\.)?attn_mask$")
 IN_TEXTS_SPACE = "projected attention pool"
 """Of `CLS_KINDS`: class tokens that have passed the last projection."""
-_TOKENIZERS = ("tokenizer.json", "spiece.model")
+_WITHOUT_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 _PICKLES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
 _TEXTS_AT_ONCE = 256
 
@@ -56,11 +59,13 @@ class TextTower:
     embed_ids: Callable[[Tensor], Tensor]
     """Token ids (n, T) → (n, D)."""
     tokenize: Callable[[list[str]], Tensor]
+    clean: Callable[[str], str] = str.lower
+    """Of a text, before it becomes tokens."""
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
         """Return embeddings (n, D) fp32 on the CPU, not normalised."""
-        ids = self.tokenize([text.lower() for text in texts])
+        ids = self.tokenize([self.clean(text) for text in texts])
         return torch.cat([self.embed_ids(part).float() for part in torch.split(ids, _TEXTS_AT_ONCE)])
 
     def project(self, images_ND: Tensor, kind: str) -> Tensor:
@@ -95,7 +100,7 @@ def missing_of_tower(folder: Path) -> list[str]:
         weights = {OPEN_CLIP_CONFIG: "open_clip_model.safetensors", "config.json": "model.safetensors", None: "*.safetensors"}[config]
         pickle = next((folder / name for name in _PICKLES if config and (folder / name).is_file()), None)
         lacking.append(f"{weights} (`eupe-pipeline convert-weights {pickle} --out {folder / weights}` makes it)" if pickle else weights)
-    return lacking + ([] if any((folder / name).is_file() for name in _TOKENIZERS) else ["tokenizer.json"])
+    return lacking + ([] if _tokenizer_file(folder).is_file() else ["tokenizer.json"])
 
 
 def text_width(folder: Path) -> int | None:
@@ -126,14 +131,15 @@ def _transformers(folder: Path, kind: str) -> TextTower:
     transformers.logging.set_verbosity_error()  # what it would warn of is an error below
     transformers.logging.disable_progress_bar()
     name, output = _FAMILIES[kind]
-    weights, tokens_file = weights_in(folder), next((folder / name for name in _TOKENIZERS if (folder / name).is_file()), folder)
+    weights, tokens_file = weights_in(folder), _tokenizer_file(folder)
     check_format(weights)
+    if not tokens_file.is_file():
+        raise BadInput(f"{tokens_file} is missing: the tokenizer, which the model's page on the hub has")
     try:
         model, loading = getattr(transformers, name).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        identity = _identity(weights, tokens_file)
+        tokenizer, identity = _tokenizer(folder), _identity(weights, tokens_file)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"transformers cannot load a text tower from {folder}: {str(error)[:400]}") from error
     if missing := [*map(str, loading["missing_keys"]), *map(str, loading["mismatched_keys"])]:
@@ -146,7 +152,39 @@ def _transformers(folder: Path, kind: str) -> TextTower:
         encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return cast(Tensor, encoded["input_ids"])
 
-    return TextTower(identity, _projection(read_weights(weights)), lambda ids: getattr(frozen(input_ids=ids), output), tokenize)
+    projection = _projection(read_weights(weights, _PROJECTIONS.__contains__))
+    if kind != "siglip":
+        return TextTower(identity, projection, lambda ids: getattr(frozen(input_ids=ids), output), tokenize)
+    identity = {**identity, "texts": "lower case, no punctuation"}
+    return TextTower(identity, projection, lambda ids: getattr(frozen(input_ids=ids), output), tokenize, _canonical)
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    """Return the file of a folder's tokenizer: tokenizer.json, or SigLIP's own where the library that reads it is installed."""
+    own = folder / "spiece.model"
+    return own if not (folder / "tokenizer.json").is_file() and own.is_file() and find_spec("sentencepiece") else folder / "tokenizer.json"
+
+
+def _tokenizer(folder: Path) -> Any:
+    """Return a folder's tokenizer: of the class that it names, else as its tokenizer.json describes it.
+
+    SigLIP's class asks for sentencepiece even beside a tokenizer.json. Raise `BadInput` for one that puts no end mark behind a text.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except ImportError:
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if tokenizer.eos_token_id is None or tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+        raise BadInput(
+            f"{folder / 'tokenizer.json'} puts no end mark behind a text, as SigLIP's does; `pip install sentencepiece` reads spiece.model"
+        )
+    return tokenizer
+
+
+def _canonical(text: str) -> str:
+    return " ".join(text.translate(_WITHOUT_PUNCTUATION).lower().split())
 
 
 def _projection(tensors: Mapping[str, Tensor]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.teachers.checkpoints.convert import convert_weights
 from eupe_pipeline.teachers.checkpoints.sharded import weight_files, weights_sha256
 from eupe_pipeline.teachers.checkpoints.weights import read_weights
+from eupe_pipeline.teachers.registry import text_tower
 from eupe_pipeline.teachers.registry.text_tower import ClipText, load_text_tower, missing_of_tower, text_width
 
 from ..checkpoints.test_sharded import split
@@ -40,15 +42,39 @@ def test_a_folder_of_transformers_gives_its_text_features(clip: tuple[Path, Any]
 def test_siglips_text_features_are_the_librarys_own(tmp_path: Path) -> None:
     model, tower = write_siglip(tmp_path), load_text_tower(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    lower = [text.lower() for text in TEXTS]
-    ids = tokenizer(lower, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")["input_ids"]
-    assert torch.equal(tower.tokenize(lower), ids)
+    clean = ["a photo of a red thing", "blue", "a drawing of a green thing"]
+    ids = tokenizer(clean, padding="max_length", truncation=True, max_length=CONTEXT, return_tensors="pt")["input_ids"]
+    assert [tower.clean(text) for text in TEXTS] == clean
+    assert torch.equal(tower.tokenize(clean), ids)
     with torch.no_grad():
         wanted = model.get_text_features(input_ids=ids)
     torch.testing.assert_close(tower.embed(TEXTS), getattr(wanted, "pooler_output", wanted), atol=1e-6, rtol=1e-6)
     assert not torch.allclose(tower.embed(TEXTS)[0], tower.embed(TEXTS)[1], atol=1e-2)
     images = torch.randn(3, 24)
     assert tower.project(images, "attention pool") is images
+
+
+def test_siglips_published_tokenizer_loads_without_sentencepiece_and_must_end_its_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_siglip(tmp_path)
+    wanted, path = load_text_tower(tmp_path).embed(TEXTS), tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "SiglipTokenizer"}))  # as google/siglip-* has it
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    tower = load_text_tower(tmp_path)
+    assert torch.equal(tower.embed(TEXTS), wanted)
+    assert tower.clean("  Jack_o'-Lantern,  T-shirt. ") == "jack olantern tshirt"
+    assert tower.identity["texts"] == "lower case, no punctuation"
+    tokenizer = tmp_path / "tokenizer.json"
+    record = json.loads(tokenizer.read_text())
+    tokenizer.write_text(json.dumps({**record, "post_processor": None}))
+    with pytest.raises(BadInput, match=r"tokenizer\.json puts no end mark behind a text"):
+        load_text_tower(tmp_path)
+    tokenizer.rename(tmp_path / "spiece.model")
+    monkeypatch.setattr(text_tower, "find_spec", lambda name: None)
+    assert missing_of_tower(tmp_path) == ["tokenizer.json"]
+    with pytest.raises(BadInput, match=r"tokenizer\.json is missing"):
+        load_text_tower(tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["", "text."])
@@ -159,8 +185,9 @@ def test_siglips_logits_are_the_librarys_own_from_raw_texts_of_64_places(tmp_pat
     model = write_siglip(tmp_path, context=64)
     tower, tokenizer = load_text_tower(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
     raw = ["A PHOTO of a Red thing.", "blue", "green " * 80]
-    ids = tokenizer([text.lower() for text in raw], padding="max_length", truncation=True, max_length=64, return_tensors="pt")["input_ids"]
-    assert torch.equal(tower.tokenize([text.lower() for text in raw]), ids)
+    clean = ["a photo of a red thing", "blue", "green " * 79 + "green"]
+    ids = tokenizer(clean, padding="max_length", truncation=True, max_length=64, return_tensors="pt")["input_ids"]
+    assert torch.equal(tower.tokenize([tower.clean(text) for text in raw]), ids)
     assert ids.shape == (3, 64)
     assert ids[1, 4:].eq(0).all(), "padded on the right to SigLIP's 64 places"
     pixels = torch.randn(4, 3, 16, 16)
