@@ -24,7 +24,7 @@ from ...storage.store import FeatureStore
 from ...student.export.adapter_chain import AdapterChain, write_chain
 from ...student.export.lineage import read_record, read_targets
 from ...student.probes.knn import Embeddings
-from ...student.probes.zero_shot import PAPER_TEMPLATES, build_classifier, class_cosines, read_descriptions, top_k_accuracy
+from ...student.probes.zero_shot import PAPER_TEMPLATES, build_classifier, check_names, class_cosines, read_descriptions, top_k_accuracy
 from ...teachers.checkpoints.radio_adaptors import RadioAdaptor, check_adaptor, has_adaptors, load_adaptor
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.resolve import resolve_teacher
@@ -115,6 +115,7 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         model, store, options.text, teacher=options.teacher, proxy=options.proxy, weights=options.weights
     )  # fmt: skip
     refuse_one_class(split.dataset, labels)
+    check_names(labels, descriptions.names)
     say_distilled_on(split, list(digests_of(split.dataset, split.images.tolist())), on_event)
     texts = {label: descriptions.texts(label) for label in labels}
     paper = descriptions.templates == PAPER_TEMPLATES
@@ -150,6 +151,7 @@ def _check(options: ZeroShotOptions) -> dict[str, Any]:
     labels = labelled_layout(report, "test", options.data, options.store)
     try:
         names = read_descriptions(options.classes, options.templates).names
+        check_names(labels, names)
         report.files(
             "labels have no name", labels - names.keys() if names is not None else (), f"add them to [classes] of {options.classes}"
         )

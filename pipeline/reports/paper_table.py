@@ -26,6 +26,7 @@ from ...storage.core.choices import Device
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent, ignore_event
 from ...student.probes.evaluation_records import list_records
+from ...student.probes.zero_shot import check_names, read_descriptions
 from ...teachers.encoders.architectures import ARCHITECTURES
 from ...teachers.encoders.build import canonical
 from ...teachers.registry.spec import RANDOM_WEIGHTS
@@ -209,7 +210,7 @@ def _figure(
     if column.data not in folders:
         return _cell(table, row, name, "missing", f"no {column.data} among --data")
     text = _tower(options, model.name)
-    if column.evaluation == "zero-shot" and (why := _no_texts(model, text)):
+    if column.evaluation == "zero-shot" and (why := _no_texts(model, text, _test_split(folders[column.data]), options.classes)):
         return _cell(table, row, name, "missing", why)
     if column.evaluation in ("knn", "zero-shot") and model.spec.cls_dim is None:
         return _cell(table, row, name, "missing", "the model has no class token")
@@ -225,17 +226,22 @@ def _figure(
     }
 
 
-def _no_texts(model: Model, text: Path | None) -> str:
+def _no_texts(model: Model, text: Path | None, test: Path, classes: Path | None) -> str:
     """Return why a model cannot be compared with texts, "" where it can as far as files tell."""
     if text is None:
         return f"no text tower: --text {model.name}=FOLDER{_TOWER_OF.get(model.name, '')}"
     if lacking := missing_of_tower(text):
         return f"{text} has no {', '.join(lacking)}"
     try:
+        check_names((path.name for path in test.iterdir()), read_descriptions(classes, "names").names)
         check_way_to_texts(model.spec, text)
     except BadInput as error:
         return str(error)
     return ""
+
+
+def _test_split(data: Path) -> Path:
+    return next(data / name for name in ("val", "validation", "test") if (data / name).is_dir())
 
 
 def _other_settings(row: str, column: str) -> tuple[str, ...]:
@@ -250,9 +256,14 @@ def _evaluate(options: TableOptions, evaluation: str, model: str, data: Path, te
         return evaluate_knn(KnnOptions(**shared, data=str(data), store=options.store, size_px=CLASSIFIED_PX), on_event)
     if evaluation == "zero-shot":
         assert text is not None
-        test = next(data / name for name in ("val", "validation", "test") if (data / name).is_dir())
         asked = ZeroShotOptions(
-            **shared, data=str(test), text=text, classes=options.classes, templates="names", store=options.store, size_px=CLASSIFIED_PX
+            **shared,
+            data=str(_test_split(data)),
+            text=text,
+            classes=options.classes,
+            templates="names",
+            store=options.store,
+            size_px=CLASSIFIED_PX,
         )
         return evaluate_zero_shot(asked, on_event)
     if evaluation == "segmentation":

@@ -32,7 +32,7 @@ PROMPT = [
 ]
 
 
-SHAPES = {  # corners in sixteenths of the side
+SHAPES: dict[str, list[tuple[float, float]]] = {  # corners in sixteenths of the side
     "square": [(0, 0), (10, 0), (10, 10), (0, 10)], "diamond": [(5, 0), (10, 5), (5, 10), (0, 5)],
     "triangle": [(5, 0), (10, 10), (0, 10)], "bar": [(0, 3.5), (10, 3.5), (10, 6.5), (0, 6.5)],
     "pillar": [(3.5, 0), (6.5, 0), (6.5, 10), (3.5, 10)], "corner": [(0, 0), (3, 0), (3, 7), (10, 7), (10, 10), (0, 10)],

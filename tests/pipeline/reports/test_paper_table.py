@@ -169,6 +169,10 @@ def test_radios_zero_shot_goes_through_its_adaptor_where_tower_and_adaptor_are_o
     )  # fmt: skip
     assert (found["state"], found["ours"], found["paper"]) == ("evaluated", evaluate_zero_shot(alone)["top1"], 74.6)
     assert any("768 px" in remark for remark in found["remarks"])
+    for split in ("train", "val"):
+        (root / "imagenet" / split / "n01").rename(root / "imagenet" / split / "n01440764")
+    names.write_text("")
+    assert "1 labels are ids and no words (n01440764): give their names" in cell(text, dry_run=False)["why"]
 
 
 def test_pairs_in_spairs_layout_that_are_not_spairs_have_a_remark(root: Path, run: Path) -> None:
