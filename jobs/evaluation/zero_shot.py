@@ -3,8 +3,9 @@
 A student is mapped there by its adapters and the statistics that undo their normalisation (paper, appendix C.1): from its run (with the
 proxy's, when it was taught by one, and the store that has the statistics) or from the `adapters/` of its export. A teacher is in that
 space already. Then comes the image projection of the text tower's own model, unless the teacher's class token has passed it. A RADIOv2.5 is
-in no text's space: one of the adaptors in its file leads to that of its own teacher, CLIP or SigLIP, past that one's projection. See
-`student.probes.zero_shot` for the protocol and `teachers.registry.text_tower` for the towers. Axes: N images, D channels.
+in no text's space: one of the adaptors in its file leads to that of its own teacher, CLIP or SigLIP, past that one's projection; a student
+that it taught goes on through the same. See `student.probes.zero_shot` for the protocol and `teachers.registry.text_tower` for the towers.
+Axes: N images, D channels.
 """
 
 import tempfile
@@ -26,6 +27,7 @@ from ...student.export.lineage import read_record, read_targets
 from ...student.probes.knn import Embeddings
 from ...student.probes.zero_shot import PAPER_TEMPLATES, build_classifier, check_names, class_cosines, read_descriptions, top_k_accuracy
 from ...teachers.checkpoints.radio_adaptors import RadioAdaptor, check_adaptor, has_adaptors, load_adaptor
+from ...teachers.checkpoints.sharded import weights_sha256
 from ...teachers.encoders.tokens import Tokens
 from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
@@ -73,29 +75,32 @@ class ZeroShotOptions(EvaluatedImages):
 
 @dataclass(frozen=True)
 class TeacherSpace:
-    """The map from a model's own class tokens to a teacher's: through a chain of adapters, a RADIO's adaptor, or none."""
+    """The map from a model's own class tokens to a teacher's: through a chain of adapters, a RADIO's adaptor, both, or none."""
 
-    chain: AdapterChain | RadioAdaptor | None
+    chain: AdapterChain | None
     teacher: str | None
     kind: str
     """What the teacher uses as class token, one of `spec.CLS_KINDS`."""
     identity: dict[str, Any] | None
+    adaptor: RadioAdaptor | None = None
 
     def map(self, embeddings: Embeddings) -> Tensor:
         """Return the images' features (N, D) in the teacher's space; raises `BadInput` without class tokens."""
         if embeddings.cls_ND is None:
             raise BadInput("zero-shot needs class tokens, and this model has none")
         cls_ND = torch.from_numpy(embeddings.cls_ND)
-        if self.chain is None or self.teacher is None:
-            return cls_ND
-        if isinstance(self.chain, RadioAdaptor):
-            return torch.cat([self.chain(part) for part in torch.split(cls_ND, _MAPPED_AT_ONCE)])
+        if self.chain is not None and self.teacher is not None:
+            cls_ND = self._through(self.chain, self.teacher, cls_ND, embeddings)
+        return cls_ND if self.adaptor is None else torch.cat([self.adaptor(part) for part in torch.split(cls_ND, _MAPPED_AT_ONCE)])
+
+    @staticmethod
+    def _through(chain: AdapterChain, teacher: str, cls_ND: Tensor, embeddings: Embeddings) -> Tensor:
         mean_ND, mapped_parts = torch.from_numpy(embeddings.mean_patch_ND), []
         for start in range(0, len(cls_ND), _MAPPED_AT_ONCE):
             part = slice(start, start + _MAPPED_AT_ONCE)
-            mapped = self.chain.map(Tokens(cls_ND[part], mean_ND[part, None, None]), self.teacher).cls_BD
+            mapped = chain.map(Tokens(cls_ND[part], mean_ND[part, None, None]), teacher).cls_BD
             if mapped is None:
-                raise BadInput(f"{self.teacher} has no class token, so nothing of it can be compared with texts")
+                raise BadInput(f"{teacher} has no class token, so nothing of it can be compared with texts")
             mapped_parts.append(mapped)
         return torch.cat(mapped_parts)
 
@@ -197,37 +202,41 @@ def to_teacher_space(
     """
     cls_kind, architecture = str(model.identity["cls"]), model.identity["architecture"]
     if has_adaptors(architecture):
-        adaptor = load_adaptor(_radio_file(model, weights), architecture, teacher, _width_of_texts(text))
-        return TeacherSpace(adaptor, adaptor.name, IN_TEXTS_SPACE, {"adaptor": adaptor.name, "class_token": adaptor.token})
+        sha256 = model.identity["weights_sha256"]
+        _refuse_random(model.name, sha256)
+        file = model.spec.weights_path if isinstance(model, Model) else _radio_file(model.name, architecture, sha256, weights)
+        adaptor = load_adaptor(file, architecture, teacher, _width_of_texts(text))
+        return TeacherSpace(None, adaptor.name, IN_TEXTS_SPACE, _described(adaptor), adaptor)
     if isinstance(model, CachedModel):
         return TeacherSpace(None, None, cls_kind, None)
     folder = Path(model.name)
     if (folder / "adapters" / "chain.json").is_file():
-        return _through_adapters(folder / "adapters", teacher, {})
+        return _through_adapters(folder / "adapters", teacher, {}, text)
     if read_record(folder, "model/adapters.json").get("order"):
         with tempfile.TemporaryDirectory() as written:
             write_chain(folder, proxy, store, Path(written))
             runs = [folder] if proxy is None else [folder, proxy]
-            return _through_adapters(Path(written), teacher, {name: target for run in runs for name, target in read_targets(run).items()})
+            targets = {name: target for run in runs for name, target in read_targets(run).items()}
+            return _through_adapters(Path(written), teacher, targets, text)
     if teacher is not None:
         raise BadInput(f"{model.name} has no adapters that could lead to {teacher}; export it with --adapters, or give its run")
     return TeacherSpace(None, None, cls_kind, None)
 
 
-def _radio_file(model: Model | CachedModel, weights: Path | None) -> Path:
-    """Return the weights of a RADIO, which hold its adaptors; raise `BadInput` where they are not those of the tokens."""
-    sha256, architecture = model.identity["weights_sha256"], model.identity["architecture"]
-    _refuse_random(model.name, sha256)
-    if isinstance(model, Model):
-        return model.spec.weights_path
+def _radio_file(name: str, architecture: dict[str, Any], sha256: str | None, weights: Path | None) -> Path:
+    """Return the weights of a RADIO by its row, which hold its adaptors; raise `BadInput` where they are not those that `sha256` says."""
     row = next(name for name, row in TEACHERS.items() if row.architecture == architecture)
     spec = resolve_teacher(row, weights=weights)
-    if spec.weights_sha256 != sha256:
+    if sha256 is not None and spec.weights_sha256 != sha256:
         raise BadInput(
-            f"the tokens of {model.name} are of weights with sha256 {sha256[:12]}…, and {spec.weights_path}, where the adaptors are looked "
-            f"for, has {spec.weights_sha256[:12]}…; name the file of the tokens with --weights"
+            f"the tokens of {name} are of weights with sha256 {sha256[:12]}…, and {spec.weights_path}, where the adaptors are looked "
+            f"for, has {spec.weights_sha256[:12]}…; put the file of the tokens there, or name it with --weights where they are evaluated"
         )
     return spec.weights_path
+
+
+def _described(adaptor: RadioAdaptor) -> dict[str, Any]:
+    return {"adaptor": adaptor.name, "class_token": adaptor.token}
 
 
 def _refuse_random(name: str, sha256: str) -> None:
@@ -242,7 +251,7 @@ def _width_of_texts(folder: Path) -> int:
     return width
 
 
-def _through_adapters(folder: Path, teacher: str | None, targets: dict[str, Any]) -> TeacherSpace:
+def _through_adapters(folder: Path, teacher: str | None, targets: dict[str, Any], text: Path) -> TeacherSpace:
     chain = AdapterChain(folder)
     ends = [name for name in chain.steps[-1] if name != chain.through]
     if teacher is None and len(ends) != 1:
@@ -250,7 +259,11 @@ def _through_adapters(folder: Path, teacher: str | None, targets: dict[str, Any]
     name = teacher or ends[0]
     if name not in chain.teachers():
         raise BadInput(f"these adapters do not lead to {name!r}, only to: {', '.join(chain.teachers())}")
-    recorded = targets.get(name, {}).get("identity", {}).get("teacher", {}).get("cls")
-    known = TEACHERS[name].architecture["cls"] if name in TEACHERS else "class token"
-    sha256 = {file: file_sha256(folder / file) for file in ("adapters.safetensors", "chain.json")}
-    return TeacherSpace(chain, name, str(recorded or known), sha256)
+    recorded = targets.get(name, {}).get("identity", {}).get("teacher", {})
+    known = TEACHERS[name].architecture if name in TEACHERS else {"name": "", "cls": "class token"}
+    identity = {file: file_sha256(folder / file) for file in ("adapters.safetensors", "chain.json")}
+    if has_adaptors(architecture := recorded.get("architecture", known)):
+        file = _radio_file(name, architecture, recorded.get("weights_sha256"), None)
+        adaptor = load_adaptor(file, architecture, None, _width_of_texts(text))
+        return TeacherSpace(chain, name, IN_TEXTS_SPACE, {**identity, **_described(adaptor), "radio": weights_sha256(file)}, adaptor)
+    return TeacherSpace(chain, name, str(recorded.get("cls") or known["cls"]), identity)

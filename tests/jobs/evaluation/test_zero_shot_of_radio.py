@@ -1,5 +1,7 @@
 """RADIO goes to texts through the adaptor in its own file: small random weights, followed by hand with torch's modules."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,17 @@ import torch
 from eupe_pipeline.jobs.evaluation.labelled_features import WHOLE, embed_images, read_embeddings
 from eupe_pipeline.jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 from eupe_pipeline.jobs.retrieval.retrieval import RetrievalOptions, evaluate_retrieval
+from eupe_pipeline.storage.core.cache_home import weights_folder
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import ViewSpec
+from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.probes.evaluation_records import list_records
+from eupe_pipeline.student.training.run_folder import save_model
 from eupe_pipeline.teachers.checkpoints.weights import save_weights
+from eupe_pipeline.teachers.encoders.build import build_encoder
+from eupe_pipeline.teachers.encoders.tokens import Tokens
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.registry.table import ROWS
 from eupe_pipeline.teachers.registry.text_tower import load_text_tower
@@ -82,8 +89,39 @@ def test_cached_tokens_take_the_adaptor_from_their_own_weights(store: FeatureSto
     assert result["top1"] == pytest.approx(accuracy(cls_ND, 0, 20, tmp_path / "clip", dataset.labels()))
     other = tmp_path / "other.safetensors"
     save_weights({**radio_tensors(), **ADAPTORS, "_heads.0.fc1.bias": torch.zeros(40)}, other)
-    with pytest.raises(BadInput, match=r"where the adaptors are looked for, has .* name the file of the tokens with --weights"):
+    with pytest.raises(
+        BadInput, match=r"where the adaptors are looked for, has .* put the file of the tokens there, or name it with --weights"
+    ):
         evaluate_zero_shot(asked(store, tmp_path, other))
+
+
+def test_a_student_of_radio_goes_on_through_radios_adaptor(store: FeatureStore, tmp_path: Path, weights: Path) -> None:
+    dataset, spec = store.dataset("photos"), resolve_teacher("radio-small", weights=weights, size_px=TEACHER_PX)
+    views = ViewSet.create(store.objects, dataset, ViewSpec(views_per_image=1, kind="center"), images_per_shard=8)
+    reader = extract(store, load_teacher(spec), views, "radio-small", "fp32")
+    torch.manual_seed(5)
+    target = TargetSpec(reader.cls_dim, reader.patch_dim, spec.grid)
+    student, run = Student(build_encoder({"name": "vit-mini", "layer_scale": 1.0}), 8, {"radio-small": target}), tmp_path / "run"
+    save_model(student, run / "model", size_px=16, targets={"radio-small": reader.statistics.digest})
+    (run / "identities.json").write_text(json.dumps({"targets": {"radio-small": {"identity": {"teacher": spec.identity()}}}}))
+    options = replace(asked(store, tmp_path, weights), model=str(run), weights=None)
+    with pytest.raises(BadInput, match="weights of teacher radio-small are missing"):
+        evaluate_zero_shot(options)
+    kept = weights_folder() / "radio-small.safetensors"
+    save_weights({**radio_tensors(), **ADAPTORS}, kept)
+    result = evaluate_zero_shot(options)
+    own = embed_images(load_teacher(resolve_teacher(str(run))), dataset, np.arange(24), WHOLE)
+    assert own.cls_ND is not None
+    with torch.no_grad():
+        adapted = student.adapters[0](Tokens(torch.from_numpy(own.cls_ND), torch.zeros(24, 1, 1, 48))).cls_BD.numpy()
+    wanted = accuracy(reader.statistics.denormalize_cls(adapted), 0, 20, tmp_path / "clip", dataset.labels())
+    assert result["top1"] == pytest.approx(wanted)
+    (record,) = list_records(run)
+    assert record["protocol"]["teacher"] == "radio-small"
+    assert record["protocol"]["way"]["radio"] == spec.weights_sha256
+    save_weights({**radio_tensors(), **ADAPTORS, "_heads.0.fc1.bias": torch.zeros(40)}, kept)
+    with pytest.raises(BadInput, match="put the file of the tokens there"):
+        evaluate_zero_shot(options)
 
 
 def test_retrieval_goes_the_same_way(store: FeatureStore, tmp_path: Path, weights: Path) -> None:
