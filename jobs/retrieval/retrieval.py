@@ -23,12 +23,12 @@ from ...storage.images.dataset import ImageDataset
 from ...storage.sources.folder_source import list_folder
 from ...storage.store import FeatureStore
 from ...student.probes.knn import Embeddings
-from ...teachers.registry.text_tower import load_text_tower, missing_of_tower
+from ...teachers.registry.text_tower import load_text_tower
 from ...teachers.runtime.devices import choose_device
 from ..evaluation.knn import evaluated
 from ..evaluation.labelled_features import EvaluatedImages, Split, embed_images, open_data, open_store, read_embeddings, read_upright
 from ..evaluation.models import CachedModel, Model, open_evaluated
-from ..evaluation.zero_shot import projected, to_teacher_space
+from ..evaluation.zero_shot import check_tower, projected, to_teacher_space
 from .recall import retrieval_recalls
 
 _NAMED = 3
@@ -44,7 +44,7 @@ class RetrievalOptions:
     captions: Path = field(metadata={"help": "CSV, TSV, JSONL, Flickr30k's .token, COCO's or Karpathy's JSON."})
     text: Path = field(metadata={"help": "Text tower: a transformers or open_clip folder."})
     split: str | None = field(default=None, metadata={"help": "Of a file of captions that holds several."})
-    teacher: str | None = field(default=None, metadata={"help": "Whose space the text tower shares; with a student's adapters."})
+    teacher: str | None = field(default=None, metadata={"help": "Whose space the text tower shares; with a student's or RADIO's adapters."})
     proxy: Path | None = field(default=None, metadata={"help": "The proxy's run, when MODEL was taught by one."})
     store: str | None = field(default=None, metadata={"help": "Feature store; default: the evaluations' own."})
     size_px: int | None = field(default=None, metadata={"help": "Input size; default: the model's own."})
@@ -80,7 +80,7 @@ def evaluate_retrieval(options: RetrievalOptions, on_event: OnEvent = ignore_eve
     model = open_evaluated(options.model, store, size_px=options.size_px, weights=options.weights, out=options.out)
     split = Split(model, store, open_data(store, options.data, on_event), options.images, None, "test")
     placed, tower = _placed(split.dataset, captions, options, on_event), load_text_tower(options.text)
-    space = to_teacher_space(model, store, options.teacher, options.proxy)
+    space = to_teacher_space(model, store, options.text, teacher=options.teacher, proxy=options.proxy, weights=options.weights)
     protocol = {
         "test": split.protocol(), "text_tower": tower.identity,
         "texts_digest": digest({str(index): texts for index, texts in placed.items()}),
@@ -153,6 +153,5 @@ def _check(options: RetrievalOptions) -> dict[str, Any]:
         report.files("images with captions are not there", unknown, f"put them below {options.data}, named as in {options.captions}")
     elif options.store is None:
         report.lacks(f"the folder {options.data}", "give the folder of the pictures, or a dataset's name with --store")
-    for missing in missing_of_tower(options.text):
-        report.lacks(f"{options.text} has no {missing}", "give the folder of a CLIP, SigLIP or PE model, from transformers or open_clip")
+    check_tower(report, options.text, options.model, options.teacher, options.weights)
     return report.result()

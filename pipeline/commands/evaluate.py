@@ -333,7 +333,7 @@ def agreement(
     click.option("--classes", type=FILE, default=None, metavar="TOML", help="Names and templates."),
     click.option("--templates", type=click.Choice(TEMPLATE_SETS), default=None,
                  help="names: nothing around a name, as in the paper; clip-80: CLIP's 80. Default: the file's, else photo."),
-    click.option("--teacher", default=None, help="The teacher whose space the text tower shares; with a student's adapters."),
+    click.option("--teacher", default=None, help="The teacher whose space the text tower shares; with a student's or RADIO's adapters."),
     click.option("--proxy", type=FOLDER, default=None, help="The proxy's run, when MODEL was taught by one."),
     TEST_IMAGES, INPUT_SIZE,
     click.option("--crop-fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),

@@ -18,7 +18,7 @@ from ...jobs.evaluation.depth import DepthOptions, evaluate_depth
 from ...jobs.evaluation.knn import KnnOptions, evaluate_knn
 from ...jobs.evaluation.models import Model, open_model
 from ...jobs.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
-from ...jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
+from ...jobs.evaluation.zero_shot import ZeroShotOptions, check_way_to_texts, evaluate_zero_shot
 from ...storage.annotations.dense_layout import depth_layout, segmentation_layout
 from ...storage.annotations.layout_report import LayoutReport
 from ...storage.annotations.pair_layout import IMAGENET_CLASSES, correspondence_layout
@@ -26,9 +26,11 @@ from ...storage.core.choices import Device
 from ...storage.core.errors import BadInput, EupeError
 from ...storage.core.events import OnEvent, ignore_event
 from ...student.probes.evaluation_records import list_records
+from ...student.probes.zero_shot import check_names, read_descriptions
 from ...teachers.encoders.architectures import ARCHITECTURES
 from ...teachers.encoders.build import canonical
 from ...teachers.registry.spec import RANDOM_WEIGHTS
+from ...teachers.registry.text_tower import missing_of_tower
 from ..recipes.paper import PaperTable, paper_table
 from ..recipes.typed_tables import leaves
 
@@ -37,6 +39,10 @@ _LANGUAGE_PX = {14: 336, 16: 384}  # by patch size (appendix C.2)
 RIVALS = {
     "pecore-b": "PEcore-B", "pespatial-b": "PEspatial-B", "siglip2-b": "SigLIP2-B", "dinov3-b": "DINOv3-ViT-B",
     "radiov2.5-b": "RADIOv2.5-B", "dune-b-448": "DUNE-B", "dune-b-336": "DUNE-B",
+}  # fmt: skip
+_TOWER_OF = {"radiov2.5-b": ", DFN CLIP's (apple/DFN5B-CLIP-ViT-H-14-378) or SigLIP's (google/siglip-so400m-patch14-384)"}
+_OTHER_SETTINGS = {  # of the paper's own figure
+    ("RADIOv2.5-B", "IN1k-ZS"): "the paper's figure is that of RADIO's README: 768 px, CLIP's 80 templates; ours is at 224 px by names",
 }  # fmt: skip
 _STUDENTS = {
     "eupe_vitb16": "EUPE-ViT-B", "eupe_vits16": "EUPE-ViT-S", "eupe_vitt16": "EUPE-ViT-T", "eupe_convnext_tiny": "EUPE-ConvNext-T",
@@ -204,8 +210,8 @@ def _figure(
     if column.data not in folders:
         return _cell(table, row, name, "missing", f"no {column.data} among --data")
     text = _tower(options, model.name)
-    if column.evaluation == "zero-shot" and text is None:
-        return _cell(table, row, name, "missing", f"no text tower: --text {model.name}=FOLDER")
+    if column.evaluation == "zero-shot" and (why := _no_texts(model, text, _test_split(folders[column.data]), options.classes)):
+        return _cell(table, row, name, "missing", why)
     if column.evaluation in ("knn", "zero-shot") and model.spec.cls_dim is None:
         return _cell(table, row, name, "missing", "the model has no class token")
     if options.dry_run:
@@ -214,10 +220,32 @@ def _figure(
         result = _evaluate(options, column.evaluation, model.name, folders[column.data], text, on_event)
     except EupeError as error:
         return _cell(table, row, name, "failed", str(error))
-    remarks = [*_differences(result), *_other_data(column.data, folders[column.data])]
+    remarks = [*_differences(result), *_other_data(column.data, folders[column.data]), *_other_settings(row, name)]
     return _cell(table, row, name, "recorded" if result["already"] else "evaluated", record=result["record"], remarks=remarks) | {
         "ours": _value(result, column.keys)
     }
+
+
+def _no_texts(model: Model, text: Path | None, test: Path, classes: Path | None) -> str:
+    """Return why a model cannot be compared with texts, "" where it can as far as files tell."""
+    if text is None:
+        return f"no text tower: --text {model.name}=FOLDER{_TOWER_OF.get(model.name, '')}"
+    if lacking := missing_of_tower(text):
+        return f"{text} has no {', '.join(lacking)}"
+    try:
+        check_names((path.name for path in test.iterdir()), read_descriptions(classes, "names").names)
+        check_way_to_texts(model.spec, text)
+    except BadInput as error:
+        return str(error)
+    return ""
+
+
+def _test_split(data: Path) -> Path:
+    return next(data / name for name in ("val", "validation", "test") if (data / name).is_dir())
+
+
+def _other_settings(row: str, column: str) -> tuple[str, ...]:
+    return (_OTHER_SETTINGS[row, column],) if (row, column) in _OTHER_SETTINGS else ()
 
 
 def _evaluate(options: TableOptions, evaluation: str, model: str, data: Path, text: Path | None, on_event: OnEvent) -> Mapping[str, Any]:
@@ -228,9 +256,14 @@ def _evaluate(options: TableOptions, evaluation: str, model: str, data: Path, te
         return evaluate_knn(KnnOptions(**shared, data=str(data), store=options.store, size_px=CLASSIFIED_PX), on_event)
     if evaluation == "zero-shot":
         assert text is not None
-        test = next(data / name for name in ("val", "validation", "test") if (data / name).is_dir())
         asked = ZeroShotOptions(
-            **shared, data=str(test), text=text, classes=options.classes, templates="names", store=options.store, size_px=CLASSIFIED_PX
+            **shared,
+            data=str(_test_split(data)),
+            text=text,
+            classes=options.classes,
+            templates="names",
+            store=options.store,
+            size_px=CLASSIFIED_PX,
         )
         return evaluate_zero_shot(asked, on_event)
     if evaluation == "segmentation":
@@ -266,7 +299,7 @@ def _planned(table: PaperTable, row: str, name: str, column: Column, model: Mode
     """Return what would be done: run, or reuse a record where it is of the same data and settings."""
     at_px = CLASSIFIED_PX if column.evaluation in ("knn", "zero-shot") else None
     records = _records(model, column, at_px, options.allow_random_weights)
-    note = "".join(f"; {remark}" for remark in _other_data(column.data, data))
+    note = "".join(f"; {remark}" for remark in (*_other_data(column.data, data), *_other_settings(row, name)))
     if records:
         why = f"{len(records)} recorded, reused where data and settings are the same{note}"
         only = _value(records[0]["results"], column.keys) if len(records) == 1 else None

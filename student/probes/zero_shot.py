@@ -8,8 +8,9 @@ is its embedding at unit length; the class with the highest cosine wins. Axes: N
                         n01440764 = "tench"             # label of the dataset = one name, or a list of names
 """
 
+import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ TEMPLATES: dict[TemplateSet, tuple[str, ...]] = {"names": PAPER_TEMPLATES, "phot
 """By name: the bare names of the classes (EUPE, appendix C.1), one sentence (ours), and the set that CLIP was published with (Radford et
 al. 2021, github.com/openai/CLIP, notebooks/Prompt_Engineering_for_ImageNet.ipynb, MIT licence)."""
 DEFAULT_TEMPLATES = TEMPLATES["photo"]
+_NO_WORD = re.compile(r"n\d{8}|[-+]?\d+")  # WordNet's id of an ImageNet class, a number
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class Descriptions:
             raise BadInput(f"the file of class names has none for the dataset's label {label!r}")
         names = (label.replace("_", " "),) if self.names is None else self.names[label]
         return [template.replace("{}", name) for name in names for template in self.templates]
+
+
+def check_names(labels: Iterable[str], names: Mapping[str, Any] | None) -> None:
+    """Raise `BadInput` where labels that have no names are ids or numbers: as texts they would give figures at chance."""
+    ids = [label for label in labels if names is None and _NO_WORD.fullmatch(label)]
+    if ids:
+        raise BadInput(
+            f"{len(ids):,} labels are ids and no words ({', '.join(sorted(ids)[:3])}): give their names as [classes] of --classes"
+        )
 
 
 def read_descriptions(path: Path | None, templates: TemplateSet | None = None) -> Descriptions:

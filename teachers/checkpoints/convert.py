@@ -45,14 +45,21 @@ _KERAS_TENSORS = {
 
 def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
     """Return the flat state dict of a `.pth`, read by the restricted unpickler; raise `BadInput` for anything else."""
+    return _state_dict(_unpickled(data, where), where)
+
+
+def _unpickled(data: bytes, where: str) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
         kind = type(error).__name__  # torch's own text advises to load it unsafely
         raise BadInput(
             f"{where} is refused: it is not a checkpoint of plain tensors ({kind}); give a .pth of tensors or .safetensors"
         ) from error
+
+
+def _state_dict(state: Any, where: str) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("args"), argparse.Namespace):
         state = next((state[key] for key in _STATE_DICTS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -60,21 +67,23 @@ def read_checkpoint(data: bytes, where: str) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def convert_checkpoint(source: Path, out: Path, rename: Callable[[str], str] = str) -> None:
+def convert_checkpoint(source: Path, out: Path, rename: Callable[[str], str] = str) -> list[str]:
     """Convert a `.pth`/`.pt` state dict to safetensors at `out`, renaming each key; raise `BadInput` for unsafe files.
 
-    So for a file whose name promises another sha256 (`promised_hash`).
+    So for a file whose name promises another sha256 (`promised_hash`). Return the order of RADIO's teachers, where its arguments name them.
     """
     data = _read(source)
     check_promise(source, hashlib.sha256(data).hexdigest())
-    state = read_checkpoint(data, str(source))
-    save_weights({rename(name): tensor for name, tensor in state.items()}, out)
+    state = _unpickled(data, str(source))
+    save_weights({rename(name): tensor for name, tensor in _state_dict(state, str(source)).items()}, out)
+    teachers = getattr(state.get("args"), "teachers", None) or []
+    return [" ".join(str(one[key]) for key in ("name", "model", "pretrained") if key in one) for one in teachers if isinstance(one, dict)]
 
 
 def convert_weights(source: Path, out: Path) -> dict[str, Any]:
     """Convert a checkpoint of plain tensors to safetensors; return the sha256 that goes into identities. Raise `BadInput`."""
-    convert_checkpoint(source, out)
-    return {"weights": str(out), "bytes": out.stat().st_size, "sha256": file_sha256(out)}
+    teachers = convert_checkpoint(source, out)
+    return {"weights": str(out), "bytes": out.stat().st_size, "sha256": file_sha256(out), **({"teachers": teachers} if teachers else {})}
 
 
 def convert_efficientnet_lite0(source: Path, out: Path) -> None:

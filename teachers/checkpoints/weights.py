@@ -27,15 +27,31 @@ def save_weights(tensors: Mapping[str, Tensor], out: Path) -> None:
     write_atomically(out, save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}))
 
 
-def read_weights(path: Path) -> Tensors:
-    """Return all tensors of a safetensors file, or of the files of an index, on the CPU; raise `BadInput` for what is absent or not one."""
+def read_weights(path: Path, wanted: Callable[[str], bool] | None = None) -> Tensors:
+    """Return the tensors of a safetensors file, or of the files of an index, on the CPU: all, or those whose names are `wanted`.
+
+    Raise `BadInput` for what is absent or not one.
+    """
     if is_index(path):
         check_format(path)
     tensors: Tensors = {}
     for file in weight_files(path):
         with _safetensors(file):
-            tensors |= load_file(file)
+            if wanted is None:
+                tensors |= load_file(file)
+                continue
+            with safe_open(file, "pt") as opened:
+                tensors |= {name: opened.get_tensor(name) for name in opened.keys() if wanted(name)}  # noqa: SIM118 - it is no mapping
     return tensors
+
+
+def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by its name, from the headers alone; raise `BadInput` as `read_weights` does."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(path):
+        with _safetensors(file), safe_open(file, "pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+    return shapes
 
 
 def check_format(path: Path) -> None:

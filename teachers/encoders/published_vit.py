@@ -39,7 +39,7 @@ PUBLISHED_VIT = "published-vit"
 _DINOV2_OFFSET = 0.1  # of a patch
 _ROUNDED = 2.0**-7  # constants in a checkpoint of bf16
 _RADIO_HEADS = re.compile(r"(radio_model\.)?(adaptors|_heads|_feature_projections)\.")
-_RADIO_LAYOUTS = ("radio", "radio-dinov2")
+RADIO_LAYOUTS = ("radio", "radio-dinov2")
 _RADIO_PREFIX = re.compile(r"^(radio_model\.model\.|base_model\.|model\.)(?=inner\.|patch_generator\.|blocks\.|norm\.|head\.)")
 _INNER_UNUSED = re.compile(r"((radio_model\.)?model\.|base_model\.)?(inner\.mask_token|(?<=model\.)input_conditioner\.norm_(mean|std))")
 _DUNE_HEADS = re.compile(r"(projectors|teacher_norms)\.|(encoder\.)?mask_token$")
@@ -73,7 +73,7 @@ class PublishedVit(nn.Module):
     def __init__(self, options: Options) -> None:
         super().__init__()
         width, patch_px, radio = options["width"], options["stride_px"], options["layout"] == "radio"
-        self._side, self._radio = options["side"], options["layout"] in _RADIO_LAYOUTS
+        self._side, self._radio = options["side"], options["layout"] in RADIO_LAYOUTS
         self.patch_embed = nn.Conv2d(3, width, patch_px, stride=patch_px, bias=not radio)
         self.pos_embed = nn.Parameter(torch.randn(1, self._side**2, width) * width**-0.5)
         self.prefix = nn.Parameter(torch.randn(1, options["cls_tokens"] + options["registers"], width) * width**-0.5)
@@ -116,7 +116,7 @@ class PublishedVitEncoder(FrozenEncoder):
 
     def from_published(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the module's tensors of a published file; raise `BadInput` for one of another kind."""
-        read = _from_radio if self.architecture["layout"] in _RADIO_LAYOUTS else _from_dune
+        read = _from_radio if self.architecture["layout"] in RADIO_LAYOUTS else _from_dune
         return _with_layer_scale(read(tensors, self.architecture), self.architecture)
 
 

@@ -7,14 +7,18 @@ Weights may be in several files with an index (`checkpoints.sharded`).
 
 transformers builds its own towers, strictly loaded. open_clip is not a dependency: its standard tower (causal attention, the end token's
 position, a projection) is written out here and loaded strictly; a config that asks for more (another pooling, a tower of Hugging Face's) is
-refused. Texts are lower-cased, as every one of these models was trained. The image half keeps its last projection in the same files, so the
-tower has that too: a teacher whose class token comes before it (CLIP's, PE's attention pool) needs it to meet the texts. Axes: n texts, T
-tokens, D channels.
+refused. Texts are lower-cased, as every one of these models was trained; SigLIP's (1 and 2) also lose their punctuation, as in big_vision's
+zero-shot evaluator and open_clip's configs of both, whatever the folder's tokenizer does by itself. The image half keeps its last
+projection in the same files, so the tower has that too: a teacher whose class token comes before it (CLIP's, PE's attention pool) needs it
+to meet the texts. Axes: n texts, T tokens, D channels.
 """
 
 import json
+import re
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +29,8 @@ from torch.nn import functional
 
 from ...storage.core.errors import BadInput, unknown_name
 from ...storage.core.identity import file_sha256
-from ..checkpoints.sharded import weights_in, weights_sha256
-from ..checkpoints.weights import check_format, read_weights
+from ..checkpoints.sharded import listed, weights_in, weights_sha256
+from ..checkpoints.weights import check_format, read_weights, shapes_in
 from ..runtime import torchvision_guard
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -34,6 +38,14 @@ _KNOWN_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", 
 _PROJECTIONS = {  # name in the file → whether it is stored as (in, out)
     "visual_projection.weight": False, "visual.proj": True, "visual.trunk.head.weight": False, "visual.head.proj.weight": False,
 }  # fmt: skip
+_TEXT_WIDTHS = {  # name of the text half's last projection → the axis of its shape that the texts' channels are
+    "text_projection": 1, "text.text_projection": 1, "text_projection.weight": 0, "text_model.head.weight": 0,
+}  # fmt: skip
+_NO_TEXT = re.compile(r"visual\.|logit_scale$|logit_bias$|(text\.)?attn_mask$")
+IN_TEXTS_SPACE = "projected attention pool"
+"""Of `CLS_KINDS`: class tokens that have passed the last projection."""
+_WITHOUT_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+_PICKLES = ("open_clip_pytorch_model.bin", "pytorch_model.bin")
 _TEXTS_AT_ONCE = 256
 
 
@@ -47,16 +59,18 @@ class TextTower:
     embed_ids: Callable[[Tensor], Tensor]
     """Token ids (n, T) → (n, D)."""
     tokenize: Callable[[list[str]], Tensor]
+    clean: Callable[[str], str] = str.lower
+    """Of a text, before it becomes tokens."""
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> Tensor:
         """Return embeddings (n, D) fp32 on the CPU, not normalised."""
-        ids = self.tokenize([text.lower() for text in texts])
+        ids = self.tokenize([self.clean(text) for text in texts])
         return torch.cat([self.embed_ids(part).float() for part in torch.split(ids, _TEXTS_AT_ONCE)])
 
     def project(self, images_ND: Tensor, kind: str) -> Tensor:
         """Return image embeddings in the texts' space, from class tokens of a `kind` of `CLS_KINDS`; raise BadInput when widths differ."""
-        if self.image_projection is None or kind == "projected attention pool":
+        if self.image_projection is None or kind == IN_TEXTS_SPACE:
             return images_ND
         if images_ND.shape[1] != self.image_projection.shape[1]:
             raise BadInput(
@@ -82,8 +96,18 @@ def missing_of_tower(folder: Path) -> list[str]:
     """Return which of a text tower's files a folder lacks; nothing is loaded."""
     config = next((name for name in (OPEN_CLIP_CONFIG, "config.json") if (folder / name).is_file()), None)
     lacking = [f"{OPEN_CLIP_CONFIG} or config.json"] if config is None else []
-    lacking += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
-    return lacking + ([] if any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")) else ["tokenizer.json"])
+    if not any(folder.glob("*.safetensors")):
+        weights = {OPEN_CLIP_CONFIG: "open_clip_model.safetensors", "config.json": "model.safetensors", None: "*.safetensors"}[config]
+        pickle = next((folder / name for name in _PICKLES if config and (folder / name).is_file()), None)
+        lacking.append(f"{weights} (`eupe-pipeline convert-weights {pickle} --out {folder / weights}` makes it)" if pickle else weights)
+    return lacking + ([] if _tokenizer_file(folder).is_file() else ["tokenizer.json"])
+
+
+def text_width(folder: Path) -> int | None:
+    """Return the channels of a tower's texts, from the header of its weights alone; None where they are in none of the layouts."""
+    stem = "open_clip_model" if (folder / OPEN_CLIP_CONFIG).is_file() else "model"
+    shapes = shapes_in(weights_in(folder, stem))
+    return next((shapes[name][axis] for name, axis in _TEXT_WIDTHS.items() if len(shapes.get(name, ())) == 2), None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -107,25 +131,60 @@ def _transformers(folder: Path, kind: str) -> TextTower:
     transformers.logging.set_verbosity_error()  # what it would warn of is an error below
     transformers.logging.disable_progress_bar()
     name, output = _FAMILIES[kind]
-    weights, tokens_file = weights_in(folder), folder / "tokenizer.json"
+    weights, tokens_file = weights_in(folder), _tokenizer_file(folder)
     check_format(weights)
+    if not tokens_file.is_file():
+        raise BadInput(f"{tokens_file} is missing: the tokenizer, which the model's page on the hub has")
     try:
         model, loading = getattr(transformers, name).from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        identity = _identity(weights, tokens_file)
+        tokenizer, identity = _tokenizer(folder), _identity(weights, tokens_file)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"transformers cannot load a text tower from {folder}: {str(error)[:400]}") from error
     if missing := [*map(str, loading["missing_keys"]), *map(str, loading["mismatched_keys"])]:
         raise BadInput(f"{weights} does not fill the text tower: {len(missing)} tensors are missing ({', '.join(missing[:3])})")
+    if unused := [name for name in map(str, loading["unexpected_keys"]) if name.startswith("text_") and "position_ids" not in name]:
+        raise BadInput(f"{weights} has more than config.json describes: {listed('tensors of texts are not used', unused)}")
     frozen, length = model.eval().requires_grad_(False), int(model.config.max_position_embeddings)
 
     def tokenize(texts: list[str]) -> Tensor:
         encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         return cast(Tensor, encoded["input_ids"])
 
-    return TextTower(identity, _projection(read_weights(weights)), lambda ids: getattr(frozen(input_ids=ids), output), tokenize)
+    projection = _projection(read_weights(weights, _PROJECTIONS.__contains__))
+    if kind != "siglip":
+        return TextTower(identity, projection, lambda ids: getattr(frozen(input_ids=ids), output), tokenize)
+    identity = {**identity, "texts": "lower case, no punctuation"}
+    return TextTower(identity, projection, lambda ids: getattr(frozen(input_ids=ids), output), tokenize, _canonical)
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    """Return the file of a folder's tokenizer: tokenizer.json, or SigLIP's own where the library that reads it is installed."""
+    own = folder / "spiece.model"
+    return own if not (folder / "tokenizer.json").is_file() and own.is_file() and find_spec("sentencepiece") else folder / "tokenizer.json"
+
+
+def _tokenizer(folder: Path) -> Any:
+    """Return a folder's tokenizer: of the class that it names, else as its tokenizer.json describes it.
+
+    SigLIP's class asks for sentencepiece even beside a tokenizer.json. Raise `BadInput` for one that puts no end mark behind a text.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except ImportError:
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if tokenizer.eos_token_id is None or tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+        raise BadInput(
+            f"{folder / 'tokenizer.json'} puts no end mark behind a text, as SigLIP's does; `pip install sentencepiece` reads spiece.model"
+        )
+    return tokenizer
+
+
+def _canonical(text: str) -> str:
+    return " ".join(text.translate(_WITHOUT_PUNCTUATION).lower().split())
 
 
 def _projection(tensors: Mapping[str, Tensor]) -> Tensor | None:
@@ -192,25 +251,36 @@ def _open_clip(folder: Path) -> TextTower:
         raise BadInput(
             f"{folder} asks for a text tower that is not open_clip's standard one ({', '.join(sorted(others)) or 'its pooling'})"
         )
-    tensors = read_weights(weights)
+    tensors = read_weights(weights, lambda name: name in _PROJECTIONS or not _NO_TEXT.match(name))
     prefix = "text." if any(name.startswith("text.") for name in tensors) else ""
-    own = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix) and name not in _PROJECTIONS
+    }
     wanted = tower.state_dict()
     faults = [name for name, value in wanted.items() if name not in own or own[name].shape != value.shape]
     if faults:
         raise BadInput(f"{weights} does not fill the text tower: {len(faults)} tensors are missing or misshapen ({', '.join(faults[:3])})")
-    tower.load_state_dict({name: own[name] for name in wanted})
+    if unused := [name for name in own if name not in wanted]:
+        raise BadInput(f"{weights} has more than {OPEN_CLIP_CONFIG} describes: {listed('tensors of texts are not used', unused)}")
+    tower.load_state_dict(own)
     frozen, length = tower.eval().requires_grad_(False), text.get("context_length", 77)
-    return TextTower(_identity(weights, tokens_file), _projection(tensors), frozen, _clip_tokenizer(tokens_file, length))
+    return TextTower(
+        _identity(weights, tokens_file),
+        _projection(tensors),
+        frozen,
+        _clip_tokenizer(tokens_file, length, tower.token_embedding.num_embeddings),
+    )
 
 
-def _clip_tokenizer(path: Path, length: int) -> Callable[[list[str]], Tensor]:
+def _clip_tokenizer(path: Path, length: int, vocabulary: int) -> Callable[[list[str]], Tensor]:
     """Return open_clip's tokenizer: zeros after the end token, and a text that is too long keeps its end token."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
-        raise BadInput(f"{path} is missing: the tokenizer of CLIP, which the model's page on the hub has")
+        raise BadInput(f"{path} is missing: the tokenizer of CLIP, that of openai/clip-vit-large-patch14 say")
     tokenizer = Tokenizer.from_file(str(path))
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise BadInput(f"{path} has {tokenizer.get_vocab_size():,} tokens, the text tower beside it {vocabulary:,}: it is another model's")
     tokenizer.no_padding()
     tokenizer.no_truncation()
 

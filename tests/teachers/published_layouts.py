@@ -51,6 +51,31 @@ def radio_tensors(prefix: str = "radio_model.model.", layer_scale: str | None = 
     }  # fmt: skip
 
 
+def head_tensors(width: int, hidden: int, out: int, blocks: int = 1, pre_norm: bool = False) -> dict[str, Tensor]:
+    """An adaptor's second form, by the names of NVlabs/RADIO's MLP2."""
+
+    def linear(name: str, outer: int, inner: int) -> dict[str, Tensor]:
+        return {f"{name}.weight": _random(outer, inner), f"{name}.bias": _random(outer)}
+
+    def norm(name: str, channels: int) -> dict[str, Tensor]:
+        return {f"{name}.weight": 1 + _random(channels), f"{name}.bias": _random(channels)}
+
+    found = {**(norm("pre_norm.0", width) if pre_norm else {}), **linear("fc1", hidden, width)}
+    for block in range(blocks):
+        found |= norm(f"blocks.{block}.0", hidden) | linear(f"blocks.{block}.2", hidden, hidden)
+    return {**found, **norm("final.0", hidden), **linear("final.2", out, hidden)}
+
+
+def adaptor_tensors(**widths: int) -> dict[str, Tensor]:
+    """Heads and projections of patch tokens as a training of RADIO keeps them, numbered; a keyword is a teacher: channels that it has."""
+    torch.manual_seed(13)
+    found: dict[str, Tensor] = {}
+    for number, out in enumerate(widths.values()):
+        found |= {f"_heads.{number}.{name}": tensor for name, tensor in head_tensors(WIDTH, 40, out).items()}
+        found |= {f"_feature_projections.{number}.{name}": tensor for name, tensor in head_tensors(WIDTH, 24, 28).items()}
+    return found
+
+
 def dune_tensors() -> dict[str, Tensor]:
     """A DUNE with the projectors and the teachers' norms of its training."""
     torch.manual_seed(12)

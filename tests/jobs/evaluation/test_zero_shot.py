@@ -66,7 +66,7 @@ def test_a_clip_model_classifies_as_transformers_does(store: FeatureStore, tmp_p
 
 def test_a_siglip_model_classifies_by_the_librarys_own_logits(store: FeatureStore, tmp_path: Path) -> None:
     folder = tmp_path / "siglip"
-    model, texts = write_siglip(folder), ["a photo of a red thing.", "a photo of a blue.", "a photo of a green."]
+    model, texts = write_siglip(folder), ["a photo of a red thing", "a photo of a blue", "a photo of a green"]  # without full stops
     (tmp_path / "one.toml").write_text(
         'templates = ["a photo of a {}."]\n[classes]\nclass0 = "red thing"\nclass1 = "blue"\nclass2 = "green"\n'
     )

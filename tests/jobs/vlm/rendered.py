@@ -1,4 +1,4 @@
-"""Pictures with a rendered word, their captions, conversations and questions, and a tiny language model with random weights."""
+"""Pictures of a rendered word or a shape, their captions, conversations and questions, and a tiny language model with random weights."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,33 @@ from PIL import Image, ImageDraw, ImageFont
 from ...student.export.test_export import make_run
 from ...student.language.tiny_llm import save_llm
 
-PROMPT = ["What", "word", "is", "this", "Answer", "the", "question", "using", "a", "single", "word", "or", "phrase", "USER", "ASSISTANT"]
+PROMPT = [
+    "What",
+    "word",
+    "shape",
+    "is",
+    "this",
+    "Answer",
+    "the",
+    "question",
+    "using",
+    "a",
+    "single",
+    "word",
+    "or",
+    "phrase",
+    "USER",
+    "ASSISTANT",
+]
+
+
+SHAPES: dict[str, list[tuple[float, float]]] = {  # corners in sixteenths of the side
+    "square": [(0, 0), (10, 0), (10, 10), (0, 10)], "diamond": [(5, 0), (10, 5), (5, 10), (0, 5)],
+    "triangle": [(5, 0), (10, 10), (0, 10)], "bar": [(0, 3.5), (10, 3.5), (10, 6.5), (0, 6.5)],
+    "pillar": [(3.5, 0), (6.5, 0), (6.5, 10), (3.5, 10)], "corner": [(0, 0), (3, 0), (3, 7), (10, 7), (10, 10), (0, 10)],
+    "hammer": [(0, 0), (10, 0), (10, 3), (6.5, 3), (6.5, 10), (3.5, 10), (3.5, 3), (0, 3)],
+    "arrow": [(0, 3.5), (5, 3.5), (5, 0), (10, 5), (5, 10), (5, 6.5), (0, 6.5)],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,12 +50,19 @@ class Rendered:
     jitter_px: int
     train: int
     test: int
+    kind: str = "word"
+    """`shape`: each word is a shape of `SHAPES`, which is drawn and not written."""
 
     def picture(self, word: str, generator: np.random.Generator) -> Image.Image:
-        """A dark word on a light ground, at a drawn place."""
+        """A dark word or shape on a light ground, at a drawn place."""
         ground, ink = (tuple(generator.integers(low, high, 3).tolist()) for low, high in ((190, 256), (0, 80)))
         picture = Image.new("RGB", (self.side_px, self.side_px), ground)
         left, top = generator.integers(0, self.jitter_px + 1, 2).tolist()
+        if self.kind == "shape":
+            unit = self.side_px / 16
+            outline = [(left + unit * (2 + x), top + unit * (2 + y)) for x, y in SHAPES[word]]
+            ImageDraw.Draw(picture).polygon(outline, fill=ink)
+            return picture
         font = ImageFont.load_default(size=self.side_px * 0.42)
         ImageDraw.Draw(picture).text((left + self.side_px // 32, top + self.side_px // 5), word, fill=ink, font=font)
         return picture
@@ -47,9 +80,9 @@ class Rendered:
             self.picture(shown, generator).save(file, quality=95)
             answer = {"from": "gpt", "value": word}
             if is_test:
-                asked[str(number)] = {"question": "What word is this?", "imageId": str(number), "answer": word}
+                asked[str(number)] = {"question": f"What {self.kind} is this?", "imageId": str(number), "answer": word}
                 continue
-            question = "What word is this?\nAnswer the question using a single word or phrase."
+            question = f"What {self.kind} is this?\nAnswer the question using a single word or phrase."
             shown_first = {"from": "human", "value": "<image>"}
             captions.append({"id": str(number), "image": f"{file.parent.name}/{file.name}", "conversations": [shown_first, answer]})
             talks.append({**captions[-1], "conversations": [{"from": "human", "value": f"<image>\n{question}"}, answer]})

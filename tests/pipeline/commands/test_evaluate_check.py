@@ -81,6 +81,9 @@ def test_zero_shot_tells_data_names_and_tower(tmp_path: Path, capsys: CAPTURE) -
     missing = [finding["missing"] for finding in told["findings"]]
     assert status == 2
     assert missing[0] == "1 labels have no name: dog"
+    (tmp_path / "data" / "cat").rename(tmp_path / "data" / "n02123045")
+    _, told_of_ids = checked(capsys, "zero-shot", "m", *words[:-2])
+    assert told_of_ids["findings"][0]["missing"].startswith("1 labels are ids and no words (n02123045): give their names")
     assert [line.partition(" has no ")[2] for line in missing[1:]] == [
         "open_clip_config.json or config.json",
         "*.safetensors",

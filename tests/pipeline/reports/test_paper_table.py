@@ -10,6 +10,7 @@ import torch
 from eupe_pipeline.jobs.evaluation.correspondence import CorrespondenceOptions, evaluate_correspondence
 from eupe_pipeline.jobs.evaluation.knn import KnnOptions, evaluate_knn
 from eupe_pipeline.jobs.evaluation.models import open_model
+from eupe_pipeline.jobs.evaluation.zero_shot import ZeroShotOptions, evaluate_zero_shot
 from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.pipeline.recipes.paper import paper_table
 from eupe_pipeline.pipeline.reports.paper_table import COLUMNS, RIVALS, TableOptions, fill_table, found_data
@@ -17,9 +18,13 @@ from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.student.model.student import Student
 from eupe_pipeline.student.probes.evaluation_records import list_records, write_record
 from eupe_pipeline.student.training.run_folder import save_model
+from eupe_pipeline.teachers.checkpoints.weights import save_weights
 from eupe_pipeline.teachers.encoders.build import build_encoder
-from eupe_pipeline.teachers.registry.table import TEACHERS
+from eupe_pipeline.teachers.registry.table import ROWS, TEACHERS
 from PIL import Image
+
+from ...teachers.published_layouts import SMALL_RADIO, adaptor_tensors, radio_tensors, small_row
+from ...teachers.tiny_clip import write_clip
 
 
 @pytest.fixture
@@ -134,6 +139,42 @@ def test_a_figure_of_other_data_or_settings_has_a_remark_and_of_two_language_mod
     assert "aaaaaaaaaaaa, bbbbbbbbbbbb" in pope["why"]
 
 
+def test_radios_zero_shot_goes_through_its_adaptor_where_tower_and_adaptor_are_on_disk(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROWS, "radiov2.5-b", small_row("radiov2.5-b", SMALL_RADIO))
+    weights, tower, names = tmp_path / "home/weights/radiov2.5-b.safetensors", tmp_path / "tower", tmp_path / "names.toml"
+    names.write_text('[classes]\nn01 = "red thing"\nn02 = "blue"\n')
+    save_weights(radio_tensors(), weights)
+
+    def cell(*text: str, dry_run: bool = True) -> dict[str, Any]:
+        options = TableOptions(models=("radiov2.5-b",), data=(root / "imagenet",), text=text, classes=names, device="cpu", dry_run=dry_run)
+        return dict(cells(fill_table(options), "RADIOv2.5-B")["IN1k-ZS"])
+
+    assert "no text tower: --text radiov2.5-b=FOLDER, DFN CLIP's (apple/DFN5B-CLIP-ViT-H-14-378)" in cell()["why"]
+    tower.mkdir()
+    text = f"radiov2.5-b={tower}"
+    assert f"{tower} has no open_clip_config.json or config.json, *.safetensors, tokenizer.json" in cell(text)["why"]
+    write_clip(tower)
+    for dry_run in (True, False):
+        found = cell(text, dry_run=dry_run)
+        assert (found["state"], "holds no adaptors" in found["why"]) == ("missing", True)
+    save_weights({**radio_tensors(), **adaptor_tensors(clip=20, siglip=24)}, weights)
+    planned = cell(text)
+    assert (planned["state"], "the paper's figure is that of RADIO's README: 768 px" in planned["why"]) == ("would run", True)
+    found = cell(text, dry_run=False)
+    alone = ZeroShotOptions(
+        model="radiov2.5-b", data=str(root / "imagenet/val"), text=tower, classes=names, templates="names", size_px=224, device="cpu",
+        out=tmp_path / "alone",
+    )  # fmt: skip
+    assert (found["state"], found["ours"], found["paper"]) == ("evaluated", evaluate_zero_shot(alone)["top1"], 74.6)
+    assert any("768 px" in remark for remark in found["remarks"])
+    for split in ("train", "val"):
+        (root / "imagenet" / split / "n01").rename(root / "imagenet" / split / "n01440764")
+    names.write_text("")
+    assert "1 labels are ids and no words (n01440764): give their names" in cell(text, dry_run=False)["why"]
+
+
 def test_pairs_in_spairs_layout_that_are_not_spairs_have_a_remark(root: Path, run: Path) -> None:
     result = fill_table(TableOptions(models=(f"EUPE-ViT-B={run}",), data=(root / "spair",), device="cpu"))
     assert any("is not SPair-71k as published" in remark for remark in cells(result, "EUPE-ViT-B")["SPair"]["remarks"])
@@ -183,7 +224,8 @@ def test_heads_are_trained_for_their_columns_and_say_that_they_are_short(root: P
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
     options = TableOptions(models=(f"EUPE-ViT-B={run}",), data=(root / "scenes",), steps=2, device="cpu")
     cell = cells(fill_table(options), "EUPE-ViT-B")["ADE20k"]
-    assert (cell["state"], cell["paper"], cell["remarks"]) == ("evaluated", 52.4, ["steps is 2"])
+    assert (cell["state"], cell["paper"], cell["remarks"][0]) == ("evaluated", 52.4, "steps is 2")
+    assert "is not ADE20k as published" in cell["remarks"][1]
     (record,) = list_records(run)
     assert record["protocol"]["name"] == "official"
     assert cell["ours"] == record["results"]["best_miou"]

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from eupe_pipeline.storage.core.errors import BadInput
-from eupe_pipeline.student.probes.zero_shot import Descriptions, build_classifier, class_cosines, read_descriptions, top_k_accuracy
+from eupe_pipeline.student.probes.zero_shot import (
+    Descriptions,
+    build_classifier,
+    check_names,
+    class_cosines,
+    read_descriptions,
+    top_k_accuracy,
+)
 from torch import Tensor
 
 
@@ -49,3 +56,10 @@ def test_other_files_are_refused(tmp_path: Path, text: str, why: str) -> None:
     (tmp_path / "texts.toml").write_text(text)
     with pytest.raises(BadInput, match=why):
         read_descriptions(tmp_path / "texts.toml")
+
+
+def test_ids_and_numbers_are_no_names_of_classes() -> None:
+    check_names(["cat", "n01", "3d printer", "no 7"], None)
+    check_names(["n01440764", "7"], {"n01440764": ("tench",), "7": ("seven",)})
+    with pytest.raises(BadInput, match=r"2 labels are ids and no words \(7, n01440764\): give their names"):
+        check_names(["n01440764", "cat", "7"], None)

@@ -93,7 +93,7 @@ class TestRadio:
         averaged = {name.removeprefix("radio_model."): tensor for name, tensor in radio_tensors("base_model.").items()}
         other = {name: tensor + 1 for name, tensor in averaged.items()}
         source = training_checkpoint(tmp_path / "radio.pth.tar", state_dict=other, state_dict_ema=averaged)
-        convert_weights(source, tmp_path / "radio.safetensors")
+        assert convert_weights(source, tmp_path / "radio.safetensors")["teachers"] == ["clip"]
         found = load_teacher(resolve_teacher("radio-small", weights=tmp_path / "radio.safetensors"))(pixels(32))
         assert torch.equal(found.patch_BHWD, loaded("radio-small", radio_tensors(), tmp_path)(pixels(32)).patch_BHWD)
 
