@@ -25,7 +25,15 @@ from ...storage.store import FeatureStore
 from ...student.export.adapter_chain import AdapterChain, write_chain
 from ...student.export.lineage import read_record, read_targets
 from ...student.probes.knn import Embeddings
-from ...student.probes.zero_shot import PAPER_TEMPLATES, build_classifier, check_names, class_cosines, read_descriptions, top_k_accuracy
+from ...student.probes.zero_shot import (
+    PAPER_TEMPLATES,
+    build_classifier,
+    check_names,
+    class_cosines,
+    read_descriptions,
+    told_from_guessing,
+    top_k_accuracy,
+)
 from ...teachers.checkpoints.radio_adaptors import RadioAdaptor, check_adaptor, has_adaptors, load_adaptor
 from ...teachers.checkpoints.sharded import weights_sha256
 from ...teachers.encoders.tokens import Tokens
@@ -145,9 +153,23 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         truth = torch.from_numpy(features.labels)
         tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
         differing = differences(split.size_px) if paper else {}
-        return {**tops, **(upright or differing), "test_images": len(truth), "classes": len(labels)}
+        doubts = _doubts(tops["top1"], len(truth), len(labels), options.text)
+        for text in doubts:
+            on_event({"event": "warning", "text": text})
+        warned = {"warnings": doubts} if doubts else {}
+        return {**tops, **(upright or differing), **warned, "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", model, protocol, compute, on_event)
+
+
+def _doubts(top1: float, images: int, classes: int, text: Path) -> list[str]:
+    """Return why a figure may say nothing about the model: a tower of the same width that is another model's gives one at chance."""
+    if told_from_guessing(top1, images, classes):
+        return []
+    return [
+        f"a top-1 of {top1:.1f} % on {images:,} images cannot be told from guessing among {classes:,} classes ({100 / classes:.1f} %): see "
+        f"whether {text} is the text tower that the model was trained with, and whether the names are those of the labels"
+    ]
 
 
 def _check(options: ZeroShotOptions) -> dict[str, Any]:

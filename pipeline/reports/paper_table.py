@@ -323,7 +323,8 @@ def _recorded_alone(table: PaperTable, row: str, name: str, column: Column, mode
 
 
 def _differences(results: Mapping[str, Any]) -> list[str]:
-    return [word for key in ("differs_from_paper", "differs_from_official") for word in results.get(key, [])]
+    """Return what a record says of its figure beside it."""
+    return [word for key in ("differs_from_paper", "differs_from_official", "warnings") for word in results.get(key, [])]
 
 
 @lru_cache(maxsize=16)

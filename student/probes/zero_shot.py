@@ -8,6 +8,7 @@ is its embedding at unit length; the class with the highest cosine wins. Axes: N
                         n01440764 = "tench"             # label of the dataset = one name, or a list of names
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,6 +77,12 @@ def check_names(labels: Iterable[str], names: Mapping[str, Any] | None) -> None:
         raise BadInput(
             f"{len(ids):,} labels are ids and no words ({', '.join(sorted(ids)[:3])}): give their names as [classes] of --classes"
         )
+
+
+def told_from_guessing(percent: float, images: int, classes: int) -> bool:
+    """Return whether a top-1 in percent lies more than three standard errors above that of guessing among classes alike."""
+    chance = 1 / classes
+    return percent / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / images)
 
 
 def read_descriptions(path: Path | None, templates: TemplateSet | None = None) -> Descriptions:

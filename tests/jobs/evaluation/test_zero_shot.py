@@ -62,6 +62,8 @@ def test_a_clip_model_classifies_as_transformers_does(store: FeatureStore, tmp_p
     right = float((logits.argmax(dim=1).numpy() == dataset.labels()).mean())
     assert result["top1"] == pytest.approx(100 * right)
     assert (result["top5"], result["test_images"], result["classes"]) == (100.0, 24, 3)
+    assert str(folder) in result["warnings"][0]
+    assert "33.3 %" in result["warnings"][0]
 
 
 def test_a_siglip_model_classifies_by_the_librarys_own_logits(store: FeatureStore, tmp_path: Path) -> None:

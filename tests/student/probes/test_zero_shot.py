@@ -11,6 +11,7 @@ from eupe_pipeline.student.probes.zero_shot import (
     check_names,
     class_cosines,
     read_descriptions,
+    told_from_guessing,
     top_k_accuracy,
 )
 from torch import Tensor
@@ -63,3 +64,10 @@ def test_ids_and_numbers_are_no_names_of_classes() -> None:
     check_names(["n01440764", "7"], {"n01440764": ("tench",), "7": ("seven",)})
     with pytest.raises(BadInput, match=r"2 labels are ids and no words \(7, n01440764\): give their names"):
         check_names(["n01440764", "cat", "7"], None)
+
+
+def test_a_figure_counts_as_guessing_up_to_three_standard_errors() -> None:
+    """Of 900 images and ten classes 10 % are guessed, with a standard error of one point."""
+    assert [told_from_guessing(percent, 900, 10) for percent in (0.0, 10.0, 12.9, 13.1, 80.0)] == [False, False, False, True, True]
+    assert not told_from_guessing(60.0, 24, 3)
+    assert told_from_guessing(63.0, 24, 3)
