@@ -160,8 +160,8 @@ def summarise(found: dict[str, dict[str, Any]], asked: int) -> None:
         f"`make bench-students` asks timm {version('timm')} about its architectures: "
         f"{so_far if len(found) < asked else all_of_them}.\n"
         f"{len(having)} of them have `features_only`; {len(accepted)} of those ({100 * share:.1f} %) are accepted as "
-        f"`--student timm:NAME`,\nand so are {beside} of the {len(found) - len(having)} without it. The others are refused before a run's "
-        "folder is made. Each model's answer, with the\nwords of a refusal, is a line of [students.jsonl](students.jsonl):",
+        f"`--student timm:NAME`{f', and so are {beside} of the others' if beside else ''}.\nThe rest is refused before a run's folder "
+        "is made. Each model's answer, with the words of a refusal, is a line of\n[students.jsonl](students.jsonl):",
         table,
         f"Where the patch tokens come from: {_words(kinds)}.\n(NCHW and NHWC: the features are a map; tokens: a sequence that timm's "
         "`forward_intermediates` lays out; vit and convnext: by their own norms.)",
