@@ -217,7 +217,7 @@ def test_the_int8_graph_has_nearly_the_figures_and_says_how_its_heads_differ(
 @pytest.mark.long
 def test_heads_of_an_int8_graph_stay_in_floats(int8: tuple[Path, dict[str, Any]]) -> None:
     graph = load_graph(int8[0] / "student.onnx").graph
-    floats = {one.name: one.dims[0] for one in graph.initializer if one.data_type == TensorProto.FLOAT}
+    floats = {one.name: one.dims[0] for one in graph.initializer if one.data_type == TensorProto.FLOAT and one.dims}
     weights = [node.input[1] for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     bins = 256
     assert sorted(floats[name] for name in weights if name in floats) == [CLASSES, CLASSES, bins, bins], "depth sees a picture twice"
