@@ -130,7 +130,7 @@ bench-curate: venv ## near duplicates and balance of 60,000 images: docs/results
 bench-rules: venv ## recipes by rule against eight tuned ones on three sets (resumable): docs/results/bench-rules.json
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 5 $(BIN)/python -m benchmarks.bench_rules --jobs $(WORKERS)
 
-bench-students: venv ## which of timm's backbones are accepted as students (forty minutes on two cores, resumable): docs/results/students.md
+bench-students: venv ## which of timm's backbones are accepted as students (half an hour of a core, resumable): docs/results/students.md
 	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python -m benchmarks.bench_students
 
 bench-quantised: venv ## kNN of fp32, of int8 by measured ranges and of an int8-aware last phase (an hour, resumable): docs/results/quantised.md

@@ -180,7 +180,7 @@ thread, as a share of the plain fp32 graph's in the same runtime. Goal: at most 
 
 {table}
 
-{machine}, `make bench-quantised`.
+{machine}, `python -m benchmarks.bench_quantised --student {name}`.
 """
 
 
@@ -189,11 +189,18 @@ def write(figures: dict[str, Any], bench: Bench, out: Path) -> None:
     here = machine()
     by_hand = out.read_text().partition(_BY_HAND)[2] if out.is_file() else ""
     described = f"{here['cpu']}, {here['cores']} cores, Python {here['python']}, torch {torch.__version__}"
-    values = {"size_px": SIZE_PX, "last_steps": bench.last_steps, "groups": GROUPS, "goal": GOAL_POINTS, "machine": described}
+    values = {
+        "size_px": SIZE_PX,
+        "last_steps": bench.last_steps,
+        "groups": GROUPS,
+        "goal": GOAL_POINTS,
+        "machine": described,
+        "name": bench.name,
+    }
     text = _TEXT.format(**asdict(bench.scale), **values, student=STUDENTS[bench.name][1], table=table(figures))
     out.write_text(f"{text}{_BY_HAND}{by_hand}" if by_hand else text)
     record = {"machine": here, "goal_points": GOAL_POINTS, "figures": figures}
-    out.with_name("bench-quantised.json").write_text(json.dumps(record, indent=1) + "\n")
+    out.with_name(f"bench-{out.stem}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:

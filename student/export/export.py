@@ -41,7 +41,8 @@ from ...teachers.registry.table import Terms
 from ..edge.choice import GraphChoice
 from ..heads.chosen import NamedHead, choose_heads, finetuned_encoder
 from ..heads.documents import FILE as HEADS_FILE
-from ..heads.documents import headed_usage, heads_record
+from ..heads.documents import HEADS_IN_INT8, headed_usage, heads_record
+from ..heads.modules import KINDS
 from ..quantised.sample import Sample, sample_of_folder, sample_of_views
 from ..quantised.scheme import require_torchao
 from .adapter_chain import write_chain
@@ -109,11 +110,6 @@ class ExportOptions:
             if self.heads and not FORMATS[form].heads:
                 able = ", ".join(name for name in FORMATS if FORMATS[name].heads)
                 raise BadInput(f"{form} holds the student alone; heads go along in {able}: export {form} without --head")
-            if self.heads and self.graph.of(FORMATS[form].takes).precision == "int8":
-                raise BadInput(
-                    f"an int8 {form} graph holds the student alone: heads were fitted and measured on tokens that int8 rounds, and their "
-                    "figures there are not known; export it without --head, or the heads with fp32 or fp16"
-                )
 
     @property
     def graph(self) -> GraphChoice:
@@ -132,6 +128,7 @@ def export(options: ExportOptions, on_event: OnEvent = ignore_event, tasks: Mapp
     trained = with_heads(trained, choose_heads(options.heads, folders_of_models(run), trained.weights_sha256))
     _refuse_unexportable(trained, options.formats)
     if any(options.graph.of(FORMATS[form].takes).precision == "int8" for form in options.formats):
+        _refuse_ranked(trained.heads)
         trained = replace(trained, sample=_int8_sample(trained, options))
         on_event({"event": "note", "text": _said_of(trained)})
     terms = collect_terms(run, proxy)
@@ -175,6 +172,15 @@ def _int8_sample(trained: Trained, options: ExportOptions) -> Sample:
         )
     canaries = torch.from_numpy(canary_images(CANARIES, wanted.size_px))
     return Sample(canaries[:0], canaries, "canary pictures (no --store or --calibrate was given)")
+
+
+def _refuse_ranked(heads: Sequence[NamedHead]) -> None:
+    """Raise `BadInput` for a head of an int8 graph whose predictions cannot be compared with the trained one's."""
+    if ranked := next((one.name for one in heads if KINDS[one.kept.kind].one_size), None):
+        raise BadInput(
+            f"an int8 graph takes linear, segmentation and depth heads; the detector {ranked} chooses its queries by rank, which int8 "
+            "changes, so that no box has one to be compared with; export it with fp32"
+        )
 
 
 def _said_of(trained: Trained) -> str:
@@ -221,7 +227,9 @@ def _write_documents(
     prep, name = trained.preprocessing.identity(), trained.name
     if trained.heads:
         usage = headed_usage(form, trained.heads, file=files[0], preprocessing=prep, batch=choice.batch)
-        (folder / HEADS_FILE).write_text(json.dumps(heads_record(trained.heads), indent=1, ensure_ascii=False))
+        (folder / HEADS_FILE).write_text(
+            json.dumps(heads_record(trained.heads, facts.get(HEADS_IN_INT8, {})), indent=1, ensure_ascii=False)
+        )
     else:
         usage = usage_example(form, name=name, file=files[0], architecture=trained.architecture, preprocessing=prep, choice=choice)
     record = {

@@ -9,7 +9,7 @@ and that convolutions stay fp32 (XNNPACK's dynamic kernels are for linear layers
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from ..edge.onnx_graph import name_outputs, write_graph
 from ..edge.operators import OPSET as EDGE_OPSET
 from ..edge.quiet import quiet
 from ..heads.chosen import NamedHead
+from ..heads.documents import HEADS_IN_INT8
 from ..heads.modules import KINDS
 from ..quantised.agreement import compare_int8, in_batches
 from ..quantised.plain_weights import with_plain_weights
-from ..quantised.scheme import DESCRIBED, quantise, require_torchao
+from ..quantised.scheme import DESCRIBED, quantise
 from .lineage import Trained
 from .runtimes import (
     TOKENS,
@@ -43,6 +44,7 @@ from .runtimes import (
     OutputRunner,
     Runner,
     coreml_runner,
+    eager_outputs,
     eager_runner,
     executorch_outputs,
     executorch_runner,
@@ -124,11 +126,9 @@ def _of_heads(encoder: Encoder, heads: Sequence[NamedHead], run: OutputRunner, b
     """
     if not heads:
         return {}
-    eager, names, worst = ExportWrapper(encoder, heads), output_names(heads)[len(TOKENS) :], dict[str, float]()
+    eager, names, worst = eager_outputs(encoder, heads), output_names(heads)[len(TOKENS) :], dict[str, float]()
     for pixels_BCHW in batches:
-        with torch.no_grad():
-            wanted = eager(pixels_BCHW)[len(TOKENS) :]
-        for name, computed, right in zip(names, run(pixels_BCHW)[len(TOKENS) :], wanted, strict=True):
+        for name, computed, right in zip(names, run(pixels_BCHW)[len(TOKENS) :], eager(pixels_BCHW)[len(TOKENS) :], strict=True):
             same_shape = computed.shape == right.shape
             quotient = (computed - right).abs().max() / right.square().mean().sqrt() if same_shape else torch.tensor(torch.inf)
             worst[name] = max(worst.get(name, 0.0), float(quotient.nan_to_num(torch.inf)))
@@ -158,9 +158,10 @@ def write_int8_onnx(trained: Trained, path: Path, choice: GraphChoice) -> dict[s
     for library in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(library)
     int8, pixels_BCHW, facts = _int8_student(trained, choice.batch)
+    names = output_names(trained.heads)
     with quiet():
-        operators = write_graph(with_plain_weights(int8), pixels_BCHW, path, half=False)
-    compared = compare_int8(eager_runner(trained.encoder), onnx_runner(path), _compared_batches(trained, choice.batch))
+        operators = write_graph(with_plain_weights(int8), pixels_BCHW, path, half=False, outputs=names)
+    compared = _compared_int8(trained, onnx_outputs(path, names), choice.batch)
     return {"target": choice.target, "opset": EDGE_OPSET, **facts, **compared, "operators": operators}
 
 
@@ -172,25 +173,28 @@ def write_int8_executorch(trained: Trained, path: Path) -> dict[str, Any]:
     with quiet():
         program = lower(torch.export.export(int8, (pixels_BCHW,)), partitioner=[partition.XnnpackPartitioner()])
         path.write_bytes(program.to_executorch().buffer)
-    return {**facts, **compare_int8(eager_runner(trained.encoder), executorch_runner(path), _compared_batches(trained, 1))}
+    return {**facts, **_compared_int8(trained, executorch_outputs(path), 1)}
 
 
 def _int8_student(trained: Trained, batch: int) -> tuple[torch.fx.GraphModule, Tensor, dict[str, Any]]:
     """Return (int8 graph of one shape, pixels of that shape, facts)."""
-    require_torchao()
-    sample, encoder = trained.sample, trained.encoder
+    sample, encoder, size_px = trained.sample, trained.encoder, trained.preprocessing.size_px
     assert sample is not None  # `export` has drawn it
-    pixels_BCHW = _batches(encoder, batch, trained.preprocessing.size_px)[0]
+    refuse_other_sizes(trained.heads, size_px)
+    pixels_BCHW = _batches(encoder, batch, size_px)[0]
     measured = in_batches(encoder.preprocessing, sample.measured_BHWC, batch)
-    int8 = quantise(fold_student(encoder, pixels_BCHW), measured, trained.int8_ranges, str(trained.run))
+    int8 = quantise(fold_student(encoder, pixels_BCHW, trained.heads), measured, trained.int8_ranges, str(trained.run))
     ranges = f"measured on {len(sample.measured_BHWC)} {sample.source}" if trained.int8_ranges is None else "of the run's last phase"
     facts = {"input": "x".join(map(str, pixels_BCHW.shape)), "precision": "int8", "quantisation": DESCRIBED, "ranges": ranges}
     return int8, pixels_BCHW, {**facts, "compared on": f"{len(sample.compared_BHWC)} other {sample.source}"}
 
 
-def _compared_batches(trained: Trained, batch: int) -> Iterable[Tensor]:
+def _compared_int8(trained: Trained, run: OutputRunner, batch: int) -> dict[str, Any]:
     assert trained.sample is not None
-    return in_batches(trained.encoder.preprocessing, trained.sample.compared_BHWC, batch)
+    batches = in_batches(trained.encoder.preprocessing, trained.sample.compared_BHWC, batch)
+    heads = {one.name: KINDS[one.kept.kind].classes for one in trained.heads}
+    tokens, predicted = compare_int8(eager_outputs(trained.encoder, trained.heads), run, batches, heads)
+    return {**tokens, HEADS_IN_INT8: predicted} if heads else tokens
 
 
 def write_coreml_package(encoder: Encoder, size_px: SizePx, path: Path, choice: GraphChoice) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def card_text(
             f"In: RGB, {height}×{width} px ({prep.interpolation}), divided by {prep.pixel_scale:g}, minus {list(prep.mean)},"
             f" divided by {list(prep.std)}."
         ),
-        **({"Heads": heads_text(trained.heads, prep.size_px)} if trained.heads else {}),
+        **({"Heads": heads_text(trained.heads, prep.size_px, facts)} if trained.heads else {}),
         "Use": f"    python usage.py PICTURE\n\n```python\n{usage}```",
         "This file against the trained student": _table(facts),
         "Licence": _licence(terms) if trained.part != "initial" else "Random weights: no teacher has shaped them.",

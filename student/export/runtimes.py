@@ -67,6 +67,18 @@ def eager_runner(encoder: Encoder) -> Runner:
     return run
 
 
+def eager_outputs(encoder: Encoder, heads: Sequence[NamedHead]) -> OutputRunner:
+    """Return what gives the tokens of the encoder as it is trained, and what the heads make of them."""
+    modules = modules_of(heads)
+
+    def run(pixels_BCHW: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            outputs: Sequence[Tensor] = modules(encoder, pixels_BCHW)
+            return outputs
+
+    return run
+
+
 def compiled_runner(encoder: Encoder) -> Runner:
     """Return a runner through torch.compile; the first call of each shape compiles."""
     model = torch.compile(ExportWrapper(encoder), dynamic=False)

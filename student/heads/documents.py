@@ -7,7 +7,6 @@ on. The other evaluations cut windows or take whole pictures: the card says what
 outside.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 from ...storage.views.input_size import SizePx, as_size, size_hw, size_text
 from .chosen import NamedHead
 
+HEADS_IN_INT8 = "heads in int8"
+"""What an int8 export calls the agreement of its heads with the trained ones."""
 FILE = "heads.json"
 
 _IMPORTS = {
@@ -89,12 +90,13 @@ def headed_usage(form: str, heads: Sequence[NamedHead], *, file: str, preprocess
     ) + prints  # fmt: skip
 
 
-def heads_record(heads: Sequence[NamedHead]) -> dict[str, Any]:
-    """Return `heads.json`: what each head's outputs are, what they mean and what they were measured at."""
+def heads_record(heads: Sequence[NamedHead], in_int8: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `heads.json`: what each head's outputs are, what they mean, what they were measured at, and what int8 changes of them."""
     return {
         one.name: {
             "evaluation": one.kept.kind, "kept": one.file.name, "outputs": list(one.outputs), "labels": list(one.kept.labels),
             "input": one.kept.input, "figures": _figures(one), "protocol": one.kept.protocol,
+            **({"in int8": in_int8[one.name]} if one.name in in_int8 else {}),
         }
         for one in heads
     }  # fmt: skip
@@ -118,11 +120,23 @@ def _figures(head: NamedHead) -> dict[str, Any]:
     return {name: head.kept.results[name] for name in _FIGURES[head.kept.kind] if name in head.kept.results}
 
 
-def heads_text(heads: Sequence[NamedHead], size_px: SizePx) -> str:
-    """Return the card's section on the heads: outputs, figures and what these were measured on."""
+def heads_text(heads: Sequence[NamedHead], size_px: SizePx, facts: Mapping[str, Any]) -> str:
+    """Return the card's section on the heads: outputs, figures, what these were measured on, and what int8 changes of them."""
+    paragraphs = [_text(one, size_px) for one in heads]
+    if in_int8 := facts.get(HEADS_IN_INT8):
+        paragraphs.append(_int8_text(in_int8, facts["compared on"]))
+    return "\n\n".join([*paragraphs, f"Classes, inputs, figures and protocols by head: `{FILE}`."])
+
+
+def _int8_text(in_int8: Mapping[str, Mapping[str, float]], compared_on: str) -> str:
+    changes = [
+        f"{name} gives the same class for {100 * one['same class']:.1f} %" if "same class" in one
+        else f"{name} differs by {100 * one['difference by scale']:.1f} % of its root mean square"
+        for name, one in in_int8.items()
+    ]  # fmt: skip
     return (
-        "\n\n".join(_text(one, size_px) for one in heads)
-        + f"\n\nClasses, inputs, figures and protocols by head: `{json.dumps(FILE)[1:-1]}`."
+        f"These figures are of the student in fp32. Here the heads compute in floats, from tokens of int8: on {compared_on}, beside fp32, "
+        f"{', '.join(changes)}."
     )
 
 

@@ -89,6 +89,8 @@ class Kind(NamedTuple):
     """Whether it also wants the tokens of the mirrored pictures."""
     one_size: bool = False
     """Whether a graph of it has one size of input."""
+    classes: bool = False
+    """Whether its output is logits (B, K, …)."""
 
 
 def _detector(settings: Mapping[str, Any]) -> nn.Module:
@@ -98,8 +100,8 @@ def _detector(settings: Mapping[str, Any]) -> nn.Module:
 
 
 KINDS: dict[str, Kind] = {
-    "linear": Kind(LinearHead),
-    "segmentation": Kind(PatchHead),
+    "linear": Kind(LinearHead, classes=True),
+    "segmentation": Kind(PatchHead, classes=True),
     "depth": Kind(DepthHead, mirrors=True),
     "detection": Kind(_detector, ("_boxes", "_scores"), one_size=True),
 }

@@ -22,6 +22,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 _aten: Any = torch.ops.aten
 LAYERS = (_aten.linear.default, _aten.conv2d.default, _aten.conv2d.padding)
 RELUS = (_aten.relu.default, _aten.relu_.default)
+HEADS = "heads."  # begins the names of weights of heads in a traced `ExportWrapper`
 
 
 class SimulatedInt8(FakeQuantize):  # type: ignore[misc]  # torchao has no types
@@ -66,9 +67,13 @@ class Layer(NamedTuple):
 
 
 def layers(traced: fx.GraphModule) -> Iterator[Layer]:
-    """Yield the layers whose weight is a parameter or a constant; a weight that is computed from the picture stays in floats."""
+    """Yield the student's layers whose weight is a parameter or a constant; a weight that is computed from the picture stays in floats.
+
+    So do heads, which were fitted to tokens of floats and hold few weights.
+    """
     for node in traced.graph.nodes:
-        if node.op == "call_function" and node.target in LAYERS and node.args[1].op == "get_attr":
+        is_layer = node.op == "call_function" and node.target in LAYERS and node.args[1].op == "get_attr"
+        if is_layer and not str(node.args[1].target).startswith(HEADS):
             users = list(node.users)
             yield Layer(node, users[0] if len(users) == 1 and users[0].target in RELUS else node)
 

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from ...storage.core.errors import BadInput
 from ...storage.views.input_size import SizePx, size_hw, size_text
 from ..runtime import torchvision_guard
+from ..runtime.empty_build import SkipInitialisation
+from ..runtime.shape_passes import BatchNormByShape
 from .architectures import TIMM_STUDENT, Options
 from .encoder import ConvNextEncoder, Encoder, FeaturesEncoder
 from .preprocessing import Preprocessing
@@ -45,6 +47,7 @@ _MEAN_OF_NORMED = "mean of patch tokens"
 _NORMED_MEAN = "normed mean of patch tokens"
 HEAD_FEATURES = "features of its own head"
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # timm's switches for inputs of any size; the first that a class has
+_MAPS = ("NCHW", "NHWC")
 _FAILURES = (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, NotImplementedError, IndexError, KeyError)
 
 
@@ -84,13 +87,18 @@ def _map_tokens(backbone: Any, source: str, pixels_BCHW: Tensor, *, pools: bool)
     "NCHW" and "NHWC": the features are a map. "tokens" and "normed tokens": they are a sequence, and timm's `forward_intermediates` knows
     how it lies on the grid, which for windowed models is not row by row.
     """
-    if source in ("NCHW", "NHWC"):
-        features = backbone.forward_features(pixels_BCHW)
-        patch_BHWD = features if source == "NHWC" else features.permute(0, 2, 3, 1)
-    else:
-        normed = source == "normed tokens"
-        features, maps = backbone.forward_intermediates(pixels_BCHW, indices=1, norm=normed, output_fmt="NCHW")
-        patch_BHWD = maps[-1].permute(0, 2, 3, 1)
+    if source in _MAPS:
+        return _of_map(backbone, source, backbone.forward_features(pixels_BCHW), pools=pools)
+    features, maps = backbone.forward_intermediates(pixels_BCHW, indices=1, norm=source == "normed tokens", output_fmt="NCHW")
+    return _pooled(backbone, features, maps[-1].permute(0, 2, 3, 1), pools=pools)
+
+
+def _of_map(backbone: Any, source: str, features: Tensor, *, pools: bool) -> Tokens:
+    """Return class and patch tokens of features that are a map."""
+    return _pooled(backbone, features, features if source == "NHWC" else features.permute(0, 2, 3, 1), pools=pools)
+
+
+def _pooled(backbone: Any, features: Tensor, patch_BHWD: Tensor, *, pools: bool) -> Tokens:
     return Tokens(backbone.forward_head(features, pre_logits=True) if pools else patch_BHWD.mean(dim=(1, 2)), patch_BHWD)
 
 
@@ -154,7 +162,7 @@ class Inspected(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _inspect(model: str, size_px: Any = None) -> Inspected:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), BatchNormByShape():
         if size_px is not None and (isinstance(size_px, bool) or not isinstance(size_px, int) or not 16 <= size_px <= 4096):
             raise BadInput(f"the student timm:{model} was given img_size = {size_px!r}; expected an input size of 16 to 4096 px")
         backbone: Any = _create(model, {})
@@ -191,12 +199,14 @@ def _inspect_map(model: str, backbone: Any, size_px: int | None) -> Inspected:
     channels, height, width = (int(side) for side in backbone.pretrained_cfg["input_size"])
     if channels != 3 or height != width:
         raise BadInput(f"timm:{model} takes inputs of {channels}×{height}×{width}; a student takes square RGB pictures")
-    refusals = list[str]()
-    for stride, is_stated in _possible_strides(backbone, height).items():
+    refusals, at_own = list[str](), _first_or_failure(backbone, height)
+    for stride, is_stated in _possible_strides(backbone, height, at_own).items():
         side = size_px or -(-height // stride) * stride
         sized = {**options, "img_size": side} if side != height and "img_size" in takes and not switch else options
         try:
-            return _inspected_at(model, backbone if sized is options else _create(model, sized), sized, side, stride, is_stated)
+            tried = backbone if sized is options else _create(model, sized)
+            first = at_own if tried is backbone and side == height else _first_or_failure(tried, side)
+            return _inspected_at(model, tried, sized, first, side, stride, is_stated)
         except BadInput as error:
             refusals.append(str(error))
     raise BadInput(refusals[0] if refusals else f"timm:{model} does not say how many pixels a position of its features spans")
@@ -208,15 +218,11 @@ def constructor_takes(backbone: nn.Module) -> set[str]:
     return {name for base in constructors for name in inspect.signature(base).parameters}
 
 
-def _possible_strides(backbone: Any, side: int) -> dict[int, bool]:
+def _possible_strides(backbone: Any, side: int, first: "_First | Exception") -> dict[int, bool]:
     """Return the stride that timm states (True), then the one that the grid at the model's own size has: each is tried, none believed."""
     infos = list(getattr(backbone, "feature_info", ()))
     stated = [int(infos[-1]["reduction"])] if infos and infos[-1].get("reduction") else []
-    try:
-        with torch.no_grad():
-            rows = _first_tokens(backbone, side).tokens.patch_BHWD.shape[1]
-    except _FAILURES:
-        rows = 0
+    rows = 0 if isinstance(first, Exception) else first.tokens.patch_BHWD.shape[1]
     seen = [side // rows] if rows and side % rows == 0 else []
     return {**dict.fromkeys(stated, True), **{stride: stride in stated for stride in seen}}
 
@@ -229,34 +235,39 @@ class _First(NamedTuple):
     tokens: Tokens
 
 
-def _first_tokens(backbone: Any, side: int) -> _First:
-    """Return the first way to a model's tokens that is open; raise what timm raises when none is."""
+def _first_or_failure(backbone: Any, side: int) -> _First | Exception:
+    """Return the first way to a model's tokens that is open; what timm raises when none is."""
     pixels_BCHW = torch.zeros(2, 3, side, side)
-    with torch.no_grad():
+    try:
         features = backbone.forward_features(pixels_BCHW)
+    except _FAILURES as error:
+        return error
     is_map = isinstance(features, Tensor) and features.ndim == 4
     # some models cannot norm what lies before their head, and those that are encoders alone have none
     sources = (str(getattr(backbone, "output_fmt", "NCHW")),) if is_map else ("normed tokens", "tokens")
-    failed = None
+    failures = list[Exception]()
     for pools, source in itertools.product((True, False), sources):
         try:
-            return _First(source, pools, _map_tokens(backbone, source, pixels_BCHW, pools=pools))
+            of_features = is_map and source in _MAPS
+            tokens = (_of_map(backbone, source, features, pools=pools) if of_features else
+                      _map_tokens(backbone, source, pixels_BCHW, pools=pools))  # fmt: skip
+            return _First(source, pools, tokens)
         except _FAILURES as error:
-            failed = failed or error
-    assert failed is not None
-    raise failed
+            failures.append(error)
+    return failures[0]
 
 
-def _inspected_at(model: str, backbone: Any, options: Options, side: int, stride: int, is_stated: bool) -> Inspected:
+def _inspected_at(
+    model: str, backbone: Any, options: Options, first: _First | Exception, side: int, stride: int, is_stated: bool
+) -> Inspected:
     """Return what a model is, if it has this stride; raise `BadInput` with the reason otherwise."""
     if side % stride:
         raise BadInput(f"timm:{model} has a stride of {stride} px, which does not divide img_size = {side}")
-    try:
-        source, pools, (cls_BD, patch_BHWD) = _first_tokens(backbone, side)
-    except _FAILURES as error:
+    if isinstance(first, Exception):
         raise BadInput(
-            f"timm:{model} gives no feature map at {side} px: timm {timm.__version__} says {str(error) or repr(error)}"
-        ) from error
+            f"timm:{model} gives no feature map at {side} px: timm {timm.__version__} says {str(first) or repr(first)}"
+        ) from first
+    source, pools, (cls_BD, patch_BHWD) = first
     if not isinstance(cls_BD, Tensor) or cls_BD.ndim != 2 or patch_BHWD.ndim != 4:
         raise BadInput(f"timm:{model} gives no class token (B, D) and patch tokens (B, H, W, D)")
     _need_grid(model, patch_BHWD, (side, side), stride)
@@ -312,7 +323,8 @@ def _create(model: str, options: Mapping[str, Any]) -> nn.Module:
         near = ", ".join(timm.list_models(f"*{model.split('.')[0]}*")[:5]) or "see timm.list_models()"
         raise BadInput(f"timm has no model {model!r}; near: {near}") from error
     try:
-        module: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **timm_options(entry), **options)
+        with SkipInitialisation():  # of what is built on the meta device
+            module: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **timm_options(entry), **options)
     except _FAILURES as error:
         raise BadInput(f"timm cannot build {model!r}: {str(error) or repr(error)}") from error
     return module
@@ -330,7 +342,8 @@ def try_size(encoder: Encoder, size_px: SizePx, grid: tuple[int, int]) -> None:
     """Raise `BadInput` unless a student of timm gives tokens of `grid` (H, W) at an input size; the encoder is on the meta device."""
     what = f"the student timm:{encoder.architecture['model']} cannot be trained at {size_text(size_px)} px"
     try:
-        cls_BD, patch_BHWD = encoder(torch.zeros(2, 3, *size_hw(size_px)))
+        with BatchNormByShape():
+            cls_BD, patch_BHWD = encoder(torch.zeros(2, 3, *size_hw(size_px)))
     except _FAILURES as error:
         raise BadInput(f"{what}: timm {timm.__version__} says {str(error) or repr(error)}; {_other_size(encoder, size_px)}") from error
     width = encoder.width

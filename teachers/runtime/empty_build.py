@@ -24,7 +24,7 @@ _INITIALISERS = frozenset(
 )
 
 
-class _SkipInitialisation(TorchFunctionMode):
+class SkipInitialisation(TorchFunctionMode):
     """Skip calls that only fill a meta tensor: torch would import its compiler for them."""
 
     def __torch_function__(
@@ -40,7 +40,7 @@ class _SkipInitialisation(TorchFunctionMode):
 
 def build_empty(build: Callable[[], Built]) -> Built:
     """Return the module that `build` makes with uninitialised parameters: load all of them before any use."""
-    with _LOCK, _parameters_on_meta(), _SkipInitialisation():
+    with _LOCK, _parameters_on_meta(), SkipInitialisation():
         built = build()
     if any(tensor.device.type == "meta" for module in built.modules() for tensor in _own_tensors(module)):
         return build()  # tables were made where a parameter was

@@ -21,13 +21,16 @@ from eupe_pipeline.storage.views.pixels import center_square
 from eupe_pipeline.storage.views.view_spec import Input
 from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.lineage import open_trained
-from eupe_pipeline.student.export.runtimes import executorch_outputs, onnx_outputs
+from eupe_pipeline.student.export.runtimes import eager_outputs, executorch_outputs, onnx_outputs
 from eupe_pipeline.student.heads.automodel import run_folder
+from eupe_pipeline.student.heads.chosen import choose_heads
 from eupe_pipeline.student.heads.kept import read_head
 from eupe_pipeline.student.probes.dense_head import ADE20K_RECIPE, NYU_RECIPE
 from eupe_pipeline.student.probes.depth import DepthView, depth_metrics, valid_depth
 from eupe_pipeline.student.probes.segmentation import Confusion, SegmentationView, resize_shorter, slide_inference, upsampled_argmax
 from numpy.typing import NDArray
+from onnx import TensorProto
+from onnx import load as load_graph
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -133,14 +136,22 @@ def miou(run: Path, data: Path, outputs: Outputs) -> dict[str, Any]:
     return confusion.metrics()
 
 
-def rmse(run: Path, data: Path, outputs: Outputs) -> float:
+def rmse(run: Path, data: Path, outputs: Outputs, columns: int | None = None) -> float:
+    """Of whole pictures, or of the first columns of each."""
     errors, view = list[float](), DEPTH["view"]
     for pair in depth_pairs(data, "val"):
-        truth_m = read_depth(pair.target)
-        metres_BHW = outputs(pixels_of(run, read_picture(pair.picture)))["depth"]
+        truth_m = read_depth(pair.target)[:, :columns]
+        metres_BHW = outputs(pixels_of(run, read_picture(pair.picture)[:, :columns]))["depth"]
         guess_m = functional.interpolate(metres_BHW[:, None], truth_m.shape, mode="bilinear")[0, 0].numpy()
         errors.append(depth_metrics(guess_m, truth_m, valid_depth(truth_m, view))["rmse"])
     return float(np.mean(errors))
+
+
+def rmse_of_squares(run: Path, data: Path) -> float:
+    """What graphs of one square shape are compared with: the trained student and its head on the first columns of each picture."""
+    trained = open_trained(run)
+    outputs = eager_outputs(trained.encoder, choose_heads(NAMES[2:], [run], trained.weights_sha256))
+    return rmse(run, data, lambda pixels: dict(zip(NAMES, outputs(pixels), strict=True)), columns=SIDE)
 
 
 def onnx(path: Path) -> Outputs:
@@ -169,6 +180,60 @@ def test_the_edge_graph_has_the_figures_of_evaluations_at_its_size(
     outputs = onnx(edge / "student.onnx")
     assert top1(run, data, outputs) == pytest.approx(results["linear"]["top1"], abs=1e-9)
     assert miou(run, data, outputs)["miou"] == pytest.approx(results["segmentation"]["miou"], abs=0.02)
+    assert rmse(run, data, outputs, columns=SIDE) == pytest.approx(rmse_of_squares(run, data), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def int8(evaluated: tuple[Path, Path, dict[str, dict[str, Any]]], exported: Path) -> tuple[Path, dict[str, Any]]:
+    """(folder of the int8 graph, facts)."""
+    run, data, _ = evaluated
+    options = ExportOptions(run, exported, ("onnx",), target="edge", precision="int8", calibrate=data / "train", heads=NAMES[2:])
+    return exported / "onnx-edge-int8", export(options)["written"]["onnx"]
+
+
+def need_near(run: Path, data: Path, results: dict[str, dict[str, Any]], outputs: Outputs) -> None:
+    """What int8 may cost the figures here: a picture of 18, a point of mIoU, a hundredth of the depth's error."""
+    assert top1(run, data, outputs) == pytest.approx(results["linear"]["top1"], abs=100 / 18 + 1e-6)
+    assert miou(run, data, outputs)["miou"] == pytest.approx(results["segmentation"]["miou"], abs=1)
+    assert rmse(run, data, outputs, columns=SIDE) == pytest.approx(rmse_of_squares(run, data), rel=0.01)
+
+
+@pytest.mark.long
+def test_the_int8_graph_has_nearly_the_figures_and_says_how_its_heads_differ(
+    evaluated: tuple[Path, Path, dict[str, dict[str, Any]]], int8: tuple[Path, dict[str, Any]]
+) -> None:
+    run, data, results = evaluated
+    folder, facts = int8
+    need_near(run, data, results, onnx(folder / "student.onnx"))
+    stated, card = facts["heads in int8"], (folder / "README.md").read_text()
+    assert list(stated) == ["linear", "segmentation", "depth"]
+    assert 0.95 <= stated["segmentation"]["same class"] <= 1
+    assert all(0 < one["difference by scale"] < 0.05 for one in stated.values())
+    assert "same class" not in stated["depth"]
+    assert f"linear gives the same class for {100 * stated['linear']['same class']:.1f} %" in card
+    assert json.loads((folder / "heads.json").read_text())["linear"]["in int8"] == stated["linear"]
+
+
+@pytest.mark.long
+def test_heads_of_an_int8_graph_stay_in_floats(int8: tuple[Path, dict[str, Any]]) -> None:
+    graph = load_graph(int8[0] / "student.onnx").graph
+    floats = {one.name: one.dims[0] for one in graph.initializer if one.data_type == TensorProto.FLOAT and one.dims}
+    weights = [node.input[1] for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    bins = 256
+    assert sorted(floats[name] for name in weights if name in floats) == [CLASSES, CLASSES, bins, bins], "depth sees a picture twice"
+    assert sum(one.data_type == TensorProto.INT8 and len(one.dims) > 1 for one in graph.initializer) == 5, "the student's layers"
+
+
+@needs_executorch
+@pytest.mark.long
+def test_the_int8_executorch_program_has_nearly_the_figures(
+    evaluated: tuple[Path, Path, dict[str, dict[str, Any]]], tmp_path: Path
+) -> None:
+    run, data, results = evaluated
+    facts = export(ExportOptions(run, tmp_path, ("executorch",), precision="int8", calibrate=data / "train", heads=NAMES[2:]))
+    program = executorch_outputs(tmp_path / "executorch-int8" / "student-int8-static.pte")
+    need_near(run, data, results, lambda pixels: dict(zip(NAMES, program(pixels), strict=True)))
+    assert list(facts["written"]["executorch"]["heads in int8"]) == list(NAMES[2:])
 
 
 @needs_executorch
@@ -181,6 +246,7 @@ def test_the_executorch_program_has_the_figures_of_evaluations_at_its_size(
     outputs = lambda pixels: dict(zip(NAMES, program(pixels), strict=True))  # noqa: E731
     assert top1(run, data, outputs) == pytest.approx(results["linear"]["top1"], abs=1e-9)
     assert miou(run, data, outputs)["miou"] == pytest.approx(results["segmentation"]["miou"], abs=0.02)
+    assert rmse(run, data, outputs, columns=SIDE) == pytest.approx(rmse_of_squares(run, data), abs=1e-4)
 
 
 def test_the_automodel_folder_has_the_figures_and_the_names_of_the_classes(

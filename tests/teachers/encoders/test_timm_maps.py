@@ -24,6 +24,8 @@ MORE = (
     "timm:maxvit_nano_rw_256", "timm:efficientformer_l1", "timm:volo_d1_224", "timm:vit_small_resnet26d_224", "timm:mvitv2_tiny",
 )  # fmt: skip
 
+EVEN = ("timm:levit_128s", "timm:tiny_vit_5m_224")  # before training their attention mixes all places evenly
+
 
 def pixels(side: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -100,10 +102,10 @@ def test_a_backbone_is_built_again_from_its_record_and_all_of_it_is_trained(name
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("name", [name for name in MORE if name not in EVEN])
 def test_each_familys_tokens_are_of_their_own_places(name: str) -> None:
     """Random weights mix far: the patch that is felt most may be a neighbour of the token's own."""
-    encoder = build_encoder(name).eval()
+    encoder = build_encoder(name).eval().requires_grad_(False)  # some keep tables of their parameters from pass to pass
     side = own_size(encoder) // encoder.stride_px
     for row, column in ((0, side - 1), (side - 1, 0)):
         found = where_it_is_felt(encoder, row, column)
