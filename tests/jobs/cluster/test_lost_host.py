@@ -69,6 +69,7 @@ class Job:
             **os.environ, "PATH": f"{self.binaries}:{os.environ['PATH']}", "FAKE_HOSTS": " ".join(hosts), "SLURM_JOB_NODELIST": "two hosts",
             "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "1", "EUPE_HEAD_ADDRESS": ADDRESSES[0], "OMP_NUM_THREADS": "1",
             "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3",
+            "RAY_worker_niceness": "0",  # beside other tests, Ray's 15 would let the actors wait
         }  # fmt: skip
         words = ("extract-features", "--store", store.url, "--data", "photos", "--views", "2", "--teacher", teacher,
                  "--shard-images", "1", "--codec", "fp32", "--statistics-batches", "40", "--address", "auto", "--json")  # fmt: skip
