@@ -67,9 +67,7 @@ def test_a_pruned_set_is_not_pruned_again_after_a_kill(tmp_path: Path) -> None:
     assert not soak._is_done(["features", "verify", "--store", "x"])
 
 
-def test_kills_come_by_the_clock_however_slow_the_command_and_stop_with_the_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kills_come_by_the_clock_however_slow_the_command_and_stop_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.soak.POLL_S", 0.02)
     soak = Soak(tmp_path, 1.2 / 60, (0.0, 0.01), 10, 0)
     soak.begin()

@@ -40,7 +40,7 @@ exit "$worst"
 SHARDS = 24  # of the photos, one each
 SCONTROL = "#!/bin/bash\nprintf '%s\\n' $FAKE_HOSTS\n"
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(560)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def programs(folder: Path) -> Path:
