@@ -40,9 +40,9 @@ test: venv ## fetch the demo's weights and photos once, then run the tests
 	$(BIN)/eupe-pipeline demo --fetch-only
 	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-long: venv ## also the tests that take minutes, and the fault table at its second figures: docs/results/faults-long.json
+test-long: venv ## also the tests that take minutes, and the fault table at its second figures: docs/results/faults-long.json (RESUME=1: go on after a stop)
 	$(BIN)/eupe-pipeline demo --fetch-only
-	$(BIN)/python tools/fault_table.py --long
+	$(BIN)/python tools/fault_table.py --long $(if $(RESUME),--resume)
 
 test-faults: venv ## break the store in every way that is listed, print what was silent, detected, recovered
 	$(BIN)/python tools/fault_table.py

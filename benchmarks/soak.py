@@ -145,7 +145,7 @@ class Soak:
     def longest_between_kills(self) -> float:
         """Return the most seconds without a kill, from the beginning to the end of the time."""
         moments = [0.0, *(kill["at_s"] for kill in self.kills), self.minutes * 60]
-        return max(later - earlier for earlier, later in pairwise(moments))
+        return float(max(later - earlier for earlier, later in pairwise(moments)))
 
     def _is_done(self, words: Sequence[str]) -> bool:
         """Return whether a killed command has nothing left to do: a set that is pruned is unknown."""

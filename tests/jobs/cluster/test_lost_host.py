@@ -18,7 +18,7 @@ import pytest
 import ray
 from eupe_pipeline.jobs.cluster.slurm import SlurmOptions, batch_script
 
-from ..two_hosts import ADDRESSES, cut_off, kill_all, pids_of, plug_in
+from ..two_hosts import ADDRESSES, cut_off, kill_all, plug_in
 
 RAY_PROGRAM = "import sys; from ray.scripts.scripts import main; sys.exit(main())"
 PROGRAM = "import sys; from eupe_pipeline.pipeline.commands.main import main; sys.exit(main(sys.argv[1:]))"
@@ -127,9 +127,6 @@ def test_the_first_host_is_cut_off_and_the_same_script_queued_again_ends_the_ext
     at_the_cut = job.lose(hosts[0])
     assert job.process.wait(30) != 0
     lost_s = time.monotonic() - began
-    while pids_of(hosts[1]) and time.monotonic() - began < lost_s + 60:
-        time.sleep(0.1)
-    alone_s, outlived = time.monotonic() - began - lost_s, len(pids_of(hosts[1]))
     kill_all(hosts[1])  # before SLURM queues a job again, it ends what is left of it
     between = commits(store)
     assert at_the_cut.items() <= between.items()
@@ -139,8 +136,8 @@ def test_the_first_host_is_cut_off_and_the_same_script_queued_again_ends_the_ext
     reader = job.end()
     assert between.items() <= commits(store).items(), "a shard was done twice"
     assert trained_on(job, reader.key) == 1
-    figures = {"at_the_cut": len(at_the_cut), "when_queued_again": len(between), "other_host_ended_s": alone_s, "outlived": outlived}
-    print(json.dumps({**figures, "lost_s": lost_s, "ended_s": time.monotonic() - began, "ray": ray.__version__}))
+    figures = {"at_the_cut": len(at_the_cut), "when_queued_again": len(between), "lost_s": lost_s}
+    print(json.dumps({**figures, "ended_s": time.monotonic() - began, "ray": ray.__version__}))
 
 
 def trained_on(job: Job, key: str) -> int:
