@@ -204,7 +204,7 @@ def one_round(soak: Soak, number: int, first: tuple[str, list[str]] | None) -> t
     soak.run({"extract": ["extract-features", *store, "--data", "photos", *teachers, *plan(soak), "--views", "2"]})
     opened = FeatureStore.open(str(out / "store"))
     if first is None:
-        first = opened.list_datasets()[0], opened.list_features()
+        first = next(key for key in opened.list_datasets() if key.startswith("photos@")), opened.list_features()
         soak.throughout.start(throughout(soak, first))
     soak.run(trainings(out, number, first))
     soak.run({"verify": ["features", "verify", *store]})

@@ -73,7 +73,7 @@ def test_kills_come_by_the_clock_however_slow_the_command_and_stop_with_the_time
     soak.begin()
     soak.run({"help": ["features", "--help"]})  # takes longer than the pause, until no kill comes any more
     assert len(soak.kills) >= 3
-    assert soak.longest_between_kills() < 0.6
+    assert soak.longest_between_kills() < 1.0
     assert soak.failures == []
     assert [sample.killed for sample in soak.samples] == [True] * len(soak.kills) + [False]
 
