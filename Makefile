@@ -40,9 +40,9 @@ test: venv ## fetch the demo's weights and photos once, then run the tests
 	$(BIN)/eupe-pipeline demo --fetch-only
 	$(BIN)/python -m pytest -m 'not long' -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-long: venv ## also the tests that take minutes, and the fault table at its second figures: docs/results/faults-long.json
+test-long: venv ## also the tests that take minutes, and the fault table at its second figures: docs/results/faults-long.json (RESUME=1: go on after a stop)
 	$(BIN)/eupe-pipeline demo --fetch-only
-	$(BIN)/python tools/fault_table.py --long
+	$(BIN)/python tools/fault_table.py --long $(if $(RESUME),--resume)
 
 test-faults: venv ## break the store in every way that is listed, print what was silent, detected, recovered
 	$(BIN)/python tools/fault_table.py
@@ -149,8 +149,8 @@ $(DAY)/.installed: $(STAMP)
 bench-day: $(DAY)/.installed ## photos to three students, everything counted, against lightly-train and a plain loop: docs/results/bench-day.json
 	$(DAY)/bin/python -m benchmarks.bench_day
 
-soak: venv ## half an hour of every command on one store, with kills (MINUTES=30): docs/results/soak.json and soak.md
-	nice -n 19 $(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
+soak: venv ## half an hour of every command on one store, with kills, on a machine that does nothing else (MINUTES=30): docs/results/soak.json and soak.md
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
 
 bench-gpu: venv ## on a CUDA machine: extraction at full size, stage 2 from cached targets: docs/results/bench-gpu.json
 	$(BIN)/python -m benchmarks.bench_gpu

@@ -21,7 +21,7 @@ def start(out: Path, phase: str, words: Sequence[str]) -> tuple["subprocess.Pope
     """Start a command of a soak, its words into PHASE.log; return it and the mark of all its processes."""
     mark = secrets.token_hex(8)
     folders = {"RAY_TMPDIR": str(ray_folder(out)), "EUPE_PIPELINE_HOME": str(out / "home")}
-    environment = {**os.environ, MARK: mark, **folders, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, MARK: mark, **folders, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}  # Ray's 15 would only wait
     with (out / f"{phase}.log").open("ab") as log:
         child = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stdout=log, stderr=log, env=environment)
     return child, mark

@@ -26,7 +26,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
 
-from .fault_log import write_down_marked
+from .fault_log import passed_tests, write_down_end, write_down_marked
 
 TEACHER_PX = 16
 # Files of half a minute and more. Started first, they end while the many small ones still keep the other process busy.
@@ -148,8 +148,11 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("quick")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first when several processes share the tests."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the longest files first when several processes share the tests; leave out what passed in a fault table that is gone on with."""
+    passed = passed_tests()
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+    items[:] = [item for item in items if item.nodeid not in passed]
     if "PYTEST_XDIST_WORKER" in os.environ:
         tests = Path(__file__).parent
         places = {tests / name: place for place, name in enumerate(LONGEST)}
@@ -166,12 +169,13 @@ def no_wait_for_the_disk() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Count a test that is marked `fault(row, outcome, trials)` as so many trials of that row."""
+    """Count a test that is marked `fault(row, outcome, trials)` as so many trials of that row, and note each test's end."""
     report = yield
     if report.when == "call" and not report.skipped:
         for marker in item.iter_markers("fault"):
             if marker.args:
                 write_down_marked(report.passed, *marker.args)
+        write_down_end(item.nodeid, report.passed, report.duration)
     return report
 
 

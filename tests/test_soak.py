@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Soak
+from benchmarks.soak import SLACK_S, Soak
 from benchmarks.soak_watch import Leftovers, Sample, growth, mapped_files, memory_mb, open_files
 
 
@@ -67,6 +67,17 @@ def test_a_pruned_set_is_not_pruned_again_after_a_kill(tmp_path: Path) -> None:
     assert not soak._is_done(["features", "verify", "--store", "x"])
 
 
+def test_kills_come_by_the_clock_however_slow_the_command_and_stop_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.soak.POLL_S", 0.02)
+    soak = Soak(tmp_path, 1.2 / 60, (0.0, 0.01), 10, 0)
+    soak.begin()
+    soak.run({"help": ["features", "--help"]})  # takes longer than the pause, until no kill comes any more
+    assert len(soak.kills) >= 3
+    assert soak.longest_between_kills() < 1.0
+    assert soak.failures == []
+    assert [sample.killed for sample in soak.samples] == [True] * len(soak.kills) + [False]
+
+
 @pytest.mark.long
 def test_a_short_soak_leaves_nothing_and_changes_no_weight(tmp_path: Path) -> None:
     options = ["--minutes", "1", "--pause", "8", "20", "--steps", "40", "--workers", "0", "--seed", "1"]
@@ -76,5 +87,6 @@ def test_a_short_soak_leaves_nothing_and_changes_no_weight(tmp_path: Path) -> No
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found["failures"] == found["different_weights"] == []
     assert not any(found["left"].values())
-    assert found["kills"]
+    assert len(found["kills"]) >= 2
+    assert found["figures"]["soak.longest_between_kills_s"]["value"] <= 20 + SLACK_S
     assert "kills of whole process trees" in (tmp_path / "soak.md").read_text()

@@ -2,22 +2,30 @@
 
 The tests write every trial's outcome to a log (tests/fault_log.py); the table is made from that log alone, and kept in
 docs/results/faults.json. A row without a trial is shown as such, and one with fewer than are wanted makes the status 1. With --long every
-test runs, the long ones too, against the second figures, and the table goes to docs/results/faults-long.json. Other arguments go to
-pytest.
+test runs, the long ones too, against the second figures, and the table goes to docs/results/faults-long.json. The log stays in build/:
+with --resume tests that passed are not run again, neither after a stop nor after one failed, and the result names every commit that took
+part. Other arguments go to pytest.
 
-    python tools/fault_table.py [--long] [PYTEST ARGUMENT ...]
+    python tools/fault_table.py [--long] [--resume] [PYTEST ARGUMENT ...]
 """
 
 import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path("docs/results")
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+sys.path.insert(0, str(CHECKOUT))  # tests/ is in no package
+from tests.fault_log import last_lines  # noqa: E402
+
+sys.path.remove(str(CHECKOUT))
+
+RESULTS, LOGS = Path("docs/results"), Path("build")
 FAULTS: dict[int, tuple[str, int, int]] = {  # name, trials in `make test-faults`, trials with --long
     1: ("one bit flipped anywhere", 500, 5_000),
     2: ("SIGKILL of 1-4 writers, read, resume, compare", 20, 500),
@@ -57,12 +65,13 @@ FAULTS: dict[int, tuple[str, int, int]] = {  # name, trials in `make test-faults
 }
 
 
-def read_log(path: Path) -> dict[int, Counter[str]]:
+def sum_faults(lines: list[dict[str, Any]]) -> dict[int, Counter[str]]:
     """The summed outcomes of each fault."""
     sums: dict[int, Counter[str]] = {}
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        sums.setdefault(int(entry.pop("fault")), Counter()).update(entry)
+    for line in lines:
+        if "fault" in line:
+            counts = {name: count for name, count in line.items() if name not in ("test", "fault")}
+            sums.setdefault(line["fault"], Counter()).update(counts)
     return sums
 
 
@@ -86,23 +95,27 @@ def print_table(sums: dict[int, Counter[str]], long: bool) -> None:
         print(f"{number:>2}  {name:52} " + " ".join(f"{count:>{width},}" for count, width in zip(counts, widths, strict=True)))
 
 
-def run_tests(arguments: list[str]) -> tuple[int, dict[int, Counter[str]]]:
-    """pytest's status, and the summed outcomes of each fault."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "faults.jsonl"
-        log.touch()
-        command = [sys.executable, "-m", "pytest", "-q", *arguments]
-        status = subprocess.run(command, env={**os.environ, "EUPE_FAULT_LOG": str(log)}, check=False).returncode
-        return status, read_log(log)
+def run_tests(log: Path, arguments: list[str]) -> int:
+    """pytest's status; tests that passed in the log are not run again (tests/conftest.py)."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip()
+    gone_on_with = log.stat().st_size > 0
+    with log.open("a") as file:
+        file.write("\n" * gone_on_with + json.dumps({"commit": commit}) + "\n")  # the last line may have been cut
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    status = subprocess.run(command, env={**os.environ, "EUPE_FAULT_LOG": str(log.absolute())}, check=False).returncode
+    return 0 if gone_on_with and status == pytest.ExitCode.NO_TESTS_COLLECTED else status
 
 
 def main() -> int:
     """Run, print, keep; returns pytest's status, or 1 when a row has fewer trials than are wanted."""
-    long, given = "--long" in sys.argv[1:], [argument for argument in sys.argv[1:] if argument != "--long"]
-    arguments = given or ([] if long else ["-m", "fault and not long"])
-    started = time.monotonic()
-    status, sums = run_tests(arguments)
-    seconds = round(time.monotonic() - started)
+    given = [argument for argument in sys.argv[1:] if argument not in ("--long", "--resume")]
+    long, resume = "--long" in sys.argv[1:], "--resume" in sys.argv[1:]
+    log = LOGS / f"faults{'-long' * long}.jsonl"
+    log.parent.mkdir(exist_ok=True)
+    log.open("a" if resume else "w").close()
+    status = run_tests(log, given or ([] if long else ["-m", "fault and not long"]))
+    lines = last_lines(log)
+    sums = sum_faults(lines)
     print_table(sums, long)
     wanted = {number: figures[long] for number, (_, *figures) in FAULTS.items()}
     totals = {name: sum(found[name] for found in sums.values()) for name in ("trials", "silent", "lost")}
@@ -111,10 +124,14 @@ def main() -> int:
     for name, target in (("trials", f">={sum(wanted.values())}"), ("silent", "0"), ("lost", "0"), ("circles", "0"), ("short", "0")):
         print(f"RESULT faults{'_long' * long}.{name} {totals[name]} {target}")
     rows = {str(number): {"fault": FAULTS[number][0], "wanted": wanted[number], **found} for number, found in sorted(sums.items())}
-    command = " ".join(["python tools/fault_table.py", *["--long"] * long, *given])
+    result = {
+        "command": " ".join(["python tools/fault_table.py", *["--long"] * long, *given]),
+        "commits": list(dict.fromkeys(line["commit"] for line in lines if "commit" in line)),
+        "seconds": round(sum(line.get("seconds", 0) for line in lines)),
+    }
     kept = RESULTS / f"faults{'-long' * long}.json"
     if sums:  # nothing was even collected: the last results stay
-        kept.write_text(json.dumps({"command": command, "seconds": seconds, **totals, "rows": rows}, indent=1) + "\n")
+        kept.write_text(json.dumps({**result, **totals, "rows": rows}, indent=1) + "\n")
     return status or int(totals["short"] > 0)
 
 

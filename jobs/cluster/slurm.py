@@ -88,7 +88,8 @@ work=(
 )
 
 # The first node is the head, and this script runs on it. An address of loopback is none that the others reach.
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${{nodes%%$'\\n'*}}
 address=${{EUPE_HEAD_ADDRESS:-$(getent ahostsv4 "$head" | awk '$1 !~ /^127\\./ {{ print $1; exit }}' || true)}}
 address=${{address:-$(hostname -I | awk '{{ print $1 }}')}}
 if [[ -z $address ]]; then

@@ -18,6 +18,7 @@ from eupe_pipeline.storage.views.view_spec import ViewSpec
 
 from ..storage.faulty_s3 import SECRETS, FaultyServer, running
 from .growing import Growing, make_photos
+from .two_hosts import two_hosts
 
 
 @pytest.fixture
@@ -45,6 +46,13 @@ def tokens(store: FeatureStore, key: str) -> tuple[np.ndarray[Any, Any], np.ndar
     rows = reader.read(np.arange(reader.rows))
     assert rows.cls is not None
     return rows.cls, rows.patch
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[str, str]]:
+    """The names of two hosts that reach each other and nothing else."""
+    with two_hosts() as names:
+        yield names
 
 
 @pytest.fixture(scope="module")

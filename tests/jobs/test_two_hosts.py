@@ -1,65 +1,25 @@
-"""Two hosts, each a network namespace with an address of its own: a Ray head in one, a worker in the other, tokens on every port.
-
-Needs root and `ip netns`. Both share this machine's files, as cluster nodes share a store.
-"""
+"""A Ray head on one host and a worker on another, tokens on every port: an extraction over both."""
 
 import contextlib
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HEAD, WORKER = "10.231.77.1", "10.231.77.2"
+from .two_hosts import ADDRESSES, pids_of
+
+HEAD, WORKER = ADDRESSES
 EXTRACT = "import sys; from eupe_pipeline.pipeline.commands.main import main; sys.exit(main(sys.argv[1:]))"
 NODE = ["--num-cpus=1", f"--object-store-memory={80 << 20}", "--disable-usage-stats", "--block"]
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@pytest.fixture
-def hosts() -> Iterator[tuple[str, str]]:
-    """The names of two namespaces that reach each other and nothing else."""
-    if os.geteuid() or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and the command `ip`")
-    tag = secrets.token_hex(3)
-    names, links = (f"eupe-h-{tag}", f"eupe-w-{tag}"), (f"vh{tag}", f"vw{tag}")
-    try:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-            ip("link", "add", links[0], "netns", names[0], "type", "veth", "peer", "name", links[1], "netns", names[1])
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"this machine gives no network namespaces: {error.stderr.decode().strip()}")
-        for name, link, address in zip(names, links, (HEAD, WORKER), strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", link)
-            for device in (link, "lo"):
-                ip("-n", name, "link", "set", device, "up")
-        yield names
-    finally:
-        for name in names:
-            for pid in pids_of(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
-def pids_of(host: str) -> list[int]:
-    """Every process of a namespace."""
-    found = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 def actors_of(host: str) -> int:
@@ -90,7 +50,10 @@ class Started:
 
 def test_an_extraction_over_two_hosts_does_every_image_once(hosts: tuple[str, str], photos: Any) -> None:
     store, options, root = photos
-    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {
+        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # beside other tests, Ray's 15 would let the actors wait
+    }  # fmt: skip
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", *NODE]
     sockets = tempfile.mkdtemp(prefix="eupe-")  # short, as sockets want it; and not where other clusters of this machine leave theirs
     first = [*ray, "--head", f"--node-ip-address={HEAD}", "--port=6379", "--include-dashboard=false", f"--temp-dir={sockets}"]

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,20 @@ def begun(users: Users, umask: int, mode: int = 0o2775) -> tuple[Path, str]:
     done = users.run(ANNA, BEGIN, root, umask=umask)
     assert not done.returncode, done.stderr
     return root / "store", done.stdout.strip()
+
+
+def test_every_row_of_the_page_names_tests_that_are_there() -> None:
+    text = (CHECKOUT / "docs" / "several-users.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`(test_\w+)`", tests) for _, _, tests in rows]
+    assert len(rows) > 15
+    assert all(named)
+    defined = {
+        name for file in (CHECKOUT / "tests").rglob("test_*.py") for name in re.findall(r"^def (test_\w+)\(", file.read_text(), re.M)
+    }
+    assert {name for tests in named for name in tests} <= defined
+    assert "chmod 2775" in text  # what `Users.shared` does
+    assert "umask 002" in text  # what `Users.run` has
 
 
 def test_umask_002_and_a_setgid_folder_keep_a_store_writable_by_its_group(users: Users, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 
 HOSTILE = ("two words", "it's", 'a "quote"', "$HOME", "`id`", "$(id)", "back\\slash", "line\nbreak", "", "*", "#", "!x", "-- x", "ü")
-SCONTROL = "#!/bin/sh\necho first\necho second\n"
+SCONTROL = (
+    "#!/bin/sh\necho first\nseq -f node%.0f 2 20000\n"  # more than a pipe holds: a script that reads one line alone would end it by SIGPIPE
+)
 # A stand-in that runs the work of the first node alone, where FAKE_SRUN says so, and ends as srun would.
 SRUN = f"""#!{sys.executable}
 import json, os, subprocess, sys
