@@ -1,8 +1,8 @@
 """Which of timm's backbones are accepted as students, and why the others are not (docs/results/students.md, bench-students.json).
 
 Every name of timm is asked for `features_only`; of those that have it, the share that `timm:NAME` accepts is the figure. A name costs two
-builds and a few passes on the meta device, about a second of one core. Each answer is a line of docs/results/students.jsonl as soon as it
-is there: first a model of every family (a file of timm is one), then a second of every family that has one, and so on, those that are
+builds and a few passes on the meta device, half a second of a free core. Each answer is a line of docs/results/students.jsonl as soon as
+it is there: first a model of every family (a file of timm is one), then a second of every family that has one, and so on, those that are
 called small before those that are called large. An unfinished run so knows all families; run again, it asks what is missing. A line names
 its timm: those of another version are asked anew. Remove the file where what is accepted has changed in this package.
 

@@ -20,6 +20,7 @@ from eupe_pipeline.storage.sources.decode import Pixels
 from eupe_pipeline.storage.views.pixels import center_square
 from eupe_pipeline.storage.views.view_spec import Input
 from eupe_pipeline.student.export.export import ExportOptions, export
+from eupe_pipeline.student.export.graphs import fold_student
 from eupe_pipeline.student.export.lineage import open_trained
 from eupe_pipeline.student.export.runtimes import eager_outputs, executorch_outputs, onnx_outputs
 from eupe_pipeline.student.heads.automodel import run_folder
@@ -28,6 +29,7 @@ from eupe_pipeline.student.heads.kept import read_head
 from eupe_pipeline.student.probes.dense_head import ADE20K_RECIPE, NYU_RECIPE
 from eupe_pipeline.student.probes.depth import DepthView, depth_metrics, valid_depth
 from eupe_pipeline.student.probes.segmentation import Confusion, SegmentationView, resize_shorter, slide_inference, upsampled_argmax
+from eupe_pipeline.student.quantised.scheme import observers, prepare
 from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx import load as load_graph
@@ -222,6 +224,15 @@ def test_heads_of_an_int8_graph_stay_in_floats(int8: tuple[Path, dict[str, Any]]
     bins = 256
     assert sorted(floats[name] for name in weights if name in floats) == [CLASSES, CLASSES, bins, bins], "depth sees a picture twice"
     assert sum(one.data_type == TensorProto.INT8 and len(one.dims) > 1 for one in graph.initializer) == 5, "the student's layers"
+
+
+@pytest.mark.long
+def test_the_ranges_that_a_training_has_seen_fit_its_student_with_heads(evaluated: tuple[Path, Path, dict[str, dict[str, Any]]]) -> None:
+    trained, pixels = open_trained(evaluated[0]), torch.zeros(1, 3, SIDE, SIDE)
+    heads = choose_heads(NAMES[2:], [evaluated[0]], trained.weights_sha256)
+    alone, headed = (set(observers(prepare(fold_student(trained.encoder, pixels, some), "known"))) for some in ((), heads))
+    assert alone == headed
+    assert alone
 
 
 @needs_executorch

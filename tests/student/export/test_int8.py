@@ -14,6 +14,7 @@ from eupe_pipeline.student.export.export import ExportOptions, export
 from eupe_pipeline.student.export.latency import LatencyOptions, latency
 from eupe_pipeline.student.export.lineage import open_trained
 from eupe_pipeline.student.export.runtimes import Runner, eager_runner, executorch_runner, onnx_runner
+from eupe_pipeline.student.heads.kept import ENDING, KeptHead, write_head
 from eupe_pipeline.student.quantised import agreement
 from eupe_pipeline.student.quantised.sample import sample_of_views
 from onnx import numpy_helper
@@ -159,6 +160,14 @@ def test_a_student_that_int8_cannot_hold_is_refused_and_leaves_nothing(tiny_stor
 def test_what_int8_is_not_for_is_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(BadInput, match=why):
         ExportOptions(Path("run"), Path("out"), **options)
+
+
+def test_a_detector_is_refused_because_int8_changes_its_choice_of_queries(tmp_path: Path) -> None:
+    run, head = make_run(tmp_path / "run", VIT, 32), tmp_path / f"boxes{ENDING}"
+    write_head(head, KeptHead("detection", {"weights_sha256": open_trained(run).weights_sha256}, {}, {}, {"size_px": 32}))
+    options = ExportOptions(run, tmp_path / "out", ("onnx",), target="edge", precision="int8", calibrate=tmp_path, heads=(str(head),))
+    with pytest.raises(BadInput, match="the detector detection chooses its queries by rank"):
+        export(options)
 
 
 def test_without_pictures_both_ways_to_name_them_are_said(tmp_path: Path) -> None:
