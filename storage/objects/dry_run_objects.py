@@ -91,6 +91,6 @@ class DryRunObjects:
     def drop_empty(self, prefix: str) -> None:
         """Do nothing."""
 
-    def sweep(self, prefix: str) -> int:
+    def sweep(self, prefix: str, *, at_any_age: bool = False) -> int:
         """Do nothing and return 0."""
         return 0

@@ -7,6 +7,7 @@ for the create and without its listings cache, because another process may have 
 
 import contextlib
 import errno
+import math
 import os
 import re
 import resource
@@ -21,6 +22,7 @@ from ..core.errors import BadInput, CacheDamaged, EupeError, StoreUnavailable
 from ..core.lru_cache import LruCache
 from ..core.urls import is_url, normalize_scheme
 from .atomic_files import (
+    STALE_SECONDS,
     Content,
     create_exclusively,
     fsync_folder,
@@ -98,8 +100,8 @@ class Objects(Protocol):
     def drop_empty(self, prefix: str) -> None:
         """Remove empty folders below a prefix, where there are folders."""
 
-    def sweep(self, prefix: str) -> int:
-        """Remove temporary files that killed writers left below a prefix a day ago or more; return their number."""
+    def sweep(self, prefix: str, *, at_any_age: bool = False) -> int:
+        """Remove temporary files that killed writers left below a prefix a day ago or more, or at any age; return their number."""
 
 
 class _Descriptor:
@@ -279,9 +281,9 @@ class LocalObjects:
                 os.rmdir(os.path.realpath(self.root / prefix))
                 os.unlink(self.root / prefix)
 
-    def sweep(self, prefix: str) -> int:
-        """Remove temporary files older than a day; return their number."""
-        return sweep(self.root / prefix)
+    def sweep(self, prefix: str, *, at_any_age: bool = False) -> int:
+        """Remove temporary files older than a day, or all; return their number."""
+        return sweep(self.root / prefix, -math.inf if at_any_age else STALE_SECONDS)
 
     def remove(self, key: str) -> None:
         """Unlink the file and fsync its folder."""

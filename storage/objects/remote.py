@@ -290,7 +290,7 @@ class RemoteObjects:
     def drop_empty(self, prefix: str) -> None:
         """Do nothing: there are no folders."""
 
-    def sweep(self, prefix: str) -> int:
+    def sweep(self, prefix: str, *, at_any_age: bool = False) -> int:
         """Return 0: an unfinished put leaves nothing."""
         return 0
 

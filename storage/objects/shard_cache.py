@@ -184,9 +184,9 @@ class CachedObjects:
         """Pass on to the remote store."""
         self.remote.drop_empty(prefix)
 
-    def sweep(self, prefix: str) -> int:
+    def sweep(self, prefix: str, *, at_any_age: bool = False) -> int:
         """Pass on to the remote store."""
-        return self.remote.sweep(prefix)
+        return self.remote.sweep(prefix, at_any_age=at_any_age)
 
     def remove(self, key: str) -> None:
         """Remove from the remote store."""

@@ -14,7 +14,7 @@ from ..features.features import FeatureReader
 from ..objects.objects import walk_keys
 from ..store import FeatureStore
 from ..views.view_set import ViewSet
-from .leases import Clock, drop_expired, refuse_leased
+from .leases import Clock, drop_expired, holders, refuse_leased
 
 
 class Damage(NamedTuple):
@@ -84,7 +84,8 @@ def _deletion_order(key: str) -> tuple[int, str]:
 def prune(store: FeatureStore, key: str, *, dry_run: bool, clock: Clock | None = None, on_event: OnEvent = ignore_event) -> list[str]:
     """Delete a feature set or a recorded subset; return the objects that go, or with `dry_run` would go, in order.
 
-    Also finishes a deletion that was killed. Raise `BadInput` for an unknown key and while somebody holds a lease.
+    Also finishes a deletion that was killed, and takes what killed writers left of the set, however lately: its folder would be listed.
+    Raise `BadInput` for an unknown key and while somebody holds a lease.
     """
     kind = "subsets" if key in store.list_subsets() else "features"
     if kind == "features" and key not in store.list_features():
@@ -101,8 +102,9 @@ def prune(store: FeatureStore, key: str, *, dry_run: bool, clock: Clock | None =
             _restore_when_leased(store, key, name, identity, clock)
         on_event({"event": "progress", "stage": f"prune {key}", "done": position + 1, "total": len(to_delete), "unit": "files"})
     drop_expired(store.objects, key, clock)
-    for prefix in (f"{kind}/{key}", "views"):  # of views that no extraction comes back to, nobody else sweeps
-        store.objects.sweep(prefix)
+    if not holders(store.objects, key, clock):  # else the same extraction begins anew
+        store.objects.sweep(f"{kind}/{key}", at_any_age=True)
+    store.objects.sweep("views")  # of views that no extraction comes back to, nobody else sweeps
     for prefix in (f"{kind}/{key}", f"leases/{key}"):
         store.objects.drop_empty(prefix)
     return to_delete

@@ -3,16 +3,18 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import BadInput, CacheDamaged
+from eupe_pipeline.storage.objects.objects import Objects
 from eupe_pipeline.storage.shards import ledger, shards
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.upkeep import maintenance
-from eupe_pipeline.storage.upkeep.leases import Lease, holders
+from eupe_pipeline.storage.upkeep.leases import Clock, Lease, holders
 from eupe_pipeline.storage.upkeep.maintenance import prune, verify
 from eupe_pipeline.storage.upkeep.repair_views import repair_views
 
@@ -117,6 +119,34 @@ def test_prune_deletes_what_the_dry_run_says_and_nothing_else(copied: Callable[[
     assert made.store.list_features() == []
     with pytest.raises(BadInput, match="has no feature set"):
         prune(made.store, "other@0123", dry_run=False)
+
+
+def test_a_set_whose_writer_was_killed_a_moment_ago_is_gone_after_a_prune(copied: Callable[[], Made]) -> None:
+    """Its unfinished file kept the folder for a day: the set was still listed, and each `verify` missed its identity."""
+    made = copied()
+    left = [made.folder / "features" / made.features.key / part / ".tmp-1-0-c.1" for part in ("patch", "commits", ".")]
+    left.append(made.folder / "views" / made.views.key / ".tmp-1-0-c.1")
+    for path in left:
+        path.write_bytes(b"half")
+    os.utime(left[0], (time.time() + 3600,) * 2)  # by a clock that is ahead
+    prune(made.store, made.features.key, dry_run=False)
+    assert made.store.list_features() == []
+    assert not (made.folder / "features" / made.features.key).exists()
+    assert left[-1].exists()  # of views that stay, somebody may be writing it
+
+
+def test_what_an_extraction_writes_that_begins_during_a_prune_stays(copied: Callable[[], Made], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, taken = copied(), list[Lease]()
+    left = made.folder / "features" / made.features.key / "patch" / ".tmp-1-0-c.1"
+    left.write_bytes(b"half")
+
+    def late(objects: Objects, key: str, clock: Clock | None) -> None:
+        taken.append(Lease(objects, key, "extraction"))
+
+    monkeypatch.setattr(maintenance, "drop_expired", late)
+    prune(made.store, made.features.key, dry_run=False)
+    assert left.exists()
+    taken[0].release()
 
 
 def test_a_prune_that_was_killed_leaves_nothing_readable_and_is_finished_later(
