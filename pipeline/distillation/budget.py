@@ -58,12 +58,12 @@ class Lost(NamedTuple):
 
 
 STUDY: dict[str, Lost] = {
-    "1 view": Lost(0.91, -0.47, 2.3, 8),
-    "2 views": Lost(0.43, -0.6, 1.46, 8),
-    "4 views": Lost(0.53, -1.39, 2.45, 3),
-    "8 views": Lost(0.06, -8.74, 8.87, 3),
-    "4 of 16 tokens": Lost(0.65, -0.06, 1.36, 8),
-    "int4": Lost(-0.24, -0.96, 0.47, 8),
+    "1 view": Lost(0.97, -0.1, 2.05, 10),
+    "2 views": Lost(0.4, -0.66, 1.45, 10),
+    "4 views": Lost(0.67, -0.79, 2.13, 10),
+    "8 views": Lost(0.11, -0.97, 1.18, 10),
+    "4 of 16 tokens": Lost(0.72, 0.14, 1.3, 10),
+    "int4": Lost(-0.2, -0.77, 0.36, 10),
 }
 """Views against fresh ones, a quarter of the tokens against all, int4 against fp32: docs/results/study.parquet, by `make study`."""
 
