@@ -153,23 +153,22 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         truth = torch.from_numpy(features.labels)
         tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
         differing = differences(split.size_px) if paper else {}
-        doubts = _doubts(tops["top1"], len(truth), len(labels), options.text)
-        for text in doubts:
-            on_event({"event": "warning", "text": text})
-        warned = {"warnings": doubts} if doubts else {}
-        return {**tops, **(upright or differing), **warned, "test_images": len(truth), "classes": len(labels)}
+        doubts = doubts_of("a top-1", tops["top1"], len(truth), 1 / len(labels), options.text, on_event)
+        return {**tops, **(upright or differing), **doubts, "test_images": len(truth), "classes": len(labels)}
 
     return evaluated("zero-shot", model, protocol, compute, on_event)
 
 
-def _doubts(top1: float, images: int, classes: int, text: Path) -> list[str]:
-    """Return why a figure may say nothing about the model: a tower of the same width that is another model's gives one at chance."""
-    if told_from_guessing(top1, images, classes):
-        return []
-    return [
-        f"a top-1 of {top1:.1f} % on {images:,} images cannot be told from guessing among {classes:,} classes ({100 / classes:.1f} %): see "
-        f"whether {text} is the text tower that the model was trained with, and whether the names are those of the labels"
-    ]
+def doubts_of(figure: str, percent: float, trials: int, chance: float, text: Path, on_event: OnEvent) -> dict[str, list[str]]:
+    """Return the `warnings` of a figure that guessing gives as well, which a tower of the same width that is another model's leads to."""
+    if told_from_guessing(percent, trials, chance):
+        return {}
+    doubt = (
+        f"{figure} of {percent:.1f} % in {trials:,} trials cannot be told from guessing ({100 * chance:.1f} %): see whether {text} is the "
+        "text tower that the model was trained with, and whether the texts are those of the images"
+    )
+    on_event({"event": "warning", "text": doubt})
+    return {"warnings": [doubt]}
 
 
 def _check(options: ZeroShotOptions) -> dict[str, Any]:

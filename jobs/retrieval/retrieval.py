@@ -28,7 +28,7 @@ from ...teachers.runtime.devices import choose_device
 from ..evaluation.knn import evaluated
 from ..evaluation.labelled_features import EvaluatedImages, Split, embed_images, open_data, open_store, read_embeddings, read_upright
 from ..evaluation.models import CachedModel, Model, open_evaluated
-from ..evaluation.zero_shot import check_tower, projected, to_teacher_space
+from ..evaluation.zero_shot import check_tower, doubts_of, projected, to_teacher_space
 from .recall import retrieval_recalls
 
 _NAMED = 3
@@ -97,8 +97,9 @@ def evaluate_retrieval(options: RetrievalOptions, on_event: OnEvent = ignore_eve
         vectors_ND = projected(space.map(embeddings), tower, space.kind)
         texts, image_of_T = _texts(images, placed)
         on_event({"event": "note", "text": f"{len(images):,} images, {len(texts):,} captions"})
-        return {**retrieval_recalls(vectors_ND, tower.embed(texts), image_of_T), **read_upright(split), "images": len(images),
-                "texts": len(texts)}  # fmt: skip
+        recalls = retrieval_recalls(vectors_ND, tower.embed(texts), image_of_T)
+        doubts = doubts_of("a text → image R@1", recalls["text_to_image_r1"], len(texts), 1 / len(images), options.text, on_event)
+        return {**recalls, **read_upright(split), **doubts, "images": len(images), "texts": len(texts)}
 
     return evaluated("retrieval", model, protocol, compute, on_event)
 

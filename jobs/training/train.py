@@ -129,10 +129,9 @@ def train_in_process(
                         after_step=after_step,
                     ).train()  # fmt: skip
                 summaries |= {name: {**summary, "already": False} for name, summary in zip(open_runs, trained, strict=True)}
-    all_terms = terms_field(merged(*terms.values()))
-    if len(runs) == 1:
-        return {**next(iter(summaries.values())), **all_terms}
-    return {"students": {name: summaries[name] for name in runs}, "already": not open_runs, **all_terms}
+    several = {"students": {name: summaries[name] for name in runs}, "already": not open_runs}
+    result = next(iter(summaries.values())) if len(runs) == 1 else several
+    return {**result, **terms_field(merged(*terms.values()))}
 
 
 def _refuse_student(recipe: TrainRecipe, folder: RunFolder, source: TargetSource, parts: Sequence[Part], ranks: Ranks) -> None:

@@ -79,10 +79,9 @@ def check_names(labels: Iterable[str], names: Mapping[str, Any] | None) -> None:
         )
 
 
-def told_from_guessing(percent: float, images: int, classes: int) -> bool:
-    """Return whether a top-1 in percent lies more than three standard errors above that of guessing among classes alike."""
-    chance = 1 / classes
-    return percent / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / images)
+def told_from_guessing(percent: float, trials: int, chance: float) -> bool:
+    """Return whether a share in percent lies more than three standard errors above what guessing gives, a `chance` of at most 1 each."""
+    return percent / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / trials)
 
 
 def read_descriptions(path: Path | None, templates: TemplateSet | None = None) -> Descriptions:

@@ -64,6 +64,8 @@ def test_recalls_are_those_of_the_librarys_own_logits(write: Any, data: Path) ->
         ]  # fmt: skip
         assert result[f"image_to_text_r{k}"] == pytest.approx(100 * np.mean(np.array(others) < k))
     assert (result["images"], result["texts"]) == (12, len(texts))
+    guesses = result["text_to_image_r1"] / 100 <= 1 / 12 + 3 * (11 / 144 / len(texts)) ** 0.5  # random weights do
+    assert ["8.3 %" in text for text in result.get("warnings", [])] == [True] * guesses
     assert evaluate_retrieval(options(data, tower))["already"]
 
 

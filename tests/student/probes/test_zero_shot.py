@@ -68,6 +68,6 @@ def test_ids_and_numbers_are_no_names_of_classes() -> None:
 
 def test_a_figure_counts_as_guessing_up_to_three_standard_errors() -> None:
     """Of 900 images and ten classes 10 % are guessed, with a standard error of one point."""
-    assert [told_from_guessing(percent, 900, 10) for percent in (0.0, 10.0, 12.9, 13.1, 80.0)] == [False, False, False, True, True]
-    assert not told_from_guessing(60.0, 24, 3)
-    assert told_from_guessing(63.0, 24, 3)
+    assert [told_from_guessing(percent, 900, 0.1) for percent in (0.0, 10.0, 12.9, 13.1, 80.0)] == [False, False, False, True, True]
+    assert not told_from_guessing(60.0, 24, 1 / 3)
+    assert told_from_guessing(63.0, 24, 1 / 3)
