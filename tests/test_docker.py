@@ -101,6 +101,15 @@ def test_every_stage_that_is_run_is_an_ordinary_users() -> None:
     assert all("\nUSER 10001\n" in stage for stage in run)
 
 
+def test_every_base_is_named_by_the_digest_that_the_dockerfile_has() -> None:
+    texts = [(CHECKOUT / name).read_text() for name in ("docker/Dockerfile", "docker/compose.yaml", "docs/elsewhere.md")]
+    named = [set(re.findall(r"BASE(?:=|:-)((?:python|nvidia/cuda):[\w.-]+(?:@[\w:]+)?)", text)) for text in texts]
+    assert len(named[0]) == 2
+    assert all(re.fullmatch(r"[\w/]+:[\w.-]+@sha256:[0-9a-f]{64}", base) for base in named[0])
+    assert named[1] == named[0]
+    assert named[2] < named[0]
+
+
 def test_every_package_is_installed_by_its_hash() -> None:
     installs = re.findall(r"pip install (.+)", (DOCKER / "Dockerfile").read_text())
     assert len(installs) == 4

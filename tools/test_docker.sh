@@ -1,17 +1,19 @@
 #!/bin/bash
 # Build the images on a base made by debootstrap, run them, and bring up compose.yaml: `make test-docker`, as root.
-# Needs Debian's buildah, podman, debootstrap, runc, netavark, aardvark-dns and catatonit, and podman-compose of this environment. Everything
+# Needs Debian's buildah, podman, debootstrap, runc, netavark, aardvark-dns, iptables and catatonit, and podman-compose of this environment. Everything
 # lies in one folder, SCRATCH, which is removed at the end; nothing is pulled from a registry of images.
 #   SCRATCH=FOLDER KEEP=1 tools/test_docker.sh             keeps it
 #   SCRATCH=FOLDER KEEP=1 BUILT=1 tools/test_docker.sh     runs the images that lie there
+#   CUDA=1 tools/test_docker.sh                            also builds the CUDA image, 15 GB with its layers, and runs it on the processor
+#   CUDA=1 tools/test_docker.sh                            also builds the CUDA image, 15 GB with its layers, and runs it on the processor
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-.venv/bin/python}
 programs=$(dirname "$python")
-for program in buildah podman debootstrap runc "$programs/podman-compose"; do
+for program in buildah podman debootstrap runc iptables "$programs/podman-compose"; do
   if ! command -v "$program" >/dev/null; then
-    echo "test-docker: $program is missing; install Debian's buildah podman debootstrap runc netavark aardvark-dns catatonit, and podman-compose by pip" >&2
+    echo "test-docker: $program is missing; install Debian's buildah podman debootstrap runc netavark aardvark-dns iptables catatonit, and podman-compose by pip" >&2
     exit 2
   fi
 done
@@ -43,27 +45,53 @@ printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/images"\nrunroot = "%s/ru
 printf '[containers]\ndefault_ulimits = []\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n' "$scratch" >"$scratch/containers.conf"
 export CONTAINERS_STORAGE_CONF=$scratch/storage.conf CONTAINERS_CONF=$scratch/containers.conf
 
+# An image of a root folder that debootstrap fills, as a base for the Dockerfile: name, folder, packages.
+make_base() {
+  local container
+  [[ -x $2/usr/bin/env ]] || debootstrap --variant=minbase --include="$3" bookworm "$2" >"$scratch/debootstrap.log"
+  container=$(buildah from scratch)
+  buildah add -q "$container" "$2" / >/dev/null
+  buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
+  buildah commit -q "$container" "$1" >/dev/null
+  buildah rm "$container" >/dev/null
+}
+# Certificates of this machine, for networks that have their own, and torch's CPU wheel, by its hash, where pip finds it.
+build() {
+  buildah bud --quiet --isolation chroot --layers --network host --volume "$scratch/wheels:/wheels:ro" --volume "$scratch/pip.conf:/etc/pip.conf:ro" \
+    --volume /etc/ssl/certs:/etc/ssl/certs:ro --file docker/Dockerfile "$@" . >>"$scratch/build.log" 2>&1 || { tail -30 "$scratch/build.log" >&2; exit 1; }
+}
+mkdir -p "$scratch/wheels"
+printf '[global]\nfind-links = /wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$scratch/pip.conf"
+
+# An image of a root folder that debootstrap fills, as a base for the Dockerfile: name, folder, packages.
+make_base() {
+  local container
+  [[ -x $2/usr/bin/env ]] || debootstrap --variant=minbase --include="$3" bookworm "$2" >"$scratch/debootstrap.log"
+  container=$(buildah from scratch)
+  buildah add -q "$container" "$2" / >/dev/null
+  buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
+  buildah commit -q "$container" "$1" >/dev/null
+  buildah rm "$container" >/dev/null
+}
+# Certificates of this machine, for networks that have their own, and torch's CPU wheel, by its hash, where pip finds it.
+build() {
+  buildah bud --quiet --isolation chroot --layers --network host --volume "$scratch/wheels:/wheels:ro" --volume "$scratch/pip.conf:/etc/pip.conf:ro" \
+    --volume /etc/ssl/certs:/etc/ssl/certs:ro --file docker/Dockerfile "$@" . >>"$scratch/build.log" 2>&1 || { tail -30 "$scratch/build.log" >&2; exit 1; }
+}
+mkdir -p "$scratch/wheels"
+printf '[global]\nfind-links = /wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$scratch/pip.conf"
+
 if [[ -z ${BUILT:-} ]]; then
   base=${BASE_FOLDER:-$scratch/base}
-  if [[ ! -x $base/usr/bin/python3 ]]; then
-    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$base" >"$scratch/debootstrap.log"
-  fi
-  container=$(buildah from scratch)
-  buildah add -q "$container" "$base" / >/dev/null
-  buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
-  buildah commit -q "$container" localhost/eupe-base >/dev/null
-  buildah rm "$container" >/dev/null
+  make_base localhost/eupe-base "$base" python3,python3-venv,ca-certificates
   say "base: $(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' "$base/etc/os-release"), $(chroot "$base" python3 --version)"
-
-  # torch's CPU wheel, by its hash, where pip finds it; certificates of this machine, for networks that have their own.
   "$python" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -d "$scratch/wheels" -r docker/torch-cpu.lock
-  printf '[global]\nfind-links = /wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$scratch/pip.conf"
-  build() {
-    buildah bud --quiet --isolation chroot --layers --network host --build-arg BASE=localhost/eupe-base --volume "$scratch/wheels:/wheels:ro" \
-      --volume "$scratch/pip.conf:/etc/pip.conf:ro" --volume /etc/ssl/certs:/etc/ssl/certs:ro --file docker/Dockerfile "$@" . >>"$scratch/build.log" 2>&1
-  }
-  build --tag localhost/eupe-pipeline:latest || { tail -30 "$scratch/build.log" >&2; exit 1; }
-  build --tag localhost/eupe-s3:latest --target s3 || { tail -30 "$scratch/build.log" >&2; exit 1; }
+  build --build-arg BASE=localhost/eupe-base --tag localhost/eupe-pipeline:latest
+  build --build-arg BASE=localhost/eupe-base --tag localhost/eupe-s3:latest --target s3
+fi
+if [[ -n ${CUDA:-} ]]; then # a base without Python, as NVIDIA's are
+  make_base localhost/eupe-bare "$scratch/bare" ca-certificates
+  build --build-arg BASE=localhost/eupe-bare --build-arg TORCH=cuda --tag localhost/eupe-pipeline:cuda
 fi
 say "images: $(buildah images --filter dangling=false --format '{{.Name}} {{.Size}}' | tr -s ' \n' ' ')"
 
@@ -74,6 +102,11 @@ seen "S3 server's user" "${run[@]}" --entrypoint id localhost/eupe-s3
 "${run[@]}" --entrypoint sh localhost/eupe-pipeline -c '! touch /opt/eupe/x 2>/dev/null && touch /data/x'
 say "writes: to /data, not to the program"
 seen torch "${run[@]}" --entrypoint python localhost/eupe-pipeline -c 'import torch, ray; print(torch.__version__)'
+if [[ -n ${CUDA:-} ]]; then
+  seen "CUDA image" "${run[@]}" localhost/eupe-pipeline:cuda --version
+  seen "its user" "${run[@]}" --entrypoint id localhost/eupe-pipeline:cuda
+  seen "its torch" "${run[@]}" --entrypoint python localhost/eupe-pipeline:cuda -c 'import torch, ray; print(torch.__version__, "of CUDA", torch.version.cuda)'
+fi
 
 mkdir -p "$scratch/photos/a" "$scratch/photos/b"
 "$python" - "$scratch/photos" <<'PHOTOS'
