@@ -93,7 +93,7 @@ locks: venv ## write requirements-ci.lock and docker/*.lock anew: versions of co
 	$(BIN)/python tools/locks.py
 
 # As root, with Debian's buildah, podman, debootstrap, runc, netavark, aardvark-dns and catatonit.
-test-docker: venv ## build the images on a base made by debootstrap, run them, bring up docker/compose.yaml
+test-docker: venv ## build the images on a base made by debootstrap, run them, bring up docker/compose.yaml (CUDA=1: that image, too)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r docker/compose.lock
 	PYTHON=$(BIN)/python tools/test_docker.sh
 

@@ -5,7 +5,6 @@
 #   SCRATCH=FOLDER KEEP=1 tools/test_docker.sh             keeps it
 #   SCRATCH=FOLDER KEEP=1 BUILT=1 tools/test_docker.sh     runs the images that lie there
 #   CUDA=1 tools/test_docker.sh                            also builds the CUDA image, 15 GB with its layers, and runs it on the processor
-#   CUDA=1 tools/test_docker.sh                            also builds the CUDA image, 15 GB with its layers, and runs it on the processor
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -44,24 +43,6 @@ of() { "$python" -c "import json, sys; found = json.load(open(sys.argv[1])); pri
 printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/images"\nrunroot = "%s/run"\n' "$scratch" "$scratch" >"$scratch/storage.conf"
 printf '[containers]\ndefault_ulimits = []\n[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "%s/networks"\n' "$scratch" >"$scratch/containers.conf"
 export CONTAINERS_STORAGE_CONF=$scratch/storage.conf CONTAINERS_CONF=$scratch/containers.conf
-
-# An image of a root folder that debootstrap fills, as a base for the Dockerfile: name, folder, packages.
-make_base() {
-  local container
-  [[ -x $2/usr/bin/env ]] || debootstrap --variant=minbase --include="$3" bookworm "$2" >"$scratch/debootstrap.log"
-  container=$(buildah from scratch)
-  buildah add -q "$container" "$2" / >/dev/null
-  buildah config --env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
-  buildah commit -q "$container" "$1" >/dev/null
-  buildah rm "$container" >/dev/null
-}
-# Certificates of this machine, for networks that have their own, and torch's CPU wheel, by its hash, where pip finds it.
-build() {
-  buildah bud --quiet --isolation chroot --layers --network host --volume "$scratch/wheels:/wheels:ro" --volume "$scratch/pip.conf:/etc/pip.conf:ro" \
-    --volume /etc/ssl/certs:/etc/ssl/certs:ro --file docker/Dockerfile "$@" . >>"$scratch/build.log" 2>&1 || { tail -30 "$scratch/build.log" >&2; exit 1; }
-}
-mkdir -p "$scratch/wheels"
-printf '[global]\nfind-links = /wheels\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$scratch/pip.conf"
 
 # An image of a root folder that debootstrap fills, as a base for the Dockerfile: name, folder, packages.
 make_base() {
