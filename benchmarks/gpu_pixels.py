@@ -1,7 +1,8 @@
 """Views a second on their way to a device, resized by the host or there (`--resize`): a part of bench_gpu.py.
 
 `pixels_host` and `pixels_device` are whole streams from photos on disk to uint8 pixels on the device, by equally many threads; both give
-the same bytes, which is compared first. `resize` is the device's part alone, over a batch that was cut before.
+the same bytes, which is compared first. `pixels_nvjpeg` has the device decode as well (`--renderer nvjpeg`), where it can. `resize` is the
+device's part alone, over a batch that was cut before.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from eupe_pipeline.storage.core.choices import RESIZE_ON, ResizeOn
+from eupe_pipeline.storage.images import nvjpeg
+from eupe_pipeline.storage.views.renderers import on_nvjpeg
+from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.student.data.order import Order
 from eupe_pipeline.student.data.stream import Batch, Stream
 from eupe_pipeline.student.data.targets import STUDENT, Rendering
@@ -42,9 +46,9 @@ def bench_pixels(folder: Path, size: PixelsSize, device: str) -> tuple[dict[str,
     make_photos(folder / "photos", size.photos, size.photo_hw)
     views, steps = photo_views(folder), size.photos // size.batch
 
-    def stream(resize: ResizeOn) -> Stream:
+    def stream(resize: ResizeOn, of: ViewSet = views) -> Stream:
         return Stream(
-            views, NoTargets(), Order(size.photos, 1, 0), lambda step: Rendering(STUDENT, size.px, "bicubic"), batch_size=size.batch,
+            of, NoTargets(), Order(size.photos, 1, 0), lambda step: Rendering(STUDENT, size.px, "bicubic"), batch_size=size.batch,
             largest_px={STUDENT: size.px}, threads=size.threads, slots=3, pin=device == "cuda", resize=resize,
         )  # fmt: skip
 
@@ -56,6 +60,8 @@ def bench_pixels(folder: Path, size: PixelsSize, device: str) -> tuple[dict[str,
             torch.cuda.synchronize()
 
     streams = {f"pixels_{resize}": stream(resize) for resize in RESIZE_ON}
+    if device == "cuda" and not nvjpeg.flaw():
+        streams["pixels_nvjpeg"] = stream("device", photo_views(folder, on_nvjpeg()))
     cut = next(iter(streams["pixels_device"].batches(0, 1))).cut[STUDENT].to(torch.device(device))
     ours = cut.resized()
     theirs = next(pixels(batch).clone() for batch in streams["pixels_host"].batches(0, 1))
@@ -79,4 +85,5 @@ def bench_pixels(folder: Path, size: PixelsSize, device: str) -> tuple[dict[str,
     seconds = interleave({**contestants, "resize": alone}, size.rounds)
     rates = {name: size.photos / float(np.median(spent)) for name, spent in seconds.items()}
     figures = {f"gpu.{name}.views_per_s": rate for name, rate in rates.items()}
-    return {**figures, "gpu.pixels_device/host": rates["pixels_device"] / rates["pixels_host"]}, {"seconds": seconds}
+    ratios = {f"gpu.{name}/host": rates[name] / rates["pixels_host"] for name in streams if name != "pixels_host"}
+    return {**figures, **ratios}, {"seconds": seconds}

@@ -8,7 +8,7 @@ import numpy as np
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.store import FeatureStore
 from eupe_pipeline.storage.views.pixels import fill_pixels
-from eupe_pipeline.storage.views.renderers import fast
+from eupe_pipeline.storage.views.renderers import Renderer, fast
 from eupe_pipeline.storage.views.view_set import ViewSet
 from eupe_pipeline.storage.views.view_spec import ViewSpec
 from eupe_pipeline.student.data.targets import Memory, Rendering
@@ -52,11 +52,11 @@ class NoTargets:
         return {}
 
 
-def photo_views(folder: Path) -> ViewSet:
-    """Commit the views of the photos in `folder/photos`, in a store beside them."""
+def photo_views(folder: Path, renderer: Renderer | None = None) -> ViewSet:
+    """Commit the views of the photos in `folder/photos`, in a store beside them; without a renderer by the fast one."""
     store = FeatureStore.create(str(folder / "store"))
     dataset = build_index(store.objects, str(folder / "photos"), "photos")
-    views = ViewSet.create(store.objects, dataset, ViewSpec(), 128, fast())
+    views = ViewSet.create(store.objects, dataset, ViewSpec(), 128, renderer or fast())
     for shard in range(views.shards):
         drawn = views.draw_shard(shard)
         fill_pixels(views, np.arange(*views.group.shard_span(shard)), drawn, [], drawn_now=True)

@@ -4,6 +4,8 @@ Stated tolerances: tokens in fp32 1e-3 of their scale, in bf16 a cosine of 0.999
 live teacher 1e-3 in fp32 on one device. Resized pixels are equal to the byte.
 """
 
+import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from eupe_pipeline.storage.core.choices import RESIZE_ON, ResizeOn
+from eupe_pipeline.storage.images import nvjpeg
+from eupe_pipeline.storage.sources.decode import decode_image
 from eupe_pipeline.storage.views.letterbox import Letterbox
 from eupe_pipeline.storage.views.renderers import fast
 from eupe_pipeline.storage.views.view_spec import Input, fit
@@ -26,6 +30,7 @@ from eupe_pipeline.student.training.run_folder import read_metrics
 from eupe_pipeline.teachers.encoders.build import build_encoder
 from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teacher
 from eupe_pipeline.teachers.runtime.device_resize import CutViews, require_same_bytes
+from PIL import Image
 from torch.nn import functional
 
 from .jobs.training_request import train
@@ -100,6 +105,31 @@ def test_the_device_resizes_to_the_bytes_of_the_host(device: str, interpolation:
             np.testing.assert_array_equal(views.to(torch.device(device)).resized().cpu().numpy(), expected)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_nvjpeg_gives_the_same_pixels_alone_and_in_company_and_nearly_pillows() -> None:
+    """Digests of crops are compared, so a file's pixels must not hang on what shares its call."""
+    if not torch.cuda.is_available():
+        assert "torch finds none here" in nvjpeg.flaw()
+        return
+    assert nvjpeg.flaw() == ""
+    random, files = np.random.default_rng(0), []
+    for number in range(40):
+        coarse = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
+        photo, buffer = coarse.resize(tuple(random.integers(200, 600, 2).tolist())), io.BytesIO()
+        photo.save(buffer, "JPEG", quality=90, subsampling=number % 3, progressive=number % 4 == 3)
+        files.append(buffer.getvalue())
+    alone = [nvjpeg.decode_jpeg(data, "stored") for data in files]
+    with ThreadPoolExecutor(16) as threads:
+        shared = list(threads.map(lambda data: nvjpeg.decode_jpeg(data, "stored"), files))
+    for data, one, other in zip(files, alone, shared, strict=True):
+        assert one is not None
+        assert other is not None
+        np.testing.assert_array_equal(one, other)
+        assert np.abs(one.astype(np.int32) - decode_image(data, where="x")).mean() < 2
+    cut_off = files[0][: len(files[0]) // 2]
+    assert nvjpeg.decode_jpeg(cut_off, "stored") is None
+    assert nvjpeg._decoded([files[1], b"\xff\xd8\xff\xe0 no image \xff\xd9", files[2]])[1] is None
 
 
 @pytest.mark.parametrize("resize", RESIZE_ON)

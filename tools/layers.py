@@ -63,7 +63,7 @@ HOMES = {
     "ray": ("jobs/",),
     "timm": ("teachers/",),
     "transformers": ("teachers/", "student/heads/", "student/language/"),
-    "torchvision": ("teachers/",),
+    "torchvision": ("teachers/", "storage/images/nvjpeg"),
     "huggingface_hub": ("teachers/", "student/export/model_card", "jobs/hub/"),
     "zarr": ("storage/",),
     "fsspec": ("storage/",),
@@ -82,7 +82,8 @@ HOMES = {
     "wandb": ("student/training/trackers",),
     "mlflow": ("student/training/trackers",),
     "trackio": ("student/training/trackers",),
-    "torch": ("pipeline/", "jobs/", "student/", "teachers/", "storage/views/torch_resize"),  # there inside functions alone
+    # in storage inside functions alone
+    "torch": ("pipeline/", "jobs/", "student/", "teachers/", "storage/views/torch_resize", "storage/images/nvjpeg"),
     "pickle": (),
     "cloudpickle": (),
     "dill": (),

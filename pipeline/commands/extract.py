@@ -96,7 +96,7 @@ def colour(context: click.Context, option: click.Parameter, value: str | None) -
     click.option("--teacher-device", "teacher_devices", multiple=True, metavar="TEACHER=cuda:1", callback=pairs, help="Of a worker's."),
     click.option("--compile", is_flag=True, help="Teachers through torch.compile; a canary says whether tokens are the same."),
     click.option("--renderer", type=click.Choice(RENDERERS), default="auto", show_default=True,
-                 help="What decodes and resizes new views; auto: as the store's own views, else fast."),
+                 help="What decodes and resizes new views; auto: as the store's own views, else fast; nvjpeg: a GPU decodes JPEGs."),
     click.option("--resize", type=click.Choice(RESIZE_ON), default="host", show_default=True,
                  help="Where views are resized, to the same bytes: by the processor, or in batches on the teacher's device."),
     click.option("--teachers-at-once", type=click.IntRange(1), default=None, help="Loaded at the same time; default: all."),

@@ -23,11 +23,11 @@ Orientation = Literal["stored", "upright"]
 """Images as stored, or rotated and mirrored as their EXIF orientation asks for."""
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 
-JpegDecoder = Literal["pillow", "simplejpeg"]
+JpegDecoder = Literal["pillow", "simplejpeg", "nvjpeg"]
 """What decodes JPEGs; Pillow decodes everything else."""
 JPEG_DECODERS: tuple[JpegDecoder, ...] = get_args(JpegDecoder)
 
-RendererName = Literal["auto", "fast", "pillow"]
+RendererName = Literal["auto", "fast", "pillow", "nvjpeg"]
 """What decodes and resizes new views; auto: what the store's own views have, else the fast one."""
 RENDERERS: tuple[RendererName, ...] = get_args(RendererName)
 

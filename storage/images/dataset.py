@@ -38,7 +38,7 @@ from ..objects.content_addressed import parsing, read_identity_file
 from ..objects.objects import LocalObjects, Objects
 from ..sources.decode import BadImage, Pixels, decode_image, image_size_hw
 from ..sources.sources import read_bytes
-from .fast_jpeg import decode_jpeg
+from . import fast_jpeg, nvjpeg
 from .locations import other_locations
 from .versions import REMOVED, REMOVED_BITS, Earlier, check_removed_bits, earlier_versions, removed_file
 
@@ -59,6 +59,10 @@ SCHEMA = pa.schema(
         ("label", pa.int32()),
     ]
 )
+
+
+_JPEG_DECODERS = {"simplejpeg": fast_jpeg.decode_jpeg, "nvjpeg": nvjpeg.decode_jpeg}
+"""Those beside Pillow, which judges what they return None for."""
 
 
 @dataclass(frozen=True)
@@ -346,5 +350,6 @@ class ImageDataset:
         Raise `BadInput` where the decoder that was chosen for JPEGs is not installed.
         """
         data = self.read_image_bytes(index)
-        fast = decode_jpeg(data, self.orientation) if self.jpeg_decoder == "simplejpeg" else None
+        decode_jpeg = _JPEG_DECODERS.get(self.jpeg_decoder)
+        fast = None if decode_jpeg is None else decode_jpeg(data, self.orientation)
         return decode_image(data, where=self._where(index), orientation=self.orientation) if fast is None else fast

@@ -13,12 +13,11 @@ from typing import Any
 
 from ..core.choices import Orientation
 from ..core.errors import BadInput
-from ..sources.decode import MAX_FILE_BYTES, MAX_PIXELS, BadImage, Pixels, image_header, orient
+from ..sources.decode import MAX_FILE_BYTES, MAX_PIXELS, BadImage, Pixels, orient_jpeg
 
 LIBRARY = "simplejpeg"
 _START = b"\xff\xd8\xff"
 _COLOURS = ("Gray", "YCbCr", "RGB")
-_TURNED_BY = (b"Exif\0", b"http://ns.adobe.com/xap/")  # the only places where a JPEG can say its orientation
 
 
 @cache
@@ -52,10 +51,6 @@ def decode_jpeg(data: bytes, orientation: Orientation) -> Pixels | None:
         height, width, colours, _ = library.decode_jpeg_header(data)
         if colours not in _COLOURS or height * width > MAX_PIXELS:
             return None
-        pixels: Pixels = library.decode_jpeg(data, "RGB", strict=True)
-        if orientation == "stored" or not any(marker in data for marker in _TURNED_BY):
-            return pixels
-        carried = image_header(data, where="a JPEG").orientation
+        return orient_jpeg(library.decode_jpeg(data, "RGB", strict=True), data, orientation)
     except (ValueError, BadImage):  # a ValueError is what it raises for every fault of a file
         return None
-    return pixels if carried == 1 else orient(pixels, carried)

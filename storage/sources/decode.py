@@ -153,6 +153,17 @@ def _rgb(image: Image.Image) -> Pixels:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
+_TURNED_BY = (b"Exif\0", b"http://ns.adobe.com/xap/")  # the only places where a JPEG can say its orientation
+
+
+def orient_jpeg(pixels: Pixels, data: bytes, orientation: Orientation) -> Pixels:
+    """Return the stored pixels of a JPEG's bytes as `orientation` asks for; raise `BadImage` for a broken header."""
+    if orientation == "stored" or not any(marker in data for marker in _TURNED_BY):
+        return pixels
+    carried = image_header(data, where="a JPEG").orientation
+    return pixels if carried == 1 else orient(pixels, carried)
+
+
 _INVERSE = {6: 8, 8: 6}  # what undoes an orientation; the others undo themselves
 
 

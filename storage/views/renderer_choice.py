@@ -15,7 +15,7 @@ from ..images import fast_jpeg
 from ..images.dataset import ImageDataset
 from ..objects.content_addressed import is_key, read_identity
 from ..objects.objects import Objects
-from .renderers import PILLOW, Renderer, fast
+from .renderers import PILLOW, Renderer, fast, on_nvjpeg
 from .view_set import views_identity
 from .view_spec import ViewSpec
 
@@ -27,6 +27,8 @@ def choose_renderer(
     """Return the renderer that is wanted; for `auto` that of the store's views of this kind, of an earlier version's, or the fast one."""
     if wanted == "pillow":
         return PILLOW
+    if wanted == "nvjpeg":
+        return on_nvjpeg()
     ours = fast()
     if wanted == "auto":
         for key, renderer in _found(objects, dataset, spec, images_per_shard, ours):

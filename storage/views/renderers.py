@@ -2,9 +2,10 @@
 
 There is one way from an image to a view (`view_spec.fit`), and two kernels for its dear steps. `PILLOW` is what every set of before has,
 whose identity says nothing of it, and what evaluations use, as the official code resizes by Pillow. `fast()` decodes JPEGs by simplejpeg
-(the same pixels) and resizes by torch (the same filters, other roundings), at two to three times the rate. A set is rendered by what its
-identity names and by nothing else: a machine that lacks it, or whose version gives other pixels, refuses and says what to install. The
-resizer's version is not compared but what it does to made-up pictures (`check`); of the decoder, the digests of crops are compared.
+(the same pixels) and resizes by torch (the same filters, other roundings), at two to three times the rate. `on_nvjpeg()` has a GPU decode,
+to other pixels. A set is rendered by what its identity names and by nothing else: a machine that lacks it, or whose version gives other
+pixels, refuses and says what to install. The resizer's version is not compared but what it does to made-up pictures (`check`); of the
+decoder, the digests of crops are compared.
 """
 
 from collections.abc import Mapping
@@ -17,13 +18,15 @@ from PIL import Image
 
 from ..core.choices import JpegDecoder, RendererName
 from ..core.errors import CacheMismatch, unknown_name
-from ..images import fast_jpeg
+from ..images import fast_jpeg, nvjpeg
 from . import torch_resize
 
 Pixels = NDArray[np.uint8]
 Described = Mapping[str, str]
 """Library, version, mode, and of a resizer its `check`."""
 
+_JPEG_DECODERS: dict[str, JpegDecoder] = {fast_jpeg.LIBRARY: "simplejpeg", nvjpeg.LIBRARY: "nvjpeg"}
+"""By library, as identities have it."""
 INTERPOLATIONS: dict[str, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -58,7 +61,7 @@ class Renderer:
     @property
     def jpeg_decoder(self) -> JpegDecoder:
         """Which decoder a dataset is to be read by."""
-        return "simplejpeg" if self.jpeg is not None and self.jpeg["library"] == fast_jpeg.LIBRARY else "pillow"
+        return "pillow" if self.jpeg is None else _JPEG_DECODERS.get(self.jpeg["library"], "pillow")
 
     @property
     def is_on_devices(self) -> bool:
@@ -68,20 +71,27 @@ class Renderer:
     @property
     def name(self) -> RendererName:
         """Return what asks for it on this machine; auto for that of another version, which only a store's views can name."""
+        if self.jpeg_decoder == "nvjpeg":
+            return "nvjpeg" if not nvjpeg.flaw() and self == on_nvjpeg() else "auto"
         return "pillow" if self == PILLOW else "fast" if self == fast() else "auto"
 
     @property
     def text(self) -> str:
         """Return in words what decodes JPEGs and what resizes."""
         decoder, resizer = ("Pillow" if part is None else f"{part['library']} {part['version']}" for part in (self.jpeg, self.resizer))
+        if self.jpeg is not None and self.jpeg_decoder == "nvjpeg":
+            decoder += f" ({self.jpeg.get('mode')})"
         return f"JPEGs decoded by {decoder}, crops resized by {resizer}"
 
     def flaw(self) -> str:
         """Return why this machine cannot render as it says, and what would help; "" where it can."""
         if self.jpeg is not None:
-            if self.jpeg["library"] != fast_jpeg.LIBRARY:
+            if self.jpeg["library"] not in _JPEG_DECODERS:
                 return f"{self.jpeg['library']} decoded their JPEGs, which this version of eupe-pipeline does not know; use a later one"
-            if not fast_jpeg.is_installed():
+            if self.jpeg_decoder == "nvjpeg":
+                if why := nvjpeg.flaw():
+                    return f"{self.jpeg['library']} {self.jpeg['version']} decoded their JPEGs ({self.jpeg.get('mode')}), and {why}"
+            elif not fast_jpeg.is_installed():
                 return f"{fast_jpeg.LIBRARY} decoded their JPEGs, which is not installed here; run: pip install '{_pin(self.jpeg)}'"
         if self.resizer is None:
             return ""
@@ -115,6 +125,11 @@ PILLOW = Renderer()
 def fast() -> Renderer:
     """Return the fastest renderer of this machine: without simplejpeg, Pillow decodes JPEGs."""
     return Renderer(fast_jpeg.described() if fast_jpeg.is_installed() else None, torch_resize.described())
+
+
+def on_nvjpeg() -> Renderer:
+    """Return the renderer whose JPEGs a GPU decodes; raise `BadInput` where none does."""
+    return Renderer(nvjpeg.described(), torch_resize.described())
 
 
 class RendererParts(NamedTuple):
