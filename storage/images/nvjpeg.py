@@ -134,4 +134,4 @@ def _on_device(files: Sequence[bytes]) -> list[Pixels]:
 def _stream() -> Any:
     import torch
 
-    return torch.cuda.Stream()
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
