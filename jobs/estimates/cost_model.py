@@ -48,8 +48,8 @@ def extraction_cost(
         table[name] = _costs(new * size, new * measured.seconds_per_view[name] / _HOUR_S, prices)
     if len(table) > 1:
         table["all"] = {column: sum(cost[column] for cost in table.values()) for column in next(iter(table.values()))}
-    taken_over = {"rows_taken_over": dict(known)} if any(known.values()) else {}
-    return {"images": images, "rows": rows, "shards": -(-images // images_per_shard), **taken_over, "cost": table}
+    in_store = {"rows_in_store": dict(known)} if any(known.values()) else {}
+    return {"images": images, "rows": rows, "shards": -(-images // images_per_shard), **in_store, "cost": table}
 
 
 @dataclass(frozen=True)

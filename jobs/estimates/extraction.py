@@ -35,7 +35,7 @@ from ...teachers.registry.resolve import load_teacher
 from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device
 from ..extraction.batch_size import SizedTeacher
-from ..extraction.dry_run import dry_summary
+from ..extraction.dry_run import dry_summary, rows_of_shard
 from ..extraction.extract import extraction_terms, layout_of, resolve_request
 from ..extraction.measure_statistics import Normalisation
 from ..extraction.options import ExtractOptions
@@ -95,7 +95,7 @@ def plan_extraction(plan: PlanOptions, on_event: OnEvent = ignore_event) -> dict
         plan.student_images_per_s or student_speed(plan, device.value),
         store_speed(store, on_event),
     )
-    views, shard, known = options.views.views_per_image, options.images_per_shard, rows_of_earlier_versions(store, options, specs)
+    views, shard, known = options.views.views_per_image, options.images_per_shard, rows_in_store(store, options, specs)
     warned = [text for text in map(size_warning, specs.values()) if text]
     return {
         **({"warnings": warned} if warned else {}),
@@ -135,11 +135,9 @@ def _stage3(
     return several_sizes(recipe, options, store, sized, forward, student_s, measured.store_bytes_per_s)
 
 
-def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs: Mapping[str, TeacherSpec]) -> dict[str, int]:
-    """Return by teacher, and for stored pixels, the rows that an earlier version of the dataset has already; {} where it is the first."""
+def rows_in_store(store: FeatureStore, options: ExtractOptions, specs: Mapping[str, TeacherSpec]) -> dict[str, int]:
+    """Return by teacher, and for stored pixels, the rows that the store has already, of this version of the dataset or an earlier one."""
     dataset = store.dataset(options.data)
-    if not dataset.earlier:
-        return {}
     dry = FeatureStore(DryRunObjects(store.objects))
     renderer = choose_renderer(dry.objects, dataset, options.views, options.images_per_shard, options.renderer)
     views = ViewSet.create(dry.objects, dataset, options.views, options.images_per_shard, renderer)
@@ -150,7 +148,10 @@ def rows_of_earlier_versions(store: FeatureStore, options: ExtractOptions, specs
     known = {name: views.rows - rows for name, rows in summary["rows_to_compute"].items()}
     if options.views.pixels is not None:
         of_views = EarlierSets.of(dry, views, [])
-        known[f"pixels at {size_text(options.views.pixels.size_px)} px"] = sum(map(of_views.known_view_rows, range(views.shards)))
+        committed = views.group.committed()
+        known[f"pixels at {size_text(options.views.pixels.size_px)} px"] = sum(
+            rows_of_shard(views, shard) if shard in committed else of_views.known_view_rows(shard) for shard in range(views.shards)
+        )
     return known
 
 

@@ -31,10 +31,10 @@ def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, Featu
         earlier = EarlierSets.of(store, views, [] if reader is None else [reader])
         for shard in range(views.shards) if reader is None else reader.missing_shards():
             known = 0 if reader is None else earlier.known_rows(shard, reader)
-            if known < _size(views, shard):
+            if known < rows_of_shard(views, shard):
                 missing[name].add(shard)
-            rows[name] += _size(views, shard) - known
-            view_rows[shard] = _size(views, shard) - earlier.known_view_rows(shard)
+            rows[name] += rows_of_shard(views, shard) - known
+            view_rows[shard] = rows_of_shard(views, shard) - earlier.known_view_rows(shard)
     shards = set().union(*missing.values())
     absent = set(view_rows) - views.group.committed()
     again = 0 if normalisation.whole else normalisation.sampled
@@ -47,7 +47,7 @@ def dry_summary(store: FeatureStore, views: ViewSet, layouts: Mapping[str, Featu
         "rows": views.rows,
         "shards": views.shards,
         "shards_missing": len(shards),
-        **({"rows_to_compute": rows} if views.dataset.earlier else {}),
+        "rows_to_compute": rows,
         "statistics_missing": normalisation.missing,
         "statistics_views": dict.fromkeys(normalisation.missing, normalisation.sampled),
         "forwards_expected": {name: rows[name] + (again if name in normalisation.missing else 0) for name in layouts},
@@ -65,6 +65,7 @@ def _reader(store: FeatureStore, views: ViewSet, name: str, layout: FeatureLayou
     return FeatureReader.create(store.objects, name, views, identity, known)
 
 
-def _size(views: ViewSet, shard: int) -> int:
+def rows_of_shard(views: ViewSet, shard: int) -> int:
+    """Return how many views a shard has."""
     first, last = views.group.shard_span(shard)
     return last - first

@@ -45,6 +45,9 @@ def test_stored_pixels_are_planned_like_one_more_teacher_at_no_device_time(photo
     assert cost["all"]["bytes"] == plain["for photos"]["cost"]["teacher"]["bytes"] + cost["pixels at 32 px"]["bytes"]
     more = with_pixels["reading"]["needed_megabytes_per_s"] - plain["reading"]["needed_megabytes_per_s"]
     assert more == pytest.approx(100 * 32 * 32 * 3 / 1e6)
+    done = replace(options, views=spec)
+    extract_features(done)
+    assert {column: value for column, value in plan_extraction(small(done, 100.0))["for photos"]["cost"]["all"].items() if value} == {}
 
 
 def test_a_plan_of_sampled_tokens_of_a_smaller_grid_promises_their_bytes(photos: Any) -> None:

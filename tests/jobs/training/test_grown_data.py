@@ -201,14 +201,17 @@ def _feature_keys(growing: Growing, first: str, second: str) -> list[str]:
 
 
 def test_a_plan_counts_only_what_is_new(growing: Growing) -> None:
-    growing.extract()
     before = plan_extraction(PlanOptions(growing.options, "vit-mini", student_size_px=16, student_images_per_s=100.0, batches=1))
+    growing.extract()
+    done = plan_extraction(PlanOptions(growing.options, "vit-mini", student_size_px=16, student_images_per_s=100.0, batches=1))
     growing.grow()
     plan = plan_extraction(PlanOptions(growing.options, "vit-mini", student_size_px=16, student_images_per_s=100.0, batches=1))
     view_bytes = plan["teachers"]["teacher"]["bytes_of_a_view"]
     assert before["for photos"]["cost"]["teacher"]["bytes"] == 80 * view_bytes
     assert plan["for photos"]["cost"]["teacher"]["bytes"] == 8 * view_bytes
-    assert plan["for photos"]["rows_taken_over"] == {"teacher": 80}
+    assert "rows_in_store" not in before["for photos"]
+    assert done["for photos"]["cost"]["teacher"]["bytes"] == 0
+    assert done["for photos"]["rows_in_store"] == plan["for photos"]["rows_in_store"] == {"teacher": 80}
 
 
 def test_a_run_at_a_url_is_found_by_its_record(growing: Growing) -> None:
