@@ -94,7 +94,7 @@ pins: venv ## write constraints.txt anew from what is installed
 locks: venv ## write requirements-ci.lock and docker/*.lock anew: versions of constraints.txt, each with the sha256 of its files
 	$(BIN)/python tools/locks.py
 
-# As root, with Debian's buildah, podman, debootstrap, runc, netavark, aardvark-dns and catatonit.
+# As root, with Debian's buildah, podman, debootstrap, runc, netavark, aardvark-dns, iptables and catatonit.
 test-docker: venv ## build the images on a base made by debootstrap, run them, bring up docker/compose.yaml (CUDA=1: that image, too)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r docker/compose.lock
 	PYTHON=$(BIN)/python tools/test_docker.sh
