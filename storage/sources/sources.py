@@ -7,6 +7,7 @@ offset. `source_contract` tests any source.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -195,10 +196,16 @@ def _walk_tar(filesystem: Any, full: str, path: str, is_source: bool) -> Iterato
 
 
 def _read_file(filesystem: Any, full: str, offset: int, length: int) -> bytes:
+    if isinstance(filesystem, LocalFileSystem):  # whose `cat_file` takes three times as long
+        with open(full, "rb", buffering=0) as file:
+            return file.readall()
     return bytes(filesystem.cat_file(full))
 
 
 def _read_range(filesystem: Any, full: str, offset: int, length: int) -> bytes:
+    if isinstance(filesystem, LocalFileSystem):
+        with open(full, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
     return bytes(filesystem.cat_file(full, start=offset, end=offset + length))
 
 

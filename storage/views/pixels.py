@@ -22,11 +22,13 @@ from ..sources.decode import BadImage, Pixels
 from .cut_pixels import CutPixels
 from .input_size import size_text
 from .renderers import Renderer
-from .view_spec import Input, Views, ViewSpec, cut, draw, fit, in_order, pixel_digest, render
+from .view_spec import DIGEST_BYTES, Input, Views, ViewSpec, cut, draw, fit, in_order, pixel_digest, render
 
 Int64s = NDArray[np.int64]
 Output = tuple[Input, Pixels | CutPixels]
 """An input and the memory (n, height, width, 3) for it, or for what a device will make it from."""
+_NO_DIGEST = bytes(DIGEST_BYTES)
+"""Recorded of an image that could not be decoded."""
 
 
 class ReadableImages(Protocol):
@@ -142,14 +144,15 @@ def _cut_from_image(
     letterbox, renderer = views.spec.letterbox, views.renderer_of(image)
     renderer.require(views.key)
     for n in positions:
-        if not drawn_now and not recorded.digest[n].any():
+        known = recorded.digest[n].tobytes()
+        if not drawn_now and known == _NO_DIGEST:
             raise BadImage(views.failure(image))
         source = views.dataset.read_image(image) if source is None else source
         crop = np.ascontiguousarray(cut(source, recorded.crop[n]))  # once for digest and resizing
         digest = pixel_digest(crop)
         if drawn_now:
             recorded.digest[n] = np.frombuffer(digest, np.uint8)
-        elif digest != recorded.digest[n].tobytes():
+        elif digest != known:
             raise _differing_pixels(views, image)
         for wanted, out in outputs:
             if isinstance(out, CutPixels):

@@ -39,7 +39,7 @@ def _as_image(pixels: Pixels) -> Any:
     """Return the same memory as a (1, 3, height, width) tensor whose channels are the innermost axis."""
     import torch
 
-    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[None])
 
 
 def _mirror(pixels: Pixels) -> None:

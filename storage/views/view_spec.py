@@ -298,7 +298,7 @@ def draw(spec: ViewSpec, image_ids: Sequence[str], sizes_hw: NDArray[np.int32]) 
 
 def cut(image: Pixels, crop: NDArray[np.int32]) -> Pixels:
     """Return the crop's pixels as a view of the image; raise `BadInput` when the box leaves the image."""
-    top, left, height, width = (int(value) for value in crop)
+    top, left, height, width = crop.tolist()
     if min(top, left) < 0 or min(height, width) < 1 or top + height > image.shape[0] or left + width > image.shape[1]:
         raise BadInput(f"crop {(top, left, height, width)} leaves an image of {image.shape[0]} × {image.shape[1]} pixels")
     return image[top : top + height, left : left + width]
