@@ -25,6 +25,7 @@ from ...student.model.recipe import TrainRecipe
 from ...student.model.student import Student, TargetSpec
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.runtime.devices import allow_tf32, attention_kernel, autocast, choose_device, choose_precision
+from ...teachers.runtime.host_memory import keep_freed_memory
 from .facts import DeviceFacts, device_facts
 
 _FIRST = {"cpu": 8, "cuda": 32}
@@ -56,6 +57,7 @@ def trial_step(
     """
     chosen = device_facts(choose_device(recipe.device).value) if device is None else device
     allow_tf32(chosen.kind)
+    keep_freed_memory(chosen.kind)
     single = replace(recipe, run=replace(recipe.run, batch_size=1, accumulate=1))
     cost = student_cost(single, targets, ALONE)
     room = chosen.memory_bytes * _MEMORY_SHARE[chosen.kind] - cost["state_bytes"]

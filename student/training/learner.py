@@ -26,6 +26,7 @@ from ...storage.views.input_size import area_px
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from ...teachers.runtime.copy_streams import HostValues
 from ...teachers.runtime.devices import Choice, attention_kernel, autocast
+from ...teachers.runtime.host_memory import keep_freed_memory
 from ..data.stream import NOWHERE, by_target
 from ..data.targets import Targets
 from ..model.batch_norms import KeptStatistics, average_over_ranks, follow, follow_statistics
@@ -102,6 +103,7 @@ class Learner:
         ranks: Ranks = ALONE,
         spaces: Mapping[str, ClassSpace] = NO_SPACES,
     ) -> None:
+        keep_freed_memory(device.value)
         self.recipe, self.student, self.folder = recipe, student.to(device.value), folder
         self.device, self.precision, self.statistics, self.ranks = device, precision, dict(statistics), ranks
         self.spaces = {

@@ -29,6 +29,7 @@ from ..encoders.frozen import FrozenEncoder, build_timm, inspect_timm, try_timm_
 from ..encoders.preprocessing import Preprocessing
 from ..encoders.transformers_towers import tower_depth
 from ..runtime.empty_build import build_empty
+from ..runtime.host_memory import keep_freed_memory
 from .onnx_file import ONNX_FILE, load_onnx_file, names_onnx_file, resolve_onnx_file
 from .python_file import load_python_file, names_python_file, python_file_at, resolve_python_file
 from .spec import RANDOM_WEIGHTS, TeacherSpec
@@ -171,6 +172,7 @@ def _refuse_changed(spec: TeacherSpec, sha256: str) -> None:
 
 
 def _frozen(spec: TeacherSpec, encoder: Encoder, device: torch.device | str) -> Teacher:
+    keep_freed_memory(device)
     encoder.preprocessing = spec.preprocessing
     # Channels-last weights belong to the channels-last pixels that Preprocessing makes; a no-op for linear layers.
     return Teacher(spec, encoder.to(device).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
