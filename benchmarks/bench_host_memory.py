@@ -1,13 +1,15 @@
-"""What keeping freed memory saves on a CPU: processor time, page faults and peak memory with glibc's own limits and with ours, in turns.
+"""What keeping freed memory saves on a CPU, against glibc's own limits: processor time and page faults of two processes in turns.
 
-Each contestant is a process of its own, because limits hold for a process; glibc's stay where the environment sets any of its malloc's, here
-a harmless one. `step_…` is a training step of the demonstration's proxy (32 photos of 64 px, two teachers) and of ViT-T (16 of 256 px, a
-teacher of 1,280 channels), `forward_…` a pass of a ViT-B over 32 photos in fp32. Two threads.
+Both processes do the same work, a few repeats each by turns, so that a busy machine is busy for both; glibc's own limits stay in the one
+whose environment sets anything of its malloc, here a harmless value. `step_…` is a training step of the demonstration's proxy (32 photos of
+64 px, two teachers) and of ViT-T (16 of 256 px, a teacher of 1,280 channels), `forward_…` a pass of a ViT-B over 32 photos of 128 px in
+fp32. Two threads; the ratio is the median of the turns' ratios.
 
-    python -m benchmarks.bench_host_memory [--rounds 5]
+    python -m benchmarks.bench_host_memory [--rounds 9]
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -34,13 +36,12 @@ from eupe_pipeline.teachers.runtime.host_memory import keep_freed_memory
 from .figures import report
 
 CPU = Choice("cpu", "benchmark")
-GLIBC = {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
-"""Its default, named, which changes nothing but that ours give way; naming a limit would stop glibc from adapting it."""
-REPEATS, WARM_UP = 8, 4
-_OWN_FACTS = "--one"
+ENVIRONMENTS = {"glibc": {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, "kept": {}}
+"""Of the two processes; the value is glibc's default, and naming a limit instead would stop glibc from adapting it."""
+Work = Callable[[int], object]
 
 
-def stepping(stage: int, size_px: int, batch: int, specs: dict[str, TargetSpec]) -> Callable[[int], object]:
+def stepping(stage: int, size_px: int, batch: int, specs: dict[str, TargetSpec]) -> Work:
     """Return one optimiser step of a student of the demonstration's recipe on random pixels and targets."""
     recipe = load_demo().stages[stage].recipe
     recipe = replace(recipe, student=replace(recipe.student, sizes_px=(size_px,)), run=replace(recipe.run, batch_size=batch))
@@ -58,7 +59,7 @@ def stepping(stage: int, size_px: int, batch: int, specs: dict[str, TargetSpec])
     return step
 
 
-def forward() -> Callable[[int], object]:
+def forward() -> Work:
     """Return a forward pass of a ViT-B in fp32."""
     keep_freed_memory("cpu")
     encoder, pixels_BCHW = build_encoder({"name": "eupe_vitb16"}).eval(), torch.randn(32, 3, 128, 128)
@@ -70,56 +71,68 @@ def forward() -> Callable[[int], object]:
     return run
 
 
-WORK: dict[str, Callable[[], Callable[[int], object]]] = {
-    "step_proxy_64px": lambda: stepping(1, 64, 32, {"a": TargetSpec(1280, 1280, (4, 4)), "b": TargetSpec(2048, 2048, (3, 3))}),
-    "step_vitt_256px": lambda: stepping(2, 256, 16, {"a": TargetSpec(1280, 1280, (16, 16))}),
-    "forward_vitb_128px": forward,
+WORK: dict[str, tuple[int, Callable[[], Work]]] = {
+    "step_proxy_64px": (6, lambda: stepping(1, 64, 32, {"a": TargetSpec(1280, 1280, (4, 4)), "b": TargetSpec(2048, 2048, (3, 3))})),
+    "step_vitt_256px": (2, lambda: stepping(2, 256, 16, {"a": TargetSpec(1280, 1280, (16, 16))})),
+    "forward_vitb_128px": (2, forward),
 }
+"""By name: how often a turn does it, and what makes it."""
 
 
-def measure_here(name: str) -> dict[str, float]:
-    """Return processor milliseconds (median), page faults and the peak memory in MB of some work in this process."""
+def serve(name: str) -> None:
+    """Do the work a few times for each line that comes in, and answer with processor milliseconds and page faults of one."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
-    run = WORK[name]()
-    for number in range(WARM_UP):
-        run(number)
-    faults, milliseconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []
-    for number in range(WARM_UP, WARM_UP + REPEATS):
-        started = time.process_time()
-        run(number)
-        milliseconds.append((time.process_time() - started) * 1e3)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_ms": float(np.median(milliseconds)), "faults": (used.ru_minflt - faults) / REPEATS, "peak_mb": used.ru_maxrss / 1024}
+    repeats, make = WORK[name]
+    work = make()
+    for turn, _ in enumerate(sys.stdin):
+        faults, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
+        for repeat in range(repeats):
+            work(turn * repeats + repeat)
+        cpu_ms = (time.process_time() - started) / repeats * 1e3
+        print(json.dumps({"cpu_ms": cpu_ms, "faults": (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / repeats}), flush=True)
 
 
-def measure_in_turns(name: str, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Return each round's facts of both contestants, each in a fresh process."""
-    found: dict[str, list[dict[str, float]]] = {"glibc": [], "kept": []}
-    command = [sys.executable, "-m", "benchmarks.bench_host_memory", _OWN_FACTS, name]
-    for _ in range(rounds):
-        for way, environment in (("glibc", GLIBC), ("kept", {})):
-            done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
+def measure(name: str, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Return by contestant and fact (`cpu_ms`, `faults`) the figures of one piece of work, a round each, without the first two."""
+    found: dict[str, dict[str, list[float]]] = {way: {"cpu_ms": [], "faults": []} for way in ENVIRONMENTS}
+    with contextlib.ExitStack() as stack:
+        served = {
+            way: stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "benchmarks.bench_host_memory", "--serve", name],
+                    env=os.environ | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+                )
+            )
+            for way, environment in ENVIRONMENTS.items()
+        }  # fmt: skip
+        for number in range(-2, rounds):
+            for way, process in served.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("\n")
+                facts = json.loads(process.stdout.readline())
+                for fact, row in found[way].items():
+                    if number >= 0:
+                        row.append(facts[fact])
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("docs/results/bench-host-memory.json"))
-    parser.add_argument(_OWN_FACTS, choices=WORK, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=WORK, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure_here(options.one)))
+    if options.serve:
+        serve(options.serve)
         return
     results: dict[str, float] = {}
     for name in WORK:
-        found = measure_in_turns(name, options.rounds)
-        ratios = [kept["cpu_ms"] / glibc["cpu_ms"] for kept, glibc in zip(found["kept"], found["glibc"], strict=True)]
+        found = measure(name, options.rounds)
+        ratios = np.array(found["kept"]["cpu_ms"]) / np.array(found["glibc"]["cpu_ms"])
         results[f"memory.{name}.cpu/glibc"] = float(np.median(ratios))
-        for fact in ("cpu_ms", "faults", "peak_mb"):
-            results |= {f"memory.{name}.{fact}_{way}": float(np.median([row[fact] for row in rows])) for way, rows in found.items()}
+        results |= {f"memory.{name}.{fact}_{way}": float(np.median(row)) for way, facts in found.items() for fact, row in facts.items()}
     targets = {f"memory.{name}.cpu/glibc": ("<=", 1.0) for name in WORK}
     report(results, targets, {"command": f"python -m benchmarks.bench_host_memory --rounds {options.rounds}"}, options.out)
 
