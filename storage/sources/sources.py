@@ -7,7 +7,6 @@ offset. `source_contract` tests any source.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -204,8 +203,9 @@ def _read_file(filesystem: Any, full: str, offset: int, length: int) -> bytes:
 
 def _read_range(filesystem: Any, full: str, offset: int, length: int) -> bytes:
     if isinstance(filesystem, LocalFileSystem):
-        with open(full, "rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, offset)
+        with open(full, "rb") as file:  # buffered: one read may give less than was asked for
+            file.seek(offset)
+            return file.read(length)
     return bytes(filesystem.cat_file(full, start=offset, end=offset + length))
 
 
