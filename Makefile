@@ -112,6 +112,7 @@ demo: venv ## photos to report, on two cores in minutes: runs/demo/report.html
 bench-train: $(BENCH)/.installed ## streaming against memory, against DataLoaders, cached against live: docs/results/bench-train.json
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BENCH)/bin/python -m benchmarks.bench_train
 	$(BENCH)/bin/python -m benchmarks.bench_host_memory
+	$(BENCH)/bin/python -m benchmarks.bench_patch_loss
 
 study: venv ## what codecs, tokens and views do to students, in pairs (hours on two cores, resumable): docs/results/study.md
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(BIN)/python -m benchmarks.study --seeds $(or $(SEEDS),4)

@@ -19,6 +19,7 @@ from ...storage.core.choices import NamedLoss
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from .grids import NO_SHIFT, Shift, align_grids, overlap, shared_cells, upsample
+from .patch_terms import patch_terms
 from .recipe import LossConfig, TeacherWeights
 
 __all__ = [
@@ -73,13 +74,19 @@ def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig, t
     `taught_BHW` says which tokens count, None: all. Raises `BadInput` when the shapes differ.
     """
     _check_same_shape("patch tokens", student_BHWD, teacher_BHWD)
-    student, teacher = _precise(student_BHWD), _precise(teacher_BHWD)
-    if taught_BHW is not None:
-        cosine_BHW = functional.cosine_similarity(student, teacher, dim=-1, eps=_COSINE_EPS)
-        smooth_BHW = functional.smooth_l1_loss(student, teacher, beta=config.smooth_l1_beta, reduction="none").mean(dim=-1)
-        return _mean_of_taught(config.patch_cosine * (1.0 - cosine_BHW) + config.patch_smooth_l1 * smooth_BHW, taught_BHW)
-    smooth_l1 = functional.smooth_l1_loss(student, teacher, beta=config.smooth_l1_beta)
-    return config.patch_cosine * cosine_loss(student, teacher) + config.patch_smooth_l1 * smooth_l1
+    channels = student_BHWD.shape[-1]
+    share = _share(student_BHWD, taught_BHW).flatten()
+    return patch_terms(student_BHWD.reshape(-1, channels), teacher_BHWD.reshape(-1, channels), share, config)
+
+
+def _share(tokens_BHWD: Tensor, taught_BHW: Tensor | None) -> Tensor:
+    """Return what each token counts of the mean over images of the mean over an image's taught tokens; those of an image without any, 0."""
+    dtype = torch.promote_types(tokens_BHWD.dtype, torch.float32)
+    if taught_BHW is None:
+        tokens = tokens_BHWD[..., 0].numel()
+        return torch.full((tokens,), 1 / tokens, dtype=dtype, device=tokens_BHWD.device)
+    taught_BN = taught_BHW.flatten(1).to(dtype)
+    return taught_BN / (taught_BN.sum(dim=1, keepdim=True).clamp_min(1) * len(taught_BN))
 
 
 def _mean_of_taught(loss_BN: Tensor, taught_BN: Tensor) -> Tensor:
