@@ -1,7 +1,7 @@
 """What holds on the device that teachers and students run on: `pytest -m gpu` on CUDA; the same lines on a CPU with `--device cpu`.
 
 Stated tolerances: tokens in fp32 1e-3 of their scale, in bf16 a cosine of 0.999; losses of a training from cached targets against the
-live teacher 1e-3 in fp32 on one device. Resized pixels are equal to the byte.
+live teacher 1e-3 in fp32 on one device; a patch loss and its gradient 1e-5 in fp32, 1e-2 in bf16. Resized pixels are equal to the byte.
 """
 
 import io
@@ -23,7 +23,16 @@ from eupe_pipeline.storage.views.view_spec import Input, fit
 from eupe_pipeline.student.data.order import Order
 from eupe_pipeline.student.data.stream import Stream
 from eupe_pipeline.student.data.targets import STUDENT, CachedTargets, Rendering
-from eupe_pipeline.student.model.recipe import AdapterConfig, OptimizerConfig, RunConfig, StudentConfig, TeacherConfig, TrainRecipe
+from eupe_pipeline.student.model.losses import patch_loss
+from eupe_pipeline.student.model.recipe import (
+    AdapterConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainRecipe,
+)
 from eupe_pipeline.student.model.sharding import full_tensor, shard
 from eupe_pipeline.student.model.student import Student, TargetSpec
 from eupe_pipeline.student.training.run_folder import read_metrics
@@ -154,6 +163,23 @@ def test_batches_that_cross_while_the_device_is_busy_are_not_overwritten(tiny_st
     for ours, theirs in zip(received, wanted, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name].cpu(), theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("letterboxed", [False, True])
+def test_the_patch_loss_and_its_gradient_are_those_of_the_cpu(device: str, dtype: torch.dtype, letterboxed: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 6, 6, 48, generator=random).to(of) for of in (dtype, torch.float16))
+    taught = torch.rand(4, 6, 6, generator=random) > 0.5 if letterboxed else None
+    found = []
+    for where in (device, "cpu"):
+        tokens = student.to(where).requires_grad_()
+        with torch.autocast(where, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = patch_loss(tokens, teacher.to(where), LossConfig(), None if taught is None else taught.to(where))
+        (gradient,) = torch.autograd.grad(loss, tokens)
+        found.append((loss.detach().cpu(), gradient.cpu()))
+    assert found[0][0].dtype == torch.float32
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-8)
 
 
 def test_a_sharded_student_on_one_rank_takes_the_step_of_a_whole_one(device: str, tmp_path: Path) -> None:
