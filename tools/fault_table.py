@@ -9,6 +9,7 @@ part. Other arguments go to pytest.
     python tools/fault_table.py [--long] [--resume] [PYTEST ARGUMENT ...]
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -108,8 +109,11 @@ def run_tests(log: Path, arguments: list[str]) -> int:
 
 def main() -> int:
     """Run, print, keep; returns pytest's status, or 1 when a row has fewer trials than are wanted."""
-    given = [argument for argument in sys.argv[1:] if argument not in ("--long", "--resume")]
-    long, resume = "--long" in sys.argv[1:], "--resume" in sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--long", action="store_true", help="Every test, also the long ones.")
+    parser.add_argument("--resume", action="store_true", help="Go on with the log of the last run.")
+    options, given = parser.parse_known_args()
+    long, resume = options.long, options.resume
     log = LOGS / f"faults{'-long' * long}.jsonl"
     log.parent.mkdir(exist_ok=True)
     log.open("a" if resume else "w").close()
