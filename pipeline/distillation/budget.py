@@ -58,10 +58,10 @@ class Lost(NamedTuple):
 
 
 STUDY: dict[str, Lost] = {
-    "1 view": Lost(1.28, 0.35, 1.98, 16),
-    "2 views": Lost(0.58, -0.31, 1.22, 16),
-    "4 views": Lost(0.72, -0.12, 1.61, 16),
-    "8 views": Lost(0.39, -0.45, 1.19, 16),
+    "1 view": Lost(1.15, 0.45, 1.78, 20),
+    "2 views": Lost(0.59, -0.09, 1.15, 20),
+    "4 views": Lost(0.55, -0.13, 1.33, 20),
+    "8 views": Lost(0.27, -0.35, 1.02, 20),
     "4 of 16 tokens": Lost(0.53, -0.06, 1.05, 16),
     "int4": Lost(-0.24, -0.6, 0.23, 16),
 }
