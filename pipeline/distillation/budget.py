@@ -58,10 +58,10 @@ class Lost(NamedTuple):
 
 
 STUDY: dict[str, Lost] = {
-    "1 view": Lost(1.15, 0.45, 1.78, 20),
-    "2 views": Lost(0.59, -0.09, 1.15, 20),
-    "4 views": Lost(0.55, -0.13, 1.33, 20),
-    "8 views": Lost(0.27, -0.35, 1.02, 20),
+    "1 view": Lost(0.98, 0.42, 1.54, 28),
+    "2 views": Lost(0.48, -0.03, 0.93, 28),
+    "4 views": Lost(0.53, -0.05, 1.11, 28),
+    "8 views": Lost(0.21, -0.29, 0.77, 28),
     "4 of 16 tokens": Lost(0.53, -0.06, 1.05, 16),
     "int4": Lost(-0.24, -0.6, 0.23, 16),
 }
