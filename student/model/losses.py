@@ -19,7 +19,7 @@ from ...storage.core.choices import NamedLoss
 from ...storage.core.errors import BadInput
 from ...teachers.encoders.tokens import SampledTokens, Tokens
 from .grids import NO_SHIFT, Shift, align_grids, overlap, shared_cells, upsample
-from .patch_terms import patch_terms
+from .patch_terms import COSINE_EPS, patch_terms
 from .recipe import LossConfig, TeacherWeights
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "patch_loss", "relation_loss", "shift_loss", "taught_tokens", "teacher_terms", "upsample",
 ]  # fmt: skip
 
-_COSINE_EPS = 1e-8
 _LEAST_NORM = 1e-6  # of a token whose direction is compared: below, it has none
 
 
@@ -59,7 +58,7 @@ def _precise(tokens: Tensor) -> Tensor:
 
 def cosine_loss(student_D: Tensor, teacher_D: Tensor) -> Tensor:
     """Return the mean over all leading axes of `1 − cos`; a zero vector counts as orthogonal to everything."""
-    return (1.0 - functional.cosine_similarity(_precise(student_D), _precise(teacher_D), dim=-1, eps=_COSINE_EPS)).mean()
+    return (1.0 - functional.cosine_similarity(_precise(student_D), _precise(teacher_D), dim=-1, eps=COSINE_EPS)).mean()
 
 
 def cls_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def cls_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig, taught_BHW: Tensor | None = None) -> Tensor:
     """Return `L_patch`, the mean over tokens, of two aligned grids or of (B, T, D) tokens at the same positions.
 
-    `taught_BHW` says which tokens count, None: all. Raises `BadInput` when the shapes differ.
+    `taught_BHW` says which tokens count, None: all. The gradient goes to the student alone. Raises `BadInput` when the shapes differ.
     """
     _check_same_shape("patch tokens", student_BHWD, teacher_BHWD)
     channels = student_BHWD.shape[-1]
@@ -80,19 +79,18 @@ def patch_loss(student_BHWD: Tensor, teacher_BHWD: Tensor, config: LossConfig, t
 
 
 def _share(tokens_BHWD: Tensor, taught_BHW: Tensor | None) -> Tensor:
-    """Return what each token counts of the mean over images of the mean over an image's taught tokens; those of an image without any, 0."""
+    """Return what each token counts of the mean: as much as any other where all are taught."""
     dtype = torch.promote_types(tokens_BHWD.dtype, torch.float32)
     if taught_BHW is None:
         tokens = tokens_BHWD[..., 0].numel()
         return torch.full((tokens,), 1 / tokens, dtype=dtype, device=tokens_BHWD.device)
-    taught_BN = taught_BHW.flatten(1).to(dtype)
+    return _share_of_taught(taught_BHW.flatten(1), dtype)
+
+
+def _share_of_taught(taught_BN: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what each token counts of the mean over images of the mean over an image's taught tokens; those of an image without any, 0."""
+    taught_BN = taught_BN.to(dtype)
     return taught_BN / (taught_BN.sum(dim=1, keepdim=True).clamp_min(1) * len(taught_BN))
-
-
-def _mean_of_taught(loss_BN: Tensor, taught_BN: Tensor) -> Tensor:
-    """Return the mean over images of the mean over an image's taught tokens; an image without any counts 0."""
-    loss_BN, taught_BN = loss_BN.flatten(1), taught_BN.flatten(1)
-    return ((loss_BN * taught_BN).sum(dim=1) / taught_BN.sum(dim=1).clamp_min(1)).mean()
 
 
 def relation_loss(student_BND: Tensor, teacher_BND: Tensor, taught_BN: Tensor | None = None) -> Tensor:
@@ -111,7 +109,8 @@ def relation_loss(student_BND: Tensor, teacher_BND: Tensor, taught_BN: Tensor | 
     squares_BNN = (student_BNN - teacher_BNN).square()
     others = ~torch.eye(student_BNN.shape[1], dtype=torch.bool, device=squares_BNN.device)
     if taught_BN is not None:
-        return _mean_of_taught(squares_BNN, others & taught_BN[:, :, None] & taught_BN[:, None, :])
+        taught_BNN = others & taught_BN[:, :, None] & taught_BN[:, None, :]
+        return (squares_BNN.flatten(1) * _share_of_taught(taught_BNN.flatten(1), squares_BNN.dtype)).sum()
     return (squares_BNN * others).sum(dim=(1, 2)).mean() / pairs
 
 

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from .recipe import LossConfig
 
-_COSINE_EPS = 1e-8  # the least norm that a token is divided by
+COSINE_EPS = 1e-8
+"""The least norm that a token is divided by."""
 _PIECE_BYTES = 512 * 1024  # of tokens at a time: what a pass reads and writes stays in a core's second cache
 
 
@@ -41,7 +42,7 @@ class _PatchTerms(torch.autograd.Function):
         for rows in _pieces(student_nD):
             student, teacher = _pair(student_nD[rows], teacher_nD[rows], share_n.dtype)
             smooth_l1 = functional.smooth_l1_loss(student, teacher, beta=config.smooth_l1_beta, reduction="none").mean(dim=-1)
-            student_norm, teacher_norm = (torch.linalg.vector_norm(one, dim=-1).clamp_min(_COSINE_EPS) for one in (student, teacher))
+            student_norm, teacher_norm = (torch.linalg.vector_norm(one, dim=-1).clamp_min(COSINE_EPS) for one in (student, teacher))
             cosine = (student * teacher).sum(dim=-1) / (student_norm * teacher_norm)
             student_norm_n[rows], teacher_norm_n[rows], cosine_n[rows] = student_norm, teacher_norm, cosine
             loss_n[rows] = config.patch_cosine * (1.0 - cosine) + config.patch_smooth_l1 * smooth_l1
