@@ -3,7 +3,7 @@
 What is given up, and in which order, follows from what was measured: `FIDELITY` (cosine of what comes back from a codec with what went in)
 and `STUDY` (points of kNN that students lose, docs/results/study.md). Views go first, by halves down to two: no stored value changes, and
 teachers' hours go with the bytes. Then int8 gives way to int4, of which the study sees no loss. The last but one view and three quarters of
-the tokens cost alike in kNN (0.7 and 0.5 points, 16 pairs); the view costs class tokens more, tokens cost patch tokens and masks more. The
+the tokens cost alike in kNN (half a point each); the view costs class tokens more, tokens cost patch tokens and masks more. The
 view goes first, for the teachers' hours; then tokens, and where they cannot be sampled a coarser grid, which the study never measured.
 fp16 is never chosen: int8 keeps the cosine at 0.99997 for half of the bytes. Bytes and hours are those of `plan` (`jobs.estimates`).
 """

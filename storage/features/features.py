@@ -94,7 +94,7 @@ class FeatureReader:
                 raise ValueError("its statistics are of other layers than its tokens")
         self.codec, self.grid = self.layout.codec, self.layout.grid
         self.cls_dim, self.patch_dim = self.layout.cls_dim, self.layout.patch_dim
-        self.group = ShardedGroup(objects, f"features/{key}", self.digest, specs, self._check_views)
+        self.group = ShardedGroup(objects, f"features/{key}", self.digest, specs, self._check_views, views.group)
         self.rows, self.shards = self.group.rows, self.group.shards
         self.statistics = read_statistics(objects, f"features/{key}", normalised)
         check_metadata(objects, f"features/{key}", features_metadata(identity, specs, self.statistics))

@@ -2,9 +2,9 @@
 
 A reader without a `shard_cache` folder that goes through a set in order (an evaluation, an export, one epoch) needs one GET an object, not
 one a row. The rows are copied out of the memory that the object arrived in and are checked against the commit record on their way, as they
-are wherever they lie; nothing is hashed twice and nothing goes through a disk. The price is memory, `limit_bytes` in all: of it 5/8 for the
-objects used last, 1/4 for those under way of one set, 1/8 to be used again, because a fresh page costs as much as copying one. What was
-dropped is read row by row, or whole once more where the reader goes on in order.
+are wherever they lie; nothing is hashed twice and nothing goes through a disk. The price is memory, `limit_bytes` in all: of it 1/2 for the
+objects used last, 3/8 for those under way of one set (eight shards of 84 MB, one a connection), 1/8 to be used again, because a fresh
+page costs as much as copying one. What was dropped is read row by row, or whole once more where the reader goes on in order.
 """
 
 import threading
@@ -18,7 +18,7 @@ from ..core.lru_cache import LruCache
 from .read_ahead import CONNECTIONS, Fetchers
 from .remote import RemoteObject, RemoteObjects
 
-DEFAULT_LIMIT_BYTES = 3 << 29
+DEFAULT_LIMIT_BYTES = 1 << 31
 
 
 class HeldObjects(RemoteObjects):
@@ -26,9 +26,9 @@ class HeldObjects(RemoteObjects):
 
     def __init__(self, url: str, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         super().__init__(url)
-        self.fetchers = Fetchers(CONNECTIONS, limit_bytes // 4)
+        self.fetchers = Fetchers(CONNECTIONS, limit_bytes * 3 // 8)
         self._spare = _SpareMemory(limit_bytes // 8)
-        self._held: LruCache[tuple[str, str], _Held] = LruCache(limit_bytes * 5 // 8, lambda held: len(held.data))
+        self._held: LruCache[tuple[str, str], _Held] = LruCache(limit_bytes // 2, lambda held: len(held.data))
 
     def open(self, key: str, xxh3_128: str | None = None) -> RemoteObject:
         """Open an object that is in memory, or for ranged GETs, after one HEAD."""

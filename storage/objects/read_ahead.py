@@ -17,11 +17,12 @@ from ..core.errors import EupeError
 from ..core.forks import reset_after_fork
 
 Call = Callable[[], None]
+_Submitted = tuple[Future[None], Call]
 CONNECTIONS = 8  # S3 gives one some 50 to 100 MB/s
 
 
 class Fetchers:
-    """Threads that run calls in the order of submission; started on demand.
+    """Threads that run calls in the order of submission; started on demand, ended with this object.
 
     `limit_bytes` bounds how much is fetched ahead of a sequential reader.
     """
@@ -33,7 +34,7 @@ class Fetchers:
 
     def after_fork(self) -> None:
         """Reset to an empty queue and no threads."""
-        self._calls: SimpleQueue[tuple[Future[None], Call]] = SimpleQueue()
+        self._calls: SimpleQueue[_Submitted | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
 
@@ -44,16 +45,23 @@ class Fetchers:
         with self._lock:
             if self._started < self.count:
                 self._started += 1
-                threading.Thread(target=self._work, name=f"fetch-{self._started}", daemon=True).start()
+                threading.Thread(target=_work, args=(self._calls,), name=f"fetch-{self._started}", daemon=True).start()
         return future
 
-    def _work(self) -> None:
-        while True:
-            future, call = self._calls.get()
-            if future.set_running_or_notify_cancel():
-                with suppress(EupeError, OSError):
-                    call()
-                future.set_result(None)
+    def __del__(self) -> None:
+        for _ in range(self._started):
+            self._calls.put(None)
+
+
+def _work(calls: "SimpleQueue[_Submitted | None]") -> None:
+    """Run calls until None comes; a thread that waits keeps no call alive, and so no reader with what it holds in memory."""
+    while (submitted := calls.get()) is not None:
+        future, call = submitted
+        if future.set_running_or_notify_cancel():
+            with suppress(EupeError, OSError):
+                call()
+            future.set_result(None)
+        del submitted, future, call
 
 
 class ReadAhead:
@@ -97,13 +105,13 @@ class ReadAhead:
         wait([future])
 
     def note_read(self, shard: int, names: Sequence[str]) -> None:
-        """Note that a shard is being read; prefetch the following ones when it follows the one read before."""
+        """Note that a shard is being read; prefetch it and the following ones when it follows the one read before."""
         with self._lock:
             last, self._last = self._last, shard
             if shard != last + 1:
                 self._requested_up_to = self._requested_up_to if shard == last else shard
                 return
-            first = max(self._requested_up_to, shard) + 1
+            first = max(self._requested_up_to + 1, shard)  # at the start its own as well, ahead of the others
             self._requested_up_to = min(shard + self.depth, self._shards - 1)
             following = range(first, self._requested_up_to + 1)
         self.prefetch(following, names)

@@ -7,10 +7,14 @@ round trip. The threads belong to the process, are created at first use and agai
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 MAX_THREADS = 16  # round trips to an object store at a time
 _FILE_THREADS = min(4, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2
 _PART_BYTES = 2 << 20  # worth a thread of its own: 150 µs of reading
+
+One = TypeVar("One")
+Other = TypeVar("Other")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 
@@ -31,6 +35,19 @@ def run_parallel(parts: Iterable[Callable[[], None]]) -> None:
         wait(futures)  # they write into the caller's memory
     for future in futures:
         future.result()
+
+
+def both(one: Callable[[], One], other: Callable[[], Other], *, at_once: bool) -> tuple[One, Other]:
+    """Return what two calls give; `at_once` where each is a round trip to an object store.
+
+    One has a thread of its own then: those of the pool, which may be calling this, must not wait for each other.
+    """
+    if not at_once:
+        return one(), other()
+    with ThreadPoolExecutor(1, thread_name_prefix="both") as pool:
+        pending = pool.submit(one)
+        found = other()
+        return pending.result(), found
 
 
 def _pool() -> ThreadPoolExecutor:

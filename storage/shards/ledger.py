@@ -24,6 +24,7 @@ from ..core.forks import ForkSafeLock
 from ..core.lru_cache import LruCache
 from ..objects.content_addressed import parsing
 from ..objects.objects import Objects, OpenObject
+from ..objects.read_threads import both
 from .commit import MAX_RECORD_BYTES, parse_record, record_key, shard_number
 
 LEDGER_SHARDS = 65_536
@@ -69,7 +70,8 @@ class Ledgers:
         self._known: set[int] | None = None
         self._blocks: LruCache[tuple[int, int], _Block] = LruCache(_KEPT_BLOCKS)
         self._not_in_ledgers: set[int] | None = None
-        self._lock = ForkSafeLock()
+        self._folders: Sequence[str] | None = None  # as they were listed with the ledgers: most sets have neither commits/ nor discarded/
+        self._lock, self._listing = ForkSafeLock(), ForkSafeLock()
 
     def key(self, number: int) -> str:
         """Return the key of a ledger."""
@@ -89,6 +91,14 @@ class Ledgers:
         self._known = {int(stem) for stem, _, ending in names if ending == "parquet" and stem.isdecimal()}
         return self._known
 
+    def _known_numbers(self) -> set[int]:
+        """Return the numbers of the ledgers that exist, as they were listed last."""
+        with self._listing:
+            known = self._known
+            if known is None and self._objects.fetchers is not None:
+                self._folders, known = both(lambda: self._objects.names(self._prefix), self.numbers, at_once=True)
+            return known if known is not None else self.numbers()
+
     def mark(self, committed: NDArray[np.bool_]) -> None:
         """Set `committed` (shards,) for the shards that ledgers hold and that were not discarded."""
         for number in self.numbers():
@@ -99,8 +109,7 @@ class Ledgers:
     def record(self, shard: int) -> bytes | None:
         """Return a shard's compacted record, None when no ledger has it or it was discarded; raise `CacheDamaged`."""
         number = shard // LEDGER_SHARDS
-        known = self._known if self._known is not None else self.numbers()
-        if number not in known and number not in self.numbers():  # another process may have compacted since
+        if number not in self._known_numbers() and number not in self.numbers():  # another process may have compacted since
             return None
         if (listed := self.listed_record(shard)) is not None:
             return listed
@@ -112,12 +121,14 @@ class Ledgers:
     def listed_record(self, shard: int) -> bytes | None:
         """Return a shard's record out of a block of them, where that takes no request of its own; None where another way must be taken.
 
-        Of an object store, once some record came out of a ledger: two listings say which shards have another record, and one request
-        brings those of 64 shards. A record that is replaced later is not noticed, as none is that was read before.
+        Of an object store: listings say which ledgers there are and which shards have another record, and one request brings those of 64
+        shards. A record that is replaced later is not noticed, as none is that was read before.
         """
         number = shard // LEDGER_SHARDS
-        if self._objects.fetchers is None or self._known is None or number not in self._known:
+        if self._objects.fetchers is None or number not in self._known_numbers():
             return None
+        if self._not_in_ledgers is None:
+            both(self._listed, lambda: self.opened(number), at_once=True)
         if shard in self._listed():
             return None
         block = (shard - self.span(number)[0]) // _BLOCK_SHARDS
@@ -127,8 +138,10 @@ class Ledgers:
         """Return the shards whose record is not the ledger's, as they were listed once."""
         with self._lock:
             if self._not_in_ledgers is None:
-                named = {shard_number(name) for name in self._objects.names(f"{self._prefix}/commits")}
-                self._not_in_ledgers = {*(other for other in named if other is not None), *self.discarded()}
+                folders = ("commits", "discarded") if self._folders is None else self._folders
+                names = self._objects.names(f"{self._prefix}/commits") if "commits" in folders else ()
+                discarded = self.discarded() if "discarded" in folders else ()
+                self._not_in_ledgers = {*(number for number in map(shard_number, names) if number is not None), *discarded}
             return self._not_in_ledgers
 
     def _read_block(self, number: int, block: int) -> "_Block":
@@ -144,7 +157,7 @@ class Ledgers:
 
     def forget_listing(self) -> None:
         """List again which shards have a record beside the ledger's, after one was written or removed here."""
-        self._not_in_ledgers = None
+        self._not_in_ledgers = self._folders = None
 
     def totals(self) -> tuple[int, list[int]]:
         """Return the bytes of all compacted shards, and the shards that have failed images."""
@@ -170,7 +183,7 @@ class Ledgers:
     def forget(self, number: int) -> None:
         """Drop a ledger from memory, so that its next use reads it again."""
         self._kept.pop(number)
-        self._known = self._not_in_ledgers = None
+        self._known = self._not_in_ledgers = self._folders = None
         self._blocks = LruCache(_KEPT_BLOCKS)
 
     def opened(self, number: int) -> _Ledger:
@@ -180,7 +193,11 @@ class Ledgers:
     def _open(self, number: int) -> _Ledger:
         where, (first, last) = self.key(number), self.span(number)
         try:
-            data, records = self._objects.read(where, MAX_INDEX_BYTES), self._objects.open(self.records_key(number))
+            data, records = both(
+                lambda: self._objects.read(where, MAX_INDEX_BYTES),
+                lambda: self._objects.open(self.records_key(number)),
+                at_once=self._objects.fetchers is not None,
+            )
         except FileNotFoundError as error:
             raise CacheDamaged(f"{where} or its records are missing; run `eupe-pipeline features repair`") from error
         with parsing(where):
@@ -215,7 +232,7 @@ class Ledgers:
                     failed.append(len(record.failed))
                     on_shard(shard)
                 self.publish(number, records, sizes, failed)
-            self._known = self._not_in_ledgers = None
+            self._known = self._not_in_ledgers = self._folders = None
             self._blocks = LruCache(_KEPT_BLOCKS)
             listed = {shard_number(name) for name in self._objects.names(f"{self._prefix}/commits")}
             discarded = {int(name) for name in self._objects.names(f"{self._prefix}/discarded") if name.isdecimal()}

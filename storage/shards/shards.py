@@ -23,7 +23,7 @@ from ..core.lru_cache import LruCache
 from ..objects.held_shards import HeldObjects
 from ..objects.objects import Objects, OpenObject
 from ..objects.read_ahead import ReadAhead
-from ..objects.read_threads import run_parallel, threads_for_files
+from ..objects.read_threads import both, run_parallel, threads_for_files
 from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_number
 from .existing_objects import accept_existing
 from .ledger import LEDGER_SHARDS, Ledgers
@@ -36,6 +36,10 @@ _DENSE = 4  # a shard is fetched whole into memory for this part of its rows
 _KEPT_CHUNKS = 1 << 21  # offsets and checksums of open shards, 12 bytes each an array
 
 
+class _NotCommitted(Exception):
+    """A shard has no record: nothing to keep, since it may have one next time."""
+
+
 class ShardedGroup:
     """Arrays that share rows, shards and records, below one prefix of a store."""
 
@@ -46,15 +50,19 @@ class ShardedGroup:
         group_digest: str,
         specs: Sequence[ArraySpec],
         check_opened: Callable[[Record], None] = lambda record: None,
+        checked_against: "ShardedGroup | None" = None,
     ) -> None:
-        """Open the group below `prefix`; `check_opened` raises `CacheDamaged` for a shard not to be read despite an intact record."""
+        """Open the group below `prefix`; `check_opened` raises `CacheDamaged` for a shard not to be read despite an intact record.
+
+        It looks at the same shard's record of the group `checked_against`, which is asked for at the same time.
+        """
         self.objects, self.prefix, self.group_digest = objects, prefix, group_digest
         self.specs = {spec.name: spec for spec in specs}
         first = specs[0]
         self.rows, self.shard_rows = first.shape[0], first.shard_rows
         self.shards = -(-self.rows // self.shard_rows)
         self.ledgers = Ledgers(objects, prefix, self.shards)
-        self._check_opened = check_opened
+        self._check_opened, self._checked_against = check_opened, checked_against
         self._lock = ForkSafeLock()
         self._records: LruCache[int, Record] = LruCache(_KEPT_RECORDS)
         self._open: LruCache[int, dict[str, OpenArray]] = LruCache(max(1, _KEPT_CHUNKS // self.shard_rows))
@@ -83,15 +91,16 @@ class ShardedGroup:
 
     def record(self, shard: int) -> Record | None:
         """Return the verified record of a shard, None when it is not committed; raise `CacheDamaged`."""
-        known = self._records.get(shard)
-        if known is not None:
-            return known
+        try:
+            return self._records.get_or_make(shard, lambda: self._committed_record(shard))
+        except _NotCommitted:
+            return None
+
+    def _committed_record(self, shard: int) -> Record:
         data = self.ledgers.listed_record(shard) or self._read_record(shard)
         if data is None:
-            return None
-        record = self.parse(shard, data)
-        self._records.put(shard, record)
-        return record
+            raise _NotCommitted
+        return self.parse(shard, data)
 
     def _read_record(self, shard: int) -> bytes | None:
         try:
@@ -167,7 +176,11 @@ class ShardedGroup:
         known = self._open.get(shard) or {}
         if known and known.keys() >= set(names):
             return known
-        record = self.record(shard)
+        against = self._checked_against
+        if against is None:
+            record = self.record(shard)
+        else:
+            _, record = both(lambda: against.record(shard), lambda: self.record(shard), at_once=self.objects.fetchers is not None)
         if record is None:
             raise CacheDamaged(
                 f"shard {shard} of {self.prefix} is not committed; run the same `extract-features` command again to complete it"
@@ -270,7 +283,7 @@ class ShardedGroup:
         if self._holder is not None:
             goes_on, self._next_row = rows[0] == self._next_row, int(rows[-1]) + 1
             whole = bool((np.diff(rows) == 1).all()) and (goes_on or len(rows) * _DENSE >= self.shard_rows)
-            if not (whole and goes_on):
+            if not (whole and (goes_on or rows[0] == 0)):
                 return whole
             self._drop(int(rows[0]) // self.shard_rows - 1, names)
         for shard in np.unique(rows // self.shard_rows).tolist():

@@ -1,6 +1,9 @@
 """A reader in order of a remote store fetches whole objects into memory, bounded, once each, and hands over no unverified byte."""
 
+import gc
+import threading
 import uuid
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -151,12 +154,44 @@ def test_damage_is_named_and_never_handed_over(server: FaultyServer, local: Made
 def test_the_next_shards_come_while_one_is_read(server: FaultyServer, remote: Made, local: Made) -> None:
     features = opened(remote, server)
     check(features, local, (0, 4))
-    server.seen.clear()
-    check(features, local, (4, 8))
     wait_for(lambda: {name[-1] for name in shard_gets(server)} >= {"1", "2"})
-    check(features, local, (8, 40))
+    check(features, local, (4, 40))
     gets = shard_gets(server)
     assert len(gets) == len(set(gets))
+
+
+def test_a_reader_in_the_middle_reads_ahead_once_it_goes_on(server: FaultyServer, remote: Made, local: Made) -> None:
+    features = opened(remote, server)
+    check(features, local, (8, 12))
+    assert {name[-1] for name in shard_gets(server)} == {"1"}
+    check(features, local, (12, 16), (16, 20))
+    wait_for(lambda: {name[-1] for name in shard_gets(server)} >= {"3", "4"})
+
+
+def test_what_is_in_a_ledger_takes_three_round_trips_and_no_request_twice(server: FaultyServer, compacted: Made, local: Made) -> None:
+    features = opened(compacted, server)
+    check(features, local, (0, 4))
+    of_records = [(method, path) for method, path in server.seen if "/c." not in path]
+    assert len(of_records) == len(set(of_records)) == 2 * 5, (
+        "of each group: its folder, its ledgers, a ledger's index, the length of its records, 64 records"
+    )
+
+
+def test_readers_that_are_dropped_leave_neither_threads_nor_memory(server: FaultyServer, remote: Made, local: Made) -> None:
+    gc.collect()
+    wait_for(lambda: not fetching_threads())
+    features = opened(remote, server)
+    check(features, local, *((first, first + 4) for first in range(0, 40, 4)))
+    assert fetching_threads()
+    objects = weakref.ref(features._objects)
+    del features
+    gc.collect()
+    wait_for(lambda: not fetching_threads())
+    assert objects() is None
+
+
+def fetching_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fetch-")]
 
 
 def test_announced_rows_are_held_where_they_are_dense(server: FaultyServer, remote: Made, local: Made) -> None:
