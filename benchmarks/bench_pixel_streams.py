@@ -185,7 +185,7 @@ def contestants(folder: Path, workers: int) -> dict[str, Run]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=None, help="Default: those of the demo.")
+    parser.add_argument("--photos", type=Path, default=None, help="Default: twenty of ImageNet, fetched once.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("docs/results/bench-pixel-streams.json"))
     options = parser.parse_args()

@@ -151,7 +151,7 @@ def _fill(views: ViewSet, rows: NDArray[np.int64], out: Pixels) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=None, help="Default: those of the demo.")
+    parser.add_argument("--photos", type=Path, default=None, help="Default: twenty of ImageNet, fetched once.")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("docs/results/bench-rendering.json"))
     options = parser.parse_args()

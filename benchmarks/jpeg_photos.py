@@ -1,7 +1,7 @@
 """Photos as JPEG bytes of one size, and a folder of many of them: what the pixel benchmarks read.
 
-The photos are a folder's, or the twenty from ImageNet that the demo fetches (foolbox's wheel, in the cache of downloads). Each is cut to
-4:3, resized and encoded (quality 90, colour at half resolution), so that size, kind and number of bytes are ImageNet's.
+The photos are a folder's, or twenty from ImageNet (of foolbox's wheel, fetched once into the cache of downloads). Each is cut to 4:3,
+resized and encoded (quality 90, colour at half resolution), so that size, kind and number of bytes are ImageNet's.
 """
 
 import io
@@ -9,10 +9,19 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from eupe_pipeline.storage.core.cache_home import downloads_folder
+from eupe_pipeline.pipeline.demo.fetch import Package, fetch
 from PIL import Image
 
 IMAGENET_HW = (375, 500)
+LABELLED_PHOTOS = Package(
+    "pip",
+    "foolbox",
+    "3.3.4",
+    "foolbox-3.3.4-py3-none-any.whl",
+    "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+    "MIT",
+)
+"""Twenty photos of ImageNet's validation set, with their labels in their names."""
 
 
 def jpeg_photos(folder: Path | None, size_hw: tuple[int, int] = IMAGENET_HW, quality: int = 90) -> list[bytes]:
@@ -33,10 +42,7 @@ def jpeg_photos(folder: Path | None, size_hw: tuple[int, int] = IMAGENET_HW, qua
 def _originals(folder: Path | None) -> list[bytes]:
     if folder is not None:
         return [path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    wheels = sorted(downloads_folder().glob("foolbox-*.whl"))
-    if not wheels:
-        raise SystemExit("no photos: run `eupe-pipeline demo --fetch-only`, or give --photos FOLDER")
-    with zipfile.ZipFile(wheels[0]) as wheel:
+    with zipfile.ZipFile(fetch(LABELLED_PHOTOS)) as wheel:
         return [wheel.read(name) for name in sorted(wheel.namelist()) if "imagenet" in name and name.endswith(".jpg")]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eupe_pipeline.pipeline.demo.fetch import Package, fetch
+from eupe_pipeline.pipeline.demo.fetch import fetch
 from eupe_pipeline.storage.core.cache_home import weights_folder
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import canonical_json, digest, file_sha256
@@ -25,6 +25,8 @@ from eupe_pipeline.teachers.registry.resolve import load_teacher, resolve_teache
 from eupe_pipeline.teachers.registry.spec import CLS_KINDS, RANDOM_WEIGHTS, TeacherSpec
 from eupe_pipeline.teachers.registry.table import ROWS, TEACHERS
 from PIL import Image
+
+from benchmarks.jpeg_photos import LABELLED_PHOTOS
 
 from ..conftest import SMALL_VIT, demonstration
 
@@ -175,19 +177,9 @@ class TestTable:
         assert len(set(identities)) == len(TEACHERS)
 
 
-PHOTOS = Package(
-    "pip",
-    "foolbox",
-    "3.3.4",
-    "foolbox-3.3.4-py3-none-any.whl",
-    "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
-    "MIT",
-)
-
-
 def labelled_photos() -> list[tuple[Image.Image, int]]:
     """Twenty ImageNet photos with their labels, out of a package's wheel."""
-    with zipfile.ZipFile(fetch(PHOTOS)) as wheel:
+    with zipfile.ZipFile(fetch(LABELLED_PHOTOS)) as wheel:
         names = [name for name in wheel.namelist() if re.search(r"/imagenet_\d+_\d+\.jpg$", name)]
         return [(Image.open(io.BytesIO(wheel.read(name))), int(name.rsplit("_", 1)[1][:-4])) for name in sorted(names)]
 
