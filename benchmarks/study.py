@@ -4,8 +4,9 @@ The arms are in `study_arms`, what is measured in `study_measures`, how differen
 docs/results/study.parquet as soon as it is measured; run again, the study does what is missing, then writes its page above what people
 wrote of it ("What it says" stays: read it against the new figures). Seeds come one after another with all of their arms, so a study that
 is stopped has fewer pairs and no holes. A student takes 40 to 60 s of one core, those of stages and of two teachers two to four times.
+Students of two kinds of CPU are no pair, so a study that goes on elsewhere begins above the seeds that are there (`--first-seed`).
 
-    python -m benchmarks.study [--jobs 2] [--seeds 16] [--arms fp32 int8 …] [--all] [--page] [--folder runs/study]
+    python -m benchmarks.study [--jobs 2] [--first-seed 0] [--seeds 16] [--arms fp32 int8 …] [--all] [--page] [--folder runs/study]
 """
 
 import argparse
@@ -24,8 +25,8 @@ from .study_measures import Pixels, measure_student
 from .study_table import Row, read_rows, write_page, write_rows
 from .workers import workers
 
-LIVE_SEEDS = 2
-"""Pairs of `live`: it is `fp32` to the last bit, and each takes the teacher's forward passes anew."""
+LIVE_SEEDS = 16
+"""Pairs of `live` at the most: it is `fp32` to the last bit, and each takes the teacher's forward passes anew."""
 
 
 def measure(folder: Path, scale: Scale, arm: str, seed: int) -> Row:
@@ -33,9 +34,9 @@ def measure(folder: Path, scale: Scale, arm: str, seed: int) -> Row:
     torch.set_num_threads(1)
     study = Study(folder, scale)
     pixels = Pixels(study)
-    started = time.perf_counter()
+    started = time.process_time()
     measures = measure_student(study, pixels, ARMS[arm](study, seed))
-    return Row(arm, seed, asdict(measures), time.perf_counter() - started, asdict(scale), str(machine()["cpu"]))
+    return Row(arm, seed, asdict(measures), time.process_time() - started, asdict(scale), str(machine()["cpu"]))
 
 
 def with_aliases(rows: Sequence[Row]) -> list[Row]:
@@ -45,12 +46,19 @@ def with_aliases(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def mixed_seeds(rows: Sequence[Row], todo: Sequence[tuple[str, int]], cpu: str) -> list[int]:
+    """Return the seeds among (arm, seed) that already have students of another CPU."""
+    taken = {row.seed for row in rows if row.cpu != cpu}
+    return sorted({seed for _, seed in todo} & taken)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=Scale.images)
     parser.add_argument("--test-images", type=int, default=Scale.test_images)
     parser.add_argument("--steps", type=int, default=Scale.steps)
-    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=16, help="Seeds below this one.")
+    parser.add_argument("--first-seed", type=int, default=0, help="A machine of another CPU takes seeds of its own: see above.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--arms", nargs="*", default=None, help="Default: codecs, tokens and views.")
     parser.add_argument("--all", action="store_true", help="Also several teachers, stages and live targets.")
@@ -69,10 +77,14 @@ def main() -> None:
 
 def _run(options: argparse.Namespace, scale: Scale, path: Path, rows: list[Row]) -> list[Row]:
     """Do what is missing; every row is written as soon as it is there."""
+    seeds = range(options.first_seed, options.seeds)
     arms = options.arms or [*CODECS_AND_VIEWS, *(ARMS if options.all else ())]
     known = {(row.arm, row.seed) for row in rows}
-    wanted = [(arm, seed) for seed in range(options.seeds) for arm in dict.fromkeys(arms) if arm != "live" or seed < LIVE_SEEDS]
+    wanted = [(arm, seed) for seed in seeds for arm in dict.fromkeys(arms) if arm != "live" or seed < options.first_seed + LIVE_SEEDS]
     todo = [pair for pair in wanted if pair not in known]
+    if mixed := mixed_seeds(rows, todo, here := str(machine()["cpu"])):
+        free = 1 + max(seed for _, seed in known)
+        raise SystemExit(f"seeds {mixed} have students of another CPU than {here}: they would be no pairs. Next: --first-seed {free}")
     started = time.perf_counter()
     with workers(options.jobs) as pool:
         running = [pool.submit(measure, options.folder, scale, arm, seed) for arm, seed in todo]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +63,9 @@ photos, and the IoU of real things' alpha masks found in patch tokens. Differenc
 Every row is in [study.parquet](study.parquet). {machine}, `{command}`; {hours:.1f} processor hours.
 """
 
+Figures: TypeAlias = Mapping[str, Mapping[tuple[int, str], float]]
+"""Figures of one measure by arm, then by seed and CPU: processors round differently, and a rounding moves a student as far as a codec."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -73,7 +76,7 @@ class Row:
     measures: Mapping[str, float]
     """Figures by name: percent, and cosines × 100; NaN where an arm has none."""
     seconds: float
-    """Of one process, training and measuring, without what arms share."""
+    """Processor time of one process, training and measuring, without what arms share; wall clock in older rows, NaN of interrupted ones."""
     scale: Mapping[str, int]
     cpu: str
 
@@ -118,19 +121,19 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     whole.rename(path)
 
 
-def by_arm(rows: Sequence[Row], measure: str) -> dict[str, dict[int, float]]:
-    """Return figures by arm and seed, without those that an arm does not have."""
-    found: dict[str, dict[int, float]] = {}
+def by_arm(rows: Sequence[Row], measure: str) -> Figures:
+    """Return the figures of a measure, without those that an arm does not have."""
+    found: dict[str, dict[tuple[int, str], float]] = {}
     for row in rows:
         if not math.isnan(row.measures[measure]):
-            found.setdefault(row.arm, {})[row.seed] = row.measures[measure]
+            found.setdefault(row.arm, {})[row.seed, row.cpu] = row.measures[measure]
     return found
 
 
-def differences(arms: Mapping[str, Mapping[int, float]], arm: str, against: str) -> NDArray[np.float64]:
-    """Return an arm's figures less those of another, of the seeds that both have, in the order of the seeds."""
+def differences(arms: Figures, arm: str, against: str) -> NDArray[np.float64]:
+    """Return an arm's figures less those of another, of the seeds that both have from one kind of machine, in the order of the seeds."""
     one, other = arms.get(arm, {}), arms.get(against, {})
-    return np.array([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
+    return np.array([one[pair] - other[pair] for pair in sorted(one.keys() & other.keys())])
 
 
 def interval(differences_n: NDArray[np.float64], lines: int) -> Interval:
@@ -179,9 +182,13 @@ def verdict(found: Interval) -> str:
     return "equal" if max(-found.low, found.high) <= GOAL else "cannot tell"
 
 
-def pilot_deviation(arms: Mapping[str, Mapping[int, float]], against: Mapping[str, str]) -> float:
-    """Return the standard deviation of differences within pairs, pooled over the comparisons, of the first pairs alone; NaN without any."""
-    spreads = [found[:PILOT].var(ddof=1) for arm, other in against.items() if len(found := differences(arms, arm, other)) >= PILOT]
+def pilot_deviation(arms: Figures, against: Mapping[str, str]) -> float:
+    """Return the standard deviation of differences within pairs, pooled over the comparisons, of the first pairs alone; NaN without any.
+
+    Without the comparisons of which nothing varies, as `live` with `fp32`: they say nothing of the others' power.
+    """
+    pilots = [found[:PILOT] for arm, other in against.items() if len(found := differences(arms, arm, other)) >= PILOT]
+    spreads = [float(pilot.var(ddof=1)) for pilot in pilots if np.ptp(pilot)]
     return math.sqrt(float(np.mean(spreads))) if spreads else math.nan
 
 
@@ -213,7 +220,7 @@ def write_page(rows: Sequence[Row], against: Mapping[str, str], curve: Mapping[s
         "means": "\n".join(_means_line(arm, measured) for arm in dict.fromkeys(row.arm for row in rows)),
         "machine": "{}, {} cores, Python {}".format(" and ".join(sorted({row.cpu for row in rows})), *_cores_and_python()),
         "command": command,
-        "hours": sum(row.seconds for row in rows) / 3600,
+        "hours": sum(row.seconds for row in rows if not math.isnan(row.seconds)) / 3600,
     }
     _, heading, words = out.read_text().partition(_BY_HAND) if out.is_file() else ("", "", "")
     out.write_text(_TEXT.format(**known) + heading + words)
@@ -224,7 +231,7 @@ def _cores_and_python() -> tuple[Any, Any]:
     return here["cores"], here["python"]
 
 
-def _power(arms: Mapping[str, Mapping[int, float]], against: Mapping[str, str], lines: int) -> str:
+def _power(arms: Figures, against: Mapping[str, str], lines: int) -> str:
     deviation = pilot_deviation(arms, against)
     if math.isnan(deviation):
         return f"Power: fewer than {PILOT} pairs, so none is stated."
@@ -240,7 +247,7 @@ def _difference_line(pair: tuple[str, str], found: Mapping[str, Interval]) -> st
     return f"| {' | '.join(cells)} |"
 
 
-def _means_line(arm: str, measured: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:
+def _means_line(arm: str, measured: Mapping[str, Figures]) -> str:
     cells = [arm, str(len(measured[DECIDES].get(arm, {})))]
     for name in _UNITS:
         values = list(measured[name].get(arm, {}).values())

@@ -1,21 +1,23 @@
 """The study's statistics against what is known of them, its rows at rest, its page, and the arms' pairs."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from eupe_pipeline.pipeline.distillation.budget import STUDY
 
-from benchmarks.study import with_aliases
+from benchmarks.study import mixed_seeds, with_aliases
 from benchmarks.study_arms import AGAINST, ARMS, CODECS_AND_VIEWS, SAME, VIEWS, Scale
 from benchmarks.study_table import (
     Interval,
     Row,
+    by_arm,
     differences,
     interval,
     intervals,
+    pilot_deviation,
     planned_half_width,
     read_rows,
     seen_difference,
@@ -58,9 +60,28 @@ def test_alike_differences_but_one_give_no_endless_interval() -> None:
 
 
 def test_the_interval_does_not_hang_on_the_order_in_which_students_were_measured() -> None:
-    arms = {"a": {seed: float(seed % 3) for seed in range(9)}, "b": dict.fromkeys(reversed(range(8)), 1.0)}
+    rows = [row("a", seed, float(seed % 3)) for seed in range(9)] + [row("b", seed, 1.0) for seed in reversed(range(8))]
+    arms = by_arm(rows, "knn_percent")
     assert differences(arms, "a", "b").tolist() == [-1, 0, 1, -1, 0, 1, -1, 0]
     assert differences(arms, "a", "absent").size == 0
+
+
+def test_students_of_two_kinds_of_cpu_are_no_pair() -> None:
+    rows = [row("a", 0, 2.0), row("b", 0, 1.0), row("a", 1, 3.0), replace(row("b", 1, 1.0), cpu="another CPU")]
+    assert differences(by_arm(rows, "knn_percent"), "a", "b").tolist() == [1.0]
+
+
+def test_a_study_that_goes_on_with_another_cpu_names_the_seeds_that_are_taken() -> None:
+    rows = [row("int8", seed, 1.0) for seed in range(3)] + [replace(row("int8", 3, 1.0), cpu="another CPU")]
+    assert mixed_seeds(rows, [("fp32", seed) for seed in range(5)], "another CPU") == [0, 1, 2]
+    assert mixed_seeds(rows, [("fp32", 3), ("int8", 4)], "another CPU") == []
+
+
+def test_a_comparison_of_which_nothing_varies_says_nothing_of_the_power() -> None:
+    rows = [row(arm, seed, float(seed % 3 if arm == "int8" else 1)) for arm in ("int8", "live", "fp32") for seed in range(4)]
+    arms = by_arm(rows, "knn_percent")
+    assert pilot_deviation(arms, {"int8": "fp32", "live": "fp32"}) == pilot_deviation(arms, {"int8": "fp32"}) > 0
+    assert math.isnan(pilot_deviation(arms, {"live": "fp32"}))
 
 
 def test_the_planned_width_is_student_s_and_a_difference_seen_in_four_of_five_is_larger() -> None:
