@@ -178,20 +178,19 @@ def test_what_is_in_a_ledger_takes_three_round_trips_and_no_request_twice(server
 
 
 def test_readers_that_are_dropped_leave_neither_threads_nor_memory(server: FaultyServer, remote: Made, local: Made) -> None:
-    gc.collect()
-    wait_for(lambda: not fetching_threads())
+    of_others = fetching_threads()
     features = opened(remote, server)
     check(features, local, *((first, first + 4) for first in range(0, 40, 4)))
-    assert fetching_threads()
+    assert fetching_threads() - of_others
     objects = weakref.ref(features._objects)
     del features
     gc.collect()
-    wait_for(lambda: not fetching_threads())
+    wait_for(lambda: not fetching_threads() - of_others)
     assert objects() is None
 
 
-def fetching_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fetch-")]
+def fetching_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("fetch-")}
 
 
 def test_announced_rows_are_held_where_they_are_dense(server: FaultyServer, remote: Made, local: Made) -> None:
