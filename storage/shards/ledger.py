@@ -88,7 +88,7 @@ class Ledgers:
     def numbers(self) -> set[int]:
         """Return the numbers of the ledgers that exist, listed afresh."""
         names = (name.partition(".") for name in self._objects.names(f"{self._prefix}/ledgers"))
-        self._known = {int(stem) for stem, _, ending in names if ending == "parquet" and stem.isdecimal()}
+        self._known, self._folders = {int(stem) for stem, _, ending in names if ending == "parquet" and stem.isdecimal()}, None
         return self._known
 
     def _known_numbers(self) -> set[int]:

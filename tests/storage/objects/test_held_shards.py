@@ -101,6 +101,15 @@ def test_a_record_beside_the_ledgers_counts(server: FaultyServer, local: Made) -
     assert len([path for method, path in server.seen if method == "GET" and path.endswith("commits/000003.json")]) == 1
 
 
+def test_a_reader_of_before_the_ledger_notices_what_was_discarded_from_it(server: FaultyServer, local: Made) -> None:
+    made = uploaded(local)
+    writer, reader = made.features.group, opened(made, server).group
+    assert reader.record(0) is not None
+    writer.compact()
+    writer.objects.create(f"{writer.prefix}/discarded/000002", [b"{}"])
+    assert [reader.record(shard) is None for shard in range(5)] == [False, False, True, False, False]
+
+
 def test_few_rows_are_read_row_by_row(server: FaultyServer, remote: Made, local: Made) -> None:
     features = opened(remote, server)
     check(features, local, (9, 10), (33, 34))
