@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/study"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/study.md"))
     options = parser.parse_args()
+    if options.first_seed >= options.seeds:
+        parser.error(f"--seeds {options.seeds} leaves no seed from --first-seed {options.first_seed} on; give a larger --seeds")
     scale = Scale(options.images, test_images=options.test_images, steps=options.steps)
     path = options.out.with_suffix(".parquet")
     rows = read_rows(path, asdict(scale))
@@ -84,7 +86,8 @@ def _run(options: argparse.Namespace, scale: Scale, path: Path, rows: list[Row])
     todo = [pair for pair in wanted if pair not in known]
     if mixed := mixed_seeds(rows, todo, here := str(machine()["cpu"])):
         free = 1 + max(seed for _, seed in known)
-        raise SystemExit(f"seeds {mixed} have students of another CPU than {here}: they would be no pairs. Next: --first-seed {free}")
+        next_command = f"--first-seed {free} --seeds {free + len(seeds)}"
+        raise SystemExit(f"seeds {mixed} have students of another CPU than {here}, so there would be no pairs. Next: {next_command}")
     started = time.perf_counter()
     with workers(options.jobs) as pool:
         running = [pool.submit(measure, options.folder, scale, arm, seed) for arm, seed in todo]
