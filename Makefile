@@ -13,7 +13,7 @@ GPU_PYTHON ?= 3.12
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study study-long soak venv-locked docs clean locks
+.PHONY: help venv test test-long test-faults bench-store bench-cli check format pins package pythons test-docker demo bench-extract bench-train bench-curate bench-rules bench-students bench-pixels bench-quantised bench-day bench-gpu gpu-wheels gpu-check study study-long study-gpu soak venv-locked docs clean locks
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -119,6 +119,11 @@ study: venv ## what codecs, tokens and views do to students, in pairs (hours on 
 
 study-long: venv ## the whole study: 16 pairs, also of several teachers and of stages (a night on two cores, resumable)
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(BIN)/python -m benchmarks.study --all --seeds $(or $(SEEDS),16)
+
+# Feature sets of all arms, in both draws of views, take some 430 GB; STUDY="--arms fp32 int8 live" is a part of it, in 65 GB.
+study-gpu: venv ## on a CUDA machine: the same study on all of CIFAR-10 and at 224 px (hours, resumable): docs/results/study-gpu.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study --images 50000 --size-px 224 --teacher-px 224 --batch-size 256 --seeds $(or $(SEEDS),16) \
+	  --folder runs/study-gpu --out docs/results/study-gpu.md $(or $(STUDY),--all)
 
 bench-extract: venv ## extraction against a bare forward loop, and what five kills cost: docs/results/bench-extract.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench_extract

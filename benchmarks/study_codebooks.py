@@ -19,15 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 NAME = "codebooks"
-TEACHER, SIZE_PX = "efficientnet-lite0", 128
+TEACHER = "efficientnet-lite0"
 PART = 8  # values of a byte
 CODES = 256
 _ITERATIONS, _TOKENS = 12, 16_384
 _PARTS_AT_ONCE = 16
+_SIZE, _OLDER_SIZE_PX = "size_px", 128
 
 
-def make_codebooks(reader: FeatureReader, path: Path) -> None:
-    """Learn the codebooks of class and patch tokens from a feature set of fp32 tokens, and write them."""
+def make_codebooks(reader: FeatureReader, path: Path, size_px: int) -> None:
+    """Learn the codebooks of class and patch tokens from a feature set of fp32 tokens, and write them with the teacher's input size."""
     generator = torch.Generator().manual_seed(0)
     rows = np.arange(0, reader.views.rows, max(1, reader.views.rows // 2048))
     stored = reader.read(rows)
@@ -42,7 +43,7 @@ def make_codebooks(reader: FeatureReader, path: Path) -> None:
         arrays[f"{kind}_codes"] = k_means((normalised @ rotation).unflatten(1, (-1, PART)).transpose(0, 1), generator)
     statistics = reader.statistics.arrays()
     arrays |= {name: torch.from_numpy(np.array(statistics[name])) for name in ("cls_mean", "cls_std", "patch_mean", "patch_std")}
-    save_file(arrays, path)
+    save_file(arrays | {_SIZE: torch.tensor(size_px)}, path)
 
 
 def k_means(parts_PnD: Tensor, generator: torch.Generator) -> Tensor:
@@ -70,9 +71,9 @@ def nearest(parts_PnD: Tensor, codes_PCD: Tensor) -> Tensor:
 class Quantised(nn.Module):
     """The teacher, its tokens replaced by those of the codebooks."""
 
-    def __init__(self, arrays: dict[str, Tensor]) -> None:
+    def __init__(self, arrays: dict[str, Tensor], size_px: int) -> None:
         super().__init__()
-        self.encoder = load_teacher(resolve_teacher(TEACHER, size_px=SIZE_PX), "cpu").encoder
+        self.encoder = load_teacher(resolve_teacher(TEACHER, size_px=size_px), "cpu").encoder
         for name, values in arrays.items():
             self.register_buffer(name, values)
 
@@ -92,9 +93,10 @@ class Quantised(nn.Module):
 
 def build(weights: Path) -> OwnTeacher:
     """Return the teacher with the codebooks in a file."""
-    module = Quantised(load_file(weights))
-    prep = resolve_teacher(TEACHER, size_px=SIZE_PX).preprocessing
+    arrays = load_file(weights)
+    size_px = int(arrays.pop(_SIZE, torch.tensor(_OLDER_SIZE_PX)))
+    prep = resolve_teacher(TEACHER, size_px=size_px).preprocessing
     return OwnTeacher(
-        module, name=NAME, size_px=SIZE_PX, stride_px=32, cls="class token", mean=prep.mean, std=prep.std,
+        Quantised(arrays, size_px), name=NAME, size_px=size_px, stride_px=32, cls="class token", mean=prep.mean, std=prep.std,
         interpolation=prep.interpolation, pixel_scale=prep.pixel_scale, channel_order=prep.channel_order,
     )  # fmt: skip

@@ -16,6 +16,7 @@ leads there, else NaN. Axes: N images, D channels.
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -37,12 +38,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from .rule_sets import unpacked_stamps
-from .study_arms import SIZE_PX, TEACHER, TEACHER_PX, Study
+from .study_arms import AGREEMENT_IMAGES, TEACHER, Study
 from .study_codebooks import NAME as CODEBOOKS_NAME
 
-AGREEMENT_IMAGES = 2000
 PICTURES_A_STAMP = 2
 C_POWERS = linear.POWERS[::4]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _BATCH = 250
 
 
@@ -65,8 +66,9 @@ class Pixels:
 
     def __init__(self, study: Study) -> None:
         self._folder, self._study = study.folder / "pixels", study
-        self.bank, self.bank_labels = self._photos("bank", SIZE_PX)
-        self.test, self.test_labels = self._photos("test", SIZE_PX)
+        self._size_px = study.scale.size_px
+        self.bank, self.bank_labels = self._photos("bank", self._size_px)
+        self.test, self.test_labels = self._photos("test", self._size_px)
         stamps = self._kept("stamps", self._stamps)
         self.pictures, self.masks, self.is_test = stamps["pictures"], stamps["masks"], stamps["is_test"]
 
@@ -75,26 +77,28 @@ class Pixels:
 
         def make() -> dict[str, NDArray[Any]]:
             labels = dataset.labels()
-            crops = [center_square(dataset.read_image(image), Input(size_px)) for image in range(len(labels))]
-            return {"pixels": np.stack(crops), "labels": labels}
+            pixels = np.empty((len(labels), size_px, size_px, 3), np.uint8)
+            for image in range(len(labels)):
+                pixels[image] = center_square(dataset.read_image(image), Input(size_px))
+            return {"pixels": pixels, "labels": labels}
 
         arrays = self._kept(f"{split}-{size_px}", make)
         return arrays["pixels"], arrays["labels"]
 
     def _stamps(self) -> dict[str, NDArray[Any]]:
         """Put each stamp on photos: at a random place, its longer side two fifths to all of the picture."""
-        random, pictures, masks, is_test = np.random.default_rng(0), [], [], []
+        random, pictures, masks, is_test, side_px = np.random.default_rng(0), [], [], [], self._size_px
         for number, path in enumerate(unpacked_stamps(self._study.folder / "stamps")):
             stamp = Image.open(path).convert("RGBA")
             for _ in range(PICTURES_A_STAMP):
-                scale = random.uniform(0.4, 1.0) * SIZE_PX / max(stamp.size)
+                scale = random.uniform(0.4, 1.0) * side_px / max(stamp.size)
                 small = stamp.resize([max(1, round(side * scale)) for side in stamp.size], Image.Resampling.BOX)
-                left, top = (int(random.integers(SIZE_PX - side + 1)) for side in small.size)
+                left, top = (int(random.integers(side_px - side + 1)) for side in small.size)
                 half = len(self.test) // 2
                 background = int(random.integers(half)) + half * (number % 2)
                 picture = Image.fromarray(self.test[background]).convert("RGBA")
                 picture.alpha_composite(small, (left, top))
-                mask = np.zeros((SIZE_PX, SIZE_PX), np.bool_)
+                mask = np.zeros((side_px, side_px), np.bool_)
                 mask[top : top + small.height, left : left + small.width] = np.asarray(small)[..., 3] >= 128
                 pictures.append(np.asarray(picture.convert("RGB")))
                 masks.append(mask)
@@ -106,14 +110,16 @@ class Pixels:
         common = self.common_statistics()
 
         def make() -> dict[str, NDArray[Any]]:
-            teacher = load_teacher(resolve_teacher(TEACHER, size_px=TEACHER_PX), "cpu")
-            photos, _ = self._photos("test", TEACHER_PX)
+            teacher_px = self._study.scale.teacher_px
+            teacher = load_teacher(resolve_teacher(TEACHER, size_px=teacher_px), DEVICE)
+            photos, _ = self._photos("test", teacher_px)
             made: list[tuple[NDArray[Any], NDArray[Any]]] = []
             for start in range(0, min(AGREEMENT_IMAGES, len(photos)), _BATCH):
                 with torch.no_grad():
-                    tokens = teacher(torch.from_numpy(photos[start : start + _BATCH][: AGREEMENT_IMAGES - start]))
+                    tokens = teacher(torch.from_numpy(photos[start : start + _BATCH][: AGREEMENT_IMAGES - start]).to(DEVICE))
                 assert tokens.cls_BD is not None
-                made.append((common.normalize_cls(tokens.cls_BD.numpy()), common.normalize_patch(tokens.patch_BHWD.numpy())))
+                cls_BD, patch_BHWD = tokens.cls_BD.float().cpu().numpy(), tokens.patch_BHWD.float().cpu().numpy()
+                made.append((common.normalize_cls(cls_BD), common.normalize_patch(patch_BHWD)))
             return {kind: np.concatenate([pair[index] for pair in made]) for index, kind in enumerate(("cls", "patch"))}
 
         arrays = self._kept("teacher", make)
@@ -137,15 +143,16 @@ class Pixels:
         return name, store.features(next(keys)).statistics
 
     def _kept(self, name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-        path = self._folder / f"{name}.npz"
+        """Return arrays of the folder, made unless they are there; they are read as they are used: photos of 224 px take gigabytes."""
+        folder = self._folder / name
         with self._study.alone(f"pixels-{name}"):
-            if not path.is_file():
-                self._folder.mkdir(exist_ok=True)
-                with (whole := path.with_suffix(".part")).open("wb") as file:
-                    np.savez(file, allow_pickle=False, **make())
-                whole.rename(path)
-        with np.load(path) as arrays:
-            return dict(arrays)
+            if not folder.is_dir():
+                shutil.rmtree(part := folder.with_name(f"{name}.part"), ignore_errors=True)
+                part.mkdir(parents=True)
+                for key, array in make().items():
+                    np.save(part / f"{key}.npy", array, allow_pickle=False)
+                part.rename(folder)
+        return {file.stem: np.load(file, mmap_mode="c") for file in folder.glob("*.npy")}
 
 
 def measure_student(study: Study, pixels: Pixels, run: Path) -> Measures:
@@ -162,13 +169,13 @@ def measure_student(study: Study, pixels: Pixels, run: Path) -> Measures:
 
 
 def _tokens(student: Student, pixels_NHWC: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Return class (N, D) and patch tokens (N, H, W, D), fp32."""
-    classes, patches = [], []
+    """Return class (N, D) and patch tokens (N, H, W, D), fp32, on the CPU."""
+    classes, patches, encoder = [], [], student.encoder.to(DEVICE)
     for start in range(0, len(pixels_NHWC), _BATCH):
         with torch.no_grad():
-            tokens = student.encoder(student.encoder.preprocessing.apply(torch.from_numpy(pixels_NHWC[start : start + _BATCH])))
-        classes.append(tokens.cls_BD)
-        patches.append(tokens.patch_BHWD)
+            tokens = encoder(encoder.preprocessing.apply(torch.from_numpy(pixels_NHWC[start : start + _BATCH]).to(DEVICE)))
+        classes.append(tokens.cls_BD.cpu())
+        patches.append(tokens.patch_BHWD.cpu())
     return torch.cat(classes), torch.cat(patches)
 
 

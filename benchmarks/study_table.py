@@ -8,7 +8,7 @@ the other measures have intervals of the same width and decide nothing.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
 from .figures import machine
+from .study_arms import AGREEMENT_IMAGES, Scale
 
 GOAL = 0.6  # points: half the width of an interval, and what counts as a difference that matters
 PILOT = 4  # pairs
@@ -34,11 +35,12 @@ DECIDES = "knn_percent"
 _TEXT = """# What caching costs, and what stages give
 
 Students of one seed are a pair: the same initial weights, order of photos and views in every arm. Each was taught on {images:,} training
-photos of CIFAR-10 by EfficientNet-Lite0 at 128 px: ViT, width 64, depth 4, 32 px, a 4 × 4 grid like the teacher's, {steps} steps of
-{batch_size} a stage, fp32. Measured on {test_images:,} test photos, in percent: kNN among {bank_images:,} photos with labels (ours: k = 10,
-cosine, class token), a linear probe taught by the same, cosines × 100 of class and patch tokens to the teacher's on 2,000 of the test
-photos, and the IoU of real things' alpha masks found in patch tokens. Differences are within pairs, with bootstrap intervals over the pairs
-(Student's of fewer than twelve) that hold together for all {lines} lines of a measure (95 %).
+photos of CIFAR-10 by EfficientNet-Lite0 at {teacher_px} px: ViT, width 64, depth 4, {size_px} px, a {grid} × {grid} grid like the
+teacher's, {steps:,} steps of {batch_size} a stage, fp32. Measured on {test_images:,} test photos, in percent: kNN among {bank_images:,}
+photos with labels (ours: k = 10, cosine, class token), a linear probe taught by the same, cosines × 100 of class and patch tokens to the
+teacher's on {agreement_images:,} of the test photos, and the IoU of real things' alpha masks found in patch tokens. Differences are within
+pairs, with bootstrap intervals over the pairs (Student's of fewer than twelve) that hold together for all {lines} lines of a measure
+(95 %).
 
 {power}
 
@@ -60,11 +62,11 @@ photos, and the IoU of real things' alpha masks found in patch tokens. Differenc
 |---|---|{rules}
 {means}
 
-Every row is in [study.parquet](study.parquet). {machine}, `{command}`; {hours:.1f} processor hours.
+Every row is in [{rows}]({rows}). {machine}, `{command}`; {hours:.1f} processor hours.
 """
 
 Figures: TypeAlias = Mapping[str, Mapping[tuple[int, str], float]]
-"""Figures of one measure by arm, then by seed and CPU: processors round differently, and a rounding moves a student as far as a codec."""
+"""Figures of one measure by arm, then by seed and processor: they round differently, and a rounding moves a student as far as a codec."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Row:
     seconds: float
     """Processor time of one process, training and measuring, without what arms share; wall clock in older rows, NaN of interrupted ones."""
     scale: Mapping[str, int]
-    cpu: str
+    processor: str
+    """Its kind: of the GPU where there is one, else of the CPU."""
 
 
 class Interval(NamedTuple):
@@ -102,20 +105,27 @@ class Interval(NamedTuple):
 
 def read_rows(path: Path, scale: Mapping[str, int]) -> list[Row]:
     """Return the rows of studies of this scale; none where there is no file."""
+    return [row for row in _all_rows(path, scale) if row.scale == scale]
+
+
+def _all_rows(path: Path, scale: Iterable[str]) -> list[Row]:
     lines = pq.read_table(path).to_pylist() if path.is_file() else []
-    rows = [
+    return [
         Row(
             line["arm"], line["seed"], {name: line[name] for name in _UNITS}, line["seconds"],
-            {name: line[name] for name in scale}, line["cpu"],
+            {name: line[name] for name in scale}, line["processor"],
         )
         for line in lines
     ]  # fmt: skip
-    return [row for row in rows if row.scale == scale]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows to a Parquet file, which is never there in part."""
-    lines = [{"arm": row.arm, "seed": row.seed, **row.measures, "seconds": row.seconds, **row.scale, "cpu": row.cpu} for row in rows]
+    """Write the rows of one scale to a Parquet file, in the place of those of this scale; it is never there in part."""
+    others = [row for row in _all_rows(path, rows[0].scale) if row.scale != rows[0].scale] if rows else []
+    lines = [
+        {"arm": row.arm, "seed": row.seed, **row.measures, "seconds": row.seconds, **row.scale, "processor": row.processor}
+        for row in [*others, *rows]
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(lines), whole := path.with_suffix(".part"))
     whole.rename(path)
@@ -126,7 +136,7 @@ def by_arm(rows: Sequence[Row], measure: str) -> Figures:
     found: dict[str, dict[tuple[int, str], float]] = {}
     for row in rows:
         if not math.isnan(row.measures[measure]):
-            found.setdefault(row.arm, {})[row.seed, row.cpu] = row.measures[measure]
+            found.setdefault(row.arm, {})[row.seed, row.processor] = row.measures[measure]
     return found
 
 
@@ -210,6 +220,9 @@ def write_page(rows: Sequence[Row], against: Mapping[str, str], curve: Mapping[s
     found = intervals(rows, against)
     known: dict[str, Any] = {
         **rows[0].scale,
+        "grid": Scale(**rows[0].scale).grid,
+        "agreement_images": min(AGREEMENT_IMAGES, rows[0].scale["test_images"]),
+        "rows": out.with_suffix(".parquet").name,
         "goal": GOAL,
         "lines": len(found),
         "heads": " | ".join(_UNITS.values()),
@@ -218,7 +231,7 @@ def write_page(rows: Sequence[Row], against: Mapping[str, str], curve: Mapping[s
         "differences": "\n".join(_difference_line(pair, of) for pair, of in found.items()),
         "views": _views_lines({pair: of[DECIDES] for pair, of in found.items()}, curve),
         "means": "\n".join(_means_line(arm, measured) for arm in dict.fromkeys(row.arm for row in rows)),
-        "machine": "{}, {} cores, Python {}".format(" and ".join(sorted({row.cpu for row in rows})), *_cores_and_python()),
+        "machine": "{}, {} cores, Python {}".format(" and ".join(sorted({row.processor for row in rows})), *_cores_and_python()),
         "command": command,
         "hours": sum(row.seconds for row in rows if not math.isnan(row.seconds)) / 3600,
     }

@@ -1,5 +1,6 @@
 """The study's statistics against what is known of them, its rows at rest, its page, and the arms' pairs."""
 
+import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eupe_pipeline.pipeline.distillation.budget import STUDY
+from eupe_pipeline.student.training.run_folder import load_student
 
-from benchmarks.study import mixed_seeds, with_aliases
-from benchmarks.study_arms import AGAINST, ARMS, CODECS_AND_VIEWS, SAME, VIEWS, Scale
+from benchmarks.study import FOLDER, PAGE, missing, mixed_seeds, parsed, with_aliases
+from benchmarks.study_arms import AGAINST, ARMS, CODECS_AND_VIEWS, SAME, VIEWS, Scale, Study
 from benchmarks.study_table import (
     Interval,
     Row,
@@ -27,7 +29,9 @@ from benchmarks.study_table import (
 )
 
 ROOT = Path(__file__).parents[1]
-SCALE = {"images": 1600, "bank_images": 10_000, "test_images": 10_000, "steps": 800, "batch_size": 32}
+SCALE = {
+    "images": 1600, "bank_images": 10_000, "test_images": 10_000, "steps": 800, "batch_size": 32, "size_px": 32, "teacher_px": 128,
+}  # fmt: skip
 NONE = {"linear_percent": 50.0, "cls_cosine": math.nan, "patch_cosine": 20.0, "mask_iou": 30.0}
 
 
@@ -67,12 +71,12 @@ def test_the_interval_does_not_hang_on_the_order_in_which_students_were_measured
 
 
 def test_students_of_two_kinds_of_cpu_are_no_pair() -> None:
-    rows = [row("a", 0, 2.0), row("b", 0, 1.0), row("a", 1, 3.0), replace(row("b", 1, 1.0), cpu="another CPU")]
+    rows = [row("a", 0, 2.0), row("b", 0, 1.0), row("a", 1, 3.0), replace(row("b", 1, 1.0), processor="another CPU")]
     assert differences(by_arm(rows, "knn_percent"), "a", "b").tolist() == [1.0]
 
 
 def test_a_study_that_goes_on_with_another_cpu_names_the_seeds_that_are_taken() -> None:
-    rows = [row("int8", seed, 1.0) for seed in range(3)] + [replace(row("int8", 3, 1.0), cpu="another CPU")]
+    rows = [row("int8", seed, 1.0) for seed in range(3)] + [replace(row("int8", 3, 1.0), processor="another CPU")]
     assert mixed_seeds(rows, [("fp32", seed) for seed in range(5)], "another CPU") == [0, 1, 2]
     assert mixed_seeds(rows, [("fp32", 3), ("int8", 4)], "another CPU") == []
 
@@ -103,6 +107,78 @@ def test_rows_come_back_by_scale_and_a_figure_that_an_arm_lacks_stays_none(tmp_p
     (found,) = read_rows(path, SCALE)
     assert (found.arm, found.measures["knn_percent"], found.scale) == ("int8", 31.5, SCALE)
     assert math.isnan(found.measures["cls_cosine"])
+
+
+def test_rows_of_another_scale_stay_in_their_file(tmp_path: Path) -> None:
+    path, larger = tmp_path / "study.parquet", {**SCALE, "size_px": 224, "teacher_px": 224}
+    write_rows(path, [row("int8", 0, 31.5)])
+    write_rows(path, [replace(row("int8", 0, 60.0), scale=larger)])
+    write_rows(path, [row("int8", 0, 31.5), row("int8", 1, 32.5)])
+    assert [one.measures["knn_percent"] for one in read_rows(path, SCALE)] == [31.5, 32.5]
+    assert [one.measures["knn_percent"] for one in read_rows(path, larger)] == [60.0]
+
+
+@pytest.mark.parametrize(
+    ("size_px", "teacher_px", "grid", "sampled", "sizes_px"),
+    [(32, 128, 4, 4, (24, 32, 40)), (224, 224, 7, 12, (160, 224, 288)), (64, 64, 2, 1, (32, 64, 96))],
+)
+def test_a_student_of_any_size_has_the_teachers_grid(
+    size_px: int, teacher_px: int, grid: int, sampled: int, sizes_px: tuple[int, ...]
+) -> None:
+    scale = Scale(size_px=size_px, teacher_px=teacher_px)
+    assert (scale.grid, scale.sampled_tokens, scale.sizes_px) == (grid, sampled, sizes_px)
+    assert scale.student({"width": 64}).options["patch_px"] * grid == size_px
+
+
+def test_all_of_cifar_at_224_px_is_one_command_with_as_many_epochs_and_a_page_of_its_own() -> None:
+    own = ["--folder", "runs/study-gpu", "--out", "docs/results/study-gpu.md"]
+    options, scale = parsed(["--images", "50000", "--size-px", "224", "--teacher-px", "224", "--batch-size", "256", *own])
+    assert scale == Scale(50_000, 50_000, 10_000, 3125, 256, 224, 224)
+    assert scale.steps * scale.batch_size / scale.images == Scale().steps * Scale().batch_size / Scale().images == 16
+    assert len(missing(options, [])) == 16 * len(CODECS_AND_VIEWS)
+    options, scale = parsed([])
+    assert (options.folder, options.out, scale) == (FOLDER, PAGE, Scale())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "50000"], "give --out and --folder"),
+        (["--images", "50000", "--out", "page.md"], "give --out and --folder"),
+        (["--size-px", "33"], "got 128 and 33 px"),
+        (["--teacher-px", "100"], "got 100 and 32 px"),
+        (["--teacher-px", "32"], "got 32 and 32 px"),
+        (["--images", "0"], "at least 1"),
+        (["--arms", "int9"], "no arm 'int9'; there are 'fp32', 'fp16'"),
+        (["--first-seed", "16"], "leaves no seed"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_is_made(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(arguments)
+    assert message in capsys.readouterr().err
+
+
+TINY = Scale(images=32, bank_images=40, test_images=40, steps=4, batch_size=16, size_px=64, teacher_px=64)
+
+
+def test_at_another_size_live_targets_give_the_cached_student_and_the_folder_takes_no_other_scale(tmp_path: Path) -> None:
+    study = Study(tmp_path, TINY)
+    cached, live, nudged = (load_student(ARMS[arm](study, 1)).state_dict() for arm in ("fp32", "live", "fp32, nudged"))
+    assert all(values.equal(live[name]) for name, values in cached.items())
+    assert not all(values.equal(nudged[name]) for name, values in cached.items())
+    assert cached["encoder.backbone.patch_embed.proj.weight"].shape[-1] == 32
+    with pytest.raises(SystemExit, match=r"holds a study of Scale\(images=32.*steps=4.*Next: give another --folder"):
+        Study(tmp_path, replace(TINY, steps=5))
+
+
+def test_a_folder_of_before_scales_were_written_down_is_of_the_default(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with pytest.raises(SystemExit, match=r"holds a study of Scale\(images=1600"):
+        Study(tmp_path, TINY)
+    assert json.loads((tmp_path / "scale.json").read_text()) == SCALE
 
 
 def test_a_rerun_writes_the_page_anew_and_keeps_what_was_written_below_it(tmp_path: Path) -> None:
