@@ -111,7 +111,8 @@ def main() -> None:
         if options.dry_run:
             print(f"{len(todo)} students to train on {processor()}, {scale}", *(f"  {arm}, seed {seed}" for arm, seed in todo), sep="\n")
             return
-        rows = _run(options, scale, path, rows, todo)
+        _run(options, scale, path, todo)
+        rows = read_rows(path, asdict(scale))
     target = "make study-long" if options.all else "make study"
     command = target if scale == Scale() else f"python -m benchmarks.study {shlex.join(sys.argv[1:])}"
     write_page(with_aliases(rows), AGAINST, VIEWS, options.out, command)
@@ -132,18 +133,16 @@ def missing(options: argparse.Namespace, rows: Sequence[Row]) -> list[tuple[str,
     return todo
 
 
-def _run(options: argparse.Namespace, scale: Scale, path: Path, rows: list[Row], todo: Sequence[tuple[str, int]]) -> list[Row]:
+def _run(options: argparse.Namespace, scale: Scale, path: Path, todo: Sequence[tuple[str, int]]) -> None:
     """Do what is missing; every row is written as soon as it is there."""
     started = time.perf_counter()
     with workers(options.jobs) as pool:
         running = [pool.submit(measure, options.folder, scale, arm, seed) for arm, seed in todo]
         for done, future in enumerate(as_completed(running), start=1):
-            rows.append(row := future.result())
-            write_rows(path, rows)
+            write_rows(path, [row := future.result()])
             left = (time.perf_counter() - started) / done * (len(todo) - done) / 60
             figures = ", ".join(f"{name} {value:.2f}" for name, value in row.measures.items())
             print(f"{done}/{len(todo)}  {row.arm}, seed {row.seed}: {figures}  ({row.seconds:.0f} s; {left:.0f} min left)", flush=True)
-    return rows
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ table has lines, so intervals are at 1 − 0.05 / lines: all of them together ho
 the other measures have intervals of the same width and decide nothing.
 """
 
+import fcntl
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from .study_arms import AGREEMENT_IMAGES, Scale
 
 GOAL = 0.6  # points: half the width of an interval, and what counts as a difference that matters
 PILOT = 4  # pairs
+_NOTHING_VARIES = 0.05  # points: a deviation below a twelfth of the goal
 LEAST_BOOTSTRAPPED = 12  # pairs
 RESAMPLES = 20_000
 _BY_HAND = "\n## What it says\n"
@@ -83,6 +86,11 @@ class Row:
     processor: str
     """Its kind: of the GPU where there is one, else of the CPU."""
 
+    @property
+    def student(self) -> tuple[object, ...]:
+        """Return what tells this student from others."""
+        return self.arm, self.seed, self.processor, *self.scale.items()
+
 
 class Interval(NamedTuple):
     """Mean and bounds of differences, and how many there are."""
@@ -120,15 +128,25 @@ def _all_rows(path: Path, scale: Iterable[str]) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows of one scale to a Parquet file, in the place of those of this scale; it is never there in part."""
-    others = [row for row in _all_rows(path, rows[0].scale) if row.scale != rows[0].scale] if rows else []
-    lines = [
-        {"arm": row.arm, "seed": row.seed, **row.measures, "seconds": row.seconds, **row.scale, "processor": row.processor}
-        for row in [*others, *rows]
-    ]
+    """Put rows into a Parquet file, in the place of older ones of the same students; it is never there in part.
+
+    One process at a time does so, and what others have put in meanwhile stays.
+    """
+    if not rows:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(lines), whole := path.with_suffix(".part"))
-    whole.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        known = {row.student: row for row in _all_rows(path, rows[0].scale)}
+        lines = [
+            {"arm": row.arm, "seed": row.seed, **row.measures, "seconds": row.seconds, **row.scale, "processor": row.processor}
+            for row in (known | {row.student: row for row in rows}).values()
+        ]
+        pq.write_table(pa.Table.from_pylist(lines), whole := path.with_suffix(".part"))
+        whole.rename(path)
+    finally:
+        os.close(folder)
 
 
 def by_arm(rows: Sequence[Row], measure: str) -> Figures:
@@ -195,10 +213,11 @@ def verdict(found: Interval) -> str:
 def pilot_deviation(arms: Figures, against: Mapping[str, str]) -> float:
     """Return the standard deviation of differences within pairs, pooled over the comparisons, of the first pairs alone; NaN without any.
 
-    Without the comparisons of which nothing varies, as `live` with `fp32`: they say nothing of the others' power.
+    Without the comparisons of which nothing varies, or next to nothing, as of `live` with `fp32` and of stage 3 live and cached: they say
+    nothing of the others' power.
     """
     pilots = [found[:PILOT] for arm, other in against.items() if len(found := differences(arms, arm, other)) >= PILOT]
-    spreads = [float(pilot.var(ddof=1)) for pilot in pilots if np.ptp(pilot)]
+    spreads = [variance for pilot in pilots if (variance := float(pilot.var(ddof=1))) > _NOTHING_VARIES**2]
     return math.sqrt(float(np.mean(spreads))) if spreads else math.nan
 
 

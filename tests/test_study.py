@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def test_a_study_that_goes_on_with_another_cpu_names_the_seeds_that_are_taken() 
 
 def test_a_comparison_of_which_nothing_varies_says_nothing_of_the_power() -> None:
     rows = [row(arm, seed, float(seed % 3 if arm == "int8" else 1)) for arm in ("int8", "live", "fp32") for seed in range(4)]
+    rows += [row("stage 3 cached", seed, 1 + 0.01 * (seed % 2)) for seed in range(4)]
     arms = by_arm(rows, "knn_percent")
+    assert pilot_deviation(arms, {"int8": "fp32", "stage 3 cached": "fp32"}) == pilot_deviation(arms, {"int8": "fp32"})
     assert pilot_deviation(arms, {"int8": "fp32", "live": "fp32"}) == pilot_deviation(arms, {"int8": "fp32"}) > 0
     assert math.isnan(pilot_deviation(arms, {"live": "fp32"}))
 
@@ -113,9 +116,22 @@ def test_rows_of_another_scale_stay_in_their_file(tmp_path: Path) -> None:
     path, larger = tmp_path / "study.parquet", {**SCALE, "size_px": 224, "teacher_px": 224}
     write_rows(path, [row("int8", 0, 31.5)])
     write_rows(path, [replace(row("int8", 0, 60.0), scale=larger)])
-    write_rows(path, [row("int8", 0, 31.5), row("int8", 1, 32.5)])
+    write_rows(path, [])
+    write_rows(path, [row("int8", 1, 32.5)])
     assert [one.measures["knn_percent"] for one in read_rows(path, SCALE)] == [31.5, 32.5]
     assert [one.measures["knn_percent"] for one in read_rows(path, larger)] == [60.0]
+
+
+def test_two_studies_of_one_page_keep_each_other_s_rows_and_a_student_measured_again_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "study.parquet"
+    write_rows(path, [row("fp32", 0, 30.0)])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: write_rows(path, [row("int8", seed, float(seed))]), range(12)))
+    write_rows(path, [row("fp32", 0, 31.0), replace(row("fp32", 0, 33.0), processor="another CPU")])
+    found = {(one.arm, one.seed, one.processor): one.measures["knn_percent"] for one in read_rows(path, SCALE)}
+    assert found == {
+        ("fp32", 0, "some CPU"): 31.0, ("fp32", 0, "another CPU"): 33.0, **{("int8", seed, "some CPU"): float(seed) for seed in range(12)},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,11 @@ def architecture_of(recipe: TrainRecipe) -> dict[str, Any]:
 
 
 def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Student:
-    """Build the student with random weights that depend on the recipe's seed alone."""
+    """Build the student with random weights that depend on the recipe's seed alone.
+
+    Where no teacher has a class token, what the encoder's class token alone depends on is frozen: it would get no gradient, for which
+    DDP waits, and no state of the optimiser, which a checkpoint would lack.
+    """
     torch.manual_seed(step_seed(recipe.seed, -1))
     encoder = build_encoder(architecture_of(recipe))
     encoder.preprocessing = replace(encoder.preprocessing, size_px=max(recipe.student.sizes_px, key=area_px))
@@ -308,6 +312,9 @@ def initial_student(recipe: TrainRecipe, specs: Mapping[str, TargetSpec]) -> Stu
     set_rope_rescale_draws(encoder, recipe.student.rope_draws)
     set_drop_path(encoder, recipe.student.drop_path)
     set_activation_checkpointing(encoder, recipe.run.recompute_activations)
+    if all(spec.cls_dim is None for spec in specs.values()):
+        for name in encoder.class_parameters:
+            encoder.backbone.get_parameter(name).requires_grad_(False)
     return Student(encoder, recipe.adapter.width, specs)
 
 

@@ -192,12 +192,16 @@ def distillation_loss(
     terms: dict[str, dict[str, Tensor]] = {}
     total: Tensor | float = 0.0
     for name, target in targets.items():
-        weight = weights.get(name, TeacherWeights())
-        factors = {"cls": weight.cls, "patch": weight.patch, "relation": weight.patch * config.relation}
+        factors = term_weights(weights.get(name, TeacherWeights()), config)
         terms[name] = teacher_terms(student[name], target, config, shift, spaces.get(name), places.get(name))
         for term, value in terms[name].items():
             total = total + (0.0 if name in dropped else factors[term]) * value
     return torch.as_tensor(total), terms
+
+
+def term_weights(weight: TeacherWeights, config: LossConfig) -> dict[str, float]:
+    """Return the weight of each term of a teacher, by the term's name."""
+    return {"cls": weight.cls, "patch": weight.patch, "relation": weight.patch * config.relation}
 
 
 def teacher_terms(

@@ -21,7 +21,7 @@ INITIAL_WEIGHTS = ("official", "timm")
 DECAYED = ("weights", "matrices")
 PARALLEL = ("ddp", "fsdp")
 ORDERS = ("auto", "global", "shards")
-OPERATIONAL = (  # run.accumulate and the two after it change a run's rounding, as another number of ranks does, and nothing else
+OPERATIONAL = (  # run.accumulate and the two after it change a run's rounding, and which masks drop-path draws, as other ranks do
     "student.init_from",  # the same start may lie elsewhere: its content is an identity of the run
     "run.checkpoint_every",
     "run.keep_checkpoints",

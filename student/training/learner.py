@@ -32,7 +32,7 @@ from ..data.targets import Targets
 from ..model.batch_norms import KeptStatistics, average_over_ranks, follow, follow_statistics
 from ..model.draws import draw_shift, dropped_teachers, step_seed
 from ..model.grids import NO_SHIFT, Shift, most_shifted, shift_pixels, smallest_shift
-from ..model.losses import NO_SPACES, ClassSpace, distillation_loss
+from ..model.losses import NO_SPACES, ClassSpace, distillation_loss, term_weights
 from ..model.optimizers import build_optimizer, guard_next_step, set_learning_rate, take_back_guarded_step
 from ..model.ranks import ALONE, Ranks
 from ..model.recipe import TrainRecipe
@@ -300,8 +300,16 @@ class Learner:
         """Let the average and the smoothed loss follow an update whose loss is known to be finite."""
         if self.average is not None:
             follow(self.average, self.student, self.recipe.student.ema)
-        self.smoothed_loss += (losses[LOSS] - self.smoothed_loss) / min(step + 1, _SMOOTHED_STEPS)
+        self.smoothed_loss += (self._whole_loss(losses) - self.smoothed_loss) / min(step + 1, _SMOOTHED_STEPS)
         self._last = losses
+
+    def _whole_loss(self, losses: Mapping[tuple[str, str], float]) -> float:
+        """Return a step's loss with the teachers that it dropped, so that steps which dropped others can be compared."""
+        if not self.recipe.teacher.drop_probability:
+            return losses[LOSS]
+        weights = self.recipe.teacher.target_weights(self.student.teacher_names)
+        factors = {name: term_weights(weight, self.recipe.loss) for name, weight in weights.items()}
+        return sum(factors[name][term] * value for (name, term), value in losses.items() if (name, term) != LOSS)
 
     def _finite_losses(self, taken: _Step) -> dict[tuple[str, str], float]:
         """Return loss and terms of a step over all ranks; raises `TrainingDiverged`, and goes back before it, where it is not finite."""

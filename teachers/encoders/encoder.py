@@ -48,6 +48,8 @@ class Encoder(nn.Module):
         self.stride_px = stride_px
         self.cls = cls
         self.preprocessing = prep
+        self.class_parameters: tuple[str, ...] = ()
+        """Those of the backbone that only its class token depends on: where no teacher has one, nothing trains them."""
 
     @property
     def cls_width(self) -> int:

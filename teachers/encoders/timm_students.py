@@ -115,7 +115,9 @@ def build_timm_student(architecture: Options) -> Encoder:
         hidden.requires_grad_(False)  # the layer before the classifier that there is not: nothing would train it
     for name in inspected.idle:
         backbone.get_parameter(name).requires_grad_(False)
-    return around(backbone, architecture, prep)
+    encoder = around(backbone, architecture, prep)
+    encoder.class_parameters = inspected.of_class
+    return encoder
 
 
 def around(backbone: Any, architecture: Options, prep: Preprocessing) -> Encoder:
@@ -158,6 +160,8 @@ class Inspected(NamedTuple):
     """Canonical."""
     idle: tuple[str, ...] = ()
     """Parameters that neither class nor patch tokens depend on: they would get no gradient."""
+    of_class: tuple[str, ...] = ()
+    """Parameters that the class token alone depends on."""
 
 
 @lru_cache(maxsize=64)
@@ -293,7 +297,9 @@ def _inspected_at(
         record["cls_width"] = cls_BD.shape[1]
     if options:
         record["options"] = options
-    return Inspected(record, _idle_parameters(backbone, cls_BD, patch_BHWD))
+    beside_patch = _without_gradient(backbone, patch_BHWD)
+    idle = _without_gradient(backbone, cls_BD)
+    return Inspected(record, idle, tuple(name for name in beside_patch if name not in idle))
 
 
 def _need_grid(model: str, patch_BHWD: Tensor, sides: tuple[int, int], stride: int) -> None:
@@ -306,8 +312,9 @@ def _need_grid(model: str, patch_BHWD: Tensor, sides: tuple[int, int], stride: i
         )
 
 
-def _idle_parameters(backbone: nn.Module, cls_BD: Tensor, patch_BHWD: Tensor) -> tuple[str, ...]:
-    (cls_BD.sum() + patch_BHWD.sum()).backward()  # type: ignore[no-untyped-call]
+def _without_gradient(backbone: nn.Module, tokens: Tensor) -> tuple[str, ...]:
+    """Return the parameters without a gradient after a backward pass from some tokens, added to what was there."""
+    tokens.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
     return tuple(name for name, value in backbone.named_parameters() if value.requires_grad and value.grad is None)
 
 

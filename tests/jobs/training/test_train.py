@@ -153,6 +153,18 @@ def test_the_best_checkpoint_survives_and_becomes_a_model_of_its_own(tiny_store:
     assert run(tiny_store, recipe, tmp_path / "run") == {**summary, "already": True}
 
 
+def test_the_best_checkpoint_is_not_the_one_whose_step_dropped_a_teacher(tiny_store: Any, tmp_path: Path) -> None:
+    drops = TeacherConfig(drop_probability=0.6, weights={"tiny-int8": TeacherWeights(cls=2.0, patch=0.5)})
+    recipe = replace(RECIPE, teacher=drops, run=replace(RECIPE.run, checkpoint_every=1, keep_best=True))
+    summary = run(tiny_store, recipe, tmp_path / "run", ("tiny-teacher", "tiny-int8"))
+    lines = read_metrics(tmp_path / "run")
+    factors = {("tiny-teacher", "cls"): 1.0, ("tiny-teacher", "patch"): 1.0, ("tiny-int8", "cls"): 2.0, ("tiny-int8", "patch"): 0.5}
+    whole = [sum(factor * line["losses"][name][term] for (name, term), factor in factors.items()) for line in lines]
+    smoothed, dropping = ([sum(curve[:step]) / step for step in range(1, STEPS + 1)] for curve in (whole, losses(tmp_path / "run")))
+    best, misled = (1 + curve.index(min(curve)) for curve in (smoothed, dropping))
+    assert summary["best_step"] == best != misled
+
+
 def test_a_finished_run_says_so_and_returns_at_once(tiny_store: Any, tmp_path: Path, events: Any) -> None:
     seen, on_event = events
     first = run(tiny_store, RECIPE, tmp_path / "run")
