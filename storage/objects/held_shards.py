@@ -3,8 +3,8 @@
 A reader without a `shard_cache` folder that goes through a set in order (an evaluation, an export, one epoch) needs one GET an object, not
 one a row. The rows are copied out of the memory that the object arrived in and are checked against the commit record on their way, as they
 are wherever they lie; nothing is hashed twice and nothing goes through a disk. The price is memory, `limit_bytes` in all: of it 1/2 for the
-objects used last, 3/8 for those under way of one set (eight shards of 84 MB, one a connection), 1/8 to be used again, because a fresh
-page costs as much as copying one. What was dropped is read row by row, or whole once more where the reader goes on in order.
+objects used last, 3/8 for those under way (eight shards of 84 MB, one a connection; of several sets that are read in order, together), 1/8
+to be used again, because a fresh page costs as much as copying one. Shards of sets that do not fit side by side are read row by row.
 """
 
 import threading
@@ -26,7 +26,7 @@ class HeldObjects(RemoteObjects):
 
     def __init__(self, url: str, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         super().__init__(url)
-        self.fetchers = Fetchers(CONNECTIONS, limit_bytes * 3 // 8)
+        self.fetchers = Fetchers(CONNECTIONS, limit_bytes * 3 // 8, limit_bytes // 2)
         self._spare = _SpareMemory(limit_bytes // 8)
         self._held: LruCache[tuple[str, str], _Held] = LruCache(limit_bytes // 2, lambda held: len(held.data))
 

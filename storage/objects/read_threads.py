@@ -5,6 +5,7 @@ round trip. The threads belong to the process, are created at first use and agai
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -40,14 +41,29 @@ def run_parallel(parts: Iterable[Callable[[], None]]) -> None:
 def both(one: Callable[[], One], other: Callable[[], Other], *, at_once: bool) -> tuple[One, Other]:
     """Return what two calls give; `at_once` where each is a round trip to an object store.
 
-    One has a thread of its own then: those of the pool, which may be calling this, must not wait for each other.
+    One has a thread of its own then: those of the pool, which may be calling this, must not wait for each other. It is a daemon, which no
+    interpreter waits for, and where none can be started, as while the interpreter ends, one call follows the other.
     """
-    if not at_once:
+    pending: Future[One] = Future()
+
+    def run() -> None:
+        try:
+            pending.set_result(one())
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            pending.set_exception(error)
+
+    if not (at_once and _starts(run)):
         return one(), other()
-    with ThreadPoolExecutor(1, thread_name_prefix="both") as pool:
-        pending = pool.submit(one)
-        found = other()
-        return pending.result(), found
+    found = other()
+    return pending.result(), found
+
+
+def _starts(run: Callable[[], None]) -> bool:
+    try:
+        threading.Thread(target=run, name="both", daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _pool() -> ThreadPoolExecutor:

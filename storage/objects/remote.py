@@ -201,7 +201,9 @@ class RemoteObjects:
 
         def attempt() -> str:
             hasher = xxhash.xxh3_128()
-            with path.open("wb", buffering=0) as file:
+            with translate_os_errors(path, 0):
+                file = path.open("wb", buffering=0)
+            with file:
                 for piece in self._pieces(key):
                     hasher.update(piece)
                     with translate_os_errors(path, len(piece)):

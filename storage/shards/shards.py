@@ -8,6 +8,7 @@ created last and exclusively, decides. View sets and feature sets are both such 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -66,10 +67,10 @@ class ShardedGroup:
         self._lock = ForkSafeLock()
         self._records: LruCache[int, Record] = LruCache(_KEPT_RECORDS)
         self._open: LruCache[int, dict[str, OpenArray]] = LruCache(max(1, _KEPT_CHUNKS // self.shard_rows))
-        fetchers, shard_bytes = objects.fetchers, sum(spec.row_bytes for spec in specs) * self.shard_rows
-        self._read_ahead = ReadAhead(self._fetch, fetchers, self.shards, shard_bytes) if fetchers else None
+        array_bytes = {spec.name: spec.row_bytes * self.shard_rows for spec in specs}
+        self._read_ahead = ReadAhead(self._fetch, objects.fetchers, self.shards, array_bytes) if objects.fetchers else None
         self._holder = objects if isinstance(objects, HeldObjects) else None
-        self._next_row = -1  # of a reader that goes on in order
+        self._next_rows: dict[frozenset[str], int] = {}  # by arrays, of readers that go on in order
 
     def shard_span(self, shard: int) -> tuple[int, int]:
         """Return the rows [first, last) of a shard."""
@@ -90,11 +91,22 @@ class ShardedGroup:
         return set(np.flatnonzero(self.committed_mask()).tolist())
 
     def record(self, shard: int) -> Record | None:
-        """Return the verified record of a shard, None when it is not committed; raise `CacheDamaged`."""
-        try:
-            return self._records.get_or_make(shard, lambda: self._committed_record(shard))
-        except _NotCommitted:
-            return None
+        """Return the verified record of a shard, None when it is not committed; raise `CacheDamaged`.
+
+        What another thread looked for may have been committed since it began, so one that waited for it looks once more.
+        """
+        for _ in range(2):
+            looked_itself = list[bool]()
+
+            def look(looked: list[bool] = looked_itself) -> Record:
+                looked.append(True)
+                return self._committed_record(shard)
+
+            with suppress(_NotCommitted):
+                return self._records.get_or_make(shard, look)
+            if looked_itself:
+                break
+        return None
 
     def _committed_record(self, shard: int) -> Record:
         data = self.ledgers.listed_record(shard) or self._read_record(shard)
@@ -281,10 +293,14 @@ class ShardedGroup:
             return False
         whole = False
         if self._holder is not None:
-            goes_on, self._next_row = rows[0] == self._next_row, int(rows[-1]) + 1
-            whole = bool((np.diff(rows) == 1).all()) and (goes_on or len(rows) * _DENSE >= self.shard_rows)
+            arrays = frozenset(names)
+            goes_on, self._next_rows[arrays] = rows[0] == self._next_rows.get(arrays), int(rows[-1]) + 1
+            is_dense = bool((np.diff(rows) == 1).all()) and (goes_on or len(rows) * _DENSE >= self.shard_rows)
+            whole = is_dense and self._read_ahead.fits(names)
             if not (whole and (goes_on or rows[0] == 0)):
                 return whole
+            if not goes_on:
+                self._read_ahead.begin()
             self._drop(int(rows[0]) // self.shard_rows - 1, names)
         for shard in np.unique(rows // self.shard_rows).tolist():
             self._read_ahead.note_read(shard, names)
@@ -317,10 +333,16 @@ class ShardedGroup:
             if self._read_ahead is not None:
                 self._read_ahead.wait_for(shard)
             opened = self._open_shard(shard, flat, whole)
-            if whole:
-                self._hold(shard, flat)
-            for name, memory in flat.items():
-                retry_with_fresh_copy(opened[name].file, partial(read_rows, opened[name], slots, memory, check))
+            try:
+                if whole:
+                    self._hold(shard, flat)
+                for name, memory in flat.items():
+                    retry_with_fresh_copy(opened[name].file, partial(read_rows, opened[name], slots, memory, check))
+            except FileNotFoundError as error:  # of a remote store: a file that is open stays readable
+                raise CacheDamaged(
+                    f"shard {shard} of {self.prefix} was removed while it was read ({error}); open the set again, or run `eupe-pipeline "
+                    "features verify`"
+                ) from error
 
     def uncompacted(self) -> list[int]:
         """Return the committed shards whose record is a file of its own, in order."""

@@ -13,6 +13,7 @@ from eupe_pipeline.storage.features.features import FeatureReader
 from eupe_pipeline.storage.objects.held_shards import HeldObjects
 from eupe_pipeline.storage.objects.read_ahead import CONNECTIONS
 from eupe_pipeline.storage.objects.remote import RemoteObjects
+from eupe_pipeline.storage.shards.shards import ShardedGroup
 
 from ..faulty_s3 import Fault, FaultyServer
 from ..made_up_store import Made, build
@@ -211,3 +212,58 @@ def test_announced_rows_are_held_where_they_are_dense(server: FaultyServer, remo
     assert {name[-1] for name in shard_gets(server)} == {"4"}
     check(features, local, (32, 40))
     assert len(shard_gets(server)) == 3
+
+
+def test_two_sets_read_side_by_side_are_one_request_an_object(server: FaultyServer, local: Made) -> None:
+    """In the memory that one set's shards ahead take alone."""
+    made = [opened(uploaded(local), server) for _ in range(2)]
+    objects = made[0].group.objects
+    assert isinstance(objects, HeldObjects)
+    size = sum(spec.row_bytes for spec in made[0].group.specs.values()) * 8
+    shared = HeldObjects(objects.url.rpartition("/")[0], limit_bytes=26 * size)
+    groups = [replace_objects(features, shared) for features in made]
+    server.seen.clear()
+    for first in range(0, 40, 4):
+        for group in groups:
+            rows = np.arange(first, first + 4)
+            out = local.features.empty(4)
+            group.read(rows, ("patch",), {"patch": out.patch})
+            np.testing.assert_array_equal(out.patch, local.features.read(rows).patch)
+    assert sorted(shard_gets(server)) == sorted([f"patch/{shard}" for shard in range(5)] * 2)
+
+
+def replace_objects(features: FeatureReader, shared: HeldObjects) -> ShardedGroup:
+    """Return the set's group in a store that holds several of them."""
+    group = features.group
+    return ShardedGroup(shared, f"{group.objects.url.rpartition('/')[2]}/{group.prefix}", group.group_digest, list(group.specs.values()))
+
+
+def test_arrays_that_are_read_in_turn_each_go_on_in_order(server: FaultyServer, remote: Made, local: Made) -> None:
+    features = opened(remote, server)
+    group = features.group
+    for first in range(0, 40, 4):
+        rows, out = np.arange(first, first + 4), local.features.empty(4)
+        right = local.features.read(rows)
+        assert out.scale is not None
+        group.read(rows, ("patch",), {"patch": out.patch})
+        group.read(rows, ("patch_scale",), {"patch_scale": out.scale})
+        np.testing.assert_array_equal(out.patch, right.patch)
+        np.testing.assert_array_equal(out.scale, right.scale)
+    assert shard_gets(server) == sorted(f"{name}/{shard}" for name in ("patch", "patch_scale") for shard in range(5))
+
+
+def test_a_second_epoch_reads_ahead_as_the_first(server: FaultyServer, remote: Made, local: Made) -> None:
+    features = opened(remote, server)
+    check(features, local, *((first, first + 8) for first in range(0, 40, 8)))
+    server.seen.clear()
+    check(features, local, (0, 4))
+    wait_for(lambda: {f"patch/{shard}" for shard in (1, 2, 3)} <= set(shard_gets(server)))
+
+
+def test_a_shard_that_is_removed_while_it_is_read_is_named(server: FaultyServer, local: Made) -> None:
+    made = uploaded(local)
+    features = opened(made, server)
+    check(features, local, (9, 10))
+    made.features.group.objects.remove(f"{made.features.group.prefix}/{features.group.specs['patch'].key(1)}")
+    with pytest.raises(CacheDamaged, match=r"shard 1 of features/.* was removed while it was read"):
+        features.read(np.array([9]))

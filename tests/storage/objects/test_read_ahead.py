@@ -39,7 +39,7 @@ class Remote:
 
 
 def ahead(remote: Remote, threads: int = 2, shards: int = 100, room: int = 1000, shard_bytes: int = 100) -> ReadAhead:
-    return ReadAhead(remote.fetch, Fetchers(threads, room), shards, shard_bytes)
+    return ReadAhead(remote.fetch, Fetchers(threads, room), shards, {"patch": shard_bytes})
 
 
 def test_what_is_expected_is_opened_once_in_order_by_few_threads() -> None:
@@ -127,6 +127,58 @@ def test_jumps_are_not_followed_and_the_last_shard_is_the_end() -> None:
     remote.await_begun(2)
     reading.wait_for(9)
     assert remote.begun == [8, 9]
+
+
+def test_a_call_that_fails_in_any_way_neither_blocks_its_reader_nor_ends_its_thread() -> None:
+    remote = Remote()
+    remote.gate.set()
+
+    def fetch(shard: int, names: Sequence[str]) -> None:
+        if shard == 1:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        remote.fetch(shard, names)
+
+    reading = ReadAhead(fetch, Fetchers(1, 1000), 10, {"patch": 100})
+    reading.prefetch([1, 2], ("patch",))
+    remote.await_begun(1)
+    reading.wait_for(1)
+    reading.wait_for(2)
+    assert remote.opened == [2]
+
+
+def test_readers_in_order_share_the_memory_that_they_read_from() -> None:
+    fetchers = Fetchers(8, 900, held_bytes=1200)
+    one, other = (ReadAhead(Remote().fetch, fetchers, 50, {"patch": 100, "cls": 20}) for _ in range(2))
+    assert one.depth == 900 // 120, "before anything is read, for all arrays"
+    one.note_read(0, ("patch",))
+    assert one.depth == 8
+    other.note_read(0, ("patch",))
+    assert one.depth == other.depth == 4, "half of what is ahead; in memory are twice two more"
+    one.note_read(0, ("cls",))
+    assert (one.depth, one.fits(("patch",))) == (1200 // 220 - 2, True)
+    other.note_read(49, ("patch",))
+    assert one.depth == 900 // 120, "the other has come to its end"
+    one.begin()
+    one.note_read(0, ("cls",))
+    assert one.depth == 8
+
+
+def test_sets_that_do_not_fit_side_by_side_are_not_held() -> None:
+    fetchers = Fetchers(8, 900, held_bytes=1200)
+    one, other, large = (ReadAhead(Remote().fetch, fetchers, 50, {"patch": size}) for size in (700, 600, 1300))
+    one.note_read(3, ("patch",))
+    assert (one.depth, one.fits(("patch",)), other.fits(("patch",)), large.fits(("patch",))) == (0, True, False, False)
+
+
+def test_a_reader_that_has_stopped_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    fetchers = Fetchers(8, 900, held_bytes=1200)
+    one, other = (ReadAhead(Remote().fetch, fetchers, 50, {"patch": 700}) for _ in range(2))
+    one.note_read(3, ("patch",))
+    assert not other.fits(("patch",))
+    now = 61.0
+    assert other.fits(("patch",))
 
 
 def test_a_process_that_ends_does_not_work_off_what_was_expected() -> None:

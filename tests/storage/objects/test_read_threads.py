@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from eupe_pipeline.storage.core.errors import CacheDamaged
-from eupe_pipeline.storage.objects.read_threads import run_parallel, threads_for_files
+from eupe_pipeline.storage.objects.read_threads import both, run_parallel, threads_for_files
 
 from ..made_up_store import build, reopen
 
@@ -79,3 +81,41 @@ def test_a_fork_reads_with_threads_of_its_own(tmp_path: Path, monkeypatch: pytes
     assert os.read(reader, 4) == b"same"
     os.waitpid(child, 0)
     os.close(reader)
+
+
+def test_two_calls_give_their_results_at_once_or_one_after_the_other() -> None:
+    met = threading.Barrier(2, timeout=20)
+    assert both(met.wait, met.wait, at_once=True) in ((0, 1), (1, 0))
+    assert both(lambda: 1, lambda: 2, at_once=False) == (1, 2)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_either_call_is_the_callers(failing: int, at_once: bool) -> None:
+    calls = []
+
+    def call(number: int) -> None:
+        calls.append(number)
+        if number == failing:
+            raise RuntimeError("not a thread's")
+
+    with pytest.raises(RuntimeError, match="not a thread's"):
+        both(lambda: call(0), lambda: call(1), at_once=at_once)
+    assert len(calls) == len(set(calls)), "no call is made twice"
+
+
+def test_without_a_thread_one_call_follows_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert both(lambda: 1, lambda: 2, at_once=True) == (1, 2)
+
+
+def test_a_program_does_not_wait_for_a_call_when_it_ends() -> None:
+    script = (
+        "import threading, time; from eupe_pipeline.storage.objects.read_threads import both\n"
+        "threading.Thread(target=both, args=(lambda: time.sleep(60), lambda: 1), kwargs={'at_once': True}, daemon=True).start()\n"
+        "time.sleep(0.2)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=30, check=True)

@@ -1,6 +1,8 @@
 """Publish once, read any rows: equality with what was written, in any order, from several threads, into the caller's memory."""
 
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -224,3 +226,26 @@ def test_threads_that_read_more_records_than_are_kept_do_not_trip_over_each_othe
     assert numbers == [n % 5 for n in range(2000)]
     for several in ([3, 1, 4], [n % 5 for n in range(40)]):
         assert [record.shard for record in group.records(several)] == several
+
+
+def test_a_shard_that_was_committed_while_another_thread_looked_for_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(tmp_path)
+    group, looking, go_on = reopen(made).features.group, threading.Event(), threading.Event()
+    look = group.ledgers.record
+
+    def slow(shard: int) -> bytes | None:
+        found = look(shard)
+        looking.set()
+        assert go_on.wait(20)
+        return found
+
+    monkeypatch.setattr(group.ledgers, "record", slow)
+    with ThreadPoolExecutor(2) as pool:
+        before = pool.submit(group.record, 0)
+        assert looking.wait(20)
+        commit(made, 0)
+        after = pool.submit(group.record, 0)
+        time.sleep(0.1)
+        go_on.set()
+        assert before.result() is None
+        assert after.result() is not None
