@@ -6,20 +6,22 @@ KB takes 40 µs to read, 5 to hash, the bookkeeping around it 2). Arrays with se
 buffer. Nothing is returned before its hash equals the one in the commit record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.checksums import byte_view, xxh3_64
-from ..core.errors import BadInput, CacheDamaged
+from ..core.errors import BadInput, CacheDamaged, StoreUnavailable
 from ..objects.objects import OpenObject
 from .zarr_format import CRC_BYTES, MISSING, ArraySpec
 
 _MAX_RUN_BYTES = 2 << 20
 
+Result = TypeVar("Result")
 RowSlot = tuple[int, int]  # (row within its shard, row of the output)
 
 
@@ -114,3 +116,21 @@ def _damaged_chunk(array: OpenArray, chunk: int) -> CacheDamaged:
 def flat_bytes(out: NDArray[Any]) -> memoryview:
     """Return the caller's memory as one writable byte string."""
     return byte_view(out)
+
+
+def group_by_shard(rows: NDArray[np.int64], order: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[RowSlot]]]:
+    """Return the rows by shard, in the sorted `order`: [(shard, [(row within the shard, output row), …]), …]."""
+    shards, local = np.divmod(rows[order], shard_rows)
+    slots: list[RowSlot] = list(zip(local.tolist(), order.tolist(), strict=True))
+    bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(slots)]
+    return [(int(shards[a]), slots[a:b]) for a, b in pairwise(bounds) if b > a]
+
+
+def retry_with_fresh_copy(file: OpenObject, call: Callable[[], Result]) -> Result:
+    """Return the result of reading from `file`; if that fails and `file` is a cached copy, recheck the copy and read once more."""
+    try:
+        return call()
+    except (CacheDamaged, StoreUnavailable):
+        if not file.recheck():
+            raise
+        return call()

@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.checksums import xxh3_128
-from ..core.errors import CacheDamaged, StoreUnavailable
+from ..core.errors import CacheDamaged
 from ..core.forks import ForkSafeLock
 from ..core.lru_cache import LruCache
 from ..objects.held_shards import HeldObjects
@@ -28,7 +27,7 @@ from ..objects.read_threads import both, run_parallel, threads_for_files
 from .commit import MAX_RECORD_BYTES, ObjectRecord, Record, parse_record, record_key, shard_number
 from .existing_objects import accept_existing
 from .ledger import LEDGER_SHARDS, Ledgers
-from .rows import OpenArray, RowSlot, check_out, flat_bytes, read_rows, refuse_fill_values
+from .rows import OpenArray, check_out, flat_bytes, group_by_shard, read_rows, refuse_fill_values, retry_with_fresh_copy
 from .zarr_format import CRC_BYTES, ArraySpec, build_shard, parse_index
 
 _KEPT_RECORDS = 4096
@@ -389,24 +388,3 @@ class ShardedGroup:
             array.file.close()
             if xxh3_128([self.objects.read(f"{self.prefix}/{entry.key}")]) != entry.xxh3_128:
                 raise CacheDamaged(f"{array.where} is damaged: xxh3 differs from its record; run `eupe-pipeline features repair`")
-
-
-Result = TypeVar("Result")
-
-
-def retry_with_fresh_copy(file: OpenObject, call: Callable[[], Result]) -> Result:
-    """Return the result of reading from `file`; if that fails and `file` is a cached copy, recheck the copy and read once more."""
-    try:
-        return call()
-    except (CacheDamaged, StoreUnavailable):
-        if not file.recheck():
-            raise
-        return call()
-
-
-def group_by_shard(rows: NDArray[np.int64], order: NDArray[np.int64], shard_rows: int) -> list[tuple[int, list[RowSlot]]]:
-    """Return the rows by shard, in the sorted `order`: [(shard, [(row within the shard, output row), …]), …]."""
-    shards, local = np.divmod(rows[order], shard_rows)
-    slots: list[RowSlot] = list(zip(local.tolist(), order.tolist(), strict=True))
-    bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(slots)]
-    return [(int(shards[a]), slots[a:b]) for a, b in pairwise(bounds) if b > a]

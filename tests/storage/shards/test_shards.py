@@ -14,7 +14,7 @@ from eupe_pipeline.storage.features.features import FeatureLayout, FeatureReader
 from eupe_pipeline.storage.features.phis import Covariance
 from eupe_pipeline.storage.features.statistics import Statistics
 from eupe_pipeline.storage.shards import shards
-from eupe_pipeline.storage.shards.shards import group_by_shard
+from eupe_pipeline.storage.shards.rows import group_by_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
