@@ -10,7 +10,7 @@ from .core.identity import short
 from .images.dataset import ImageDataset
 from .images.growth import newest_versions, versions_named
 from .images.indexing import build_index
-from .images.locations import canonical_source
+from .images.locations import canonical_source, refuse_store_inside
 from .images.verify_source import verify_source
 from .store import FeatureStore
 
@@ -41,6 +41,7 @@ def index(options: IndexOptions, on_event: OnEvent = ignore_event) -> dict[str, 
     """Index a source into a store and return the dataset's key and counts; with `verify` only compare. Raise BadInput, CacheMismatch."""
     if options.verify:
         return _verify_against_source(options, on_event)
+    refuse_store_inside(options.store, options.source)
     store, name = FeatureStore.create(options.store), options.name
     orientation = options.orientation or _recorded_orientation(store, name)
     dataset = build_index(

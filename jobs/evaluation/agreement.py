@@ -21,6 +21,7 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import differing_fields, digest, file_sha256, short
 from ...storage.features.features import FeatureReader
 from ...storage.features.statistics import Statistics
+from ...storage.images.dataset import ImageDataset
 from ...storage.images.hold_out import RULE, Int64s
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, as_size, size_hw, size_json
@@ -31,7 +32,9 @@ from ...student.training.run_folder import load_student
 from ...teachers.encoders.tokens import SampledTokens, Tokens, grid_mismatch
 from ...teachers.runtime.devices import choose_device
 from .knn import evaluated
+from .labelled_features import warn_failed
 from .models import Model, open_model
+from .pooled_features import Failures
 from .split_checks import digests_of, distilled_on, shared_indices
 
 _EVERYTHING = 2**62  # images
@@ -89,11 +92,12 @@ def evaluate_agreement(options: AgreementOptions, on_event: OnEvent = ignore_eve
     asked = _images_asked(options, store, folder)
     restating = {name: _restating(store, folder, name, reader) for name, reader in asked.sets.sets[0].readers.items()}
     size_px = as_size(model.identity["preprocessing"]["size_px"])
-    rows = _rows(asked, options.images)
+    rows, failed = _rows(asked, options.images)
     protocol = _protocol(options, asked, folder, size_px)
     if options.dry_run:
         return {"dry_run": True, "model": options.model, "folder": str(model.folder), "protocol": protocol}
     warn_of_few(len(rows[0]), on_event)
+    images_failed = {} if not failed else {"images_failed": sum(failures.number for failures in failed.values())}
     if not asked.own:
         _say_shared(asked, store, folder, rows[0], on_event)
 
@@ -111,11 +115,13 @@ def evaluate_agreement(options: AgreementOptions, on_event: OnEvent = ignore_eve
 
             return Measurement(size_px, device, "fp32", options.batch_size, restate, on_done).of(student, asked.sets, rows_N)
 
+        for dataset, failures in failed.items():
+            warn_failed(failures, dataset, on_event)
         figures = measured(rows[0], "held-out images" if asked.share else "images")
         if len(rows) == 1:
-            return {**figures, "images": len(rows[0])}
+            return {**figures, "images": len(rows[0]), **images_failed}
         trained = measured(rows[1], "trained images")
-        return {**figures, "images": len(rows[0]), "trained": trained, "gap": gap(trained, figures)}
+        return {**figures, "images": len(rows[0]), **images_failed, "trained": trained, "gap": gap(trained, figures)}
 
     return evaluated("agreement", model, protocol, compute, on_event)
 
@@ -237,8 +243,11 @@ def _restated(tokens: Tokens | SampledTokens, statistics: _Restating | None) -> 
     return Tokens(cls_BD, moved(tokens.patch_BHWD, "patch"))
 
 
-def _rows(asked: _Asked, limit: int | None) -> list[Int64s]:
-    """Return the rows that are measured; on a run's own hold-out as many trained ones behind them. Raises `BadInput` for none."""
+def _rows(asked: _Asked, limit: int | None) -> tuple[list[Int64s], dict[ImageDataset, Failures]]:
+    """Return the rows that are measured, and what they lack; on a run's own hold-out as many trained ones behind them.
+
+    Raises `BadInput` for none.
+    """
     sets, count = asked.sets, _EVERYTHING if limit is None else limit
     candidates = [sets.sample(count, asked.share, held_out=asked.share > 0)]
     if asked.own and asked.share:
@@ -251,7 +260,19 @@ def _rows(asked: _Asked, limit: int | None) -> list[Int64s]:
     if least < 1:
         what = f"the hold-out of {asked.share:.3g} selects none" if asked.share else "none has tokens"
         raise BadInput(f"no image of {', '.join(token_set.views.dataset.key for token_set in sets.sets)} can be measured: {what}")
-    return [rows[:least] for rows in measurable]
+    return [rows[:least] for rows in measurable], _failures(sets, candidates[0])
+
+
+def _failures(sets: TokenSets, rows_N: Int64s) -> dict[ImageDataset, Failures]:
+    """Return by dataset the images that were asked for and that a teacher failed on; removed ones are not counted."""
+    found, start = dict[ImageDataset, Failures](), 0
+    for token_set in sets.sets:
+        views, stop = token_set.views, start + token_set.views.rows
+        asked = np.setdiff1d(views.images_of(rows_N[(rows_N >= start) & (rows_N < stop)] - start), views.dataset.removed())
+        failures = max((Failures.among(reader, asked) for reader in token_set.readers.values()), key=lambda of_one: of_one.number)
+        found |= {views.dataset: failures} if failures.number else {}
+        start = stop
+    return found
 
 
 def _protocol(options: AgreementOptions, asked: _Asked, folder: Path, size_px: SizePx) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .labelled_features import (
     Split,
     cached_images,
     embed_images,
+    failed_counts,
     labels_as,
     open_data,
     open_store,
@@ -70,7 +71,9 @@ def evaluated(
         on_event({"event": "note", "text": f"{path} has no head beside it, so it is evaluated again to keep one (--no-keep-head does not)"})
         record = None
     already = record is not None
-    if record is None:
+    if record is not None:
+        _repeat_failed(record["results"], on_event)
+    else:
         on_event({"event": evaluation, "model": model.name})
         started = time.perf_counter()
         results = compute()
@@ -82,6 +85,14 @@ def evaluated(
             return {"model": model.name, **results, "seconds": round(seconds, 3), "record": None, "already": False}
     head = {"head": str(head_path(path))} if head_path(path).is_file() else {}
     return {"model": model.name, **record["results"], "seconds": record["seconds"], "record": str(path), **head, "already": already}
+
+
+def _repeat_failed(results: Mapping[str, Any], on_event: OnEvent) -> None:
+    """Warn again of images that a recorded result left out."""
+    for key in ("train_images", "test_images", "images"):
+        if failed := results.get(f"{key}_failed", 0):
+            text = f"{failed:,} of {failed + results[key]:,} {key.replace('_', ' ')} have no tokens and were left out of this result"
+            on_event({"event": "warning", "text": text})
 
 
 def splits_of(options: ClassifiedOptions, on_event: OnEvent) -> tuple[Model | CachedModel, Split, Split]:
@@ -156,6 +167,7 @@ def evaluate_knn(options: KnnOptions, on_event: OnEvent = ignore_event) -> dict[
             "size_px": size_json(test.size_px),
             **remarks,
             "test_images_in_train": in_both,
+            **failed_counts(train=bank.failed, test=queries.failed),
             **(ours_alone(results) if upright else results),
         }
 
@@ -185,16 +197,20 @@ def knn_of_model(store: FeatureStore, model: str, train: str, test: str, size: E
     return {"model": model, "size_px": size_px, **result, "seconds": time.perf_counter() - started}
 
 
-def knn_of_features(store: FeatureStore, train: str, test: str, size: EvaluationSize = WHOLE) -> dict[str, Any]:
+def knn_of_features(
+    store: FeatureStore, train: str, test: str, size: EvaluationSize = WHOLE, on_event: OnEvent = ignore_event
+) -> dict[str, Any]:
     """Return kNN percent of a teacher from its cached tokens; `train` and `test` are its feature sets. Nothing is recorded.
 
-    Of tokens of images that were turned upright only our protocol is measured: the others read images as stored.
+    Of tokens of images that were turned upright only our protocol is measured: the others read images as stored. Images without tokens are
+    left out, warned of and counted.
     """
     started = time.perf_counter()
     bank, queries = store.features(train), store.features(test)
     if bank.identity["teacher"] != queries.identity["teacher"]:
         raise CacheMismatch(f"{bank.key} and {queries.key} were made by different teachers; compare tokens of one teacher")
-    images_of = cached_images(bank, size.train_images, "train"), cached_images(queries, size.test_images, "test")
+    purposes = ((bank, size.train_images, "train"), (queries, size.test_images, "test"))
+    images_of, failed = zip(*(cached_images(*asked, on_event) for asked in purposes), strict=True)
     embeddings = [read_embeddings(reader, images) for reader, images in zip((bank, queries), images_of, strict=True)]
     names = bank.views.dataset.label_names
     labels = [labels_as(reader.views.dataset, names)[images] for reader, images in zip((bank, queries), images_of, strict=True)]
@@ -202,7 +218,8 @@ def knn_of_features(store: FeatureStore, train: str, test: str, size: Evaluation
     if any(reader.views.dataset.orientation != "stored" for reader in (bank, queries)):
         result = ours_alone(result)
     result[mean_patch_name(bank, queries)] = result.pop("mean_patch")
-    return {"train": bank.key, "test": queries.key, **result, "seconds": time.perf_counter() - started}
+    counts = failed_counts(train=failed[0], test=failed[1])
+    return {"train": bank.key, "test": queries.key, **counts, **result, "seconds": time.perf_counter() - started}
 
 
 def mean_patch_name(*readers: FeatureReader) -> str:

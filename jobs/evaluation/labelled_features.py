@@ -23,9 +23,10 @@ from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.urls import is_url
 from ...storage.features.features import FeatureReader
 from ...storage.images.dataset import ImageDataset
-from ...storage.images.indexing import build_index
+from ...storage.images.indexing import MAX_BAD_SHARE, build_index
 from ...storage.images.locations import canonical_source
 from ...storage.objects.atomic_files import make_folder
+from ...storage.sources.decode import BadImage
 from ...storage.store import FeatureStore
 from ...storage.views.input_size import SizePx, as_size, size_json
 from ...storage.views.photometric import MODES
@@ -36,7 +37,7 @@ from ...student.probes.knn import Embeddings, embed
 from ...teachers.registry.teacher import Teacher
 from ...teachers.runtime.devices import choose_device
 from .models import CachedModel, Model
-from .pooled_features import pooled_features
+from .pooled_features import Failures, pooled_features, present_images
 
 _READ_ROWS = 256
 _READ_THREADS = 2
@@ -58,6 +59,8 @@ class EvaluatedImages:
     batch_size: int = 128
     """Images in one forward."""
     device: Device = "auto"
+    max_bad_share: float = MAX_BAD_SHARE
+    """Refuse where more than this share of a set's images cannot be decoded; extracted tokens are only warned of."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class LabelledSplit(NamedTuple):
     embeddings: Embeddings
     labels: Int64s
     images: Int64s
+    failed: int = 0
+    """Further images of the split that have no tokens, and are left out."""
 
 
 @dataclass(frozen=True)
@@ -159,20 +164,39 @@ class Split:
         return sample_images(self.dataset, self.limit, self.purpose)
 
     def features(self, classes: list[str], on_event: OnEvent) -> LabelledSplit:
-        """Compute or read them; images without tokens are left out."""
+        """Compute or read them; images without tokens are left out, which is said.
+
+        Raises `BadInput` where more than `max_bad_share` of the images that are computed here cannot be decoded.
+        """
         if isinstance(self.model, CachedModel):
             reader = self.model.over(self.dataset.digest)
         elif self.limit is None or self.limit >= len(self.dataset):
             reader = pooled_features(
                 self.store, self.dataset, self.model, device=choose_device(self.size.device).value,
                 crop_fraction=self.size.crop_fraction, batch_size=self.size.batch_size, on_event=on_event,
+                max_bad_share=self.size.max_bad_share,
             )  # fmt: skip
         else:
-            images = sample_images(self.dataset, self.limit, self.purpose)
-            embeddings = embed_images(self.model.load(choose_device(self.size.device).value), self.dataset, images, self.size)
-            return LabelledSplit(embeddings, labels_as(self.dataset, classes)[images], images)
-        images = cached_images(reader, self.limit, self.purpose)
-        return LabelledSplit(read_embeddings(reader, images, on_event), labels_as(self.dataset, classes)[images], images)
+            return self._sampled(self.model.load(choose_device(self.size.device).value), classes, on_event)
+        images, failed = cached_images(reader, self.limit, self.purpose, on_event)
+        return LabelledSplit(read_embeddings(reader, images, on_event), labels_as(self.dataset, classes)[images], images, failed)
+
+    def _sampled(self, teacher: Teacher, classes: list[str], on_event: OnEvent) -> LabelledSplit:
+        images, failed = self.images, dict[int, str]()
+
+        def failures() -> Failures:
+            return Failures.of({self.dataset.row(image).id: reason for image, reason in failed.items()}, len(images))
+
+        def batches() -> Iterator[NDArray[np.uint8]]:
+            for batch in center_batches(self.dataset, images, teacher, self.size, failed):
+                failures().refuse_many(self.dataset, self.store, self.size.max_bad_share)
+                yield batch
+            failures().refuse_many(self.dataset, self.store, self.size.max_bad_share)
+
+        embeddings = embed(teacher, batches())
+        warn_failed(failures(), self.dataset, on_event)
+        images = np.setdiff1d(images, list(failed))
+        return LabelledSplit(embeddings, labels_as(self.dataset, classes)[images], images, len(failed))
 
 
 def open_data(store: FeatureStore, name: str, on_event: OnEvent = ignore_event) -> ImageDataset:
@@ -231,7 +255,7 @@ def split_folders(folder: str) -> tuple[str, str]:
 
 def sample_images(dataset: ImageDataset, limit: int | None, purpose: str) -> Int64s:
     """Return all images that the source still has, or `limit` of them drawn without replacement, in index order."""
-    images = np.setdiff1d(np.arange(len(dataset)), dataset.removed())
+    images = present_images(dataset)
     if limit is None or limit >= len(images):
         return images
     return images[np.sort(KeyedPermutation(len(images), 0, f"knn {purpose}", 0)(np.arange(limit)))]
@@ -252,18 +276,45 @@ def embed_images(teacher: Teacher, dataset: ImageDataset, images: Int64s, size: 
     return embed(teacher, center_batches(dataset, images, teacher, size))
 
 
-def center_batches(dataset: ImageDataset, images: Int64s, teacher: Teacher, size: EvaluatedImages) -> Iterator[NDArray[np.uint8]]:
-    """Yield centre crops (B, size, size, 3) of some images at the teacher's input size."""
+def center_batches(
+    dataset: ImageDataset, images: Int64s, teacher: Teacher, size: EvaluatedImages, failed: dict[int, str] | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield centre crops (B, size, size, 3) of some images at the teacher's input size.
+
+    An image that cannot be decoded is put into `failed` (image → reason) and left out; without one it raises `BadImage`.
+    """
     model_input = teacher.spec.preprocessing.input
     for start in range(0, len(images), size.batch_size):
-        batch = images[start : start + size.batch_size].tolist()
-        yield np.stack([center_square(dataset.read_image(image), model_input, size.crop_fraction) for image in batch])
+        crops = []
+        for image in images[start : start + size.batch_size].tolist():
+            try:
+                crops.append(center_square(dataset.read_image(image), model_input, size.crop_fraction))
+            except BadImage as error:
+                if failed is None:
+                    raise
+                failed[image] = str(error)
+        if crops:
+            yield np.stack(crops)
 
 
-def cached_images(reader: FeatureReader, limit: int | None, purpose: str) -> Int64s:
-    """Return the sampled images that have tokens."""
+def cached_images(reader: FeatureReader, limit: int | None, purpose: str, on_event: OnEvent = ignore_event) -> tuple[Int64s, int]:
+    """Return the sampled images that have tokens, and the number of those that have none, of which it warns."""
     images = sample_images(reader.views.dataset, limit, purpose)
-    return np.setdiff1d(images, reader.failed_rows() // reader.views.views_per_image)
+    failures = Failures.among(reader, images)
+    warn_failed(failures, reader.views.dataset, on_event)
+    return np.setdiff1d(images, reader.failed_rows() // reader.views.views_per_image), failures.number
+
+
+def warn_failed(failures: Failures, dataset: ImageDataset, on_event: OnEvent) -> None:
+    """Warn of images that a figure leaves out, where there are any."""
+    if failures.number:
+        text = f"{failures.told(dataset)} have no tokens because they could not be decoded, and are left out"
+        on_event({"event": "warning", "text": text})
+
+
+def failed_counts(**splits: int) -> dict[str, int]:
+    """Return `train_images_failed` and `test_images_failed` of a result, where they are not 0."""
+    return {f"{split}_images_failed": count for split, count in splits.items() if count}
 
 
 def read_embeddings(reader: FeatureReader, images: Int64s, on_event: OnEvent = ignore_event) -> Embeddings:

@@ -22,7 +22,7 @@ from ...student.probes.evaluation_records import PARTIAL, record_path, to_strict
 from ...student.probes.linear import POWERS, VALIDATION_SHARE, Probe, fit, sweep
 from ...teachers.runtime.devices import choose_device
 from .knn import evaluated, images_in_both, splits_of
-from .labelled_features import ClassifiedOptions, LabelledSplit, read_upright, warn_upright
+from .labelled_features import ClassifiedOptions, LabelledSplit, failed_counts, read_upright, warn_upright
 from .models import CachedModel, Model
 from .split_checks import classified_layout
 
@@ -59,9 +59,11 @@ def evaluate_linear(options: LinearOptions, on_event: OnEvent = ignore_event) ->
 
     def compute() -> dict[str, Any]:
         names, device = train.dataset.label_names, choose_device(options.device).value
-        bank, queries = (_tensors(split.features(names, on_event), feature, device) for split in (train, test))
+        splits = [split.features(names, on_event) for split in (train, test)]
+        bank, queries = (_tensors(split, feature, device) for split in splits)
         probe, result = _probe(bank, queries, len(names), powers, seed, partial, on_event)
         counts = {"train_images": len(bank[1]), "test_images": len(queries[1]), "test_images_in_train": in_both, "classes": len(names)}
+        counts |= failed_counts(train=splits[0].failed, test=splits[1].failed)
         results = {**counts, **upright, "feature": feature, **result}
         if options.keep_head:
             head = _head(probe, feature, model, {**protocol, "model": model.identity}, names, results, options)

@@ -1,7 +1,8 @@
 """Check before anything is computed that two splits can give a figure: classes that can be wrong, test images that were not trained on.
 
 With one class every answer is right, so 100 % means nothing: refused. A class that is tested and has no training image is always wrong,
-and a test of one class is easily all right: both are warnings, because such a figure may be wanted and is easily misread.
+and a test of one class is easily all right: both are warnings, because such a figure may be wanted and is easily misread. A class that is
+learnt and not tested is a note. A tested one that the training set does not even name is refused, for labels are matched by name.
 
 A test image that was learnt from is its own neighbour or was fitted, so its answer shows memory. It is found by the sha256 of its bytes,
 whatever the files, folders, tars or datasets are called. Published test sets hold a few (CIFAR-10 and ImageNet do): below a thousandth they
@@ -25,6 +26,7 @@ from ...storage.images.hold_out import drawn_images
 from ...storage.store import FeatureStore
 from ...student.export.lineage import read_record, recorded_share
 from .labelled_features import TEST_FOLDERS, TRAIN_FOLDERS, ClassifiedOptions, Split, labels_as
+from .pooled_features import present_images
 
 MOST_SHARED = 0.001
 _ROWS_AT_ONCE = 65_536
@@ -89,7 +91,8 @@ def classified_layout(options: ClassifiedOptions) -> LayoutReport:
     if learnt and tested:
         do = "give both splits the same classes, or take these folders away"
         report.files("classes are tested and have no folder of training pictures", tested - learnt, do)
-        report.files("classes are trained and have no folder of test pictures", learnt - tested, do)
+        if untested := sorted(learnt - tested):
+            report.found[_UNTESTED] = f"{len(untested):,}: {_first_classes(untested)}"
     return report
 
 
@@ -120,6 +123,11 @@ def _split_below(root: Path, names: Sequence[str]) -> str:
 
 
 _NAMED_CLASSES = 5
+_UNTESTED = "classes that are trained and not tested"
+
+
+def _first_classes(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED_CLASSES]) + (", …" if len(names) > _NAMED_CLASSES else "")
 
 
 def refuse_one_class(dataset: ImageDataset, classes: Sequence[str]) -> None:
@@ -134,7 +142,7 @@ def refuse_one_class(dataset: ImageDataset, classes: Sequence[str]) -> None:
 
 
 def check_classes(train: Split, test: Split, on_event: OnEvent) -> None:
-    """Warn of classes that make a figure easy to misread; raises `BadInput` for one class, none, and images without a label."""
+    """Tell of classes that make a figure easy to misread; raises `BadInput` for one class, none, and images without a label."""
     names = train.dataset.label_names
     learnt, tested = labels_as(train.dataset, names)[train.images], labels_as(test.dataset, names)[test.images]
     if names and min(learnt.min(), tested.min()) < 0:
@@ -142,9 +150,12 @@ def check_classes(train: Split, test: Split, on_event: OnEvent) -> None:
     known = sorted(set(learnt.tolist()))
     refuse_one_class(train.dataset, [names[label] for label in known] if names else [])
     if absent := sorted(set(tested.tolist()) - set(known)):
-        shown = ", ".join(names[label] for label in absent[:_NAMED_CLASSES]) + (", …" if len(absent) > _NAMED_CLASSES else "")
-        text = f"{len(absent)} tested classes have no training image, so all of their images are classified wrong: {shown}"
-        on_event({"event": "warning", "text": text})
+        text = f"{len(absent)} tested classes have no training image, so all of their images are classified wrong"
+        on_event({"event": "warning", "text": f"{text}: {_first_classes([names[label] for label in absent])}"})
+    testable = labels_as(test.dataset, names)[present_images(test.dataset)]  # what only a sample misses is no remark
+    if untested := sorted(set(known) - set(testable.tolist())):
+        text = f"{len(untested)} classes are trained and not tested, so the figure says nothing of them"
+        on_event({"event": "note", "text": f"{text}: {_first_classes([names[label] for label in untested])}"})
     if len(set(tested.tolist())) == 1:
         only = names[int(tested[0])]
         on_event(

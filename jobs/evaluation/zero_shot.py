@@ -42,7 +42,7 @@ from ...teachers.registry.spec import RANDOM_WEIGHTS, TeacherSpec
 from ...teachers.registry.table import TEACHERS
 from ...teachers.registry.text_tower import IN_TEXTS_SPACE, TextTower, load_text_tower, missing_of_tower, text_width
 from .knn import differences, evaluated, say_distilled_on
-from .labelled_features import EvaluatedImages, Split, open_data, open_store, read_upright, warn_upright
+from .labelled_features import EvaluatedImages, Split, failed_counts, open_data, open_store, read_upright, warn_upright
 from .models import CachedModel, Model, open_evaluated
 from .split_checks import digests_of, labelled_layout, refuse_one_class
 
@@ -154,7 +154,8 @@ def evaluate_zero_shot(options: ZeroShotOptions, on_event: OnEvent = ignore_even
         tops = {f"top{top}": top_k_accuracy(cosine_NK, truth, top) for top in (1, 5)}
         differing = differences(split.size_px) if paper else {}
         doubts = doubts_of("a top-1", tops["top1"], len(truth), 1 / len(labels), options.text, on_event)
-        return {**tops, **(upright or differing), **doubts, "test_images": len(truth), "classes": len(labels)}
+        counts = {"test_images": len(truth), **failed_counts(test=features.failed), "classes": len(labels)}
+        return {**tops, **(upright or differing), **doubts, **counts}
 
     return evaluated("zero-shot", model, protocol, compute, on_event)
 

@@ -58,13 +58,14 @@ class _Plan:
 
     @property
     def failed(self) -> dict[str, str]:
-        """Images that failed in shards that are committed already."""
-        failed: dict[str, str] = {}
+        """Images that failed in shards that are committed already, without those that were removed since."""
+        failed, dataset = dict[str, str](), self.views.dataset
         for reader in self.readers.values():
             for shard in reader.group.committed():
                 record = reader.group.record(shard)
                 failed |= record.failed if record is not None else {}
-        return without_removed(failed)
+        gone = {dataset.row(image).id for image in dataset.removed().tolist()} if failed else set()  # taken over, with the reason of then
+        return {image_id: why for image_id, why in without_removed(failed).items() if image_id not in gone}
 
 
 def extract_features(options: ExtractOptions, on_event: OnEvent = ignore_event) -> dict[str, Any]:
@@ -297,7 +298,8 @@ def _check_failures(failed: dict[str, str], plan: _Plan, options: ExtractOptions
         named = "; ".join(f"{image_id}: {reason}" for image_id, reason in list(failed.items())[:5])
         raise BadInput(
             f"{len(failed)} of {images} images failed, more than the limit of {options.max_bad_share:.2%} ({named}"
-            f"{'; …' if len(failed) > 5 else ''}); mend the source and index it again, or raise --max-bad-share. What was committed stays"
+            f"{'; …' if len(failed) > 5 else ''}); take these images out of the source and index it again with --allow-removed, or mend "
+            "them and index it under another --name, or raise --max-bad-share. What was committed stays"
         )
 
 

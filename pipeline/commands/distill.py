@@ -11,7 +11,7 @@ from ...storage.core.errors import BadInput
 from ...storage.views.input_size import SizePx
 from .export import FormatName
 from .group import cli, run
-from .options import JSON, LAYER_WEIGHTS, LAYERS, LICENCES, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
+from .options import BAD_SHARE, JSON, LAYER_WEIGHTS, LAYERS, LICENCES, OVERLAP, TEACHERS, bytes_of, folder_or_url, options, sizes, store_url
 
 NO_EXPORT = "none"
 
@@ -53,7 +53,9 @@ class FormatOrNone(FormatName):
     click.option("--workers", type=click.IntRange(0), default=None,
                  help="Extracting actors, on a cluster also the training's ranks; default: one a GPU or core; 0: none."),
     click.option("--address", default=None, help="Ray cluster; default: one is started on this machine."),
-    OVERLAP, *LICENCES,
+    OVERLAP, BAD_SHARE,
+    click.option("--allow-removed", is_flag=True, help="Mark images that left the photos or the test images as removed, and go on."),
+    *LICENCES,
     click.option("--yes", is_flag=True, help="Do not ask before long or large work."),
     click.option("--dry-run", is_flag=True, help="Decide, measure and say the plan; write nothing."), JSON,
 )  # fmt: skip
@@ -62,7 +64,8 @@ def distill(
     students: tuple[str, ...], out: Path | str, test: str | None, stages: DistillStages, layers: tuple[int, ...],
     weight_of_layer: dict[str, float], proxy: str | None, targets: TargetSource | None, budget_bytes: int | None, hours: float | None,
     exports: tuple[str, ...], store: str | None, name: str | None, recipe: str | None, workers: int | None, address: str | None,
-    allow_overlap: bool, require_licence: LicenceUse | None, terms: dict[str, str], yes: bool, dry_run: bool,
+    allow_overlap: bool, max_bad_share: float, allow_removed: bool, require_licence: LicenceUse | None, terms: dict[str, str], yes: bool,
+    dry_run: bool,
 ) -> None:  # fmt: skip
     """Go from photos to deployed students in one command. PHOTOS is a folder tree, WebDataset tars, or Parquet files with image bytes.
 
@@ -82,7 +85,7 @@ def distill(
         proxy=proxy, budget_bytes=budget_bytes, hours=hours, exports=() if NO_EXPORT in exports else exports or None, store=store,
         name=name, recipe=recipe, allow_overlap=allow_overlap, workers=workers, address=address, dry_run=dry_run,
         require_licence=require_licence, terms=terms, layers=layers, layer_weights=weight_of_layer,
-        targets=targets,
+        targets=targets, max_bad_share=max_bad_share, allow_removed=allow_removed,
     )  # fmt: skip
     with reporter(as_json=as_json) as on_event:
         prepared = prepare(request, on_event)

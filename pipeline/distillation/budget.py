@@ -26,6 +26,7 @@ from .rules import Length, run_length
 
 _HOUR_S = 3600.0
 _EXTRACTION_SHARE = 0.5  # of the hours, while views can still be given up
+_ROOM = 1.5  # of hours, over those that were measured
 _ROW_BYTES = 80  # of a recorded view: crop, flip, photometric parameters, digest
 
 
@@ -58,10 +59,10 @@ class Lost(NamedTuple):
 
 
 STUDY: dict[str, Lost] = {
-    "1 view": Lost(0.98, 0.42, 1.54, 28),
-    "2 views": Lost(0.48, -0.03, 0.93, 28),
-    "4 views": Lost(0.53, -0.05, 1.11, 28),
-    "8 views": Lost(0.21, -0.29, 0.77, 28),
+    "1 view": Lost(0.90, 0.45, 1.33, 41),
+    "2 views": Lost(0.47, 0.10, 0.84, 41),
+    "4 views": Lost(0.40, -0.01, 0.83, 40),
+    "8 views": Lost(0.14, -0.28, 0.61, 40),
     "a quarter of the tokens": Lost(0.47, 0.07, 0.88, 32),
     "int4": Lost(0.14, -0.25, 0.62, 32),
 }
@@ -241,10 +242,15 @@ def _no_fit(
             each = f" of each of {students} students" if students > 1 else ""
             wants.append(
                 f"--hours {hours:g}: the least is {in_hours(teaching + training)} ({in_hours(teaching)} of teachers over 1 view a photo, "
-                f"{in_hours(training)} for {scaling.LEAST_STEPS:,} steps of {batch}{each})"
+                f"{in_hours(training)} for {scaling.LEAST_STEPS:,} steps of {batch}{each}); {measured_anew(teaching + training)}"
             )
     both = f"--budget {in_bytes(store_bytes or 0)} and --hours {hours} at once, by any of the {len(tried)} ways to store tokens"
     return BadInput(f"the plan does not fit into {' and '.join(wants) or both}; give that much, fewer photos, or a smaller teacher")
+
+
+def measured_anew(hours: float) -> str:
+    """Return what to give where hours were too few: half more than was measured, since the next call measures its own speeds."""
+    return f"each call measures speeds anew, and --hours {in_hours(_ROOM * hours).removesuffix(' h')} leaves room for that"
 
 
 def _explained(

@@ -21,7 +21,9 @@ from ...storage.core.errors import BadInput
 from ...storage.core.events import OnEvent, ignore_event
 from ...storage.core.identity import file_sha256, short
 from ...storage.core.urls import is_url
+from ...storage.images.dataset import ImageDataset
 from ...storage.images.indexing import build_index
+from ...storage.images.locations import lies_inside, refuse_store_inside
 from ...storage.objects.atomic_files import make_folder, write_atomically
 from ...storage.objects.content_addressed import MARKER
 from ...storage.objects.dry_run_objects import DryRunObjects
@@ -115,12 +117,13 @@ class Prepared:
         """Return what stands at the top of the report."""
         photos = len(store.dataset(self.data))
         facts = {"Photos": f"{photos:,} ({self.data})", "Teachers": ", ".join(self.recipes.extract.teachers), "Machine": _machine()}
-        if "random" in knn:
-            last = next(knn[name] for name in ("stage3", "stage2") if name in knn)
-            untrained = max(knn["random"][token]["ours"] for token in TOKENS if token in knn["random"])
-            gained = last["cls"]["ours"] - untrained
-            text = f"{last['cls']['ours']:.1f} % kNN, {gained:+.1f} points over the better feature of the untrained student"
-            facts["Student"] = text
+        for student in self.recipes.students:
+            label, one = ("", "Student") if len(self.recipes.students) == 1 else (f"{student}: ", f"Student {student}")
+            if (random := knn.get(f"{label}random")) is not None:
+                last = next(knn[label + name] for name in ("stage3", "stage2") if label + name in knn)
+                untrained = max(random[token]["ours"] for token in TOKENS if token in random)
+                gained = last["cls"]["ours"] - untrained
+                facts[one] = f"{last['cls']['ours']:.1f} % kNN, {gained:+.1f} points over the better feature of the untrained student"
         for student, stages in agreement.items():
             last = list(stages.values())[-1]
             text = f"{last['agreement']:.3f} mean cosine on held-out photos, {last['gap']['agreement']:.3f} more on trained ones"
@@ -163,11 +166,12 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
         refuse_architecture(canonical(student), [named(name)[0] for name in options.exports or ()])
     options = replace(options, teachers=tuple(map(resolved_request, options.teachers)))
     folder = DistillFolder(options.folder)
+    _refuse_places(options, folder)
     with contextlib.ExitStack() as resources:
         terms = _say_terms(options, on_event)  # before a store is made
         store = _writable_store(options) if not options.dry_run else resources.enter_context(_dry_store(options))
-        photos = build_index(store.objects, options.photos, options.dataset, on_event=on_event)
-        test = None if options.test is None else build_index(store.objects, options.test, f"{options.dataset}-test", on_event=on_event)
+        photos = _indexed(store, options.photos, options.dataset, options, on_event)
+        test = None if options.test is None else _indexed(store, options.test, f"{options.dataset}-test", options, on_event)
         if test is not None:
             check_test(photos, test, options.allow_overlap, on_event)
         folder.begin(_request(options), write=not options.dry_run)
@@ -188,6 +192,27 @@ def prepare(options: DistillOptions, on_event: OnEvent = ignore_event) -> Prepar
         check_limits(plan, options)
     on_event({"event": "plan", **plan})
     return Prepared(options, plan, recipes, photos.key, None if test is None else test.key, folder)
+
+
+def _refuse_places(options: DistillOptions, folder: DistillFolder) -> None:
+    """Raise BadInput before anything is made where the store or the result would lie in the photos or the test images.
+
+    A result that lies there already is gone on with, where its store is elsewhere; a store that does is named by the walk.
+    """
+    do = "give --out (the default store lies beside it) and --store places outside of it"
+    for source in filter(None, (options.photos, options.test)):
+        refuse_store_inside(options.store_url, source, do)
+        if lies_inside(str(options.out), source) and not folder.is_begun and not lies_inside(options.store_url, source):
+            raise BadInput(
+                f"the result {options.out} would lie in {source}, whose files are taken for photos, and a later call would look for photos "
+                f"in the result; {do}"
+            )
+
+
+def _indexed(store: FeatureStore, source: str, name: str, options: DistillOptions, on_event: OnEvent) -> ImageDataset:
+    return build_index(
+        store.objects, source, name, max_bad_share=options.max_bad_share, allow_removed=options.allow_removed, on_event=on_event
+    )
 
 
 def _say_terms(options: DistillOptions, on_event: OnEvent) -> dict[str, Terms]:

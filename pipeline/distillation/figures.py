@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...jobs.estimates.live_cost import live_teacher_cost
+from ...jobs.estimates.extraction import teacher_speed
 from ...jobs.evaluation.agreement import AgreementOptions, evaluate_agreement
 from ...jobs.evaluation.knn import KnnOptions, evaluate_knn, knn_of_features
 from ...jobs.evaluation.split_checks import check_overlap, digests_of, refuse_one_class
@@ -24,12 +24,13 @@ from ...storage.views.input_size import SizePx, area_px
 from ...storage.views.pixels import center_views
 from ...storage.views.view_spec import ViewSpec
 from ...student.export.lineage import recorded_share
-from ...teachers.registry.resolve import load_teacher, resolve_teacher
+from ...teachers.registry.resolve import resolve_teacher
 from ...teachers.runtime.devices import choose_device, choose_precision
 from .recipes import DistillRecipes
 from .steps import Distillation, chosen_model, training_label
 
 MOST_NEIGHBOURS, MOST_TESTED, MOST_AGREED = 50_000, 10_000, 2_000
+LIVE_VIEWS, LIVE_BATCHES = 32, 4
 TOKENS = ("cls", "mean_patch")
 
 
@@ -72,7 +73,7 @@ def knn_figures(
 def _knn(work: Distillation, model: str, test: str, size_px: SizePx, on_event: OnEvent) -> dict[str, Any]:
     options = KnnOptions(
         model=model, store=work.store.url, train_set=work.data, test_set=test, size_px=size_px, train_images=MOST_NEIGHBOURS,
-        test_images=MOST_TESTED, allow_overlap=work.options.allow_overlap,
+        test_images=MOST_TESTED, allow_overlap=work.options.allow_overlap, max_bad_share=work.options.max_bad_share,
     )  # fmt: skip
     return evaluate_knn(options, on_event)
 
@@ -91,7 +92,7 @@ def _teachers_knn(work: Distillation, recipes: DistillRecipes, test: str, on_eve
     for center, teachers in by_views.items():
         bank = work.extract(f"extract teachers, centre views of {work.data}", work.data, tuple(teachers), recipes, center)
         queries = work.extract(f"extract teachers, centre views of {test}", test, tuple(teachers), recipes, center)
-        figures |= {name: knn_of_features(work.store, bank[name], queries[name]) for name in bank}
+        figures |= {name: knn_of_features(work.store, bank[name], queries[name], on_event=on_event) for name in bank}
     return figures
 
 
@@ -107,9 +108,10 @@ def agreement_figures(work: Distillation, runs: Mapping[str, Mapping[int, Path]]
 
 
 def live_comparison(work: Distillation, recipes: DistillRecipes) -> dict[str, dict[str, Any]]:
-    """Return by training on cached tokens the seconds as run and the seconds with live teachers, by forwards over this run's own views.
+    """Return by training on cached tokens the seconds as run and the seconds with live teachers, by forwards of a few batches.
 
-    A comparison is kept in the folder: a teacher is loaded for it once.
+    Views are not rendered for it: the student needs them too, and some photos may be gone or broken. A comparison is kept in the folder: a
+    teacher is loaded for it once.
     """
     names = [training_label(work.folder, student, 2) for student in recipes.students]
     names += [] if recipes.proxy is None else [training_label(work.folder, "proxy", 1)]
@@ -132,11 +134,11 @@ def _measured_live(work: Distillation, recipes: DistillRecipes) -> dict[str, dic
     trainings = {} if recipes.proxy is None else {training_label(work.folder, "proxy", 1): (teachers, recipes.proxy)}
     trainings |= {training_label(work.folder, student, 2): (proxy or teachers, stages[2]) for student, stages in recipes.students.items()}
     trainings = {name: row for name, row in trainings.items() if row[1].recipe.teacher.source == "cached"}
-    views = work.store.features(next(iter(work.features.values()))).views
-    seconds: dict[str, float] = {}
-    for specs in {tuple(specs): specs for specs, _ in trainings.values()}.values():
-        cost = live_teacher_cost({name: load_teacher(spec) for name, spec in specs.items()}, views)
-        seconds |= {name: measured["seconds_per_view"] for name, measured in cost.items()}
+    seconds = {
+        name: teacher_speed(spec, choose_device("auto").value, LIVE_VIEWS, LIVE_BATCHES)[0]
+        for specs, _ in trainings.values()
+        for name, spec in specs.items()
+    }
     comparison = {}
     for name, (specs, resolved) in trainings.items():
         run, forward = resolved.recipe.run, sum(seconds[teacher] for teacher in specs)

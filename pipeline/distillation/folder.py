@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...storage.core.errors import BadInput, CacheDamaged
+from ...storage.core.urls import absolute
 from ...storage.objects.atomic_files import make_folder, write_atomically
 
 FORMAT = 1
@@ -34,13 +35,18 @@ class DistillFolder:
         if not self._record and out.is_dir() and any(path.name not in ("data", "store") for path in out.iterdir()):
             raise BadInput(f"{out} is not empty and holds no distillation; give a new folder as --out")
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a distillation was begun here."""
+        return bool(self._record)
+
     def begin(self, request: Mapping[str, Any], *, write: bool = True) -> None:
         """Record what is asked for; raises BadInput where the folder holds the answer to another request.
 
         Where nothing was computed yet, what was decided for another request is forgotten: a corrected mistake needs no other folder.
         """
         asked = json.loads(json.dumps(request))
-        recorded = self._record.get("request", asked)
+        recorded = _spelled_as_now(self._record.get("request", asked))
         different = [key for key in asked if recorded.get(key) != asked[key]]
         if different and not self._has_work():
             self._record = {}
@@ -120,6 +126,13 @@ class DistillFolder:
         if rows:
             before = self.steps.get(step, {"seconds": 0.0, "rows": 0})
             self.done(step, before["seconds"] + seconds, before["rows"] + rows)
+
+
+def _spelled_as_now(value: Any) -> Any:
+    """Return a recorded request with paths as they are spelled now: former versions kept a `..` in them."""
+    if isinstance(value, dict):
+        return {_spelled_as_now(key): _spelled_as_now(item) for key, item in value.items()}
+    return absolute(value) if isinstance(value, str) and value.startswith("/") else value
 
 
 def _read(path: Path) -> dict[str, Any]:

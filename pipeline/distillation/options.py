@@ -66,6 +66,10 @@ class DistillOptions:
     """Weight of a cached layer's patch loss, by its block, or by TEACHER/BLOCK, for what learns from the teachers; others count nothing."""
     targets: TargetSource | None = None
     """Stage 3's: `cached` reads feature sets of each drawn size, `live` runs the proxy beside it; None: the recipe's, by rule live."""
+    max_bad_share: float = 0.001
+    """Stop when more than this share of the photos, or of the test images, cannot be read."""
+    allow_removed: bool = False
+    """Where images left the photos or the test images, mark them as removed and go on without them, instead of refusing it."""
 
     def __post_init__(self) -> None:
         for name in ("teachers", "students", "exports"):
@@ -84,6 +88,8 @@ class DistillOptions:
         limits = {"--budget": self.budget_bytes, "--hours": self.hours}
         if bad := [f"{name} {value:g}" for name, value in limits.items() if value is not None and not value > 0]:
             raise BadInput(f"a limit is above 0, got {', '.join(bad)}; leave it out for no limit")
+        if not 0 <= self.max_bad_share <= 1:
+            raise BadInput(f"--max-bad-share is a share from 0 to 1, got {self.max_bad_share:g}")
         if self.workers is not None and self.workers < 0:
             raise BadInput(f"--workers is a number of processes, or 0 for this one, got {self.workers}")
         if not isinstance(self.out, Path) and is_url(self.out):
@@ -130,7 +136,8 @@ class DistillOptions:
 def _absolute_request(request: TeacherRequest) -> TeacherRequest:
     """Return a teacher whose run or file and weights are named by absolute paths: a call from another folder means the same."""
     weights = None if request.weights is None else Path(absolute(str(request.weights)))
-    return replace(request, name=absolute_name(request.name), weights=weights)
+    name = absolute_name(request.name)
+    return replace(request, name=absolute(name) if name.startswith("/") else name, weights=weights)
 
 
 def dataset_name(source: str) -> str:

@@ -30,7 +30,7 @@ from ...teachers.registry.spec import TeacherSpec
 from ...teachers.runtime.devices import choose_device
 from ..console.progress import duration
 from ..recipes.load import ResolvedRecipe
-from .budget import FIDELITY
+from .budget import FIDELITY, in_hours, measured_anew
 from .folder import DistillFolder
 from .options import DistillOptions
 from .recipes import DistillRecipes
@@ -340,8 +340,10 @@ def check_limits(plan: Mapping[str, Any], options: DistillOptions) -> None:
         least = f"{plan['bytes'] / 1e9:.2g} GB"
         raise BadInput(f"the plan needs {least} where --budget is {options.budget_bytes / 1e9:.2g} GB; give that much, or fewer --stages")
     if options.hours is not None and plan["hours"] > options.hours * _TOLERANCE:
-        least = f"{plan['hours']:.2g} hours"
-        raise BadInput(f"the plan takes {least} where --hours is {options.hours:g}; give that much, fewer --stages or fewer students")
+        raise BadInput(
+            f"the plan takes {in_hours(plan['hours'])} where --hours is {options.hours:g}; give more, fewer --stages or fewer students; "
+            f"{measured_anew(plan['hours'])}"
+        )
 
 
 def needs_consent(plan: Mapping[str, Any]) -> str | None:

@@ -102,8 +102,10 @@ class Distillation:
         return self._extracted(step, options, terms)
 
     def _extracted(self, step: str, options: ExtractOptions, terms: Mapping[str, str]) -> dict[str, str]:
-        required = self.options.require_licence
-        summary = extract_features(dataclasses.replace(options, require_licence=required, terms=dict(terms)), self.on_event)
+        asked = dataclasses.replace(
+            options, require_licence=self.options.require_licence, terms=dict(terms), max_bad_share=self.options.max_bad_share
+        )
+        summary = extract_features(asked, self.on_event)
         self.folder.added(step, summary["seconds"], summary["views_done"] * len(options.teachers))
         return dict(summary["features"])
 

@@ -4,6 +4,7 @@ Error messages of this file never repeat a URL that holds a secret. Credentials 
 them.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -27,11 +28,17 @@ def absolute(location: str) -> str:
     """Return a path made absolute, with `~` expanded; return a URL, a name such as hub:OWNER/NAME and "" unchanged.
 
     Every path is made absolute where it enters, because Ray starts workers in other folders and a run may be resumed from another one.
-    A relative path, also one in a recipe file, is relative to the folder in which the command runs.
+    A relative path, also one in a recipe file, is relative to the folder in which the command runs. A path with `..` is written without,
+    so that one place has one spelling: with its links as they are where that is the same place, else without them. A path without `..`
+    keeps its links, because they may lead elsewhere tomorrow.
     """
     if not location or location.startswith(_NAME_PREFIXES) or is_url(location):
         return location
-    return str(Path(location).expanduser().absolute())
+    path = Path(location).expanduser().absolute()
+    if ".." not in path.parts:
+        return str(path)
+    without, real = os.path.normpath(path), os.path.realpath(path)
+    return without if os.path.realpath(without) == real else real  # `link/..` is not the folder that the link lies in
 
 
 def normalize_scheme(url: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...storage.core.errors import BadInput, CacheDamaged, CacheMismatch
 from ...storage.core.identity import file_sha256
+from ...storage.objects.content_addressed import MARKER
 from ...storage.views.input_size import SizePx
 from ...teachers.checkpoints.published import load_encoder
 from ...teachers.checkpoints.weights import read_weights
@@ -37,6 +38,7 @@ PARTS = {
     "best": "the run's best checkpoint",
     "initial": "the run's random start: no teacher has shaped it",
 }
+_LEVELS, _NAMED = 3, 3  # of folders below one that holds runs, such as NAME/stage2 of `distill`; of runs that an error names
 _ONLY_INITIAL = ("layer_scale", "rope_rescale")  # decide how training starts or goes, not what a trained student computes
 
 
@@ -82,7 +84,8 @@ def open_trained(run: Path, size_px: SizePx | None = None) -> Trained:
     from ..training.checkpoint import read_int8_ranges  # it brings torch's sharding, which an extraction's terms do without
 
     if not (run / MODEL_FILE).is_file():
-        raise BadInput(f"{run} holds no trained model (no {MODEL_FILE}); {_what_instead(run)}")
+        lack = f"holds no trained model (no {MODEL_FILE})" if run.exists() else "does not exist"
+        raise BadInput(f"{run} {lack}{_what_instead(run)}")
     spec = resolve_teacher(str(run), size_px=size_px)
     encoder = load_encoder(spec.architecture, read_weights(spec.weights_path))
     encoder.preprocessing = spec.preprocessing
@@ -91,13 +94,42 @@ def open_trained(run: Path, size_px: SizePx | None = None) -> Trained:
 
 
 def _what_instead(run: Path) -> str:
-    """Return what to give instead of a folder that holds no trained model."""
+    """Return why a folder holds no trained model, where that is known, and what to give instead."""
     if (run / MODEL_FILE.name).is_file():
-        return f"it is the model's own folder: give the one around it, {run.parent}"
+        return f"; it is the model's own folder: give the one around it, {run.parent}"
     if (run / "checkpoint.json").is_file():
         around = run.absolute().parent.parent
-        return f"a checkpoint is what training goes on from; give {around}, or {around / 'best'} where the recipe keeps the best"
-    return "finish that run first, or take a model in: import-weights"
+        return f"; a checkpoint is what training goes on from; give {around}, or {around / 'best'} where the recipe keeps the best"
+    if why := _why_not_kept(run):
+        return f": {why}; give {records_folder(run)}"
+    if not run.exists():
+        return "; give the folder of a finished run, or take a model in: import-weights"
+    is_run = any((run / name).is_file() for name in RECORDS)
+    if below := [] if is_run else _runs_below(run):
+        named = ", ".join(map(str, below[:_NAMED])) + (", …" if len(below) > _NAMED else "")
+        runs = f"{len(below)} runs, give one" if len(below) > 1 else "1 run, give that"
+        return f"; it is the folder of {runs}: {named}"
+    return "; finish that run first, or take a model in: import-weights"
+
+
+def _why_not_kept(run: Path) -> str | None:
+    """Return why a run has no such part, None where its recipe does not say so."""
+    part, recipe = part_of(run), read_record(run, "recipe.json").get("recipe", {})
+    if part == "best" and recipe.get("run", {}).get("keep_best") is False:
+        return "its run did not keep the best checkpoint (run.keep_best was off)"
+    if part == "average" and recipe.get("student", {}).get("ema") == 0:
+        return "its run kept no moving average (student.ema was 0)"
+    return None
+
+
+def _runs_below(folder: Path, levels: int = _LEVELS) -> list[Path]:
+    """Return the folders with a trained model at most so many levels below, by name; those inside of a store or of a run are none."""
+    if not levels or not folder.is_dir() or (folder / MARKER).is_file():
+        return []
+    found = []
+    for inner in sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")):
+        found += [inner] if (inner / MODEL_FILE).is_file() else _runs_below(inner, levels - 1)
+    return found
 
 
 def part_of(run: Path) -> str | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eupe_pipeline.jobs.estimates.live_cost import live_teacher_cost
 from eupe_pipeline.jobs.extraction.extract import extract_features
 from eupe_pipeline.jobs.extraction.options import ExtractOptions, TeacherRequest
 from eupe_pipeline.jobs.repair.repair import FidelityOptions, RepairOptions, fidelity, repair_features
@@ -81,7 +80,6 @@ CALLERS: dict[str, Callable[[FeatureStore, Any], object]] = {
     "training": lambda store, _: train(RECIPE, store, ["tiny-teacher"], data="photos", out=Path(store.url).parent / "run"),
     "live targets": learnt_live,
     "a notebook's views": lambda store, _: StoredViews(store.url, ["tiny-teacher"], size_px=16)[3],
-    "the cost of live teachers": lambda store, tiny: live_teacher_cost({"t": tiny.teacher}, store.features("tiny-teacher").views),
     "neighbours": lambda store, _: galleries(store.features("tiny-teacher"), np.array([0]), 2, lambda event: None),
 }
 

@@ -1,11 +1,13 @@
 """Labels that cannot give a figure are refused before anything is computed; what makes a figure easy to misread is said."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eupe_pipeline.jobs.evaluation.knn import EvaluationSize
+from eupe_pipeline.pipeline.commands.main import main
 from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.student.probes.evaluation_records import list_records
@@ -68,6 +70,44 @@ def test_classes_that_the_training_set_does_not_know_are_refused_by_name(sets: S
     test = fresh(sets.root / "test", 8, seed=5, classes=4)
     with pytest.raises(BadInput, match="labels that the neighbours' dataset lacks: class3"):
         evaluate_knn(str(sets.run), sets.store, "photos", str(test))
+
+
+def split(sets: Sets, train_classes: int, test_classes: int) -> Path:
+    """A folder with train/ and val/, each with so many classes."""
+    fresh(sets.root / "data" / "train", 12, seed=4, classes=train_classes)
+    fresh(sets.root / "data" / "val", 12, seed=5, classes=test_classes)
+    return sets.root / "data"
+
+
+@pytest.mark.parametrize("command", ["knn", "linear"])
+def test_classes_that_are_trained_and_not_tested_are_a_remark_of_the_check_and_of_the_evaluation(
+    command: str, sets: Sets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", command, str(sets.run), "--data", str(split(sets, 3, 2)), "--json"]
+    assert main([*words, "--check"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["complete"], told["findings"]) == (True, [])
+    assert told["found"]["classes that are trained and not tested"] == "1: class2"
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "1 classes are trained and not tested, so the figure says nothing of them: class2" in captured.out + captured.err
+
+
+def test_classes_that_are_tested_and_not_trained_are_an_error_of_the_check_and_of_the_evaluation(
+    sets: Sets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "knn", str(sets.run), "--data", str(split(sets, 2, 3)), "--json"]
+    assert (main([*words, "--check"]), main(words)) == (2, 2)
+    captured = capsys.readouterr()
+    assert "1 classes are tested and have no folder of training pictures: class2" in captured.out
+    assert "labels that the neighbours' dataset lacks: class2" in captured.out + captured.err
+
+
+def test_a_class_that_only_the_sample_misses_is_no_remark(sets: Sets, events: Any) -> None:
+    seen, on_event = events
+    test = fresh(sets.root / "test", 12, seed=5)
+    evaluate_knn(str(sets.run), sets.store, "photos", str(test), size=EvaluationSize(test_images=2), on_event=on_event)
+    assert not any("trained and not tested" in event.get("text", "") for event in seen)
 
 
 def test_a_test_of_one_class_is_said(sets: Sets, events: Any) -> None:

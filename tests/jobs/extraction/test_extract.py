@@ -158,6 +158,24 @@ def test_a_broken_image_is_named_and_left_out_below_the_limit_and_stops_the_run_
     assert store.features(summary["features"]["teacher"]).failed_rows().tolist() == [18, 19]
 
 
+def test_a_broken_image_counts_no_more_once_it_is_removed(photos: Any) -> None:
+    """Its shard is taken over from the earlier version, with the reason of then."""
+    store, options, root = photos
+    break_image(root)
+    build_index(store.objects, str(root / "images"), "broken")
+    strict = replace(options, data="broken")
+    with pytest.raises(BadInput, match="take these images out of the source and index it again with --allow-removed"):
+        extract_features(strict)
+    extract_features(replace(strict, max_bad_share=0.1))
+    victim = root / "images" / "class1" / "004.png"
+    victim.unlink()
+    shutil.copy(next(victim.parent.glob("*.png")), victim.with_name("900.png"))
+    build_index(store.objects, str(root / "images"), "broken", allow_removed=True)
+    summary = extract_features(strict)
+    assert summary["shards_taken_over"] > 0
+    assert summary["failed"] == {}
+
+
 def test_tokens_that_are_not_finite_are_left_out_by_name(photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, options, _ = photos
     honest = ShardWorker._forward

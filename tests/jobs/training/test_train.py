@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from eupe_pipeline.jobs.estimates.live_cost import live_teacher_cost
 from eupe_pipeline.jobs.training.data import excluded_images, open_features
 from eupe_pipeline.jobs.training.train import initial_student
 from eupe_pipeline.storage.core.errors import BadInput, CacheMismatch, Interrupted
@@ -321,9 +320,3 @@ def test_the_initial_student_depends_on_the_seed_alone() -> None:
 def test_a_size_off_the_stride_is_refused() -> None:
     with pytest.raises(BadInput, match="multiple"):
         initial_student(replace(RECIPE, student=replace(RECIPE.student, sizes_px=(20,))), {"t": TargetSpec(8, 8, (2, 2))})
-
-
-def test_the_cost_of_a_live_teacher_is_measured(tiny_store: Any) -> None:
-    cost = live_teacher_cost({"tiny": tiny_store.teacher}, tiny_store.features().views, batches=2, batch_size=8)
-    assert cost["tiny"]["seconds_per_view"] > 0
-    assert cost["tiny"]["views_per_s"] == pytest.approx(1 / cost["tiny"]["seconds_per_view"])

@@ -38,7 +38,7 @@ def test_the_formats_that_the_command_line_offers_are_those_that_there_are() -> 
 
 
 @pytest.mark.parametrize(("arguments", "why"), [
-    (["export", "nowhere/run", "--format", "timm", "--out", "out"], "holds no trained model"),
+    (["export", "nowhere/run", "--format", "timm", "--out", "out"], "does not exist; give the folder of a finished run"),
     (["import-weights", "nowhere.pth", "--out", "out"], "does not exist"),
     (["benchmark", "latency", "nowhere"], "is not the folder of an export"),
 ])  # fmt: skip

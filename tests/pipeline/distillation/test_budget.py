@@ -109,6 +109,16 @@ def test_too_few_hours_say_the_least_that_would_fit_and_that_fits() -> None:
     assert 1000 <= choice.length.steps <= 1050
 
 
+def test_the_hours_that_are_proposed_fit_where_the_next_call_measures_slower() -> None:
+    with pytest.raises(BadInput, match="each call measures speeds anew") as error:
+        choose_within_budget(FACTS, hours=0.05, student_images_per_s=RATE)
+    proposed = re.search(r"anew, and --hours ([\d.]+) leaves room", str(error.value))
+    assert proposed is not None
+    slower = replace(FACTS, teachers=tuple(replace(teacher, images_per_s=(teacher.images_per_s or 0) / 1.4) for teacher in FACTS.teachers))
+    choice = choose_within_budget(slower, hours=float(proposed[1]), student_images_per_s=RATE / 1.4)
+    assert choice.length.steps >= 1000
+
+
 def test_an_impossible_plan_names_both_limits() -> None:
     with pytest.raises(BadInput, match=r"--budget 1kB: .* and --hours 0.01: "):
         choose_within_budget(FACTS, store_bytes=1000, hours=0.01, student_images_per_s=RATE)

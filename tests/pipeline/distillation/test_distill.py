@@ -190,7 +190,8 @@ MISTAKES = [  # three at each option
     ("--student timm:resnet_99", "resnet_99"),
     ("--out {photos}", "is not empty and holds no distillation"),
     ("--out s3://bucket/run", "--out is a folder of this machine"),
-    ("--out {photo}/run", "cannot write"),
+    ("--out {flat}/text/notes.txt/run", "cannot write"),
+    ("--out {photos}/run", "would lie in"),
     ("--test {photos}", "test images are also learnt from"),
     ("--test {flat}", "has no labels"),
     ("--test {nothing}", "does not exist"),
@@ -214,6 +215,7 @@ MISTAKES = [  # three at each option
     ("--export none --export timm", "means no format"),
     ("--export eupe", "the official hub builds six shapes only"),
     ("--store {photos}", "is not a feature store and is not empty"),
+    ("--store {photos}/cat/store", "would lie in"),
     ("--store {photo}", "is a file; a store is a folder or a URL"),
     ("--store foo://bucket/x", "Protocol not known: foo"),
     ("--name a/b", "the name of a dataset has"),
@@ -224,6 +226,9 @@ MISTAKES = [  # three at each option
     ("--recipe eupe-stage22", "did you mean 'eupe-stage2'"),
     ("--workers 2x", "'2x' is not a valid integer"),
     ("--workers -1", "-1 is not in the range x>=0"),
+    ("--max-bad-share 2", "2.0 is not in the range 0<=x<=1"),
+    ("--max-bad-share most", "'most' is not a valid float"),
+    ("--max-bad-share", "requires an argument"),
     ("--address nowhere", "--workers 0 runs in this process and cannot use --address"),
 ]
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from eupe_pipeline.storage.core.errors import BadInput
 from eupe_pipeline.storage.core.identity import canonical_json, digest
 from eupe_pipeline.storage.images.indexing import build_index
 from eupe_pipeline.storage.images.locations import canonical_source
+from eupe_pipeline.storage.index import IndexOptions, index
 from eupe_pipeline.storage.store import FeatureStore
 
 from ..damaged_tars import pack, picture
@@ -101,3 +103,27 @@ def test_a_remote_source_is_the_same_with_a_slash(tmp_path: Path) -> None:
     made = build_index(store.objects, "memory://spelt", "photos")
     assert build_index(store.objects, "memory://spelt/", "photos").key == made.key
     assert store.dataset("photos").sources == ["memory://spelt"]
+
+
+@pytest.mark.parametrize(
+    "place", ["photos/store", "photos/empty", "photos/cat/deep/store", "linked/store", "photos/out/store", "file://photos/store"]
+)
+def test_a_store_inside_its_source_is_refused_before_it_is_made(tmp_path: Path, photos: Path, place: str) -> None:
+    (tmp_path / "linked").symlink_to("photos")
+    for folder in (tmp_path / "elsewhere", photos / "empty"):
+        folder.mkdir()
+    (photos / "out").symlink_to("../elsewhere")  # the walk follows it
+    before = sorted(tmp_path.rglob("*"))
+    for source in ("photos", "linked", f"file://{photos}/", "./photos/../photos"):
+        with pytest.raises(BadInput, match=r"would lie in .*; give --store a folder outside of it"):
+            index(IndexOptions(source, place, "photos"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_store_that_the_walk_does_not_come_to_may_lie_anywhere(tmp_path: Path, photos: Path) -> None:
+    for source, store in (
+        ("photos", "store"), ("photos", "photos2"), ("photos", "photos/.store"), ("photos/cat/1.png", "photos/cat/store"),
+    ):  # fmt: skip
+        assert index(IndexOptions(source, store, "photos"))["images"] == 1
+    with pytest.raises(BadInput, match=r"holds a feature store \(cat/store/eupe-store.json\)"):
+        index(IndexOptions("photos", "photos/cat/store", "photos"))

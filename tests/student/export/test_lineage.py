@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,5 +145,51 @@ def test_a_folder_inside_a_run_that_is_no_model_says_which_to_give(tmp_path: Pat
         open_trained(run / "model")
     with pytest.raises(BadInput, match=rf"give {run}, or {run}/best"):
         open_trained(step)
-    with pytest.raises(BadInput, match="finish that run first"):
-        open_trained(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"empty holds no trained model .* finish that run first"):
+        open_trained(tmp_path / "empty")
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="NOSUCH does not exist; give the folder of a finished run") as caught:
+        open_trained(tmp_path / "NOSUCH")
+    assert "finish that run" not in str(caught.value)
+
+
+def test_of_a_folder_around_runs_the_first_three_are_named(tmp_path: Path) -> None:
+    out = tmp_path / "distilled"
+    run_with_parts(out / "vit-s" / "stage1")
+    with pytest.raises(BadInput, match=rf"it is the folder of 1 run, give that: {out}/vit-s/stage1$"):
+        open_trained(out)
+    for name in ("vit-s/stage2", "vit-t/stage1", "vit-t/stage2"):
+        make_run(out / name, "vit-mini", 32)
+    (out / "store" / "x" / "model").mkdir(parents=True)
+    (out / "store" / "eupe-store.json").touch()
+    (out / "store" / "x" / "model" / "model.json").touch()
+    with pytest.raises(BadInput, match=rf"folder of 4 runs, give one: {out}/vit-s/stage1, {out}/vit-s/stage2, {out}/vit-t/stage1, …$"):
+        open_trained(out)
+
+
+def test_an_unfinished_run_is_to_be_finished_whatever_lies_below_it(tmp_path: Path) -> None:
+    run = run_with_parts(tmp_path / "run")
+    (run / "model" / "model.json").unlink()
+    with pytest.raises(BadInput, match=r"run holds no trained model .* finish that run first"):
+        open_trained(run)
+
+
+@pytest.mark.parametrize(("part", "recipe", "why"), [
+    ("best", {"run": {"keep_best": False}}, "its run did not keep the best checkpoint (run.keep_best was off)"),
+    ("average", {"student": {"ema": 0.0}}, "its run kept no moving average (student.ema was 0)"),
+])  # fmt: skip
+def test_a_part_that_the_run_never_kept_says_why(part: str, recipe: dict[str, Any], why: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "vit-mini", 32)
+    (run / "recipe.json").write_text(json.dumps({"recipe": recipe, "origins": {}}))
+    with pytest.raises(BadInput, match=re.escape(f"{run / part} does not exist: {why}; give {run}")):
+        open_trained(run / part)
+
+
+def test_a_part_that_was_to_be_kept_and_is_gone_is_only_missing(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "vit-mini", 32)
+    (run / "recipe.json").write_text(json.dumps({"recipe": {"run": {"keep_best": True}}, "origins": {}}))
+    with pytest.raises(BadInput, match="best does not exist; give the folder of a finished run"):
+        open_trained(run / "best")
