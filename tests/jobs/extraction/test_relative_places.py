@@ -65,7 +65,7 @@ def test_what_goes_to_ranks_holds_no_relative_place(here: Path) -> None:
     asked = TrainOptions(recipe, "../store", ("f",), "run", "photos", teachers=("../teacher", "pecore-g"), shard_cache=Path("cache"))
     by_proxy = TrainOptions(RECIPE, "../store", ("f",), Path("run"), "photos", proxy="../teacher")
     base = str(here / "work")
-    assert (asked.store, asked.out, asked.recipe.student.init_from) == (f"{base}/../store", f"{base}/run", f"{base}/../teacher")
+    assert (asked.store, asked.out, asked.recipe.student.init_from) == (str(here / "store"), f"{base}/run", str(here / "teacher"))
     assert (list(asked.teachers), asked.shard_cache) == ([f"{base}/../teacher", "pecore-g"], Path(base) / "cache")
     assert (by_proxy.proxy, by_proxy.live_teachers) == (f"{base}/../teacher", (f"{base}/../teacher",))
 
